@@ -1,0 +1,1 @@
+"""The hands: what a job does to the world, with every vendor injected."""

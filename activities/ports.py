@@ -1,0 +1,75 @@
+"""What the activities need from the outside, as small Protocols and plain values.
+
+``providers/`` holds the real ones; nothing here or in activities/ names a vendor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import NamedTuple, Protocol
+
+from chatjobs.contracts import Channel, ChatRequest, JsonObject, ToolCall, Usage
+
+
+class TextDelta(NamedTuple):
+    """A piece of text, never empty, as it came (it may end in half of a surrogate pair)."""
+
+    channel: Channel
+    text: str
+
+
+class PartDelta(NamedTuple):
+    """A piece of the answer that is not text (reference, image, a kind yet unknown), with Mistral's own names."""
+
+    part: JsonObject
+
+
+class Progress(NamedTuple):
+    """The model is working on something that is only whole at the end (a tool call)."""
+
+
+class Finish(NamedTuple):
+    """The answer is whole. Exactly one ends every stream that did not raise."""
+
+    reason: str
+    usage: Usage | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+ModelEvent = TextDelta | PartDelta | Progress | Finish
+
+
+class ChatModel(Protocol):
+    """A language model that streams."""
+
+    def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
+        """Stream one completion of ``request``; close the generator to end the connection.
+
+        ``continue_from`` is the text that is already there and must not be repeated. The caller keeps the time
+        limits (comments and empty chunks yield nothing); the implementation keeps the size limits.
+        Raises UpstreamError (chatjobs/errors.py), never a vendor's exception.
+        """
+        ...
+
+
+class WebhookResponse(NamedTuple):
+    """What came of one POST: a status, or an error in its place. ``response`` is the first kilobyte of the answer."""
+
+    latency_ms: int
+    status_code: int | None = None
+    error: str | None = None
+    response: str | None = None
+    retry_after: float | None = None
+    """Seconds, from the header ``Retry-After`` (both of its forms), not yet clamped."""
+
+    @property
+    def delivered(self) -> bool:
+        return self.error is None and self.status_code is not None and 200 <= self.status_code < 300
+
+
+class WebhookSender(Protocol):
+    """Posts to strangers. Which addresses it refuses is its own business."""
+
+    async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> WebhookResponse:
+        """One POST, 15 s in all. A failure is an answer, not an exception."""
+        ...

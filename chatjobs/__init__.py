@@ -1,0 +1,1 @@
+"""The words of the service: what other services install and import (see contracts.py first)."""

@@ -1,0 +1,706 @@
+"""Everything that crosses a boundary: requests, results, events, statuses.
+
+Frozen pydantic models with the names that stand on the wire. Our own fields are camelCase there; Mistral's
+objects (messages, tools, usage, sampling parameters) keep Mistral's names. Models are strict: ``"5"`` is not
+an integer, an unknown field is an error. Times are aware and serialise as RFC 3339 in UTC.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails
+
+from chatjobs.errors import InvalidRequest, Problem
+
+DEFAULT_MODEL = "mistral-small-latest"
+MAX_MESSAGES = 1_000
+MAX_TEXT_CHARACTERS = 2_000_000
+MAX_SCHEMA_BYTES = 64 * 1024
+MAX_INLINE_RESULT_BYTES = 1024 * 1024
+MAX_WEBHOOK_CONTENT_BYTES = 64 * 1024
+
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], Strict(False)]
+"""A JSON array; a list given from Python is accepted and frozen into a tuple."""
+
+
+def rfc3339(moment: datetime) -> str:
+    """``2026-01-02T03:04:05.678901Z``: RFC 3339 in UTC, microseconds always present (so that it sorts as text)."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+Timestamp = Annotated[AwareDatetime, Strict(False), PlainSerializer(rfc3339, when_used="json")]
+JsonObject = dict[str, JsonValue]
+
+
+class _Wire(BaseModel):
+    """A value with Mistral's names."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        hide_input_in_errors=True,  # a validation error may end up in a log; it must not carry the prompt
+    )
+
+
+class _Ours(_Wire):
+    """A value of our own: snake_case in Python, camelCase on the wire."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+
+# ---------------------------------------------------------------------------------------------- statuses
+
+
+class JobStatus(StrEnum):
+    """Where a job stands, the same word on every interface."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INCOMPLETE = "incomplete"
+    """The model stopped at a length limit: the text is kept and the job is not a failure."""
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (JobStatus.QUEUED, JobStatus.IN_PROGRESS)
+
+
+TerminalStatus = Literal[JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.INCOMPLETE]
+
+
+class Channel(StrEnum):
+    """Which of the two texts of an answer a piece belongs to."""
+
+    CONTENT = "content"
+    REASONING = "reasoning"
+
+
+class WebhookEventType(StrEnum):
+    COMPLETED = "chat.completed"
+    FAILED = "chat.failed"
+    CANCELLED = "chat.cancelled"
+    INCOMPLETE = "chat.incomplete"
+
+    @classmethod
+    def of(cls, status: JobStatus) -> WebhookEventType:
+        """The event that announces a terminal status."""
+        return cls(f"chat.{status.value}")
+
+
+# ---------------------------------------------------------------------------------------------- messages
+
+
+class TextPart(_Wire):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ImageUrl(_Wire):
+    url: str
+    detail: str | None = None
+
+
+class ImageUrlPart(_Wire):
+    """An image by URL or as a ``data:`` URL with base64."""
+
+    type: Literal["image_url"] = "image_url"
+    image_url: str | ImageUrl
+
+
+class DocumentUrlPart(_Wire):
+    type: Literal["document_url"] = "document_url"
+    document_url: str
+    document_name: str | None = None
+
+
+class ReferencePart(_Wire):
+    type: Literal["reference"] = "reference"
+    reference_ids: Many[int | str]
+
+
+class FilePart(_Wire):
+    type: Literal["file"] = "file"
+    file_id: str
+
+
+class AudioPart(_Wire):
+    """Audio as base64 or by URL."""
+
+    type: Literal["input_audio"] = "input_audio"
+    input_audio: str
+
+
+class ResourcePart(_Wire):
+    type: Literal["resource"] = "resource"
+    uri: str
+    content: TextPart | ImageUrlPart
+
+
+class ResourceLinkPart(_Wire):
+    type: Literal["resource_link"] = "resource_link"
+    uri: str
+    metadata: JsonObject | None = None
+
+
+class ToolReferencePart(_Wire):
+    type: Literal["tool_reference"] = "tool_reference"
+    tool: str
+    title: str
+    url: str | None = None
+    favicon: str | None = None
+    description: str | None = None
+
+
+class ThinkingPart(_Wire):
+    """Reasoning from an earlier turn, given back to the model."""
+
+    type: Literal["thinking"] = "thinking"
+    thinking: Many[TextPart | ReferencePart | ToolReferencePart]
+    signature: str | None = None
+    closed: bool | None = None
+
+
+ContentPart = Annotated[
+    TextPart
+    | ImageUrlPart
+    | DocumentUrlPart
+    | ReferencePart
+    | FilePart
+    | AudioPart
+    | ResourcePart
+    | ResourceLinkPart
+    | ThinkingPart,
+    Field(discriminator="type"),
+]
+Content = str | Many[ContentPart]
+
+
+class FunctionCall(_Wire):
+    name: str
+    arguments: str | JsonObject
+
+
+class ToolCall(_Wire):
+    """One call of a tool by the model; streamed pieces are merged by ``index``."""
+
+    id: str = "null"
+    type: str = "function"
+    function: FunctionCall
+    index: int = 0
+
+
+class SystemMessage(_Wire):
+    role: Literal["system"] = "system"
+    content: Content
+
+
+class UserMessage(_Wire):
+    role: Literal["user"] = "user"
+    content: Content
+
+
+class AssistantMessage(_Wire):
+    """``prefix=True`` on the last message makes the model go on from its text."""
+
+    role: Literal["assistant"] = "assistant"
+    content: Content | None = None
+    tool_calls: Many[ToolCall] | None = None
+    prefix: bool = False
+
+
+class ToolMessage(_Wire):
+    role: Literal["tool"] = "tool"
+    content: Content | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+def message_text(message: SystemMessage | UserMessage | AssistantMessage | ToolMessage) -> str:
+    """The text of a message, its text parts joined."""
+    content = message.content
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text for part in content if isinstance(part, TextPart))
+
+
+# ----------------------------------------------------------------------------------------------- request
+
+
+class Function(_Wire):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    parameters: JsonObject
+    description: str | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(_Wire):
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class HostedTool(_Wire):
+    """A tool that runs at Mistral: image generation, document library, connector."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal["image_generation", "document_library", "connector", "web_search", "code_interpreter"]
+
+
+Tool = Annotated[FunctionTool | HostedTool, Field(discriminator="type")]
+
+
+class FunctionName(_Wire):
+    name: str
+
+
+class ToolChoice(_Wire):
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+class JsonSchema(_Wire):
+    name: str
+    schema_definition: JsonObject = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(_Wire):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _bounded_schema(self) -> Self:
+        if self.json_schema and len(canonical_json(self.json_schema.schema_definition)) > MAX_SCHEMA_BYTES:
+            raise ValueError(f"the schema may have {MAX_SCHEMA_BYTES} bytes; shorten it")
+        return self
+
+
+class Prediction(_Wire):
+    type: Literal["content"] = "content"
+    content: str = ""
+
+
+def _http_url(url: str) -> str:
+    """Only the shape; whether the address may be called is decided by the sender, at connect time."""
+    if not re.fullmatch(r"(?i)https?://[!-~]+", url):
+        raise ValueError("must be an absolute http or https URL in ASCII, without spaces")
+    return url
+
+
+class Webhook(_Ours):
+    """Where the outcome is delivered, and which outcomes."""
+
+    url: Annotated[str, StringConstraints(max_length=2_048), AfterValidator(_http_url)]
+    events: Many[WebhookEventType] = tuple(WebhookEventType)
+
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
+
+
+class Limits(_Ours):
+    """Separate clocks of one job, in seconds, and a cap on its tokens over all attempts."""
+
+    queue_seconds: Seconds = 3_600
+    first_token_seconds: Seconds = 60
+    stall_seconds: Seconds = 30
+    total_seconds: Seconds = 3_600
+    max_total_tokens: Annotated[int, Field(gt=0, lt=2**53)] | None = None
+
+
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
+RequestId = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,128}$")]
+JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
+SignedInt64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class ChatRequest(_Wire):
+    """One chat job as a caller asks for it: Mistral's chat-completion parameters under their own names, and ours.
+
+    Only ``messages`` is required. ``stream`` is accepted and ignored: a job always streams. ``metadata`` is ours
+    and is not forwarded. Source of the parameters: Mistral's API reference, POST /v1/chat/completions.
+    """
+
+    messages: Annotated[Many[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    model: ModelName = DEFAULT_MODEL
+    # Mistral's parameters, under Mistral's names.
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    max_tokens: TokenCount | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    stream: bool | None = None
+    stop: StopSequence | Annotated[Many[StopSequence], Field(max_length=16)] | None = None
+    random_seed: SignedInt64 | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[Many[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["auto", "none", "any", "required"] | ToolChoice | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=128)] | None = None
+    prompt_logprobs: bool | None = None
+    top_prompt_logprobs: Annotated[int, Field(ge=0, le=128)] | None = None
+    n: Literal[1] | None = None
+    prediction: Prediction | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Annotated[str, StringConstraints(max_length=32)] | None = None
+    prompt_mode: Literal["reasoning"] | None = None
+    guardrails: Annotated[Many[JsonObject], Field(max_length=16)] | None = None
+    prompt_cache_key: Annotated[str, StringConstraints(max_length=256)] | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+    safe_prompt: bool | None = None
+    # Ours.
+    request_id: RequestId | None = Field(None, alias="id")
+    job_id: JobId | None = Field(None, alias="jobId")
+    callback: Annotated[str, StringConstraints(max_length=2_048), AfterValidator(_http_url)] | None = None
+    webhook: Webhook | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = {}
+    on_interrupt: Literal["continue", "restart", "fail"] = Field("continue", alias="onInterrupt")
+    max_segments: Annotated[int, Field(ge=1, le=100)] = Field(1, alias="maxSegments")
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.callback and self.webhook and self.callback != self.webhook.url:
+            raise ValueError("callback and webhook.url differ; give one of them")
+        last = self.messages[-1]
+        if isinstance(last, AssistantMessage) and not last.prefix:
+            raise ValueError("the last message is the assistant's; set prefix to true to let the model go on from it")
+        names = [tool.function.name for tool in self.tools or () if isinstance(tool, FunctionTool)]
+        if len(names) != len(set(names)):
+            raise ValueError("two tools have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _bounded_text(self) -> Self:
+        texts = [message_text(message) for message in self.messages]
+        if sum(map(len, texts)) > MAX_TEXT_CHARACTERS:
+            raise ValueError(f"the messages may have {MAX_TEXT_CHARACTERS} characters together")
+        for message, text in zip(self.messages, texts, strict=True):
+            if isinstance(message, (SystemMessage, UserMessage)) and not text.strip() and not _has_parts(message):
+                raise ValueError(f"the content of a {message.role} message is blank")
+        return self
+
+    @classmethod
+    def parse(cls, body: Any) -> Self:
+        """The request in a decoded JSON body. Raises InvalidRequest, which names the places and echoes nothing."""
+        try:
+            return cls.model_validate_json(canonical_json(body))
+        except ValidationError as error:
+            raise InvalidRequest(_problems(error, body)) from None
+        except ValueError as error:  # NaN, Infinity, lone surrogates
+            raise InvalidRequest([Problem("", str(error).split(":")[0])]) from None
+
+    def target(self) -> Webhook | None:
+        """The webhook to notify, whichever way it was given."""
+        return self.webhook or (Webhook(url=self.callback) if self.callback else None)
+
+
+def _problems(error: ValidationError, body: Any) -> list[Problem]:
+    """Where and why, as JSON pointers (RFC 6901), without the input; only the most precise of nested places."""
+    found = [
+        Problem(_pointer(item["loc"], body), _why(item))
+        for item in error.errors(include_url=False, include_input=False)
+    ]
+    return [one for one in found if not any(other.pointer.startswith(f"{one.pointer}/") for other in found)]
+
+
+def _why(item: ErrorDetails) -> str:
+    if item["type"] == "union_tag_invalid":  # pydantic's own words repeat the input
+        return f"Input should be one of {item['ctx']['expected_tags']}"
+    return item["msg"].removeprefix("Value error, ")
+
+
+def _pointer(path: tuple[int | str, ...], body: Any) -> str:
+    """A pydantic location without the names of union members, which are not in the document."""
+    steps: list[str] = []
+    here = body
+    for number, step in enumerate(path, 1):
+        if isinstance(here, dict) and step in here or isinstance(here, list) and isinstance(step, int):
+            here = here[step] if not isinstance(here, list) or step < len(here) else None
+        elif number < len(path) or not isinstance(here, dict):
+            continue
+        steps.append(str(step).replace("~", "~0").replace("/", "~1"))
+    return "".join(f"/{step}" for step in steps)
+
+
+def _has_parts(message: SystemMessage | UserMessage) -> bool:
+    return not isinstance(message.content, str) and any(not isinstance(p, TextPart) for p in message.content)
+
+
+OURS = frozenset(
+    {"request_id", "job_id", "callback", "webhook", "metadata", "on_interrupt", "max_segments", "limits", "stream"}
+)
+"""The fields of ChatRequest that are not Mistral's, or not forwarded."""
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces, as UTF-8.
+
+    Raises ValueError for NaN, Infinity and lone surrogates, which JSON (RFC 8259) does not have.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def fingerprint(body: Any) -> str:
+    """SHA-256 (hex) over the canonical JSON of a request as it was received, before defaults."""
+    return hashlib.sha256(canonical_json(body)).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------- results
+
+
+class Usage(_Wire):
+    """Tokens as Mistral counts them; further counters are kept as they came."""
+
+    model_config = ConfigDict(extra="allow", strict=False)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class JobError(_Ours):
+    """Why a job failed. ``code`` is stable; ``message`` is for people, at most 500 characters, without secrets."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class PlacedPart(_Ours):
+    """A piece of an answer that is not text (a reference, an image) and the position where it stood."""
+
+    position: int
+    part: JsonObject
+
+
+class Attempt(_Ours):
+    """One HTTP call to Mistral on behalf of a job."""
+
+    number: int
+    started_at: Timestamp
+    ended_at: Timestamp | None = None
+    outcome: str | None = None
+    http_status: int | None = None
+    usage: Usage | None = None
+    estimated: bool = False
+    first_token_ms: int | None = None
+    tokens_per_second: float | None = None
+
+
+class DeliveryTry(_Ours):
+    """One POST of a delivery. ``response`` holds the first kilobyte of the answer."""
+
+    number: int
+    started_at: Timestamp
+    status_code: int | None = None
+    latency_ms: int
+    error: str | None = None
+    response: str | None = None
+
+
+class Delivery(_Ours):
+    """The promise to hand one event to one URL. ``id`` is the ``webhook-id`` header of every try."""
+
+    id: str
+    event: WebhookEventType
+    url: str
+    status: Literal["pending", "delivered", "failed"]
+    created_at: Timestamp
+    next_try_at: Timestamp | None = None
+    delivered_at: Timestamp | None = None
+    tries: Many[DeliveryTry] = ()
+
+
+class ChatResult(_Ours):
+    """A job as GET shows it, without attempts and deliveries: the result of a job started with its request inline.
+
+    ``content`` is partial while the job runs and after it failed or was cancelled. ``sha256`` is over the UTF-8
+    bytes of ``content``. ``contentParts`` and ``contentOmitted`` are left out where they say nothing.
+    """
+
+    job_id: str
+    request_id: str
+    status: JobStatus
+    model: str
+    created_at: Timestamp
+    started_at: Timestamp | None = None
+    completed_at: Timestamp | None = None
+    content: str | None = None
+    reasoning: str | None = None
+    tool_calls: Many[ToolCall] | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    usage_estimated: bool = False
+    error: JobError | None = None
+    epoch: int = 1
+    position: int = 0
+    sha256: str | None = None
+    metadata: dict[str, str] = {}
+    replay_of: str | None = None
+    batch_id: str | None = None
+    temporal_url: str | None = None
+    content_parts: Many[PlacedPart] | None = Field(None, exclude_if=lambda parts: parts is None)
+    content_omitted: bool = Field(False, exclude_if=lambda omitted: not omitted)
+    """The result is over 1 MiB and was left out of Temporal: read ``statusUrl``."""
+    status_url: str | None = Field(None, exclude_if=lambda url: url is None)
+
+
+class Job(ChatResult):
+    """A job as ``GET /api/jobs/{jobId}`` shows it."""
+
+    attempts: Many[Attempt] = ()
+    deliveries: Many[Delivery] = ()
+
+
+class JobOutcome(_Ours):
+    """The result of a job whose request is in storage: nothing private crosses Temporal."""
+
+    job_id: str
+    status: JobStatus
+    position: int
+    sha256: str
+
+
+class JobStart(_Ours):
+    """The argument of the workflow type ``ChatJob``: the id of a stored job, or a request inline."""
+
+    job_id: JobId | None = None
+    request: JsonObject | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.job_id is None) == (self.request is None):
+            raise ValueError('give {"request": {…}} or {"jobId": "…"}, one of them')
+        return self
+
+
+class WorkflowStatus(_Ours):
+    """The answer of ChatJob's query ``status``."""
+
+    job_id: str
+    status: JobStatus
+    step: Literal["accepting", "completing", "storing", "notifying", "done"]
+
+
+# ------------------------------------------------------------------------------------------------ events
+
+
+class StartEvent(_Ours):
+    type: Literal["start"] = Field("start", exclude=True)
+    job_id: str
+    request_id: str
+    model: str
+    attempt: int
+    timestamp: Timestamp
+
+
+class ChunkEvent(_Ours):
+    """``index`` counts frames of this connection, ``tokenCount`` the deltas of the epoch so far."""
+
+    type: Literal["chunk"] = Field("chunk", exclude=True)
+    content: str
+    channel: Channel
+    index: int
+    token_count: int
+
+
+class ResetEvent(_Ours):
+    """Drop the text so far: the answer starts over."""
+
+    type: Literal["reset"] = Field("reset", exclude=True)
+    attempt: int
+    reason: str
+
+
+class CompleteEvent(_Ours):
+    """Terminal, also for incomplete jobs."""
+
+    type: Literal["complete"] = Field("complete", exclude=True)
+    status: Literal[JobStatus.COMPLETED, JobStatus.INCOMPLETE]
+    total_tokens: int | None = None
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    tool_calls: Many[ToolCall] | None = None
+    sha256: str
+
+
+class ErrorEvent(_Ours):
+    type: Literal["error"] = Field("error", exclude=True)
+    code: str
+    message: str
+    retryable: bool
+
+
+class CancelledEvent(_Ours):
+    type: Literal["cancelled"] = Field("cancelled", exclude=True)
+    status: Literal[JobStatus.CANCELLED] = JobStatus.CANCELLED
+    usage: Usage | None = None
+    sha256: str
+
+
+StreamEvent = StartEvent | ChunkEvent | ResetEvent | CompleteEvent | ErrorEvent | CancelledEvent
+
+
+class WebhookData(_Ours):
+    """What a receiver learns of a job. ``content`` is left out (``contentOmitted``) over 64 KiB."""
+
+    job_id: str
+    request_id: str
+    status: JobStatus
+    model: str
+    content: str | None = None
+    tool_calls: Many[ToolCall] | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    error: JobError | None = None
+    completed_at: Timestamp
+    sha256: str
+    metadata: dict[str, str] = {}
+    status_url: str
+    content_omitted: bool = Field(False, exclude_if=lambda omitted: not omitted)
+
+
+class WebhookEvent(_Ours):
+    """The body of a webhook."""
+
+    event: WebhookEventType
+    timestamp: Timestamp
+    data: WebhookData

@@ -1,0 +1,198 @@
+"""The errors of this service. Each docstring is the message a caller reads unless a better one is given.
+
+ChatJobsError
+├── InvalidRequest
+├── JobNotFound
+├── JobIdConflict
+├── JobFinished
+├── IdempotencyMismatch
+├── UpstreamError
+│   ├── UpstreamRefused
+│   ├── UpstreamRateLimited
+│   └── UpstreamInterrupted
+├── StorageError
+│   ├── StorageUnavailable
+│   ├── StorageRefused
+│   ├── FenceLost
+│   └── SealConflict
+├── TemporalUnavailable
+└── WebhookError
+    ├── InvalidSecret
+    ├── InvalidSignature
+    ├── DeliveryRefused
+    └── WebhookUrlRefused
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+MAX_MESSAGE_CHARACTERS = 500
+
+
+def bounded(text: str, limit: int = MAX_MESSAGE_CHARACTERS) -> str:
+    """One line of printable text, at most ``limit`` characters: safe to store, to log and to send through Temporal."""
+    line = re.sub(r"\s+", " ", "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)).strip()
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with an input: a JSON pointer (RFC 6901) and why."""
+
+    pointer: str
+    message: str
+
+
+class ChatJobsError(Exception):
+    """Something went wrong in the chat-job service."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(bounded(message or type(self).__doc__ or self.code))
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InvalidRequest(ChatJobsError):
+    """The request is not valid; correct the fields named and send it again."""
+
+    code = "validation_failed"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{p.pointer or '/'}: {p.message}" for p in self.problems))
+
+
+class JobNotFound(ChatJobsError):
+    """There is no job with this id; look at `starter.py list`."""
+
+    code = "job_not_found"
+
+
+class JobIdConflict(ChatJobsError):
+    """Another job has this id; choose a different one, or leave it out."""
+
+    code = "job_id_conflict"
+
+
+class JobFinished(ChatJobsError):
+    """The job has ended and can no longer be changed."""
+
+    code = "job_finished"
+
+
+class IdempotencyMismatch(ChatJobsError):
+    """This idempotency key was used with another request; use a new key for a new request."""
+
+    code = "idempotency_mismatch"
+
+
+class UpstreamError(ChatJobsError):
+    """Mistral did not give an answer."""
+
+    code = "upstream_error"
+    retryable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        code: str | None = None,
+        http_status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """``retry_after`` is in seconds, as the answer's header said, not yet clamped."""
+        super().__init__(message)
+        self.reason = code or self.code
+        self.http_status = http_status
+        self.retry_after = retry_after
+
+
+class UpstreamRefused(UpstreamError):
+    """Mistral refused the request; sending it again would not help."""
+
+    code = "upstream_refused"
+    retryable = False
+
+
+class UpstreamRateLimited(UpstreamError):
+    """Mistral asked us to slow down."""
+
+    code = "upstream_rate_limited"
+
+
+class UpstreamInterrupted(UpstreamError):
+    """The stream ended before the answer did."""
+
+    code = "upstream_interrupted"
+
+
+class StorageError(ChatJobsError):
+    """The database could not do what was asked."""
+
+    code = "storage_error"
+
+
+class StorageUnavailable(StorageError):
+    """The database is not reachable, locked or full; try again in a moment."""
+
+    code = "storage_unavailable"
+
+
+class StorageRefused(StorageError):
+    """The database refused this text."""
+
+    code = "storage_refused"
+
+
+class FenceLost(StorageError):
+    """Another attempt has taken this job over; this one must stop writing."""
+
+    code = "fence_lost"
+
+
+class SealConflict(StorageError):
+    """The transcript is not at the position that was reported; it was not sealed."""
+
+    code = "seal_conflict"
+
+
+class TemporalUnavailable(ChatJobsError):
+    """Temporal is not reachable; check that the server runs and TEMPORAL_ADDRESS."""
+
+    code = "temporal_unavailable"
+
+
+class WebhookError(ChatJobsError):
+    """A webhook could not be signed, verified or delivered."""
+
+    code = "webhook_error"
+
+
+class InvalidSecret(WebhookError):
+    """The webhook secret is not usable: `whsec_` must be followed by base64, and it must not be empty."""
+
+    code = "invalid_secret"
+
+
+class InvalidSignature(WebhookError):
+    """The webhook's signature, timestamp or body is not valid; do not trust it."""
+
+    code = "invalid_signature"
+
+
+class DeliveryRefused(WebhookError):
+    """The receiver answered 410 Gone; nothing more is sent to this URL."""
+
+    code = "delivery_refused"
+
+
+class WebhookUrlRefused(WebhookError):
+    """Webhooks may not be sent to this URL."""
+
+    code = "webhook_url_refused"

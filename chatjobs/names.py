@@ -1,0 +1,56 @@
+"""Every string that two rooms must agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from typing import Final
+
+from chatjobs.contracts import WebhookEventType
+
+CHAT_JOB: Final = "ChatJob"
+WEBHOOK_DELIVERY: Final = "WebhookDelivery"
+
+JOBS_QUEUE: Final = "chatjobs"
+"""Workflows and the short local steps: accept, store."""
+COMPLETIONS_QUEUE: Final = "chatjobs-completions"
+"""Calls of the model; a worker's slots here are its CHATJOBS_CONCURRENCY."""
+WEBHOOKS_QUEUE: Final = "chatjobs-webhooks"
+"""Delivery tries, apart, so that slow receivers never hold up completions."""
+
+SEARCH_ATTRIBUTES: Final = ("ChatStatus", "ChatModel", "ChatTenant", "ChatReplayOf")
+"""All of type Keyword."""
+
+RETRY_NOW: Final = "retry_now"
+STATUS_QUERY: Final = "status"
+
+WEBHOOK_ID: Final = "webhook-id"
+WEBHOOK_TIMESTAMP: Final = "webhook-timestamp"
+WEBHOOK_SIGNATURE: Final = "webhook-signature"
+SEED_SIGNATURE: Final = "x-webhook-signature"
+SEED_TIMESTAMP: Final = "x-webhook-timestamp"
+
+
+def new_job_id() -> str:
+    return f"job_{uuid.uuid4().hex}"
+
+
+def new_request_id() -> str:
+    return str(uuid.uuid4())
+
+
+def delivery_id(job_id: str, event: WebhookEventType, revision: int) -> str:
+    """The ``webhook-id`` of a job's event: the same for every try and after every crash.
+
+    ``revision`` counts the outcomes of the job: 1, and one more for each Reset of a failed job.
+    """
+    digest = hashlib.sha256(f"{job_id}\n{event.value}".encode()).hexdigest()[:32]
+    return f"whe_{digest}" + (f".{revision}" if revision > 1 else "")
+
+
+def delivery_workflow_id(delivery: str) -> str:
+    return f"delivery-{delivery}"
+
+
+def status_path(job_id: str) -> str:
+    return f"/api/jobs/{job_id}"

@@ -1,0 +1,47 @@
+"""One frozen Settings, read from the environment by entry points only, and late."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every setting of the service, under the name of its environment variable (upper case).
+
+    The Temporal connection is not here: it is read by ``temporalio.envconfig`` from the same files and ``TEMPORAL_*``
+    variables as the ``temporal`` command. Raises pydantic.ValidationError, which names the variable.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore", hide_input_in_errors=True)
+
+    mistral_api_key: SecretStr | None = None
+    mistral_server_url: str | None = None
+    """Where Mistral is; None is Mistral's own address."""
+    webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Signing secrets of the default tenant, newest first; comma-separated in the environment."""
+    chatjobs_data_dir: Path = Path(".chatjobs")
+    chatjobs_database_url: str | None = None
+    """``postgresql://…`` or ``sqlite:///…``; None is a SQLite file in the data directory."""
+    chatjobs_concurrency: int = Field(5, ge=1, le=1_000)
+    """Completions at once per worker process."""
+    chatjobs_heartbeat_seconds: float = Field(10, ge=1, le=600)
+    """A worker that is silent for so long is taken for dead."""
+    chatjobs_grace_seconds: float = Field(20, ge=0, le=600)
+    """How long a worker that is told to stop may take to hand its jobs over."""
+    chatjobs_direct_tenant: str = "default"
+    """The tenant of jobs that are started straight through Temporal."""
+    chatjobs_temporal_ui: str = "http://127.0.0.1:8233"
+    """Where the links to runs lead."""
+
+    @field_validator("webhook_secret", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @property
+    def database_url(self) -> str:
+        return self.chatjobs_database_url or f"sqlite:///{self.chatjobs_data_dir.absolute() / 'chatjobs.db'}"

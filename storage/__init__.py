@@ -1,0 +1,1 @@
+"""The memory: SQLite on one machine, Postgres on many."""

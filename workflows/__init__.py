@@ -1,0 +1,1 @@
+"""The story: deterministic, read chat_job.py first."""
