@@ -452,8 +452,10 @@ def _pointer(path: tuple[int | str, ...], body: Any) -> str:
     steps: list[str] = []
     here = body
     for number, step in enumerate(path, 1):
-        if isinstance(here, dict) and step in here or isinstance(here, list) and isinstance(step, int):
-            here = here[step] if not isinstance(here, list) or step < len(here) else None
+        if isinstance(here, dict) and step in here:
+            here = here[step]
+        elif isinstance(here, list) and isinstance(step, int):
+            here = here[step] if step < len(here) else None
         elif number < len(path) or not isinstance(here, dict):
             continue
         steps.append(str(step).replace("~", "~0").replace("/", "~1"))
