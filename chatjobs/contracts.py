@@ -68,7 +68,7 @@ class _Wire(BaseModel):
     )
 
 
-class _Ours(_Wire):
+class WireModel(_Wire):
     """A value of our own: snake_case in Python, camelCase on the wire."""
 
     model_config = ConfigDict(alias_generator=to_camel)
@@ -91,9 +91,6 @@ class JobStatus(StrEnum):
     @property
     def terminal(self) -> bool:
         return self not in (JobStatus.QUEUED, JobStatus.IN_PROGRESS)
-
-
-TerminalStatus = Literal[JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.INCOMPLETE]
 
 
 class Channel(StrEnum):
@@ -318,7 +315,7 @@ def _http_url(url: str) -> str:
     return url
 
 
-class Webhook(_Ours):
+class Webhook(WireModel):
     """Where the outcome is delivered, and which outcomes."""
 
     url: Annotated[str, StringConstraints(max_length=2_048), AfterValidator(_http_url)]
@@ -328,7 +325,7 @@ class Webhook(_Ours):
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 
 
-class Limits(_Ours):
+class Limits(WireModel):
     """Separate clocks of one job, in seconds, and a cap on its tokens over all attempts."""
 
     queue_seconds: Seconds = 3_600
@@ -498,7 +495,7 @@ class Usage(_Wire):
     total_tokens: int = 0
 
 
-class JobError(_Ours):
+class JobError(WireModel):
     """Why a job failed. ``code`` is stable; ``message`` is for people, at most 500 characters, without secrets."""
 
     code: str
@@ -506,14 +503,14 @@ class JobError(_Ours):
     retryable: bool = False
 
 
-class PlacedPart(_Ours):
+class PlacedPart(WireModel):
     """A piece of an answer that is not text (a reference, an image) and the position where it stood."""
 
     position: int
     part: JsonObject
 
 
-class Attempt(_Ours):
+class Attempt(WireModel):
     """One HTTP call to Mistral on behalf of a job."""
 
     number: int
@@ -527,7 +524,7 @@ class Attempt(_Ours):
     tokens_per_second: float | None = None
 
 
-class DeliveryTry(_Ours):
+class DeliveryTry(WireModel):
     """One POST of a delivery. ``response`` holds the first kilobyte of the answer."""
 
     number: int
@@ -538,7 +535,7 @@ class DeliveryTry(_Ours):
     response: str | None = None
 
 
-class Delivery(_Ours):
+class Delivery(WireModel):
     """The promise to hand one event to one URL. ``id`` is the ``webhook-id`` header of every try."""
 
     id: str
@@ -551,7 +548,7 @@ class Delivery(_Ours):
     tries: Many[DeliveryTry] = ()
 
 
-class ChatResult(_Ours):
+class ChatResult(WireModel):
     """A job as GET shows it, without attempts and deliveries: the result of a job started with its request inline.
 
     ``content`` is partial while the job runs and after it failed or was cancelled. ``sha256`` is over the UTF-8
@@ -592,7 +589,7 @@ class Job(ChatResult):
     deliveries: Many[Delivery] = ()
 
 
-class JobOutcome(_Ours):
+class JobOutcome(WireModel):
     """The result of a job whose request is in storage: nothing private crosses Temporal."""
 
     job_id: str
@@ -601,7 +598,7 @@ class JobOutcome(_Ours):
     sha256: str
 
 
-class JobStart(_Ours):
+class JobStart(WireModel):
     """The argument of the workflow type ``ChatJob``: the id of a stored job, or a request inline."""
 
     job_id: JobId | None = None
@@ -614,7 +611,7 @@ class JobStart(_Ours):
         return self
 
 
-class WorkflowStatus(_Ours):
+class WorkflowStatus(WireModel):
     """The answer of ChatJob's query ``status``."""
 
     job_id: str
@@ -625,7 +622,7 @@ class WorkflowStatus(_Ours):
 # ------------------------------------------------------------------------------------------------ events
 
 
-class StartEvent(_Ours):
+class StartEvent(WireModel):
     type: Literal["start"] = Field("start", exclude=True)
     job_id: str
     request_id: str
@@ -634,7 +631,7 @@ class StartEvent(_Ours):
     timestamp: Timestamp
 
 
-class ChunkEvent(_Ours):
+class ChunkEvent(WireModel):
     """``index`` counts frames of this connection, ``tokenCount`` the deltas of the epoch so far."""
 
     type: Literal["chunk"] = Field("chunk", exclude=True)
@@ -644,7 +641,7 @@ class ChunkEvent(_Ours):
     token_count: int
 
 
-class ResetEvent(_Ours):
+class ResetEvent(WireModel):
     """Drop the text so far: the answer starts over."""
 
     type: Literal["reset"] = Field("reset", exclude=True)
@@ -652,7 +649,7 @@ class ResetEvent(_Ours):
     reason: str
 
 
-class CompleteEvent(_Ours):
+class CompleteEvent(WireModel):
     """Terminal, also for incomplete jobs."""
 
     type: Literal["complete"] = Field("complete", exclude=True)
@@ -664,14 +661,14 @@ class CompleteEvent(_Ours):
     sha256: str
 
 
-class ErrorEvent(_Ours):
+class ErrorEvent(WireModel):
     type: Literal["error"] = Field("error", exclude=True)
     code: str
     message: str
     retryable: bool
 
 
-class CancelledEvent(_Ours):
+class CancelledEvent(WireModel):
     type: Literal["cancelled"] = Field("cancelled", exclude=True)
     status: Literal[JobStatus.CANCELLED] = JobStatus.CANCELLED
     usage: Usage | None = None
@@ -681,7 +678,7 @@ class CancelledEvent(_Ours):
 StreamEvent = StartEvent | ChunkEvent | ResetEvent | CompleteEvent | ErrorEvent | CancelledEvent
 
 
-class WebhookData(_Ours):
+class WebhookData(WireModel):
     """What a receiver learns of a job. ``content`` is left out (``contentOmitted``) over 64 KiB."""
 
     job_id: str
@@ -700,7 +697,7 @@ class WebhookData(_Ours):
     content_omitted: bool = Field(False, exclude_if=lambda omitted: not omitted)
 
 
-class WebhookEvent(_Ours):
+class WebhookEvent(WireModel):
     """The body of a webhook."""
 
     event: WebhookEventType

@@ -3,6 +3,7 @@
 ChatJobsError
 ├── InvalidRequest
 ├── JobNotFound
+├── DeliveryNotFound
 ├── JobIdConflict
 ├── JobFinished
 ├── IdempotencyMismatch
@@ -72,6 +73,12 @@ class JobNotFound(ChatJobsError):
     """There is no job with this id; look at `starter.py list`."""
 
     code = "job_not_found"
+
+
+class DeliveryNotFound(ChatJobsError):
+    """There is no delivery with this id; look at the deliveries of its job."""
+
+    code = "delivery_not_found"
 
 
 class JobIdConflict(ChatJobsError):

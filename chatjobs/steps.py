@@ -1,0 +1,85 @@
+"""What passes between a workflow and its activities, and so into Temporal's history: ids, positions, outcomes.
+
+Never a prompt and never an answer, but for the answer of a job whose request came inline.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from chatjobs.contracts import ChatResult, JobError, JobStatus, WireModel
+
+
+class Accepted(WireModel):
+    """A job that has a row."""
+
+    job_id: str
+    tenant: str
+    model: str
+    replay_of: str | None = None
+    indexed: bool
+    """The namespace has our search attributes; upserting one that is not registered would loop the workflow task."""
+    error: JobError | None = None
+    """Why the request can never run: the job is sealed as failed at once."""
+
+
+class JobRef(WireModel):
+    job_id: str
+
+
+class CompletionSummary(WireModel):
+    """How complete_chat ended: the answer is whole in storage, or there was nothing to do."""
+
+    position: int
+    finish_reason: str | None = None
+    outcome: Literal["finished", "sealed", "cancel_requested"] = "finished"
+
+
+class Ending(WireModel):
+    """How the workflow wants the job sealed. Storage has the last word: a cancel that was accepted wins."""
+
+    job_id: str
+    status: Literal[JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED]
+    position: int | None = None
+    """Where the answer ends, for completed jobs; sealing refuses any other place."""
+    error: JobError | None = None
+
+
+class Sealed(WireModel):
+    """A job's outcome as it stands in storage."""
+
+    job_id: str
+    status: JobStatus
+    model: str
+    position: int
+    sha256: str
+    error: JobError | None = None
+    delivery_id: str | None = None
+    indexed: bool = False
+    result: ChatResult | None = None
+    """The answer, for a job whose request came inline."""
+
+
+class DeliveryOrder(WireModel):
+    """One try of a delivery. ``retry_in`` is the schedule's pause after it, in seconds; None after the last."""
+
+    delivery_id: str
+    retry_in: float | None
+
+
+class DeliveryReport(WireModel):
+    """What came of a try. ``retry_in`` is the pause to keep, in seconds; None: there is nothing left to do."""
+
+    delivered: bool
+    tries: int
+    retry_in: float | None = None
+    reason: str | None = None
+
+
+class DeliveryStart(WireModel):
+    """The argument of the workflow type ``WebhookDelivery``. ``tries_made`` places it in the schedule."""
+
+    delivery_id: str
+    tries_made: int = 0
+    first_pause: float = 0.0
+    """Seconds until the first try of this run."""

@@ -1,0 +1,183 @@
+"""Sign and verify webhooks: bytes, headers, secrets and the time in; headers, an event or one of our errors out.
+
+No network, no clock, no environment. The rules are those of the Standard Webhooks specification 1.0.0
+(https://www.standardwebhooks.com), symmetric scheme: HMAC-SHA256 over ``<id>.<timestamp>.<body>``, sent as
+``v1,<base64>``, several separated by spaces while secrets rotate.
+
+The signature itself is computed by the package ``standardwebhooks``. Everything around it is ours, because the
+package reads its own clock, answers malformed headers with ValueError, binascii.Error or UnicodeDecodeError in
+place of its own error, ignores characters of a secret that are not base64, and knows only base64 secrets.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+from pydantic import ValidationError
+from standardwebhooks import Webhook
+
+from chatjobs.contracts import WebhookEvent
+from chatjobs.errors import InvalidSecret, InvalidSignature
+from chatjobs.names import SEED_SIGNATURE, SEED_TIMESTAMP, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP
+
+SECRET_PREFIX = "whsec_"  # noqa: S105 -- the specification's mark of a base64 secret, not a secret
+TOLERANCE = timedelta(minutes=5)
+"""How far ``webhook-timestamp`` may lie from the receiver's clock, as in the specification's libraries."""
+
+
+def sign(
+    body: bytes, *, webhook_id: str, timestamp: datetime, body_timestamp: str, secrets: str | Sequence[str]
+) -> dict[str, str]:
+    """The headers of one try to deliver ``body``, a JSON document in UTF-8.
+
+    ``timestamp`` is the moment of this try, aware; ``body_timestamp`` is the body's own ``timestamp``, RFC 3339.
+    ``secrets`` are newest first: each adds a ``v1`` signature, the newest alone makes the seed's hex signature.
+    Raises InvalidSecret, and ValueError if ``timestamp`` is naive or ``body`` is not UTF-8.
+    """
+    keys = _keys(secrets)
+    seconds = int(_seconds(timestamp))
+    return {
+        "content-type": "application/json",
+        WEBHOOK_ID: webhook_id,
+        WEBHOOK_TIMESTAMP: str(seconds),
+        WEBHOOK_SIGNATURE: " ".join(_signature(key, webhook_id, seconds, body) for key in keys),
+        SEED_SIGNATURE: _seed_signature(keys[0], body),
+        SEED_TIMESTAMP: body_timestamp,
+    }
+
+
+def verify(
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    secrets: str | Sequence[str],
+    now: datetime,
+    tolerance: timedelta = TOLERANCE,
+) -> WebhookEvent:
+    """The event in ``body``, if one of ``secrets`` signed it within ``tolerance`` of ``now`` (aware).
+
+    ``body`` must be the bytes as they came, ``headers`` may be in any case. Only ``webhook-timestamp`` is signed
+    and checked. Use ``webhook-id`` to drop a second delivery of the same event. Raises InvalidSignature for
+    whatever is wrong with the message, InvalidSecret, and ValueError if ``now`` is naive.
+    """
+    keys = _keys(secrets)
+    sent = _lower_case(headers)
+    webhook_id = _header(sent, WEBHOOK_ID)
+    seconds = _fresh(_header(sent, WEBHOOK_TIMESTAMP), _seconds(now), tolerance)
+    offered = _header(sent, WEBHOOK_SIGNATURE).split(" ")
+    try:
+        expected = [_signature(key, webhook_id, seconds, body) for key in keys]
+    except UnicodeError:
+        raise InvalidSignature("the body or the webhook-id is not UTF-8") from None
+    if not any(_same(mine, theirs) for mine in expected for theirs in offered):
+        raise InvalidSignature(f"no v1 signature in {WEBHOOK_SIGNATURE} matches; check the secret and the raw body")
+    return _event(body)
+
+
+def verify_seed(body: bytes, headers: Mapping[str, str], *, secrets: str | Sequence[str]) -> WebhookEvent:
+    """The event in ``body``, if one of ``secrets`` made its ``x-webhook-signature`` (hex HMAC-SHA256 of the body).
+
+    For receivers that know only the seed's headers. It says nothing about when: a message that was recorded
+    verifies for ever, so prefer ``verify``. Raises InvalidSignature and InvalidSecret.
+    """
+    keys = _keys(secrets)
+    offered = _header(_lower_case(headers), SEED_SIGNATURE)
+    if not any(_same(_seed_signature(key, body), offered) for key in keys):
+        raise InvalidSignature(f"{SEED_SIGNATURE} does not match; check the secret and the raw body")
+    return _event(body)
+
+
+# ---------------------------------------------------------------------------------------------- secrets
+
+
+def _keys(secrets: str | Sequence[str]) -> list[bytes]:
+    """The HMAC keys of one or more secrets, in their order. Raises InvalidSecret."""
+    keys = [_key(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
+    if not keys:
+        raise InvalidSecret("there is no webhook secret")
+    return keys
+
+
+def _key(secret: str) -> bytes:
+    """``whsec_…`` is base64 as in the specification, anything else stands for its UTF-8 bytes."""
+    try:
+        key = _base64(secret.removeprefix(SECRET_PREFIX)) if secret.startswith(SECRET_PREFIX) else secret.encode()
+    except ValueError:  # not base64, or half of a surrogate pair
+        raise InvalidSecret from None
+    if not key:
+        raise InvalidSecret
+    return key
+
+
+def _base64(text: str) -> bytes:
+    """Strict on the alphabet; padding may be missing, as in the specification's libraries. Raises ValueError."""
+    bare = text.rstrip("=")
+    return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
+
+
+# -------------------------------------------------------------------------------------------- signatures
+
+
+def _signature(key: bytes, webhook_id: str, seconds: int, body: bytes) -> str:
+    """``v1,<base64>``. Raises UnicodeError if the body or the id is not text."""
+    moment = datetime.fromtimestamp(seconds, UTC)  # the package takes an aware time that is not UTC for UTC
+    return Webhook(key).sign(webhook_id, moment, body.decode())
+
+
+def _seed_signature(key: bytes, body: bytes) -> str:
+    return hmac.digest(key, body, "sha256").hex()
+
+
+def _same(mine: str, theirs: str) -> bool:
+    """Compare as sent, in constant time: decoding first would accept several spellings of one signature."""
+    return theirs.isascii() and hmac.compare_digest(mine, theirs)  # which refuses text that is not ASCII
+
+
+# ----------------------------------------------------------------------------------------- what was sent
+
+
+def _lower_case(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _header(sent: Mapping[str, str], name: str) -> str:
+    if not (value := sent.get(name)):
+        raise InvalidSignature(f"the header {name} is missing")
+    return value
+
+
+def _fresh(timestamp: str, now: float, tolerance: timedelta) -> int:
+    """``webhook-timestamp`` as unix seconds, if it is near ``now``. One spelling only: digits, no leading zero."""
+    if not re.fullmatch("[1-9][0-9]{0,10}", timestamp):
+        raise InvalidSignature(f"{WEBHOOK_TIMESTAMP} is not a time in unix seconds")
+    age = now - int(timestamp)
+    if abs(age) > tolerance.total_seconds():
+        raise InvalidSignature(f"{WEBHOOK_TIMESTAMP} is too {'old' if age > 0 else 'new'}; check this machine's clock")
+    return int(timestamp)
+
+
+def _seconds(moment: datetime) -> float:
+    """Unix seconds. Raises ValueError for a naive time, which would be taken for this machine's local time."""
+    if moment.utcoffset() is None:
+        raise ValueError("the time must be aware, as datetime.now(UTC) is")
+    return moment.timestamp()
+
+
+def _event(body: bytes) -> WebhookEvent:
+    """The event in a body that is genuine. A newer service may send fields that this version does not know yet."""
+    try:
+        return WebhookEvent.model_validate_json(body)
+    except ValidationError:
+        return _newer_event(body)
+
+
+def _newer_event(body: bytes) -> WebhookEvent:
+    try:
+        # A second pass, since this setting also drops what contracts.py keeps on purpose (further usage counters).
+        return WebhookEvent.model_validate_json(body, extra="ignore")
+    except ValidationError:
+        raise InvalidSignature("the signature is valid, but the body is not an event that this version knows") from None

@@ -1,0 +1,106 @@
+"""Deliveries and their tries: what was promised to receivers, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, func, insert, select, update
+
+from chatjobs.contracts import Delivery, DeliveryTry
+from chatjobs.errors import DeliveryNotFound
+from storage import presenting
+from storage.database import Database
+from storage.schema import deliveries, delivery_tries, micros, now
+from storage.text import clean
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What a try needs: where to, and the exact bytes. ``tries`` counts those already made."""
+
+    id: str
+    tenant: str
+    url: str
+    body: bytes
+    body_timestamp: str
+    status: str
+    tries: int
+
+
+class DeliveryStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def parcel(self, delivery_id: str) -> Parcel:
+        """Raises DeliveryNotFound."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(deliveries).where(deliveries.c.id == delivery_id))).first()
+            made = await connection.scalar(_count(delivery_id))
+        return _parcel(row, made or 0)
+
+    async def record(
+        self,
+        delivery_id: str,
+        one_try: DeliveryTry,
+        *,
+        delivered: bool,
+        next_try_at: datetime | None,
+    ) -> int:
+        """Store a try and what follows from it; the number of tries so far is returned.
+
+        Not delivered and no next try: the delivery has failed for good. Delivered once, it stays delivered.
+        """
+        async with self._database.write() as connection:
+            number = 1 + (await connection.scalar(_count(delivery_id)) or 0)
+            await connection.execute(
+                insert(delivery_tries).values(
+                    delivery_id=delivery_id,
+                    number=number,
+                    started_at=micros(one_try.started_at),
+                    latency_ms=one_try.latency_ms,
+                    status_code=one_try.status_code,
+                    error=clean(one_try.error)[:512] if one_try.error else None,
+                    response=clean(one_try.response) if one_try.response is not None else None,
+                )
+            )
+            outcome: dict[str, Any] = {"status": "pending", "next_try_at": next_try_at and micros(next_try_at)}
+            if delivered:
+                outcome = {"status": "delivered", "next_try_at": None, "delivered_at": micros(now())}
+            elif next_try_at is None:
+                outcome = {"status": "failed", "next_try_at": None}
+            statement = update(deliveries).where(deliveries.c.id == delivery_id, deliveries.c.status != "delivered")
+            await connection.execute(statement.values(**outcome))
+        return number
+
+    async def get(self, delivery_id: str) -> Delivery:
+        """A delivery with its tries. Raises DeliveryNotFound."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(deliveries).where(deliveries.c.id == delivery_id))).first()
+            if row is None:
+                raise DeliveryNotFound
+            return presenting.delivery(row, await presenting.tries(connection, delivery_id))
+
+    async def overdue(self, by: timedelta, limit: int = 100) -> Sequence[Parcel]:
+        """Pending deliveries whose next try should have been made: nobody seems to own them."""
+        query = (
+            select(deliveries)
+            .where(deliveries.c.status == "pending", deliveries.c.next_try_at <= micros(now() - by))
+            .order_by(deliveries.c.next_try_at)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+            return [_parcel(row, await connection.scalar(_count(row.id)) or 0) for row in rows]
+
+
+def _count(delivery_id: str) -> Any:
+    return select(func.count()).select_from(delivery_tries).where(delivery_tries.c.delivery_id == delivery_id)
+
+
+def _parcel(row: Row[Any] | None, made: int) -> Parcel:
+    if row is None:
+        raise DeliveryNotFound
+    return Parcel(row.id, row.tenant, row.url, row.body, row.body_timestamp, row.status, made)

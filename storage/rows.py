@@ -1,0 +1,54 @@
+"""Statements on a job's row and on its ledger that more than one page of this room needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, and_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chatjobs.contracts import Usage
+from chatjobs.errors import JobNotFound
+from storage.schema import attempts, jobs, micros, now
+from storage.values import AttemptEnd
+
+
+def by_id(job_id: str, tenant: str | None) -> Any:
+    query = select(jobs).where(jobs.c.id == job_id)
+    return query.where(jobs.c.tenant == tenant) if tenant is not None else query
+
+
+async def locked(connection: AsyncConnection, job_id: str, tenant: str | None = None) -> Row[Any]:
+    row = (await connection.execute(by_id(job_id, tenant).with_for_update())).first()
+    if row is None:
+        raise JobNotFound
+    return row
+
+
+async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: AttemptEnd) -> None:
+    """End the attempt that is still open; normally there is one. What it used is estimated, one delta for one token."""
+    is_open = and_(attempts.c.job_id == row.id, attempts.c.ended_at.is_(None))
+    for number, before in (
+        await connection.execute(select(attempts.c.number, attempts.c.tokens_before).where(is_open))
+    ).all():
+        usage = Usage(completion_tokens=max(0, row.token_count - before), total_tokens=max(0, row.token_count - before))
+        await connection.execute(
+            update(attempts)
+            .where(is_open, attempts.c.number == number)
+            .values(
+                ended_at=micros(now()),
+                outcome=end.outcome[:64],
+                http_status=end.http_status,
+                first_token_ms=end.first_token_ms,
+                tokens_per_second=end.tokens_per_second,
+                estimated=True,
+                usage=usage.model_dump_json(),
+            )
+        )
+
+
+async def outcomes(connection: AsyncConnection, job_id: str) -> Sequence[str]:
+    """The outcomes of all attempts so far, in order."""
+    query = select(attempts.c.outcome).where(attempts.c.job_id == job_id).order_by(attempts.c.number)
+    return [str(outcome) for outcome in (await connection.execute(query)).scalars()]

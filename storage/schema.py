@@ -1,0 +1,180 @@
+"""The tables. The schema is created and changed by the migrations next door, never from here.
+
+The row in ``jobs`` is written with every batch of text, so whatever may be large lives in a table of its own:
+requests (images are base64) and results. Times are microseconds since 1970 in UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from chatjobs.contracts import Channel
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+CHANNELS = (Channel.CONTENT, Channel.REASONING)
+"""A channel's number in storage is its place here."""
+
+
+def micros(moment: datetime) -> int:
+    """An aware time as microseconds since 1970, exactly."""
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+def moment(value: int) -> datetime:
+    return EPOCH + timedelta(microseconds=value)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+metadata = MetaData()
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("request_id", String(128), nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("body_hash", String(64), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("metadata", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+    Column("replay_of", String(128)),
+    Column("batch_id", String(128)),
+    Column("status", String(16), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("workflow_started_at", BigInteger),  # NULL: the sweeper has to start it
+    Column("started_at", BigInteger),
+    Column("progressed_at", BigInteger, nullable=False),
+    Column("completed_at", BigInteger),  # set by the seal, and only by it
+    Column("cancel_requested_at", BigInteger),
+    # The transcript's head.
+    Column("fence", BigInteger, nullable=False),
+    Column("claimant", String(64)),
+    Column("attempt", Integer, nullable=False),  # the number of the last one in the ledger
+    Column("epoch", Integer, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("token_count", BigInteger, nullable=False),
+    Column("reset_reason", String(64)),
+    Column("finish", Text),  # the end of the answer as data (JSON), from its commit to the seal
+    # The outcome.
+    Column("revision", Integer, nullable=False),
+    Column("sealed_by", String(64)),  # the workflow run whose outcome it is
+    Column("error_code", String(64)),
+    UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
+    # Nothing that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
+    postgresql_with={"fillfactor": "70"},
+)
+Index("jobs_newest", jobs.c.tenant, jobs.c.created_at, jobs.c.id)
+Index("jobs_by_status", jobs.c.tenant, jobs.c.status, jobs.c.created_at)
+Index(
+    "jobs_open",
+    jobs.c.created_at,
+    sqlite_where=jobs.c.completed_at.is_(None),
+    postgresql_where=jobs.c.completed_at.is_(None),
+)
+Index("jobs_replays", jobs.c.replay_of)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("body", Text, nullable=False),
+)
+
+transcript = Table(
+    "transcript",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("position", BigInteger, primary_key=True),  # after this piece
+    Column("channel", SmallInteger, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("token_count", BigInteger, nullable=False),  # deltas of the epoch so far, this piece included
+    sqlite_with_rowid=False,
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("content", Text, nullable=False),
+    Column("reasoning", Text, nullable=False),
+    Column("runs", Text, nullable=False),  # JSON: [[channel, characters, token count after], …] in order
+    Column("sha256", String(64), nullable=False),
+    Column("finish_reason", String(64)),
+    Column("tool_calls", Text),
+    Column("parts", Text),
+    Column("usage", Text),
+    Column("usage_estimated", Boolean, nullable=False),
+    Column("error", Text),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("outcome", String(64)),
+    Column("http_status", Integer),
+    Column("usage", Text),
+    Column("estimated", Boolean, nullable=False),
+    Column("first_token_ms", Integer),
+    Column("tokens_per_second", Float),
+    Column("tokens_before", BigInteger, nullable=False),  # the epoch's token count when it began
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("job_id", String(128), nullable=False, index=True),
+    Column("tenant", String(128), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("url", String(2048), nullable=False),
+    Column("body", LargeBinary, nullable=False),  # the exact bytes of every try
+    Column("body_timestamp", String(32), nullable=False),
+    Column("status", String(16), nullable=False),  # pending, delivered, failed
+    Column("created_at", BigInteger, nullable=False),
+    Column("next_try_at", BigInteger),
+    Column("delivered_at", BigInteger),
+)
+Index(
+    "deliveries_pending",
+    deliveries.c.next_try_at,
+    sqlite_where=deliveries.c.status == "pending",
+    postgresql_where=deliveries.c.status == "pending",
+)
+
+delivery_tries = Table(
+    "delivery_tries",
+    metadata,
+    Column("delivery_id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("started_at", BigInteger, nullable=False),
+    Column("latency_ms", Integer, nullable=False),
+    Column("status_code", Integer),
+    Column("error", String(512)),
+    Column("response", Text),
+)

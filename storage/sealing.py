@@ -1,0 +1,254 @@
+"""The end of a job, in one transaction: final row, result, compacted transcript, stored delivery.
+
+Whoever sees a terminal status can read the whole result at once, and a delivery exists from the same moment, so that
+it can be late but not lost.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chatjobs.contracts import (
+    MAX_WEBHOOK_CONTENT_BYTES,
+    ChatRequest,
+    ChatResult,
+    JobError,
+    JobStatus,
+    WebhookData,
+    WebhookEvent,
+    WebhookEventType,
+    rfc3339,
+)
+from chatjobs.errors import SealConflict
+from chatjobs.names import delivery_id, status_path
+from chatjobs.steps import Ending, Sealed
+from storage import presenting
+from storage.rows import close_open_attempts
+from storage.schema import (
+    CHANNELS,
+    attempts,
+    deliveries,
+    jobs,
+    micros,
+    moment,
+    now,
+    requests,
+    results,
+    transcript,
+)
+from storage.values import AttemptEnd, FinishRecord
+
+LENGTH_LIMITS = ("length", "model_length")
+"""Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
+CANCELLED = Ending(job_id="-", status=JobStatus.CANCELLED)
+
+
+async def sealed(connection: AsyncConnection, row: Row[Any]) -> Sealed:
+    """The outcome of a sealed row."""
+    result = (await connection.execute(select(results).where(results.c.job_id == row.id))).one()
+    event = WebhookEventType.of(JobStatus(row.status))
+    delivery = delivery_id(row.id, event, row.revision)
+    stored = await connection.scalar(select(deliveries.c.id).where(deliveries.c.id == delivery))
+    return Sealed(
+        job_id=row.id,
+        status=JobStatus(row.status),
+        model=row.model,
+        position=row.position,
+        sha256=result.sha256,
+        error=JobError.model_validate_json(result.error) if result.error else None,
+        delivery_id=stored,
+    )
+
+
+async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_id: str) -> None:
+    """Seal the locked, open row of ``jobs``. Raises SealConflict."""
+    finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
+    status, error = _verdict(row, ending, finish)
+    await _settle_attempts(connection, row, finish, status, error)
+    await _store_result(connection, row, finish if status is not JobStatus.FAILED else None, error)
+    time = micros(now())
+    await connection.execute(
+        update(jobs)
+        .where(jobs.c.id == row.id)
+        .values(
+            status=status.value,
+            completed_at=time,
+            progressed_at=time,
+            fence=row.fence + 1,  # whoever still writes under the old one changes nothing
+            finish=None,
+            sealed_by=run_id,
+            error_code=error.code[:64] if error else None,
+        )
+    )
+    await _store_delivery(connection, row.id)
+
+
+async def _store_result(
+    connection: AsyncConnection, row: Row[Any], finish: FinishRecord | None, error: JobError | None
+) -> None:
+    """The result, with the transcript compacted to a text per channel and the list of its runs."""
+    usage, estimated = presenting.total_usage(await presenting.ledger(connection, row.id), finish)
+    pieces = await presenting.transcript_rows(connection, row.id, row.epoch)
+    texts = ["".join(p.text for p in pieces if p.channel == number) for number in range(len(CHANNELS))]
+    await connection.execute(
+        insert(results).values(
+            job_id=row.id,
+            content=texts[0],
+            reasoning=texts[1],
+            runs=json.dumps(_runs(pieces)),
+            sha256=presenting.sha256(texts[0]),
+            finish_reason=finish.reason[:64] if finish else None,
+            tool_calls=_json(presenting.TOOL_CALLS, finish.tool_calls) if finish else None,
+            parts=_json(presenting.PARTS, finish.parts) if finish else None,
+            usage=usage.model_dump_json() if usage else None,
+            usage_estimated=estimated,
+            error=error.model_dump_json() if error else None,
+        )
+    )
+    await connection.execute(delete(transcript).where(transcript.c.job_id == row.id))
+
+
+def _json(adapter: Any, values: tuple[Any, ...]) -> str | None:
+    return adapter.dump_json(values, by_alias=True).decode() if values else None
+
+
+def _verdict(row: Row[Any], ending: Ending, finish: FinishRecord | None) -> tuple[JobStatus, JobError | None]:
+    """A cancel that was accepted wins; then an answer that is whole; then what the workflow says."""
+    if ending.status is JobStatus.CANCELLED or row.cancel_requested_at is not None:
+        return JobStatus.CANCELLED, None
+    if finish is not None:
+        if ending.position not in (None, row.position):
+            raise SealConflict(f"The transcript is at {row.position}, not at {ending.position}; it was not sealed")
+        return (JobStatus.INCOMPLETE if finish.reason in LENGTH_LIMITS else JobStatus.COMPLETED), None
+    if ending.status is JobStatus.COMPLETED:
+        raise SealConflict("The answer is not whole in storage; it was not sealed")
+    return JobStatus.FAILED, ending.error or JobError(code="internal", message="The job failed without a reason")
+
+
+def _runs(pieces: Any) -> list[tuple[int, int, int]]:
+    """[channel, characters, token count after], neighbours of one channel joined."""
+    runs = []
+    for channel, group in groupby(pieces, key=lambda piece: piece.channel):
+        joined = list(group)
+        runs.append((channel, sum(len(piece.text) for piece in joined), joined[-1].token_count))
+    return runs
+
+
+async def _settle_attempts(
+    connection: AsyncConnection,
+    row: Row[Any],
+    finish: FinishRecord | None,
+    status: JobStatus,
+    error: JobError | None,
+) -> None:
+    """Close the ledger: the attempt that finished from its record, any other that is open as the job ends."""
+    if finish is not None:
+        await connection.execute(
+            update(attempts)
+            .where(attempts.c.job_id == row.id, attempts.c.number == finish.attempt)
+            .values(
+                ended_at=micros(finish.ended_at),
+                outcome="finished",
+                http_status=200,
+                usage=finish.usage.model_dump_json() if finish.usage else None,
+                first_token_ms=finish.first_token_ms,
+                tokens_per_second=finish.tokens_per_second,
+            )
+        )
+    outcome = "cancelled" if status is JobStatus.CANCELLED else error.code if error else "lost"
+    await close_open_attempts(connection, row, AttemptEnd(outcome))
+
+
+async def _store_delivery(connection: AsyncConnection, job_id: str) -> None:
+    """The delivery row with the webhook's id and its exact body, if the outcome's event is subscribed."""
+    body = await connection.scalar(select(requests.c.body).where(requests.c.job_id == job_id))
+    webhook = ChatRequest.model_validate_json(body).target() if body else None
+    row = (await connection.execute(select(jobs).where(jobs.c.id == job_id))).one()
+    event = WebhookEventType.of(JobStatus(row.status))
+    if webhook is None or event not in webhook.events:
+        return
+    result = await presenting.job(connection, row, "")
+    await connection.execute(
+        insert(deliveries).values(
+            id=delivery_id(job_id, event, row.revision),
+            job_id=job_id,
+            tenant=row.tenant,
+            event=event.value,
+            url=webhook.url,
+            body=announcement(result).model_dump_json().encode(),
+            body_timestamp=rfc3339(moment(row.completed_at)),
+            status="pending",
+            created_at=row.completed_at,
+            next_try_at=row.completed_at,
+        )
+    )
+
+
+def announcement(result: ChatResult) -> WebhookEvent:
+    """The webhook of a job's outcome."""
+    omitted = len((result.content or "").encode()) > MAX_WEBHOOK_CONTENT_BYTES
+    if result.completed_at is None or result.sha256 is None:
+        raise SealConflict("Only a sealed job can be announced")
+    data = WebhookData(
+        job_id=result.job_id,
+        request_id=result.request_id,
+        status=result.status,
+        model=result.model,
+        content=None if omitted else result.content,
+        tool_calls=result.tool_calls,
+        finish_reason=result.finish_reason,
+        usage=result.usage,
+        error=result.error,
+        completed_at=result.completed_at,
+        sha256=result.sha256,
+        metadata=result.metadata,
+        status_url=status_path(result.job_id),
+        content_omitted=omitted,
+    )
+    return WebhookEvent(event=WebhookEventType.of(result.status), timestamp=result.completed_at, data=data)
+
+
+# ------------------------------------------------------------------------------------------------- reopening
+
+
+def reopens(row: Row[Any], run_id: str) -> bool:
+    """A failed job that another run sealed: an operator reset its workflow, and it may go on."""
+    return row.status == JobStatus.FAILED.value and row.sealed_by not in (None, run_id)
+
+
+async def reopen(connection: AsyncConnection, row: Row[Any]) -> None:
+    """Undo the seal of a failed job: the transcript goes on where it stopped, the next outcome has a new revision."""
+    result = (await connection.execute(select(results).where(results.c.job_id == row.id))).one()
+    texts, taken, position = [result.content, result.reasoning], [0, 0], 0
+    for channel, length, token_count in json.loads(result.runs):
+        position += length
+        piece = texts[channel][taken[channel] : taken[channel] + length]
+        taken[channel] += length
+        await connection.execute(
+            insert(transcript).values(
+                job_id=row.id,
+                epoch=row.epoch,
+                position=position,
+                channel=channel,
+                text=piece,
+                token_count=token_count,
+            )
+        )
+    await connection.execute(delete(results).where(results.c.job_id == row.id))
+    await connection.execute(
+        update(jobs)
+        .where(jobs.c.id == row.id)
+        .values(
+            status=JobStatus.IN_PROGRESS.value,
+            completed_at=None,
+            sealed_by=None,
+            error_code=None,
+            revision=row.revision + 1,
+            started_at=None,  # the clock of the whole generation starts again
+        )
+    )

@@ -1,0 +1,44 @@
+"""Text as storage takes it: the same characters, and so the same positions, on SQLite and on Postgres."""
+
+from __future__ import annotations
+
+REPLACEMENT = "\ufffd"
+
+
+def _high(character: str) -> bool:
+    return "\ud800" <= character <= "\udbff"
+
+
+class Normaliser:
+    """Joins what streams cut apart and replaces what no store keeps, one instance per channel.
+
+    A high surrogate at the end of a piece waits for the next one, because JSON may spread an astral character over
+    two deltas (RFC 8259, section 7). Lone surrogates (not encodable in UTF-8) and NUL (refused by Postgres) become
+    U+FFFD.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """The storable text in what was held and ``text``; may be empty."""
+        if not self._held and text.isascii() and "\0" not in text:
+            return text
+        text = self._held + text
+        self._held = text[-1] if text and _high(text[-1]) else ""
+        return _clean(text[: len(text) - len(self._held)])
+
+    def end(self) -> str:
+        """What is left at the end of the stream."""
+        held, self._held = self._held, ""
+        return REPLACEMENT if held else ""
+
+
+def _clean(text: str) -> str:
+    joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return joined.replace("\0", REPLACEMENT)
+
+
+def clean(text: str) -> str:
+    """A whole text in storable form."""
+    return _clean(text)

@@ -1,0 +1,133 @@
+"""What storage takes and gives beside the contracts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from chatjobs.contracts import (
+    Channel,
+    ChatRequest,
+    JobStatus,
+    Many,
+    PlacedPart,
+    Timestamp,
+    ToolCall,
+    Usage,
+    WireModel,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be accepted. ``body_hash`` is contracts.fingerprint of the body as received.
+
+    ``request`` is None where it was not valid: the job gets a row, so that it can be found, and can only fail.
+    """
+
+    job_id: str
+    tenant: str
+    request_id: str
+    body_hash: str
+    request: ChatRequest | None
+    started: bool = False
+    """It comes from its own workflow, which need not be started."""
+    idempotency_key: str | None = None
+    replay_of: str | None = None
+    batch_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedJob:
+    """``created`` is False where the same job was there already."""
+
+    job_id: str
+    request_id: str
+    status: JobStatus
+    created: bool
+
+
+class FinishRecord(WireModel):
+    """The end of an answer as data, committed with its last text."""
+
+    reason: str
+    usage: Usage | None = None
+    tool_calls: Many[ToolCall] = ()
+    parts: Many[PlacedPart] = ()
+    attempt: int
+    ended_at: Timestamp
+    first_token_ms: int | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """How an attempt ended that did not finish its answer. ``outcome`` is an error's code or one of our words."""
+
+    outcome: str
+    http_status: int | None = None
+    first_token_ms: int | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an attempt finds when it takes a job over.
+
+    ``taken``: it may write, under ``fence``, from ``position`` on. Else there is nothing to do: the answer is
+    ``finished`` in storage, the job is ``sealed``, or somebody asked to cancel it.
+    """
+
+    outcome: Literal["taken", "finished", "sealed", "cancel_requested"]
+    job_id: str
+    fence: int
+    epoch: int
+    position: int
+    token_count: int
+    finish_reason: str | None = None
+    attempt: int = 0
+    failures: int = 0
+    request: ChatRequest | None = None
+    created_at: int = 0
+    started_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring text of one channel. ``token_count``: deltas of the epoch up to its end."""
+
+    channel: Channel
+    text: str
+    token_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far a reader is: everything of ``epoch`` before ``position`` has been read."""
+
+    job_id: str
+    epoch: int = 1
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What a reader at a cursor lacks.
+
+    ``reset``: the reader's text is not a prefix of this one (another epoch, or a position from the future); drop it,
+    ``runs`` has the whole text. ``status`` is of the same snapshot: terminal means that nothing follows.
+    """
+
+    job_id: str
+    epoch: int
+    position: int
+    runs: tuple[Run, ...]
+    reset: bool
+    status: JobStatus
+    attempt: int
+    reset_reason: str | None
+    started: bool
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.job_id, self.epoch, self.position)
