@@ -417,16 +417,24 @@ class ChatRequest(_Wire):
     @classmethod
     def parse(cls, body: Any) -> Self:
         """The request in a decoded JSON body. Raises InvalidRequest, which names the places and echoes nothing."""
-        try:
-            return cls.model_validate_json(canonical_json(body))
-        except ValidationError as error:
-            raise InvalidRequest(_problems(error, body)) from None
-        except ValueError as error:  # NaN, Infinity, lone surrogates
-            raise InvalidRequest([Problem("", str(error).split(":")[0])]) from None
+        return parse(cls, body)
 
     def target(self) -> Webhook | None:
         """The webhook to notify, whichever way it was given."""
         return self.webhook or (Webhook(url=self.callback) if self.callback else None)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(model: type[M], body: Any) -> M:
+    """A value of ``model`` from decoded JSON. Raises InvalidRequest."""
+    try:
+        return model.model_validate_json(canonical_json(body))
+    except ValidationError as error:
+        raise InvalidRequest(_problems(error, body)) from None
+    except (TypeError, ValueError) as error:  # not JSON: NaN, Infinity, lone surrogates
+        raise InvalidRequest([Problem("", str(error).split(":")[0])]) from None
 
 
 def _problems(error: ValidationError, body: Any) -> list[Problem]:
@@ -441,7 +449,7 @@ def _problems(error: ValidationError, body: Any) -> list[Problem]:
 def _why(item: ErrorDetails) -> str:
     if item["type"] == "union_tag_invalid":  # pydantic's own words repeat the input
         return f"Input should be one of {item['ctx']['expected_tags']}"
-    return item["msg"].removeprefix("Value error, ")
+    return item["msg"].removeprefix("Value error, ").replace("Tuple should", "Array should")
 
 
 def _pointer(path: tuple[int | str, ...], body: Any) -> str:

@@ -17,6 +17,7 @@ ChatJobsError
 │   ├── FenceLost
 │   └── SealConflict
 ├── TemporalUnavailable
+├── ConfigurationError
 └── WebhookError
     ├── InvalidSecret
     ├── InvalidSignature
@@ -173,6 +174,12 @@ class TemporalUnavailable(ChatJobsError):
     """Temporal is not reachable; check that the server runs and TEMPORAL_ADDRESS."""
 
     code = "temporal_unavailable"
+
+
+class ConfigurationError(ChatJobsError):
+    """A setting is missing or wrong."""
+
+    code = "configuration"
 
 
 class WebhookError(ChatJobsError):

@@ -1,1 +1,1 @@
-"""The story: deterministic, read chat_job.py first."""
+"""The story: deterministic. Read chat_job.py first."""

@@ -1,0 +1,284 @@
+"""Stream one completion into the transcript, heartbeating."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, assert_never
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from activities import failures
+from activities.ports import ChatModel, Finish, ModelEvent, PartDelta, Progress, TextDelta
+from chatjobs.contracts import ChatRequest, PlacedPart
+from chatjobs.errors import (
+    ChatJobsError,
+    FenceLost,
+    JobNotFound,
+    StorageError,
+    UpstreamError,
+    UpstreamInterrupted,
+    UpstreamRateLimited,
+)
+from chatjobs.steps import CompletionSummary, JobRef
+from storage.jobs import JobStore
+from storage.schema import micros, moment
+from storage.transcript import JobWriter, TranscriptWriter
+from storage.values import AttemptEnd, Claim, FinishRecord
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 1.0
+"""Between heartbeats, whatever the stream does. Cancellation reaches an activity only with a heartbeat's response
+(sdk-python README, "Heartbeating and Cancellation")."""
+
+
+class CompletionActivities:
+    def __init__(self, *, jobs: JobStore, transcript: TranscriptWriter, model: ChatModel) -> None:
+        self._jobs = jobs
+        self._transcript = transcript
+        self._model = model
+
+    @activity.defn
+    async def complete_chat(self, ref: JobRef) -> CompletionSummary:
+        """Call the model for a job, unless its answer is whole already; the text goes to the transcript.
+
+        Fails with the error's code as type. Retried by Temporal; a retry takes the job over and starts a new epoch.
+        """
+        claim = await self._claim(ref.job_id)
+        if claim.outcome != "taken":
+            return CompletionSummary(position=claim.position, finish_reason=claim.finish_reason, outcome=claim.outcome)
+        attempt = _Attempt(claim, self._transcript.open(claim))
+        try:
+            async with _heartbeats(attempt):
+                return await self._until_shutdown(self._stream(attempt))
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translated once, in _verdict
+            raise await self._ended(attempt, error) from None
+
+    async def _claim(self, job_id: str) -> Claim:
+        info = activity.info()
+        try:
+            return await self._jobs.claim(
+                job_id,
+                # Grows across retries and Resets, by the server's clock; the attempt number restarts after a Reset.
+                fence=micros(info.current_attempt_scheduled_time),
+                claimant=uuid.uuid4().hex,
+                run_id=info.workflow_run_id or "",
+            )
+        except (StorageError, JobNotFound) as error:
+            raise failures.from_storage(error) from None
+
+    async def _until_shutdown(self, stream: Coroutine[Any, Any, CompletionSummary]) -> CompletionSummary:
+        """The stream's summary, or _HandedOver as soon as the worker is told to stop."""
+        streaming = asyncio.create_task(stream)
+        stopping = asyncio.create_task(activity.wait_for_worker_shutdown())
+        try:
+            await asyncio.wait((streaming, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not streaming.done():
+                raise _HandedOver
+            return await streaming
+        finally:
+            for task in (streaming, stopping):
+                task.cancel()
+            await asyncio.gather(streaming, stopping, return_exceptions=True)
+
+    async def _stream(self, attempt: _Attempt) -> CompletionSummary:
+        await self._begin(attempt)
+        clocks = attempt.clocks
+        try:
+            async with clocks.running(), contextlib.aclosing(self._model.stream(attempt.request)) as events:
+                async for event in events:
+                    clocks.moved()
+                    if isinstance(event, Finish):
+                        attempt.finish = event
+                        break
+                    attempt.take(event)
+                    if attempt.pen.full:
+                        with clocks.paused():  # the database is slow, not the model
+                            await attempt.pen.room()
+        except TimeoutError:
+            raise clocks.error() from None
+        if attempt.finish is None:
+            raise UpstreamInterrupted(code="upstream_cut")
+        await attempt.pen.finish(attempt.finish_record(attempt.finish))
+        return CompletionSummary(position=attempt.pen.position, finish_reason=attempt.finish.reason)
+
+    async def _begin(self, attempt: _Attempt) -> None:
+        """Look at the clocks that ran before this attempt, and throw away the text of an interrupted one."""
+        claim, limits = attempt.claim, attempt.request.limits
+        if claim.attempt == 1 and claim.started_at - claim.created_at > limits.queue_seconds * 1e6:
+            raise failures.permanent("queue_timeout", "The job waited too long for a worker", retryable=True)
+        if claim.position > 0:
+            if attempt.request.on_interrupt == "fail":
+                raise failures.permanent("interrupted", "The answer was interrupted, and onInterrupt is fail")
+            epoch = await self._jobs.restart(claim.job_id, fence=claim.fence, reason="restart")
+            attempt.pen.restarted(epoch)
+
+    async def _ended(self, attempt: _Attempt, error: BaseException) -> BaseException:
+        """Keep what came and write down how the attempt ended; the exception for Temporal."""
+        outcome, status, failure = _verdict(attempt, error)
+        try:
+            if not isinstance(error, StorageError):
+                await attempt.pen.flush()
+            await self._jobs.end_attempt(attempt.claim.job_id, attempt.claim.fence, attempt.end(outcome, status))
+        except StorageError as problem:
+            # The next claim closes this attempt as lost; its failure still counts by what Temporal is told here.
+            log.warning("attempt not recorded: %s", problem, extra=attempt.log("attempt_unrecorded"))
+        log.info("attempt ended: %s", outcome, extra=attempt.log("attempt_ended"))
+        return failure
+
+
+class _HandedOver(Exception):
+    """The worker stops; another one takes the job."""
+
+
+class _Attempt:
+    """One call's state: what has come, and when."""
+
+    def __init__(self, claim: Claim, pen: JobWriter) -> None:
+        if claim.request is None:
+            raise FenceLost("The claim holds no request")
+        self.claim = claim
+        self.request: ChatRequest = claim.request
+        self.pen = pen
+        self.clocks = _Clocks(self.request, claim.started_at)
+        self.finish: Finish | None = None
+        self._parts: list[PlacedPart] = []
+        self._began = time.monotonic()
+        self._first_token: float | None = None
+        self._deltas = 0
+
+    def take(self, event: ModelEvent) -> None:
+        match event:
+            case TextDelta(channel, text):
+                self._first_token = self._first_token or time.monotonic()
+                self._deltas += 1
+                self.pen.append(channel, text)
+            case PartDelta(part):
+                self._parts.append(PlacedPart(position=self.pen.position, part=part))
+            case Progress() | Finish():
+                pass
+            case _:
+                assert_never(event)
+
+    @property
+    def first_token_ms(self) -> int | None:
+        return None if self._first_token is None else round((self._first_token - self._began) * 1000)
+
+    def tokens_per_second(self, tokens: int | None = None) -> float | None:
+        """Over the time since the first token; a single token has no rate."""
+        count = self._deltas if tokens is None else tokens
+        if self._first_token is None or count < 2:
+            return None
+        return round((count - 1) / max(time.monotonic() - self._first_token, 1e-3), 1)
+
+    def progress(self) -> dict[str, Any]:
+        """What the Temporal UI shows under Pending Activities; nothing private."""
+        return {
+            "attempt": self.claim.attempt,
+            "phase": "waiting for the first token" if self._first_token is None else "streaming",
+            "characters": self.pen.position,
+            "tokensPerSecond": self.tokens_per_second(),
+        }
+
+    def finish_record(self, finish: Finish) -> FinishRecord:
+        return FinishRecord(
+            reason=finish.reason,
+            usage=finish.usage,
+            tool_calls=finish.tool_calls,
+            parts=tuple(self._parts),
+            attempt=self.claim.attempt,
+            ended_at=datetime.now(UTC),
+            first_token_ms=self.first_token_ms,
+            tokens_per_second=self.tokens_per_second(finish.usage.completion_tokens if finish.usage else None),
+        )
+
+    def end(self, outcome: str, http_status: int | None) -> AttemptEnd:
+        return AttemptEnd(outcome, http_status, self.first_token_ms, self.tokens_per_second())
+
+    def log(self, action: str) -> dict[str, Any]:
+        return {"action": action, "job_id": self.claim.job_id, "attempt": self.claim.attempt}
+
+
+class _Clocks:
+    """First token, stall and total. Only what the model says moves them: comments and empty chunks do not."""
+
+    def __init__(self, request: ChatRequest, started_at: int) -> None:
+        self._limits = request.limits
+        elapsed = (datetime.now(UTC) - moment(started_at)).total_seconds()
+        self._end = time.monotonic() + max(self._limits.total_seconds - elapsed, 0)
+        self._timeout = asyncio.timeout(None)
+        self._which = "first_token"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with self._timeout:
+            self._set(self._limits.first_token_seconds)
+            yield
+
+    def moved(self) -> None:
+        self._which = "stall"
+        self._set(self._limits.stall_seconds)
+
+    @contextlib.contextmanager
+    def paused(self) -> Any:
+        """Only the total clock runs."""
+        self._set(float("inf"))
+        yield
+        self._set(self._limits.stall_seconds)
+
+    def _set(self, seconds: float) -> None:
+        self._timeout.reschedule(min(time.monotonic() + seconds, self._end))
+
+    def error(self) -> BaseException:
+        """What the clock that ran out means."""
+        if time.monotonic() >= self._end:
+            return failures.permanent("total_timeout", "The whole generation took too long", retryable=True)
+        if self._which == "first_token":
+            return UpstreamInterrupted("Mistral did not begin to answer in time", code="first_token_timeout")
+        return UpstreamInterrupted("Mistral stopped in the middle of the answer", code="stall_timeout")
+
+
+def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, BaseException]:
+    """An attempt's outcome for the ledger, its HTTP status, and the exception for Temporal."""
+    match error:
+        case asyncio.CancelledError():
+            return "cancelled", None, error
+        case _HandedOver():
+            return "handed_over", None, failures.again("handed_over", "The worker stops; another one goes on", 0)
+        case UpstreamError():
+            throttled = isinstance(error, UpstreamRateLimited)
+            count = attempt.claim.failures + (not throttled)
+            failure = failures.from_upstream(error, failures=count, throttles=attempt.claim.attempt)
+            return error.reason, error.http_status, failure
+        case ApplicationError():
+            return error.type or "internal", None, error
+        case ChatJobsError():
+            return error.code, None, failures.from_storage(error)
+        case _:
+            log.error("attempt failed", exc_info=error, extra=attempt.log("attempt_failed"))
+            message = f"An error in this service ({type(error).__name__}); see the worker's log"
+            failed = UpstreamInterrupted(message, code="internal")
+            return "internal", None, failures.from_upstream(failed, failures=attempt.claim.failures + 1, throttles=0)
+
+
+@asynccontextmanager
+async def _heartbeats(attempt: _Attempt) -> AsyncIterator[None]:
+    async def beat() -> None:
+        while True:
+            activity.heartbeat(attempt.progress())
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)

@@ -1,0 +1,68 @@
+"""Our errors as Temporal needs them: retried or not, after which pause, with a code and a bounded text.
+
+All are of the category BENIGN: expected, and logged by us with the job's id, not by the SDK with a traceback.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from chatjobs.errors import ChatJobsError, StorageUnavailable, UpstreamError, UpstreamRateLimited
+
+FAILURE_BUDGET = 5
+"""Real failures of one job's calls before it fails; throttling, deploys and killed workers cost nothing."""
+EMPTY_BUDGET = 3
+"""The same for empty answers: a model that says nothing twice more is not going to speak."""
+LONGEST_PAUSE = 30.0
+LONGEST_THROTTLE = 300.0
+STORAGE_PAUSE = 1.0
+AT_ONCE = timedelta(milliseconds=1)
+
+
+def permanent(code: str, message: str, *, retryable: bool = False) -> ApplicationError:
+    """Ends the job. ``retryable`` tells people whether a replay may help."""
+    return ApplicationError(
+        message, {"retryable": retryable}, type=code, non_retryable=True, category=ApplicationErrorCategory.BENIGN
+    )
+
+
+def again(code: str, message: str, pause: float) -> ApplicationError:
+    """Makes Temporal start another attempt after ``pause`` seconds."""
+    delay = max(timedelta(seconds=pause), AT_ONCE)  # zero would mean the policy's own interval
+    return ApplicationError(
+        message, {"retryable": True}, type=code, next_retry_delay=delay, category=ApplicationErrorCategory.BENIGN
+    )
+
+
+def from_storage(error: ChatJobsError) -> ApplicationError:
+    """An error of the database: waited for if it may pass, else the end."""
+    if isinstance(error, StorageUnavailable):
+        return again(error.code, error.message, STORAGE_PAUSE)
+    return permanent(error.code, error.message)
+
+
+def from_upstream(error: UpstreamError, *, failures: int, throttles: int) -> ApplicationError:
+    """An error of a model call. ``failures``: real ones of this job, this one included; ``throttles``: its attempts."""
+    if isinstance(error, UpstreamRateLimited):
+        return again(error.reason, error.message, throttle_pause(error.retry_after, throttles))
+    if not error.retryable:
+        return permanent(error.reason, error.message)
+    budget = EMPTY_BUDGET if error.reason == "upstream_empty" else FAILURE_BUDGET
+    if failures >= budget:
+        return permanent(error.reason, f"{error.message} (given up after {failures} failures)", retryable=True)
+    return again(error.reason, error.message, failure_pause(failures))
+
+
+def throttle_pause(retry_after: float | None, throttles: int) -> float:
+    """Seconds: what the server asked for, clamped to 1 s to 5 min, or a growing default."""
+    wanted = retry_after if retry_after is not None else 2.0 ** min(throttles, 6)
+    return min(max(wanted, 1.0), LONGEST_THROTTLE)
+
+
+def failure_pause(failures: int) -> float:
+    """Seconds, doubling from half a second, spread over ±50 % so that jobs cut off together do not return together."""
+    spread = random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+    return min(0.5 * 2.0 ** (failures - 1) * spread, LONGEST_PAUSE)

@@ -1,0 +1,131 @@
+"""The short local steps: give a job its row, and seal the transcript into a result."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from temporalio import activity
+from temporalio.service import RPCError
+
+from activities import failures
+from chatjobs.contracts import (
+    MAX_INLINE_RESULT_BYTES,
+    ChatRequest,
+    ChatResult,
+    JobError,
+    JobStart,
+    JobStatus,
+    WireModel,
+    fingerprint,
+    parse,
+)
+from chatjobs.errors import ChatJobsError, InvalidRequest, Problem
+from chatjobs.names import new_request_id, status_path
+from chatjobs.steps import Accepted, Ending, Sealed
+from storage.jobs import JobStore
+from storage.values import NewJob
+
+RPC_TIMEOUT = timedelta(seconds=5)
+
+
+class AcceptOrder(WireModel):
+    """``start`` is the workflow's argument as it came, from whatever language, valid or not."""
+
+    job_id: str
+    start: Any
+
+
+class SealOrder(WireModel):
+    ending: Ending
+    inline: bool
+    """The answer goes back through Temporal, as the request came."""
+    run_cancelled: bool
+    """The run was cancelled through Temporal (and not, or not yet, only through our database)."""
+
+
+class ResultActivities:
+    """``tenant`` owns the jobs that are started straight through Temporal; ``indexed``: see steps.Accepted."""
+
+    def __init__(self, *, jobs: JobStore, tenant: str, indexed: bool) -> None:
+        self._jobs = jobs
+        self._tenant = tenant
+        self._indexed = indexed
+
+    @activity.defn
+    async def accept_inline(self, order: AcceptOrder) -> Accepted:
+        """Insert the row of a job that was started with its request inline, if it is absent.
+
+        Fails with `job_id_conflict` if the row of another request is there.
+        """
+        job, error = self._read(order)
+        try:
+            accepted = await self._jobs.accept(job)
+        except ChatJobsError as problem:
+            raise failures.from_storage(problem) from None
+        return Accepted(
+            job_id=accepted.job_id,
+            tenant=job.tenant,
+            model=job.request.model if job.request else "",
+            indexed=self._indexed,
+            error=error,
+        )
+
+    def _read(self, order: AcceptOrder) -> tuple[NewJob, JobError | None]:
+        """The job in a workflow's argument, and why it can never run."""
+        request, error, body = None, None, order.start
+        try:
+            body = parse(JobStart, order.start).request
+            request = ChatRequest.parse(body)
+            if request.job_id not in (None, order.job_id):
+                raise InvalidRequest([Problem("/jobId", "must be the workflow's id, or be left out")])
+        except InvalidRequest as problem:
+            error = JobError(code=problem.code, message=problem.message)
+        job = NewJob(
+            job_id=order.job_id,
+            tenant=self._tenant,
+            request_id=(request and request.request_id) or new_request_id(),
+            body_hash=_fingerprint(body),
+            request=request,
+            started=True,
+        )
+        return job, error
+
+    @activity.defn
+    async def store_result(self, order: SealOrder) -> Sealed:
+        """Seal a job: final row, terminal event, compacted transcript and stored delivery in one transaction."""
+        run_id = activity.info().workflow_run_id or ""
+        try:
+            sealed = await self._jobs.seal(order.ending, run_id=run_id)
+            result = await self._inline(sealed.job_id) if order.inline else None
+        except ChatJobsError as problem:
+            raise failures.from_storage(problem) from None
+        if sealed.status is JobStatus.CANCELLED and not order.run_cancelled:
+            await _cancel_run()
+        return sealed.model_copy(update={"indexed": self._indexed, "result": result})
+
+    async def _inline(self, job_id: str) -> ChatResult:
+        job = await self._jobs.get(job_id)
+        result = ChatResult(**{name: getattr(job, name) for name in ChatResult.model_fields})
+        if len(result.model_dump_json().encode()) <= MAX_INLINE_RESULT_BYTES:
+            return result
+        left_out = {"content": None, "reasoning": None, "tool_calls": None, "content_parts": None}
+        url = status_path(job_id)
+        return result.model_copy(update={**left_out, "content_omitted": True, "status_url": url})
+
+
+async def _cancel_run() -> None:
+    """Only a run that was asked to may end as cancelled, and it cannot ask itself."""
+    info = activity.info()
+    handle = activity.client().get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
+    try:
+        await handle.cancel(rpc_timeout=RPC_TIMEOUT)
+    except RPCError as error:
+        raise failures.again("temporal_unavailable", f"The run was not cancelled: {error.status.name}", 1) from None
+
+
+def _fingerprint(body: Any) -> str:
+    try:
+        return fingerprint(body)
+    except ValueError:  # not JSON at all (NaN, lone surrogates): such a job fails and is never compared
+        return fingerprint(repr(body))

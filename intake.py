@@ -1,0 +1,210 @@
+"""Accept a job: row first, workflow second; and the sweeper that finishes what was left.
+
+The row is the promise (a transactional outbox). Temporal may be away for as long as it likes: whoever runs a sweeper
+(gateway, worker) starts what waits, sends cancels until they are confirmed, restarts what Temporal lost, and adopts
+deliveries that nobody owns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from chatjobs.contracts import ChatRequest, JobError, JobStatus, fingerprint
+from chatjobs.errors import ChatJobsError, TemporalUnavailable
+from chatjobs.names import CHAT_JOB, JOBS_QUEUE, WEBHOOK_DELIVERY, delivery_workflow_id, new_job_id, new_request_id
+from chatjobs.steps import DeliveryStart, Ending
+from storage.deliveries import DeliveryStore
+from storage.jobs import JobStore, Waiting
+from storage.values import AcceptedJob, NewJob
+
+log = logging.getLogger(__name__)
+
+RPC_TIMEOUT = timedelta(seconds=5)
+SWEEP_SECONDS = 1.0
+UNSTARTED_AFTER = timedelta(seconds=2)
+"""Whoever accepted the job normally starts it within milliseconds."""
+SILENT_AFTER = timedelta(seconds=30)
+OVERDUE_AFTER = timedelta(seconds=60)
+"""A try takes 15 s at most; whoever owned this delivery is gone."""
+TERMINATED = JobError(code="terminated", message="The job's workflow was ended from outside", retryable=True)
+
+
+class Intake:
+    """``client`` may be None where Temporal is not needed at once: then the sweeper of another process starts the job.
+
+    ``indexed``: the namespace has our search attributes (connection.indexed).
+    """
+
+    def __init__(self, *, jobs: JobStore, client: Client | None, indexed: bool = False) -> None:
+        self._jobs = jobs
+        self._client = client
+        self._indexed = indexed
+
+    async def accept(
+        self,
+        body: Any,
+        *,
+        tenant: str,
+        idempotency_key: str | None = None,
+        replay_of: str | None = None,
+    ) -> AcceptedJob:
+        """Commit the job in a decoded JSON body. From here on it is durable.
+
+        Raises InvalidRequest, IdempotencyMismatch, JobIdConflict, StorageUnavailable.
+        """
+        request = ChatRequest.parse(body)
+        return await self._jobs.accept(
+            NewJob(
+                job_id=request.job_id or new_job_id(),
+                tenant=tenant,
+                request_id=request.request_id or new_request_id(),
+                body_hash=fingerprint(body),
+                request=request,
+                idempotency_key=idempotency_key,
+                replay_of=replay_of,
+            )
+        )
+
+    async def replay(self, job_id: str, *, tenant: str, overrides: dict[str, Any] | None = None) -> AcceptedJob:
+        """A new job with the request of another one. Raises JobNotFound, InvalidRequest."""
+        original = await self._jobs.request(job_id, tenant)
+        body = original.model_dump(mode="json", exclude_unset=True) | (overrides or {})
+        body.pop("jobId", None)
+        return await self.accept(body, tenant=tenant, replay_of=job_id)
+
+    async def start(self, job: Waiting) -> None:
+        """Start a job's workflow, once, however often it is asked for. Raises TemporalUnavailable."""
+        if self._client is None:
+            raise TemporalUnavailable
+        try:
+            await self._client.start_workflow(
+                CHAT_JOB,
+                {"jobId": job.job_id},
+                id=job.job_id,
+                task_queue=JOBS_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                static_summary=f"chat with {job.model}",
+                search_attributes=self._search_attributes(job) if self._indexed else None,
+                rpc_timeout=RPC_TIMEOUT,
+            )
+        except WorkflowAlreadyStartedError:
+            log.info("job has run already", extra={"action": "job_started_before", "job_id": job.job_id})
+        except RPCError as error:
+            raise TemporalUnavailable(f"Temporal did not start the job ({error.status.name}); it will be") from None
+        await self._jobs.workflow_started(job.job_id)
+
+    def _search_attributes(self, job: Waiting) -> TypedSearchAttributes:
+        values = {"ChatStatus": "open", "ChatModel": job.model, "ChatTenant": job.tenant, "ChatReplayOf": job.replay_of}
+        return TypedSearchAttributes(
+            [
+                SearchAttributePair(SearchAttributeKey.for_keyword(name), value)
+                for name, value in values.items()
+                if value is not None
+            ]
+        )
+
+    async def cancel(self, job_id: str, *, tenant: str | None = None) -> JobStatus:
+        """Commit the wish to cancel, then tell the workflow; if that fails, the sweeper tells it.
+
+        Raises JobNotFound, JobFinished.
+        """
+        status = await self._jobs.request_cancel(job_id, tenant)
+        if not status.terminal:
+            try:
+                await self.send_cancel(job_id)
+            except TemporalUnavailable as error:
+                log.warning("cancel will be sent again: %s", error, extra={"action": "cancel_waits", "job_id": job_id})
+        return status
+
+    async def send_cancel(self, job_id: str) -> None:
+        """Raises TemporalUnavailable; a workflow that is not running any more is not an error."""
+        if self._client is None:
+            raise TemporalUnavailable
+        try:
+            await self._client.get_workflow_handle(job_id).cancel(rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise TemporalUnavailable from None
+
+
+class Sweeper:
+    """Finishes what was left. Several may run at once: everything it does is idempotent."""
+
+    def __init__(self, *, intake: Intake, jobs: JobStore, deliveries: DeliveryStore, client: Client) -> None:
+        self._intake = intake
+        self._jobs = jobs
+        self._deliveries = deliveries
+        self._client = client
+
+    async def run(self) -> None:
+        """Sweep until cancelled. An error ends one sweep, never the sweeper."""
+        while True:
+            for sweep in (self._start_waiting, self._send_cancels, self._look_after_silent, self._adopt_deliveries):
+                await self._guarded(sweep)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _guarded(self, sweep: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await sweep()
+        except (ChatJobsError, RPCError) as error:
+            log.warning("sweep waits: %s", error, extra={"action": "sweep_waits", "sweep": sweep.__name__})
+
+    async def _start_waiting(self) -> None:
+        for job in await self._jobs.unstarted(older_than=UNSTARTED_AFTER):
+            await self._intake.start(job)
+            log.info("job started by the sweeper", extra={"action": "job_swept", "job_id": job.job_id})
+
+    async def _send_cancels(self) -> None:
+        for job in await self._jobs.to_cancel():
+            await self._intake.send_cancel(job.job_id)
+
+    async def _look_after_silent(self) -> None:
+        for job in await self._jobs.silent(since=SILENT_AFTER):
+            match await self._state(job.job_id):
+                case None:
+                    await self._intake.start(job)
+                    log.warning(
+                        "Temporal lost a job; started again", extra={"action": "job_lost", "job_id": job.job_id}
+                    )
+                case WorkflowExecutionStatus.RUNNING:
+                    await self._jobs.touch(job.job_id)
+                case _:
+                    ending = Ending(job_id=job.job_id, status=JobStatus.FAILED, error=TERMINATED)
+                    await self._jobs.seal(ending, run_id="")
+                    log.warning("job was terminated", extra={"action": "job_terminated", "job_id": job.job_id})
+
+    async def _state(self, job_id: str) -> WorkflowExecutionStatus | None:
+        """The state of a job's newest run; None if Temporal does not know it."""
+        try:
+            return (await self._client.get_workflow_handle(job_id).describe(rpc_timeout=RPC_TIMEOUT)).status
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+
+    async def _adopt_deliveries(self) -> None:
+        for parcel in await self._deliveries.overdue(OVERDUE_AFTER):
+            await self._client.start_workflow(
+                WEBHOOK_DELIVERY,
+                DeliveryStart(delivery_id=parcel.id, tries_made=parcel.tries),
+                id=delivery_workflow_id(parcel.id),
+                task_queue=JOBS_QUEUE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                rpc_timeout=RPC_TIMEOUT,
+            )

@@ -1,0 +1,185 @@
+"""Builds the parts, runs the Temporal workers, shuts down in order. The only place that knows every concrete class."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from providers.mistral import MistralChat
+from pydantic import ValidationError
+from temporalio.client import Client
+from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from activities.completion import CompletionActivities
+from activities.ports import ChatModel, WebhookSender
+from activities.result import ResultActivities
+from activities.webhook import WebhookActivities
+from chatjobs.errors import ChatJobsError, ConfigurationError
+from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
+from connection import connect, indexed, run_url
+from intake import Intake, Sweeper
+from providers.webhook_sender import HttpWebhookSender
+from settings import Settings
+from storage.database import Database
+from storage.deliveries import DeliveryStore
+from storage.jobs import JobStore
+from storage.transcript import TranscriptWriter
+from workflows import options
+from workflows.chat_job import ChatJob
+from workflows.webhook_delivery import WebhookDelivery
+
+log = logging.getLogger("worker")
+
+HEARTBEAT_THROTTLE = timedelta(seconds=1)
+"""The SDK's default (0.8 of the heartbeat timeout, up to 60 s) would deliver a cancellation that late."""
+STICKY_QUEUE_TIMEOUT = timedelta(seconds=1)
+"""How long a workflow task waits for a dead worker's cache before any worker may take it; the default is 10 s."""
+WEBHOOKS_AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a worker is made of; tests put in their own model or sender."""
+
+    settings: Settings
+    client: Client
+    database: Database
+    model: ChatModel
+    sender: WebhookSender
+    indexed: bool
+
+    @property
+    def jobs(self) -> JobStore:
+        ui, namespace = self.settings.chatjobs_temporal_ui, self.client.namespace
+        return JobStore(self.database, run_url=lambda job_id: run_url(ui, namespace, job_id))
+
+    def secrets_of(self, tenant: str) -> Sequence[str]:
+        """A tenant's signing secrets, newest first."""
+        if tenant != self.settings.chatjobs_direct_tenant:
+            return ()
+        return [secret.get_secret_value() for secret in self.settings.webhook_secret]
+
+
+def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
+    """One worker per task queue, so that slow receivers never hold up completions."""
+    options.configure(heartbeat=timedelta(seconds=parts.settings.chatjobs_heartbeat_seconds))
+    jobs = parts.jobs
+    results = ResultActivities(jobs=jobs, tenant=parts.settings.chatjobs_direct_tenant, indexed=parts.indexed)
+    completions = CompletionActivities(jobs=jobs, transcript=transcript, model=parts.model)
+    webhooks = WebhookActivities(
+        deliveries=DeliveryStore(parts.database), sender=parts.sender, secrets_of=parts.secrets_of
+    )
+    grace = timedelta(seconds=parts.settings.chatjobs_grace_seconds)
+    return [
+        Worker(
+            parts.client,
+            task_queue=JOBS_QUEUE,
+            workflows=[ChatJob, WebhookDelivery],
+            activities=[results.accept_inline, results.store_result],
+            workflow_runner=_runner(),
+            sticky_queue_schedule_to_start_timeout=STICKY_QUEUE_TIMEOUT,
+            graceful_shutdown_timeout=grace,
+        ),
+        Worker(
+            parts.client,
+            task_queue=COMPLETIONS_QUEUE,
+            activities=[completions.complete_chat],
+            max_concurrent_activities=parts.settings.chatjobs_concurrency,
+            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+            default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+            graceful_shutdown_timeout=grace,
+        ),
+        Worker(
+            parts.client,
+            task_queue=WEBHOOKS_QUEUE,
+            activities=[webhooks.deliver_webhook],
+            max_concurrent_activities=WEBHOOKS_AT_ONCE,
+            graceful_shutdown_timeout=grace,
+        ),
+    ]
+
+
+def _runner() -> SandboxedWorkflowRunner:
+    """Our own modules are deterministic or only referred to; importing them anew for every run would cost 10 ms."""
+    rooms = ("chatjobs", "activities", "storage", "providers", "workflows.options", "pydantic", "sqlalchemy")
+    return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*rooms))
+
+
+@asynccontextmanager
+async def running(parts: Parts) -> AsyncIterator[None]:
+    """Workers and sweeper, while the block runs. On the way out streams are handed over before the writer stops."""
+    deliveries = DeliveryStore(parts.database)
+    intake = Intake(jobs=parts.jobs, client=parts.client, indexed=parts.indexed)
+    sweeper = Sweeper(intake=intake, jobs=parts.jobs, deliveries=deliveries, client=parts.client)
+    async with AsyncExitStack() as stack:
+        transcript = await stack.enter_async_context(TranscriptWriter(parts.database).running())
+        workers = build_workers(parts, transcript)
+        for worker in workers:
+            await stack.enter_async_context(worker)
+        stack.push_async_callback(_shut_down, workers)
+        stack.push_async_callback(_cancelled, asyncio.create_task(sweeper.run(), name="sweeper"))
+        yield
+
+
+async def _shut_down(workers: Sequence[Worker]) -> None:
+    """All at once, so that the grace time is spent once."""
+    await asyncio.gather(*(worker.shutdown() for worker in workers))
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+@asynccontextmanager
+async def parts_from(settings: Settings) -> AsyncIterator[Parts]:
+    """The real parts. Raises ChatJobsError with what to do where one is missing."""
+    if settings.mistral_api_key is None:
+        raise ConfigurationError("MISTRAL_API_KEY is not set; set it, or use `make run`, which brings a simulator")
+    if not settings.webhook_secret:
+        log.warning("WEBHOOK_SECRET is not set: webhooks wait until it is", extra={"action": "no_webhook_secret"})
+    async with AsyncExitStack() as stack:
+        database = await Database.open(settings.database_url)
+        stack.push_async_callback(database.close)
+        client = await connect()
+        model = MistralChat(
+            api_key=settings.mistral_api_key.get_secret_value(),
+            server_url=settings.mistral_server_url,
+            connections=settings.chatjobs_concurrency,
+        )
+        stack.push_async_callback(model.aclose)
+        sender = HttpWebhookSender()
+        yield Parts(settings, client, database, model, sender, await indexed(client))
+
+
+async def main() -> int:
+    """Run until SIGTERM or Ctrl-C; the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        async with parts_from(Settings()) as parts, running(parts):
+            log.info("worker ready", extra={"action": "worker_ready"})
+            await stop.wait()
+            log.info("worker stops", extra={"action": "worker_stops"})
+    except ChatJobsError as error:
+        print(f"worker: {error}", file=sys.stderr)  # noqa: T201 - for the person who started it
+        return 2
+    except ValidationError as error:
+        print(f"worker: the settings are not valid: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,203 @@
+"""ChatJob: complete the chat, store the result, notify the webhook."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey
+from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
+from temporalio.workflow import ParentClosePolicy
+
+from chatjobs.contracts import ChatResult, JobError, JobOutcome, JobStatus, WorkflowStatus
+from chatjobs.errors import FenceLost
+from chatjobs.names import CHAT_JOB, STATUS_QUERY, delivery_workflow_id
+from chatjobs.steps import Accepted, DeliveryReport, DeliveryStart, Ending, JobRef, Sealed
+from workflows import options
+from workflows.webhook_delivery import WebhookDelivery, deliver
+
+with workflow.unsafe.imports_passed_through():
+    from activities.completion import CompletionActivities
+    from activities.result import AcceptOrder, ResultActivities, SealOrder
+
+T = TypeVar("T")
+CANCEL_ARRIVES = timedelta(seconds=30)
+STATUS, MODEL, TENANT = (SearchAttributeKey.for_keyword(name) for name in ("ChatStatus", "ChatModel", "ChatTenant"))
+
+
+@workflow.defn(name=CHAT_JOB)
+class ChatJob:
+    """One durable chat job. The argument is ``{"jobId"}`` of a stored job, or ``{"request"}`` inline."""
+
+    def __init__(self) -> None:
+        self._job_id = workflow.info().workflow_id
+        self._inline = False
+        self._status = JobStatus.QUEUED
+        self._step: Literal["accepting", "completing", "storing", "notifying", "done"] = "accepting"
+
+    @workflow.run
+    async def run(self, start: Any = None) -> JobOutcome | ChatResult:
+        # The argument is read by hand: one that does not fit a typed parameter would fail the task, for ever.
+        ending = await _shielded(self._accept(start))
+        if ending is None:
+            ending = await self._complete()
+        # From the seal onward nothing changes the outcome, a late cancel least of all.
+        sealed = await _shielded(self._store(ending))
+        await _shielded(self._notify(sealed))
+        return await self._end(sealed)
+
+    @workflow.query(name=STATUS_QUERY)
+    def status(self) -> WorkflowStatus:
+        return WorkflowStatus(job_id=self._job_id, status=self._status, step=self._step)
+
+    async def _accept(self, start: Any) -> Ending | None:
+        """Give an inline job its row; an ending if it can never run."""
+        if isinstance(start, dict) and start.get("request") is None and isinstance(start.get("jobId"), str):
+            self._job_id = start["jobId"]
+            return None
+        self._inline = True
+        with _readable():
+            accepted: Accepted = await workflow.execute_local_activity_method(
+                ResultActivities.accept_inline,
+                AcceptOrder(job_id=self._job_id, start=start),
+                summary="accept",
+                **options.local(),
+            )
+        if accepted.indexed and not accepted.error:
+            workflow.upsert_search_attributes(
+                [MODEL.value_set(accepted.model), TENANT.value_set(accepted.tenant), STATUS.value_set("open")]
+            )
+        if accepted.error:
+            return Ending(job_id=self._job_id, status=JobStatus.FAILED, error=accepted.error)
+        return None
+
+    async def _complete(self) -> Ending:
+        self._step, self._status = "completing", JobStatus.IN_PROGRESS
+        try:
+            if workflow.cancellation_reason() is not None:
+                raise asyncio.CancelledError
+            summary = await workflow.execute_activity_method(
+                CompletionActivities.complete_chat,
+                JobRef(job_id=self._job_id),
+                summary="stream the answer",
+                **options.completion(),
+            )
+        except (ActivityError, asyncio.CancelledError) as error:
+            if workflow.cancellation_reason() is not None:
+                return Ending(job_id=self._job_id, status=JobStatus.CANCELLED)
+            reason = _reason(error)
+            if reason.code == FenceLost.code:  # another run has the job, and the outcome is its to store
+                raise ApplicationError(reason.message, type=reason.code, non_retryable=True) from None
+            return Ending(job_id=self._job_id, status=JobStatus.FAILED, error=reason)
+        if summary.outcome == "cancel_requested":
+            return Ending(job_id=self._job_id, status=JobStatus.CANCELLED)
+        return Ending(job_id=self._job_id, status=JobStatus.COMPLETED, position=summary.position)
+
+    async def _store(self, ending: Ending) -> Sealed:
+        self._step = "storing"
+        with _readable():
+            sealed: Sealed = await workflow.execute_local_activity_method(
+                ResultActivities.store_result,
+                SealOrder(
+                    ending=ending,
+                    inline=self._inline,
+                    run_cancelled=workflow.cancellation_reason() is not None,
+                ),
+                summary="seal the result",
+                **options.local(),
+            )
+        self._status = sealed.status
+        if sealed.indexed:
+            workflow.upsert_search_attributes([STATUS.value_set(sealed.status.value)])
+        workflow.set_current_details(_details(sealed, None))
+        return sealed
+
+    async def _notify(self, sealed: Sealed) -> None:
+        """The first try; if it fails, a child of its own goes on and this job ends."""
+        self._step = "notifying"
+        if sealed.delivery_id is not None:
+            report = await deliver(sealed.delivery_id, 0, summary="first webhook try")
+            workflow.set_current_details(_details(sealed, report))
+            if report.retry_in is not None:
+                await self._hand_over(sealed.delivery_id, report.retry_in)
+        self._step = "done"
+
+    async def _hand_over(self, delivery_id: str, pause: float) -> None:
+        try:
+            await workflow.start_child_workflow(
+                WebhookDelivery.run,
+                DeliveryStart(delivery_id=delivery_id, tries_made=1, first_pause=pause),
+                id=delivery_workflow_id(delivery_id),
+                parent_close_policy=ParentClosePolicy.ABANDON,
+                static_summary=f"webhook of {self._job_id}",
+            )
+        except WorkflowAlreadyStartedError:
+            workflow.logger.info("the delivery is in other hands already")
+
+    async def _end(self, sealed: Sealed) -> JobOutcome | ChatResult:
+        """End the run as the job ended."""
+        if sealed.status is JobStatus.FAILED:
+            error = sealed.error or JobError(code="internal", message="The job failed")
+            raise ApplicationError(error.message, type=error.code, non_retryable=True)
+        if sealed.status is JobStatus.CANCELLED:
+            await _cancelled()
+        if sealed.result is not None:
+            return sealed.result
+        return JobOutcome(job_id=sealed.job_id, status=sealed.status, position=sealed.position, sha256=sealed.sha256)
+
+
+async def _shielded(work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, however often the run is cancelled meanwhile (workflow.cancellation_reason tells)."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            continue
+    return task.result()
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """A step's error as the run's own, so that its message stands in the first line of the Temporal UI."""
+    try:
+        yield
+    except ActivityError as error:
+        reason = _reason(error)
+        raise ApplicationError(reason.message, type=reason.code, non_retryable=True) from error
+
+
+async def _cancelled() -> None:
+    """End the run as cancelled. Only a cancelled run may; where the wish came through our database, the step that
+    sealed the job has asked for it, and Temporal is about to say so."""
+    with contextlib.suppress(TimeoutError):
+        await workflow.wait_condition(lambda: workflow.cancellation_reason() is not None, timeout=CANCEL_ARRIVES)
+    raise asyncio.CancelledError
+
+
+def _reason(error: BaseException) -> JobError:
+    """Why complete_chat failed, from the error that it raised."""
+    cause = error.cause if isinstance(error, ActivityError) else error
+    if isinstance(cause, ApplicationError) and cause.type:
+        details = cause.details[0] if cause.details else {}
+        retryable = isinstance(details, dict) and details.get("retryable") is True
+        return JobError(code=cause.type, message=cause.message, retryable=retryable)
+    return JobError(code="internal", message=f"The completion failed: {type(cause).__name__}", retryable=True)
+
+
+def _details(sealed: Sealed, report: DeliveryReport | None) -> str:
+    """Markdown for the Temporal UI: model, outcome, delivery."""
+    outcome = f"**{sealed.status.value}**" + (f" ({sealed.error.code})" if sealed.error else "")
+    lines = [f"model: {sealed.model}", f"outcome: {outcome}, {sealed.position} characters"]
+    if sealed.delivery_id is None:
+        lines.append("webhook: none")
+    elif report is None:
+        lines.append("webhook: first try")
+    else:
+        lines.append(f"webhook: {'delivered' if report.delivered else f'not delivered ({report.reason})'}")
+    return "\n\n".join(lines)

@@ -1,0 +1,63 @@
+"""Named activity options, each with the reason for its timeouts, heartbeat and retry policy."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from temporalio.common import RetryPolicy
+from temporalio.workflow import ActivityCancellationType
+
+from chatjobs.names import COMPLETIONS_QUEUE, WEBHOOKS_QUEUE
+
+_heartbeat = timedelta(seconds=10)
+
+
+def configure(*, heartbeat: timedelta) -> None:
+    """Called once by the composition root, before workers start; timeouts are no part of what a replay compares."""
+    global _heartbeat
+    _heartbeat = heartbeat
+
+
+def completion() -> dict[str, Any]:
+    """One call of the model, as often as it takes."""
+    return {
+        "task_queue": COMPLETIONS_QUEUE,
+        # The job's own clocks (limits.*) end a generation; this only catches a worker that heartbeats for ever.
+        "start_to_close_timeout": timedelta(days=8),
+        # How long a killed worker goes unnoticed. Beats come every second, so this tolerates nine lost ones.
+        "heartbeat_timeout": _heartbeat,
+        # Unlimited, because the budget of real failures is counted in the job's ledger; a coefficient of 1, because a
+        # growing interval would delay the takeover after the third kill. Our own errors bring their own delay.
+        "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=0.5), backoff_coefficient=1.0),
+        # The text that came before a cancel is flushed before the job is sealed.
+        "cancellation_type": ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+    }
+
+
+def local() -> dict[str, Any]:
+    """A short transaction on our database: accept, store."""
+    return {
+        # A statement is given up by the database after 5 s (lock) or 30 s (statement).
+        "start_to_close_timeout": timedelta(seconds=40),
+        # Retried for ever: an outcome that cannot be stored is not one. Errors that cannot pass are not retryable.
+        "retry_policy": RetryPolicy(
+            initial_interval=timedelta(seconds=0.2),
+            backoff_coefficient=2.0,
+            maximum_interval=timedelta(seconds=10),
+        ),
+        # Beyond this pause the wait becomes a timer in history, so that it does not hold a workflow task open.
+        "local_retry_threshold": timedelta(seconds=5),
+    }
+
+
+def delivery() -> dict[str, Any]:
+    """One try of a delivery; its own schedule does the retrying."""
+    return {
+        "task_queue": WEBHOOKS_QUEUE,
+        # The sender takes 15 s at most; the rest is the database.
+        "start_to_close_timeout": timedelta(seconds=60),
+        # A dead receiver, or no free webhook worker, must not hold up the end of a job.
+        "schedule_to_start_timeout": timedelta(seconds=60),
+        "retry_policy": RetryPolicy(maximum_attempts=1),
+    }

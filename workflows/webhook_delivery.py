@@ -1,0 +1,80 @@
+"""WebhookDelivery: try, wait, try, for three days; hears "retry now"."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+from chatjobs.names import RETRY_NOW, WEBHOOK_DELIVERY
+from chatjobs.steps import DeliveryOrder, DeliveryReport, DeliveryStart
+from workflows import options
+
+with workflow.unsafe.imports_passed_through():
+    from activities.webhook import WebhookActivities
+
+MINUTE, HOUR = 60.0, 3600.0
+PAUSES = (5.0, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR)
+"""Seconds after the first, second, … try: ten tries in 75 hours and 35 minutes (Standard Webhooks, "Retries")."""
+JITTER = 0.2
+
+
+def pause_after(tries: int, random_source: random.Random) -> float | None:
+    """The schedule's pause after so many tries, with 0 to +20 %; None after the last."""
+    if tries > len(PAUSES):
+        return None
+    return PAUSES[max(tries, 1) - 1] * (1 + JITTER * random_source.random())
+
+
+async def deliver(delivery_id: str, tries_made: int, *, summary: str) -> DeliveryReport:
+    """One try, from any workflow. A try that could not even be made is one too."""
+    retry_in = pause_after(tries_made + 1, workflow.random())
+    order = DeliveryOrder(delivery_id=delivery_id, retry_in=retry_in)
+    try:
+        return await workflow.execute_activity_method(
+            WebhookActivities.deliver_webhook, order, summary=summary, **options.delivery()
+        )
+    except ActivityError as error:
+        reason = str(error.cause or error)
+        return DeliveryReport(delivered=False, tries=tries_made + 1, retry_in=retry_in, reason=reason)
+
+
+@workflow.defn(name=WEBHOOK_DELIVERY)
+class WebhookDelivery:
+    def __init__(self) -> None:
+        self._now = False
+
+    @workflow.run
+    async def run(self, start: DeliveryStart) -> DeliveryReport:
+        tries, pause = start.tries_made, start.first_pause
+        while True:
+            await self._wait(pause)
+            report = await deliver(start.delivery_id, tries, summary=f"try {tries + 1}")
+            tries = max(tries + 1, report.tries)
+            workflow.set_current_details(_details(report, tries))
+            if report.retry_in is None:
+                return report
+            pause = report.retry_in
+
+    @workflow.signal(name=RETRY_NOW)
+    def retry_now(self) -> None:
+        """Do not wait for the schedule."""
+        self._now = True
+
+    async def _wait(self, pause: float) -> None:
+        if pause > 0:
+            with contextlib.suppress(TimeoutError):
+                await workflow.wait_condition(
+                    lambda: self._now, timeout=timedelta(seconds=pause), timeout_summary="until the next try"
+                )
+        self._now = False
+
+
+def _details(report: DeliveryReport, tries: int) -> str:
+    if report.delivered:
+        return f"delivered at try {tries}"
+    after = "given up" if report.retry_in is None else f"next try in {timedelta(seconds=round(report.retry_in))}"
+    return f"try {tries}: {report.reason}; {after}"
