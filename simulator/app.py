@@ -1,0 +1,254 @@
+"""The routes: Mistral's two, and the tests' own under ``/sim``."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from dataclasses import dataclass
+from random import Random
+
+from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from simulator import refusals, wire
+from simulator.allowance import Allowance
+from simulator.calls import ChatCall
+from simulator.faults import DirectiveError, Rule, Script, read_directive
+from simulator.generation import Text, Thinking
+from simulator.log import MAX_PROMPT_CHARACTERS, Entry, RequestLog
+from simulator.player import Player
+from simulator.refusals import Refused
+from simulator.replies import Reply, Tempo, refused
+
+UNLIMITED_REQUESTS_PER_MINUTE = 1_000_000
+_SECRET_HEADERS = {"authorization", "cookie"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Defaults of the process: ranges of seconds to the first token and of tokens per second, both ends included."""
+
+    first_token: tuple[float, float] = (0.3, 0.8)
+    rate: tuple[float, float] = (40, 80)
+    seed: int = 0
+    requests_per_minute: int | None = None
+
+
+class Simulator:
+    """The state of one process: options, scripts, log."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.log = RequestLog()
+        self.rules: list[Rule] = []
+        self.started = int(time.time())
+        limit = options.requests_per_minute
+        self.allowance = Allowance(
+            limit or UNLIMITED_REQUESTS_PER_MINUTE, enforced=limit is not None, clock=time.monotonic
+        )
+
+    def reply(self, call: ChatCall, script: Script, attempt: int = 1) -> Reply:
+        """The answer to a call under a script."""
+        seed = f"{self.options.seed} {call.subject}"
+        return Reply(
+            call=call,
+            script=script,
+            fault=script.fault(attempt),
+            seed=seed,
+            tempo=self._tempo(script, call, seed),
+            answer_id=uuid.uuid4().hex,
+            created=int(time.time()),
+        )
+
+    def script(self, call: ChatCall, *, spend: bool = True) -> Script:
+        """The directive of the last user message, else the newest rule that matches. Raises DirectiveError."""
+        directive = read_directive(call.prompt)
+        if directive is not None:
+            return directive
+        rule = next((rule for rule in reversed(self.rules) if rule.match in call.prompt), None)
+        if rule is None:
+            return Script()
+        if spend and rule.times is not None:
+            self._spend(rule, rule.times - 1)
+        return rule.script
+
+    def _spend(self, rule: Rule, left: int) -> None:
+        at = next(number for number, other in enumerate(self.rules) if other is rule)
+        self.rules[at : at + 1] = [rule.model_copy(update={"times": left})] if left else []
+
+    def _tempo(self, script: Script, call: ChatCall, seed: str) -> Tempo:
+        dice = Random(f"{seed if call.random_seed is None else call.random_seed} tempo")  # noqa: S311 - repeatable
+        first, rate = dice.uniform(*self.options.first_token), dice.uniform(*self.options.rate)
+        if script.first_token_seconds is not None:
+            first = script.first_token_seconds
+        if script.tokens_per_second is not None:
+            rate = script.tokens_per_second
+        return Tempo(first, 1 / rate if rate else 0)
+
+
+class Completions:
+    """``POST /v1/chat/completions``, as a bare ASGI application: a hot stream has no layers to spare."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        log, entry = self._simulator.log, self._simulator.log.begin(_shown_headers(request))
+        headers = {"mistral-correlation-id": str(uuid.uuid4())}
+        player = Player(scope, send, log, entry)
+        try:
+            reply, told = self._accept(request, await request.body(), entry)
+        except ClientDisconnect:
+            log.end(entry, "client_gone")
+        except Refused as error:
+            log.described()
+            await player.play(refused(error.refusal, headers), receive)
+        else:
+            log.described()
+            player.pace(interval=reply.tempo.interval, split=reply.script.framing.split)
+            await player.play(reply.steps(headers | told), receive)
+
+    def _accept(self, request: Request, body: bytes, entry: Entry) -> tuple[Reply, refusals.Headers]:
+        """The reply, and the headers that tell what is left of the allowance. Raises Refused."""
+        if not authorized(request):
+            raise Refused(refusals.unauthorized())
+        try:
+            call = ChatCall.model_validate_json(body)
+            _describe(entry, call)
+            found = call.refusal()
+            if found is not None:
+                raise Refused(refusals.error(400, *found))
+            told = self._simulator.allowance.spend(call.prompt_tokens)  # first: a true 429 is no scripted attempt
+            return self._reply(call, entry), told
+        except ValidationError as error:
+            raise Refused(refusals.invalid(error)) from error
+        except DirectiveError as error:
+            raise Refused(refusals.error(400, str(error), "invalid_directive", None)) from error
+
+    def _reply(self, call: ChatCall, entry: Entry) -> Reply:
+        script = self._simulator.script(call)
+        entry.attempt = self._simulator.log.attempt(entry.conversation)
+        reply = self._simulator.reply(call, script, entry.attempt)
+        entry.fault = None if reply.fault is None else reply.fault.label
+        return reply
+
+
+def authorized(request: Request) -> bool:
+    """Any key will do, but there must be one."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and bool(key.strip())
+
+
+def _describe(entry: Entry, call: ChatCall) -> None:
+    entry.model, entry.stream, entry.prefix = call.model, call.stream, call.prefix
+    entry.prompt = call.prompt[:MAX_PROMPT_CHARACTERS]
+    entry.parameters, entry.conversation = call.parameters, call.conversation
+
+
+def _shown_headers(request: Request) -> dict[str, str]:
+    return {name: value for name, value in request.headers.items() if name not in _SECRET_HEADERS}
+
+
+class Routes:
+    """The handlers that are not hot."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+
+    async def models(self, request: Request) -> Response:
+        if not authorized(request):
+            refusal = refusals.unauthorized()
+            return Response(refusal.body, refusal.status, refusal.headers)
+        return JSONResponse(wire.models(self._simulator.started))
+
+    async def health(self, request: Request) -> Response:
+        entries = self._simulator.log.entries()
+        return JSONResponse({"status": "ok", "open": sum(entry.outcome is None for entry in entries)})
+
+    async def add_script(self, request: Request) -> Response:
+        """A Rule in the body; the newest that matches a request serves it."""
+        try:
+            self._simulator.rules.append(Rule.model_validate_json(await request.body()))
+        except ValidationError as error:
+            return Response(refusals.invalid(error).body, 422, media_type=wire.JSON_TYPE)
+        return JSONResponse({"rules": len(self._simulator.rules)})
+
+    async def drop_scripts(self, request: Request) -> Response:
+        count = len(self._simulator.rules)
+        self._simulator.rules.clear()
+        return JSONResponse({"removed": count})
+
+    async def requests(self, request: Request) -> Response:
+        entries = self._simulator.log.entries(request.query_params.get("contains", ""))
+        return JSONResponse([entry.as_json() for entry in entries])
+
+    async def forget_requests(self, request: Request) -> Response:
+        return JSONResponse({"removed": self._simulator.log.clear()})
+
+    async def wait(self, request: Request) -> Response:
+        """Answers once the event is there; 408 if it does not come."""
+        try:
+            asked = _Awaited.model_validate(dict(request.query_params))
+        except ValidationError as error:
+            return Response(refusals.invalid(error).body, 422, media_type=wire.JSON_TYPE)
+        log = self._simulator.log
+        found = await log.wait(asked.contains, asked.requests, asked.tokens, ended=asked.ended, timeout=asked.timeout)
+        if found is not None:
+            return JSONResponse(found.as_json())
+        matching = [entry.as_json() for entry in log.entries(asked.contains)]
+        return JSONResponse({"error": "timeout", "matching": len(matching), "requests": matching[-3:]}, 408)
+
+    async def answer(self, request: Request) -> Response:
+        """What a chat completion with this body would say, at once, without faults and without a trace in the log."""
+        try:
+            call = ChatCall.model_validate_json(await request.body())
+            script = self._simulator.script(call, spend=False)
+        except (ValidationError, DirectiveError) as error:
+            return JSONResponse({"error": str(error)}, 422)
+        return JSONResponse(_told(self._simulator.reply(call, script, attempt=len(script.faults) + 1)))
+
+
+class _Awaited(BaseModel):
+    contains: str = ""
+    requests: int = 1
+    tokens: int = 0
+    ended: bool = False
+    timeout: float = 10
+
+
+def _told(reply: Reply) -> dict[str, object]:
+    pieces = list(itertools.islice(reply.generation.pieces(), 1_000_000))
+    tokens = sum(piece.tokens for piece in pieces)
+    texts = [piece.text for piece in pieces if isinstance(piece, Text)]
+    thoughts = [piece.text for piece in pieces if isinstance(piece, Thinking)]
+    return {
+        "text": "".join(texts),
+        "tokens": texts,
+        "reasoning": "".join(thoughts),
+        "finish_reason": reply.generation.reason,
+        "usage": wire.usage(reply.call.prompt_tokens, tokens),
+    }
+
+
+def create_app(options: Options) -> Starlette:
+    simulator = Simulator(options)
+    routes = Routes(simulator)
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", Completions(simulator), methods=["POST"]),
+            Route("/v1/models", routes.models),
+            Route("/healthz", routes.health),
+            Route("/sim/script", routes.add_script, methods=["POST"]),
+            Route("/sim/script", routes.drop_scripts, methods=["DELETE"]),
+            Route("/sim/requests", routes.requests, methods=["GET"]),
+            Route("/sim/requests", routes.forget_requests, methods=["DELETE"]),
+            Route("/sim/wait", routes.wait),
+            Route("/sim/answer", routes.answer, methods=["POST"]),
+        ]
+    )

@@ -1,0 +1,157 @@
+"""A chat-completion request as it came in, checked as strictly as Mistral does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from simulator.answers import tokenise
+from simulator.faults import without_directive
+
+KNOWN_MODELS = re.compile(
+    r"(mistral|ministral|magistral|codestral|devstral|pixtral|voxtral|open|labs|ft:)[a-z0-9._:-]*", re.IGNORECASE
+)
+_ROLE_ORDER = {("user", "tool"), ("tool", "user"), ("system", "tool")}
+"""A role and the one before it, which Mistral refuses."""
+
+
+class Message(BaseModel):
+    """One message of any role; only what the simulator reads is checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | list[dict[str, JsonValue]] | None = None
+    tool_calls: list[dict[str, JsonValue]] | None = None
+    prefix: bool = False
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text, its text parts joined."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(str(part.get("text", "")) for part in self.content if part.get("type") == "text")
+
+
+class ChatCall(BaseModel):
+    """The body of ``POST /v1/chat/completions``. An unknown field is an error, there as here."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    stream: bool = False
+    max_tokens: int | None = Field(None, ge=0)
+    stop: str | list[str] | None = None
+    random_seed: int | None = None
+    response_format: dict[str, JsonValue] | None = None
+    tools: list[dict[str, JsonValue]] | None = None
+    tool_choice: str | dict[str, JsonValue] | None = None
+    # Accepted, and without effect on the answer.
+    temperature: float | None = None
+    top_p: float | None = None
+    min_tokens: int | None = None
+    top_k: int | None = None
+    n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    prompt_logprobs: bool | int | None = None
+    top_prompt_logprobs: int | None = None
+    metadata: dict[str, JsonValue] | None = None
+    prediction: JsonValue = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    prompt_mode: str | None = None
+    guardrails: JsonValue = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
+    safe_prompt: bool | None = None
+
+    @cached_property
+    def prefix(self) -> str | None:
+        """The text that the answer shall continue."""
+        last = self.messages[-1]
+        return last.text if last.role == "assistant" and last.prefix else None
+
+    @cached_property
+    def prompt(self) -> str:
+        """The text of the last user message."""
+        return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
+
+    @property
+    def conversation(self) -> str:
+        """SHA-256 (hex) of model and messages without a trailing prefix: what the attempts have in common."""
+        return _digest(self.model, [message.model_dump(exclude_none=True) for message in self._asked])
+
+    @property
+    def subject(self) -> str:
+        """SHA-256 (hex) of what the answer's text depends on: the conversation without directives, and the seed."""
+        texts = [(message.role, without_directive(message.text)) for message in self._asked]
+        return _digest(self.model, [texts, self.random_seed])
+
+    @property
+    def _asked(self) -> Sequence[Message]:
+        return self.messages if self.prefix is None else self.messages[:-1]
+
+    @property
+    def stops(self) -> Sequence[str]:
+        found = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in found if stop]
+
+    @property
+    def wants_json(self) -> bool:
+        return (self.response_format or {}).get("type") in ("json_object", "json_schema")
+
+    @property
+    def forced_tool(self) -> str | None:
+        """The name of the tool that must be called."""
+        if isinstance(self.tool_choice, dict):
+            return _function_name(self.tool_choice)
+        return _function_name(self.tools[0]) if self.tools and self.tool_choice in ("any", "required") else None
+
+    @cached_property
+    def prompt_tokens(self) -> int:
+        """Tokens of all messages, prefix included, and four for each message's frame."""
+        return sum(4 + len(tokenise(message.text)) for message in self.messages)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What was sent, without the messages."""
+        return self.model_dump(exclude={"messages"}, exclude_unset=True)
+
+    def refusal(self) -> tuple[str, str, str] | None:
+        """Message, type and code with which Mistral answers 400 to a well-formed request."""
+        if not KNOWN_MODELS.fullmatch(self.model):
+            return f"Invalid model: {self.model}", "invalid_model", "1500"
+        return self._out_of_order()
+
+    def _out_of_order(self) -> tuple[str, str, str] | None:
+        roles = [message.role for message in self.messages]
+        wrong = next((pair for pair in pairwise(roles) if pair in _ROLE_ORDER), None)
+        if wrong:
+            return f"Unexpected role '{wrong[1]}' after role '{wrong[0]}'", "invalid_request_message_order", "3230"
+        if self.prefix is not None and self.tools:
+            return "Prefix cannot be used with tools", "invalid_request_prefix", "3231"
+        if roles[-1] in ("user", "tool") or self.prefix is not None:
+            return None
+        asked = "Expected last role User or Tool (or Assistant with prefix True) for serving but got"
+        return f"{asked} {roles[-1]}", "invalid_request_message_order", "3230"
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _function_name(holder: dict[str, Any]) -> str:
+    function = holder.get("function")
+    return str(function.get("name", "")) if isinstance(function, dict) else ""

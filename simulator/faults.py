@@ -1,0 +1,297 @@
+"""The script of an answer: what a test asks the simulator to say, and how it shall go wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+OPENING = "[[sim "
+CLOSING = "]]"
+
+
+class DirectiveError(ValueError):
+    """The ``[[sim {…}]]`` of a message is not valid."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Fault(_Model):
+    kind: str
+
+    @property
+    def label(self) -> str:
+        """The word for the log."""
+        return self.kind
+
+
+After = Annotated[int, Field(ge=0)]
+"""Tokens of this attempt that are sent before the fault."""
+
+
+class Status(_Fault):
+    """An HTTP status in place of an answer. ``{"kind": 503}`` is short for ``{"kind": "status", "status": 503}``.
+
+    ``retry_after`` is sent as it is given: seconds, an HTTP date, junk. ``variant`` chooses among the bodies that
+    Mistral was seen to send with a 429; ``body`` (JSON, or text as it stands) replaces them. A redirect leads to
+    ``location``, where a client that follows it is seen in the log.
+    """
+
+    kind: Literal["status"] = "status"
+    status: int = Field(ge=200, le=599)
+    variant: Literal["object", "short", "bare", "no_allowance", "capacity"] = "object"
+    message: str | None = None
+    body: Any = None
+    retry_after: str | int | float | None = None
+    location: str = "/v1/chat/completions?redirected=1"
+    headers: dict[str, str] = {}
+
+    @property
+    def label(self) -> str:
+        return str(self.status)
+
+
+class Cut(_Fault):
+    """The connection ends abruptly: between two frames, inside one, inside a character, or before any header.
+
+    ``reset`` sends a TCP reset in place of a FIN.
+    """
+
+    kind: Literal["cut"] = "cut"
+    after: After = 0
+    where: Literal["between", "frame", "utf8", "headers"] = "between"
+    reset: bool = False
+
+
+class Stall(_Fault):
+    """Silence, or comments every so many seconds; for ever, or for ``seconds``, after which the answer goes on."""
+
+    kind: Literal["stall"] = "stall"
+    after: After = 0
+    comments_every: float | None = Field(None, gt=0)
+    seconds: float | None = None
+
+
+class Drip(_Fault):
+    """Comments, and no token: before the first one, for ever or for ``seconds``."""
+
+    kind: Literal["drip"] = "drip"
+    every: float = Field(0.2, gt=0)
+    seconds: float | None = None
+
+
+class Slow(_Fault):
+    """The first token, or even the headers, after so many seconds."""
+
+    kind: Literal["slow"] = "slow"
+    seconds: float = Field(ge=0)
+    before: Literal["token", "headers"] = "token"
+
+
+class Eof(_Fault):
+    """A clean end without a finish reason; without ``after``, once all the text is sent."""
+
+    kind: Literal["eof"] = "eof"
+    after: After | None = None
+
+
+class NoDone(_Fault):
+    """All is sent but ``[DONE]``."""
+
+    kind: Literal["no_done"] = "no_done"
+
+
+class Malformed(_Fault):
+    """A frame that is not JSON, in the middle of a good answer."""
+
+    kind: Literal["malformed"] = "malformed"
+    after: After = 0
+    data: str = '{"id":"cmpl-0","object":"chat.comp'
+
+
+class UnknownChunk(_Fault):
+    """A content chunk of a type that nobody knows yet."""
+
+    kind: Literal["unknown_chunk"] = "unknown_chunk"
+    after: After = 0
+    chunk: dict[str, Any] = {"type": "hologram", "hologram": {"id": 1}}
+
+
+class StreamError(_Fault):
+    """An error object as a frame of the stream, which then ends."""
+
+    kind: Literal["error"] = "error"
+    after: After = 0
+    message: str = "Internal server error"
+    type: str = "internal_server_error"
+    code: str | None = "1000"
+
+
+class Huge(_Fault):
+    """One frame whose text has so many bytes; it counts as no token."""
+
+    kind: Literal["huge"] = "huge"
+    after: After = 0
+    bytes: int = Field(2_000_000, ge=1, le=64_000_000)
+
+
+class Endless(_Fault):
+    """An answer that never ends, whatever ``max_tokens`` says."""
+
+    kind: Literal["endless"] = "endless"
+
+
+class Empty(_Fault):
+    """200 and an event stream with nothing in it, or only ``[DONE]``."""
+
+    kind: Literal["empty"] = "empty"
+    done: bool = False
+
+
+class WrongType(_Fault):
+    """200 with something that is not an event stream; ``application/json`` is the whole completion as JSON."""
+
+    kind: Literal["wrong_type"] = "wrong_type"
+    content_type: str = "text/html"
+    body: str | None = None
+
+
+class Finish(_Fault):
+    """Another finish reason (``error``, ``model_length``, one unknown), at the end or after so many tokens."""
+
+    kind: Literal["finish"] = "finish"
+    reason: str = "error"
+    after: After | None = None
+
+
+def _long_form(fault: Any) -> Any:
+    """``{"kind": 429}`` and ``{"kind": "429"}`` as the status fault they are short for."""
+    if isinstance(fault, Mapping) and str(fault.get("kind")).isdigit():
+        return {**fault, "kind": "status", "status": int(str(fault["kind"]))}
+    return fault
+
+
+Fault = Annotated[
+    Status | Cut | Stall | Drip | Slow | Eof | NoDone | Malformed | UnknownChunk | StreamError | Huge | Endless | Empty
+    | WrongType | Finish,
+    Field(discriminator="kind"),
+    BeforeValidator(_long_form),
+]  # fmt: skip
+
+
+class Framing(_Model):
+    """How the frames of an event stream are written. ``split`` is the number of bytes per write (HTTP chunk)."""
+
+    eol: Literal["lf", "cr", "crlf"] = "lf"
+    bom: bool = False
+    comments: bool = False
+    """A comment before each frame."""
+    multiline: bool = False
+    """Each JSON object over several ``data:`` lines."""
+    space: bool = True
+    """A space after ``data:``."""
+    ascii: bool = False
+    """Everything beyond ASCII as JSON escapes, astral characters as surrogate pairs."""
+    split_surrogates: bool = False
+    """The two halves of an astral character in two frames."""
+    padding: bool = False
+    """A field ``p`` of varying length in each frame, which nobody asked for."""
+    split: int | None = Field(None, ge=1)
+
+
+class ToolCall(_Model):
+    """A call the model makes; ``arguments`` as an object is written as JSON, as a string as it stands."""
+
+    name: str
+    arguments: str | dict[str, Any] = {}
+    id: str | None = None
+
+    @property
+    def arguments_text(self) -> str:
+        return self.arguments if isinstance(self.arguments, str) else json.dumps(self.arguments, ensure_ascii=False)
+
+
+class Reference(_Model):
+    """A reference chunk after so many tokens of the answer's text."""
+
+    after: int = Field(0, ge=0)
+    ids: list[int | str]
+
+
+class Script(_Model):
+    """What an answer says and how. Everything has a default; an empty script is an ordinary answer.
+
+    Times are in seconds. The text is ``pieces`` (exact deltas), else ``text``, else prose of ``tokens`` tokens.
+    ``tokens_per_second`` 0 is as fast as possible. ``faults`` holds one fault, or null, for each attempt of the same
+    conversation; after the last come none, or with ``repeat_last`` the last again.
+    """
+
+    tokens: int | None = Field(None, ge=0, le=5_000_000)
+    text: str | None = None
+    pieces: list[str] | None = None
+    tokens_per_chunk: int = Field(1, ge=1)
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = []
+    tool_style: Literal["pieces", "whole", "nameless"] = "pieces"
+    references: list[Reference] = []
+    content_as_list: bool = False
+    finish_reason: str | None = None
+    usage: bool = True
+    first_token_seconds: float | None = Field(None, ge=0)
+    tokens_per_second: float | None = Field(None, ge=0)
+    echo: Literal["whole", "pieces", "none", "differing"] = "whole"
+    framing: Framing = Framing()
+    headers: dict[str, str] = {}
+    """Response headers, added to or in place of the usual ones (``x-ratelimit-…``)."""
+    faults: list[Fault | None] = []
+    repeat_last: bool = False
+
+    def fault(self, attempt: int) -> Fault | None:
+        """What goes wrong in this attempt, counted from 1."""
+        if self.repeat_last and self.faults:
+            attempt = min(attempt, len(self.faults))
+        return self.faults[attempt - 1] if attempt <= len(self.faults) else None
+
+
+class Rule(_Model):
+    """A script for requests without a directive: all, or those whose last user message contains ``match``.
+
+    With ``times`` it serves so many requests and is gone.
+    """
+
+    script: Script
+    match: str = ""
+    times: int | None = Field(None, ge=1)
+
+
+def read_directive(text: str) -> Script | None:
+    """The script of the first ``[[sim {…}]]`` in a message. Raises DirectiveError."""
+    try:
+        found = _find_directive(text)
+        return None if found is None else Script.model_validate(found[2])
+    except ValueError as error:  # of JSON, or of pydantic
+        raise DirectiveError(f"{OPENING}…{CLOSING}: {error}") from error
+
+
+def without_directive(text: str) -> str:
+    """The message that is left without its directive."""
+    try:
+        start, end, _ = _find_directive(text) or (0, 0, None)
+    except ValueError:
+        return text
+    return text[:start] + text[end:]
+
+
+def _find_directive(text: str) -> tuple[int, int, Any] | None:
+    """Where it begins and ends, and its decoded JSON, which may itself contain the closing brackets."""
+    start = text.find(OPENING)
+    if start < 0:
+        return None
+    value, end = json.JSONDecoder().raw_decode(text, start + len(OPENING))
+    if not text.startswith(CLOSING, end):
+        raise ValueError(f"the JSON object is not followed by {CLOSING}")
+    return start, end + len(CLOSING), value

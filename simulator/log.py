@@ -1,0 +1,150 @@
+"""What was asked and what became of it, for tests to read and to wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from simulator.replies import Outcome
+
+MAX_ENTRIES = 10_000
+MAX_CONVERSATIONS = 200_000
+MAX_PROMPT_CHARACTERS = 20_000
+
+
+@dataclass(eq=False)
+class Entry:
+    """One request. Times are unix seconds; ``outcome`` is None while the answer is on its way."""
+
+    number: int
+    model: str = ""
+    prompt: str = ""
+    prefix: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    conversation: str = ""
+    stream: bool = False
+    attempt: int = 0
+    fault: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+    ended: float | None = None
+    status: int | None = None
+    tokens_sent: int = 0
+    outcome: Outcome | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry as ``GET /sim/requests`` shows it."""
+        return {
+            "number": self.number,
+            "time": self.started,
+            "startedAt": _rfc3339(self.started),
+            "endedAt": _rfc3339(self.ended),
+            "ended": self.ended,
+            "model": self.model,
+            "conversation": self.conversation,
+            "attempt": self.attempt,
+            "prompt": self.prompt,
+            "prefix": self.prefix,
+            "parameters": self.parameters,
+            "stream": self.stream,
+            "fault": self.fault,
+            "tokens_sent": self.tokens_sent,
+            "status": self.status,
+            "outcome": self.outcome,
+            "headers": self.headers,
+        }
+
+
+def _rfc3339(moment: float | None) -> str | None:
+    return None if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class RequestLog:
+    """The requests in the order of their arrival; the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._entries: deque[Entry] = deque(maxlen=MAX_ENTRIES)
+        self._attempts: OrderedDict[str, int] = OrderedDict()
+        self._waiting: set[_Waiter] = set()
+        self._count = 0
+
+    def begin(self, headers: dict[str, str]) -> Entry:
+        self._count += 1
+        entry = Entry(self._count, headers=headers)
+        self._entries.append(entry)
+        return entry
+
+    def attempt(self, conversation: str) -> int:
+        """The number of this attempt, from 1, of a conversation."""
+        number = self._attempts.pop(conversation, 0) + 1
+        self._attempts[conversation] = number
+        if len(self._attempts) > MAX_CONVERSATIONS:
+            self._attempts.popitem(last=False)
+        return number
+
+    def described(self) -> None:
+        """The newest request is known for what it is: someone may have waited for it."""
+        for waiter in self._waiting:
+            waiter.search(self)
+
+    def sent(self, entry: Entry, tokens: int) -> None:
+        entry.tokens_sent += tokens
+        self._changed(entry)
+
+    def end(self, entry: Entry, outcome: Outcome) -> None:
+        """The first outcome stands."""
+        if entry.outcome is None:
+            entry.outcome, entry.ended = outcome, time.time()
+            self._changed(entry)
+
+    def _changed(self, entry: Entry) -> None:
+        for waiter in self._waiting:
+            waiter.look(entry)
+
+    def entries(self, contains: str = "") -> list[Entry]:
+        """Those whose last user message contains the text."""
+        return [entry for entry in self._entries if contains in entry.prompt]
+
+    def clear(self) -> int:
+        """Forget all requests, and which attempt each conversation is at. Returns how many there were."""
+        count = len(self._entries)
+        self._entries.clear()
+        self._attempts.clear()
+        return count
+
+    async def wait(self, contains: str, requests: int, tokens: int, *, ended: bool, timeout: float) -> Entry | None:
+        """The matching request of this number, once it has sent so many tokens (or ended); None after ``timeout``."""
+        waiter = _Waiter(contains, requests, tokens, ended)
+        self._waiting.add(waiter)
+        waiter.search(self)
+        try:
+            async with asyncio.timeout(timeout):
+                return await waiter.found
+        except TimeoutError:
+            return None
+        finally:
+            self._waiting.discard(waiter)
+
+
+class _Waiter:
+    def __init__(self, contains: str, requests: int, tokens: int, ended: bool) -> None:
+        self._contains, self._requests, self._tokens, self._ended = contains, requests, tokens, ended
+        self._entry: Entry | None = None
+        self.found: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
+
+    def search(self, log: RequestLog) -> None:
+        """Find the request; too dear to be done with each token of other requests."""
+        if self._entry is None and len(matching := log.entries(self._contains)) >= self._requests:
+            self._entry = matching[self._requests - 1]
+            self.look(self._entry)
+
+    def look(self, entry: Entry) -> None:
+        """Is this the request, and has what was waited for come?"""
+        if entry is not self._entry or self.found.done():
+            return
+        if entry.tokens_sent >= self._tokens and (entry.outcome is not None or not self._ended):
+            self.found.set_result(entry)

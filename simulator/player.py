@@ -1,0 +1,133 @@
+"""Plays the steps of a reply on a connection, in time, and notices when nobody listens any more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from starlette.types import Receive, Scope
+from starlette.types import Send as AsgiSend
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from simulator import wire
+from simulator.log import Entry, RequestLog
+from simulator.replies import Abort, Close, Send, Start, Step, Wait
+
+_logger = logging.getLogger(__name__)
+_TRANSPORT = "simulator.transport"
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""``struct linger``: on, zero seconds."""
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, but it hands its transport to the application, which could not break a connection otherwise."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"][_TRANSPORT] = self.transport
+
+
+class Player:
+    """One answer on its way."""
+
+    def __init__(self, scope: Scope, send: AsgiSend, log: RequestLog, entry: Entry) -> None:
+        self._transport: asyncio.Transport = scope["state"][_TRANSPORT]
+        self._asgi_send = send
+        self._log = log
+        self._entry = entry
+        self._clock = asyncio.get_running_loop().time
+        self._due = self._clock()
+        self.pace(interval=0, split=None)
+
+    def pace(self, *, interval: float, split: int | None) -> None:
+        """Seconds per token, and the most bytes per write."""
+        self._interval, self._split = interval, split
+
+    async def play(self, steps: Iterator[Step], receive: Receive) -> None:
+        """To the end, or until the client is gone."""
+        playing = asyncio.create_task(self._play(steps))
+        watching = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait((playing, watching), return_when=asyncio.FIRST_COMPLETED)
+            if not playing.done():
+                self._log.end(self._entry, "client_gone")
+            elif error := playing.exception():
+                _logger.error("request %d broke", self._entry.number, exc_info=error)
+                self._log.end(self._entry, "cut")
+                raise error
+        except asyncio.CancelledError:
+            self._log.end(self._entry, "shutdown")
+            raise
+        finally:
+            playing.cancel()
+            watching.cancel()
+            await asyncio.gather(playing, watching, return_exceptions=True)
+
+    async def _play(self, steps: Iterator[Step]) -> None:
+        for step in steps:
+            match step:
+                case Send(data, tokens):
+                    await self._send(data, tokens)
+                case Wait(seconds, comments_every):
+                    await self._wait(seconds, comments_every)
+                case Start(status, headers):
+                    await self._start(status, headers)
+                case Close(outcome):
+                    await self._body(b"", more=False)
+                    self._log.end(self._entry, outcome)
+                case Abort(reset):
+                    self._abort(reset=reset)
+                    self._log.end(self._entry, "cut")
+
+    async def _start(self, status: int, headers: dict[str, str]) -> None:
+        self._entry.status = status
+        pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self._asgi_send({"type": "http.response.start", "status": status, "headers": pairs})
+
+    async def _send(self, data: bytes, tokens: int) -> None:
+        """Tokens go when they are due, counted from the first, so that the rate does not drift."""
+        if tokens:
+            await asyncio.sleep(self._due - self._clock())
+            self._due += tokens * self._interval
+        if self._split is None:
+            await self._body(data)
+        else:
+            for at in range(0, len(data), self._split):
+                await self._body(data[at : at + self._split])
+        if tokens:
+            self._log.sent(self._entry, tokens)
+
+    async def _wait(self, seconds: float | None, comments_every: float | None) -> None:
+        """The tokens after it are due from its end on."""
+        if comments_every is None:
+            await (asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
+        else:
+            await self._comment(seconds, comments_every)
+        self._due = self._clock()
+
+    async def _comment(self, seconds: float | None, every: float) -> None:
+        end = None if seconds is None else self._clock() + seconds
+        while end is None or self._clock() < end:
+            await self._body(wire.COMMENT)
+            await asyncio.sleep(every)
+
+    async def _body(self, data: bytes, *, more: bool = True) -> None:
+        await self._asgi_send({"type": "http.response.body", "body": data, "more_body": more})
+
+    def _abort(self, *, reset: bool) -> None:
+        if not reset:
+            self._transport.close()  # what was written still goes out, then FIN; the last HTTP chunk is missing
+            return
+        connection: socket.socket = self._transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._transport.abort()
+
+
+async def _disconnected(receive: Receive) -> None:
+    message: dict[str, Any] = {"type": ""}
+    while message["type"] != "http.disconnect":
+        message = dict(await receive())

@@ -1,0 +1,267 @@
+"""What happens on the connection, step by step: the answer, and the fault in it. No clock, no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from simulator import wire
+from simulator.answers import echo
+from simulator.calls import ChatCall
+from simulator.faults import (
+    Cut,
+    Drip,
+    Empty,
+    Endless,
+    Eof,
+    Fault,
+    Finish,
+    Huge,
+    Malformed,
+    NoDone,
+    Script,
+    Slow,
+    Stall,
+    Status,
+    StreamError,
+    UnknownChunk,
+    WrongType,
+)
+from simulator.generation import Generation
+from simulator.refusals import Headers, Refusal, of_fault
+
+Outcome = Literal["finished", "refused", "cut", "client_gone", "shutdown"]
+
+
+class Start(NamedTuple):
+    """Status line and headers."""
+
+    status: int
+    headers: Headers
+
+
+class Send(NamedTuple):
+    """Bytes of the body. ``tokens`` of them are due when their time has come; with 0 they go at once."""
+
+    data: bytes
+    tokens: int = 0
+
+
+class Wait(NamedTuple):
+    """Silence of so many seconds, with a comment every ``comments_every``; None is for ever."""
+
+    seconds: float | None
+    comments_every: float | None = None
+
+
+class Close(NamedTuple):
+    """The clean end of the response."""
+
+    outcome: Outcome = "finished"
+
+
+class Abort(NamedTuple):
+    """The connection is broken, by FIN or by reset."""
+
+    reset: bool
+
+
+Step = Start | Send | Wait | Close | Abort
+
+
+class Tempo(NamedTuple):
+    """Seconds to the first token, and from one token to the next."""
+
+    first: float
+    interval: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One request and all that was decided about its answer. ``answer_id`` and ``created`` stand in each frame."""
+
+    call: ChatCall
+    script: Script
+    fault: Fault | None
+    seed: str
+    tempo: Tempo
+    answer_id: str
+    created: int
+
+    @cached_property
+    def frames(self) -> wire.Frames:
+        return wire.Frames(self.answer_id, self.call.model, self.created, self.script.framing)
+
+    @cached_property
+    def generation(self) -> Generation:
+        return Generation(self.call, self.script, seed=self.seed, endless=isinstance(self.fault, Endless))
+
+    def usage(self, tokens: int) -> wire.Usage | None:
+        return wire.usage(self.call.prompt_tokens, tokens) if self.script.usage else None
+
+    def steps(self, headers: Headers) -> Iterator[Step]:
+        """Everything that happens; ``headers`` go with the answer and with a refusal alike."""
+        headers = headers | self.script.headers
+        match self.fault:
+            case Status():
+                return refused(of_fault(self.fault), headers)
+            case WrongType():
+                return self._wrong_type(self.fault, headers)
+        return self._streamed(headers) if self.call.stream else self._document(headers)
+
+    def document(self) -> tuple[bytes, int]:
+        """The answer as one JSON document, and its number of tokens."""
+        pieces = list(self.generation.pieces())
+        tokens = sum(piece.tokens for piece in pieces)
+        prefix = "".join(echo(self.call.prefix or "", self.script.echo))
+        message = wire.message(pieces, echo=prefix, as_list=self.script.content_as_list)
+        reason = self.fault.reason if isinstance(self.fault, Finish) else self.generation.reason
+        answer = wire.completion(self.answer_id, self.call.model, self.created, message, reason)
+        used = self.usage(tokens)
+        return wire.json_bytes(answer if used is None else answer | {"usage": used}), tokens
+
+    def _document(self, headers: Headers) -> Iterator[Step]:
+        match self.fault:
+            case Cut(reset=reset):
+                yield Wait(self.tempo.first)
+                yield Abort(reset)
+                return
+            case Stall(seconds=seconds) | Drip(seconds=seconds) | Slow(seconds=seconds):
+                yield Wait(seconds)
+            case Endless():
+                yield Wait(None)
+        body, tokens = self.document()
+        yield Wait(self.tempo.first + tokens * self.tempo.interval)
+        yield Start(200, headers | {"content-type": wire.JSON_TYPE})
+        yield Send(body[: len(body) // 2] if isinstance(self.fault, Malformed) else body, tokens)
+        yield Close()
+
+    def _wrong_type(self, fault: WrongType, headers: Headers) -> Iterator[Step]:
+        yield Wait(self.tempo.first)
+        yield Start(200, headers | {"content-type": fault.content_type})
+        if fault.body is not None:
+            yield Send(fault.body.encode())
+        elif fault.content_type.startswith(wire.JSON_TYPE):
+            yield Send(*self.document())
+        else:
+            yield Send(b"<!doctype html><title>Please wait</title><h1>Checking your browser\xe2\x80\xa6</h1>\n")
+        yield Close("cut")
+
+    def _streamed(self, headers: Headers) -> Iterator[Step]:
+        """Headers at once, then silence up to the first token, unless a fault has it otherwise."""
+        fault = self.fault
+        if isinstance(fault, Slow) and fault.before == "headers":
+            yield Wait(fault.seconds)
+        if isinstance(fault, Cut) and fault.where == "headers":
+            yield Abort(fault.reset)
+            return
+        stream = {"content-type": wire.EVENT_STREAM, "cache-control": "no-cache"}
+        yield Start(200, headers | stream)
+        if self.script.framing.bom:
+            yield Send(wire.BOM)
+        if isinstance(fault, Drip):
+            yield Wait(fault.seconds, fault.every)
+        yield Wait(fault.seconds if isinstance(fault, Slow) and fault.before == "token" else self.tempo.first)
+        yield from self._empty(fault) if isinstance(fault, Empty) else _Stream(self).steps()
+
+    def _empty(self, fault: Empty) -> Iterator[Step]:
+        if fault.done:
+            yield Send(self.frames.done())
+        yield Close("cut")
+
+
+class _Stream:
+    """The frames of one event stream; knows how many tokens have gone."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._frames = reply.frames
+        self._body = self._all()
+        self._sent = 0
+
+    def steps(self) -> Iterator[Step]:
+        yield Send(self._frames.role())
+        match self._reply.fault:
+            case Cut() as fault:
+                yield from self._until(fault.after)
+                yield from self._torn(fault)
+                yield Abort(fault.reset)
+            case Eof() as fault:
+                yield from self._until(fault.after)
+                yield Close("cut")
+            case StreamError() as fault:
+                yield from self._until(fault.after)
+                yield Send(self._frames.error(fault))
+                yield Close("cut")
+            case Finish() as fault:
+                yield from self._until(fault.after)
+                yield from self._end(fault.reason)
+            case NoDone():
+                yield from self._until(None)
+                yield self._last(self._reply.generation.reason)
+                yield Close()
+            case fault:
+                yield from self._with_insertion(fault)
+                yield from self._until(None)
+                yield from self._end(self._reply.generation.reason)
+
+    def _with_insertion(self, fault: Fault | None) -> Iterator[Step]:
+        """The beginning of an answer that will be whole, up to and with what does not belong into it."""
+        if isinstance(fault, Stall | Malformed | UnknownChunk | Huge):
+            yield from self._until(fault.after)
+        match fault:
+            case Stall():
+                yield Wait(fault.seconds, fault.comments_every)
+            case Malformed():
+                yield Send(self._frames.data(fault.data))
+            case UnknownChunk():
+                yield Send(self._frames.delta({"content": [fault.chunk]}))
+            case Huge():
+                yield Send(self._frames.text("x" * fault.bytes))
+
+    def _until(self, tokens: int | None) -> Iterator[Send]:
+        """Frames until so many tokens have gone in this attempt; with None, all that are left."""
+        while tokens is None or self._sent < tokens:
+            step = next(self._body, None)
+            if step is None:
+                return
+            self._sent += step.tokens
+            yield step
+
+    def _all(self) -> Iterator[Send]:
+        script = self._reply.script
+        for text in echo(self._reply.call.prefix or "", script.echo):
+            yield Send(self._frames.text(text, as_list=script.content_as_list))
+        nameless = script.tool_style == "nameless"
+        for piece in self._reply.generation.pieces():
+            *early, frame = self._frames.piece(piece, as_list=script.content_as_list, nameless=nameless)
+            yield from map(Send, early)
+            yield Send(frame, piece.tokens)
+
+    def _torn(self, fault: Cut) -> Iterator[Send]:
+        """The beginning of the next frame, if the cut goes through it."""
+        if fault.where == "frame":
+            step = next(self._body, None)
+            yield Send(wire.cut_inside(self._frames.role() if step is None else step.data))
+        elif fault.where == "utf8":
+            yield Send(wire.cut_inside_character(self._frames.text(" café")))
+
+    def _end(self, reason: str) -> Iterator[Step]:
+        yield self._last(reason)
+        yield Send(self._frames.done())
+        yield Close()
+
+    def _last(self, reason: str) -> Send:
+        return Send(self._frames.last(reason, self._reply.usage(self._sent)))
+
+
+def refused(refusal: Refusal, headers: Headers) -> Iterator[Step]:
+    """A complete response in place of an answer; it goes at once."""
+    if refusal.status not in (204, 304):
+        headers = {"content-length": str(len(refusal.body))} | headers
+    yield Start(refusal.status, headers | refusal.headers)
+    if refusal.body:
+        yield Send(refusal.body)
+    yield Close("refused")
