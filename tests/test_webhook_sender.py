@@ -1,0 +1,501 @@
+"""Posting to strangers: one POST, bounded in time and memory, told as an answer and never as an exception."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+
+import httpx2
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from activities.ports import WebhookResponse, WebhookSender
+from chatjobs.errors import WebhookUrlRefused
+from providers import webhook_sender
+from providers.webhook_sender import MAX_READ_BYTES, HttpWebhookSender, direct_transport, retry_after
+from tests.receiver import Answer, Receiver, client_tls, gzip_bomb, receiver, server_tls
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+BODY = b'{"event":"chat.completed"}'
+HEADERS = {"content-type": "application/json", "webhook-id": "whe_1"}
+
+
+@pytest.fixture
+def hooks() -> Iterator[Receiver]:
+    with receiver() as running:
+        yield running
+
+
+@pytest.fixture
+async def sender() -> AsyncIterator[HttpWebhookSender]:
+    async with HttpWebhookSender() as made:
+        yield made
+
+
+@pytest.fixture
+async def hasty() -> AsyncIterator[HttpWebhookSender]:
+    """A sender that gives up after half a second."""
+    async with HttpWebhookSender(total_seconds=0.5) as made:
+        yield made
+
+
+async def post(sender: WebhookSender, url: str) -> WebhookResponse:
+    return await sender.post(url, headers=HEADERS, body=BODY)
+
+
+async def answered(sender: WebhookSender, hooks: Receiver, answer: Answer) -> WebhookResponse:
+    hooks.answer("/hook", answer)
+    return await post(sender, hooks.url("/hook"))
+
+
+# -------------------------------------------------------------------------------------------- the request
+
+
+async def test_the_request_is_what_was_given(sender: HttpWebhookSender, hooks: Receiver) -> None:
+    answer = await post(sender, hooks.url("/hook?a=1"))
+    (seen,) = await hooks.arrived(path="/hook")
+    assert (seen.method, seen.target, seen.body) == ("POST", "/hook?a=1", BODY)
+    assert dict(seen.headers) | HEADERS == seen.headers
+    assert seen.headers["accept-encoding"] == "identity"
+    assert seen.headers["connection"] == "close"
+    assert answer.delivered
+    assert answer == WebhookResponse(answer.latency_ms, status_code=200, response="ok")
+    assert 0 <= answer.latency_ms < 5_000
+
+
+async def test_nothing_is_kept_between_calls(sender: HttpWebhookSender, hooks: Receiver) -> None:
+    """No cookie comes back, no connection is used twice, none is left open."""
+    hooks.answer("/hook", Answer(headers={"set-cookie": "a=1; Path=/", "connection": "keep-alive"}))
+    for _ in range(3):
+        assert (await post(sender, hooks.url("/hook"))).delivered
+    seen = hooks.requests()
+    assert [one.connection for one in seen] == [1, 2, 3]
+    assert not any("cookie" in one.headers for one in seen)
+    assert await _all_closed(hooks.port)
+
+
+async def _all_closed(port: int) -> bool:
+    """Whether this process soon has no established connection to a port (a transport closes one turn later)."""
+    for _ in range(50):
+        remotes = [one.raddr for one in psutil.Process().net_connections("tcp") if one.status == "ESTABLISHED"]
+        if not any(remote.port == port for remote in remotes):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def test_the_environment_has_no_say(
+    sender: HttpWebhookSender, hooks: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proxies of the environment could reach what the sender must not; credentials of a URL are not for sending."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{_closed_port()}")
+    async with HttpWebhookSender() as made_now:
+        for one in (sender, made_now):
+            assert (await post(one, hooks.url("/hook", host="user:password@127.0.0.1"))).delivered
+    assert not any("authorization" in seen.headers for seen in hooks.requests())
+
+
+async def test_many_at_once(sender: HttpWebhookSender, hooks: Receiver) -> None:
+    """None waits for another."""
+    hooks.answer("/hook", Answer(delay=0.3))
+    started = time.monotonic()
+    answers = await asyncio.gather(*(post(sender, hooks.url("/hook")) for _ in range(30)))
+    assert all(one.delivered for one in answers)
+    assert time.monotonic() - started < 3
+
+
+# --------------------------------------------------------------------------------------------- the status
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+async def test_2xx_is_success(sender: HttpWebhookSender, hooks: Receiver, status: int) -> None:
+    answer = await answered(sender, hooks, Answer(status, body=b""))
+    assert answer.delivered
+    assert (answer.status_code, answer.error, answer.response) == (status, None, "")
+
+
+@pytest.mark.parametrize("status", [400, 404, 410, 429, 500, 503, 599])
+async def test_another_status_is_a_failure_without_an_error(
+    sender: HttpWebhookSender, hooks: Receiver, status: int
+) -> None:
+    """The status says it all; ``error`` is for tries that never got one."""
+    answer = await answered(sender, hooks, Answer(status, body=b"no, thanks"))
+    assert not answer.delivered
+    assert (answer.status_code, answer.error, answer.response) == (status, None, "no, thanks")
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+async def test_redirects_are_not_followed(sender: HttpWebhookSender, hooks: Receiver, status: int) -> None:
+    answer = await answered(sender, hooks, Answer(status, headers={"location": hooks.url("/metadata")}))
+    assert not answer.delivered
+    assert (answer.status_code, answer.error) == (status, "redirect")
+    assert not hooks.requests("/metadata")
+
+
+@pytest.mark.parametrize(("header", "expected"), [("0", 0), ("5", 5), ("1000000000000", 1e12), ("abc", None)])
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_is_reported(
+    sender: HttpWebhookSender, hooks: Receiver, status: int, header: str, expected: float | None
+) -> None:
+    answer = await answered(sender, hooks, Answer(status, headers={"retry-after": header}))
+    assert answer.retry_after == expected
+
+
+async def test_switching_protocols_is_no_success(hasty: HttpWebhookSender, hooks: Receiver) -> None:
+    raw = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"
+    assert not (await answered(hasty, hooks, Answer(raw=raw))).delivered
+
+
+# -------------------------------------------------------------------------------------- hostile receivers
+
+
+async def test_the_total_is_15_seconds(sender: HttpWebhookSender) -> None:
+    assert sender.total_seconds == 15
+
+
+async def test_a_silent_receiver_times_out(hasty: HttpWebhookSender, hooks: Receiver) -> None:
+    answer = await answered(hasty, hooks, Answer(delay=60))
+    assert (answer.status_code, answer.error, answer.response) == (None, "timeout", None)
+    assert 500 <= answer.latency_ms < 5_000
+
+
+async def test_headers_that_drip_time_out(hasty: HttpWebhookSender, hooks: Receiver) -> None:
+    """Every byte comes in time; all together do not."""
+    answer = await answered(hasty, hooks, Answer(raw=b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 1_000, drip=0.05))
+    assert answer.error == "timeout"
+    assert answer.latency_ms < 5_000
+
+
+@pytest.mark.parametrize(("status", "delivered"), [(200, True), (500, False)])
+async def test_a_body_that_drips_ends_with_the_time(
+    hasty: HttpWebhookSender, hooks: Receiver, status: int, delivered: bool
+) -> None:
+    """The status decides, and what came of the body is kept."""
+    answer = await answered(hasty, hooks, Answer(status, body=b"x" * 1_000, drip=0.05))
+    assert (answer.delivered, answer.status_code, answer.error) == (delivered, status, None)
+    assert answer.response
+    assert set(answer.response) == {"x"}
+    assert 500 <= answer.latency_ms < 5_000
+    assert await _all_closed(hooks.port)
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_a_reset_after_the_status_changes_nothing(
+    sender: HttpWebhookSender, hooks: Receiver, status: int
+) -> None:
+    answer = await answered(sender, hooks, Answer(status, body=b"partial", reset=True))
+    assert (answer.delivered, answer.status_code, answer.error) == (status == 200, status, None)
+
+
+async def test_an_endless_body_costs_16_kilobytes(sender: HttpWebhookSender, hooks: Receiver) -> None:
+    answer, peak = await _traced(sender, hooks, Answer(body=b"y" * 1_000, endless=True))
+    assert answer.delivered
+    assert answer.response == "y" * 1_024
+    assert answer.latency_ms < 5_000
+    assert peak < 5_000_000
+    assert await _all_closed(hooks.port)
+
+
+async def test_a_gzip_bomb_is_not_opened(sender: HttpWebhookSender, hooks: Receiver) -> None:
+    bomb = gzip_bomb()
+    assert 200_000 < len(bomb) < 400_000
+    answer, peak = await _traced(sender, hooks, Answer(body=bomb, headers={"content-encoding": "gzip"}))
+    assert answer.delivered
+    assert answer.response
+    assert "zzz" not in answer.response
+    assert peak < 5_000_000
+
+
+async def _traced(sender: HttpWebhookSender, hooks: Receiver, answer: Answer) -> tuple[WebhookResponse, int]:
+    """The answer, and the most bytes that were allocated meanwhile (the receiver's own included)."""
+    tracemalloc.start()
+    try:
+        return await answered(sender, hooks, answer), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+async def test_no_more_than_16_kilobytes_are_taken() -> None:
+    """Whatever the size of the pieces in which a transport hands them over."""
+    taken: list[int] = []
+
+    class Stream(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for _ in range(100):
+                taken.append(1_000)
+                yield b"z" * 1_000
+
+    sender = HttpWebhookSender(httpx2.MockTransport(lambda _: httpx2.Response(200, stream=Stream())))
+    assert (await post(sender, "http://receiver.example/")).delivered
+    assert MAX_READ_BYTES <= sum(taken) < MAX_READ_BYTES + 1_000
+
+
+async def test_what_is_kept_of_an_answer_is_printable_and_short(sender: HttpWebhookSender, hooks: Receiver) -> None:
+    answer = await answered(sender, hooks, Answer(500, body=b"a\x00b\x1b[31m\xff\r\n c" + b"d" * 5_000))
+    assert answer.response
+    assert answer.response.startswith("a�b�[31m� cddd")
+    assert answer.response.isprintable()
+    assert len(answer.response) <= 1_024
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Answer(silent=True), "protocol_error"),
+        (Answer(raw=b"SSH-2.0-OpenSSH_9.6\r\n"), "protocol_error"),
+        (Answer(raw=b"HTTP/1.1 9999 \r\n\r\n"), "protocol_error"),
+        (Answer(raw=b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000), "protocol_error"),
+        (Answer(raw=b"", reset=True), "connection_lost"),
+    ],
+    ids=["closed without an answer", "not HTTP", "no such status", "200 KB of headers", "reset without an answer"],
+)
+async def test_an_answer_that_is_none(sender: HttpWebhookSender, hooks: Receiver, answer: Answer, error: str) -> None:
+    got = await answered(sender, hooks, answer)
+    assert (got.status_code, got.error) == (None, error)
+
+
+async def test_endless_interim_answers_end_with_the_time(hasty: HttpWebhookSender, hooks: Receiver) -> None:
+    answer = await answered(hasty, hooks, Answer(raw=b"HTTP/1.1 103 Early Hints\r\n\r\n", endless=True))
+    assert answer.error == "timeout"
+    assert answer.latency_ms < 5_000
+
+
+async def test_cancelling_closes_the_connection(sender: HttpWebhookSender, hooks: Receiver) -> None:
+    """A cancel from outside is not a failed try: it goes up."""
+    hooks.answer("/hook", Answer(delay=60))
+    task = asyncio.create_task(post(sender, hooks.url("/hook")))
+    await hooks.arrived()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await _all_closed(hooks.port)
+
+
+# ------------------------------------------------------------------------------------ names and addresses
+
+
+def _closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _unknown(*_: object, **__: object) -> None:
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+async def test_nobody_there(sender: HttpWebhookSender) -> None:
+    answer = await post(sender, f"http://127.0.0.1:{_closed_port()}/hook")
+    assert (answer.status_code, answer.error) == (None, "connect_error")
+
+
+async def test_a_name_that_does_not_resolve(sender: HttpWebhookSender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver is replaced, since a machine without network may take its time to say so."""
+    monkeypatch.setattr(socket, "getaddrinfo", _unknown)
+    assert (await post(sender, "http://receiver.invalid/")).error == "dns_error"
+
+
+STRANGE = ["", "hook", "/hook", "http:", "http://", "http:///hook", "ftp://127.0.0.1/", "mailto:a@b", "http://[::1"]
+STRANGE += ["http://127.0.0.1:99999/", "http://127.0.0.1:0/", "http://127.0.0.1:-1/", "http://a..b/", "http://.:1/"]
+STRANGE += [f"http://{'a' * 64}.invalid/", f"http://{'a.' * 200}invalid/", "http://xn--a.invalid/", "http://xn--/"]
+STRANGE += ["http://\ud800/", "http://127.0.0.1/\ud800", "http://127.0.0.1/\r\nx: y", "http://127.0.0.1\x00/", "\x00"]
+
+
+@pytest.mark.parametrize("url", STRANGE, ids=lambda url: repr(url)[:40])
+async def test_a_strange_url_is_an_answer(sender: HttpWebhookSender, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """What is refused when a job is submitted must not break the sender either."""
+    monkeypatch.setattr(socket, "getaddrinfo", _unknown)
+    answer = await post(sender, url)
+    assert answer.status_code is None
+    assert answer.error in ("invalid_url", "dns_error", "connect_error")
+
+
+async def test_a_header_that_cannot_be_sent_is_an_answer(sender: HttpWebhookSender, hooks: Receiver) -> None:
+    for value in ("é", "\ud800", "a\r\nb: c"):
+        answer = await sender.post(hooks.url(), headers={"webhook-id": value}, body=BODY)
+        assert answer.error
+    assert not hooks.requests()
+
+
+async def test_a_transport_may_refuse_an_address() -> None:
+    """The seam for the guard against server-side request forgery."""
+
+    class Guarded(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            raise WebhookUrlRefused(f"{request.url.host} is a private address")
+
+    answer = await post(HttpWebhookSender(Guarded()), "http://10.0.0.1/")
+    assert (answer.status_code, answer.error) == (None, "address_denied: 10.0.0.1 is a private address")
+
+
+# ---------------------------------------------------------------------------------------------------- TLS
+
+
+async def tls_post(server: ssl.SSLContext, host: str = "localhost") -> WebhookResponse:
+    """One POST to a receiver with this side of TLS, by a sender that trusts the tests' authority."""
+    async with HttpWebhookSender(direct_transport(client_tls())) as sender:
+        with receiver(tls=server) as hooks:
+            answer = await post(sender, hooks.url("/hook", host=host))
+            assert len(hooks.requests()) == answer.delivered
+            return answer
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+async def test_a_good_certificate(host: str) -> None:
+    assert (await tls_post(server_tls("valid"), host)).delivered
+
+
+@pytest.mark.parametrize(
+    ("certificate", "reason"),
+    [
+        ("expired", "certificate has expired"),
+        ("wrong-host", "Hostname mismatch, certificate is not valid for 'localhost'."),
+        ("self-signed", "self-signed certificate"),
+    ],
+)
+async def test_a_bad_certificate_is_named(certificate: str, reason: str) -> None:
+    answer = await tls_post(server_tls(certificate))
+    assert (answer.status_code, answer.error) == (None, f"tls_error: {reason}")
+
+
+async def test_an_unknown_authority_is_named(sender: HttpWebhookSender) -> None:
+    """The sender as it is made for work trusts the operating system's authorities, not those of the tests."""
+    with receiver(tls=server_tls("valid")) as hooks:
+        answer = await post(sender, hooks.url("/hook"))
+    assert answer.error == "tls_error: unable to get local issuer certificate"
+
+
+async def test_tls_1_0_is_too_old() -> None:
+    """How a server says no differs: with an alert, by closing, by a reset. The reason names TLS in any case."""
+    server = server_tls("valid")
+    with pytest.deprecated_call():
+        server.minimum_version = ssl.TLSVersion.TLSv1
+        server.maximum_version = ssl.TLSVersion.TLSv1
+    for _ in range(5):
+        error = (await tls_post(server)).error
+        assert error
+        assert error.startswith("tls_error: ")
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [(b"HTTP/1.1 400 \r\n\r\n", "wrong version number"), (b"", "the connection was closed during the handshake")],
+)
+async def test_https_to_a_port_without_tls(sender: HttpWebhookSender, reply: bytes, reason: str) -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(reply)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        got = await post(sender, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    assert (got.status_code, got.error) == (None, f"tls_error: {reason}")
+
+
+async def test_a_handshake_without_an_answer_times_out(
+    sender: HttpWebhookSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port that accepts and says nothing does not get the whole time."""
+    monkeypatch.setattr(webhook_sender, "CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        answer = await post(sender, f"https://127.0.0.1:{mute.getsockname()[1]}/")
+    assert answer.error == "timeout"
+    assert answer.latency_ms < 2_500
+
+
+# -------------------------------------------------------------------------------------------- Retry-After
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("0", 0),
+        ("5", 5),
+        (" 5 ", 5),
+        ("007", 7),
+        ("1000000000000", 1e12),
+        ("Fri, 02 Jan 2026 03:05:05 GMT", 60),
+        ("Friday, 02-Jan-26 03:05:05 GMT", 60),
+        ("Fri Jan  2 03:05:05 2026", 60),
+        ("Fri, 02 Jan 2026 03:04:05 GMT", 0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 251_634_977_754),
+    ],
+)
+def test_both_forms_of_retry_after(header: str, seconds: float) -> None:
+    """RFC 9110 §10.2.3, with the three date formats of §5.6.7."""
+    assert retry_after(header, NOW) == seconds
+
+
+JUNK = [
+    None,
+    "",
+    " ",
+    "abc",
+    "-1",
+    "-5.5",
+    "5.5",
+    "1e12",
+    "+5",
+    "5s",
+    "5, 10",
+    "٥",
+    "9" * 400,
+    "nan",
+    "inf",
+    "tomorrow",
+]
+JUNK += ["Fri, 32 Jan 2026 03:05:05 GMT", "Fri, 02 Foo 2026 03:05:05 GMT", "Fri, 02 Jan 99999 03:05:05 GMT", "\x00"]
+
+
+@pytest.mark.parametrize("header", JUNK, ids=repr)
+def test_junk_is_no_retry_after(header: str | None) -> None:
+    assert retry_after(header, NOW) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text() | st.from_regex(r"[A-Z][a-z]{2},? ?[0-9]{1,3}.[A-Za-z]{3}.[0-9]{1,6} [0-9:]{1,9} ?[-+A-Z0-9]{0,6}"))
+def test_any_retry_after_is_a_time_to_wait_or_nothing(header: str) -> None:
+    seconds = retry_after(header, NOW)
+    assert seconds is None or 0 <= seconds < float("inf")
+
+
+# ---------------------------------------------------------------------------------- the receiver itself
+
+
+async def test_the_receiver_answers_by_its_script(sender: HttpWebhookSender, hooks: Receiver) -> None:
+    hooks.answer("/hook", [Answer(500), Answer(503), Answer(204, body=b"")])
+    statuses = [(await post(sender, hooks.url("/hook?n=1"))).status_code for _ in range(4)]
+    assert statuses == [500, 503, 204, 204]
+    assert (await post(sender, hooks.url("/other"))).status_code == 200
+    assert len(await hooks.arrived(4, path="/hook")) == 4
+    assert len(hooks.wait_for(5)) == 5
+
+
+def test_the_receiver_says_what_it_waited_for(hooks: Receiver) -> None:
+    with pytest.raises(TimeoutError, match=r"1 requests to /hook; seen: \[\]"):
+        hooks.wait_for(path="/hook", timeout=0.05)
+
+
+async def test_the_receiver_can_go_down_and_come_back(sender: HttpWebhookSender) -> None:
+    with receiver() as first:
+        port = first.port
+        assert (await post(sender, first.url())).delivered
+    assert (await post(sender, first.url())).error == "connect_error"
+    with receiver(port=port) as second:
+        assert (await post(sender, second.url())).delivered
+    assert not [thread for thread in threading.enumerate() if thread.name == "receiver"]
+
+
+def test_a_taken_port_is_an_error() -> None:
+    with receiver() as first, pytest.raises(OSError, match="in use"), receiver(port=first.port):
+        pass
