@@ -12,12 +12,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from providers.mistral import MistralChat
 from pydantic import ValidationError
 from temporalio.client import Client
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+import logs
 from activities.completion import CompletionActivities
 from activities.ports import ChatModel, WebhookSender
 from activities.result import ResultActivities
@@ -26,6 +26,7 @@ from chatjobs.errors import ChatJobsError, ConfigurationError
 from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from connection import connect, indexed, run_url
 from intake import Intake, Sweeper
+from providers.mistral import MistralChat
 from providers.webhook_sender import HttpWebhookSender
 from settings import Settings
 from storage.database import Database
@@ -143,27 +144,35 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 @asynccontextmanager
 async def parts_from(settings: Settings) -> AsyncIterator[Parts]:
     """The real parts. Raises ChatJobsError with what to do where one is missing."""
-    if settings.mistral_api_key is None:
-        raise ConfigurationError("MISTRAL_API_KEY is not set; set it, or use `make run`, which brings a simulator")
     if not settings.webhook_secret:
         log.warning("WEBHOOK_SECRET is not set: webhooks wait until it is", extra={"action": "no_webhook_secret"})
     async with AsyncExitStack() as stack:
+        model = _model(settings)
+        stack.push_async_callback(model.aclose)
         database = await Database.open(settings.database_url)
         stack.push_async_callback(database.close)
         client = await connect()
-        model = MistralChat(
-            api_key=settings.mistral_api_key.get_secret_value(),
-            server_url=settings.mistral_server_url,
-            connections=settings.chatjobs_concurrency,
-        )
-        stack.push_async_callback(model.aclose)
         sender = HttpWebhookSender()
         yield Parts(settings, client, database, model, sender, await indexed(client))
 
 
+def _model(settings: Settings) -> MistralChat:
+    key = settings.mistral_api_key
+    if key is None:
+        raise ConfigurationError("MISTRAL_API_KEY is not set; set it, or use `make run`, which brings a simulator")
+    try:
+        return MistralChat(
+            api_key=key.get_secret_value(),
+            server_url=settings.mistral_server_url,
+            idle_connections=settings.chatjobs_concurrency,
+        )
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
 async def main() -> int:
     """Run until SIGTERM or Ctrl-C; the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

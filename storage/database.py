@@ -153,7 +153,9 @@ def _sqlite_engine(url: URL, *, synchronous: str, connections: int) -> AsyncEngi
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: Connection) -> None:
         # A deferred transaction that turns into a writer fails at once, whatever the busy timeout.
-        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+        options = connection.get_execution_options()
+        if options.get("isolation_level") != "AUTOCOMMIT":  # the event comes then, too
+            connection.exec_driver_sql(options.get("begin", "BEGIN"))
 
     return engine
 
