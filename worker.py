@@ -103,6 +103,8 @@ def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
             task_queue=WEBHOOKS_QUEUE,
             activities=[webhooks.deliver_webhook],
             max_concurrent_activities=WEBHOOKS_AT_ONCE,
+            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+            default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             graceful_shutdown_timeout=grace,
         ),
     ]

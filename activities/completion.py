@@ -7,8 +7,8 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
@@ -16,12 +16,11 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import failures
+from activities.heartbeats import heartbeating
 from activities.ports import ChatModel, Finish, ModelEvent, PartDelta, Progress, TextDelta
 from chatjobs.contracts import ChatRequest, PlacedPart
 from chatjobs.errors import (
     ChatJobsError,
-    FenceLost,
-    JobNotFound,
     StorageError,
     UpstreamError,
     UpstreamInterrupted,
@@ -34,10 +33,6 @@ from storage.transcript import JobWriter, TranscriptWriter
 from storage.values import AttemptEnd, Claim, FinishRecord
 
 log = logging.getLogger(__name__)
-
-HEARTBEAT_SECONDS = 1.0
-"""Between heartbeats, whatever the stream does. Cancellation reaches an activity only with a heartbeat's response
-(sdk-python README, "Heartbeating and Cancellation")."""
 
 
 class CompletionActivities:
@@ -52,15 +47,17 @@ class CompletionActivities:
 
         Fails with the error's code as type. Retried by Temporal; a retry takes the job over and starts a new epoch.
         """
-        claim = await self._claim(ref.job_id)
-        if claim.outcome != "taken":
-            return CompletionSummary(position=claim.position, finish_reason=claim.finish_reason, outcome=claim.outcome)
-        attempt = _Attempt(claim, self._transcript.open(claim))
-        try:
-            async with _heartbeats(attempt):
-                return await self._until_shutdown(self._stream(attempt))
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translated once, in _verdict
-            raise await self._ended(attempt, error) from None
+        async with _Pulse().beating() as pulse:  # all the time: the claim and the last flush may wait for the database
+            claim = await self._claim(ref.job_id)
+            if claim.outcome != "taken":
+                return CompletionSummary(
+                    position=claim.position, finish_reason=claim.finish_reason, outcome=claim.outcome
+                )
+            attempt = pulse.attempt = _Attempt(claim, self._transcript.open(claim))
+            try:
+                return await _undisturbed(self._stream(attempt), pulse)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translated once, in _verdict
+                return await self._ended(attempt, error)
 
     async def _claim(self, job_id: str) -> Claim:
         info = activity.info()
@@ -72,48 +69,23 @@ class CompletionActivities:
                 claimant=uuid.uuid4().hex,
                 run_id=info.workflow_run_id or "",
             )
-        except (StorageError, JobNotFound) as error:
+        except ChatJobsError as error:
             raise failures.from_storage(error) from None
-
-    async def _until_shutdown(self, stream: Coroutine[Any, Any, CompletionSummary]) -> CompletionSummary:
-        """The stream's summary, or _HandedOver as soon as the worker is told to stop."""
-        streaming = asyncio.create_task(stream)
-        stopping = asyncio.create_task(activity.wait_for_worker_shutdown())
-        try:
-            await asyncio.wait((streaming, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if not streaming.done():
-                raise _HandedOver
-            return await streaming
-        finally:
-            for task in (streaming, stopping):
-                task.cancel()
-            await asyncio.gather(streaming, stopping, return_exceptions=True)
+        except Exception as error:
+            # There is no claim, so the ledger cannot count this one; Temporal's own count has to do.
+            log.exception("claim failed", extra={"action": "claim_failed", "job_id": job_id})
+            raise failures.internal(error, failures=info.attempt) from None
 
     async def _stream(self, attempt: _Attempt) -> CompletionSummary:
         await self._begin(attempt)
-        clocks = attempt.clocks
-        try:
-            async with clocks.running(), contextlib.aclosing(self._model.stream(attempt.request)) as events:
-                async for event in events:
-                    clocks.moved()
-                    if isinstance(event, Finish):
-                        attempt.finish = event
-                        break
-                    attempt.take(event)
-                    if attempt.pen.full:
-                        with clocks.paused():  # the database is slow, not the model
-                            await attempt.pen.room()
-        except TimeoutError:
-            raise clocks.error() from None
-        if attempt.finish is None:
-            raise UpstreamInterrupted(code="upstream_cut")
-        await attempt.pen.finish(attempt.finish_record(attempt.finish))
-        return CompletionSummary(position=attempt.pen.position, finish_reason=attempt.finish.reason)
+        finish = await self._read(attempt)
+        await attempt.keep(finish)
+        return attempt.summary(finish)
 
     async def _begin(self, attempt: _Attempt) -> None:
         """Look at the clocks that ran before this attempt, and throw away the text of an interrupted one."""
         claim, limits = attempt.claim, attempt.request.limits
-        if claim.attempt == 1 and claim.started_at - claim.created_at > limits.queue_seconds * 1e6:
+        if claim.attempt == 1 and attempt.waited > limits.queue_seconds:
             raise failures.permanent("queue_timeout", "The job waited too long for a worker", retryable=True)
         if claim.position > 0:
             if attempt.request.on_interrupt == "fail":
@@ -121,18 +93,61 @@ class CompletionActivities:
             epoch = await self._jobs.restart(claim.job_id, fence=claim.fence, reason="restart")
             attempt.pen.restarted(epoch)
 
-    async def _ended(self, attempt: _Attempt, error: BaseException) -> BaseException:
-        """Keep what came and write down how the attempt ended; the exception for Temporal."""
+    async def _read(self, attempt: _Attempt) -> Finish:
+        """Take what the model says into the transcript, up to the end of its answer."""
+        clocks, finish = attempt.clocks, None
+        try:
+            async with clocks.running(), contextlib.aclosing(self._model.stream(attempt.request)) as events:
+                async for event in events:
+                    clocks.moved()
+                    if isinstance(event, Finish):
+                        finish = event
+                        break
+                    attempt.take(event)
+                    if attempt.pen.full:
+                        with clocks.paused():  # the database is slow, not the model
+                            await attempt.pen.room()
+        except (TimeoutError, UpstreamError) as error:
+            if finish is None:  # else only hanging up went wrong
+                raise (clocks.error() if isinstance(error, TimeoutError) else error) from None
+        if finish is None:
+            raise UpstreamInterrupted(code="upstream_cut")
+        return finish
+
+    async def _ended(self, attempt: _Attempt, error: BaseException) -> CompletionSummary:
+        """Keep what came and write down how the attempt ended. Raises the exception for Temporal.
+
+        An answer that turns out to be whole in storage is not called for again: its summary is returned.
+        """
         outcome, status, failure = _verdict(attempt, error)
         try:
             if not isinstance(error, StorageError):
                 await attempt.pen.flush()
+                if attempt.finish is not None:
+                    return attempt.summary(attempt.finish)
             await self._jobs.end_attempt(attempt.claim.job_id, attempt.claim.fence, attempt.end(outcome, status))
-        except StorageError as problem:
+        except ChatJobsError as problem:
             # The next claim closes this attempt as lost; its failure still counts by what Temporal is told here.
             log.warning("attempt not recorded: %s", problem, extra=attempt.log("attempt_unrecorded"))
         log.info("attempt ended: %s", outcome, extra=attempt.log("attempt_ended"))
-        return failure
+        raise failure from None
+
+
+async def _undisturbed(stream: Coroutine[Any, Any, CompletionSummary], pulse: _Pulse) -> CompletionSummary:
+    """The stream's summary. Ends it with _HandedOver once the worker is told to stop, or if the heartbeats stop."""
+    streaming = asyncio.create_task(stream)
+    stopping = asyncio.create_task(activity.wait_for_worker_shutdown())
+    try:
+        done, _ = await asyncio.wait((streaming, stopping, pulse.task), return_when=asyncio.FIRST_COMPLETED)
+        if streaming in done:
+            return streaming.result()
+        if pulse.task in done:
+            pulse.task.result()  # raises: without heartbeats nobody could cancel this
+        raise _HandedOver
+    finally:
+        for task in (streaming, stopping):
+            task.cancel()
+        await asyncio.gather(streaming, stopping, return_exceptions=True)
 
 
 class _HandedOver(Exception):
@@ -143,17 +158,22 @@ class _Attempt:
     """One call's state: what has come, and when."""
 
     def __init__(self, claim: Claim, pen: JobWriter) -> None:
-        if claim.request is None:
-            raise FenceLost("The claim holds no request")
+        assert claim.request is not None, "a claim that was taken has a request"
         self.claim = claim
         self.request: ChatRequest = claim.request
         self.pen = pen
         self.clocks = _Clocks(self.request, claim.started_at)
         self.finish: Finish | None = None
+        """Once it is on its way to storage."""
         self._parts: list[PlacedPart] = []
         self._began = time.monotonic()
         self._first_token: float | None = None
         self._deltas = 0
+
+    @property
+    def waited(self) -> float:
+        """Seconds in the queue. Two clocks have to agree: the database's callers' and Temporal's."""
+        return min((self.claim.started_at - self.claim.created_at) / 1e6, _since_scheduled())
 
     def take(self, event: ModelEvent) -> None:
         match event:
@@ -188,7 +208,15 @@ class _Attempt:
             "tokensPerSecond": self.tokens_per_second(),
         }
 
-    def finish_record(self, finish: Finish) -> FinishRecord:
+    async def keep(self, finish: Finish) -> None:
+        """Make the end of the answer durable."""
+        self.finish = finish
+        await self.pen.finish(self._record(finish))
+
+    def summary(self, finish: Finish) -> CompletionSummary:
+        return CompletionSummary(position=self.pen.position, finish_reason=finish.reason)
+
+    def _record(self, finish: Finish) -> FinishRecord:
         return FinishRecord(
             reason=finish.reason,
             usage=finish.usage,
@@ -207,13 +235,21 @@ class _Attempt:
         return {"action": action, "job_id": self.claim.job_id, "attempt": self.claim.attempt}
 
 
+def _since_scheduled() -> float:
+    """Seconds from Temporal's clock: between the job's turn in the queue and this attempt."""
+    info = activity.info()
+    return (info.started_time - info.scheduled_time).total_seconds()
+
+
 class _Clocks:
     """First token, stall and total. Only what the model says moves them: comments and empty chunks do not."""
 
     def __init__(self, request: ChatRequest, started_at: int) -> None:
         self._limits = request.limits
-        elapsed = (datetime.now(UTC) - moment(started_at)).total_seconds()
-        self._end = time.monotonic() + max(self._limits.total_seconds - elapsed, 0)
+        self._loop = asyncio.get_running_loop()
+        # What earlier attempts took; a wall clock that was set ahead in between must not end the job.
+        elapsed = min((datetime.now(UTC) - moment(started_at)).total_seconds(), _since_scheduled())
+        self._end = self._loop.time() + max(self._limits.total_seconds - max(elapsed, 0), 0)
         self._timeout = asyncio.timeout(None)
         self._which = "first_token"
 
@@ -227,19 +263,19 @@ class _Clocks:
         self._which = "stall"
         self._set(self._limits.stall_seconds)
 
-    @contextlib.contextmanager
-    def paused(self) -> Any:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
         """Only the total clock runs."""
         self._set(float("inf"))
         yield
         self._set(self._limits.stall_seconds)
 
     def _set(self, seconds: float) -> None:
-        self._timeout.reschedule(min(time.monotonic() + seconds, self._end))
+        self._timeout.reschedule(min(self._loop.time() + seconds, self._end))
 
     def error(self) -> BaseException:
         """What the clock that ran out means."""
-        if time.monotonic() >= self._end:
+        if self._loop.time() >= self._end:
             return failures.permanent("total_timeout", "The whole generation took too long", retryable=True)
         if self._which == "first_token":
             return UpstreamInterrupted("Mistral did not begin to answer in time", code="first_token_timeout")
@@ -249,10 +285,10 @@ class _Clocks:
 def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, BaseException]:
     """An attempt's outcome for the ledger, its HTTP status, and the exception for Temporal."""
     match error:
-        case asyncio.CancelledError():
+        case asyncio.CancelledError() if not _only_this_attempt():
             return "cancelled", None, error
-        case _HandedOver():
-            return "handed_over", None, failures.again("handed_over", "The worker stops; another one goes on", 0)
+        case _HandedOver() | asyncio.CancelledError():
+            return "handed_over", None, failures.again("handed_over", "This attempt had to stop; another goes on", 0)
         case UpstreamError():
             throttled = isinstance(error, UpstreamRateLimited)
             count = attempt.claim.failures + (not throttled)
@@ -264,21 +300,32 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
             return error.code, None, failures.from_storage(error)
         case _:
             log.error("attempt failed", exc_info=error, extra=attempt.log("attempt_failed"))
-            message = f"An error in this service ({type(error).__name__}); see the worker's log"
-            failed = UpstreamInterrupted(message, code="internal")
-            return "internal", None, failures.from_upstream(failed, failures=attempt.claim.failures + 1, throttles=0)
+            return "internal", None, failures.internal(error, failures=attempt.claim.failures + 1)
 
 
-@asynccontextmanager
-async def _heartbeats(attempt: _Attempt) -> AsyncIterator[None]:
-    async def beat() -> None:
+def _only_this_attempt() -> bool:
+    """The job goes on: the worker stops, or an operator paused or reset the activity."""
+    why = activity.cancellation_details()
+    return why is not None and not why.cancel_requested and (why.worker_shutdown or why.paused or why.reset)
+
+
+class _Pulse:
+    """Heartbeats at even intervals, with what is known of the attempt."""
+
+    def __init__(self) -> None:
+        self.attempt: _Attempt | None = None
+        self.task: asyncio.Task[None]
+
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[_Pulse]:
+        self.task = asyncio.create_task(self._beat())
+        try:
+            yield self
+        finally:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+
+    async def _beat(self) -> None:
         while True:
-            activity.heartbeat(attempt.progress())
+            activity.heartbeat(self.attempt.progress() if self.attempt else {"phase": "claiming"})
             await asyncio.sleep(HEARTBEAT_SECONDS)
-
-    beating = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)

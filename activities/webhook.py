@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from temporalio import activity
 
 from activities import failures
+from activities.heartbeats import heartbeating
 from activities.ports import WebhookResponse, WebhookSender
 from chatjobs.contracts import DeliveryTry
 from chatjobs.errors import ChatJobsError, WebhookError
@@ -72,7 +73,8 @@ class WebhookActivities:
             )
         except WebhookError as error:  # tried again by the schedule: the operator may set a secret until then
             return WebhookResponse(latency_ms=0, error=error.message)
-        return await self._sender.post(parcel.url, headers=headers, body=parcel.body)
+        async with heartbeating():
+            return await self._sender.post(parcel.url, headers=headers, body=parcel.body)
 
 
 def retry_pause(order: DeliveryOrder, response: WebhookResponse) -> float | None:

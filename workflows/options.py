@@ -57,6 +57,8 @@ def delivery() -> dict[str, Any]:
         "task_queue": WEBHOOKS_QUEUE,
         # The sender takes 15 s at most; the rest is the database.
         "start_to_close_timeout": timedelta(seconds=60),
+        # A killed worker's try is not waited for; the next one is a few seconds later.
+        "heartbeat_timeout": _heartbeat,
         # A dead receiver, or no free webhook worker, must not hold up the end of a job.
         "schedule_to_start_timeout": timedelta(seconds=60),
         "retry_policy": RetryPolicy(maximum_attempts=1),

@@ -1,0 +1,280 @@
+"""Mistral as a ChatModel.
+
+The SDK (mistralai 3.7) keeps its part: credentials, URL, headers, hooks, and which answers are errors. Two things are
+ours, because the SDK builds pydantic models for each of them: the request's body (serialised from our own model) and
+the decoding of the stream. The methods of the SDK that we call are not all public; its version is pinned to 3.7 and
+`tests/test_mistral_errors.py` compares what we send with what ``sdk.chat.stream_async`` sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Final
+
+import httpx2
+from mistralai.client import Mistral, models, utils
+from mistralai.client._hooks import HookContext
+
+from activities.ports import ModelEvent
+from chatjobs.contracts import OURS, AssistantMessage, ChatRequest, TextPart
+from chatjobs.errors import UpstreamError, bounded
+from providers.http1 import EXCHANGE, StreamTransport
+from providers.mistral_answer import OK, Answer
+from providers.mistral_errors import ErrorAnswer, Private, mistral_errors
+
+CONNECT_SECONDS: Final = 10.0
+LATE_SECONDS: Final = 2.0
+"""How long the usage may come after the finish reason."""
+DRAIN_SECONDS: Final = 0.2
+"""How long the end of the response may come after the end of the answer; later, the connection is not kept."""
+ERROR_SECONDS: Final = 5.0
+MAX_ERROR_BYTES: Final = 16 * 1024
+
+_OPERATION: Final = "stream_chat"
+_PATH: Final = "/v1/chat/completions#stream"
+_OPENED: Final = "chatjobs.opened"
+_DEPRECATION: Final = "x-model-deprecation-timestamp"
+
+log = logging.getLogger(__name__)
+
+
+class MistralChat:
+    """Streams chat completions of Mistral (activities.ports.ChatModel). Close it with ``aclose``."""
+
+    def __init__(
+        self, api_key: str | None = None, server_url: str | None = None, *, idle_connections: int = 100
+    ) -> None:
+        """Without ``api_key`` the SDK finds credentials in its own ways; without ``server_url`` it calls Mistral's own.
+
+        ``idle_connections``: how many stay open for the next request; as many as completions run at once is a good
+        number. Raises ValueError for a key or URL that cannot work, without repeating it.
+        """
+        _check(api_key, server_url)
+        self._http = http_client(idle_connections)
+        self._sdk = Mistral(api_key=api_key, server_url=server_url, async_client=self._http)
+        self._chat = self._sdk.chat
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
+        """See ChatModel. There are no time limits on the answer here, except those after its end."""
+        body = request_body(request, continue_from)
+        private = Private(body)
+        with mistral_errors(private):
+            response = await self._open(body, private)
+        try:
+            with mistral_errors(private, streaming=True):
+                async with aclosing(_events(response)) as events:
+                    async for event in events:
+                        yield event
+        finally:
+            await response.aclose()
+
+    async def _open(self, body: bytes, private: Private) -> httpx2.Response:
+        """A response that is an event stream; whoever asked closes it. Raises ErrorAnswer for any other response."""
+        request = self._request(body)
+        # The SDK runs hooks between the response and its return; a cancellation there would leave it open for ever.
+        opened = request.extensions[_OPENED] = list[httpx2.Response]()
+        try:
+            response = await self._send(request)
+            private.hide_key(response.request.headers.get("authorization", ""))
+            if not _is_stream(response):
+                raise ErrorAnswer(response.status_code, response.headers, await _error_body(response))
+        except BaseException:
+            for one in opened:
+                await one.aclose()
+            raise
+        return response
+
+    def _request(self, body: bytes) -> httpx2.Request:
+        """As ``Chat.stream_async`` builds it, but for the model of the body. No timeout: it is the client's."""
+        serialised = utils.SerializedRequestBody(media_type="application/json", content=body)
+        return self._chat._build_request_async(
+            method="POST",
+            path=_PATH,
+            base_url=None,
+            url_variables=None,
+            request=None,
+            request_body_required=True,
+            request_has_path_params=False,
+            request_has_query_params=False,
+            user_agent_header="user-agent",
+            accept_header_value="text/event-stream",
+            security=self._chat.sdk_configuration.security,
+            get_serialized_body=lambda: serialised,
+        )
+
+    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+        """With the SDK's hooks around it, in its order; without its retries: Temporal retries."""
+        configuration = self._chat.sdk_configuration
+        context = HookContext(
+            config=configuration,
+            base_url=self._chat._get_url(None, None),  # type: ignore[no-untyped-call]  # the SDK has no types here
+            operation_id=_OPERATION,
+            oauth2_scopes=None,
+            security_source=utils.get_security_from_env(configuration.security, models.Security),
+            tags=["chat"],
+            extensions=None,
+        )
+        return await self._chat.do_request_async(
+            hook_ctx=context,
+            request=request,
+            is_error_status_code=lambda status: utils.match_status_codes(["4XX", "5XX"], status),
+            stream=True,
+        )
+
+
+def http_client(idle_connections: int) -> httpx2.AsyncClient:
+    """The client that the SDK sends with: no redirects, no compression, no time limit but for connecting.
+
+    The environment is trusted: an egress proxy or a private certificate authority named there is how many networks
+    reach Mistral, and the address called is Mistral's or the operator's own. (Webhooks, which go to strangers, trust
+    no environment.) With a proxy, httpx2's own transport is used; ours knows none.
+    """
+    tls = httpx2.create_ssl_context()
+    transport = StreamTransport(tls, idle_connections=idle_connections)
+    return httpx2.AsyncClient(
+        transport=None if {"http", "https", "all"} & urllib.request.getproxies().keys() else transport,
+        verify=tls,
+        timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=idle_connections, keepalive_expiry=30.0),
+        # Size limits hold for what is read; a compressed answer would be larger once decoded.
+        headers={"accept-encoding": "identity"},
+        event_hooks={"response": [_remember, _note_deprecation]},
+    )
+
+
+async def _remember(response: httpx2.Response) -> None:
+    response.request.extensions.get(_OPENED, []).append(response)
+
+
+async def _note_deprecation(response: httpx2.Response) -> None:
+    """Says that a model will go. The SDK would too, but reads the body for the model's name, which a stream refuses."""
+    moment = response.headers.pop(_DEPRECATION, None)
+    if moment is not None:
+        log.warning("the model is deprecated", extra={"action": "model_deprecated", "removed_at": bounded(moment, 64)})
+
+
+# --------------------------------------------------------------------------------------------------- request
+
+
+def request_body(request: ChatRequest, continue_from: str | None = None) -> bytes:
+    """``request`` as JSON for Mistral: its own fields only, without those that say nothing; always streaming."""
+    sent = continued(request, continue_from).model_copy(update={"stream": True})
+    return sent.model_dump_json(exclude=set(OURS - {"stream"}), exclude_none=True).encode()
+
+
+def continued(request: ChatRequest, text: str | None) -> ChatRequest:
+    """``request`` with ``text`` as the beginning of the answer, behind the caller's own prefix if there is one."""
+    if not text:
+        return request
+    *before, last = request.messages
+    if not isinstance(last, AssistantMessage):
+        before, last = list(request.messages), AssistantMessage(content="")
+    if last.content is None or isinstance(last.content, str):
+        content: str | tuple[object, ...] = (last.content or "") + text
+    else:
+        content = (*last.content, TextPart(text=text))
+    prefix = last.model_copy(update={"content": content, "prefix": True})
+    return request.model_copy(update={"messages": (*before, prefix)})
+
+
+def _check(api_key: str | None, server_url: str | None) -> None:
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
+        raise ValueError("MISTRAL_API_KEY has blanks around it, or characters that an HTTP header cannot carry")
+    if server_url is not None:
+        try:
+            url = httpx2.URL(server_url)
+        except httpx2.InvalidURL:
+            url = httpx2.URL("")
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("MISTRAL_SERVER_URL is not an http or https URL, such as https://api.mistral.ai")
+
+
+# -------------------------------------------------------------------------------------------------- response
+
+
+async def _events(response: httpx2.Response) -> AsyncGenerator[ModelEvent, None]:
+    """The events of an answer, Finish last. Once the model has said why it stopped, nothing can undo the answer."""
+    answer = Answer()
+    async with _chunks(response) as chunks:
+        async for chunk in chunks:
+            for event in answer.feed(chunk):
+                yield event
+            if answer.done or answer.finish_reason is not None:
+                break
+        else:
+            for event in answer.end():
+                yield event
+        if not answer.done and answer.finish_reason is not None:
+            for event in await _late_events(chunks, answer):
+                yield event
+        finish = answer.finish()
+        try:
+            yield finish
+        finally:  # usually nobody asks for more after Finish
+            await _drain(chunks)
+
+
+@asynccontextmanager
+async def _chunks(response: httpx2.Response) -> AsyncGenerator[AsyncIterator[bytes], None]:
+    """The body as it arrives. It is not encoded (``_is_stream``), so the layers that decode can be left out.
+
+    With tracing on, the SDK has put a response of its own class around it, which listens in ``aiter_bytes``.
+    """
+    if type(response) is httpx2.Response and EXCHANGE in response.extensions:
+        yield response.extensions[EXCHANGE]
+    else:
+        async with aclosing(response.aiter_bytes()) as chunks:
+            yield chunks
+
+
+async def _late_events(chunks: AsyncIterator[bytes], answer: Answer) -> list[ModelEvent]:
+    """What comes between the finish reason and ``[DONE]``: usage. Neither its lateness nor its faults matter."""
+    events: list[ModelEvent] = []
+    with suppress(TimeoutError, UpstreamError), mistral_errors(Private(), streaming=True):
+        async with asyncio.timeout(LATE_SECONDS):
+            while not answer.done:
+                try:
+                    chunk = await anext(chunks)
+                except StopAsyncIteration:
+                    events += answer.end()
+                    break
+                events += answer.feed(chunk)
+    return events
+
+
+async def _drain(chunks: AsyncIterator[bytes]) -> None:
+    """Reads to the end of the response, so that its connection can be used again: usually it is already there."""
+    with suppress(TimeoutError, UpstreamError), mistral_errors(Private(), streaming=True):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in chunks:
+                pass
+
+
+def _is_stream(response: httpx2.Response) -> bool:
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return response.status_code == OK and media_type == "text/event-stream" and not _is_encoded(response)
+
+
+def _is_encoded(response: httpx2.Response) -> bool:
+    return response.headers.get("content-encoding", "").strip().lower() not in ("", "identity")
+
+
+async def _error_body(response: httpx2.Response) -> bytes:
+    """The beginning of the body, raw, as far as it comes in time. A compressed one is not worth the risk."""
+    body = bytearray()
+    if _is_encoded(response):
+        return b""
+    with suppress(TimeoutError, httpx2.TransportError):
+        async with asyncio.timeout(ERROR_SECONDS), aclosing(response.aiter_raw()) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) >= MAX_ERROR_BYTES:
+                    break
+    return bytes(body[:MAX_ERROR_BYTES])
