@@ -66,7 +66,7 @@ class EventStream:
         if not chunk:
             return chunk
         if self._after_cr:
-            pass
+            chunk = chunk.removeprefix(b"\n")
         self._after_cr = chunk.endswith(b"\r")
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 

@@ -3,7 +3,7 @@
 The SDK (mistralai 3.7) keeps its part: credentials, URL, headers, hooks, and which answers are errors. Two things are
 ours, because the SDK builds pydantic models for each of them: the request's body (serialised from our own model) and
 the decoding of the stream. The methods of the SDK that we call are not all public; its version is pinned to 3.7 and
-`tests/test_mistral_errors.py` compares what we send with what ``sdk.chat.stream_async`` sends.
+`tests/test_mistral_requests.py` compares what we send with what ``sdk.chat.stream_async`` sends.
 """
 
 from __future__ import annotations
