@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
 from datetime import timedelta
 from urllib.parse import quote
 
+from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
@@ -19,17 +24,26 @@ log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=5)
 
 
-async def connect() -> Client:
-    """A client by the files and ``TEMPORAL_*`` variables of the `temporal` command. Raises TemporalUnavailable."""
-    config = ClientConfig.load_client_connect_config()
+async def connect(environment: Mapping[str, str] | None = None) -> Client:
+    """A client by the files and ``TEMPORAL_*`` variables of the `temporal` command. Raises TemporalUnavailable.
+
+    ``environment`` takes the place of this process's own.
+    """
+    config = ClientConfig.load_client_connect_config(override_env_vars=environment)
     address = config.setdefault("target_host", "localhost:7233")
     try:
         return await Client.connect(**config, data_converter=pydantic_data_converter)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = _reason(error)
         raise TemporalUnavailable(
-            f"Temporal is not reachable at {address}; is the server running, is TEMPORAL_ADDRESS right? ({reason})"
+            f"Temporal is not reachable at {address} ({reason}); is the server running, is TEMPORAL_ADDRESS right?"
         ) from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """The operating system's words, if they are somewhere in the Rust core's; else the first line."""
+    words = re.search(r'message: "([^"]+)"', str(error))
+    return words[1] if words else str(error).splitlines()[0]
 
 
 async def indexed(client: Client) -> bool:
@@ -50,6 +64,23 @@ async def indexed(client: Client) -> bool:
             extra={"action": "search_attributes_missing"},
         )
     return not missing
+
+
+async def polls(client: Client, queue: str, pid: int) -> bool:
+    """Whether Temporal hears a process ask for a queue's activities.
+
+    The process, not any: the names of dead ones stay on the server's list for minutes.
+    """
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=queue),
+        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+    )
+    try:
+        found = await client.workflow_service.describe_task_queue(request, timeout=RPC_TIMEOUT)
+    except RPCError:
+        return False
+    return any(poller.identity.startswith(f"{pid}@") for poller in found.pollers)
 
 
 def run_url(ui: str, namespace: str, job_id: str) -> str:

@@ -8,12 +8,10 @@ hold whole bodies.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +21,7 @@ from mistralai.extra.exceptions import MistralClientException
 
 from chatjobs.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
 from providers.mistral_answer import OK, ErrorObject
+from providers.retry_after import retry_after
 
 MAX_VENDOR_CHARACTERS: Final = 200
 MAX_VENDOR_REASONS: Final = 3
@@ -128,7 +127,7 @@ def _from_answer(answer: ErrorAnswer, private: Private) -> UpstreamError:
         _message(fault, f"HTTP {answer.status}", said),
         code=fault.code,
         http_status=answer.status,
-        retry_after=retry_after(answer.headers),
+        retry_after=retry_after(answer.headers, datetime.now(UTC)),
     )
 
 
@@ -277,27 +276,3 @@ def _is_text(value: Any) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ Retry-After
-
-
-def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Seconds to wait, not yet clamped (RFC 9110, section 10.2.3); None where the header says nothing usable.
-
-    A date counts from the response's own ``Date``: our clock may differ from Mistral's.
-    """
-    value = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-        seconds = float(value)
-        return seconds if math.isfinite(seconds) else None
-    until = _date(value)
-    if until is None:
-        return None
-    here = _date(headers.get("date", "")) or now or datetime.now(UTC)
-    return max(0.0, (until - here).total_seconds())
-
-
-def _date(value: str) -> datetime | None:
-    try:
-        moment = parsedate_to_datetime(value)
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

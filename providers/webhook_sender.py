@@ -9,15 +9,12 @@ that is really used. It refuses by raising WebhookUrlRefused.
 from __future__ import annotations
 
 import asyncio
-import math
-import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from socket import gaierror
 from typing import Self
 
@@ -25,6 +22,7 @@ import httpx2
 
 from activities.ports import WebhookResponse
 from chatjobs.errors import WebhookUrlRefused, bounded
+from providers.retry_after import retry_after
 
 TOTAL_SECONDS = 15.0
 """Of one POST, from the name look-up to the end of the answer (the specification advises 15 to 30 s)."""
@@ -90,7 +88,7 @@ class HttpWebhookSender:
         response = await self._transport.handle_async_request(request)
         try:
             answer.status = response.status_code
-            answer.retry_after = retry_after(response.headers.get("retry-after"), datetime.now(UTC))
+            answer.retry_after = retry_after(response.headers, datetime.now(UTC))
             async with aclosing(response.aiter_raw()) as pieces:
                 async for piece in pieces:
                     answer.body += piece[: MAX_READ_BYTES - len(answer.body)]
@@ -138,28 +136,6 @@ def _request(url: str, headers: Mapping[str, str], body: bytes) -> httpx2.Reques
     if not 0 < (request.url.port or 443) < 65_536:  # the socket's complaint would come in an ExceptionGroup
         raise httpx2.InvalidURL("the port is not in 1 to 65535")
     return request
-
-
-def retry_after(header: str | None, now: datetime) -> float | None:
-    """Seconds from ``now`` (aware) in a ``Retry-After`` header, both forms of RFC 9110 §10.2.3; None for junk.
-
-    A date that is past gives 0. Nothing is clamped, but the number is finite.
-    """
-    if header is None:
-        return None
-    if re.fullmatch("[0-9]+", header.strip()):
-        seconds = float(header)
-        return seconds if math.isfinite(seconds) else None
-    return _seconds_until(header, now)
-
-
-def _seconds_until(date: str, now: datetime) -> float | None:
-    try:
-        moment = parsedate_to_datetime(date)
-        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)  # the asctime form names no zone: it is GMT
-        return max(0.0, (aware - now).total_seconds())
-    except (ValueError, TypeError, IndexError, OverflowError):  # as the standard library's date parser may raise
-        return None
 
 
 # ------------------------------------------------------------------------------------------ what went wrong

@@ -1,0 +1,68 @@
+# make run · make test · make check · make bench: the same four for people and CI. `make help` lists them.
+#
+# Needs Python 3.11 or newer and GNU make. Everything is installed into .venv, from the hashed lock files.
+# ARGS= is handed on:  make run ARGS='-- --rate 20:20'   make test ARGS='-k standalone'
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check bench lock clean
+
+help:
+	@echo 'make run     start everything on this machine: Temporal and its UI, the worker, a simulator if there is no key'
+	@echo 'make test    run the tests'
+	@echo 'make check   ruff, mypy and the import contracts'
+	@echo 'make bench   run the benchmarks'
+	@echo 'make lock    write the lock files anew from pyproject.toml (needs uv)'
+	@echo 'make clean   remove .venv and the caches; jobs in .chatjobs stay'
+
+# Make may be killed as well: then there is nobody left to hear a Ctrl-C.
+run: .venv/service
+	@$(BIN)/python standalone.py --end-with-parent $(ARGS)
+
+test: .venv/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+	$(BIN)/lint-imports --no-logo
+
+bench: .venv/dev
+	$(BIN)/python -m bench $(ARGS)
+
+# One environment and three stamps in it, so that `make run` installs only what the service needs. A changed lock file
+# makes the environment anew: what is no longer locked must not be found by accident.
+.venv/made: requirements.lock requirements-dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo 'Python 3.11 or newer is needed; $(PYTHON) is' "$$($(PYTHON) --version 2>&1)."; \
+	    echo 'Install it, or name another one:  make run PYTHON=python3.12'; exit 1; } >&2
+	@$(PYTHON) -m venv --clear .venv || { \
+	    echo 'The environment was not made; on Debian and Ubuntu:  apt-get install python3-venv'; exit 1; } >&2
+	@touch $@
+
+.venv/service: .venv/made
+	@echo 'Installing what the service needs into .venv (once; about half a minute) …'
+	@$(PIP) --requirement requirements.lock
+	@touch $@
+
+.venv/dev: .venv/made
+	@echo 'Installing what tests and checks need into .venv (once; about a minute) …'
+	@$(PIP) --requirement requirements-dev.lock
+	@touch $@
+
+# --no-header, because the header would name the index; --universal, because one file serves all platforms.
+lock:
+	uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 --group service pyproject.toml \
+	    -o requirements.lock
+	uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 --group dev pyproject.toml \
+	    -o requirements-dev.lock
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

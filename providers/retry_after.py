@@ -1,0 +1,34 @@
+"""The header Retry-After, as servers of both kinds send it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+
+def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Seconds to wait, finite but not clamped (RFC 9110, section 10.2.3); None where the header says nothing usable.
+
+    A date counts from the response's own ``Date``, because our clock may differ from the server's; without one, from
+    ``now`` (aware). One that is past gives 0. ``headers`` has lower-case names, or ignores case.
+    """
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        seconds = float(value)
+        return seconds if math.isfinite(seconds) else None
+    until = _date(value)
+    if until is None:
+        return None
+    return max(0.0, (until - (_date(headers.get("date", "")) or now)).total_seconds())
+
+
+def _date(value: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(value)
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)  # the asctime form names no zone: it is GMT
+        return aware.astimezone(UTC)
+    except (ValueError, TypeError, IndexError, OverflowError):  # as the standard library's date parser may raise
+        return None

@@ -1,0 +1,274 @@
+"""Everything on one machine: Temporal with its UI, the worker, and a simulator of Mistral if there is no key.
+
+Dead children are started again, children die with this process, and a data directory has one such process at a time.
+All of it survives kill -9, of any process or of all of them: the state is in the data directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import gc
+import json
+import logging
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chatjobs.errors import ChatJobsError, ConfigurationError
+from supervisor import (
+    GRACE_SECONDS,
+    HOST,
+    Console,
+    DataDirectory,
+    Spec,
+    Supervisor,
+    accepts,
+    end_with_parent,
+    free_port,
+    write_whole,
+)
+
+if TYPE_CHECKING:  # what takes long to import is imported below, while the first child starts
+    from temporalio.client import Client
+
+    from settings import Settings
+
+OLDEST_PYTHON = (3, 11)
+USUAL_PORTS = {"temporal": 7233, "temporalUi": 8233, "metrics": 9233, "simulator": 7333}
+FASTER_POLLING = "history.{}ProcessorMaxPollRPS=2000"
+"""The server's default, 20 a second, costs up to 50 ms at each step of a job."""
+
+
+class Stack:
+    """What runs on this machine: addresses, environments, children and how to see that they are ready."""
+
+    def __init__(self, settings: Settings, data: DataDirectory, simulator_options: Sequence[str] = ()) -> None:
+        self.simulated = settings.mistral_api_key is None
+        self._ports = {name: free_port(usual) for name, usual in USUAL_PORTS.items()}
+        self._data = data
+        self._simulator_options = simulator_options
+        self._client: Client | None = None
+        own = {"chatjobs_data_dir": data.path, "chatjobs_temporal_ui": f"http://{HOST}:{self._ports['temporalUi']}"}
+        self.settings = settings.model_copy(update=own)
+
+    @property
+    def endpoints(self) -> dict[str, str | None]:
+        """Where everything is; None for what is not there. ``metrics`` are the Temporal server's."""
+        return {
+            "gateway": None,
+            "temporal": f"{HOST}:{self._ports['temporal']}",
+            "temporalUi": self.settings.chatjobs_temporal_ui,
+            "metrics": f"http://{HOST}:{self._ports['metrics']}/metrics",
+            "simulator": f"http://{HOST}:{self._ports['simulator']}" if self.simulated else None,
+        }
+
+    async def client(self) -> Client:
+        """Raises TemporalUnavailable."""
+        from connection import connect
+
+        if self._client is None:
+            self._client = await connect(self._worker_environment())
+        return self._client
+
+    def forget_client(self) -> None:
+        """temporalio can abort Python where a client is left to the interpreter's exit."""
+        self._client = None
+        gc.collect()
+
+    # --------------------------------------------------------------------------------------------- Temporal
+
+    def temporal(self) -> Spec:
+        """Raises ConfigurationError."""
+        binary = shutil.which("temporal", path=os.pathsep.join((str(Path(sys.executable).parent), os.defpath)))
+        if binary is None:
+            raise ConfigurationError("The `temporal` program is missing; `make run` installs it (requirements.lock)")
+        return Spec("temporal", self._temporal_command(binary), _environment(), self._temporal_serves)
+
+    def _temporal_command(self, binary: str) -> list[str]:
+        from chatjobs.names import SEARCH_ATTRIBUTES
+
+        tuned = [FASTER_POLLING.format(queue) for queue in ("transfer", "timer", "visibility", "outbound")]
+        options = {
+            "--ip": [HOST],
+            "--port": [str(self._ports["temporal"])],
+            "--ui-port": [str(self._ports["temporalUi"])],
+            "--metrics-port": [str(self._ports["metrics"])],
+            "--db-filename": [str(self._data.path / "temporal.db")],
+            "--sqlite-pragma": ["journal_mode=wal", "synchronous=2"],
+            "--search-attribute": [f"{name}=Keyword" for name in SEARCH_ATTRIBUTES],
+            "--dynamic-config-value": [*tuned, "matching.enableFairness=true"],
+            "--log-level": ["error"],
+        }
+        flags = [part for name, values in options.items() for value in values for part in (name, value)]
+        return [binary, "server", "start-dev", "--ui-disable-news-fetch", *flags]
+
+    async def _temporal_serves(self, pid: int) -> bool:
+        """To listen is not enough: a worker asks for the search attributes only once, when it starts."""
+        from connection import indexed
+
+        with contextlib.suppress(ChatJobsError):
+            return await accepts(self._ports["temporal"], pid) and await indexed(await self.client())
+        return False
+
+    # -------------------------------------------------------------------------------- the simulator, the worker
+
+    def simulator(self) -> Spec:
+        port = self._ports["simulator"]
+        command = [sys.executable, "-m", "simulator", "--port", str(port), *self._simulator_options]
+        return Spec("simulator", command, _environment(), lambda pid: accepts(port, pid))
+
+    def worker(self) -> Spec:
+        grace = self.settings.chatjobs_grace_seconds + GRACE_SECONDS
+        return Spec(
+            "worker", [sys.executable, "worker.py"], self._worker_environment(), self._worker_polls, grace_seconds=grace
+        )
+
+    async def _worker_polls(self, pid: int) -> bool:
+        from chatjobs.names import COMPLETIONS_QUEUE
+        from connection import polls
+
+        with contextlib.suppress(ChatJobsError):
+            return await polls(await self.client(), COMPLETIONS_QUEUE, pid)
+        return False
+
+    def _worker_environment(self) -> dict[str, str]:
+        found = _environment() | {
+            "TEMPORAL_ADDRESS": str(self.endpoints["temporal"]),
+            "CHATJOBS_DATA_DIR": str(self._data.path),
+            "CHATJOBS_TEMPORAL_UI": self.settings.chatjobs_temporal_ui,
+        }
+        if not self.settings.webhook_secret:
+            found["WEBHOOK_SECRET"] = webhook_secret(self._data)
+        if self.simulated:
+            found |= {"MISTRAL_API_KEY": "simulated", "MISTRAL_SERVER_URL": str(self.endpoints["simulator"])}
+            around_proxy = ",".join(filter(None, (HOST, found.get("no_proxy") or found.get("NO_PROXY"))))
+            found |= {"NO_PROXY": around_proxy, "no_proxy": around_proxy}
+        return found
+
+
+def _environment() -> dict[str, str]:
+    """Without what is meant for other Temporal servers: an API key for one of them would make ours speak TLS."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
+    return kept | {"TEMPORAL_CONFIG_FILE": os.devnull, "PYTHONUNBUFFERED": "1"}
+
+
+def webhook_secret(data: DataDirectory) -> str:
+    """The signing secret of a data directory, made when it is first asked for."""
+    path = data.path / "webhook_secret"
+    if not path.exists():
+        write_whole(path, "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode() + "\n", mode=0o600)
+    return path.read_text().strip()
+
+
+# ----------------------------------------------------------------------------------------------------- the run
+
+
+async def supervise(stack: Stack, data: DataDirectory, console: Console) -> None:
+    """Run everything until a signal comes. Raises ChatJobsError where something does not start."""
+    endpoints = data.path / "endpoints.json"
+    endpoints.unlink(missing_ok=True)  # of a run that was killed
+    supervisor = Supervisor(data, console)
+    async with supervisor.until_signal():
+        await bring_up(stack, supervisor)
+        write_whole(endpoints, json.dumps(stack.endpoints, indent=2) + "\n")
+        await show(stack, console)
+        console.line(f"\nready    Temporal UI {stack.endpoints['temporalUi']}, Ctrl-C stops everything")
+        await asyncio.Event().wait()
+    endpoints.unlink(missing_ok=True)
+    console.line("stopped")
+
+
+async def bring_up(stack: Stack, supervisor: Supervisor) -> None:
+    """Start the children, each once it has what it needs."""
+    started = [supervisor.start(stack.temporal())]
+    if stack.simulated:
+        started.append(supervisor.start(stack.simulator()))
+    await asyncio.sleep(0)  # they start now
+    import sample_chat  # noqa: F401 - takes its time, which is free here
+
+    for child in started:
+        await child.ready()
+    await supervisor.start(stack.worker()).ready()
+
+
+async def show(stack: Stack, console: Console) -> None:
+    """That it works: with the simulator, which costs nothing, or on an empty store."""
+    from sample_chat import sample_chat
+
+    try:
+        await sample_chat(stack.settings, await stack.client(), console, only_first=not stack.simulated)
+    except ChatJobsError as error:
+        console.line(f"The sample chat did not work: {error}")
+
+
+def introduce(stack: Stack, data: DataDirectory, console: Console) -> None:
+    console.line(f"Data is in {data.path}, the logs of all processes in {data.path / 'logs'}")
+    if stack.simulated:
+        console.line("MISTRAL_API_KEY is not set: answers come from a simulator, NOT from Mistral")
+    if not stack.settings.webhook_secret:
+        console.line(f"WEBHOOK_SECRET is not set: webhooks are signed with the one in {data.path / 'webhook_secret'}")
+    if "TEMPORAL_ADDRESS" in os.environ:
+        console.line("TEMPORAL_ADDRESS is set and not used: this runs a Temporal server of its own")
+
+
+def arguments() -> argparse.Namespace:
+    found = argparse.ArgumentParser("standalone.py", description=__doc__)
+    found.add_argument("--end-with-parent", action="store_true", help="stop when the starting process ends (Linux)")
+    found.add_argument("simulator", nargs="*", help="options of the simulator, after --, such as: -- --rate 20:20")
+    return found.parse_args()
+
+
+def read_settings() -> Settings:
+    from pydantic import ValidationError
+
+    from settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        texts = [f"{'.'.join(map(str, problem['loc'])).upper()}: {problem['msg']}" for problem in problems]
+        raise ConfigurationError("Correct these settings: " + "; ".join(texts)) from None
+
+
+def run() -> None:
+    """Raises ChatJobsError for whatever keeps this from running."""
+    if sys.version_info < OLDEST_PYTHON:
+        raise ConfigurationError(f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]}")
+    given = arguments()
+    if given.end_with_parent:
+        end_with_parent()
+    settings = read_settings()
+    data, console = DataDirectory(settings.chatjobs_data_dir), Console()
+    data.claim()
+    stack = Stack(settings, data, given.simulator)
+    introduce(stack, data, console)
+    try:
+        asyncio.run(supervise(stack, data, console))
+    finally:
+        stack.forget_client()
+
+
+def main() -> int:
+    logging.disable(logging.WARNING)  # this process speaks through its Console, its children have logs
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # answers have more characters than some terminals
+    try:
+        run()
+    except ChatJobsError as error:
+        sys.stderr.write(f"standalone: {error}\n")
+        return 1
+    except KeyboardInterrupt:  # there was nothing to stop yet
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

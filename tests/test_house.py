@@ -1,0 +1,150 @@
+"""Keeps the house in order, where import-linter cannot: it refuses single modules (worker.py) as roots."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chatjobs import contracts, errors
+
+ROOT = Path(__file__).parent.parent
+ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name not in ("tests", "bench"))
+MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
+INNER_ROOMS = ["activities", "chatjobs", "providers", "simulator", "storage", "workflows"]
+ENTRY_POINTS = {"worker", "starter", "standalone"}
+REGISTRY_HOSTS = [
+    # In pieces, so that this file does not name them either.
+    ".".join(pieces)
+    for pieces in (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("npmjs", "com"), ("debian", "org"))
+]
+
+PUBLIC_NAMES = """
+AssistantMessage Attempt AudioPart CancelledEvent Channel ChatRequest ChatResult ChunkEvent CompleteEvent Delivery
+DeliveryTry DocumentUrlPart ErrorEvent FilePart Function FunctionCall FunctionName FunctionTool HostedTool ImageUrl
+ImageUrlPart Job JobError JobOutcome JobStart JobStatus JsonSchema Limits PlacedPart Prediction ReferencePart ResetEvent
+ResourceLinkPart ResourcePart ResponseFormat StartEvent SystemMessage TextPart ThinkingPart ToolCall ToolChoice
+ToolMessage ToolReferencePart Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType WireModel
+WorkflowStatus canonical_json fingerprint message_text parse rfc3339
+"""
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level names that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module or "")
+    return {name.partition(".")[0] for name in found}
+
+
+def sources(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from (ROOT / folder).rglob("*.py")
+
+
+def project_files() -> list[Path]:
+    """Every file that is, or will be, part of the repository."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git work tree: which files belong to the project is not known")
+    command = [git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_every_room_is_under_contract() -> None:
+    """A new room has to be added to the contracts in pyproject.toml."""
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    assert sorted(linter["root_packages"]) == ROOMS
+
+
+@pytest.mark.parametrize("room", INNER_ROOMS)
+def test_inner_rooms_do_not_import_what_stands_above_them(room: str) -> None:
+    """settings, connection, intake and the entry points use the rooms, never the other way round."""
+    assert {str(path): found for path in sources(room) if (found := imports(path) & set(MODULES))} == {}
+
+
+def test_nothing_imports_an_entry_point() -> None:
+    """What two of them need has a place of its own."""
+    everything = [*sources(*ROOMS), *ROOT.glob("*.py")]
+    assert {str(path): found for path in everything if (found := imports(path) & ENTRY_POINTS)} == {}
+
+
+def test_only_the_provider_knows_the_vendor() -> None:
+    knowing = {path.name for path in [*sources(*ROOMS), *ROOT.glob("*.py")] if "mistralai" in imports(path)}
+    assert all(name.startswith("mistral") for name in knowing), knowing
+
+
+def test_the_package_of_words_runs_nothing_when_imported() -> None:
+    """Workflow code imports it inside the sandbox: chatjobs/__init__.py is a docstring and nothing else."""
+    body = ast.parse((ROOT / "chatjobs" / "__init__.py").read_text()).body
+    assert len(body) == 1
+    assert ast.get_docstring(ast.Module(body, [])), "its docstring is what there should be"
+
+
+def test_no_file_names_a_registry() -> None:
+    """Many teams install from a mirror of their own."""
+    naming = {}
+    for path in project_files():
+        text = path.read_text(errors="ignore")
+        if hosts := [host for host in REGISTRY_HOSTS if host in text]:
+            naming[str(path.relative_to(ROOT))] = hosts
+    assert naming == {}
+
+
+def test_the_locks_agree() -> None:
+    """What is tested is what runs: every pin of the service stands in the other lock, too."""
+    service, dev = (set(pins(ROOT / name)) for name in ("requirements.lock", "requirements-dev.lock"))
+    assert service <= dev
+
+
+def pins(lock: Path) -> list[str]:
+    return re.findall(r"^[a-z0-9].*?(?= \\$)", lock.read_text(), flags=re.MULTILINE)
+
+
+def test_every_error_is_documented() -> None:
+    """Each has a docstring, which is its message, and its place in the tree at the top of errors.py."""
+    classes: list[type[Exception]] = [errors.ChatJobsError, *subclasses(errors.ChatJobsError)]
+    assert [c.__name__ for c in classes if not c.__dict__.get("__doc__")] == []
+    assert drawn(errors.ChatJobsError) in (errors.__doc__ or "")
+
+
+def drawn(root: type[Exception]) -> str:
+    return "\n".join([root.__name__, *branches(root), ""])
+
+
+def branches(parent: type[Exception], margin: str = "") -> Iterator[str]:
+    """The tree as `tree` would draw it."""
+    children = [c for c in parent.__subclasses__() if c.__module__ == errors.__name__]
+    for child in children:
+        last = child is children[-1]
+        yield f"{margin}{'└' if last else '├'}── {child.__name__}"
+        yield from branches(child, margin + ("    " if last else "│   "))
+
+
+def subclasses(parent: type[Exception]) -> Iterator[type[Exception]]:
+    for child in parent.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield child
+            yield from subclasses(child)
+
+
+def test_public_names() -> None:
+    """Other services import these; a name that goes breaks them, a new one is a promise."""
+    public = {
+        name
+        for name, value in vars(contracts).items()
+        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
+    }
+    own = {name for name in public if vars(contracts)[name].__module__ == contracts.__name__}
+    assert sorted(own) == sorted(PUBLIC_NAMES.split())
