@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
@@ -37,6 +37,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from chatjobs.names import SEARCH_ATTRIBUTES
 from tests.simulator_process import SimulatorProcess
 
+T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 OURS = ("CHATJOBS_", "TEMPORAL_", "MISTRAL_", "WEBHOOK_", "OTEL_")
 READY_SECONDS = 30.0
@@ -138,7 +139,7 @@ class Stack:
         self.data_dir = directory / "data"
         self.temporal_address = f"127.0.0.1:{free_port()}"
         self.simulator_port = free_port()
-        self.env = _environment(self) | env
+        self.env = {**_environment(self), **env}
         self.processes: list[Process] = []
         self.temporal = self._temporal()
         self.simulator_process: Process
@@ -250,8 +251,8 @@ def stack(
 
 
 def wait_until(
-    look: Callable[[], Any], *, timeout: float = 10, give_up: Callable[[], bool] = lambda: False, pause: float = 0.02
-) -> Any:
+    look: Callable[[], T], *, timeout: float = 10, give_up: Callable[[], bool] = lambda: False, pause: float = 0.02
+) -> T:
     """The first true answer of ``look``; its last answer after ``timeout`` seconds or once ``give_up`` says so."""
     deadline = time.monotonic() + timeout
     while True:

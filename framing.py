@@ -1,0 +1,86 @@
+"""Slices of a transcript to the events of a stream as on the wire, for one reader. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from chatjobs.contracts import (
+    CancelledEvent,
+    ChunkEvent,
+    CompleteEvent,
+    ErrorEvent,
+    Job,
+    JobError,
+    JobStatus,
+    ResetEvent,
+    StartEvent,
+    StreamEvent,
+)
+from storage.values import Slice
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """An event of a job's stream and its id, as on the wire."""
+
+    id: str
+    event: StreamEvent
+
+
+class Framing:
+    """Slices to frames, for one reader. ``resumed``: the reader has the beginning already."""
+
+    def __init__(self, job: Job, *, resumed: bool) -> None:
+        self._job = job
+        self._introduced = resumed
+        self._index = 0
+
+    def frames(self, piece: Slice) -> Iterator[Frame]:
+        """``start`` once there is something to tell, ``reset`` where the reader's text is void, and the text."""
+        if piece.started and not self._introduced:
+            self._introduced = True
+            yield Frame(f"{piece.epoch}.0", self._start(piece))
+        if piece.reset:
+            reason = piece.reset_reason or "position"  # a reader that came with a position this job never had
+            yield Frame(f"{piece.epoch}.0", ResetEvent(attempt=piece.attempt, reason=reason))
+        position = piece.position - sum(len(run.text) for run in piece.runs)
+        for run in piece.runs:
+            position += len(run.text)
+            chunk = ChunkEvent(content=run.text, channel=run.channel, index=self._index, token_count=run.token_count)
+            self._index += 1
+            yield Frame(f"{piece.epoch}.{position}", chunk)
+
+    def _start(self, piece: Slice) -> StartEvent:
+        return StartEvent(
+            job_id=self._job.job_id,
+            request_id=self._job.request_id,
+            model=self._job.model,
+            attempt=piece.attempt,
+            timestamp=self._job.started_at or datetime.now(UTC),
+        )
+
+
+def last_frame(job: Job) -> Frame:
+    """The terminal frame of a job that has ended."""
+    return Frame(f"{job.epoch}.{job.position}.end", _ending(job))
+
+
+def _ending(job: Job) -> StreamEvent:
+    sha256 = job.sha256 or ""
+    match job.status:
+        case JobStatus.COMPLETED | JobStatus.INCOMPLETE:
+            return CompleteEvent(
+                status=job.status,
+                total_tokens=job.usage.total_tokens if job.usage else None,
+                usage=job.usage,
+                finish_reason=job.finish_reason,
+                tool_calls=job.tool_calls,
+                sha256=sha256,
+            )
+        case JobStatus.CANCELLED:
+            return CancelledEvent(usage=job.usage, sha256=sha256)
+        case _:
+            error = job.error or JobError(code="internal", message="The job failed")
+            return ErrorEvent(code=error.code, message=error.message, retryable=error.retryable)

@@ -1,0 +1,345 @@
+"""The command line: chat, start, watch, show, list, cancel, replay.
+
+Here is what can be typed in and what comes of errors; what the commands do is in terminal/service.py. Nothing heavy is
+imported before a command runs: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.exceptions import TyperException
+
+from chatjobs.errors import ChatJobsError, InvalidRequest, StorageError, TemporalUnavailable
+
+if TYPE_CHECKING:
+    from terminal.service import Service
+
+OK, USAGE, UNREACHABLE, INTERRUPTED = 0, 2, 3, 130
+"""And 1 where the job failed: terminal.service."""
+EPILOG = """
+Exit codes: 0 ok (also: the answer is incomplete, a watcher detached) · 1 the job failed or was cancelled · 2 usage:
+invalid request, unknown job · 3 the database is unreachable, or Temporal where nothing was stored. A job whose row was
+written is started when Temporal is back: that is 0, with a notice.
+
+The running service is found through endpoints.json in CHATJOBS_DATA_DIR (default .chatjobs), or TEMPORAL_* and
+CHATJOBS_DATABASE_URL.
+"""
+
+app = typer.Typer(
+    help="Durable chat jobs for Mistral: start them, watch them, look after them.",
+    epilog=EPILOG,
+    rich_markup_mode=None,  # plain help answers sooner, and its paragraphs fit the screen
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its traceback would show values: prompts, keys
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; errors are JSON on standard error.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")]
+Model = Annotated[str | None, typer.Option(help="Mistral's name of the model.")]
+System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
+MaxTokens = Annotated[int | None, typer.Option(help="The longest answer, in tokens.")]
+Temperature = Annotated[float | None, typer.Option(help="0 to 2.")]
+Callback = Annotated[str | None, typer.Option(metavar="URL", help="A webhook that hears of the outcome.")]
+Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the job; repeatable.")]
+Reasoning = Annotated[
+    bool, typer.Option("--reasoning", help="Print the model's reasoning, too, where it is no screen.")
+]
+Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "incomplete"]
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    model: Model = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    callback: Callback = None,
+    metadata: Metadata = None,
+    reasoning: Reasoning = False,
+    as_json: AsJson = False,
+) -> int:
+    """Start a job and watch its answer appear.
+
+    On a screen with progress; elsewhere standard output gets the answer and nothing else. With --json: the events of
+    the stream, one per line. Ctrl-C detaches, the job goes on.
+    """
+    options = _fields(model, max_tokens, temperature, callback, metadata)
+    body = {"messages": _messages(prompt, system), **options}
+
+    return _run(lambda service: service.chat(body, reasoning=reasoning), as_json=as_json, create=True)
+
+
+@app.command()
+def start(
+    prompt: Annotated[str | None, typer.Argument(help="What to ask; - reads it from standard input.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="A request as JSON, as for POST /api/jobs; - is standard input.")
+    ] = None,
+    model: Model = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    callback: Callback = None,
+    metadata: Metadata = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key makes the same job, not another.")] = None,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="Pass the request through Temporal; needs no database.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the exit code tells the outcome.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Start a job and print its id.
+
+    Options are added to what --file has. Without --direct the job is durable once its id is printed, whether Temporal
+    is there or not.
+    """
+    body = _request(prompt, file, system) | _fields(model, max_tokens, temperature, callback, metadata)
+    if direct and idempotency_key:
+        raise typer.BadParameter("with --direct, jobId in the request takes the place of --idempotency-key")
+
+    if direct:
+        return _run(lambda service: service.start_direct(body, wait=wait), as_json=as_json, database=False)
+    return _run(lambda service: service.start(body, idempotency_key, wait=wait), as_json=as_json, create=True)
+
+
+@app.command()
+def watch(
+    job: JobId,
+    position: Annotated[
+        str | None, typer.Option("--from", metavar="EPOCH.POSITION", help="Where to go on, as in an event's id.")
+    ] = None,
+    reasoning: Reasoning = False,
+    as_json: AsJson = False,
+) -> int:
+    """Watch a job's answer, from its beginning to its end. Ctrl-C detaches, the job goes on."""
+    place = _place(position)
+    return _run(lambda service: service.watch(job, *place, reasoning=reasoning), as_json=as_json)
+
+
+@app.command()
+def show(job: JobId, as_json: AsJson = False) -> int:
+    """Show everything about a job: outcome, usage, attempts, deliveries, the link to its run, the answer."""
+    return _run(lambda service: service.show(job), as_json=as_json)
+
+
+@app.command("list")
+def list_jobs(
+    status: Annotated[Status | None, typer.Option(help="Only jobs that are there.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; repeatable.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="A time (2026-01-31T12:00Z), or how long ago: 90s, 30m, 2h, 7d.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="The same, for the end.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, the newest.")] = 50,
+    as_json: AsJson = False,
+) -> int:
+    """List jobs, newest first."""
+    filters: dict[str, Any] = {"status": status, "model": model, "metadata": _pairs(metadata), "limit": limit}
+    filters |= {"since": _moment(since), "until": _moment(until)}
+    return _run(lambda service: service.list(**filters), as_json=as_json)
+
+
+@app.command()
+def cancel(job: JobId, as_json: AsJson = False) -> int:
+    """Cancel a job. The wish is stored: where Temporal is away, it is sent when it is back."""
+    return _run(lambda service: service.cancel(job), as_json=as_json)
+
+
+@app.command()
+def replay(
+    job: JobId,
+    model: Model = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    callback: Callback = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=JSON", help="Change any field; null unsets; repeatable.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the exit code tells the outcome.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Start a new job with the stored request of another one, and print its id."""
+    overrides = _fields(model, max_tokens, temperature, callback, None) | _changes(changes)
+    return _run(lambda service: service.replay(job, overrides, wait=wait), as_json=as_json)
+
+
+# ----------------------------------------------------------------------------------- what was typed in
+
+
+def _fields(
+    model: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    callback: str | None,
+    metadata: list[str] | None,
+) -> dict[str, Any]:
+    """The fields of a request that were given."""
+    fields = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "callback": callback}
+    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    return given | ({"metadata": _pairs(metadata)} if metadata else {})
+
+
+def _messages(prompt: str, system: str | None) -> list[dict[str, str]]:
+    first = [{"role": "system", "content": system}] if system is not None else []
+    return [*first, {"role": "user", "content": _standard_input() if prompt == "-" else prompt}]
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise typer.BadParameter("standard input is not UTF-8") from None
+
+
+def _request(prompt: str | None, file: str | None, system: str | None) -> dict[str, Any]:
+    """A request from a prompt or from a file."""
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give a prompt or --file, one of them")
+    if prompt is not None:
+        return {"messages": _messages(prompt, system)}
+    if system is not None:
+        raise typer.BadParameter("--system goes with a prompt; in a file, write a system message")
+    return _json_object(str(file))
+
+
+def _json_object(file: str) -> dict[str, Any]:
+    try:
+        found = json.loads(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="--file") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise typer.BadParameter(f"{file} is not JSON: {error.msg} at {where}", param_hint="--file") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise typer.BadParameter(f"{file} is not JSON in UTF-8, or far too deep", param_hint="--file") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{file} must have a JSON object", param_hint="--file")
+    return found
+
+
+def _pairs(given: list[str] | None) -> dict[str, str]:
+    return dict(_split(one, "--metadata", "KEY=VALUE") for one in given or ())
+
+
+def _changes(given: list[str] | None) -> dict[str, Any]:
+    changes = {}
+    for name, value in (_split(one, "--set", "FIELD=JSON") for one in given or ()):
+        try:
+            changes[name] = json.loads(value)
+        except json.JSONDecodeError:
+            hint = f"the value of {name} is not JSON; a text needs its quotes: '{name}=\"…\"'"
+            raise typer.BadParameter(hint, param_hint="--set") from None
+    return changes
+
+
+def _split(pair: str, option: str, form: str) -> tuple[str, str]:
+    name, separator, value = pair.partition("=")
+    if not (name and separator):
+        raise typer.BadParameter(f"must be {form}", param_hint=option)
+    return name, value
+
+
+def _moment(given: str | None) -> datetime | None:
+    """A time, or how long ago; without a zone it is local."""
+    if given is None:
+        return None
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    if ago := re.fullmatch(r"(\d{1,6})([smhd])", given):
+        return datetime.now().astimezone() - timedelta(**{units[ago[2]]: int(ago[1])})
+    try:
+        return datetime.fromisoformat(given).astimezone()
+    except ValueError:
+        raise typer.BadParameter(f"{given!r} is neither a time nor 90s, 30m, 2h, 7d") from None
+
+
+def _place(given: str | None) -> tuple[int, int]:
+    """Epoch and position of an event's id."""
+    found = re.fullmatch(r"(\d{1,9})\.(\d{1,12})(\.end)?", given or "1.0")
+    if not found:
+        raise typer.BadParameter("must be EPOCH.POSITION, as in an event's id", param_hint="--from")
+    return int(found[1]), int(found[2])
+
+
+# --------------------------------------------------------------------------------------------- the frame
+
+
+def _run(
+    work: Callable[[Service], Awaitable[int]], *, as_json: bool, database: bool = True, create: bool = False
+) -> int:
+    """Run a command's own part with what it needs, closed again at the end; its exit code.
+
+    ``create``: it may be the first to use its database.
+    """
+    from terminal.service import opened
+
+    async def main() -> int:
+        async with opened(as_json=as_json, database=database, create=create) as service:
+            return await work(service)
+
+    try:
+        return asyncio.run(main())
+    except BrokenPipeError:  # `| head` has seen enough; the job goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code. Errors become one sentence, or one JSON object, on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    as_json = "--json" in arguments
+    try:
+        return int(app(arguments, prog_name="starter.py", standalone_mode=False) or OK)
+    except ChatJobsError as error:
+        _complain(error, as_json)
+        return UNREACHABLE if isinstance(error, StorageError | TemporalUnavailable) else USAGE
+    except TyperException as error:
+        _complain(error, as_json)
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _complain(error: ChatJobsError | TyperException, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"error": _described(error)}, ensure_ascii=False), err=True)
+    elif isinstance(error, ChatJobsError):
+        typer.echo(f"starter: {error.message}", err=True)
+    elif words := error.format_message():  # none where no command was given: the help was printed
+        typer.echo(f"starter: {words}; see --help", err=True)
+
+
+def _described(error: ChatJobsError | TyperException) -> dict[str, Any]:
+    if isinstance(error, InvalidRequest):
+        problems = [{"pointer": place, "message": why} for place, why in error.problems]
+        return {"code": error.code, "message": str(error), "errors": problems}
+    if isinstance(error, ChatJobsError):
+        return {"code": error.code, "message": error.message}
+    return {"code": "usage", "message": error.format_message()}
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
+    gc.collect()  # a Temporal client that is left to the interpreter's exit can abort it
+    sys.exit(code)

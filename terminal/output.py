@@ -1,0 +1,71 @@
+"""Standard output and standard error, and what may be written there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import sys
+from datetime import datetime, timedelta
+from typing import Any
+
+from rich.console import Console
+
+COLOURS = {"completed": "green", "incomplete": "yellow", "failed": "red", "cancelled": "magenta", "delivered": "green"}
+PLAIN_WIDTH = 1_000
+"""Columns where nobody looks at a screen: a program that reads a table wants whole values."""
+CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def safe(text: str) -> str:
+    """Text from outside for a terminal: an answer must not move the cursor or retitle the window."""
+    return text.translate(CONTROLS)
+
+
+class Screen(Console):
+    """A console that leaves it to the program what a closed pipe means."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def console() -> Console:
+    """Standard output as it is, without rich's own ideas about what words mean."""
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    return Screen(highlight=False, markup=False, emoji=False, width=width)
+
+
+def one_line(document: Any) -> str:
+    return json.dumps(document, ensure_ascii=False)
+
+
+def write(text: str) -> None:
+    """To standard output, at once: somebody may be reading along."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def complain(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def place_in_file() -> int | None:
+    """Where the next text will stand, if standard output is a file."""
+    descriptor = sys.stdout.fileno()
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    appending = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
+    return status.st_size if appending else os.lseek(descriptor, 0, os.SEEK_CUR)
+
+
+def local_time(moment: datetime | None) -> str:
+    """In the time zone of whoever looks."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else ""
+
+
+def seconds(span: timedelta) -> str:
+    total = span.total_seconds()
+    return f"{total:.2f} s" if total < 60 else str(timedelta(seconds=round(total)))

@@ -1,0 +1,449 @@
+"""The command line, as a program of its own, against a real Temporal, a real worker and the simulator."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import starter
+from tests.simulator_process import prompt
+from tests.stack import ROOT, Stack, free_port, stack
+
+PROGRAM = [sys.executable, "starter.py"]
+PATIENCE = 60
+HEAVY = ("sqlalchemy", "temporalio", "alembic", "pydantic", "rich", "chatjobs.contracts", "terminal")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with stack(tmp_path_factory.mktemp("starter")) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def _logs(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "running" in request.fixturenames:
+        sys.stdout.write(request.getfixturevalue("running").news())
+
+
+class Outcome:
+    """What a run of the program left."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def error(self) -> Any:
+        return json.loads(self.err)["error"]
+
+
+def run(running: Stack, *arguments: str, env: Mapping[str, str] | None = None) -> Outcome:
+    """The program in a process of its own."""
+    environment = {**running.env, **(env or {})}
+    done = subprocess.run(
+        [*PROGRAM, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=PATIENCE
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(running: Stack, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """The program in this process, which saves the time of its imports: ``call("list", TEMPORAL_ADDRESS="…")``."""
+
+    def called(*arguments: str, **environment: str) -> Outcome:
+        with monkeypatch.context() as changed:
+            for name, value in (running.env | environment).items():
+                changed.setenv(name, value)
+            return Outcome(starter.main(arguments), *capfd.readouterr())
+
+    return called
+
+
+@contextmanager
+def begun(running: Stack, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The program while it runs, its output in pipes."""
+    with subprocess.Popen(
+        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=running.env, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+# ------------------------------------------------------------------------------------------ what is typed in
+
+
+def test_help_imports_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "starter.py", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not {name for name in imported if name.startswith(HEAVY)}
+    assert "Exit codes" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "No such command"),
+        (["start"], "a prompt or --file"),
+        (["start", "hi", "--file", "x.json"], "a prompt or --file"),
+        (["start", "--file", "no-such-file.json"], "No such file"),
+        (["start", "--file", "pyproject.toml"], "is not JSON"),
+        (["start", "--file", "x.json", "--system", "s"], "--system goes with a prompt"),
+        (["start", "hi", "--direct", "--idempotency-key", "k"], "--direct"),
+        (["chat", "hi", "--metadata", "novalue"], "KEY=VALUE"),
+        (["chat", "hi", "--max-tokens", "many"], "--max-tokens"),
+        (["replay", "job_1", "--set", "temperature=hot"], "not JSON"),
+        (["watch", "job_1", "--from", "12"], "EPOCH.POSITION"),
+        (["list", "--status", "lost"], "--status"),
+        (["list", "--since", "yesterday"], "neither a time"),
+    ],
+)
+def test_mistyped_is_2_and_says_what_is_wrong(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert starter.main(arguments) == 2
+    assert words in capsys.readouterr().err
+    assert starter.main([*arguments, "--json"]) == 2
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert error["code"] == "usage"
+    assert words in error["message"]
+
+
+# ------------------------------------------------------------------------------------------------------ chat
+
+
+def test_chat_writes_exactly_the_answer(running: Stack, tmp_path: Path) -> None:
+    """Also to a file that has something already."""
+    question = prompt("exactly", tokens=30)
+    with (tmp_path / "answer").open("w") as file:
+        file.write("before\n")
+        file.flush()
+        done = subprocess.run(
+            [*PROGRAM, "chat", question], stdout=file, stderr=subprocess.PIPE, cwd=ROOT, env=running.env, check=False
+        )
+    assert (tmp_path / "answer").read_text() == f"before\n{running.simulator.answer(question)['text']}"
+    assert re.fullmatch(r"starter: job job_\w+\n", done.stderr.decode())
+    assert done.returncode == 0
+
+
+def test_an_answer_that_starts_over_replaces_what_the_file_has(running: Stack, tmp_path: Path) -> None:
+    question = prompt("again", reasoning="one two three four five six", tokens=5, faults=[{"kind": "cut", "after": 3}])
+    with (tmp_path / "answer").open("a") as file:
+        file.write("before\n")
+        file.flush()
+        command = [*PROGRAM, "chat", "--reasoning", question]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, cwd=ROOT, env=running.env, timeout=PATIENCE)
+    whole = running.simulator.answer(question)
+    assert (tmp_path / "answer").read_text() == f"before\n{whole['reasoning']}\n\n{whole['text']}"
+    assert "the answer starts over" in done.stderr.decode()
+
+
+def test_json_lines_are_the_events_on_the_wire(running: Stack) -> None:
+    question = prompt("events", tokens=40, reasoning="let me think")
+    outcome = run(running, "chat", question, "--json", "--max-tokens", "20")
+    first, *middle, last = outcome.events()
+    texts = {"content": "", "reasoning": ""}
+    for number, event in enumerate(middle):
+        assert (event["event"], event["data"]["index"]) == ("chunk", number)
+        texts[event["data"]["channel"]] += event["data"]["content"]
+        assert event["id"] == f"1.{sum(map(len, texts.values()))}"
+    assert (first["event"], first["id"], first["data"]["attempt"]) == ("start", "1.0", 1)
+    assert (last["event"], last["data"]["status"]) == ("complete", "incomplete")
+    assert last["id"] == f"{middle[-1]['id']}.end"
+    assert texts["reasoning"] == "let me think"
+    assert outcome.code == 0
+    assert json.loads(outcome.err)["notice"] == f"job {first['data']['jobId']}"
+
+
+def test_a_failed_job_is_1_and_says_what_to_do(running: Stack, call: Call) -> None:
+    told = run(running, "chat", prompt("refused", faults=[{"kind": 400}]))
+    job = told.err.splitlines()[0].split()[-1]
+    assert (told.code, told.out) == (1, "")
+    assert f"starter.py replay {job}" in told.err
+    events = call("watch", job, "--json")
+    assert (events.code, events.events()[-1]["event"]) == (1, "error")
+    shown = call("show", job)
+    assert (shown.code, "starter.py replay" in shown.out, "400" in shown.out) == (0, True, True)
+
+
+def test_a_closed_pipe_ends_the_watcher_not_the_job(running: Stack, call: Call) -> None:
+    with begun(running, "chat", prompt("pipe", tokens=200, tokens_per_second=200)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        job = process.stderr.readline().split()[-1]
+        assert process.stdout.read(5)
+        process.stdout.close()
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr.read() == ""
+    assert call("watch", job).code == 0
+
+
+# ------------------------------------------------------------------------------- start, show, list, replay
+
+
+def test_start_prints_the_id_and_show_tells_everything(running: Stack, call: Call) -> None:
+    question = prompt("shown", tokens=7)
+    command = ("start", question, "--metadata", "order=42", "--model", "open-mistral-nemo", "--wait")
+    job = run(running, *command).out.strip()
+    assert re.fullmatch(r"job_\w+", job)
+    page = call("show", job).out
+    for words in (job, "completed", "open-mistral-nemo", "order=42", "attempts", f"/workflows/{job}", "answer"):
+        assert words in page
+    whole = call("show", job, "--json").json()
+    assert (whole["jobId"], whole["status"], len(whole["attempts"])) == (job, "completed", 1)
+    assert whole["content"] in page
+    assert call("show", "job_that_is_not").code == 2
+
+
+def test_list_filters(call: Call) -> None:
+    mark = f"mark={time.time_ns()}"
+    prompts = (prompt(tokens=2), prompt(faults=[{"kind": 400}]))
+    jobs = [call("start", "--wait", words, "--metadata", mark).out.strip() for words in prompts]
+    everything = call("list", "--json", "--metadata", mark, "--since", "1h").json()["jobs"]
+    assert [job["jobId"] for job in everything] == jobs[::-1]
+    failed = call("list", "--metadata", mark, "--status", "failed").out
+    assert jobs[1] in failed
+    assert jobs[0] not in failed
+    none = call("list", "--metadata", mark, "--until", "2020-01-01")
+    assert (none.code, none.out) == (0, "")
+
+
+def test_replay_asks_again_with_changes(call: Call) -> None:
+    first = call("start", "--wait", prompt("original", tokens=9), "--metadata", "kept=yes").out.strip()
+    command = ("replay", first, "--max-tokens", "3", "--set", "temperature=0.5", "--wait", "--json")
+    replayed = call(*command).json()
+    assert (replayed["replayOf"], replayed["metadata"], replayed["status"]) == (first, {"kept": "yes"}, "incomplete")
+    assert replayed["jobId"] != first
+    assert call("replay", "job_that_is_not").code == 2
+
+
+def test_a_request_from_a_file_and_one_key_one_job(call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": prompt("file", tokens=3)}]}))
+    command = ("start", "--file", str(file), "--json", "--idempotency-key", f"key-{time.time_ns()}")
+    first, second = (call(*command, "--model", "ministral-3b-latest").json() for _ in range(2))
+    assert first["jobId"] == second["jobId"]
+    assert first["model"] == "ministral-3b-latest"
+    other = call(*command)
+    assert (other.code, other.error()["code"]) == (2, "idempotency_mismatch")
+
+
+def test_direct_passes_the_request_through_temporal(running: Stack, call: Call) -> None:
+    question = prompt("direct", tokens=4)
+    nowhere = "postgresql://127.0.0.1:1/nowhere"
+    outcome = call("start", "--direct", "--wait", "--json", question, CHATJOBS_DATABASE_URL=nowhere)
+    assert outcome.json()["content"] == running.simulator.answer(question)["text"]
+    assert call("show", outcome.json()["jobId"]).code == 0
+    assert call("start", "--direct", "--wait", prompt(faults=[{"kind": 400}])).code == 1
+    invalid = call("start", "--direct", "secret words", "--temperature", "9", "--json")
+    assert (invalid.code, invalid.error()["errors"][0]["pointer"]) == (2, "/temperature")
+    assert "secret words" not in invalid.err
+
+
+# --------------------------------------------------------------------------------------- watching, leaving
+
+
+def test_ctrl_c_detaches_and_watching_goes_on_from_there(running: Stack) -> None:
+    question = prompt("leave", tokens=60, faults=[{"kind": "stall", "after": 10, "seconds": 2.5}])
+    with begun(running, "chat", question, "--json") as process:
+        assert process.stdout is not None
+        lines: list[dict[str, Any]] = []
+        while len(lines) < 2:
+            lines.append(json.loads(process.stdout.readline()))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+    lines += [json.loads(line) for line in out.splitlines()]
+    job = lines[0]["data"]["jobId"]
+    assert f"starter.py watch {job}" in json.loads(err.splitlines()[-1])["notice"]
+    rest = run(running, "watch", job, "--from", lines[-1]["id"])
+    seen = "".join(line["data"]["content"] for line in lines[1:])
+    assert (rest.code, seen + rest.out) == (0, running.simulator.answer(question)["text"])
+
+
+def test_a_cancelled_job_is_1_for_its_watcher(running: Stack, call: Call) -> None:
+    with begun(running, "chat", prompt("stop", faults=[{"kind": "stall", "after": 3}])) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        job = process.stderr.readline().split()[-1]
+        assert process.stdout.read(1)
+        assert call("cancel", job).out == f"{job} in_progress, asked to cancel\n"
+        _, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, "cancelled" in err) == (1, True)
+    again = call("cancel", job, "--json")
+    assert (again.code, again.json()["status"]) == (0, "cancelled")
+    finished = call("start", "--wait", prompt(tokens=1)).out.strip()
+    assert call("cancel", finished).code == 2
+
+
+def test_a_position_from_another_epoch_gets_the_whole_answer(running: Stack, call: Call) -> None:
+    question = prompt("epochs", tokens=5)
+    job = call("start", "--wait", question).out.strip()
+    first, second, _ = call("watch", job, "--from", "7.3", "--json").events()
+    assert (first["event"], first["id"]) == ("reset", "1.0")
+    assert second["data"]["content"] == running.simulator.answer(question)["text"]
+
+
+class Screen:
+    """The program on a terminal of 80 columns."""
+
+    def __init__(self, running: Stack, *arguments: str) -> None:
+        self.text = ""
+        environment = {**running.env, "TERM": "xterm-256color"}
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:  # the child is the program from here on
+            os.chdir(ROOT)
+            os.execve(sys.executable, [*PROGRAM, *arguments], environment)  # noqa: S606 - no shell is wanted
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+
+    def wait_for(self, words: str) -> re.Match[str]:
+        deadline = time.monotonic() + PATIENCE
+        while not (found := re.search(words, self.text)):
+            assert self._read(deadline), f"{words!r} did not appear in {self.text!r}"
+        return found
+
+    def press(self, key: bytes) -> None:
+        os.write(self._terminal, key)
+
+    def end(self) -> int:
+        """The exit code."""
+        deadline = time.monotonic() + PATIENCE
+        while self._read(deadline):
+            continue
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def _read(self, deadline: float) -> bool:
+        if not select.select([self._terminal], [], [], max(deadline - time.monotonic(), 0))[0]:
+            os.kill(self.pid, signal.SIGKILL)
+            return False
+        try:
+            self.text += os.read(self._terminal, 65_536).decode(errors="replace")
+        except OSError:  # how Linux says that the other end is closed
+            return False
+        return True
+
+    def close(self) -> None:
+        os.close(self._terminal)
+
+
+@contextmanager
+def screen(running: Stack, *arguments: str) -> Iterator[Screen]:
+    shown = Screen(running, *arguments)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def test_a_screen_shows_progress_and_ctrl_c_detaches(running: Stack) -> None:
+    question = prompt(
+        "screen", tokens=40, tokens_per_second=200, faults=[{"kind": "stall", "after": 20, "seconds": 2.5}]
+    )
+    with screen(running, "chat", question) as shown:
+        job = shown.wait_for(r"job (job_\w+)")[1]
+        shown.wait_for(r"in progress · 20 tokens · [\d.]+ tokens/s · first token [\d.]+ s")
+        shown.press(b"\x03")
+        shown.wait_for(f"starter.py watch {job}")
+        assert shown.end() == 0
+    with screen(running, "watch", job) as shown:
+        shown.wait_for(r"completed · 40 tokens · [\d.]+ tokens/s · first token [\d.]+ s")
+        assert shown.end() == 0
+
+
+def test_an_answer_cannot_control_the_screen(running: Stack, call: Call) -> None:
+    question = prompt("escape", pieces=["safe", "\x1b]0;retitled\x07", "\x9b2J", " end"])
+    job = call("start", "--wait", question).out.strip()
+    with screen(running, "show", job) as shown:
+        assert shown.end() == 0
+    with screen(running, "watch", job) as watched:
+        assert watched.end() == 0
+    assert "\x1b]0" not in shown.text + watched.text
+    assert "\x9b" not in shown.text + watched.text
+    assert "\x1b]0;retitled\x07" in call("watch", job).out
+
+
+# ------------------------------------------------------------------------------------- what is not reachable
+
+
+def test_without_temporal_a_job_is_durable_and_starts_later(call: Call) -> None:
+    """Here Temporal is only unreachable for the program; the worker's sweeper starts the job."""
+    nowhere = f"127.0.0.1:{free_port()}"
+    outcome = call("start", "--json", prompt("later", tokens=3), TEMPORAL_ADDRESS=nowhere)
+    assert (outcome.code, outcome.json()["status"]) == (0, "queued")
+    assert "the job is stored and will be started" in json.loads(outcome.err)["notice"]
+    watched = call("chat", prompt("later", tokens=3), TEMPORAL_ADDRESS=nowhere)
+    assert (watched.code, "the job is stored and will be started" in watched.err) == (0, True)
+    assert call("watch", outcome.json()["jobId"]).code == 0
+
+
+def test_unreachable_is_3(running: Stack, call: Call) -> None:
+    direct = call("start", "--direct", "hi", "--json", TEMPORAL_ADDRESS=f"127.0.0.1:{free_port()}")
+    assert (direct.code, direct.error()["code"]) == (3, "temporal_unavailable")
+    url = f"postgresql://me:sesame@127.0.0.1:{free_port()}/nowhere"
+    listed = run(running, "list", env={"CHATJOBS_DATABASE_URL": url})
+    assert (listed.code, "sesame" in listed.err, "is it running?" in listed.err) == (3, False, True)
+
+
+def test_to_look_in_the_wrong_directory_leaves_nothing_there(call: Call, tmp_path: Path) -> None:
+    listed = call("list", CHATJOBS_DATA_DIR=str(tmp_path))
+    assert (listed.code, "make run" in listed.err) == (3, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_that_is_wrong_is_named(call: Call) -> None:
+    for name in ("CHATJOBS_CONCURRENCY", "CHATJOBS_DATABASE_URL"):
+        wrong = call("list", **{name: "sesame"})
+        assert (wrong.code, name in wrong.err.upper(), "sesame" in wrong.err) == (2, True, False)
+
+
+def test_a_running_service_is_found_through_its_data_directory(
+    running: Stack, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"gateway": None, "temporal": running.temporal_address, "temporalUi": "http://127.0.0.1:4242"}
+    (tmp_path / "endpoints.json").write_text(json.dumps(places))
+    monkeypatch.delitem(running.env, "TEMPORAL_ADDRESS")
+    found = call("start", prompt(tokens=1), "--json", CHATJOBS_DATA_DIR=str(tmp_path))
+    assert found.err == ""
+    assert found.json()["temporalUrl"].startswith("http://127.0.0.1:4242/")
+
+
+def test_short_lived_clients_end_in_order(running: Stack) -> None:
+    """A Temporal client that is left to the interpreter's exit can abort it."""
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = list(threads.map(lambda n: run(running, "start", prompt(str(n), tokens=1)), range(8)))
+    assert {(outcome.code, outcome.err) for outcome in outcomes} == {(0, "")}
