@@ -1,84 +1,168 @@
 """One database: SQLite in a file on one machine, Postgres on many, chosen by its URL.
 
 SQLite has three engines, because durability is a setting of a connection there: ``durable`` (synchronous=FULL; what
-accepts, cancels or seals), ``fast`` (NORMAL; batches of text: a power loss may cost the last moments, which an attempt
-regenerates) and ``reading``. On Postgres the three are one.
+accepts, cancels or seals), ``fast`` (NORMAL; claims and the like) and ``reading``. On Postgres the three are one.
+Batches of text and the watch for news have connections of their own, so that neither waits behind anything else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
-from chatjobs.errors import StorageRefused, StorageUnavailable
+from chatjobs.errors import ConfigurationError, StorageError, StorageRefused, StorageUnavailable
+from storage import inline
+from storage.own_thread import SqliteThread
 
 SCHEMA_VERSION = "0001"
 BUSY_SECONDS = 5
+"""How long a statement waits for another's lock, and a caller for its turn to write."""
+CONNECT_SECONDS = 5
+POOL_SECONDS = 10
+"""How long a caller waits for a free connection."""
 STATEMENT_SECONDS = 30
+IDLE_IN_TRANSACTION_SECONDS = 15
+"""After this Postgres ends the transaction of a process that hangs, which would keep its rows locked."""
+POSTGRES_CONNECTIONS = 10
+"""Per process; two more are for batches of text and the watch for news."""
+HINT_CHANNEL = "chatjobs_transcript"
+"""Postgres NOTIFY channel: a hint that somebody may look, never the data."""
+HINT = text(f"SELECT pg_notify('{HINT_CHANNEL}', '')")
+LOG_PAGES = 10_000
+"""How long SQLite's write-ahead log may grow before whoever commits has to bring it into the database file."""
 OLDEST_SQLITE = (3, 35)
-RETRYABLE_SQLSTATES = ("08", "40", "53", "55", "57", "58")
+PASSING_SQLSTATES = ("08", "40", "53", "55", "57", "58")
 """Classes of Postgres errors that say nothing about the data: connection, rollback, resources, locks, operator, system
 (PostgreSQL documentation, appendix A)."""
+PASSING_SQLITE = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOTADB,
+)
+"""Result codes of SQLite that say nothing about the data (sqlite.org/rescode.html)."""
+ROLLED_BACK = ("40001", "40P01")
+"""Serialisation failure and deadlock: nothing was done, and doing it again is all that is needed."""
+TRIES = 5
+FIRST_TRIES = 50
+RETRY_SECONDS = 0.02
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RolledBack(StorageUnavailable):
+    """The database gave another transaction the right of way; try again in a moment."""
+
+
+def retried(transaction: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Do a whole transaction again that Postgres rolled back for the sake of another, five times in all."""
+
+    @functools.wraps(transaction)
+    async def until_done(*args: P.args, **kwargs: P.kwargs) -> T:
+        for number in range(1, TRIES):
+            try:
+                return await transaction(*args, **kwargs)
+            except RolledBack:
+                await asyncio.sleep(number * RETRY_SECONDS)
+        return await transaction(*args, **kwargs)
+
+    return until_done
 
 
 class Database:
     """Opened with ``Database.open``; close it when done.
 
-    Raises StorageUnavailable for everything that may pass (locked, full, unreachable) and StorageRefused for text that
-    the database will never take.
+    Raises StorageUnavailable for everything that may pass (locked, full, unreachable) and StorageRefused for what the
+    database will never take.
     """
 
     def __init__(self, url: URL) -> None:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
         if self.is_sqlite:
-            self.durable = _sqlite_engine(url, synchronous="FULL", connections=1)
-            self.fast = _sqlite_engine(url, synchronous="NORMAL", connections=1)
-            self.reading = _sqlite_engine(url, synchronous="NORMAL", connections=4)
+            self._durable = _sqlite_writer(url, synchronous="FULL")
+            self._fast = _sqlite_writer(url, synchronous="NORMAL")
+            self._ends = ThreadPoolExecutor(1, thread_name_prefix="transaction-ends")
+            self.reading = self._own = _sqlite_reader(url, connections=4)
         else:
-            self.durable = self.fast = self.reading = _postgres_engine(url)
+            self.reading = _postgres_engine(url, POSTGRES_CONNECTIONS)
+            self._own = _postgres_engine(url, 2)
         # SQLite makes a second writer poll with growing pauses; inside one process waiting in line is faster.
         self._line = asyncio.Lock()
+        self._writers: set[asyncio.Task[Any] | None] = set()
 
     @classmethod
     async def open(cls, url: str) -> Database:
-        """Connect, and create or migrate the schema where needed."""
-        database = cls(_with_driver(make_url(url)))
+        """Connect, and create or migrate the schema where needed. Raises ConfigurationError, StorageUnavailable."""
+        database = cls(_with_driver(_parsed(url)))
         try:
-            await database._migrate()
+            await database._prepare()
         except BaseException:
             await database.close()
             raise
         return database
 
     async def close(self) -> None:
-        for engine in {id(e): e for e in (self.durable, self.fast, self.reading)}.values():
+        for engine in {id(e): e for e in (self.reading, self._own)}.values():
             await engine.dispose()
+        if self.is_sqlite:
+            self._durable.dispose()
+            self._fast.dispose()
+            self._ends.shutdown(wait=False)
 
     @asynccontextmanager
     async def write(self, engine: Literal["durable", "fast"] = "durable") -> AsyncIterator[AsyncConnection]:
-        """One write transaction, committed at the end of the block."""
-        chosen: AsyncEngine = getattr(self, engine)
-        with translated():
+        """One write transaction, committed at the end of the block. A task may be in one at a time."""
+        with translated(), self._once():
             if not self.is_sqlite:
-                async with chosen.begin() as connection:
+                async with self.reading.begin() as connection:
                     yield connection
                 return
-            async with self._line, chosen.connect() as connection:
-                await connection.execution_options(begin="BEGIN IMMEDIATE")
-                async with connection.begin():
-                    yield connection
+            async with self.turn(), inline.transaction(getattr(self, f"_{engine}"), self._ends) as connection:
+                yield connection
+
+    @contextmanager
+    def _once(self) -> Iterator[None]:
+        """A write inside a write would wait for itself."""
+        task = asyncio.current_task()
+        if task in self._writers:
+            raise RuntimeError("This task is in a write transaction already")
+        self._writers.add(task)
+        try:
+            yield
+        finally:
+            self._writers.discard(task)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """This process's turn to write to SQLite; the queue keeps its order."""
+        async with asyncio.timeout(BUSY_SECONDS):
+            await self._line.acquire()
+        try:
+            yield
+        finally:
+            self._line.release()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -91,12 +175,31 @@ class Database:
                     yield connection
 
     @asynccontextmanager
-    async def single(self) -> AsyncIterator[AsyncConnection]:
-        """One statement that is its own transaction: on Postgres a single round trip."""
+    async def single(self, *, own: bool = False) -> AsyncIterator[AsyncConnection]:
+        """Statements that are transactions each: on Postgres a single round trip. ``own``: on a connection kept for
+        the two that must not wait behind anything else."""
         with translated():
-            async with self.fast.connect() as connection:
+            async with (self._own if own else self.reading).connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 yield connection
+
+    async def hint(self, connection: AsyncConnection) -> None:
+        """Tell readers that this transaction has news for them, where they have no other way to learn it at once."""
+        if not self.is_sqlite:
+            await connection.execute(HINT)
+
+    def sqlite_thread(self, name: str) -> SqliteThread:
+        """A SQLite connection of its own, for what has to be fast."""
+        return SqliteThread(self.url.database or "", name=name, configure=_configured_fast)
+
+    async def _prepare(self) -> None:
+        """Migrate. While another process switches a new SQLite file to WAL, it refuses everybody without waiting."""
+        for _ in range(FIRST_TRIES if self.is_sqlite else 0):
+            try:
+                return await self._migrate()
+            except StorageUnavailable:
+                await asyncio.sleep(RETRY_SECONDS)
+        return await self._migrate()
 
     async def _migrate(self) -> None:
         if await self._version() == SCHEMA_VERSION:
@@ -105,6 +208,7 @@ class Database:
 
         async with self.write() as connection:
             if not self.is_sqlite:  # processes that start together migrate one after the other
+                await connection.execute(text("SET LOCAL lock_timeout = 0"))
                 await connection.execute(text("SELECT pg_advisory_xact_lock(7233)"))
             await connection.run_sync(upgrade)
 
@@ -120,54 +224,125 @@ def _schema_version(connection: Connection) -> str | None:
     return version
 
 
+# ---------------------------------------------------------------------------------------------------- engines
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):  # its text may show a password
+        raise ConfigurationError("CHATJOBS_DATABASE_URL is not a URL: use sqlite:///… or postgresql://…") from None
+
+
 def _with_driver(url: URL) -> URL:
     match url.get_backend_name():
         case "sqlite":
-            if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-                raise StorageUnavailable(f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or newer is needed")
-            Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
-            return url.set(drivername="sqlite+aiosqlite")
+            return _sqlite_url(url)
         case "postgresql" | "postgres":
-            return url.set(drivername="postgresql+asyncpg")
+            return _postgres_url(url)
         case other:
-            raise StorageUnavailable(f"CHATJOBS_DATABASE_URL must be sqlite:///… or postgresql://…, not {other}")
+            raise ConfigurationError(f"CHATJOBS_DATABASE_URL must be sqlite:///… or postgresql://…, not {other}")
 
 
-def _sqlite_engine(url: URL, *, synchronous: str, connections: int) -> AsyncEngine:
+def _sqlite_url(url: URL) -> URL:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise ConfigurationError(f"SQLite {sqlite3.sqlite_version} is too old; {oldest} or newer is needed")
+    if not url.database or url.database == ":memory:":
+        raise ConfigurationError("CHATJOBS_DATABASE_URL must name a file: several processes share the database")
+    with translated():
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    return url
+
+
+def _postgres_url(url: URL) -> URL:
+    query = dict(url.query)
+    if "sslmode" in query:  # libpq's name, which URLs of hosted databases carry
+        query["ssl"] = query.pop("sslmode")
+    return url.set(drivername="postgresql+asyncpg", query=query)
+
+
+def _sqlite_reader(url: URL, *, connections: int) -> AsyncEngine:
     engine = create_async_engine(
-        url,
+        url.set(drivername="sqlite+aiosqlite"),
         poolclass=AsyncAdaptedQueuePool,
         pool_size=connections,
         max_overflow=0,
+        pool_timeout=POOL_SECONDS,
+        hide_parameters=True,
         connect_args={"timeout": BUSY_SECONDS},
     )
+    _prepared(engine.sync_engine, "NORMAL", begin="BEGIN")
+    return engine
 
-    @event.listens_for(engine.sync_engine, "connect")
+
+def _sqlite_writer(url: URL, *, synchronous: str) -> Engine:
+    engine = create_engine(
+        url.set(drivername="sqlite"),
+        poolclass=QueuePool,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=POOL_SECONDS,
+        hide_parameters=True,
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},  # one transaction at a time: ``turn``
+    )
+    # A deferred transaction that turns into a writer fails at once, whatever the busy timeout.
+    _prepared(engine, synchronous, begin="BEGIN IMMEDIATE")
+    return engine
+
+
+def _prepared(engine: Engine, synchronous: str, *, begin: str) -> None:
+    @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "wal_autocheckpoint=4000"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+        _configured(connection, synchronous)
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A deferred transaction that turns into a writer fails at once, whatever the busy timeout.
-        options = connection.get_execution_options()
-        if options.get("isolation_level") != "AUTOCOMMIT":  # the event comes then, too
-            connection.exec_driver_sql(options.get("begin", "BEGIN"))
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":  # the event comes then, too
+            connection.exec_driver_sql(begin)
+
+
+def _configured(connection: Any, synchronous: str) -> None:
+    cursor = connection.cursor()
+    for pragma in (f"busy_timeout={BUSY_SECONDS * 1_000}", "journal_mode=WAL", f"synchronous={synchronous}"):
+        cursor.execute(f"PRAGMA {pragma}")
+    # Normally batches.py has brought the log in long before; a commit that does it takes 20 ms and more.
+    cursor.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
+    cursor.close()
+
+
+def _configured_fast(connection: sqlite3.Connection) -> None:
+    _configured(connection, "NORMAL")
+
+
+def _postgres_engine(url: URL, connections: int) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=POOL_SECONDS,
+        hide_parameters=True,
+        connect_args={
+            "timeout": CONNECT_SECONDS,
+            "command_timeout": STATEMENT_SECONDS,
+            "server_settings": {
+                "lock_timeout": str(BUSY_SECONDS * 1_000),
+                "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_SECONDS * 1_000),
+            },
+        },
+    )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def _alive(connection: Any, _record: object, _proxy: object) -> None:
+        """Connections that a restarted server has closed are replaced unnoticed; asking it each time would cost."""
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError
 
     return engine
 
 
-def _postgres_engine(url: URL) -> AsyncEngine:
-    return create_async_engine(
-        url,
-        pool_size=10,
-        max_overflow=0,
-        pool_pre_ping=False,
-        connect_args={"timeout": 5, "command_timeout": STATEMENT_SECONDS},
-    )
+# ----------------------------------------------------------------------------------------------------- errors
 
 
 @contextmanager
@@ -176,18 +351,29 @@ def translated() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        reason = str(error.orig).splitlines()[0] if error.orig else type(error).__name__
-        if _passing(error):
-            raise StorageUnavailable(f"The database is not available ({reason}); try again in a moment") from None
-        raise StorageRefused(f"The database refused this ({type(error.orig).__name__})") from None
+        raise _ours(error, error.orig, invalidated=error.connection_invalidated) from None
+    except sqlite3.Error as error:
+        raise _ours(error, error, invalidated=False) from None
     except UnicodeEncodeError:
         raise StorageRefused("The database refused this text: it is not valid Unicode") from None
     except (PoolTimeout, OSError, TimeoutError) as error:
         raise StorageUnavailable(f"The database is not available ({type(error).__name__}); is it running?") from None
 
 
-def _passing(error: DBAPIError) -> bool:
-    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+def _ours(error: Exception, original: BaseException | None, *, invalidated: bool) -> StorageError:
+    cause = (original and original.__cause__) or original or error
+    state = getattr(cause, "sqlstate", None)
+    code = getattr(cause, "sqlite_errorcode", None)
     if isinstance(state, str):
-        return state.startswith(RETRYABLE_SQLSTATES)
-    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+        passing = state.startswith(PASSING_SQLSTATES)
+    elif isinstance(code, int):
+        passing = code & 0xFF in PASSING_SQLITE
+    else:  # a ValueError is asyncpg's word for a value that it cannot send
+        kinds = (OperationalError, InterfaceError, sqlite3.OperationalError, sqlite3.InterfaceError)
+        passing = not isinstance(cause, ValueError) and (invalidated or isinstance(error, kinds))
+    if not passing:
+        return StorageRefused(f"The database refused this ({type(cause).__name__})")
+    kind = RolledBack if state in ROLLED_BACK else StorageUnavailable
+    # SQLite's words for these codes are constant; Postgres may quote values, so that only the kind is told.
+    reason = str(cause) if isinstance(code, int) else type(cause).__name__
+    return kind(f"The database is not available ({reason}); try again in a moment")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, insert, or_, select, update
+from sqlalchemy import Row, and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,9 +15,10 @@ from chatjobs.contracts import Attempt, ChatRequest, Job, JobStatus
 from chatjobs.errors import FenceLost, IdempotencyMismatch, JobFinished, JobIdConflict, JobNotFound
 from chatjobs.steps import Ending, Sealed
 from storage import presenting, sealing
-from storage.database import Database
-from storage.rows import by_id, close_open_attempts, locked, outcomes
+from storage.database import Database, retried
+from storage.rows import by_id, close_open_attempts, locked, outcomes, store_tail
 from storage.schema import attempts, jobs, micros, now, requests, transcript
+from storage.text import clean, clean_json
 from storage.values import AcceptedJob, AttemptEnd, Claim, FinishRecord, NewJob
 
 TERMINAL = [status.value for status in JobStatus if status.terminal]
@@ -44,6 +45,7 @@ class JobStore:
 
     # ---------------------------------------------------------------------------------------------- accept
 
+    @retried
     async def accept(self, job: NewJob) -> AcceptedJob:
         """Commit a job, durably. The same job again (by idempotency key, or by id and body) is answered as it stands.
 
@@ -72,6 +74,7 @@ class JobStore:
             raise IdempotencyMismatch if keyed else JobIdConflict
         return AcceptedJob(row.id, row.request_id, JobStatus(row.status), created=False)
 
+    @retried
     async def workflow_started(self, job_id: str) -> None:
         statement = update(jobs).where(jobs.c.id == job_id, jobs.c.workflow_started_at.is_(None))
         async with self._database.write("fast") as connection:
@@ -79,12 +82,13 @@ class JobStore:
 
     # ----------------------------------------------------------------------------------------------- claim
 
+    @retried
     async def claim(self, job_id: str, *, fence: int, claimant: str, run_id: str) -> Claim:
         """Take a job over for an attempt, if no later attempt has it.
 
         ``fence`` grows over all attempts of a job, also across Resets. ``claimant`` is unique to the caller, so that
         it may ask again after a lost answer. A failed job that another workflow run sealed is reopened.
-        Raises JobNotFound, FenceLost.
+        Raises JobNotFound (also where the request was not kept), FenceLost.
         """
         async with self._database.write("fast") as connection:
             row = await locked(connection, job_id)
@@ -99,32 +103,41 @@ class JobStore:
             return await self._take(connection, row, fence, claimant)
 
     async def _take(self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str) -> Claim:
+        body = await connection.scalar(select(requests.c.body).where(requests.c.job_id == row.id))
+        if body is None:
+            raise JobNotFound("The job's request was not kept")
         time = micros(now())
-        started, number = row.started_at or time, row.attempt + 1
+        started, number = row.started_at or time, row.attempt
+        if row.fence < fence:
+            number += 1
+            await self._begin_attempt(connection, row, fence, claimant, started, time)
+        before = (await outcomes(connection, row.id))[: number - 1]
+        failures = sum(outcome not in NOT_FAILURES for outcome in before)
+        return _claim(row, "taken", fence, number, failures, ChatRequest.model_validate_json(body), started)
+
+    async def _begin_attempt(
+        self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, started: int, time: int
+    ) -> None:
         await connection.execute(
             update(jobs)
             .where(jobs.c.id == row.id)
             .values(
                 fence=fence,
                 claimant=claimant,
-                attempt=number,
+                attempt=row.attempt + 1,
                 status=JobStatus.IN_PROGRESS.value,
                 workflow_started_at=row.workflow_started_at or time,
                 started_at=started,
                 progressed_at=time,
+                tail="",
             )
         )
+        await store_tail(connection, row)
         await close_open_attempts(connection, row, AttemptEnd("lost"))
-        before = await outcomes(connection, row.id)
-        await connection.execute(
-            insert(attempts).values(
-                job_id=row.id, number=number, started_at=time, estimated=False, tokens_before=row.token_count
-            )
-        )
-        body = await connection.scalar(select(requests.c.body).where(requests.c.job_id == row.id))
-        failures = sum(outcome not in NOT_FAILURES for outcome in before)
-        return _claim(row, "taken", fence, number, failures, ChatRequest.model_validate_json(body or ""), started)
+        first = {"job_id": row.id, "number": row.attempt + 1, "started_at": time, "tokens_before": row.token_count}
+        await connection.execute(insert(attempts).values(**first, estimated=False))
 
+    @retried
     async def restart(self, job_id: str, *, fence: int, reason: str) -> int:
         """Throw the text so far away: a new epoch, whose number is returned. Raises FenceLost."""
         async with self._database.write("fast") as connection:
@@ -132,7 +145,7 @@ class JobStore:
                 update(jobs)
                 .where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.completed_at.is_(None))
                 .where(jobs.c.finish.is_(None))
-                .values(epoch=jobs.c.epoch + 1, position=0, token_count=0, reset_reason=reason)
+                .values(epoch=jobs.c.epoch + 1, position=0, token_count=0, tail="", reset_reason=clean(reason)[:64])
                 .returning(jobs.c.epoch)
             )
             if epoch is None:
@@ -145,8 +158,10 @@ class JobStore:
                 .where(attempts.c.job_id == job_id, attempts.c.ended_at.is_(None))
                 .values(tokens_before=0)
             )
+            await self._database.hint(connection)
         return int(epoch)
 
+    @retried
     async def end_attempt(self, job_id: str, fence: int, end: AttemptEnd) -> None:
         """Write into the ledger how the attempt under ``fence`` ended that did not finish its answer."""
         async with self._database.write("fast") as connection:
@@ -156,6 +171,7 @@ class JobStore:
 
     # ---------------------------------------------------------------------------------------------- cancel
 
+    @retried
     async def request_cancel(self, job_id: str, tenant: str | None = None) -> JobStatus:
         """Commit the wish to cancel, durably; a job that was never started is sealed at once.
 
@@ -172,11 +188,13 @@ class JobStore:
             await connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=time))
             if row.workflow_started_at is None:
                 await sealing.seal(connection, await locked(connection, job_id), sealing.CANCELLED, run_id="")
+                await self._database.hint(connection)
                 return JobStatus.CANCELLED
             return status
 
     # ------------------------------------------------------------------------------------------------ seal
 
+    @retried
     async def seal(self, ending: Ending, *, run_id: str) -> Sealed:
         """Give a job its outcome. Sealed already: that outcome is returned, whatever was asked for.
 
@@ -186,6 +204,7 @@ class JobStore:
             row = await locked(connection, ending.job_id)
             if row.completed_at is None:
                 await sealing.seal(connection, row, ending, run_id)
+                await self._database.hint(connection)
                 row = await locked(connection, ending.job_id)
             return await sealing.sealed(connection, row)
 
@@ -221,12 +240,12 @@ class JobStore:
         limit: int = 50,
     ) -> Sequence[Job]:
         """Jobs, newest first, without their texts. ``before`` is the place of the last one seen: (created_at, id)."""
-        query = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        query = presenting.listed().order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
         conditions = {jobs.c.tenant: tenant, jobs.c.status: status and status.value, jobs.c.model: model}
         for column, value in conditions.items():
             query = query.where(column == value) if value is not None else query
-        for key, value in (metadata or {}).items():
-            query = query.where(jobs.c.metadata[key].as_string() == value)
+        for key, value in clean_json(dict(metadata or {})).items():
+            query = query.where(self._has(key, value))
         if since:
             query = query.where(jobs.c.created_at >= micros(since))
         if until:
@@ -236,7 +255,14 @@ class JobStore:
             query = query.where(or_(jobs.c.created_at < before[0], earlier))
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-            return [await presenting.summary(connection, row, self._run_url(row.id)) for row in rows]
+        return [presenting.summary(row, self._run_url(row.id)) for row in rows]
+
+    def _has(self, key: str, value: str) -> Any:
+        """A condition on metadata. SQLite's paths have no way to write every key that JSON may have."""
+        if not self._database.is_sqlite:
+            return jobs.c.metadata[key].as_string() == value
+        pairs = func.json_each(jobs.c.metadata).table_valued("key", "value")
+        return select(pairs.c.key).where(pairs.c.key == key, pairs.c.value == value).exists()
 
     async def ledger(self, job_id: str) -> Sequence[Attempt]:
         async with self._database.read() as connection:
@@ -264,6 +290,7 @@ class JobStore:
         query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.cancel_requested_at.is_not(None))
         return await self._waiting(query, limit)
 
+    @retried
     async def touch(self, job_id: str) -> None:
         """The job is known to be alive: look again later."""
         async with self._database.write("fast") as connection:
@@ -283,7 +310,7 @@ def _new_row(job: NewJob, time: int) -> dict[str, Any]:
         "idempotency_key": job.idempotency_key,
         "body_hash": job.body_hash,
         "model": job.request.model if job.request else "",
-        "metadata": dict(job.request.metadata) if job.request else {},
+        "metadata": clean_json(dict(job.request.metadata)) if job.request else {},
         "replay_of": job.replay_of,
         "batch_id": job.batch_id,
         "status": JobStatus.QUEUED.value,
@@ -294,6 +321,8 @@ def _new_row(job: NewJob, time: int) -> dict[str, Any]:
         "epoch": 1,
         "position": 0,
         "token_count": 0,
+        "tail": "",
+        "tail_channel": 0,
         "attempt": 0,
         "revision": 1,
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Row, select
+from sqlalchemy import Row, Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import (
@@ -24,8 +25,8 @@ from chatjobs.contracts import (
     Usage,
     WebhookEventType,
 )
-from storage.schema import CHANNELS, attempts, deliveries, delivery_tries, moment, results, transcript
-from storage.values import FinishRecord
+from storage.schema import CHANNELS, attempts, deliveries, delivery_tries, jobs, moment, results, transcript
+from storage.values import FinishRecord, TextPiece
 
 TOOL_CALLS: TypeAdapter[tuple[ToolCall, ...]] = TypeAdapter(Many[ToolCall])
 PARTS: TypeAdapter[tuple[PlacedPart, ...]] = TypeAdapter(Many[PlacedPart])
@@ -69,12 +70,15 @@ async def job(connection: AsyncConnection, row: Row[Any], run_url: str) -> Job:
     )
 
 
-async def summary(connection: AsyncConnection, row: Row[Any], run_url: str) -> Job:
+def listed() -> Select[Any]:
+    """What ``summary`` needs of jobs and their results."""
+    head = (results.c.usage, results.c.usage_estimated, results.c.error, results.c.finish_reason, results.c.sha256)
+    return select(jobs, *head).outerjoin(results, results.c.job_id == jobs.c.id)
+
+
+def summary(row: Row[Any], run_url: str) -> Job:
     """A job without its texts and lists, for listings."""
-    columns = (results.c.usage, results.c.usage_estimated, results.c.error, results.c.finish_reason, results.c.sha256)
-    result = (await connection.execute(select(*columns).where(results.c.job_id == row.id))).first()
-    body = {} if result is None else _outcome_head(result)
-    return Job(**_head(row, run_url), **body)
+    return Job(**_head(row, run_url), **({} if row.sha256 is None else _outcome_head(row)))
 
 
 def outcome(result: Row[Any]) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def _outcome_head(result: Any) -> dict[str, Any]:
 
 
 async def _running(connection: AsyncConnection, row: Row[Any], ledger_rows: Sequence[Attempt]) -> dict[str, Any]:
-    texts = await channel_texts(connection, row.id, row.epoch)
+    texts = await channel_texts(connection, row)
     finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
     usage, estimated = total_usage(ledger_rows, finish)
     return {
@@ -114,17 +118,31 @@ async def _running(connection: AsyncConnection, row: Row[Any], ledger_rows: Sequ
     }
 
 
-async def channel_texts(connection: AsyncConnection, job_id: str, epoch: int) -> dict[Channel, str]:
+async def channel_texts(connection: AsyncConnection, row: Row[Any]) -> dict[Channel, str]:
     """The text so far per channel, of a transcript that is not yet compacted."""
     pieces: dict[Channel, list[str]] = {channel: [] for channel in CHANNELS}
-    for piece in await transcript_rows(connection, job_id, epoch):
+    for piece in await transcript_pieces(connection, row):
         pieces[CHANNELS[piece.channel]].append(piece.text)
     return {channel: "".join(texts) for channel, texts in pieces.items()}
 
 
-async def transcript_rows(connection: AsyncConnection, job_id: str, epoch: int) -> Sequence[Row[Any]]:
-    query = select(transcript).where(transcript.c.job_id == job_id, transcript.c.epoch == epoch)
-    return (await connection.execute(query.order_by(transcript.c.position))).all()
+async def transcript_pieces(connection: AsyncConnection, row: Row[Any]) -> Sequence[TextPiece]:
+    """The pieces of a transcript that is not yet compacted, in order, the row's tail last."""
+    columns = (transcript.c.position, transcript.c.channel, transcript.c.text, transcript.c.token_count)
+    query = select(*columns).where(transcript.c.job_id == row.id, transcript.c.epoch == row.epoch)
+    pieces = [TextPiece(*piece) for piece in await connection.execute(query.order_by(transcript.c.position))]
+    tail = TextPiece(row.position, row.tail_channel, row.tail, row.token_count)
+    return [*pieces, tail] if row.tail else pieces
+
+
+def compacted_pieces(texts: Sequence[str], runs: str) -> list[TextPiece]:
+    """The pieces of a compacted transcript, one per run, from a text per channel and ``results.runs``."""
+    pieces, taken, position = [], [0] * len(texts), 0
+    for channel, length, token_count in json.loads(runs):
+        start, position = taken[channel], position + length
+        taken[channel] += length
+        pieces.append(TextPiece(position, channel, texts[channel][start : taken[channel]], token_count))
+    return pieces
 
 
 def total_usage(ledger_rows: Sequence[Attempt], finish: FinishRecord | None) -> tuple[Usage | None, bool]:

@@ -1,56 +1,36 @@
 """Reading the transcript from any position, live or finished.
 
 A reader selects by (job, epoch, position), never by a global sequence: rows of several writers become visible out of
-order. Text and state of a job come from one statement, which is one snapshot: a compaction in between would show
-neither.
+order. Text, state and result of a job come from one statement, which is one snapshot: a compaction in between would
+show neither.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from itertools import groupby
-from typing import Any
-
-from sqlalchemy import Row, select, text
+from itertools import groupby, islice
 
 from chatjobs.contracts import JobStatus
-from chatjobs.errors import ChatJobsError, JobNotFound
-from storage.database import Database, translated
-from storage.schema import CHANNELS, jobs, results
-from storage.transcript import HINT_CHANNEL
-from storage.values import Cursor, Run, Slice
-
-POLL_SECONDS = 0.005
-"""Between two looks at whether anything was written (SQLite: one pragma, no query)."""
-UNHINTED_POLL_SECONDS = 0.1
-"""On Postgres, where NOTIFY hints: how late a lost hint may make a reader."""
+from chatjobs.errors import JobNotFound, StorageUnavailable
+from storage.database import Database
+from storage.news import News, Watch, fetch, watch
+from storage.presenting import compacted_pieces
+from storage.schema import CHANNELS
+from storage.values import Cursor, Run, Slice, TextPiece
 
 RETRY_SECONDS = 0.5
 """Between tries while the database is away."""
+PATIENCE = 4
+"""Tries that fail before the readers are told: about what a restart of the database takes."""
+MAX_ID_CHARACTERS = 128
+READERS_PER_LOOK = 1_000
+"""A bound on what one look holds in memory."""
 
 log = logging.getLogger(__name__)
-
-_CURSORS_SQLITE = """SELECT json_extract(value, '$[0]') AS place, json_extract(value, '$[1]') AS id,
-json_extract(value, '$[2]') AS epoch, json_extract(value, '$[3]') AS position FROM json_each(:cursors)"""
-_CURSORS_POSTGRES = """SELECT * FROM unnest(CAST(:places AS int[]), CAST(:ids AS text[]), CAST(:epochs AS int[]),
-CAST(:positions AS bigint[])) AS u(place, id, epoch, position)"""
-_NEWS = """
-WITH w AS ({cursors})
-SELECT w.place, j.id, j.epoch, j.position, j.status, j.completed_at, j.reset_reason, j.started_at, j.attempt,
-  c.position AS piece_position, c.channel, c.text, c.token_count
-FROM w JOIN jobs j ON j.id = w.id
-LEFT JOIN transcript c ON c.job_id = j.id AND c.epoch = j.epoch
-  AND c.position > CASE WHEN w.epoch = j.epoch AND w.position <= j.position THEN w.position ELSE 0 END
-WHERE :all OR w.epoch <> j.epoch OR w.position <> j.position OR j.completed_at IS NOT NULL
-ORDER BY w.place, c.position
-"""
-NEWS_SQLITE = text(_NEWS.format(cursors=_CURSORS_SQLITE))
-NEWS_POSTGRES = text(_NEWS.format(cursors=_CURSORS_POSTGRES))
 
 
 class TranscriptReader:
@@ -60,43 +40,37 @@ class TranscriptReader:
         self._database = database
         self._waiting: dict[asyncio.Future[Slice], Cursor] = {}
         self._newcomers = asyncio.Event()
+        self._up_to_date: set[Cursor] = set()
+        """Where the last look left its readers: whoever comes back from there has missed nothing."""
+        self._failures = 0
 
     async def read(self, cursor: Cursor) -> Slice:
-        """What a reader lacks now; its runs may be empty. Raises JobNotFound."""
-        found = await self.read_many([cursor], everything=True)
-        if not found:
-            raise JobNotFound
-        return found[0]
+        """What a reader lacks now; its runs may be empty. Raises JobNotFound, StorageUnavailable."""
+        (news,) = await fetch(self._database, [_possible(cursor)], everything=True)
+        return _slice(cursor, news)
 
     async def read_many(self, cursors: Sequence[Cursor], *, everything: bool = False) -> Mapping[int, Slice]:
-        """Slices by the place of their cursor; jobs without news are left out unless ``everything``."""
-        async with self._database.read() as connection:
-            rows = (await connection.execute(*self._query(cursors, everything))).all()
-        slices: dict[int, Slice] = {}
-        for place, group in groupby(rows, key=lambda row: row.place):
-            job_rows = list(group)
-            if job_rows[0].completed_at is None:
-                slices[place] = _live(cursors[place], job_rows)
-            elif finished := await self._finished(cursors[place]):
-                slices[place] = finished
-        return slices
+        """Slices by the place of their cursor. Jobs that do not exist are left out, and those without news unless
+        ``everything``. Raises StorageUnavailable."""
+        found = await fetch(self._database, list(map(_possible, cursors)), everything=everything)
+        return {news.place: _slice(cursors[news.place], news) for news in found if news.epoch is not None}
 
     async def wait(self, cursor: Cursor) -> Slice:
         """The next slice with news: text, another epoch, or the end. Nothing is held for a reader in between.
 
-        Raises JobNotFound where the job is gone, StorageUnavailable.
+        Raises JobNotFound, StorageUnavailable if the database stays away.
         """
         future: asyncio.Future[Slice] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = cursor
-        self._newcomers.set()
+        self._waiting[future] = _possible(cursor)
+        if cursor not in self._up_to_date:
+            self._newcomers.set()
         try:
             return await future
         finally:
             self._waiting.pop(future, None)
 
     async def follow(self, cursor: Cursor) -> AsyncIterator[Slice]:
-        """Every slice from a cursor to the end of the job. Raises JobNotFound."""
-        await self.read(cursor)
+        """Every slice from a cursor to the end of the job. Raises JobNotFound, StorageUnavailable."""
         while True:
             piece = await self.wait(cursor)
             yield piece
@@ -116,139 +90,104 @@ class TranscriptReader:
                 await task
 
     async def _look_for_ever(self) -> None:
-        watch = self._watch_sqlite if self._database.is_sqlite else self._watch_postgres
         while True:
             try:
-                with translated():
-                    await watch()
-            except ChatJobsError as error:
+                async with watch(self._database, self._newcomers) as place:
+                    while True:
+                        await self._look(place)
+                        self._failures = 0
+            except StorageUnavailable as error:
                 log.warning("transcript not readable, waiting: %s", error, extra={"action": "reader_waiting"})
-                self._fail_all(error)
-                await asyncio.sleep(RETRY_SECONDS)
+                self._failed(error)
+            except Exception as error:
+                log.exception("transcript reader failed", extra={"action": "reader_failed"})
+                self._failed(StorageUnavailable(f"The transcript cannot be read ({type(error).__name__})"))
+            await asyncio.sleep(RETRY_SECONDS)
 
-    async def _watch_sqlite(self) -> None:
-        """Look when another connection has committed, or when there is a new reader."""
-        async with self._database.reading.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
-            seen = None
-            while True:
-                if not self._waiting:
-                    await self._newcomers.wait()
-                version = (await connection.exec_driver_sql("PRAGMA data_version")).scalar()
-                if version != seen or self._newcomers.is_set():
-                    self._newcomers.clear()
-                    await self._look()
-                seen = version
-                await asyncio.sleep(POLL_SECONDS)
+    async def _look(self, place: Watch) -> None:
+        """Wait until there may be news, and hand out what there is."""
+        if not self._waiting:
+            await self._newcomers.wait()
+        await place.changed()
+        up_to_date: set[Cursor] = set()
+        waiting = iter([(future, cursor) for future, cursor in self._waiting.items() if not future.done()])
+        while readers := list(islice(waiting, READERS_PER_LOOK)):
+            for news in await place.fetch([cursor for _, cursor in readers]):
+                self._hand_out(*readers[news.place], news, up_to_date)
+        self._up_to_date = up_to_date
 
-    async def _watch_postgres(self) -> None:
-        """Look on a hint, when there is a new reader, and now and then in case a hint was lost."""
-        async with self._database.reading.connect() as connection:
-            raw: Any = (await connection.get_raw_connection()).driver_connection
-            hinted = self._newcomers
-            await raw.add_listener(HINT_CHANNEL, lambda *_: hinted.set())
-            while True:
-                if not self._waiting:
-                    await hinted.wait()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(hinted.wait(), UNHINTED_POLL_SECONDS)
-                hinted.clear()
-                await self._look()
-                await asyncio.sleep(POLL_SECONDS)
-
-    async def _look(self) -> None:
-        waiting = [(future, cursor) for future, cursor in self._waiting.items() if not future.done()]
-        if not waiting:
+    def _hand_out(self, future: asyncio.Future[Slice], cursor: Cursor, news: News, up_to_date: set[Cursor]) -> None:
+        if future.done():
             return
-        for place, piece in (await self.read_many([cursor for _, cursor in waiting])).items():
-            if not waiting[place][0].done():
-                waiting[place][0].set_result(piece)
+        try:
+            piece = _slice(cursor, news)
+        except JobNotFound as error:
+            future.set_exception(error)
+            return
+        up_to_date.add(piece.cursor)
+        future.set_result(piece)
 
-    def _fail_all(self, error: ChatJobsError) -> None:
-        for future in self._waiting:
+    def _failed(self, error: StorageUnavailable) -> None:
+        """Tell the readers, if it has lasted."""
+        self._failures += 1
+        for future in self._waiting if self._failures > PATIENCE else ():
             if not future.done():
-                future.set_exception(error)
-
-    def _query(self, cursors: Sequence[Cursor], everything: bool) -> tuple[Any, dict[str, Any]]:
-        if self._database.is_sqlite:
-            places = [[n, c.job_id, c.epoch, c.position] for n, c in enumerate(cursors)]
-            return NEWS_SQLITE, {"cursors": json.dumps(places), "all": everything}
-        return NEWS_POSTGRES, {
-            "places": list(range(len(cursors))),
-            "ids": [c.job_id for c in cursors],
-            "epochs": [c.epoch for c in cursors],
-            "positions": [c.position for c in cursors],
-            "all": everything,
-        }
-
-    async def _finished(self, cursor: Cursor) -> Slice | None:
-        """The rest of a sealed job; None if it was reopened or deleted since."""
-        async with self._database.read() as connection:
-            query = select(jobs, results).join(results, results.c.job_id == jobs.c.id)
-            row = (await connection.execute(query.where(jobs.c.id == cursor.job_id))).first()
-            return None if row is None else _sealed(cursor, row)
+                future.set_exception(StorageUnavailable(error.message))
 
 
-def _live(cursor: Cursor, rows: Sequence[Row[Any]]) -> Slice:
-    head = rows[0]
-    reset, start = _place(cursor, head.epoch, head.position)
-    runs = []
-    at = start
-    for row in rows:
-        if row.piece_position is None:
-            continue
-        fresh = row.text[len(row.text) - (row.piece_position - at) :]  # a cursor may lie within a piece
-        at = row.piece_position
-        runs.append(Run(CHANNELS[row.channel], fresh, row.token_count))
-    return Slice(
-        job_id=head.id,
-        epoch=head.epoch,
-        position=at,
-        runs=_merged(runs),
-        reset=reset,
-        status=JobStatus(head.status),
-        attempt=head.attempt,
-        reset_reason=head.reset_reason,
-        started=head.started_at is not None,
-    )
+def _possible(cursor: Cursor) -> Cursor:
+    """A cursor that every database takes; one that it would refuse must not fail the others' look.
+
+    Raises JobNotFound for an id that no job can have.
+    """
+    if len(cursor.job_id) > MAX_ID_CHARACTERS or not cursor.job_id.isascii() or "\0" in cursor.job_id:
+        raise JobNotFound
+    return cursor._replace(epoch=min(max(cursor.epoch, 0), 2**31 - 1), position=min(max(cursor.position, 0), 2**53))
 
 
-def _sealed(cursor: Cursor, row: Row[Any]) -> Slice:
-    reset, start = _place(cursor, row.epoch, row.position)
-    return Slice(
-        job_id=row.id,
-        epoch=row.epoch,
-        position=row.position,
-        runs=_merged(_compacted(row, start)),
-        reset=reset,
-        status=JobStatus(row.status),
-        attempt=row.attempt,
-        reset_reason=row.reset_reason,
-        started=row.started_at is not None,
-    )
+STATUSES = {status.value: status for status in JobStatus}
 
 
-def _compacted(row: Row[Any], start: int) -> Iterable[Run]:
-    """The runs of a compacted transcript from a position on."""
-    texts, taken, position = (row.content, row.reasoning), [0, 0], 0
-    for channel, length, token_count in json.loads(row.runs):
-        skip = min(max(start - position, 0), length)
-        piece = texts[channel][taken[channel] + skip : taken[channel] + length]
-        taken[channel] += length
-        position += length
-        if piece:
-            yield Run(CHANNELS[channel], piece, token_count)
-
-
-def _place(cursor: Cursor, epoch: int, position: int) -> tuple[bool, int]:
-    """Whether the reader has to start over, and from where it reads."""
-    known = cursor.epoch == epoch and cursor.position <= position
+def _slice(cursor: Cursor, news: News) -> Slice:
+    """Raises JobNotFound."""
+    if news.epoch is None:
+        raise JobNotFound
+    known = cursor.epoch == news.epoch and cursor.position <= news.position
     nothing_yet = cursor.epoch == 1 and cursor.position == 0
-    return not known and not nothing_yet, cursor.position if known else 0
+    start = cursor.position if known else 0
+    return Slice(
+        job_id=cursor.job_id,
+        epoch=news.epoch,
+        position=news.position,
+        runs=_merged(_after(start, _pieces(news))),
+        reset=not known and not nothing_yet,
+        status=STATUSES[news.status],
+        attempt=news.attempt,
+        reset_reason=news.reset_reason,
+        started=news.started_at is not None,
+    )
 
 
-def _merged(runs: Iterable[Run]) -> tuple[Run, ...]:
+def _pieces(news: News) -> Sequence[TextPiece]:
+    """The text that the reader lacks, and perhaps some before it."""
+    if news.runs is not None:
+        return compacted_pieces((news.content, news.reasoning), news.runs)
+    return [*news.pieces, TextPiece(news.position, news.tail_channel, news.tail, news.token_count)]
+
+
+def _after(start: int, pieces: Sequence[TextPiece]) -> list[Run]:
+    """A cursor may lie within a piece."""
+    return [
+        Run(CHANNELS[channel], text[max(0, len(text) - (position - start)) :], token_count)
+        for position, channel, text, token_count in pieces
+        if position > start and text
+    ]
+
+
+def _merged(runs: Sequence[Run]) -> tuple[Run, ...]:
     """One run per change of channel."""
+    if len(runs) < 2:
+        return tuple(runs)
     merged = []
     for channel, group in groupby(runs, key=lambda run: run.channel):
         neighbours = list(group)

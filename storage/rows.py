@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, and_, select, update
+from sqlalchemy import Row, and_, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import Usage
 from chatjobs.errors import JobNotFound
-from storage.schema import attempts, jobs, micros, now
+from storage.schema import attempts, jobs, micros, now, transcript
+from storage.text import clean
 from storage.values import AttemptEnd
 
 
 def by_id(job_id: str, tenant: str | None) -> Any:
-    query = select(jobs).where(jobs.c.id == job_id)
+    query = select(jobs).where(jobs.c.id == clean(job_id))  # an id that no database takes is nobody's
     return query.where(jobs.c.tenant == tenant) if tenant is not None else query
 
 
@@ -24,6 +25,21 @@ async def locked(connection: AsyncConnection, job_id: str, tenant: str | None = 
     if row is None:
         raise JobNotFound
     return row
+
+
+async def store_tail(connection: AsyncConnection, row: Row[Any]) -> None:
+    """Put the row's tail, which its caller takes out of it, where the older text is: a new writer starts without."""
+    if row.tail:
+        await connection.execute(
+            insert(transcript).values(
+                job_id=row.id,
+                epoch=row.epoch,
+                position=row.position,
+                channel=row.tail_channel,
+                text=row.tail,
+                token_count=row.token_count,
+            )
+        )
 
 
 async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: AttemptEnd) -> None:
@@ -38,7 +54,7 @@ async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: A
             .where(is_open, attempts.c.number == number)
             .values(
                 ended_at=micros(now()),
-                outcome=end.outcome[:64],
+                outcome=clean(end.outcome)[:64],
                 http_status=end.http_status,
                 first_token_ms=end.first_token_ms,
                 tokens_per_second=end.tokens_per_second,

@@ -1,7 +1,9 @@
 """The tables. The schema is created and changed by the migrations next door, never from here.
 
 The row in ``jobs`` is written with every batch of text, so whatever may be large lives in a table of its own:
-requests (images are base64) and results. Times are microseconds since 1970 in UTC.
+requests (images are base64) and results. As it is written anyway, it also holds the newest text, its ``tail``: a page
+of ``transcript`` is touched once for some hundred characters, not for every token. Times are microseconds since 1970
+in UTC.
 """
 
 from __future__ import annotations
@@ -74,6 +76,8 @@ jobs = Table(
     Column("epoch", Integer, nullable=False),
     Column("position", BigInteger, nullable=False),
     Column("token_count", BigInteger, nullable=False),
+    Column("tail", Text, nullable=False),  # the newest text, which is not in `transcript` yet
+    Column("tail_channel", SmallInteger, nullable=False),
     Column("reset_reason", String(64)),
     Column("finish", Text),  # the end of the answer as data (JSON), from its commit to the seal
     # The outcome.

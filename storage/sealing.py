@@ -41,6 +41,7 @@ from storage.schema import (
     results,
     transcript,
 )
+from storage.text import clean
 from storage.values import AttemptEnd, FinishRecord
 
 LENGTH_LIMITS = ("length", "model_length")
@@ -81,8 +82,9 @@ async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_i
             progressed_at=time,
             fence=row.fence + 1,  # whoever still writes under the old one changes nothing
             finish=None,
+            tail="",
             sealed_by=run_id,
-            error_code=error.code[:64] if error else None,
+            error_code=clean(error.code)[:64] if error else None,
         )
     )
     await _store_delivery(connection, row.id)
@@ -93,7 +95,7 @@ async def _store_result(
 ) -> None:
     """The result, with the transcript compacted to a text per channel and the list of its runs."""
     usage, estimated = presenting.total_usage(await presenting.ledger(connection, row.id), finish)
-    pieces = await presenting.transcript_rows(connection, row.id, row.epoch)
+    pieces = await presenting.transcript_pieces(connection, row)
     texts = ["".join(p.text for p in pieces if p.channel == number) for number in range(len(CHANNELS))]
     await connection.execute(
         insert(results).values(
@@ -224,21 +226,10 @@ def reopens(row: Row[Any], run_id: str) -> bool:
 async def reopen(connection: AsyncConnection, row: Row[Any]) -> None:
     """Undo the seal of a failed job: the transcript goes on where it stopped, the next outcome has a new revision."""
     result = (await connection.execute(select(results).where(results.c.job_id == row.id))).one()
-    texts, taken, position = [result.content, result.reasoning], [0, 0], 0
-    for channel, length, token_count in json.loads(result.runs):
-        position += length
-        piece = texts[channel][taken[channel] : taken[channel] + length]
-        taken[channel] += length
-        await connection.execute(
-            insert(transcript).values(
-                job_id=row.id,
-                epoch=row.epoch,
-                position=position,
-                channel=channel,
-                text=piece,
-                token_count=token_count,
-            )
-        )
+    pieces = presenting.compacted_pieces((result.content, result.reasoning), result.runs)
+    rows = [{"job_id": row.id, "epoch": row.epoch, **piece._asdict()} for piece in pieces]
+    if rows:
+        await connection.execute(insert(transcript), rows)
     await connection.execute(delete(results).where(results.c.job_id == row.id))
     await connection.execute(
         update(jobs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 REPLACEMENT = "\ufffd"
 
 
@@ -41,4 +43,15 @@ def _clean(text: str) -> str:
 
 def clean(text: str) -> str:
     """A whole text in storable form."""
-    return _clean(text)
+    return text if text.isascii() and "\0" not in text else _clean(text)
+
+
+def clean_json(value: Any) -> Any:
+    """A JSON value with every text in it, keys too, in storable form."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(key): clean_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean_json(item) for item in value]
+    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from chatjobs.contracts import (
     Channel,
@@ -92,8 +92,16 @@ class Claim:
     started_at: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class TextPiece(NamedTuple):
+    """A piece of a transcript as it is stored; ``position`` and ``token_count`` are those after it."""
+
+    position: int
+    channel: int
+    text: str
+    token_count: int
+
+
+class Run(NamedTuple):
     """Neighbouring text of one channel. ``token_count``: deltas of the epoch up to its end."""
 
     channel: Channel
@@ -101,8 +109,7 @@ class Run:
     token_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(NamedTuple):
     """How far a reader is: everything of ``epoch`` before ``position`` has been read."""
 
     job_id: str
@@ -110,8 +117,7 @@ class Cursor:
     position: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """What a reader at a cursor lacks.
 
     ``reset``: the reader's text is not a prefix of this one (another epoch, or a position from the future); drop it,

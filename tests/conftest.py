@@ -6,14 +6,22 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from temporalio.client import Client
 
 from storage.database import Database
+from storage.jobs import JobStore
+from storage.reading import TranscriptReader
+from storage.transcript import TranscriptWriter
+from tests.factories import make_store
 from tests.postgres import Postgres, postgres
+from tests.temporal_server import TemporalServer, temporal_server
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres]:
     with postgres() as server:
+        # Syncing dozens of databases to disk at the end took a minute, which only an operating system's crash needs.
+        server.sql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
         yield server
 
 
@@ -31,3 +39,40 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     opened = await Database.open(database_url)
     yield opened
     await opened.close()
+
+
+@pytest.fixture(scope="session")
+def temporal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    """A dev server for all tests; they take ids of their own and leave no run open."""
+    with temporal_server(tmp_path_factory.mktemp("temporal")) as server:
+        yield server
+
+
+@pytest.fixture
+async def client(temporal: TemporalServer) -> Client:
+    return await temporal.connect()
+
+
+@pytest.fixture
+async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
+    """A new database in a file, for tests to which it does not matter which one they have."""
+    opened = await Database.open(f"sqlite:///{tmp_path / 'chatjobs.db'}")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def store(database: Database) -> JobStore:
+    return make_store(database)
+
+
+@pytest.fixture
+async def writer(database: Database) -> AsyncIterator[TranscriptWriter]:
+    async with TranscriptWriter(database).running() as running:
+        yield running
+
+
+@pytest.fixture
+async def reader(database: Database) -> AsyncIterator[TranscriptReader]:
+    async with TranscriptReader(database).running() as running:
+        yield running

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
-from chatjobs.contracts import ChatRequest, fingerprint
+from chatjobs.contracts import Channel, ChatRequest, JobError, JobStatus, fingerprint
 from chatjobs.names import new_job_id, new_request_id
+from chatjobs.steps import Ending
 from storage.database import Database
 from storage.jobs import JobStore
-from storage.values import Claim, FinishRecord, NewJob
+from storage.transcript import JobWriter, TranscriptWriter
+from storage.values import Claim, FinishRecord, NewJob, Slice
 
-fences = itertools.count(1_000)
+fences = itertools.count(1_000, 10)  # sealing adds one
+EndStatus = Literal[JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED]
 
 
 def make_body(prompt: str = "Hello", **fields: Any) -> dict[str, Any]:
@@ -47,6 +51,50 @@ async def claimed(store: JobStore, job_id: str, *, fence: int | None = None, run
     """A claim by the next attempt."""
     number = next(fences) if fence is None else fence
     return await store.claim(job_id, fence=number, claimant=f"claimant-{number}", run_id=run_id)
+
+
+def ending(job_id: str, status: EndStatus = JobStatus.COMPLETED, **fields: Any) -> Ending:
+    """How a workflow wants a job sealed."""
+    return Ending(job_id=job_id, status=status, **fields)
+
+
+def failing(job_id: str, code: str = "upstream_cut") -> Ending:
+    return ending(job_id, JobStatus.FAILED, error=JobError(code=code, message="It failed", retryable=True))
+
+
+async def wrote(writer: TranscriptWriter, claim: Claim, *deltas: str, channel: Channel = Channel.CONTENT) -> JobWriter:
+    """The pen of an attempt, after these deltas are durable."""
+    pen = writer.open(claim)
+    for delta in deltas:
+        pen.append(channel, delta)
+    await pen.flush()
+    return pen
+
+
+async def answered(store: JobStore, writer: TranscriptWriter, *deltas: str, **fields: Any) -> str:
+    """The id of a job whose answer is whole in storage and that is not yet sealed. ``fields`` are the request's."""
+    job_id = await accepted(store, **fields)
+    claim = await claimed(store, job_id)
+    pen = await wrote(writer, claim, *(deltas or ("Hello", " you")))
+    await pen.finish(finished(claim))
+    return job_id
+
+
+@dataclass
+class Copy:
+    """What a reader who took every slice has."""
+
+    texts: dict[Channel, str] = field(default_factory=lambda: dict.fromkeys(Channel, ""))
+    position: int = 0
+    resets: int = 0
+
+    def take(self, piece: Slice) -> None:
+        if piece.reset:
+            self.texts, self.position, self.resets = dict.fromkeys(Channel, ""), 0, self.resets + 1
+        for run in piece.runs:
+            self.texts[run.channel] += run.text
+            self.position += len(run.text)
+        assert self.position == piece.position
 
 
 def finished(claim: Claim, reason: str = "stop", **fields: Any) -> FinishRecord:

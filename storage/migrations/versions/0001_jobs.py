@@ -73,6 +73,8 @@ def upgrade() -> None:
     sa.Column('epoch', sa.Integer(), nullable=False),
     sa.Column('position', sa.BigInteger(), nullable=False),
     sa.Column('token_count', sa.BigInteger(), nullable=False),
+    sa.Column('tail', sa.Text(), nullable=False),
+    sa.Column('tail_channel', sa.SmallInteger(), nullable=False),
     sa.Column('reset_reason', sa.String(length=64), nullable=True),
     sa.Column('finish', sa.Text(), nullable=True),
     sa.Column('revision', sa.Integer(), nullable=False),

@@ -1,0 +1,216 @@
+"""Claims and the fence: of several attempts at one job, only the newest writes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from chatjobs.contracts import Channel, JobStatus, Usage
+from chatjobs.errors import FenceLost, JobNotFound
+from storage.jobs import JobStore
+from storage.reading import TranscriptReader
+from storage.transcript import JobWriter, TranscriptWriter
+from storage.values import AttemptEnd, Cursor
+from tests.factories import accepted, answered, claimed, ending, failing, finished, wrote
+
+
+async def _content(store: JobStore, job_id: str) -> str | None:
+    return (await store.get(job_id)).content
+
+
+async def _append(pen: JobWriter, text: str) -> None:
+    pen.append(Channel.CONTENT, text)
+    await pen.flush()
+
+
+async def test_a_claim_tells_where_to_go_on(store: JobStore, writer: TranscriptWriter) -> None:
+    job_id = await accepted(store, "Why?")
+    first = await claimed(store, job_id)
+    assert (first.outcome, first.attempt, first.position, first.epoch) == ("taken", 1, 0, 1)
+    assert first.request is not None
+    await wrote(writer, first, "Hello", " you")
+    second = await claimed(store, job_id)
+    assert (second.attempt, second.position, second.token_count) == (2, 9, 2)
+    assert second.started_at == first.started_at
+
+
+async def test_nobody_claims_a_job_that_is_not_there(store: JobStore) -> None:
+    with pytest.raises(JobNotFound):
+        await claimed(store, "nobody")
+
+
+async def test_a_zombie_is_stopped_before_its_claim(store: JobStore) -> None:
+    job_id = await accepted(store)
+    await claimed(store, job_id, fence=2)
+    with pytest.raises(FenceLost):
+        await claimed(store, job_id, fence=1)
+    with pytest.raises(FenceLost):
+        await store.claim(job_id, fence=2, claimant="another", run_id="run-1")
+
+
+async def test_a_zombie_is_stopped_between_claim_and_write(store: JobStore, writer: TranscriptWriter) -> None:
+    job_id = await accepted(store)
+    claim = await claimed(store, job_id)
+    zombie = await wrote(writer, claim, "Hello")
+    heir = writer.open(await claimed(store, job_id))
+    with pytest.raises(FenceLost):
+        await _append(zombie, " zombie")
+    with pytest.raises(FenceLost):
+        await zombie.finish(finished(claim))
+    await _append(heir, " you")
+    assert await _content(store, job_id) == "Hello you"
+
+
+async def test_zombie_and_heir_in_one_batch(store: JobStore, writer: TranscriptWriter) -> None:
+    """Both in one process, both with text pending: only the heir's goes in, and the zombie learns it."""
+    job_id = await accepted(store)
+    old, new = await claimed(store, job_id), await claimed(store, job_id)
+    results = await asyncio.gather(
+        wrote(writer, old, "zombie " * 100), wrote(writer, new, "heir"), return_exceptions=True
+    )
+    assert isinstance(results[0], FenceLost)
+    assert await _content(store, job_id) == "heir"
+
+
+async def test_the_seal_stops_whoever_still_writes(store: JobStore, writer: TranscriptWriter) -> None:
+    job_id = await accepted(store)
+    claim = await claimed(store, job_id)
+    pen = await wrote(writer, claim, "Hello")
+    await store.seal(failing(job_id), run_id="run-1")
+    with pytest.raises(FenceLost):
+        await _append(pen, " you")
+    with pytest.raises(FenceLost):
+        await store.restart(job_id, fence=claim.fence, reason="restart")
+    assert await _content(store, job_id) == "Hello"
+
+
+async def test_a_zombie_of_the_failed_run_is_stopped_across_a_reset(store: JobStore, writer: TranscriptWriter) -> None:
+    job_id = await accepted(store)
+    zombie = await wrote(writer, await claimed(store, job_id), "Hello")
+    await store.seal(failing(job_id), run_id="run-1")
+    reset = await claimed(store, job_id, run_id="run-2")
+    with pytest.raises(FenceLost):
+        await _append(zombie, " zombie")
+    await wrote(writer, reset, " you")
+    assert await _content(store, job_id) == "Hello you"
+
+
+async def test_a_claim_may_be_repeated_after_a_lost_answer(store: JobStore) -> None:
+    job_id = await accepted(store)
+    await claimed(store, job_id, fence=1)
+    first, again = [await claimed(store, job_id, fence=2) for _ in range(2)]
+    assert first == again
+    assert len(await store.ledger(job_id)) == 2
+
+
+async def test_an_answer_that_is_whole_is_not_asked_for_again(store: JobStore, writer: TranscriptWriter) -> None:
+    job_id = await answered(store, writer)
+    claim = await claimed(store, job_id)
+    assert (claim.outcome, claim.position, claim.finish_reason) == ("finished", 9, "stop")
+    assert len(await store.ledger(job_id)) == 1
+
+
+@pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.CANCELLED])
+async def test_a_reset_reuses_every_outcome_but_a_failure(
+    store: JobStore, writer: TranscriptWriter, status: JobStatus
+) -> None:
+    job_id = await answered(store, writer)
+    await store.seal(ending(job_id, status), run_id="run-1")  # type: ignore[arg-type]
+    assert (await claimed(store, job_id, run_id="run-2")).outcome == "sealed"
+    assert (await store.get(job_id)).status is status
+
+
+async def test_the_run_that_failed_a_job_does_not_reopen_it(store: JobStore) -> None:
+    job_id = await accepted(store)
+    await store.seal(failing(job_id), run_id="run-1")
+    assert (await claimed(store, job_id, run_id="run-1")).outcome == "sealed"
+
+
+async def test_a_restart_begins_another_epoch(
+    store: JobStore, writer: TranscriptWriter, reader: TranscriptReader
+) -> None:
+    job_id = await accepted(store)
+    await wrote(writer, await claimed(store, job_id), "Wrong " * 100)
+    claim = await claimed(store, job_id)
+    pen = writer.open(claim)
+    pen.restarted(await store.restart(job_id, fence=claim.fence, reason="restart"))
+    await _append(pen, "Right")
+    found = await store.get(job_id)
+    assert (found.content, found.epoch, found.position) == ("Right", 2, 5)
+    piece = await reader.read(Cursor(job_id, 1, 3))
+    assert (piece.reset, piece.reset_reason, [run.text for run in piece.runs]) == (True, "restart", ["Right"])
+
+
+async def test_a_restart_needs_the_fence(store: JobStore) -> None:
+    job_id = await accepted(store)
+    old = await claimed(store, job_id)
+    await claimed(store, job_id)
+    with pytest.raises(FenceLost):
+        await store.restart(job_id, fence=old.fence, reason="restart")
+
+
+async def test_a_half_character_does_not_survive_a_restart(store: JobStore, writer: TranscriptWriter) -> None:
+    job_id = await accepted(store)
+    claim = await claimed(store, job_id)
+    pen = await wrote(writer, claim, "a\ud83d")
+    pen.restarted(await store.restart(job_id, fence=claim.fence, reason="restart"))
+    await _append(pen, "b")
+    assert await _content(store, job_id) == "b"
+
+
+# ------------------------------------------------------------------------------------------------------ ledger
+
+
+async def test_the_ledger_tells_what_became_of_each_attempt(store: JobStore, writer: TranscriptWriter) -> None:
+    job_id = await accepted(store)
+    outcomes = ["upstream_cut", None, "handed_over", "upstream_rate_limited"]
+    for outcome in outcomes:
+        claim = await claimed(store, job_id)
+        await wrote(writer, claim, "a", "b", "c")
+        if outcome:
+            await store.end_attempt(job_id, claim.fence, AttemptEnd(outcome, 503, 12, 3.5))
+    last = await claimed(store, job_id)
+    assert (last.attempt, last.failures) == (5, 1)  # a lost worker, a deploy and throttling are no failures
+    ledger = await store.ledger(job_id)
+    assert [a.outcome for a in ledger] == ["upstream_cut", "lost", "handed_over", "upstream_rate_limited", None]
+    assert (ledger[0].http_status, ledger[0].first_token_ms, ledger[0].tokens_per_second) == (503, 12, 3.5)
+    assert [(a.estimated, a.usage and a.usage.completion_tokens) for a in ledger[:4]] == [(True, 3)] * 4
+    assert all(a.ended_at and a.ended_at >= a.started_at for a in ledger[:4])
+
+
+async def test_usage_is_summed_over_attempts(store: JobStore, writer: TranscriptWriter) -> None:
+    job_id = await accepted(store)
+    await wrote(writer, await claimed(store, job_id), "a", "b")
+    claim = await claimed(store, job_id)
+    pen = await wrote(writer, claim, "c")
+    usage = Usage.model_validate({"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13, "cached": 4})
+    await pen.finish(finished(claim, usage=usage))
+    before = await store.get(job_id)
+    await store.seal(ending(job_id), run_id="run-1")
+    after = await store.get(job_id)
+    expected = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "cached": 4}
+    assert after.usage is not None
+    assert after.usage.model_dump() == expected
+    assert after.usage_estimated
+    assert before.usage == after.usage
+    assert [attempt.outcome for attempt in after.attempts] == ["lost", "finished"]
+
+
+async def test_a_late_report_of_an_attempt_changes_nothing(store: JobStore) -> None:
+    job_id = await accepted(store)
+    old = await claimed(store, job_id)
+    await claimed(store, job_id)
+    await store.end_attempt(job_id, old.fence, AttemptEnd("upstream_cut"))
+    assert [attempt.outcome for attempt in await store.ledger(job_id)] == ["lost", None]
+
+
+async def test_an_attempt_after_a_restart_counts_its_own_tokens(store: JobStore, writer: TranscriptWriter) -> None:
+    job_id = await accepted(store)
+    await wrote(writer, await claimed(store, job_id), "a", "b", "c")
+    claim = await claimed(store, job_id)
+    pen = writer.open(claim)
+    pen.restarted(await store.restart(job_id, fence=claim.fence, reason="restart"))
+    await _append(pen, "d")
+    await store.seal(failing(job_id), run_id="run-1")
+    assert [a.usage and a.usage.completion_tokens for a in await store.ledger(job_id)] == [3, 1]
