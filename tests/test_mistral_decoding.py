@@ -18,7 +18,7 @@ from mistralai.client.utils.eventstreaming import stream_events_async
 from mistralai.client.utils.unmarshal_json_response import unmarshal_json_response
 
 from activities.ports import Finish, ModelEvent, PartDelta, Progress, TextDelta
-from chatjobs.contracts import Channel, Usage
+from chatjobs.contracts import Channel, JsonObject, Usage
 from chatjobs.errors import UpstreamError, UpstreamInterrupted, UpstreamRefused
 from providers.event_stream import MAX_EVENT_BYTES, MAX_RESPONSE_BYTES, EventStream
 from providers.mistral_answer import Answer, ErrorObject
@@ -399,8 +399,8 @@ def events(*documents: dict[str, Any]) -> list[ModelEvent]:
 
 def test_content_in_parts_keeps_order_and_kinds() -> None:
     """Text is text, thinking is reasoning, everything else stays as it came, references within thinking too."""
-    reference = {"type": "reference", "reference_ids": [1, "a"]}
-    image = {"type": "image_url", "image_url": "https://x.example/y.png"}
+    reference: JsonObject = {"type": "reference", "reference_ids": [1, "a"]}
+    image: JsonObject = {"type": "image_url", "image_url": "https://x.example/y.png"}
     thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}, reference], "closed": True}
     assert events(text([thinking, {"type": "text", "text": "So"}, image]))[:-1] == [
         TextDelta(Channel.REASONING, "hm"),

@@ -16,11 +16,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from mistralai.client import Mistral
+from mistralai.client import Mistral, models
 from mistralai.client._hooks import AfterSuccessContext
 
 from activities.ports import Finish, ModelEvent, TextDelta
-from chatjobs.contracts import ChatRequest
+from chatjobs.contracts import Channel, ChatRequest
 from chatjobs.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
 from providers import mistral
 from providers.mistral import MistralChat
@@ -383,7 +383,7 @@ async def test_cancelling_within_the_sdks_hooks_closes_the_connection() -> None:
 
 # --------------------------------------------------------------------------------------- after the finish reason
 
-FINISHED = [TextDelta(channel, words) for channel, words in (("content", "Hel"), ("content", "lo"))]
+FINISHED = [TextDelta(Channel.CONTENT, words) for words in ("Hel", "lo")]
 
 
 def then(*pieces: bytes, close: Callable[[Visit], None] = lambda visit: None) -> Reply:
@@ -443,7 +443,7 @@ async def test_a_deprecated_model_is_logged_and_answers(caplog: pytest.LogCaptur
             sdk = Mistral(api_key=KEY, server_url=server.url, async_client=model._http)
             model._http.event_hooks = {}
             with pytest.raises(httpx2.ResponseNotRead):  # the day it does not, _note_deprecation can go
-                await sdk.chat.stream_async(model="m", messages=[{"role": "user", "content": "Hi"}])
+                await sdk.chat.stream_async(model="m", messages=[models.UserMessage(content="Hi")])
     assert [record.__dict__["action"] for record in caplog.records] == ["model_deprecated"]
 
 
