@@ -112,7 +112,7 @@ def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
 
 def _runner() -> SandboxedWorkflowRunner:
     """Our own modules are deterministic or only referred to; importing them anew for every run would cost 10 ms."""
-    rooms = ("chatjobs", "activities", "storage", "providers", "workflows.options", "pydantic", "sqlalchemy")
+    rooms = ("chatjobs", "activities", "storage", "providers", "workflows.options", "workflows.inputs", "pydantic", "sqlalchemy")
     return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*rooms))
 
 

@@ -33,7 +33,7 @@ BUSY_SECONDS = 5
 CONNECT_SECONDS = 5
 POOL_SECONDS = 10
 """How long a caller waits for a free connection."""
-STATEMENT_SECONDS = 30
+STATEMENT_SECONDS = 15
 IDLE_IN_TRANSACTION_SECONDS = 15
 """After this Postgres ends the transaction of a process that hangs, which would keep its rows locked."""
 POSTGRES_CONNECTIONS = 10

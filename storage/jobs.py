@@ -36,6 +36,10 @@ class Waiting:
     replay_of: str | None
 
 
+INSERT_ON_SQLITE = sqlite.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
+INSERT_ON_POSTGRES = postgresql.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
+
+
 class JobStore:
     """``run_url`` makes the link to a job's run in the Temporal UI."""
 
@@ -54,15 +58,12 @@ class JobStore:
         values = _new_row(job, micros(now()))
         async with self._database.write() as connection:
             # Insert first and look afterwards: of 100 parallel posts with one key exactly one inserts.
-            dialect = sqlite if self._database.is_sqlite else postgresql
-            row = await connection.execute(
-                dialect.insert(jobs).values(values).on_conflict_do_nothing().returning(jobs.c.id)
-            )
+            row = await connection.execute(INSERT_ON_SQLITE if self._database.is_sqlite else INSERT_ON_POSTGRES, values)
             if row.first() is None:
                 return await self._existing(connection, job)
             if job.request is not None:
                 body = job.request.model_dump_json(exclude_unset=True)
-                await connection.execute(insert(requests).values(job_id=job.job_id, body=body))
+                await connection.execute(insert(requests), {"job_id": job.job_id, "body": body})
         return AcceptedJob(job.job_id, job.request_id, JobStatus.QUEUED, created=True)
 
     async def _existing(self, connection: AsyncConnection, job: NewJob) -> AcceptedJob:
@@ -111,7 +112,7 @@ class JobStore:
         if row.fence < fence:
             number += 1
             await self._begin_attempt(connection, row, fence, claimant, started, time)
-        before = (await outcomes(connection, row.id))[: number - 1]
+        before = (await outcomes(connection, row.id))[: number - 1] if number > 1 else ()
         failures = sum(outcome not in NOT_FAILURES for outcome in before)
         return _claim(row, "taken", fence, number, failures, ChatRequest.model_validate_json(body), started)
 
@@ -133,9 +134,10 @@ class JobStore:
             )
         )
         await store_tail(connection, row)
-        await close_open_attempts(connection, row, AttemptEnd("lost"))
+        if row.attempt:
+            await close_open_attempts(connection, row, AttemptEnd("lost"))
         first = {"job_id": row.id, "number": row.attempt + 1, "started_at": time, "tokens_before": row.token_count}
-        await connection.execute(insert(attempts).values(**first, estimated=False))
+        await connection.execute(insert(attempts), first | {"estimated": False})
 
     @retried
     async def restart(self, job_id: str, *, fence: int, reason: str) -> int:
@@ -203,9 +205,9 @@ class JobStore:
         async with self._database.write() as connection:
             row = await locked(connection, ending.job_id)
             if row.completed_at is None:
-                await sealing.seal(connection, row, ending, run_id)
+                sealed = await sealing.seal(connection, row, ending, run_id)
                 await self._database.hint(connection)
-                row = await locked(connection, ending.job_id)
+                return sealed
             return await sealing.sealed(connection, row)
 
     # ------------------------------------------------------------------------------------------------ read
@@ -303,12 +305,14 @@ class JobStore:
 
 
 def _new_row(job: NewJob, time: int) -> dict[str, Any]:
+    webhook = job.request.target() if job.request else None
     return {
         "id": job.job_id,
         "tenant": job.tenant,
         "request_id": job.request_id,
         "idempotency_key": job.idempotency_key,
         "body_hash": job.body_hash,
+        "webhook": webhook.model_dump_json() if webhook else None,
         "model": job.request.model if job.request else "",
         "metadata": clean_json(dict(job.request.metadata)) if job.request else {},
         "replay_of": job.replay_of,

@@ -128,9 +128,11 @@ async def channel_texts(connection: AsyncConnection, row: Row[Any]) -> dict[Chan
 
 async def transcript_pieces(connection: AsyncConnection, row: Row[Any]) -> Sequence[TextPiece]:
     """The pieces of a transcript that is not yet compacted, in order, the row's tail last."""
-    columns = (transcript.c.position, transcript.c.channel, transcript.c.text, transcript.c.token_count)
-    query = select(*columns).where(transcript.c.job_id == row.id, transcript.c.epoch == row.epoch)
-    pieces = [TextPiece(*piece) for piece in await connection.execute(query.order_by(transcript.c.position))]
+    pieces: list[TextPiece] = []
+    if len(row.tail) < row.position:
+        columns = (transcript.c.position, transcript.c.channel, transcript.c.text, transcript.c.token_count)
+        query = select(*columns).where(transcript.c.job_id == row.id, transcript.c.epoch == row.epoch)
+        pieces = [TextPiece(*piece) for piece in await connection.execute(query.order_by(transcript.c.position))]
     tail = TextPiece(row.position, row.tail_channel, row.tail, row.token_count)
     return [*pieces, tail] if row.tail else pieces
 

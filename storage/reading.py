@@ -8,7 +8,6 @@ show neither.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from chatjobs.contracts import JobStatus
 from chatjobs.errors import JobNotFound, StorageUnavailable
 from storage.database import Database
 from storage.news import News, Watch, fetch, watch
+from storage.own_thread import cancelled
 from storage.presenting import compacted_pieces
 from storage.schema import CHANNELS
 from storage.values import Cursor, Run, Slice, TextPiece
@@ -43,6 +43,7 @@ class TranscriptReader:
         self._up_to_date: set[Cursor] = set()
         """Where the last look left its readers: whoever comes back from there has missed nothing."""
         self._failures = 0
+        self._stopped: StorageUnavailable | None = None
 
     async def read(self, cursor: Cursor) -> Slice:
         """What a reader lacks now; its runs may be empty. Raises JobNotFound, StorageUnavailable."""
@@ -58,8 +59,10 @@ class TranscriptReader:
     async def wait(self, cursor: Cursor) -> Slice:
         """The next slice with news: text, another epoch, or the end. Nothing is held for a reader in between.
 
-        Raises JobNotFound, StorageUnavailable if the database stays away.
+        Raises JobNotFound, StorageUnavailable if the database stays away or the reader has stopped.
         """
+        if self._stopped:
+            raise StorageUnavailable(self._stopped.message)
         future: asyncio.Future[Slice] = asyncio.get_running_loop().create_future()
         self._waiting[future] = _possible(cursor)
         if cursor not in self._up_to_date:
@@ -85,9 +88,9 @@ class TranscriptReader:
         try:
             yield self
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await cancelled(task)
+            self._stopped = StorageUnavailable("The transcript reader has stopped")
+            self._fail_all(self._stopped)
 
     async def _look_for_ever(self) -> None:
         while True:
@@ -130,7 +133,11 @@ class TranscriptReader:
     def _failed(self, error: StorageUnavailable) -> None:
         """Tell the readers, if it has lasted."""
         self._failures += 1
-        for future in self._waiting if self._failures > PATIENCE else ():
+        if self._failures > PATIENCE:
+            self._fail_all(error)
+
+    def _fail_all(self, error: StorageUnavailable) -> None:
+        for future in self._waiting:
             if not future.done():
                 future.set_exception(StorageUnavailable(error.message))
 

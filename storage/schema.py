@@ -58,6 +58,7 @@ jobs = Table(
     Column("request_id", String(128), nullable=False),
     Column("idempotency_key", String(255)),
     Column("body_hash", String(64), nullable=False),
+    Column("webhook", Text),  # JSON: the target, so that sealing need not read a request full of images
     Column("model", String(64), nullable=False),
     Column("metadata", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
     Column("replay_of", String(128)),

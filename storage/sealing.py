@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import (
     MAX_WEBHOOK_CONTENT_BYTES,
-    ChatRequest,
     ChatResult,
     JobError,
     JobStatus,
+    Webhook,
     WebhookData,
     WebhookEvent,
     WebhookEventType,
@@ -37,7 +37,6 @@ from storage.schema import (
     micros,
     moment,
     now,
-    requests,
     results,
     transcript,
 )
@@ -51,29 +50,34 @@ CANCELLED = Ending(job_id="-", status=JobStatus.CANCELLED)
 
 async def sealed(connection: AsyncConnection, row: Row[Any]) -> Sealed:
     """The outcome of a sealed row."""
-    result = (await connection.execute(select(results).where(results.c.job_id == row.id))).one()
-    event = WebhookEventType.of(JobStatus(row.status))
-    delivery = delivery_id(row.id, event, row.revision)
+    query = select(results.c.sha256, results.c.error).where(results.c.job_id == row.id)
+    result = (await connection.execute(query)).one()
+    delivery = delivery_id(row.id, WebhookEventType.of(JobStatus(row.status)), row.revision)
     stored = await connection.scalar(select(deliveries.c.id).where(deliveries.c.id == delivery))
+    error = JobError.model_validate_json(result.error) if result.error else None
+    return _outcome(row, result.sha256, error, stored)
+
+
+def _outcome(row: Row[Any], sha256: str, error: JobError | None, delivery: str | None) -> Sealed:
     return Sealed(
         job_id=row.id,
         status=JobStatus(row.status),
         model=row.model,
         position=row.position,
-        sha256=result.sha256,
-        error=JobError.model_validate_json(result.error) if result.error else None,
-        delivery_id=stored,
+        sha256=sha256,
+        error=error,
+        delivery_id=delivery,
     )
 
 
-async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_id: str) -> None:
+async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_id: str) -> Sealed:
     """Seal the locked, open row of ``jobs``. Raises SealConflict."""
     finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
     status, error = _verdict(row, ending, finish)
     await _settle_attempts(connection, row, finish, status, error)
-    await _store_result(connection, row, finish if status is not JobStatus.FAILED else None, error)
+    sha256 = await _store_result(connection, row, finish if status is not JobStatus.FAILED else None, error)
     time = micros(now())
-    await connection.execute(
+    closed = await connection.execute(
         update(jobs)
         .where(jobs.c.id == row.id)
         .values(
@@ -86,33 +90,41 @@ async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_i
             sealed_by=run_id,
             error_code=clean(error.code)[:64] if error else None,
         )
+        .returning(*jobs.c)
     )
-    await _store_delivery(connection, row.id)
+    row = closed.one()
+    return _outcome(row, sha256, error, await _store_delivery(connection, row))
 
 
 async def _store_result(
     connection: AsyncConnection, row: Row[Any], finish: FinishRecord | None, error: JobError | None
-) -> None:
-    """The result, with the transcript compacted to a text per channel and the list of its runs."""
-    usage, estimated = presenting.total_usage(await presenting.ledger(connection, row.id), finish)
+) -> str:
+    """The result, with the transcript compacted to a text per channel and the list of its runs; its sha256."""
+    only = finish is not None and row.attempt <= 1
+    ledger = [] if only else await presenting.ledger(connection, row.id)
+    usage, estimated = presenting.total_usage(ledger, finish)
     pieces = await presenting.transcript_pieces(connection, row)
     texts = ["".join(p.text for p in pieces if p.channel == number) for number in range(len(CHANNELS))]
+    sha256 = presenting.sha256(texts[0])
     await connection.execute(
-        insert(results).values(
-            job_id=row.id,
-            content=texts[0],
-            reasoning=texts[1],
-            runs=json.dumps(_runs(pieces)),
-            sha256=presenting.sha256(texts[0]),
-            finish_reason=finish.reason[:64] if finish else None,
-            tool_calls=_json(presenting.TOOL_CALLS, finish.tool_calls) if finish else None,
-            parts=_json(presenting.PARTS, finish.parts) if finish else None,
-            usage=usage.model_dump_json() if usage else None,
-            usage_estimated=estimated,
-            error=error.model_dump_json() if error else None,
-        )
+        insert(results),
+        {
+            "job_id": row.id,
+            "content": texts[0],
+            "reasoning": texts[1],
+            "runs": json.dumps(_runs(pieces)),
+            "sha256": sha256,
+            "finish_reason": finish.reason[:64] if finish else None,
+            "tool_calls": _json(presenting.TOOL_CALLS, finish.tool_calls) if finish else None,
+            "parts": _json(presenting.PARTS, finish.parts) if finish else None,
+            "usage": usage.model_dump_json() if usage else None,
+            "usage_estimated": estimated,
+            "error": error.model_dump_json() if error else None,
+        },
     )
-    await connection.execute(delete(transcript).where(transcript.c.job_id == row.id))
+    if len(row.tail) < row.position:
+        await connection.execute(delete(transcript).where(transcript.c.job_id == row.id))
+    return sha256
 
 
 def _json(adapter: Any, values: tuple[Any, ...]) -> str | None:
@@ -162,23 +174,23 @@ async def _settle_attempts(
                 tokens_per_second=finish.tokens_per_second,
             )
         )
-    outcome = "cancelled" if status is JobStatus.CANCELLED else error.code if error else "lost"
-    await close_open_attempts(connection, row, AttemptEnd(outcome))
+    if row.attempt > (finish.attempt if finish else 0):
+        outcome = "cancelled" if status is JobStatus.CANCELLED else error.code if error else "lost"
+        await close_open_attempts(connection, row, AttemptEnd(outcome))
 
 
-async def _store_delivery(connection: AsyncConnection, job_id: str) -> None:
-    """The delivery row with the webhook's id and its exact body, if the outcome's event is subscribed."""
-    body = await connection.scalar(select(requests.c.body).where(requests.c.job_id == job_id))
-    webhook = ChatRequest.model_validate_json(body).target() if body else None
-    row = (await connection.execute(select(jobs).where(jobs.c.id == job_id))).one()
+async def _store_delivery(connection: AsyncConnection, row: Row[Any]) -> str | None:
+    """The delivery row with the webhook's id and its exact body, if the outcome's event is subscribed; its id."""
+    webhook = Webhook.model_validate_json(row.webhook) if row.webhook else None
     event = WebhookEventType.of(JobStatus(row.status))
     if webhook is None or event not in webhook.events:
-        return
+        return None
+    delivery = delivery_id(row.id, event, row.revision)
     result = await presenting.job(connection, row, "")
     await connection.execute(
         insert(deliveries).values(
-            id=delivery_id(job_id, event, row.revision),
-            job_id=job_id,
+            id=delivery,
+            job_id=row.id,
             tenant=row.tenant,
             event=event.value,
             url=webhook.url,
@@ -189,6 +201,7 @@ async def _store_delivery(connection: AsyncConnection, job_id: str) -> None:
             next_try_at=row.completed_at,
         )
     )
+    return delivery
 
 
 def announcement(result: ChatResult) -> WebhookEvent:

@@ -7,7 +7,6 @@ Under light load the first token is visible within milliseconds; a busy worker w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -18,6 +17,7 @@ from chatjobs.contracts import Channel
 from chatjobs.errors import ChatJobsError, FenceLost, StorageError, StorageRefused, StorageUnavailable
 from storage.batches import Batches, Entry, already_in, batches
 from storage.database import Database
+from storage.own_thread import cancelled
 from storage.schema import CHANNELS
 from storage.text import Normaliser, clean_json
 from storage.values import Claim, FinishRecord, TextPiece
@@ -57,9 +57,7 @@ class TranscriptWriter:
             try:
                 yield self
             finally:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+                await cancelled(task)
                 self._stop()
 
     def open(self, claim: Claim) -> JobWriter:

@@ -56,6 +56,7 @@ def upgrade() -> None:
     sa.Column('request_id', sa.String(length=128), nullable=False),
     sa.Column('idempotency_key', sa.String(length=255), nullable=True),
     sa.Column('body_hash', sa.String(length=64), nullable=False),
+    sa.Column('webhook', sa.Text(), nullable=True),
     sa.Column('model', sa.String(length=64), nullable=False),
     sa.Column('metadata', sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), 'postgresql'), nullable=False),
     sa.Column('replay_of', sa.String(length=128), nullable=True),
