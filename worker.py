@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from pydantic import ValidationError
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 import logs
@@ -85,7 +85,7 @@ def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
             task_queue=JOBS_QUEUE,
             workflows=[ChatJob, WebhookDelivery],
             activities=[results.accept_inline, results.store_result],
-            workflow_runner=_runner(),
+            workflow_runner=UnsandboxedWorkflowRunner(),
             sticky_queue_schedule_to_start_timeout=STICKY_QUEUE_TIMEOUT,
             graceful_shutdown_timeout=grace,
         ),
@@ -110,9 +110,12 @@ def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
     ]
 
 
-def _runner() -> SandboxedWorkflowRunner:
-    """Our own modules are deterministic or only referred to; importing them anew for every run would cost 10 ms."""
-    rooms = ("chatjobs", "activities", "storage", "providers", "workflows.options", "workflows.inputs", "pydantic", "sqlalchemy")
+def sandboxed() -> SandboxedWorkflowRunner:
+    """The runner of the replay tests: it refuses what is not deterministic (docs/decisions/0011).
+
+    Our own modules are only referred to; importing them anew for every run would double its cost.
+    """
+    rooms = ("chatjobs", "activities", "storage", "providers", "workflows.options", "pydantic", "sqlalchemy")
     return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*rooms))
 
 

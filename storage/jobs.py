@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Row, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -16,7 +16,7 @@ from chatjobs.errors import FenceLost, IdempotencyMismatch, JobFinished, JobIdCo
 from chatjobs.steps import Ending, Sealed
 from storage import presenting, sealing
 from storage.database import Database, retried
-from storage.rows import by_id, close_open_attempts, locked, outcomes, store_tail
+from storage.rows import CHANGED, by_id, close_open_attempts, locked, outcomes, store_tail
 from storage.schema import attempts, jobs, micros, now, requests, transcript
 from storage.text import clean, clean_json
 from storage.values import AcceptedJob, AttemptEnd, Claim, FinishRecord, NewJob
@@ -38,6 +38,8 @@ class Waiting:
 
 INSERT_ON_SQLITE = sqlite.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
 INSERT_ON_POSTGRES = postgresql.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
+STARTED = CHANGED.where(jobs.c.workflow_started_at.is_(None))
+REQUEST = select(requests.c.body).where(requests.c.job_id == bindparam("key"))
 
 
 class JobStore:
@@ -77,9 +79,8 @@ class JobStore:
 
     @retried
     async def workflow_started(self, job_id: str) -> None:
-        statement = update(jobs).where(jobs.c.id == job_id, jobs.c.workflow_started_at.is_(None))
         async with self._database.write("fast") as connection:
-            await connection.execute(statement.values(workflow_started_at=micros(now())))
+            await connection.execute(STARTED, {"key": job_id, "workflow_started_at": micros(now())})
 
     # ----------------------------------------------------------------------------------------------- claim
 
@@ -104,7 +105,7 @@ class JobStore:
             return await self._take(connection, row, fence, claimant)
 
     async def _take(self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str) -> Claim:
-        body = await connection.scalar(select(requests.c.body).where(requests.c.job_id == row.id))
+        body = await connection.scalar(REQUEST, {"key": row.id})
         if body is None:
             raise JobNotFound("The job's request was not kept")
         time = micros(now())
@@ -120,18 +121,18 @@ class JobStore:
         self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, started: int, time: int
     ) -> None:
         await connection.execute(
-            update(jobs)
-            .where(jobs.c.id == row.id)
-            .values(
-                fence=fence,
-                claimant=claimant,
-                attempt=row.attempt + 1,
-                status=JobStatus.IN_PROGRESS.value,
-                workflow_started_at=row.workflow_started_at or time,
-                started_at=started,
-                progressed_at=time,
-                tail="",
-            )
+            CHANGED,
+            {
+                "key": row.id,
+                "fence": fence,
+                "claimant": claimant,
+                "attempt": row.attempt + 1,
+                "status": JobStatus.IN_PROGRESS.value,
+                "workflow_started_at": row.workflow_started_at or time,
+                "started_at": started,
+                "progressed_at": time,
+                "tail": "",
+            },
         )
         await store_tail(connection, row)
         if row.attempt:
@@ -224,7 +225,7 @@ class JobStore:
         """What was asked. Raises JobNotFound, also where the request was not kept."""
         async with self._database.read() as connection:
             row = (await connection.execute(by_id(job_id, tenant))).first()
-            body = await connection.scalar(select(requests.c.body).where(requests.c.job_id == job_id))
+            body = await connection.scalar(REQUEST, {"key": job_id})
         if row is None or body is None:
             raise JobNotFound
         return ChatRequest.model_validate_json(body)

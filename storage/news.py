@@ -156,6 +156,7 @@ class PostgresWatch:
         """On a hint, which comes as a newcomer, and now and then in case one was lost."""
         await asyncio.sleep(POLL_SECONDS)
         with contextlib.suppress(TimeoutError):
+            # Not wait_for: until Python 3.12 it swallows a cancellation that comes together with the event.
             await asyncio.wait_for(self._newcomers.wait(), UNHINTED_POLL_SECONDS)
         self._newcomers.clear()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, and_, insert, select, update
+from sqlalchemy import Row, and_, bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import Usage
@@ -14,6 +14,11 @@ from storage.schema import attempts, jobs, micros, now, transcript
 from storage.text import clean
 from storage.values import AttemptEnd
 
+# Built once: making a statement costs as much as running it, and these run for every job.
+LOCKED = select(jobs).where(jobs.c.id == bindparam("key")).with_for_update()
+CHANGED = update(jobs).where(jobs.c.id == bindparam("key"))
+"""Executed with ``key`` and the columns to set."""
+
 
 def by_id(job_id: str, tenant: str | None) -> Any:
     query = select(jobs).where(jobs.c.id == clean(job_id))  # an id that no database takes is nobody's
@@ -21,8 +26,8 @@ def by_id(job_id: str, tenant: str | None) -> Any:
 
 
 async def locked(connection: AsyncConnection, job_id: str, tenant: str | None = None) -> Row[Any]:
-    row = (await connection.execute(by_id(job_id, tenant).with_for_update())).first()
-    if row is None:
+    row = (await connection.execute(LOCKED, {"key": job_id})).first()
+    if row is None or tenant not in (None, row.tenant):
         raise JobNotFound
     return row
 

@@ -28,7 +28,7 @@ from chatjobs.errors import SealConflict
 from chatjobs.names import delivery_id, status_path
 from chatjobs.steps import Ending, Sealed
 from storage import presenting
-from storage.rows import close_open_attempts
+from storage.rows import CHANGED, close_open_attempts
 from storage.schema import (
     CHANNELS,
     attempts,
@@ -45,6 +45,7 @@ from storage.values import AttemptEnd, FinishRecord
 
 LENGTH_LIMITS = ("length", "model_length")
 """Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
+SEALED = CHANGED.returning(*jobs.c)
 CANCELLED = Ending(job_id="-", status=JobStatus.CANCELLED)
 
 
@@ -78,19 +79,18 @@ async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_i
     sha256 = await _store_result(connection, row, finish if status is not JobStatus.FAILED else None, error)
     time = micros(now())
     closed = await connection.execute(
-        update(jobs)
-        .where(jobs.c.id == row.id)
-        .values(
-            status=status.value,
-            completed_at=time,
-            progressed_at=time,
-            fence=row.fence + 1,  # whoever still writes under the old one changes nothing
-            finish=None,
-            tail="",
-            sealed_by=run_id,
-            error_code=clean(error.code)[:64] if error else None,
-        )
-        .returning(*jobs.c)
+        SEALED,
+        {
+            "key": row.id,
+            "status": status.value,
+            "completed_at": time,
+            "progressed_at": time,
+            "fence": row.fence + 1,  # whoever still writes under the old one changes nothing
+            "finish": None,
+            "tail": "",
+            "sealed_by": run_id,
+            "error_code": clean(error.code)[:64] if error else None,
+        },
     )
     row = closed.one()
     return _outcome(row, sha256, error, await _store_delivery(connection, row))
