@@ -148,3 +148,53 @@ def test_public_names() -> None:
     }
     own = {name for name in public if vars(contracts)[name].__module__ == contracts.__name__}
     assert sorted(own) == sorted(PUBLIC_NAMES.split())
+
+
+DETERMINISTIC = {
+    "asyncio": {"CancelledError", "Task", "create_task", "shield"},
+    "contextlib": {"contextmanager", "suppress"},
+    "datetime": {"timedelta"},
+    "random": {"Random"},
+}
+"""What workflows use of modules that could also tell the time, roll dice or reach out. Others: whole, see below."""
+HARMLESS = {
+    "__future__",
+    "collections",
+    "functools",
+    "inspect",
+    "typing",
+    "temporalio",
+    "chatjobs",
+    "activities",
+    "workflows",
+}
+
+
+def foreign_uses(path: Path) -> set[str]:
+    """``module.name`` of everything that a workflow file takes from a module that is not harmless."""
+    tree = ast.parse(path.read_text())
+    uses = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in DETERMINISTIC
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            uses |= {f"{node.module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.Import):
+            uses |= {f"{name.name}.{name.asname or ''}" for name in node.names if name.name not in DETERMINISTIC}
+    return {use for use in uses if use.partition(".")[0] not in HARMLESS}
+
+
+@pytest.mark.parametrize("path", sorted(sources("workflows")), ids=lambda path: path.name)
+def test_workflows_use_nothing_that_a_replay_would_not_repeat(path: Path) -> None:
+    """Neither clocks nor dice nor ids nor the outside, but for what Temporal makes deterministic."""
+    allowed = {f"{module}.{name}" for module, names in DETERMINISTIC.items() for name in names}
+    assert foreign_uses(path) <= allowed
+
+
+def test_a_clock_in_a_workflow_would_be_found(tmp_path: Path) -> None:
+    """The test above can fail."""
+    path = tmp_path / "bad.py"
+    path.write_text("import asyncio\nimport time\nfrom datetime import datetime\nasyncio.to_thread(print)\n")
+    assert foreign_uses(path) == {"time.", "datetime.datetime", "asyncio.to_thread"}
