@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import (
@@ -25,15 +25,16 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from chatjobs.contracts import ChatRequest, JobError, JobStatus, fingerprint
-from chatjobs.errors import ChatJobsError, TemporalUnavailable
+from chatjobs.errors import StorageUnavailable, TemporalUnavailable
 from chatjobs.names import CHAT_JOB, JOBS_QUEUE, WEBHOOK_DELIVERY, delivery_workflow_id, new_job_id, new_request_id
 from chatjobs.steps import DeliveryStart, Ending
-from storage.deliveries import DeliveryStore
+from storage.deliveries import DeliveryStore, Parcel
 from storage.jobs import JobStore, Waiting
 from storage.values import AcceptedJob, NewJob
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T", Waiting, Parcel)
 RPC_TIMEOUT = timedelta(seconds=5)
 SWEEP_SECONDS = 1.0
 UNSTARTED_AFTER = timedelta(seconds=2)
@@ -146,48 +147,76 @@ class Intake:
 class Sweeper:
     """Finishes what was left. Several may run at once: everything it does is idempotent."""
 
-    def __init__(self, *, intake: Intake, jobs: JobStore, deliveries: DeliveryStore, client: Client) -> None:
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        jobs: JobStore,
+        deliveries: DeliveryStore,
+        client: Client,
+        unstarted_after: timedelta = UNSTARTED_AFTER,
+        silent_after: timedelta = SILENT_AFTER,
+        overdue_after: timedelta = OVERDUE_AFTER,
+    ) -> None:
         self._intake = intake
         self._jobs = jobs
         self._deliveries = deliveries
         self._client = client
+        self._unstarted_after = unstarted_after
+        self._silent_after = silent_after
+        self._overdue_after = overdue_after
 
     async def run(self) -> None:
-        """Sweep until cancelled. An error ends one sweep, never the sweeper."""
+        """Sweep until cancelled."""
         while True:
-            for sweep in (self._start_waiting, self._send_cancels, self._look_after_silent, self._adopt_deliveries):
-                await self._guarded(sweep)
+            await self.sweep()
             await asyncio.sleep(SWEEP_SECONDS)
 
-    async def _guarded(self, sweep: Callable[[], Awaitable[None]]) -> None:
+    async def sweep(self) -> None:
+        """Look after everything once."""
+        await self._each(self._jobs.unstarted(older_than=self._unstarted_after), self._start)
+        await self._each(self._jobs.to_cancel(), self._cancel)
+        await self._each(self._jobs.silent(since=self._silent_after), self._look_after)
+        await self._each(self._deliveries.overdue(self._overdue_after), self._adopt)
+
+    async def _each(self, found: Awaitable[Sequence[T]], look_after: Callable[[T], Awaitable[None]]) -> None:
+        """One that cannot be helped does not keep the others waiting; Temporal or the database away, all wait."""
         try:
-            await sweep()
-        except (ChatJobsError, RPCError) as error:
-            log.warning("sweep waits: %s", error, extra={"action": "sweep_waits", "sweep": sweep.__name__})
+            for one in await found:
+                await self._guarded(look_after, one)
+        except (TemporalUnavailable, StorageUnavailable, RPCError) as error:
+            log.warning("sweep waits: %s", error, extra={"action": "sweep_waits", "sweep": look_after.__name__})
+        except Exception:
+            log.exception("sweep failed", extra={"action": "sweep_failed", "sweep": look_after.__name__})
 
-    async def _start_waiting(self) -> None:
-        for job in await self._jobs.unstarted(older_than=UNSTARTED_AFTER):
-            await self._intake.start(job)
-            log.info("job started by the sweeper", extra={"action": "job_swept", "job_id": job.job_id})
+    async def _guarded(self, look_after: Callable[[T], Awaitable[None]], one: T) -> None:
+        try:
+            await look_after(one)
+        except (TemporalUnavailable, StorageUnavailable, RPCError):
+            raise
+        except Exception:
+            which = one.job_id if isinstance(one, Waiting) else one.id  # of a delivery never more: it holds the answer
+            log.exception("sweep failed for %s", which, extra={"action": "sweep_failed", "sweep": look_after.__name__})
 
-    async def _send_cancels(self) -> None:
-        for job in await self._jobs.to_cancel():
-            await self._intake.send_cancel(job.job_id)
+    async def _start(self, job: Waiting) -> None:
+        await self._intake.start(job)
+        log.info("job started by the sweeper", extra={"action": "job_swept", "job_id": job.job_id})
 
-    async def _look_after_silent(self) -> None:
-        for job in await self._jobs.silent(since=SILENT_AFTER):
-            match await self._state(job.job_id):
-                case None:
-                    await self._intake.start(job)
-                    log.warning(
-                        "Temporal lost a job; started again", extra={"action": "job_lost", "job_id": job.job_id}
-                    )
-                case WorkflowExecutionStatus.RUNNING:
-                    await self._jobs.touch(job.job_id)
-                case _:
-                    ending = Ending(job_id=job.job_id, status=JobStatus.FAILED, error=TERMINATED)
-                    await self._jobs.seal(ending, run_id="")
-                    log.warning("job was terminated", extra={"action": "job_terminated", "job_id": job.job_id})
+    async def _cancel(self, job: Waiting) -> None:
+        await self._intake.send_cancel(job.job_id)
+
+    async def _look_after(self, job: Waiting) -> None:
+        """A job that has not moved for a while: is there still a run?"""
+        match await self._state(job.job_id):
+            case None:
+                await self._intake.start(job)
+                log.warning("Temporal lost a job; started again", extra={"action": "job_lost", "job_id": job.job_id})
+            case WorkflowExecutionStatus.RUNNING:
+                await self._jobs.touch(job.job_id)
+            case _:
+                ending = Ending(job_id=job.job_id, status=JobStatus.FAILED, error=TERMINATED)
+                await self._jobs.seal(ending, run_id="")
+                log.warning("job was terminated", extra={"action": "job_terminated", "job_id": job.job_id})
 
     async def _state(self, job_id: str) -> WorkflowExecutionStatus | None:
         """The state of a job's newest run; None if Temporal does not know it."""
@@ -198,13 +227,14 @@ class Sweeper:
                 return None
             raise
 
-    async def _adopt_deliveries(self) -> None:
-        for parcel in await self._deliveries.overdue(OVERDUE_AFTER):
-            await self._client.start_workflow(
-                WEBHOOK_DELIVERY,
-                DeliveryStart(delivery_id=parcel.id, tries_made=parcel.tries),
-                id=delivery_workflow_id(parcel.id),
-                task_queue=JOBS_QUEUE,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                rpc_timeout=RPC_TIMEOUT,
-            )
+    async def _adopt(self, parcel: Parcel) -> None:
+        await self._client.start_workflow(
+            WEBHOOK_DELIVERY,
+            DeliveryStart(delivery_id=parcel.id, tries_made=parcel.tries),
+            id=delivery_workflow_id(parcel.id),
+            task_queue=JOBS_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary="adopted by the sweeper",
+            rpc_timeout=RPC_TIMEOUT,
+        )
+        log.info("delivery adopted", extra={"action": "delivery_adopted", "delivery_id": parcel.id})

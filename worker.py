@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -175,6 +176,12 @@ def _model(settings: Settings) -> MistralChat:
         raise ConfigurationError(str(error)) from None
 
 
+def _spare_the_collector() -> None:
+    """What was imported stays for good. Looking through it again and again stops the process for 25 ms at a time."""
+    gc.collect()
+    gc.freeze()
+
+
 async def main() -> int:
     """Run until SIGTERM or Ctrl-C; the exit code."""
     logs.configure()
@@ -183,6 +190,7 @@ async def main() -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         async with parts_from(Settings()) as parts, running(parts):
+            _spare_the_collector()
             log.info("worker ready", extra={"action": "worker_ready"})
             await stop.wait()
             log.info("worker stops", extra={"action": "worker_stops"})

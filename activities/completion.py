@@ -47,15 +47,16 @@ class CompletionActivities:
 
         Fails with the error's code as type. Retried by Temporal; a retry takes the job over and starts a new epoch.
         """
-        async with _Pulse().beating() as pulse:  # all the time: the claim and the last flush may wait for the database
+        report = _Report()
+        async with heartbeating(report.now) as beats:  # to the end: claim and last flush may wait for the database
             claim = await self._claim(ref.job_id)
             if claim.outcome != "taken":
                 return CompletionSummary(
                     position=claim.position, finish_reason=claim.finish_reason, outcome=claim.outcome
                 )
-            attempt = pulse.attempt = _Attempt(claim, self._transcript.open(claim))
+            attempt = report.attempt = _Attempt(claim, self._transcript.open(claim))
             try:
-                return await _undisturbed(self._stream(attempt), pulse)
+                return await _undisturbed(self._stream(attempt), beats)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translated once, in _verdict
                 return await self._ended(attempt, error)
 
@@ -87,6 +88,8 @@ class CompletionActivities:
         claim, limits = attempt.claim, attempt.request.limits
         if claim.attempt == 1 and attempt.waited > limits.queue_seconds:
             raise failures.permanent("queue_timeout", "The job waited too long for a worker", retryable=True)
+        if attempt.clocks.over:
+            raise attempt.clocks.error()
         if claim.position > 0:
             if attempt.request.on_interrupt == "fail":
                 raise failures.permanent("interrupted", "The answer was interrupted, and onInterrupt is fail")
@@ -133,21 +136,38 @@ class CompletionActivities:
         raise failure from None
 
 
-async def _undisturbed(stream: Coroutine[Any, Any, CompletionSummary], pulse: _Pulse) -> CompletionSummary:
+async def _undisturbed(stream: Coroutine[Any, Any, CompletionSummary], beats: asyncio.Task[None]) -> CompletionSummary:
     """The stream's summary. Ends it with _HandedOver once the worker is told to stop, or if the heartbeats stop."""
     streaming = asyncio.create_task(stream)
     stopping = asyncio.create_task(activity.wait_for_worker_shutdown())
     try:
-        done, _ = await asyncio.wait((streaming, stopping, pulse.task), return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait((streaming, stopping, beats), return_when=asyncio.FIRST_COMPLETED)
         if streaming in done:
             return streaming.result()
-        if pulse.task in done:
-            pulse.task.result()  # raises: without heartbeats nobody could cancel this
+        if beats in done:
+            beats.result()  # raises: without heartbeats nobody could cancel this any more
         raise _HandedOver
     finally:
         for task in (streaming, stopping):
             task.cancel()
         await asyncio.gather(streaming, stopping, return_exceptions=True)
+
+
+class _Report:
+    """What the Temporal UI shows of an attempt under Pending Activities; nothing private."""
+
+    def __init__(self) -> None:
+        self.attempt: _Attempt | None = None
+
+    def now(self) -> dict[str, Any]:
+        if self.attempt is None:
+            return {"phase": "claiming"}
+        return {
+            "attempt": self.attempt.claim.attempt,
+            "phase": self.attempt.phase,
+            "characters": self.attempt.pen.position,
+            "tokensPerSecond": self.attempt.tokens_per_second(),
+        }
 
 
 class _HandedOver(Exception):
@@ -158,7 +178,8 @@ class _Attempt:
     """One call's state: what has come, and when."""
 
     def __init__(self, claim: Claim, pen: JobWriter) -> None:
-        assert claim.request is not None, "a claim that was taken has a request"
+        if claim.request is None:
+            raise AssertionError("a claim that was taken has a request")
         self.claim = claim
         self.request: ChatRequest = claim.request
         self.pen = pen
@@ -174,6 +195,11 @@ class _Attempt:
     def waited(self) -> float:
         """Seconds in the queue. Two clocks have to agree: the database's callers' and Temporal's."""
         return min((self.claim.started_at - self.claim.created_at) / 1e6, _since_scheduled())
+
+    @property
+    def failures(self) -> int:
+        """Real ones by now, if this attempt is one. After a Reset, Temporal counts from one again, and so do we."""
+        return min(self.claim.failures + 1, activity.info().attempt)
 
     def take(self, event: ModelEvent) -> None:
         match event:
@@ -199,14 +225,11 @@ class _Attempt:
             return None
         return round((count - 1) / max(time.monotonic() - self._first_token, 1e-3), 1)
 
-    def progress(self) -> dict[str, Any]:
-        """What the Temporal UI shows under Pending Activities; nothing private."""
-        return {
-            "attempt": self.claim.attempt,
-            "phase": "waiting for the first token" if self._first_token is None else "streaming",
-            "characters": self.pen.position,
-            "tokensPerSecond": self.tokens_per_second(),
-        }
+    @property
+    def phase(self) -> str:
+        if self.finish is not None:
+            return "storing the end"
+        return "waiting for the first token" if self._first_token is None else "streaming"
 
     async def keep(self, finish: Finish) -> None:
         """Make the end of the answer durable."""
@@ -270,12 +293,17 @@ class _Clocks:
         yield
         self._set(self._limits.stall_seconds)
 
+    @property
+    def over(self) -> bool:
+        """There is no time left for the whole generation."""
+        return self._loop.time() >= self._end
+
     def _set(self, seconds: float) -> None:
         self._timeout.reschedule(min(self._loop.time() + seconds, self._end))
 
     def error(self) -> BaseException:
         """What the clock that ran out means."""
-        if self._loop.time() >= self._end:
+        if self.over:
             return failures.permanent("total_timeout", "The whole generation took too long", retryable=True)
         if self._which == "first_token":
             return UpstreamInterrupted("Mistral did not begin to answer in time", code="first_token_timeout")
@@ -291,7 +319,7 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
             return "handed_over", None, failures.again("handed_over", "This attempt had to stop; another goes on", 0)
         case UpstreamError():
             throttled = isinstance(error, UpstreamRateLimited)
-            count = attempt.claim.failures + (not throttled)
+            count = attempt.failures if not throttled else 0
             failure = failures.from_upstream(error, failures=count, throttles=attempt.claim.attempt)
             return error.reason, error.http_status, failure
         case ApplicationError():
@@ -300,32 +328,10 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
             return error.code, None, failures.from_storage(error)
         case _:
             log.error("attempt failed", exc_info=error, extra=attempt.log("attempt_failed"))
-            return "internal", None, failures.internal(error, failures=attempt.claim.failures + 1)
+            return "internal", None, failures.internal(error, failures=attempt.failures)
 
 
 def _only_this_attempt() -> bool:
     """The job goes on: the worker stops, or an operator paused or reset the activity."""
     why = activity.cancellation_details()
     return why is not None and not why.cancel_requested and (why.worker_shutdown or why.paused or why.reset)
-
-
-class _Pulse:
-    """Heartbeats at even intervals, with what is known of the attempt."""
-
-    def __init__(self) -> None:
-        self.attempt: _Attempt | None = None
-        self.task: asyncio.Task[None]
-
-    @asynccontextmanager
-    async def beating(self) -> AsyncIterator[_Pulse]:
-        self.task = asyncio.create_task(self._beat())
-        try:
-            yield self
-        finally:
-            self.task.cancel()
-            await asyncio.gather(self.task, return_exceptions=True)
-
-    async def _beat(self) -> None:
-        while True:
-            activity.heartbeat(self.attempt.progress() if self.attempt else {"phase": "claiming"})
-            await asyncio.sleep(HEARTBEAT_SECONDS)

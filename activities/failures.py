@@ -10,7 +10,14 @@ from datetime import timedelta
 
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from chatjobs.errors import ChatJobsError, StorageUnavailable, UpstreamError, UpstreamRateLimited
+from chatjobs.errors import (
+    MAX_MESSAGE_CHARACTERS,
+    ChatJobsError,
+    StorageUnavailable,
+    UpstreamError,
+    UpstreamRateLimited,
+    bounded,
+)
 
 FAILURE_BUDGET = 5
 """Real failures of one job's calls before it fails; throttling, deploys and killed workers cost nothing."""
@@ -29,18 +36,18 @@ def permanent(code: str, message: str, *, retryable: bool = False) -> Applicatio
     )
 
 
-def again(code: str, message: str, pause: float) -> ApplicationError:
-    """Makes Temporal start another attempt after ``pause`` seconds."""
-    delay = max(timedelta(seconds=pause), AT_ONCE)  # zero would mean the policy's own interval
+def again(code: str, message: str, pause: float | None) -> ApplicationError:
+    """Makes Temporal start another attempt after ``pause`` seconds; None: as the retry policy says."""
+    delay = None if pause is None else max(timedelta(seconds=pause), AT_ONCE)  # zero would mean the policy's, too
     return ApplicationError(
         message, {"retryable": True}, type=code, next_retry_delay=delay, category=ApplicationErrorCategory.BENIGN
     )
 
 
-def from_storage(error: ChatJobsError) -> ApplicationError:
+def from_storage(error: ChatJobsError, *, pause: float | None = STORAGE_PAUSE) -> ApplicationError:
     """An error of the database: waited for if it may pass, else the end."""
     if isinstance(error, StorageUnavailable):
-        return again(error.code, error.message, STORAGE_PAUSE)
+        return again(error.code, error.message, pause)
     return permanent(error.code, error.message)
 
 
@@ -52,8 +59,21 @@ def from_upstream(error: UpstreamError, *, failures: int, throttles: int) -> App
         return permanent(error.reason, error.message)
     budget = EMPTY_BUDGET if error.reason == "upstream_empty" else FAILURE_BUDGET
     if failures >= budget:
-        return permanent(error.reason, f"{error.message} (given up after {failures} failures)", retryable=True)
+        return _given_up(error.reason, error.message, failures)
     return again(error.reason, error.message, failure_pause(failures))
+
+
+def internal(error: BaseException, *, failures: int) -> ApplicationError:
+    """An error of our own. Its text may hold anything, so that only its name leaves the worker's log."""
+    message = f"An error in this service ({type(error).__name__}); see the worker's log"
+    if failures >= FAILURE_BUDGET:
+        return _given_up("internal", message, failures)
+    return again("internal", message, failure_pause(failures))
+
+
+def _given_up(code: str, message: str, failures: int) -> ApplicationError:
+    suffix = f" (given up after {failures} failures)"
+    return permanent(code, bounded(message, MAX_MESSAGE_CHARACTERS - len(suffix)) + suffix, retryable=True)
 
 
 def throttle_pause(retry_after: float | None, throttles: int) -> float:
@@ -65,4 +85,4 @@ def throttle_pause(retry_after: float | None, throttles: int) -> float:
 def failure_pause(failures: int) -> float:
     """Seconds, doubling from half a second, spread over ±50 % so that jobs cut off together do not return together."""
     spread = random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
-    return min(0.5 * 2.0 ** (failures - 1) * spread, LONGEST_PAUSE)
+    return min(0.5 * 2.0 ** min(failures - 1, 10) * spread, LONGEST_PAUSE)

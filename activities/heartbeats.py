@@ -15,17 +15,20 @@ HEARTBEAT_SECONDS = 1.0
 
 
 @asynccontextmanager
-async def heartbeating(details: Callable[[], Any] = lambda: None) -> AsyncIterator[None]:
-    """Beat at once and every second while the block runs, with what ``details`` says."""
+async def heartbeating(details: Callable[[], Any] = lambda: None) -> AsyncIterator[asyncio.Task[None]]:
+    """Beat every second while the block runs, with what ``details`` says; a short block costs no call at all.
+
+    The task that beats is given, for whoever has to know that it ended: then nothing can be cancelled any more.
+    """
 
     async def beat() -> None:
         while True:
-            activity.heartbeat(details())
             await asyncio.sleep(HEARTBEAT_SECONDS)
+            activity.heartbeat(details())
 
     beating = asyncio.create_task(beat())
     try:
-        yield
+        yield beating
     finally:
         beating.cancel()
         await asyncio.gather(beating, return_exceptions=True)

@@ -16,6 +16,7 @@ from chatjobs.contracts import (
     JobError,
     JobStart,
     JobStatus,
+    JsonObject,
     WireModel,
     fingerprint,
     parse,
@@ -26,14 +27,16 @@ from chatjobs.steps import Accepted, Ending, Sealed
 from storage.jobs import JobStore
 from storage.values import NewJob
 
+USAGE = 'start ChatJob with {"request": {…}} or {"jobId": "…"}'
 RPC_TIMEOUT = timedelta(seconds=5)
 
 
 class AcceptOrder(WireModel):
-    """``start`` is the workflow's argument as it came, from whatever language, valid or not."""
+    """``start`` is the workflow's argument as it came, valid or not; ``problem`` says why it could not be read."""
 
     job_id: str
     start: Any
+    problem: str | None = None
 
 
 class SealOrder(WireModel):
@@ -56,13 +59,15 @@ class ResultActivities:
     async def accept_inline(self, order: AcceptOrder) -> Accepted:
         """Insert the row of a job that was started with its request inline, if it is absent.
 
-        Fails with `job_id_conflict` if the row of another request is there.
+        Fails with `job_id_conflict` if the row of another request is there, and with `validation_failed` where the
+        workflow's id cannot be a job's: then there can be no row.
         """
+        _check_id(order.job_id)
         job, error = self._read(order)
         try:
             accepted = await self._jobs.accept(job)
         except ChatJobsError as problem:
-            raise failures.from_storage(problem) from None
+            raise failures.from_storage(problem, pause=None) from None
         return Accepted(
             job_id=accepted.job_id,
             tenant=job.tenant,
@@ -73,9 +78,9 @@ class ResultActivities:
 
     def _read(self, order: AcceptOrder) -> tuple[NewJob, JobError | None]:
         """The job in a workflow's argument, and why it can never run."""
-        request, error, body = None, None, order.start
+        request, error, body = None, None, order.problem or order.start
         try:
-            body = parse(JobStart, order.start).request
+            body = _body(order)
             request = ChatRequest.parse(body)
             if request.job_id not in (None, order.job_id):
                 raise InvalidRequest([Problem("/jobId", "must be the workflow's id, or be left out")])
@@ -99,7 +104,7 @@ class ResultActivities:
             sealed = await self._jobs.seal(order.ending, run_id=run_id)
             result = await self._inline(sealed.job_id) if order.inline else None
         except ChatJobsError as problem:
-            raise failures.from_storage(problem) from None
+            raise failures.from_storage(problem, pause=None) from None
         if sealed.status is JobStatus.CANCELLED and not order.run_cancelled:
             await _cancel_run()
         return sealed.model_copy(update={"indexed": self._indexed, "result": result})
@@ -121,7 +126,25 @@ async def _cancel_run() -> None:
     try:
         await handle.cancel(rpc_timeout=RPC_TIMEOUT)
     except RPCError as error:
-        raise failures.again("temporal_unavailable", f"The run was not cancelled: {error.status.name}", 1) from None
+        raise failures.again("temporal_unavailable", f"The run was not cancelled: {error.status.name}", None) from None
+
+
+def _check_id(job_id: str) -> None:
+    try:
+        parse(JobStart, {"jobId": job_id})
+    except InvalidRequest as problem:
+        reason = f"The workflow's id is the job's, and it cannot be one ({problem.problems[0].message})"
+        raise failures.permanent(problem.code, reason) from None
+
+
+def _body(order: AcceptOrder) -> JsonObject:
+    """The request in a workflow's argument, not yet validated. Raises InvalidRequest."""
+    if order.problem is not None:
+        raise InvalidRequest([Problem("", f"{order.problem}; {USAGE}")])
+    start = parse(JobStart, order.start)
+    if start.request is None:
+        raise InvalidRequest([Problem("/jobId", "must be the id of this workflow")])
+    return start.request
 
 
 def _fingerprint(body: Any) -> str:

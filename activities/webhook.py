@@ -11,7 +11,7 @@ from activities import failures
 from activities.heartbeats import heartbeating
 from activities.ports import WebhookResponse, WebhookSender
 from chatjobs.contracts import DeliveryTry
-from chatjobs.errors import ChatJobsError, WebhookError
+from chatjobs.errors import ChatJobsError, DeliveryNotFound, WebhookError
 from chatjobs.steps import DeliveryOrder, DeliveryReport
 from chatjobs.webhooks import sign
 from storage.deliveries import DeliveryStore, Parcel
@@ -37,6 +37,10 @@ class WebhookActivities:
     @activity.defn
     async def deliver_webhook(self, order: DeliveryOrder) -> DeliveryReport:
         """Send a delivery once and record the try. A receiver's failure is a report, not an error."""
+        async with heartbeating():
+            return await self._deliver(order)
+
+    async def _deliver(self, order: DeliveryOrder) -> DeliveryReport:
         try:
             parcel = await self._deliveries.parcel(order.delivery_id)
             if parcel.status == "delivered":
@@ -57,6 +61,8 @@ class WebhookActivities:
                 delivered=response.delivered,
                 next_try_at=None if pause is None else datetime.now(UTC) + timedelta(seconds=pause),
             )
+        except DeliveryNotFound as error:  # its job was deleted meanwhile
+            return DeliveryReport(delivered=False, tries=0, reason=error.message)
         except ChatJobsError as error:
             raise failures.from_storage(error) from None
         reason = response.error or f"HTTP {response.status_code}"
@@ -73,8 +79,7 @@ class WebhookActivities:
             )
         except WebhookError as error:  # tried again by the schedule: the operator may set a secret until then
             return WebhookResponse(latency_ms=0, error=error.message)
-        async with heartbeating():
-            return await self._sender.post(parcel.url, headers=headers, body=parcel.body)
+        return await self._sender.post(parcel.url, headers=headers, body=parcel.body)
 
 
 def retry_pause(order: DeliveryOrder, response: WebhookResponse) -> float | None:

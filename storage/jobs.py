@@ -225,7 +225,7 @@ class JobStore:
         """What was asked. Raises JobNotFound, also where the request was not kept."""
         async with self._database.read() as connection:
             row = (await connection.execute(by_id(job_id, tenant))).first()
-            body = await connection.scalar(REQUEST, {"key": job_id})
+            body = await connection.scalar(REQUEST, {"key": clean(job_id)})
         if row is None or body is None:
             raise JobNotFound
         return ChatRequest.model_validate_json(body)

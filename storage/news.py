@@ -157,7 +157,8 @@ class PostgresWatch:
         await asyncio.sleep(POLL_SECONDS)
         with contextlib.suppress(TimeoutError):
             # Not wait_for: until Python 3.12 it swallows a cancellation that comes together with the event.
-            await asyncio.wait_for(self._newcomers.wait(), UNHINTED_POLL_SECONDS)
+            async with asyncio.timeout(UNHINTED_POLL_SECONDS):
+                await self._newcomers.wait()
         self._newcomers.clear()
 
     async def fetch(self, cursors: Sequence[Cursor]) -> Sequence[News]:

@@ -26,7 +26,7 @@ def by_id(job_id: str, tenant: str | None) -> Any:
 
 
 async def locked(connection: AsyncConnection, job_id: str, tenant: str | None = None) -> Row[Any]:
-    row = (await connection.execute(LOCKED, {"key": job_id})).first()
+    row = (await connection.execute(LOCKED, {"key": clean(job_id)})).first()
     if row is None or tenant not in (None, row.tenant):
         raise JobNotFound
     return row

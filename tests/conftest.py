@@ -76,3 +76,11 @@ async def writer(database: Database) -> AsyncIterator[TranscriptWriter]:
 async def reader(database: Database) -> AsyncIterator[TranscriptReader]:
     async with TranscriptReader(database).running() as running:
         yield running
+
+
+@pytest.fixture
+async def postgres_database(postgres_server: Postgres) -> AsyncIterator[Database]:
+    """A new database on the server, for what only Postgres does."""
+    opened = await Database.open(postgres_server.new_database())
+    yield opened
+    await opened.close()

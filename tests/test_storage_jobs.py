@@ -103,6 +103,8 @@ async def test_a_new_job_as_it_is_shown(store: JobStore) -> None:
         with pytest.raises(JobNotFound):
             await store.get(name)
         with pytest.raises(JobNotFound):
+            await store.request(name)
+        with pytest.raises(JobNotFound):
             await store.request_cancel(name)
 
 
@@ -172,13 +174,13 @@ async def test_lists_are_filtered(store: JobStore, writer: TranscriptWriter) -> 
     assert await ids(tenant="b", until=between) == set()
 
 
-@pytest.mark.parametrize("key", ODD_KEYS)
-async def test_lists_are_filtered_by_metadata_with_any_key(store: JobStore, key: str) -> None:
-    wanted = await accepted(store, metadata={key: "yes", "team": "a"})
-    await accepted(store, metadata={key: "no", "team": "a"})
+async def test_lists_are_filtered_by_metadata_with_any_key(store: JobStore) -> None:
     await accepted(store)
-    assert [job.job_id for job in await store.list(metadata={key: "yes", "team": "a"})] == [wanted]
-    assert not await store.list(metadata={key: "yes", "team": "b"})
+    for key in ODD_KEYS:
+        wanted = await accepted(store, metadata={key: "yes", "team": "a"})
+        await accepted(store, metadata={key: "no", "team": "a"})
+        assert [job.job_id for job in await store.list(metadata={key: "yes", "team": "a"})] == [wanted]
+        assert not await store.list(metadata={key: "yes", "team": "b"})
 
 
 async def test_a_listed_job_has_its_outcome_and_no_texts(store: JobStore, writer: TranscriptWriter) -> None:

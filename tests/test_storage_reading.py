@@ -179,15 +179,15 @@ async def test_another_epoch_is_news(store: JobStore, writer: TranscriptWriter, 
     assert (piece.cursor, piece.reset, piece.reset_reason, piece.attempt) == (Cursor(job_id, 2, 0), True, "tools", 2)
 
 
-@pytest.mark.parametrize("cursor", [(1, 99), (7, 0), (2, 3), (10**30, 10**30), (-1, 0)])
 async def test_an_impossible_cursor_gets_everything_anew(
-    store: JobStore, writer: TranscriptWriter, reader: TranscriptReader, cursor: tuple[int, int]
+    store: JobStore, writer: TranscriptWriter, reader: TranscriptReader
 ) -> None:
     """A position from the future, or another epoch: before and after the seal."""
     job_id = await answered(store, writer, "Hello")
     for _ in range(2):
-        piece = await asyncio.wait_for(reader.wait(Cursor(job_id, *cursor)), PATIENCE)
-        assert (piece.reset, piece.runs, piece.position) == (True, (Run(Channel.CONTENT, "Hello", 1),), 5)
+        for cursor in [(1, 99), (7, 0), (2, 3), (10**30, 10**30), (-1, 0)]:
+            piece = await asyncio.wait_for(reader.wait(Cursor(job_id, *cursor)), PATIENCE)
+            assert (piece.reset, piece.runs, piece.position) == (True, (Run(Channel.CONTENT, "Hello", 1),), 5)
         await store.seal(ending(job_id), run_id="run-1")
 
 
@@ -237,6 +237,18 @@ async def test_a_look_is_bounded(store: JobStore, reader: TranscriptReader, monk
     assert [piece.job_id for piece in pieces] == ids
 
 
+async def test_readers_stop_when_they_are_told_to(store: JobStore, database: Database) -> None:
+    """Also in the very moment in which there is news."""
+    cursor = Cursor(await accepted(store), 1, 1)
+    for number in range(30):
+        async with asyncio.timeout(PATIENCE), TranscriptReader(database).running() as reader:
+            await reader.wait(cursor)
+            waiting = asyncio.create_task(reader.wait(cursor._replace(position=0)))
+            await asyncio.sleep(number * 0.0005)
+            reader._newcomers.set()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
 async def test_readers_that_leave_are_forgotten(store: JobStore, reader: TranscriptReader) -> None:
     job_id = await accepted(store)
     waiting = [asyncio.create_task(reader.wait(Cursor(job_id))) for _ in range(20)]
@@ -247,15 +259,25 @@ async def test_readers_that_leave_are_forgotten(store: JobStore, reader: Transcr
     assert not reader._waiting
 
 
+async def test_whoever_waits_for_a_reader_that_stops_is_told(store: JobStore, database: Database) -> None:
+    cursor = Cursor(await accepted(store), 1, 1)
+    async with TranscriptReader(database).running() as reader:
+        waiting = asyncio.create_task(reader.wait(cursor._replace(position=0)))
+        await asyncio.sleep(0.02)
+    for call in (waiting, reader.wait(cursor)):
+        with pytest.raises(StorageUnavailable, match="stopped"):
+            await call
+
+
 # ------------------------------------------------------------------------------------------------------ faults
 
 
 async def test_readers_do_not_notice_a_restart_of_the_database(
-    postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
+    postgres_server: Postgres, postgres_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "RETRY_SECONDS", 0.05)
-    database = await Database.open(postgres_server.new_database())
-    store = make_store(database)
+    monkeypatch.setattr(reading, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(reading, "PATIENCE", 100)
+    database, store = postgres_database, make_store(postgres_database)
     async with TranscriptReader(database).running() as reader, TranscriptWriter(database).running() as writer:
         job_id = await accepted(store)
         pen = writer.open(await claimed(store, job_id))
@@ -266,7 +288,6 @@ async def test_readers_do_not_notice_a_restart_of_the_database(
             await cut_connections(postgres_server, database)
         await store.seal(failing(job_id), run_id="run-1")
         assert (await copying).texts[Channel.CONTENT] == "0 1 2 3 4 "
-    await database.close()
 
 
 async def test_readers_are_told_when_the_database_stays_away(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,18 +304,14 @@ def _execute(statement: str, connection: sqlite3.Connection) -> None:
     connection.execute(statement)
 
 
-async def test_a_lost_hint_makes_a_reader_late_and_no_more(
-    postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lost_hint_makes_a_reader_late_and_no_more(postgres_database: Database) -> None:
     """NOTIFY only hints: readers look now and then in any case."""
-    database = await Database.open(postgres_server.new_database())
-    store = make_store(database)
-    async with TranscriptReader(database).running() as reader:
+    store = make_store(postgres_database)
+    async with TranscriptReader(postgres_database).running() as reader:
         job_id = await accepted(store)
         await claimed(store, job_id)
         waiting = asyncio.create_task(reader.wait(Cursor(job_id, 1, 0)))
         await asyncio.sleep(0.05)
-        async with database.write() as connection:
+        async with postgres_database.write() as connection:
             await connection.execute(update(jobs).values(position=3, tail="abc"))
         assert (await asyncio.wait_for(waiting, PATIENCE)).position == 3
-    await database.close()

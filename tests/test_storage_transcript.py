@@ -141,10 +141,9 @@ async def test_a_commit_whose_answer_got_lost_is_not_done_twice(
     assert await content(store, pen) == "".join(f"{number} " for number in range(10))
 
 
-async def test_cut_connections_lose_and_double_nothing(postgres_server: Postgres) -> None:
+async def test_cut_connections_lose_and_double_nothing(postgres_server: Postgres, postgres_database: Database) -> None:
     """Postgres ends the connections ten times while twenty jobs write."""
-    database = await Database.open(postgres_server.new_database())
-    store = make_store(database)
+    database, store = postgres_database, make_store(postgres_database)
     async with TranscriptWriter(database).running() as writer:
         many = await pens(store, writer, 20)
         done = asyncio.Event()
@@ -165,7 +164,6 @@ async def test_cut_connections_lose_and_double_nothing(postgres_server: Postgres
         await asyncio.gather(*(pen.flush() for pen in many))
     expected = "".join(f"{number} " for number in range(numbers))
     assert [await content(store, pen) for pen in many] == [expected] * 20
-    await database.close()
 
 
 @pytest.mark.parametrize("pragma", ["max_page_count=1", "query_only=ON"])

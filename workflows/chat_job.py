@@ -15,10 +15,11 @@ from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlrea
 from temporalio.workflow import ParentClosePolicy
 
 from chatjobs.contracts import ChatResult, JobError, JobOutcome, JobStatus, WorkflowStatus
-from chatjobs.errors import FenceLost
+from chatjobs.errors import FenceLost, bounded
 from chatjobs.names import CHAT_JOB, STATUS_QUERY, delivery_workflow_id
 from chatjobs.steps import Accepted, DeliveryReport, DeliveryStart, Ending, JobRef, Sealed
 from workflows import options
+from workflows.inputs import Input, lenient
 from workflows.webhook_delivery import WebhookDelivery, deliver
 
 with workflow.unsafe.imports_passed_through():
@@ -41,8 +42,8 @@ class ChatJob:
         self._step: Literal["accepting", "completing", "storing", "notifying", "done"] = "accepting"
 
     @workflow.run
-    async def run(self, start: Any = None) -> JobOutcome | ChatResult:
-        # The argument is read by hand: one that does not fit a typed parameter would fail the task, for ever.
+    @lenient
+    async def run(self, start: Input) -> JobOutcome | ChatResult:
         ending = await _shielded(self._accept(start))
         if ending is None:
             ending = await self._complete()
@@ -55,29 +56,28 @@ class ChatJob:
     def status(self) -> WorkflowStatus:
         return WorkflowStatus(job_id=self._job_id, status=self._status, step=self._step)
 
-    async def _accept(self, start: Any) -> Ending | None:
+    async def _accept(self, start: Input) -> Ending | None:
         """Give an inline job its row; an ending if it can never run."""
-        if isinstance(start, dict) and start.get("request") is None and isinstance(start.get("jobId"), str):
-            self._job_id = start["jobId"]
+        if start.names_stored(self._job_id):
             return None
         self._inline = True
         with _readable():
             accepted: Accepted = await workflow.execute_local_activity_method(
                 ResultActivities.accept_inline,
-                AcceptOrder(job_id=self._job_id, start=start),
+                AcceptOrder(job_id=self._job_id, start=start.value, problem=start.problem),
                 summary="accept",
                 **options.local(),
             )
-        if accepted.indexed and not accepted.error:
-            workflow.upsert_search_attributes(
-                [MODEL.value_set(accepted.model), TENANT.value_set(accepted.tenant), STATUS.value_set("open")]
-            )
+        if accepted.indexed:
+            known = {MODEL: accepted.model, TENANT: accepted.tenant, STATUS: "open"}
+            workflow.upsert_search_attributes([key.value_set(value) for key, value in known.items() if value])
         if accepted.error:
             return Ending(job_id=self._job_id, status=JobStatus.FAILED, error=accepted.error)
         return None
 
     async def _complete(self) -> Ending:
         self._step, self._status = "completing", JobStatus.IN_PROGRESS
+        workflow.set_current_details("outcome: in progress; how far it is stands under Pending Activities")
         try:
             if workflow.cancellation_reason() is not None:
                 raise asyncio.CancelledError
@@ -88,18 +88,21 @@ class ChatJob:
                 **options.completion(),
             )
         except (ActivityError, asyncio.CancelledError) as error:
-            if workflow.cancellation_reason() is not None:
-                return Ending(job_id=self._job_id, status=JobStatus.CANCELLED)
-            reason = _reason(error)
-            if reason.code == FenceLost.code:  # another run has the job, and the outcome is its to store
-                raise ApplicationError(reason.message, type=reason.code, non_retryable=True) from None
-            return Ending(job_id=self._job_id, status=JobStatus.FAILED, error=reason)
+            return self._unanswered(_reason(error))
         if summary.outcome == "cancel_requested":
             return Ending(job_id=self._job_id, status=JobStatus.CANCELLED)
         return Ending(job_id=self._job_id, status=JobStatus.COMPLETED, position=summary.position)
 
+    def _unanswered(self, reason: JobError) -> Ending:
+        if reason.code == FenceLost.code:  # another run has the job, and the outcome is its to store
+            raise ApplicationError(reason.message, type=reason.code, non_retryable=True)
+        if workflow.cancellation_reason() is not None:
+            return Ending(job_id=self._job_id, status=JobStatus.CANCELLED)
+        return Ending(job_id=self._job_id, status=JobStatus.FAILED, error=reason)
+
     async def _store(self, ending: Ending) -> Sealed:
         self._step = "storing"
+        workflow.set_current_details("outcome: being stored")
         with _readable():
             sealed: Sealed = await workflow.execute_local_activity_method(
                 ResultActivities.store_result,
@@ -186,7 +189,7 @@ def _reason(error: BaseException) -> JobError:
     if isinstance(cause, ApplicationError) and cause.type:
         details = cause.details[0] if cause.details else {}
         retryable = isinstance(details, dict) and details.get("retryable") is True
-        return JobError(code=cause.type, message=cause.message, retryable=retryable)
+        return JobError(code=cause.type, message=bounded(cause.message), retryable=retryable)
     return JobError(code="internal", message=f"The completion failed: {type(cause).__name__}", retryable=True)
 
 

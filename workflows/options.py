@@ -44,10 +44,11 @@ def local() -> dict[str, Any]:
         "retry_policy": RetryPolicy(
             initial_interval=timedelta(seconds=0.2),
             backoff_coefficient=2.0,
-            maximum_interval=timedelta(seconds=10),
+            maximum_interval=timedelta(seconds=30),
         ),
-        # Beyond this pause the wait becomes a timer in history, so that it does not hold a workflow task open.
-        "local_retry_threshold": timedelta(seconds=5),
+        # Beyond this pause (after four tries) the wait becomes a timer in history. Until then it holds the workflow
+        # task open, which costs three events every 8 s, and a worker that is told to stop cannot: it waits for the end.
+        "local_retry_threshold": timedelta(seconds=2),
     }
 
 

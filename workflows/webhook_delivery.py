@@ -9,9 +9,11 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
+from chatjobs.errors import bounded
 from chatjobs.names import RETRY_NOW, WEBHOOK_DELIVERY
 from chatjobs.steps import DeliveryOrder, DeliveryReport, DeliveryStart
 from workflows import options
+from workflows.inputs import Input, lenient
 
 with workflow.unsafe.imports_passed_through():
     from activities.webhook import WebhookActivities
@@ -38,7 +40,7 @@ async def deliver(delivery_id: str, tries_made: int, *, summary: str) -> Deliver
             WebhookActivities.deliver_webhook, order, summary=summary, **options.delivery()
         )
     except ActivityError as error:
-        reason = str(error.cause or error)
+        reason = bounded(str(error.cause or error))
         return DeliveryReport(delivered=False, tries=tries_made + 1, retry_in=retry_in, reason=reason)
 
 
@@ -48,11 +50,14 @@ class WebhookDelivery:
         self._now = False
 
     @workflow.run
-    async def run(self, start: DeliveryStart) -> DeliveryReport:
-        tries, pause = start.tries_made, start.first_pause
+    @lenient
+    async def run(self, start: Input) -> DeliveryReport:
+        """The argument is a DeliveryStart."""
+        delivery = start.as_a(DeliveryStart)
+        tries, pause = delivery.tries_made, delivery.first_pause
         while True:
             await self._wait(pause)
-            report = await deliver(start.delivery_id, tries, summary=f"try {tries + 1}")
+            report = await deliver(delivery.delivery_id, tries, summary=f"try {tries + 1}")
             tries = max(tries + 1, report.tries)
             workflow.set_current_details(_details(report, tries))
             if report.retry_in is None:

@@ -1,0 +1,196 @@
+"""Record the histories that tests/test_replay.py replays.
+
+    python -m tests.replay.record                      # the scenarios that have no history yet
+    python -m tests.replay.record completed inline     # these, anew
+
+A history stands for the runs that are open, or may be reset, while a new version is deployed. So when a workflow
+changes on purpose, do not record its histories anew: guard the change with ``workflow.patched``, keep the old
+histories, and record the new way under a new name. Only a version that no run was ever started with may be dropped.
+
+Nothing of the machine is kept: the workers' identity is fixed, and stack traces, which hold paths, are left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from temporalio.client import WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
+
+from activities.ports import Finish
+from chatjobs.errors import UpstreamRefused
+from chatjobs.names import JOBS_QUEUE, WEBHOOK_DELIVERY, delivery_workflow_id
+from chatjobs.steps import DeliveryStart
+from storage.database import Database
+from tests.factories import make_body
+from tests.fakes import HELLO, OK, Gate, answered, text
+from tests.house import HOOK, House, house
+from tests.temporal_server import binary, temporal_server
+
+HISTORIES = Path(__file__).parent / "histories"
+IDENTITY = "a recorder"
+Run = WorkflowHandle[Any, Any]
+Scenario = Callable[[House, str], Awaitable[Run]]
+
+
+async def completed(here: House, job_id: str) -> Run:
+    return await stored(here, job_id)
+
+
+async def incomplete(here: House, job_id: str) -> Run:
+    here.model.scripts = [[*text("Hello"), Finish("length")]]
+    return await stored(here, job_id)
+
+
+async def failed(here: House, job_id: str) -> Run:
+    here.model.scripts = [[UpstreamRefused(code="upstream_rejected")]]
+    return await stored(here, job_id)
+
+
+async def cancelled(here: House, job_id: str) -> Run:
+    """Through Temporal, in the middle of the stream."""
+    here.model.scripts = [[*text("Hel"), Gate()]]
+    await here.submit(jobId=job_id, callback=HOOK)
+    await here.readable(job_id, 3)
+    await here.run(job_id).cancel()
+    return here.run(job_id)
+
+
+async def cancelled_by_us(here: House, job_id: str) -> Run:
+    """Only the row knows: the run asks Temporal to be cancelled."""
+    gate = Gate()
+    here.model.scripts = [[gate, *HELLO]]
+    await here.submit(jobId=job_id, callback=HOOK)
+    await gate.reached()
+    await here.jobs.request_cancel(job_id)
+    gate.open()
+    return here.run(job_id)
+
+
+async def cancelled_too_late(here: House, job_id: str) -> Run:
+    """During the first webhook try: the job completes."""
+    gate = Gate()
+    here.sender.answers = [gate, OK]
+    run = await stored(here, job_id, callback=HOOK)
+    await gate.reached()
+    await run.cancel()
+    gate.open()
+    return run
+
+
+async def delivered(here: House, job_id: str) -> Run:
+    """The first webhook try succeeds."""
+    return await stored(here, job_id, callback=HOOK)
+
+
+async def handed_over(here: House, job_id: str) -> Run:
+    """The first webhook try fails, and a run of its own goes on."""
+    here.sender.answers = [answered(500)]
+    return await stored(here, job_id, callback=HOOK)
+
+
+async def inline(here: House, job_id: str) -> Run:
+    return await here.direct({"request": make_body()}, job_id=job_id)
+
+
+async def invalid(here: House, job_id: str) -> Run:
+    return await here.direct({"request": {"messages": []}}, job_id=job_id)
+
+
+async def webhook_in_three_days(here: House, job_id: str) -> Run:
+    """The whole schedule, in vain."""
+    here.sender.answers = [answered(500)]
+    await here.accept(jobId=job_id, callback=HOOK)
+    await here.intake.cancel(job_id)
+    delivery_id = (await here.jobs.get(job_id)).deliveries[0].id
+    return await here.client.start_workflow(
+        WEBHOOK_DELIVERY,
+        DeliveryStart(delivery_id=delivery_id),
+        id=delivery_workflow_id(delivery_id),
+        task_queue=JOBS_QUEUE,
+    )
+
+
+async def not_indexed(here: House, job_id: str) -> Run:
+    """Without search attributes."""
+    return await stored(here, job_id)
+
+
+async def stored(here: House, job_id: str, **fields: Any) -> Run:
+    await here.submit(jobId=job_id, **fields)
+    return here.run(job_id)
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (
+        *(completed, incomplete, failed, cancelled, cancelled_by_us, cancelled_too_late, delivered, handed_over),
+        *(inline, invalid, not_indexed, webhook_in_three_days),
+    )
+}
+SKIPPING_TIME = (webhook_in_three_days,)
+WITHOUT_INDEX = (not_indexed, webhook_in_three_days)
+
+
+async def record(name: str, directory: Path = HISTORIES) -> None:
+    """Run a scenario and keep its history."""
+    scenario = SCENARIOS[name]
+    async with recording(scenario) as here:
+        run = await scenario(here, f"job_{name}")
+        await asyncio.gather(run.result(), return_exceptions=True)
+        history = json.loads((await run.fetch_history()).to_json())
+    content = json.dumps(without_machine(history), indent=1)
+    await asyncio.to_thread((directory / f"{name}.json").write_text, content + "\n")
+
+
+@asynccontextmanager
+async def recording(scenario: Scenario) -> AsyncIterator[House]:
+    """A service for one scenario, with a Temporal of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        database = await Database.open(f"sqlite:///{directory / 'chatjobs.db'}")
+        async with (
+            any_temporal(directory, skipping=scenario in SKIPPING_TIME) as client,
+            house(client, database, indexed=scenario not in WITHOUT_INDEX) as here,
+        ):
+            yield here
+        await database.close()
+
+
+@asynccontextmanager
+async def any_temporal(directory: Path, *, skipping: bool) -> AsyncIterator[Any]:
+    if not skipping:
+        with temporal_server(directory / "temporal") as server:
+            yield await server.connect(IDENTITY)
+        return
+    async with await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=binary("temporal-test-server"),
+        data_converter=pydantic_data_converter,
+        identity=IDENTITY,
+    ) as environment:
+        yield environment.client
+
+
+def without_machine(value: Any) -> Any:
+    """A history without the stack traces of its failures."""
+    if isinstance(value, dict):
+        return {name: without_machine(item) for name, item in value.items() if name != "stackTrace"}
+    return [without_machine(item) for item in value] if isinstance(value, list) else value
+
+
+async def main(names: list[str]) -> None:
+    for name in names or [name for name in SCENARIOS if not (HISTORIES / f"{name}.json").exists()]:
+        await record(name)
+        print(f"recorded {name}")  # noqa: T201 - for the person who started it
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:]))
