@@ -313,7 +313,7 @@ class _Clocks:
 def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, BaseException]:
     """An attempt's outcome for the ledger, its HTTP status, and the exception for Temporal."""
     match error:
-        case asyncio.CancelledError() if not _only_this_attempt():
+        case asyncio.CancelledError() if _job_cancelled():
             return "cancelled", None, error
         case _HandedOver() | asyncio.CancelledError():
             return "handed_over", None, failures.again("handed_over", "This attempt had to stop; another goes on", 0)
@@ -331,7 +331,7 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
             return "internal", None, failures.internal(error, failures=attempt.failures)
 
 
-def _only_this_attempt() -> bool:
-    """The job goes on: the worker stops, or an operator paused or reset the activity."""
+def _job_cancelled() -> bool:
+    """Else only this attempt has to end: the worker stops, an operator paused or reset the activity, the run is gone."""
     why = activity.cancellation_details()
-    return why is not None and not why.cancel_requested and (why.worker_shutdown or why.paused or why.reset)
+    return why is None or why.cancel_requested

@@ -50,14 +50,7 @@ class WebhookActivities:
             pause = retry_pause(order, response)
             tries = await self._deliveries.record(
                 order.delivery_id,
-                DeliveryTry(
-                    number=parcel.tries + 1,
-                    started_at=began,
-                    status_code=response.status_code,
-                    latency_ms=response.latency_ms,
-                    error=response.error,
-                    response=response.response,
-                ),
+                as_recorded(parcel.tries + 1, began, response),
                 delivered=response.delivered,
                 next_try_at=None if pause is None else datetime.now(UTC) + timedelta(seconds=pause),
             )
@@ -80,6 +73,17 @@ class WebhookActivities:
         except WebhookError as error:  # tried again by the schedule: the operator may set a secret until then
             return WebhookResponse(latency_ms=0, error=error.message)
         return await self._sender.post(parcel.url, headers=headers, body=parcel.body)
+
+
+def as_recorded(number: int, began: datetime, response: WebhookResponse) -> DeliveryTry:
+    return DeliveryTry(
+        number=number,
+        started_at=began,
+        status_code=response.status_code,
+        latency_ms=response.latency_ms,
+        error=response.error,
+        response=response.response,
+    )
 
 
 def retry_pause(order: DeliveryOrder, response: WebhookResponse) -> float | None:

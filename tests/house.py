@@ -8,6 +8,7 @@ async with house(client, database, model=ScriptedModel(...), gates=Gates({"befor
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -169,7 +170,7 @@ async def house(
     indexed: bool = True,
     **settings: Any,
 ) -> AsyncIterator[House]:
-    """A running service; Nobody works on task queues other than ``queues``. There is no sweeper."""
+    """A running service; nobody works on task queues other than ``queues``. There is no sweeper."""
     gates = gates or Gates()
     chosen = Settings(**(dict[str, Any](webhook_secret=SECRET, chatjobs_heartbeat_seconds=5) | settings))
     parts = GatedParts(chosen, client, database, model or ScriptedModel(), sender or ScriptedSender(), indexed, gates)
@@ -184,6 +185,8 @@ async def house(
 @asynccontextmanager
 async def working(parts: GatedParts, queues: Collection[str] = QUEUES) -> AsyncIterator[None]:
     """Workers of one process, until the end of the block."""
+    # The SDK warns where a cancel finds its activity just gone; as an error that would end its worker.
+    warnings.filterwarnings("default", message="Cannot find activity to cancel")
     transcript = GatedTranscript(parts.database)
     transcript.gates = parts.gates
     async with transcript.running(), AsyncExitStack() as stack:

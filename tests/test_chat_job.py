@@ -67,6 +67,12 @@ async def test_an_answer_that_is_whole(here: House, reason: str, status: JobStat
     assert (job.content, job.finish_reason, job.error) == ("Hello there", reason, None)
 
 
+async def test_an_event_that_nobody_subscribed_to(here: House) -> None:
+    """Only the outcomes that the webhook names are delivered."""
+    job = await here.ended(await here.submit(webhook={"url": HOOK, "events": ["chat.failed"]}))
+    assert (job.status, job.deliveries, here.sender.posts) == (COMPLETED, (), [])
+
+
 async def test_the_result_of_a_stored_job(here: House) -> None:
     """Ids, position and digest go through Temporal; the answer does not."""
     job = await here.ended(job_id := await here.submit())
