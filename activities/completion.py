@@ -332,6 +332,6 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
 
 
 def _job_cancelled() -> bool:
-    """Else only this attempt has to end: the worker stops, an operator paused or reset the activity, the run is gone."""
+    """Else only this attempt ends: the worker stops, an operator paused or reset the activity, the run is gone."""
     why = activity.cancellation_details()
     return why is None or why.cancel_requested

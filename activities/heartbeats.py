@@ -16,14 +16,18 @@ HEARTBEAT_SECONDS = 1.0
 
 @asynccontextmanager
 async def heartbeating(details: Callable[[], Any] = lambda: None) -> AsyncIterator[asyncio.Task[None]]:
-    """Beat every second while the block runs, with what ``details`` says; a short block costs no call at all.
+    """Beat every second (four times per heartbeat timeout, if that is less than 4 s) while the block runs, with what
+    ``details`` says. A block that is shorter costs no call at all.
 
     The task that beats is given, for whoever has to know that it ended: then nothing can be cancelled any more.
     """
 
+    timeout = activity.info().heartbeat_timeout
+    pause = min(HEARTBEAT_SECONDS, timeout.total_seconds() / 4) if timeout else HEARTBEAT_SECONDS
+
     async def beat() -> None:
         while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(pause)
             activity.heartbeat(details())
 
     beating = asyncio.create_task(beat())
