@@ -72,15 +72,14 @@ def _sentence(dice: Random, words: Mapping[str, Iterator[str]]) -> str:
 
 
 def until_stop(tokens: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """Tokens before the first of the stop sequences, which is left out."""
+    """Tokens before the stop sequence that is complete first, which is left out, however the text is cut in tokens."""
     reach = max(map(len, stops), default=0) - 1
     held: list[str] = []  # tokens in which a stop sequence may have begun
     for token in tokens:
         held.append(token)
         text = "".join(held)
-        found = min((at for at in map(text.find, stops) if at >= 0), default=None)
-        if found is not None:
-            yield from first_characters(held, found)
+        if ends := [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]:
+            yield from first_characters(held, min(ends)[1])
             return
         while held and len(text) - len(held[0]) >= reach:
             text = text[len(held[0]) :]

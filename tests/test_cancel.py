@@ -163,6 +163,16 @@ async def test_a_cancel_while_nobody_works(
         assert (here.model.calls, job.attempts) == (0, ())
 
 
+async def test_a_cancel_before_the_first_step(temporal: TemporalServer, sqlite: Database) -> None:
+    """Of a job that came straight through Temporal: it gets its row all the same, and its webhook."""
+    async with house(await temporal.connect(), sqlite, queues=[]) as here:
+        run = await here.direct({"request": make_body(callback=HOOK)})
+        await run.cancel()
+        async with working(replace(here.parts, client=await temporal.connect())):
+            await here.agree(run.id, CANCELLED)
+        assert here.model.calls == 0
+
+
 @pytest.mark.parametrize("through_us", [False, True], ids=["temporal", "us"])
 async def test_a_cancel_between_two_attempts(
     through_us: bool, client: Client, sqlite: Database, monkeypatch: pytest.MonkeyPatch

@@ -218,6 +218,28 @@ def database_lock(directory: Path) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
+async def test_a_cancel_while_the_database_is_slow(here: House, tmp_path: Path) -> None:
+    """The text that came before it is still written; then the job is sealed."""
+    gate, written = Gate(), Gate()
+    here.model.scripts = [[*text("Hel"), gate, *text("lo"), written]]
+    job_id = await here.submit(callback=HOOK)
+    await here.readable(job_id, 3)
+    with database_lock(tmp_path):
+        gate.open()
+        await written.reached()
+        await here.run(job_id).cancel()
+        await nothing_streams(here)
+    job = await here.agree(job_id, JobStatus.CANCELLED)
+    assert (job.content, outcomes(job)) == ("Hello", ["cancelled"])
+
+
+async def nothing_streams(here: House) -> None:
+    async def idle() -> bool:
+        return here.model.open_streams == 0
+
+    await eventually(idle)
+
+
 class HangsUpBadly(ScriptedModel):
     """Its answer is whole, but closing the connection fails, or takes for ever."""
 

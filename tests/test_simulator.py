@@ -230,7 +230,8 @@ def test_a_text_is_resumed_at_any_character(seed: str, length: int, before: str)
 @given(st.lists(st.text("ab", max_size=3)), st.lists(st.text("ab", min_size=1, max_size=3), min_size=1))
 def test_nothing_is_said_from_the_first_stop_sequence_on(tokens: list[str], stops: list[str]) -> None:
     text = "".join(tokens)
-    first = min((at for at in map(text.find, stops) if at >= 0), default=len(text))
+    ends = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    _, first = min(ends, default=(0, len(text)))  # the sequence that is complete first ends the answer
     assert "".join(answers.until_stop(tokens, stops)) == text[:first]
 
 
