@@ -208,6 +208,7 @@ class Stack:
             command += ["--search-attribute", f"{name}=Keyword"]
         for queue in QUEUES:
             command += ["--dynamic-config-value", f"history.{queue}ProcessorMaxPollRPS=2000"]
+        command += ["--dynamic-config-value", 'history.timerProcessorMaxTimeShift="1ms"']
         return self._process("temporal", command, "Temporal Server:")
 
     def _start_simulator(self, options: Mapping[str, Any]) -> None:

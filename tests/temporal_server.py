@@ -74,7 +74,6 @@ class TemporalServer:
             command += ["--dynamic-config-value", f"history.{queue}ProcessorMaxPollRPS=2000"]
         # Else every timer and every retry comes up to a second late, in case the clocks of several servers differ.
         return [*command, "--dynamic-config-value", 'history.timerProcessorMaxTimeShift="1ms"']
-        return command
 
 
 def binary(name: str) -> str:
