@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=5)
 
 
-async def connect(environment: Mapping[str, str] | None = None) -> Client:
+async def connect(environment: Mapping[str, str] | None = None, *, lazy: bool = False) -> Client:
     """A client by the files and ``TEMPORAL_*`` variables of the `temporal` command. Raises TemporalUnavailable.
 
-    ``environment`` takes the place of this process's own.
+    ``environment`` takes the place of this process's own. ``lazy``: connect at the first call, which may fail then.
     """
     config = ClientConfig.load_client_connect_config(override_env_vars=environment)
     address = config.setdefault("target_host", "localhost:7233")
     try:
-        return await Client.connect(**config, data_converter=pydantic_data_converter)
+        return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy)
     except RuntimeError as error:
         reason = _reason(error)
         raise TemporalUnavailable(
@@ -40,20 +40,31 @@ async def connect(environment: Mapping[str, str] | None = None) -> Client:
         ) from None
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """The operating system's words, if they are somewhere in the Rust core's; else the first line."""
     words = re.search(r'message: "([^"]+)"', str(error))
     return words[1] if words else str(error).splitlines()[0]
 
 
 async def indexed(client: Client) -> bool:
-    """Whether the namespace has our search attributes; if not, the log says how to create them."""
+    """Whether the namespace has our search attributes; if not, or if Temporal does not say, the log says so."""
+    try:
+        return await search_attributes(client)
+    except TemporalUnavailable as error:
+        log.warning("search attributes unknown: %s", error, extra={"action": "search_attributes_unknown"})
+        return False
+
+
+async def search_attributes(client: Client) -> bool:
+    """Whether the namespace has our search attributes; if not, the log says how to create them.
+
+    Raises TemporalUnavailable.
+    """
     request = ListSearchAttributesRequest(namespace=client.namespace)
     try:
         known = await client.operator_service.list_search_attributes(request, timeout=RPC_TIMEOUT)
-    except RPCError as error:
-        log.warning("search attributes unknown: %s", error, extra={"action": "search_attributes_unknown"})
-        return False
+    except (RPCError, RuntimeError) as error:  # the latter: a lazy client that cannot connect
+        raise TemporalUnavailable(f"Temporal is not reachable ({_reason(error)})") from None
     missing = [name for name in SEARCH_ATTRIBUTES if name not in known.custom_attributes]
     if missing:
         names = " ".join(f"--name {name} --type Keyword" for name in missing)

@@ -62,6 +62,20 @@ class Framing:
         )
 
 
+def first_part(piece: Slice, limit: int) -> Slice:
+    """A slice with at most ``limit`` characters: itself, or its beginning."""
+    if sum(len(run.text) for run in piece.runs) <= limit:
+        return piece
+    runs, position = [], piece.position - sum(len(run.text) for run in piece.runs)
+    for run in piece.runs:
+        runs.append(run._replace(text=run.text[:limit]))
+        position += len(runs[-1].text)
+        limit -= len(runs[-1].text)
+        if not limit:
+            break
+    return piece._replace(runs=tuple(runs), position=position)
+
+
 def last_frame(job: Job) -> Frame:
     """The terminal frame of a job that has ended."""
     return Frame(f"{job.epoch}.{job.position}.end", _ending(job))

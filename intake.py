@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -25,18 +25,21 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from chatjobs.contracts import ChatRequest, JobError, JobStatus, fingerprint
-from chatjobs.errors import StorageUnavailable, TemporalUnavailable
+from chatjobs.errors import InvalidRequest, Problem, StorageUnavailable, TemporalUnavailable
 from chatjobs.names import CHAT_JOB, JOBS_QUEUE, WEBHOOK_DELIVERY, delivery_workflow_id, new_job_id, new_request_id
 from chatjobs.steps import DeliveryStart, Ending
+from connection import search_attributes
 from storage.deliveries import DeliveryStore, Parcel
-from storage.jobs import JobStore, Waiting
-from storage.values import AcceptedJob, NewJob
+from storage.jobs import JobStore
+from storage.values import AcceptedJob, NewJob, Waiting
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", Waiting, Parcel)
 RPC_TIMEOUT = timedelta(seconds=5)
 SWEEP_SECONDS = 1.0
+AT_ONCE = 10
+"""How many of those that wait a sweep looks after at the same time."""
 UNSTARTED_AFTER = timedelta(seconds=2)
 """Whoever accepted the job normally starts it within milliseconds."""
 SILENT_AFTER = timedelta(seconds=30)
@@ -48,10 +51,10 @@ TERMINATED = JobError(code="terminated", message="The job's workflow was ended f
 class Intake:
     """``client`` may be None where Temporal is not needed at once: then the sweeper of another process starts the job.
 
-    ``indexed``: the namespace has our search attributes (connection.indexed).
+    ``indexed``: the namespace has our search attributes; None finds out when the first job is started.
     """
 
-    def __init__(self, *, jobs: JobStore, client: Client | None, indexed: bool = False) -> None:
+    def __init__(self, *, jobs: JobStore, client: Client | None, indexed: bool | None = False) -> None:
         self._jobs = jobs
         self._client = client
         self._indexed = indexed
@@ -81,17 +84,30 @@ class Intake:
             )
         )
 
-    async def replay(self, job_id: str, *, tenant: str, overrides: dict[str, Any] | None = None) -> AcceptedJob:
-        """A new job with the request of another one. Raises JobNotFound, InvalidRequest."""
-        original = await self._jobs.request(job_id, tenant)
-        body = original.model_dump(mode="json", exclude_unset=True) | (overrides or {})
-        body.pop("jobId", None)
-        return await self.accept(body, tenant=tenant, replay_of=job_id)
+    async def replay(
+        self, job_id: str, *, tenant: str, overrides: Any = None, idempotency_key: str | None = None
+    ) -> AcceptedJob:
+        """A new job with the request of another one, and the fields that ``overrides`` changes (null unsets one).
+
+        Raises JobNotFound, InvalidRequest, ContentDeleted and what ``accept`` raises.
+        """
+        changes = {} if overrides is None else overrides
+        if not isinstance(changes, dict):
+            raise InvalidRequest([Problem("", "must be an object with the fields to change")])
+        original = (await self._jobs.request(job_id, tenant)).model_dump(mode="json", exclude_unset=True)
+        original.pop("jobId", None)
+        if "webhook" in changes or "callback" in changes:  # either is the whole target
+            original.pop("callback", None)
+            original.pop("webhook", None)
+        body = {name: value for name, value in (original | changes).items() if value is not None}
+        return await self.accept(body, tenant=tenant, replay_of=job_id, idempotency_key=idempotency_key)
 
     async def start(self, job: Waiting) -> None:
         """Start a job's workflow, once, however often it is asked for. Raises TemporalUnavailable."""
         if self._client is None:
             raise TemporalUnavailable
+        if self._indexed is None:
+            self._indexed = await search_attributes(self._client)
         try:
             await self._client.start_workflow(
                 CHAT_JOB,
@@ -106,8 +122,9 @@ class Intake:
             )
         except WorkflowAlreadyStartedError:
             log.info("job has run already", extra={"action": "job_started_before", "job_id": job.job_id})
-        except RPCError as error:
-            raise TemporalUnavailable(f"Temporal did not start the job ({error.status.name}); it will be") from None
+        except (RPCError, RuntimeError) as error:
+            name = error.status.name if isinstance(error, RPCError) else "not reachable"
+            raise TemporalUnavailable(f"Temporal did not start the job ({name}); it will be") from None
         await self._jobs.workflow_started(job.job_id)
 
     def _search_attributes(self, job: Waiting) -> TypedSearchAttributes:
@@ -133,14 +150,24 @@ class Intake:
                 log.warning("cancel will be sent again: %s", error, extra={"action": "cancel_waits", "job_id": job_id})
         return status
 
+    async def runs(self, job_id: str) -> bool:
+        """Whether Temporal has an open run of a job. False, too, where Temporal is away."""
+        if self._client is None:
+            return False
+        try:
+            found = await self._client.get_workflow_handle(job_id).describe(rpc_timeout=RPC_TIMEOUT)
+        except (RPCError, RuntimeError):
+            return False
+        return found.status is WorkflowExecutionStatus.RUNNING and found.workflow_type == CHAT_JOB
+
     async def send_cancel(self, job_id: str) -> None:
         """Raises TemporalUnavailable; a workflow that is not running any more is not an error."""
         if self._client is None:
             raise TemporalUnavailable
         try:
             await self._client.get_workflow_handle(job_id).cancel(rpc_timeout=RPC_TIMEOUT)
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
+        except (RPCError, RuntimeError) as error:
+            if not isinstance(error, RPCError) or error.status is not RPCStatusCode.NOT_FOUND:
                 raise TemporalUnavailable from None
 
 
@@ -182,12 +209,19 @@ class Sweeper:
     async def _each(self, found: Awaitable[Sequence[T]], look_after: Callable[[T], Awaitable[None]]) -> None:
         """One that cannot be helped does not keep the others waiting; Temporal or the database away, all wait."""
         try:
-            for one in await found:
-                await self._guarded(look_after, one)
-        except (TemporalUnavailable, StorageUnavailable, RPCError) as error:
+            waiting = iter(await found)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(AT_ONCE):
+                    group.create_task(self._work_off(waiting, look_after))
+        except* (TemporalUnavailable, StorageUnavailable, RPCError) as errors:
+            error = errors.exceptions[0]
             log.warning("sweep waits: %s", error, extra={"action": "sweep_waits", "sweep": look_after.__name__})
-        except Exception:
+        except* Exception:
             log.exception("sweep failed", extra={"action": "sweep_failed", "sweep": look_after.__name__})
+
+    async def _work_off(self, waiting: Iterator[T], look_after: Callable[[T], Awaitable[None]]) -> None:
+        for one in waiting:
+            await self._guarded(look_after, one)
 
     async def _guarded(self, look_after: Callable[[T], Awaitable[None]], one: T) -> None:
         try:
@@ -226,6 +260,8 @@ class Sweeper:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None
             raise
+        except RuntimeError:  # a lazy client that cannot connect
+            raise TemporalUnavailable from None
 
     async def _adopt(self, parcel: Parcel) -> None:
         await self._client.start_workflow(

@@ -8,13 +8,13 @@ from typing import Final
 
 from temporalio.client import Client
 
-from chatjobs.contracts import DEFAULT_MODEL, Channel, Job
+from chatjobs.contracts import Channel, Job
 from chatjobs.errors import TemporalUnavailable
 from connection import indexed, run_url
 from intake import Intake
 from settings import Settings
 from storage.database import Database
-from storage.jobs import JobStore, Waiting
+from storage.jobs import JobStore
 from storage.reading import TranscriptReader
 from storage.values import Cursor
 from supervisor import Console
@@ -42,7 +42,7 @@ async def _submit(intake: Intake, tenant: str) -> str:
     body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": MAX_TOKENS}
     accepted = await intake.accept(body, tenant=tenant)
     with contextlib.suppress(TemporalUnavailable):  # the job is accepted: the worker's sweeper will start it
-        await intake.start(Waiting(accepted.job_id, tenant, DEFAULT_MODEL, None))
+        await intake.start(accepted.waiting)
     return accepted.job_id
 
 

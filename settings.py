@@ -34,6 +34,16 @@ class Settings(BaseSettings):
     """How long a worker that is told to stop may take to hand its jobs over."""
     chatjobs_direct_tenant: str = "default"
     """The tenant of jobs that are started straight through Temporal."""
+    chatjobs_host: str = "127.0.0.1"
+    """Where the gateway listens. Anything but loopback needs at least one key (`starter.py keys add`)."""
+    chatjobs_port: int = Field(8000, ge=0, le=65_535)
+    """0 takes a free one and says which."""
+    chatjobs_max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, le=64 * 1024 * 1024)
+    """The largest request body; images in messages are base64."""
+    chatjobs_retention_days: float = Field(30, gt=0, le=36_500)
+    """How long a finished job is kept, with its text, its deliveries and its idempotency key."""
+    chatjobs_public_url: str | None = None
+    """Where people reach the gateway from outside, such as https://jobs.example; None: by the request's Host."""
     chatjobs_temporal_ui: str = "http://127.0.0.1:8233"
     """Where the links to runs lead."""
 

@@ -31,7 +31,6 @@ from connection import connect, indexed
 from intake import Intake
 from settings import Settings
 from storage.database import Database
-from storage.jobs import Waiting
 from tests.temporal_server import temporal_server
 from worker import Parts, running
 
@@ -76,7 +75,7 @@ class Bench:
     async def job(self, **fields: Any) -> WorkflowHandle[Any, Any]:
         body = {"messages": [{"role": "user", "content": "Hello"}], **fields}
         accepted = await self._intake.accept(body, tenant="default")
-        await self._intake.start(Waiting(accepted.job_id, "default", "mistral-small-latest", None))
+        await self._intake.start(accepted.waiting)
         handle = self._client.get_workflow_handle(accepted.job_id)
         await handle.result()
         return handle

@@ -584,6 +584,8 @@ class ChatResult(WireModel):
     replay_of: str | None = None
     batch_id: str | None = None
     temporal_url: str | None = None
+    deleted_at: Timestamp | None = Field(None, exclude_if=lambda time: time is None)
+    """Its request, its texts and its deliveries were deleted then."""
     content_parts: Many[PlacedPart] | None = Field(None, exclude_if=lambda parts: parts is None)
     content_omitted: bool = Field(False, exclude_if=lambda omitted: not omitted)
     """The result is over 1 MiB and was left out of Temporal: read ``statusUrl``."""
@@ -595,6 +597,8 @@ class Job(ChatResult):
 
     attempts: Many[Attempt] = ()
     deliveries: Many[Delivery] = ()
+    replays: Many[str] = ()
+    """The jobs that replay this one, oldest first."""
 
 
 class JobOutcome(WireModel):

@@ -23,6 +23,7 @@ ChatJobsError
     ├── InvalidSignature
     ├── DeliveryRefused
     └── WebhookUrlRefused
+        └── WebhookAddressDenied
 """
 
 from __future__ import annotations
@@ -210,3 +211,7 @@ class WebhookUrlRefused(WebhookError):
     """Webhooks may not be sent to this URL."""
 
     code = "webhook_url_refused"
+
+
+class WebhookAddressDenied(WebhookUrlRefused):
+    """Webhooks may not be sent to this address."""

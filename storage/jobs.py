@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Row, and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -16,30 +15,33 @@ from chatjobs.errors import FenceLost, IdempotencyMismatch, JobFinished, JobIdCo
 from chatjobs.steps import Ending, Sealed
 from storage import presenting, sealing
 from storage.database import Database, retried
-from storage.rows import CHANGED, by_id, close_open_attempts, locked, outcomes, store_tail
+from storage.rows import CHANGED, REQUEST, by_id, close_open_attempts, locked, past, store_tail
 from storage.schema import attempts, jobs, micros, now, requests, transcript
 from storage.text import clean, clean_json
-from storage.values import AcceptedJob, AttemptEnd, Claim, FinishRecord, NewJob
+from storage.values import (
+    SEGMENT,
+    AcceptedJob,
+    AttemptEnd,
+    Claim,
+    FinishRecord,
+    NewJob,
+    Past,
+    TextPiece,
+    Waiting,
+)
 
 TERMINAL = [status.value for status in JobStatus if status.terminal]
-NOT_FAILURES = ("finished", "lost", "handed_over", "cancelled", "upstream_rate_limited")
+NOT_FAILURES = (
+    *("finished", SEGMENT, "nothing_left"),
+    *("lost", "handed_over", "cancelled", "upstream_rate_limited"),
+    "continuation_refused",  # it follows an interruption, and the next attempt starts over
+)
 """Outcomes that do not use up the budget of real failures."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A job that the sweeper has to look at."""
-
-    job_id: str
-    tenant: str
-    model: str
-    replay_of: str | None
 
 
 INSERT_ON_SQLITE = sqlite.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
 INSERT_ON_POSTGRES = postgresql.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
 STARTED = CHANGED.where(jobs.c.workflow_started_at.is_(None))
-REQUEST = select(requests.c.body).where(requests.c.job_id == bindparam("key"))
 
 
 class JobStore:
@@ -47,13 +49,14 @@ class JobStore:
 
     def __init__(self, database: Database, run_url: Callable[[str], str]) -> None:
         self._database = database
-        self._run_url = run_url
+        self.run_url = run_url
 
     # ---------------------------------------------------------------------------------------------- accept
 
     @retried
     async def accept(self, job: NewJob) -> AcceptedJob:
-        """Commit a job, durably. The same job again (by idempotency key, or by id and body) is answered as it stands.
+        """Commit a job, durably. The same job again, by its idempotency key, is answered as it stands; so is one that
+        comes from its own workflow again, by its id.
 
         Raises IdempotencyMismatch, JobIdConflict.
         """
@@ -66,7 +69,9 @@ class JobStore:
             if job.request is not None:
                 body = job.request.model_dump_json(exclude_unset=True)
                 await connection.execute(insert(requests), {"job_id": job.job_id, "body": body})
-        return AcceptedJob(job.job_id, job.request_id, JobStatus.QUEUED, created=True)
+        return AcceptedJob(
+            job.job_id, job.request_id, JobStatus.QUEUED, True, job.tenant, str(values["model"]), job.replay_of
+        )
 
     async def _existing(self, connection: AsyncConnection, job: NewJob) -> AcceptedJob:
         same_key = and_(jobs.c.tenant == job.tenant, jobs.c.idempotency_key == job.idempotency_key)
@@ -75,7 +80,9 @@ class JobStore:
         row = keyed or found[0]
         if row.tenant != job.tenant or row.body_hash != job.body_hash:
             raise IdempotencyMismatch if keyed else JobIdConflict
-        return AcceptedJob(row.id, row.request_id, JobStatus(row.status), created=False)
+        if keyed is None and not job.started:
+            raise JobIdConflict
+        return AcceptedJob(row.id, row.request_id, JobStatus(row.status), False, row.tenant, row.model, row.replay_of)
 
     @retried
     async def workflow_started(self, job_id: str) -> None:
@@ -113,9 +120,8 @@ class JobStore:
         if row.fence < fence:
             number += 1
             await self._begin_attempt(connection, row, fence, claimant, started, time)
-        before = (await outcomes(connection, row.id))[: number - 1] if number > 1 else ()
-        failures = sum(outcome not in NOT_FAILURES for outcome in before)
-        return _claim(row, "taken", fence, number, failures, ChatRequest.model_validate_json(body), started)
+        before = await past(connection, row, number, lambda outcome: outcome not in NOT_FAILURES)
+        return _claim(row, "taken", fence, number, before, ChatRequest.model_validate_json(body), started)
 
     async def _begin_attempt(
         self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, started: int, time: int
@@ -139,6 +145,14 @@ class JobStore:
             await close_open_attempts(connection, row, AttemptEnd("lost"))
         first = {"job_id": row.id, "number": row.attempt + 1, "started_at": time, "tokens_before": row.token_count}
         await connection.execute(insert(attempts), first | {"estimated": False})
+
+    async def written(self, job_id: str, *, fence: int, epoch: int) -> Sequence[TextPiece]:
+        """The text of an epoch so far, in order. Raises FenceLost."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(by_id(job_id, None))).first()
+            if row is None or (row.fence, row.epoch) != (fence, epoch):
+                raise FenceLost
+            return await presenting.transcript_pieces(connection, row)
 
     @retried
     async def restart(self, job_id: str, *, fence: int, reason: str) -> int:
@@ -219,7 +233,11 @@ class JobStore:
             row = (await connection.execute(by_id(job_id, tenant))).first()
             if row is None:
                 raise JobNotFound
-            return await presenting.job(connection, row, self._run_url(job_id))
+            return await presenting.job(connection, row, self.run_url(job_id))
+
+    async def exists(self, job_id: str, tenant: str | None = None) -> bool:
+        async with self._database.read() as connection:
+            return (await connection.execute(by_id(job_id, tenant))).first() is not None
 
     async def request(self, job_id: str, tenant: str | None = None) -> ChatRequest:
         """What was asked. Raises JobNotFound, also where the request was not kept."""
@@ -258,7 +276,7 @@ class JobStore:
             query = query.where(or_(jobs.c.created_at < before[0], earlier))
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [presenting.summary(row, self._run_url(row.id)) for row in rows]
+        return [presenting.summary(row, self.run_url(row.id)) for row in rows]
 
     def _has(self, key: str, value: str) -> Any:
         """A condition on metadata. SQLite's paths have no way to write every key that JSON may have."""
@@ -346,7 +364,7 @@ def _claim(
     outcome: Any,
     fence: int,
     attempt: int = 0,
-    failures: int = 0,
+    before: Past = Past(),  # noqa: B008 - frozen
     request: ChatRequest | None = None,
     started_at: int = 0,
 ) -> Claim:
@@ -360,7 +378,7 @@ def _claim(
         token_count=row.token_count,
         finish_reason=finish.reason if finish else None,
         attempt=attempt,
-        failures=failures,
+        past=before,
         request=request,
         created_at=row.created_at,
         started_at=started_at,

@@ -55,6 +55,7 @@ def _head(row: Row[Any], run_url: str) -> dict[str, Any]:
         "replay_of": row.replay_of,
         "batch_id": row.batch_id,
         "temporal_url": run_url,
+        "deleted_at": _moment(row.deleted_at),
     }
 
 
@@ -66,7 +67,11 @@ async def job(connection: AsyncConnection, row: Row[Any], run_url: str) -> Job:
     else:
         body = outcome((await connection.execute(select(results).where(results.c.job_id == row.id))).one())
     return Job(
-        **_head(row, run_url), **body, attempts=tuple(ledger_rows), deliveries=await _deliveries(connection, row.id)
+        **_head(row, run_url),
+        **body,
+        attempts=tuple(ledger_rows),
+        deliveries=await _deliveries(connection, row.id),
+        replays=await _replays(connection, row.id),
     )
 
 
@@ -178,6 +183,11 @@ async def ledger(connection: AsyncConnection, job_id: str) -> Sequence[Attempt]:
         )
         for row in (await connection.execute(query)).all()
     ]
+
+
+async def _replays(connection: AsyncConnection, job_id: str) -> tuple[str, ...]:
+    query = select(jobs.c.id).where(jobs.c.replay_of == job_id).order_by(jobs.c.created_at)
+    return tuple((await connection.execute(query)).scalars())
 
 
 async def _deliveries(connection: AsyncConnection, job_id: str) -> tuple[Delivery, ...]:

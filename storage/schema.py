@@ -85,6 +85,7 @@ jobs = Table(
     Column("revision", Integer, nullable=False),
     Column("sealed_by", String(64)),  # the workflow run whose outcome it is
     Column("error_code", String(64)),
+    Column("deleted_at", BigInteger),  # its request, texts and deliveries are gone; the row says that it was there
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
     # Nothing that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
     postgresql_with={"fillfactor": "70"},
@@ -98,6 +99,12 @@ Index(
     postgresql_where=jobs.c.completed_at.is_(None),
 )
 Index("jobs_replays", jobs.c.replay_of)
+Index(
+    "jobs_ended",
+    jobs.c.completed_at,
+    sqlite_where=jobs.c.completed_at.is_not(None),
+    postgresql_where=jobs.c.completed_at.is_not(None),
+)
 
 requests = Table(
     "requests",
@@ -182,4 +189,34 @@ delivery_tries = Table(
     Column("status_code", Integer),
     Column("error", String(512)),
     Column("response", Text),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("name", String(128), nullable=False),  # what its owner calls it
+    Column("digest", String(64), nullable=False, unique=True),  # SHA-256 (hex) of the key, which is kept nowhere
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("secret", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("signs_until", BigInteger),  # replaced by a newer one; NULL: it signs until it is
+)
+Index("webhook_secrets_tenant", webhook_secrets.c.tenant, webhook_secrets.c.created_at)
+
+service_secrets = Table(
+    "service_secrets",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", Text, nullable=False),  # what several processes must share, such as the key of the stream tokens
 )

@@ -17,6 +17,11 @@ from chatjobs.contracts import (
     WireModel,
 )
 
+OK = 200
+"""The HTTP status of a call that brought a part of an answer."""
+SEGMENT = "segment"
+"""The outcome of an attempt that ended at its length limit, and whose answer goes on in the next one."""
+
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
@@ -38,6 +43,16 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job that somebody has to look after: start it, cancel it, see whether it is alive."""
+
+    job_id: str
+    tenant: str
+    model: str
+    replay_of: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class AcceptedJob:
     """``created`` is False where the same job was there already."""
 
@@ -45,6 +60,14 @@ class AcceptedJob:
     request_id: str
     status: JobStatus
     created: bool
+    tenant: str
+    model: str
+    replay_of: str | None = None
+
+    @property
+    def waiting(self) -> Waiting:
+        """What is needed to start it."""
+        return Waiting(self.job_id, self.tenant, self.model, self.replay_of)
 
 
 class FinishRecord(WireModel):
@@ -55,6 +78,7 @@ class FinishRecord(WireModel):
     tool_calls: Many[ToolCall] = ()
     parts: Many[PlacedPart] = ()
     attempt: int
+    """Its number in the ledger; 0 where the end was known without a call of the model."""
     ended_at: Timestamp
     first_token_ms: int | None = None
     tokens_per_second: float | None = None
@@ -62,12 +86,32 @@ class FinishRecord(WireModel):
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
-    """How an attempt ended that did not finish its answer. ``outcome`` is an error's code or one of our words."""
+    """How an attempt ended that did not finish its answer. ``outcome`` is an error's code or one of our words.
+
+    ``usage`` is exact; without it, it is estimated from the text that came.
+    """
 
     outcome: str
     http_status: int | None = None
     first_token_ms: int | None = None
     tokens_per_second: float | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the ledger says of a job's attempts before this one.
+
+    ``failures``: real ones, ``empties`` those of them that brought nothing at all. ``segments``: parts of the answer of
+    this epoch that ended at their own length limit; ``segment_tokens``: what came after the last of them and before it
+    was interrupted, one delta for one token. ``total_tokens``: of all calls, as far as known or estimated.
+    """
+
+    failures: int = 0
+    empties: int = 0
+    segments: int = 0
+    segment_tokens: int = 0
+    total_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +130,7 @@ class Claim:
     token_count: int
     finish_reason: str | None = None
     attempt: int = 0
-    failures: int = 0
+    past: Past = Past()
     request: ChatRequest | None = None
     created_at: int = 0
     started_at: int = 0

@@ -28,9 +28,9 @@ from connection import indexed
 from framing import Framing, last_frame
 from intake import RPC_TIMEOUT, Intake
 from storage.database import Database
-from storage.jobs import JobStore, Waiting
+from storage.jobs import JobStore
 from storage.reading import TranscriptReader
-from storage.values import AcceptedJob, Cursor
+from storage.values import AcceptedJob, Cursor, Waiting
 from terminal.output import console, one_line, write
 from terminal.pages import job_list, job_page
 from terminal.place import Place, find

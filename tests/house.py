@@ -25,9 +25,9 @@ from intake import Intake
 from settings import Settings
 from storage.database import Database
 from storage.deliveries import DeliveryStore
-from storage.jobs import JobStore, Waiting
+from storage.jobs import JobStore
 from storage.reading import TranscriptReader
-from storage.values import Cursor, Slice
+from storage.values import Cursor, Slice, Waiting
 from tests.factories import make_body
 from tests.fakes import PATIENCE, SECRET, GatedJobs, GatedTranscript, Gates, ScriptedModel, ScriptedSender
 from tests.service import Watched

@@ -13,7 +13,7 @@ from temporalio.client import Client, WorkflowHandle
 from chatjobs.contracts import Channel, Job, JobStatus
 from intake import Intake
 from storage.database import Database
-from storage.jobs import JobStore, Waiting
+from storage.jobs import JobStore
 from storage.reading import TranscriptReader
 from storage.values import Cursor, Slice
 from tests.factories import make_body
@@ -52,7 +52,7 @@ class Service:
     async def submit(self, message: str, **fields: Any) -> str:
         """The id of an accepted and started job. ``message``: see tests.simulator_process.prompt."""
         accepted = await self.intake.accept(make_body(message, **fields), tenant="default")
-        await self.intake.start(Waiting(accepted.job_id, "default", "mistral-small-latest", None))
+        await self.intake.start(accepted.waiting)
         return accepted.job_id
 
     def run(self, job_id: str) -> WorkflowHandle[Any, Any]:

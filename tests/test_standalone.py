@@ -23,7 +23,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from chatjobs.contracts import Job, JobStatus
 from intake import Intake
 from storage.database import Database
-from storage.jobs import JobStore, Waiting
+from storage.jobs import JobStore
 from storage.reading import TranscriptReader
 from storage.values import Cursor
 from tests.factories import make_body
@@ -105,7 +105,7 @@ class Jobs:
 
     async def submit(self, text: str) -> str:
         accepted = await self.intake.accept(make_body(text), tenant="default")
-        await self.intake.start(Waiting(accepted.job_id, "default", "mistral-small-latest", None))
+        await self.intake.start(accepted.waiting)
         return accepted.job_id
 
     async def streams(self, job_id: str, characters: int = 1) -> None:

@@ -171,7 +171,7 @@ async def test_the_ledger_tells_what_became_of_each_attempt(store: JobStore, wri
         if outcome:
             await store.end_attempt(job_id, claim.fence, AttemptEnd(outcome, 503, 12, 3.5))
     last = await claimed(store, job_id)
-    assert (last.attempt, last.failures) == (5, 1)  # a lost worker, a deploy and throttling are no failures
+    assert (last.attempt, last.past.failures) == (5, 1)  # a lost worker, a deploy and throttling are no failures
     ledger = await store.ledger(job_id)
     assert [a.outcome for a in ledger] == ["upstream_cut", "lost", "handed_over", "upstream_rate_limited", None]
     assert (ledger[0].http_status, ledger[0].first_token_ms, ledger[0].tokens_per_second) == (503, 12, 3.5)

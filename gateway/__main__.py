@@ -1,0 +1,66 @@
+"""``python -m gateway``: the process. Its log says where it listens once it can be called."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import sys
+
+from pydantic import ValidationError
+
+import logs
+from chatjobs.errors import ChatJobsError, ConfigurationError
+from gateway.app import create_app
+from gateway.parts import opened
+from gateway.server import BACKLOG, served
+from settings import Settings
+
+log = logging.getLogger("gateway")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigurationError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The gateway cannot listen on {host}:{port} ({error.strerror}); change CHATJOBS_HOST or CHATJOBS_PORT"
+        ) from None
+
+
+async def serve(settings: Settings) -> None:
+    """Until SIGTERM or Ctrl-C. Raises ChatJobsError."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    listener = listen(settings.chatjobs_host, settings.chatjobs_port)
+    async with opened(settings) as parts, served(create_app(parts), parts.registry, listener):
+        # What was imported stays for good. Looking through it again and again stops the process for 25 ms at a time.
+        gc.collect()
+        gc.freeze()
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        log.info("gateway listening on %s", url, extra={"action": "gateway_ready", "url": url})
+        await stop.wait()
+        log.info("gateway stops", extra={"action": "gateway_stops", "streams": len(parts.registry)})
+
+
+def main() -> int:
+    logs.configure()
+    try:
+        asyncio.run(serve(Settings()))
+    except ChatJobsError as error:
+        sys.stderr.write(f"gateway: {error}\n")
+        return 2
+    except ValidationError as error:
+        sys.stderr.write(f"gateway: the settings are not valid: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

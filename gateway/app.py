@@ -1,0 +1,27 @@
+"""The application: routes and how errors leave it. Who serves it is in server.py."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from chatjobs.errors import ChatJobsError
+from gateway import health, jobs, problems, streams
+from gateway.parts import Parts
+
+DESCRIPTION = "Durable chat jobs for Mistral AI: start one, watch its answer appear, receive it by signed webhook."
+
+
+def create_app(parts: Parts | None) -> FastAPI:
+    """``parts`` may be None where only the OpenAPI document is wanted."""
+    app = FastAPI(title="chatjobs", version="1", description=DESCRIPTION, redirect_slashes=False)
+    app.state.parts = parts
+    for router in (jobs.router, streams.router, health.router):
+        app.include_router(router)
+    app.add_exception_handler(problems.HttpProblem, problems.on_http_problem)
+    app.add_exception_handler(ChatJobsError, problems.on_our_error)
+    app.add_exception_handler(HTTPException, problems.on_http_exception)
+    app.add_exception_handler(RequestValidationError, problems.on_invalid_parameters)
+    app.add_exception_handler(Exception, problems.on_anything_else)
+    return app

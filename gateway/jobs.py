@@ -1,0 +1,206 @@
+"""Jobs: accept, read, list, cancel, delete, replay."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from chatjobs.contracts import ChatRequest, Job, JobStatus, WireModel
+from gateway.access import Identity
+from gateway.bodies import json_body
+from gateway.parts import Parts, identity, parts
+from gateway.problems import HttpProblem
+from storage.schema import micros
+from storage.values import AcceptedJob, Cursor
+
+LONGEST_WAIT_SECONDS = 60
+MOST_LISTED = 1_000
+
+router = APIRouter(prefix="/api")
+
+Here = Annotated[Parts, Depends(parts)]
+Caller = Annotated[Identity, Depends(identity)]
+
+
+class Accepted(WireModel):
+    """What the caller of a new job gets: where everything about it is."""
+
+    job_id: str
+    request_id: str
+    status: JobStatus
+    status_url: str
+    events_url: str
+    cancel_url: str
+    temporal_url: str
+    replay_of: str | None = None
+
+
+class JobPage(WireModel):
+    """Jobs without their texts, newest first; ``nextCursor`` is None on the last page."""
+
+    jobs: list[Job]
+    next_cursor: str | None = None
+
+
+def body_of(model: type[Any]) -> dict[str, Any]:
+    """The request body of a route in the OpenAPI document: the routes read it themselves, strictly."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+
+@router.post("/jobs", status_code=202, response_model=Accepted, openapi_extra=body_of(ChatRequest))
+async def create(
+    request: Request,
+    here: Here,
+    caller: Caller,
+    idempotency_key: Annotated[str | None, Header()] = None,
+    prefer: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Start a job. Once this is answered the job is durable, whether Temporal is there or not."""
+    seconds = wait_seconds(prefer)
+    accepted = await accept(request, here, caller, idempotency_key)
+    if seconds and await _ended(here, accepted.job_id, seconds):
+        job = await here.jobs.get(accepted.job_id, caller.tenant)
+        return _json(job, 200, {**_headers(accepted), "Preference-Applied": f"wait={seconds}"})
+    return _json(_links(here, accepted), 202, _headers(accepted))
+
+
+async def accept(request: Request, here: Parts, caller: Identity, idempotency_key: str | None) -> AcceptedJob:
+    """Commit the job in a request's body, and have it started."""
+    key = checked_key(idempotency_key)
+    body = await json_body(request, here.settings.chatjobs_max_body_bytes)
+    accepted = await here.intake.accept(body, tenant=caller.tenant, idempotency_key=key)
+    if accepted.created:
+        here.errands.soon(lambda: here.intake.start(accepted.waiting))
+    return accepted
+
+
+def checked_key(key: str | None) -> str | None:
+    """Raises HttpProblem."""
+    if key is not None and not re.fullmatch(r"[ -~]{1,255}", key):
+        raise HttpProblem(400, "bad_idempotency_key", "Idempotency-Key must have 1 to 255 printable ASCII characters")
+    return key
+
+
+def wait_seconds(prefer: str | None) -> int:
+    """The N of ``Prefer: wait=N`` (RFC 7240); other preferences are ignored, as it says."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "")
+    return min(int(found[1]), LONGEST_WAIT_SECONDS) if found else 0
+
+
+async def _ended(here: Parts, job_id: str, seconds: int) -> bool:
+    """Whether the job ends within so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            async for _ in here.reader.follow(Cursor(job_id)):
+                pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def _links(here: Parts, accepted: AcceptedJob) -> Accepted:
+    url = f"/api/jobs/{accepted.job_id}"
+    return Accepted(
+        job_id=accepted.job_id,
+        request_id=accepted.request_id,
+        status=accepted.status,
+        status_url=url,
+        events_url=f"{url}/events",
+        cancel_url=f"{url}/cancel",
+        temporal_url=here.jobs.run_url(accepted.job_id),
+        replay_of=accepted.replay_of,
+    )
+
+
+def _headers(accepted: AcceptedJob) -> dict[str, str]:
+    location = {"Location": f"/api/jobs/{accepted.job_id}"}
+    return location if accepted.created else {**location, "Idempotency-Replayed": "true"}
+
+
+def _json(value: WireModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(value.model_dump_json(), status, headers, "application/json")
+
+
+@router.get("/jobs", response_model=JobPage)
+async def list_jobs(
+    request: Request,
+    here: Here,
+    caller: Caller,
+    status: JobStatus | None = None,
+    model: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
+    cursor: str | None = None,
+) -> Response:
+    """Jobs, newest first; also ``metadata.KEY=VALUE``."""
+    metadata = {k.removeprefix("metadata."): v for k, v in request.query_params.items() if k.startswith("metadata.")}
+    found = await here.jobs.list(
+        tenant=caller.tenant,
+        status=status,
+        model=model,
+        metadata=metadata,
+        since=since,
+        until=until,
+        before=_place(cursor) if cursor else None,
+        limit=limit,
+    )
+    return _json(JobPage(jobs=list(found), next_cursor=_cursor(found[-1]) if len(found) == limit else None))
+
+
+def _cursor(job: Job) -> str:
+    return base64.urlsafe_b64encode(f"{micros(job.created_at)} {job.job_id}".encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> tuple[int, str]:
+    """Raises HttpProblem."""
+    try:
+        time, job_id = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode().split(" ", 1)
+        return int(time), job_id
+    except ValueError:
+        raise HttpProblem(400, "bad_cursor", "The cursor is not one of this service; leave it out") from None
+
+
+@router.get("/jobs/{job_id}", response_model=Job)
+async def show(job_id: str, here: Here, caller: Caller) -> Response:
+    """A job with everything about it. Partial text is in ``content`` while it runs, and after it failed."""
+    return _json(await here.jobs.get(job_id, caller.tenant))
+
+
+@router.post("/jobs/{job_id}/cancel", status_code=202)
+async def cancel(job_id: str, here: Here, caller: Caller) -> Response:
+    """Cancel a job, durably. Again is the same."""
+    status = await here.jobs.request_cancel(job_id, caller.tenant)
+    if not status.terminal:
+        here.errands.soon(lambda: here.intake.send_cancel(job_id))
+    return _json(CancelAccepted(job_id=job_id, status=status), 202)
+
+
+class CancelAccepted(WireModel):
+    job_id: str
+    status: JobStatus
+
+
+@router.post("/jobs/{job_id}/replay", status_code=202, response_model=Accepted)
+async def replay(
+    job_id: str,
+    request: Request,
+    here: Here,
+    caller: Caller,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> Response:
+    """A new job with the request of this one; the body may hold fields to change."""
+    key = checked_key(idempotency_key)
+    length = request.headers.get("content-length")
+    body = None if length in (None, "0") else await json_body(request, here.settings.chatjobs_max_body_bytes)
+    accepted = await here.intake.replay(job_id, tenant=caller.tenant, overrides=body, idempotency_key=key)
+    if accepted.created:
+        here.errands.soon(lambda: here.intake.start(accepted.waiting))
+    return _json(_links(here, accepted), 202, _headers(accepted))

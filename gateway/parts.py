@@ -1,0 +1,93 @@
+"""What the routes work with, made once by the entry point."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from temporalio.client import Client
+
+from connection import connect, run_url
+from gateway.access import Access, Identity
+from gateway.errands import Errands
+from gateway.registry import Registry
+from intake import Intake, Sweeper
+from settings import Settings
+from storage.database import Database
+from storage.deliveries import DeliveryStore
+from storage.jobs import JobStore
+from storage.reading import TranscriptReader
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a request may need."""
+
+    settings: Settings
+    database: Database
+    client: Client
+    jobs: JobStore
+    deliveries: DeliveryStore
+    intake: Intake
+    errands: Errands
+    reader: TranscriptReader
+    registry: Registry
+    access: Access
+
+
+def parts(request: Request) -> Parts:
+    """For routes: the parts of the application that serves the request."""
+    found: Parts = request.app.state.parts
+    return found
+
+
+async def identity(request: Request) -> Identity:
+    """For routes: who is asking. Raises HttpProblem."""
+    return await parts(request).access.identify(request)
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Parts]:
+    """The real parts, looked after while the block runs. Temporal may be away; the database may not.
+
+    Raises ChatJobsError with what to do where one is missing.
+    """
+    async with AsyncExitStack() as stack:
+        database = await Database.open(settings.database_url)
+        stack.push_async_callback(database.close)
+        client = await connect(lazy=True)
+        ui, namespace = settings.chatjobs_temporal_ui, client.namespace
+        jobs = JobStore(database, run_url=lambda job_id: run_url(ui, namespace, job_id))
+        deliveries = DeliveryStore(database)
+        intake = Intake(jobs=jobs, client=client, indexed=None)
+        reader = await stack.enter_async_context(TranscriptReader(database).running())
+        errands = await stack.enter_async_context(Errands().running())
+        sweeper = Sweeper(intake=intake, jobs=jobs, deliveries=deliveries, client=client)
+        await stack.enter_async_context(in_background(sweeper.run(), "sweeper"))
+        yield Parts(
+            settings=settings,
+            database=database,
+            client=client,
+            jobs=jobs,
+            deliveries=deliveries,
+            intake=intake,
+            errands=errands,
+            reader=reader,
+            registry=Registry(),
+            access=Access(default_tenant=settings.chatjobs_direct_tenant),
+        )
+
+
+@asynccontextmanager
+async def in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run ``work`` beside the block, and cancel it at its end."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})

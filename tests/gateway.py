@@ -1,0 +1,27 @@
+"""A gateway as a process of a running stack (tests/stack.py), and a client of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import httpx2
+
+from tests.stack import Process, Stack
+
+READY = "gateway listening on"
+
+
+@dataclass(frozen=True)
+class Gateway:
+    process: Process
+    url: str
+
+    def client(self, **options: object) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(base_url=self.url, timeout=30, trust_env=False, **options)  # type: ignore[arg-type]
+
+
+def gateway(stack: Stack, name: str = "gateway") -> Gateway:
+    """Start one more gateway; the stack's ``env`` should have CHATJOBS_PORT=0, or a free port to come back to."""
+    process = stack.run(name, "-m", "gateway", ready=READY)
+    return Gateway(process, json.loads(process.wait_for_log(READY))["url"])
