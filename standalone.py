@@ -1,4 +1,4 @@
-"""Everything on one machine: Temporal with its UI, the worker, and a simulator of Mistral if there is no key.
+"""Everything on one machine: Temporal with its UI, worker, gateway, and a simulator of Mistral if there is no key.
 
 Dead children are started again, children die with this process, and a data directory has one such process at a time.
 All of it survives kill -9, of any process or of all of them: the state is in the data directory.
@@ -53,7 +53,8 @@ class Stack:
 
     def __init__(self, settings: Settings, data: DataDirectory, simulator_options: Sequence[str] = ()) -> None:
         self.simulated = settings.mistral_api_key is None
-        self._ports = {name: free_port(usual) for name, usual in USUAL_PORTS.items()}
+        usual_ports = USUAL_PORTS | {"gateway": settings.chatjobs_port}
+        self._ports = {name: free_port(usual) for name, usual in usual_ports.items()}
         self._data = data
         self._simulator_options = simulator_options
         self._client: Client | None = None
@@ -64,19 +65,25 @@ class Stack:
     def endpoints(self) -> dict[str, str | None]:
         """Where everything is; None for what is not there. ``metrics`` are the Temporal server's."""
         return {
-            "gateway": None,
+            "gateway": self.gateway_url,
             "temporal": f"{HOST}:{self._ports['temporal']}",
             "temporalUi": self.settings.chatjobs_temporal_ui,
             "metrics": f"http://{HOST}:{self._ports['metrics']}/metrics",
             "simulator": f"http://{HOST}:{self._ports['simulator']}" if self.simulated else None,
         }
 
+    @property
+    def gateway_url(self) -> str:
+        host = self.settings.chatjobs_host
+        host = HOST if host in ("0.0.0.0", "::") else host  # noqa: S104 - only asked
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._ports['gateway']}"
+
     async def client(self) -> Client:
         """Raises TemporalUnavailable."""
         from connection import connect
 
         if self._client is None:
-            self._client = await connect(self._worker_environment())
+            self._client = await connect(self._service_environment())
         return self._client
 
     def forget_client(self) -> None:
@@ -120,7 +127,7 @@ class Stack:
             return await accepts(self._ports["temporal"], pid) and await indexed(await self.client())
         return False
 
-    # -------------------------------------------------------------------------------- the simulator, the worker
+    # ----------------------------------------------------------------------- the simulator, the worker, the gateway
 
     def simulator(self) -> Spec:
         port = self._ports["simulator"]
@@ -130,8 +137,17 @@ class Stack:
     def worker(self) -> Spec:
         grace = self.settings.chatjobs_grace_seconds + GRACE_SECONDS
         return Spec(
-            "worker", [sys.executable, "worker.py"], self._worker_environment(), self._worker_polls, grace_seconds=grace
+            "worker",
+            [sys.executable, "worker.py"],
+            self._service_environment(),
+            self._worker_polls,
+            grace_seconds=grace,
         )
+
+    def gateway(self) -> Spec:
+        port = self._ports["gateway"]
+        environment = self._service_environment() | {"CHATJOBS_PORT": str(port)}
+        return Spec("gateway", [sys.executable, "-m", "gateway"], environment, lambda pid: accepts(port, pid))
 
     async def _worker_polls(self, pid: int) -> bool:
         from chatjobs.names import COMPLETIONS_QUEUE
@@ -141,7 +157,7 @@ class Stack:
             return await polls(await self.client(), COMPLETIONS_QUEUE, pid)
         return False
 
-    def _worker_environment(self) -> dict[str, str]:
+    def _service_environment(self) -> dict[str, str]:
         found = _environment() | {
             "TEMPORAL_ADDRESS": str(self.endpoints["temporal"]),
             "CHATJOBS_DATA_DIR": str(self._data.path),
@@ -182,7 +198,8 @@ async def supervise(stack: Stack, data: DataDirectory, console: Console) -> None
         await bring_up(stack, supervisor)
         write_whole(endpoints, json.dumps(stack.endpoints, indent=2) + "\n")
         await show(stack, console)
-        console.line(f"\nready    Temporal UI {stack.endpoints['temporalUi']}, Ctrl-C stops everything")
+        ui = stack.endpoints["temporalUi"]
+        console.line(f"\nready    {stack.gateway_url}  (Temporal UI {ui}); Ctrl-C stops everything")
         await asyncio.Event().wait()
     endpoints.unlink(missing_ok=True)
     console.line("stopped")
@@ -190,7 +207,7 @@ async def supervise(stack: Stack, data: DataDirectory, console: Console) -> None
 
 async def bring_up(stack: Stack, supervisor: Supervisor) -> None:
     """Start the children, each once it has what it needs."""
-    started = [supervisor.start(stack.temporal())]
+    started = [supervisor.start(stack.temporal()), supervisor.start(stack.gateway())]
     if stack.simulated:
         started.append(supervisor.start(stack.simulator()))
     await asyncio.sleep(0)  # they start now
@@ -212,6 +229,7 @@ async def show(stack: Stack, console: Console) -> None:
 
 
 def introduce(stack: Stack, data: DataDirectory, console: Console) -> None:
+    console.line(f"chatjobs {stack.gateway_url}  (the page and the API; up in some seconds)\n")
     console.line(f"Data is in {data.path}, the logs of all processes in {data.path / 'logs'}")
     if stack.simulated:
         console.line("MISTRAL_API_KEY is not set: answers come from a simulator, NOT from Mistral")

@@ -5,32 +5,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities import failures
+from activities import continuation, failures
+from activities.continuation import Plan
 from activities.heartbeats import heartbeating
-from activities.ports import ChatModel, Finish, ModelEvent, PartDelta, Progress, TextDelta
-from chatjobs.contracts import ChatRequest, PlacedPart
+from activities.ports import CANNOT_CONTINUE, ChatModel, Finish, ModelEvent, PartDelta, Progress, TextDelta
+from chatjobs.contracts import ChatRequest, PlacedPart, Usage
 from chatjobs.errors import (
     ChatJobsError,
     StorageError,
     UpstreamError,
     UpstreamInterrupted,
     UpstreamRateLimited,
+    UpstreamRefused,
 )
 from chatjobs.steps import CompletionSummary, JobRef
 from storage.jobs import JobStore
 from storage.schema import micros, moment
 from storage.transcript import JobWriter, TranscriptWriter
-from storage.values import AttemptEnd, Claim, FinishRecord
+from storage.values import OK, SEGMENT, AttemptEnd, Claim, FinishRecord, TextPiece
+
+LENGTH = "length"
+"""The finish reason of an answer that reached ``max_tokens``."""
+REFUSED = "continuation_refused"
+"""The outcome of an attempt in which the model did not go on from the text so far."""
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +54,8 @@ class CompletionActivities:
     async def complete_chat(self, ref: JobRef) -> CompletionSummary:
         """Call the model for a job, unless its answer is whole already; the text goes to the transcript.
 
-        Fails with the error's code as type. Retried by Temporal; a retry takes the job over and starts a new epoch.
+        Fails with the error's code as type. Retried by Temporal; a retry takes the job over, and the answer goes on
+        from its last durable character, or starts over in a new epoch where it cannot.
         """
         report = _Report()
         async with heartbeating(report.now) as beats:  # to the end: claim and last flush may wait for the database
@@ -78,29 +88,64 @@ class CompletionActivities:
             raise failures.internal(error, failures=info.attempt) from None
 
     async def _stream(self, attempt: _Attempt) -> CompletionSummary:
-        await self._begin(attempt)
-        finish = await self._read(attempt)
+        attempt.planned(await self._plan(attempt))
+        finish = await self._read(attempt) if not attempt.plan.nothing_left else None
+        if await self._goes_on(attempt, finish):
+            raise _SegmentOver(finish.usage if finish else Usage())
+        if finish is None:
+            return await self._end_without_call(attempt, AttemptEnd("nothing_left", usage=Usage()))
+        if attempt.reached_cap(finish):
+            raise _over_cap()
         await attempt.keep(finish)
         return attempt.summary(finish)
 
-    async def _begin(self, attempt: _Attempt) -> None:
-        """Look at the clocks that ran before this attempt, and throw away the text of an interrupted one."""
-        claim, limits = attempt.claim, attempt.request.limits
-        if claim.attempt == 1 and attempt.waited > limits.queue_seconds:
+    async def _plan(self, attempt: _Attempt) -> Plan:
+        """What to ask of the model: the rest of the answer, or all of it if there is nothing yet or it has to start
+        over. Looks at the clocks and the cap that other attempts have used up before this one."""
+        claim, request = attempt.claim, attempt.request
+        if claim.attempt == 1 and attempt.waited > request.limits.queue_seconds:
             raise failures.permanent("queue_timeout", "The job waited too long for a worker", retryable=True)
         if attempt.clocks.over:
             raise attempt.clocks.error()
+        pieces: Sequence[TextPiece] = ()
         if claim.position > 0:
-            if attempt.request.on_interrupt == "fail":
-                raise failures.permanent("interrupted", "The answer was interrupted, and onInterrupt is fail")
-            epoch = await self._jobs.restart(claim.job_id, fence=claim.fence, reason="restart")
-            attempt.pen.restarted(epoch)
+            pieces = await self._jobs.written(claim.job_id, fence=claim.fence, epoch=claim.epoch)
+            if reason := _void(attempt, pieces):
+                await self._restart(attempt, reason)
+                pieces = ()
+        plan = continuation.plan(request, attempt.past, pieces)
+        if plan.over_cap:
+            raise _over_cap()
+        return plan
+
+    async def _restart(self, attempt: _Attempt, reason: str) -> None:
+        attempt.restarted(await self._jobs.restart(attempt.claim.job_id, fence=attempt.claim.fence, reason=reason))
+
+    async def _goes_on(self, attempt: _Attempt, finish: Finish | None) -> bool:
+        """Whether the answer, at its length limit now, shall have another segment. ``finish`` is None if it had
+        reached the limit before this attempt."""
+        request, pen = attempt.request, attempt.pen
+        if attempt.past.segments + 1 >= request.max_segments or attempt.parts:
+            return False
+        if finish is not None and (finish.reason != LENGTH or finish.tool_calls or attempt.reached_cap(finish)):
+            return False
+        await pen.flush()
+        pieces = await self._jobs.written(pen.job_id, fence=pen.fence, epoch=pen.epoch)
+        return continuation.obstacle(request, pieces) is None
+
+    async def _end_without_call(self, attempt: _Attempt, end: AttemptEnd) -> CompletionSummary:
+        """The text so far is the answer, at its length limit, and no call says so."""
+        await self._jobs.end_attempt(attempt.claim.job_id, attempt.claim.fence, end)
+        attempt.number = 0
+        finish = Finish(LENGTH)
+        await attempt.keep(finish)
+        return attempt.summary(finish)
 
     async def _read(self, attempt: _Attempt) -> Finish:
         """Take what the model says into the transcript, up to the end of its answer."""
         clocks, finish = attempt.clocks, None
         try:
-            async with clocks.running(), contextlib.aclosing(self._model.stream(attempt.request)) as events:
+            async with clocks.running(), contextlib.aclosing(attempt.called(self._model)) as events:
                 async for event in events:
                     clocks.moved()
                     if isinstance(event, Finish):
@@ -123,12 +168,18 @@ class CompletionActivities:
         An answer that turns out to be whole in storage is not called for again: its summary is returned.
         """
         outcome, status, failure = _verdict(attempt, error)
+        claim = attempt.claim
         try:
             if not isinstance(error, StorageError):
                 await attempt.pen.flush()
                 if attempt.finish is not None:
                     return attempt.summary(attempt.finish)
-            await self._jobs.end_attempt(attempt.claim.job_id, attempt.claim.fence, attempt.end(outcome, status))
+            end = attempt.end(outcome, status, error.usage if isinstance(error, _SegmentOver) else None)
+            if outcome == REFUSED and attempt.past.segments:  # whole segments are worth more than a longer answer
+                return await self._end_without_call(attempt, end)
+            await self._jobs.end_attempt(claim.job_id, claim.fence, end)
+            if outcome == REFUSED or (attempt.parts and _comes_again(attempt, failure)):
+                await self._restart(attempt, "refused" if outcome == REFUSED else "parts")
         except ChatJobsError as problem:
             # The next claim closes this attempt as lost; its failure still counts by what Temporal is told here.
             log.warning("attempt not recorded: %s", problem, extra=attempt.log("attempt_unrecorded"))
@@ -174,6 +225,14 @@ class _HandedOver(Exception):
     """The worker stops; another one takes the job."""
 
 
+class _SegmentOver(Exception):
+    """The answer has reached the length limit of a segment, and goes on in another."""
+
+    def __init__(self, usage: Usage | None) -> None:
+        super().__init__()
+        self.usage = usage
+
+
 class _Attempt:
     """One call's state: what has come, and when."""
 
@@ -182,11 +241,16 @@ class _Attempt:
             raise AssertionError("a claim that was taken has a request")
         self.claim = claim
         self.request: ChatRequest = claim.request
+        self.past = claim.past
+        self.plan = Plan(self.request)
         self.pen = pen
+        self.number = claim.attempt
+        """Of the attempt whose call brought the end of the answer."""
         self.clocks = _Clocks(self.request, claim.started_at)
         self.finish: Finish | None = None
         """Once it is on its way to storage."""
-        self._parts: list[PlacedPart] = []
+        self.parts: list[PlacedPart] = []
+        self._most_deltas = sys.maxsize
         self._began = time.monotonic()
         self._first_token: float | None = None
         self._deltas = 0
@@ -199,7 +263,37 @@ class _Attempt:
     @property
     def failures(self) -> int:
         """Real ones by now, if this attempt is one. After a Reset, Temporal counts from one again, and so do we."""
-        return min(self.claim.failures + 1, activity.info().attempt)
+        return min(self.past.failures + 1, activity.info().attempt)
+
+    @property
+    def empties(self) -> int:
+        """As ``failures``, of answers with nothing in them."""
+        return min(self.past.empties + 1, activity.info().attempt)
+
+    def planned(self, plan: Plan) -> None:
+        self.plan = plan
+        if plan.tokens_left is not None:
+            self._most_deltas = plan.tokens_left
+
+    def restarted(self, epoch: int) -> None:
+        """The text so far was thrown away."""
+        self.past = replace(self.past, segments=0, segment_tokens=0)
+        self.pen.restarted(epoch)
+
+    def called(self, model: ChatModel) -> AsyncGenerator[ModelEvent, None]:
+        return model.stream(self.plan.sent, self.plan.continue_from)
+
+    def reached_cap(self, finish: Finish) -> bool:
+        """The answer ended where limits.maxTotalTokens made it end."""
+        used = finish.usage.completion_tokens if finish.usage else self._deltas
+        return finish.reason == LENGTH and self.plan.ends_at_cap and used >= (self.plan.tokens_left or 0)
+
+    def cannot_continue(self, error: UpstreamError) -> bool:
+        """The model does not go on from the text so far, but may well answer from the beginning."""
+        refused = (
+            isinstance(error, UpstreamRefused) and error.reason == "upstream_rejected" and error.http_status != 404
+        )
+        return self.plan.continue_from is not None and (refused or error.reason == CANNOT_CONTINUE)
 
     def take(self, event: ModelEvent) -> None:
         match event:
@@ -207,8 +301,10 @@ class _Attempt:
                 self._first_token = self._first_token or time.monotonic()
                 self._deltas += 1
                 self.pen.append(channel, text)
+                if self._deltas > self._most_deltas:
+                    raise _over_cap()
             case PartDelta(part):
-                self._parts.append(PlacedPart(position=self.pen.position, part=part))
+                self.parts.append(PlacedPart(position=self.pen.position, part=part))
             case Progress() | Finish():
                 pass
             case _:
@@ -244,15 +340,17 @@ class _Attempt:
             reason=finish.reason,
             usage=finish.usage,
             tool_calls=finish.tool_calls,
-            parts=tuple(self._parts),
-            attempt=self.claim.attempt,
+            parts=tuple(self.parts),
+            attempt=self.number,
             ended_at=datetime.now(UTC),
             first_token_ms=self.first_token_ms,
             tokens_per_second=self.tokens_per_second(finish.usage.completion_tokens if finish.usage else None),
         )
 
-    def end(self, outcome: str, http_status: int | None) -> AttemptEnd:
-        return AttemptEnd(outcome, http_status, self.first_token_ms, self.tokens_per_second())
+    def end(self, outcome: str, http_status: int | None, usage: Usage | None = None) -> AttemptEnd:
+        """``usage``: where it is known exactly."""
+        status = http_status or (OK if self.clocks.began else None)
+        return AttemptEnd(outcome, status, self.first_token_ms, self.tokens_per_second(), usage)
 
     def log(self, action: str) -> dict[str, Any]:
         return {"action": action, "job_id": self.claim.job_id, "attempt": self.claim.attempt}
@@ -281,6 +379,11 @@ class _Clocks:
         async with self._timeout:
             self._set(self._limits.first_token_seconds)
             yield
+
+    @property
+    def began(self) -> bool:
+        """The model has said something."""
+        return self._which == "stall"
 
     def moved(self) -> None:
         self._which = "stall"
@@ -317,10 +420,18 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
             return "cancelled", None, error
         case _HandedOver() | asyncio.CancelledError():
             return "handed_over", None, failures.again("handed_over", "This attempt had to stop; another goes on", 0)
+        case _SegmentOver():
+            return SEGMENT, None, failures.again(SEGMENT, "The answer goes on in another segment", 0)
+        case UpstreamError() if attempt.cannot_continue(error):
+            return REFUSED, error.http_status, failures.again(REFUSED, error.message, 0)
         case UpstreamError():
             throttled = isinstance(error, UpstreamRateLimited)
-            count = attempt.failures if not throttled else 0
-            failure = failures.from_upstream(error, failures=count, throttles=attempt.claim.attempt)
+            failure = failures.from_upstream(
+                error,
+                failures=0 if throttled else attempt.failures,
+                empties=attempt.empties,
+                throttles=attempt.claim.attempt,
+            )
             return error.reason, error.http_status, failure
         case ApplicationError():
             return error.type or "internal", None, error
@@ -329,6 +440,27 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
         case _:
             log.error("attempt failed", exc_info=error, extra=attempt.log("attempt_failed"))
             return "internal", None, failures.internal(error, failures=attempt.failures)
+
+
+def _void(attempt: _Attempt, pieces: Sequence[TextPiece]) -> str | None:
+    """Why the text so far has to go; None where it stays. Raises, where the job ends with it."""
+    past, policy = attempt.past, attempt.request.on_interrupt
+    interrupted = past.segment_tokens > 0 or not past.segments
+    if interrupted and policy == "fail":
+        raise failures.permanent("interrupted", "The answer was interrupted, and onInterrupt is fail")
+    if interrupted and policy == "restart":
+        return "restart"
+    return continuation.obstacle(attempt.request, pieces)
+
+
+def _comes_again(attempt: _Attempt, failure: BaseException) -> bool:
+    """There will be another attempt, which would go on from here."""
+    again = isinstance(failure, ApplicationError) and not failure.non_retryable
+    return again and attempt.request.on_interrupt == "continue"
+
+
+def _over_cap() -> ApplicationError:
+    return failures.permanent("max_total_tokens", "The job has used the tokens that limits.maxTotalTokens allows")
 
 
 def _job_cancelled() -> bool:

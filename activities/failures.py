@@ -19,10 +19,11 @@ from chatjobs.errors import (
     bounded,
 )
 
+EMPTY = "upstream_empty"
 FAILURE_BUDGET = 5
 """Real failures of one job's calls before it fails; throttling, deploys and killed workers cost nothing."""
 EMPTY_BUDGET = 3
-"""The same for empty answers: a model that says nothing twice more is not going to speak."""
+"""Of these, empty answers: a model that says nothing twice more is not going to speak."""
 LONGEST_PAUSE = 30.0
 LONGEST_THROTTLE = 300.0
 STORAGE_PAUSE = 1.0
@@ -51,14 +52,14 @@ def from_storage(error: ChatJobsError, *, pause: float | None = STORAGE_PAUSE) -
     return permanent(error.code, error.message)
 
 
-def from_upstream(error: UpstreamError, *, failures: int, throttles: int) -> ApplicationError:
-    """An error of a model call. ``failures``: real ones of this job, this one included; ``throttles``: its attempts."""
+def from_upstream(error: UpstreamError, *, failures: int, empties: int, throttles: int) -> ApplicationError:
+    """An error of a model call. ``failures``: real ones of this job, ``empties``: those of them that brought nothing at
+    all, both with this one, if it is one; ``throttles``: its attempts."""
     if isinstance(error, UpstreamRateLimited):
         return again(error.reason, error.message, throttle_pause(error.retry_after, throttles))
     if not error.retryable:
         return permanent(error.reason, error.message)
-    budget = EMPTY_BUDGET if error.reason == "upstream_empty" else FAILURE_BUDGET
-    if failures >= budget:
+    if failures >= FAILURE_BUDGET or (error.reason == EMPTY and empties >= EMPTY_BUDGET):
         return _given_up(error.reason, error.message, failures)
     return again(error.reason, error.message, failure_pause(failures))
 

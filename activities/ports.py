@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from chatjobs.contracts import Channel, ChatRequest, JsonObject, ToolCall, Usage
+
+CANNOT_CONTINUE = "upstream_echo"
+"""The code of an answer that does not go on from the text it was given."""
 
 
 class TextDelta(NamedTuple):
@@ -45,11 +48,17 @@ class ChatModel(Protocol):
     def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
         """Stream one completion of ``request``; close the generator to end the connection.
 
-        ``continue_from`` is the text that is already there and must not be repeated. The caller keeps the time
-        limits (comments and empty chunks yield nothing); the implementation keeps the size limits.
-        Raises UpstreamError (chatjobs/errors.py), never a vendor's exception.
+        ``continue_from`` is the content that is already there: what follows it is streamed, and nothing of it again.
+        The same is true for a prefix of the caller's own, which goes before it. Where a model cannot be made to go on
+        from there, UpstreamError's ``reason`` is CANNOT_CONTINUE, or the request is refused.
+        The caller keeps the time limits (comments and empty chunks yield nothing); the implementation keeps the size
+        limits. Raises UpstreamError (chatjobs/errors.py), never a vendor's exception.
         """
         ...
+
+
+BUSY: Final = "busy"
+"""The error of a POST that was not made: too many to this receiver are under way. It is no try; come back later."""
 
 
 class WebhookResponse(NamedTuple):

@@ -20,10 +20,11 @@ from mistralai.client import Mistral, models, utils
 from mistralai.client._hooks import HookContext
 
 from activities.ports import ModelEvent
-from chatjobs.contracts import OURS, AssistantMessage, ChatRequest, TextPart
+from chatjobs.contracts import OURS, AssistantMessage, ChatRequest, TextPart, message_text
 from chatjobs.errors import UpstreamError, bounded
 from providers.http1 import EXCHANGE, StreamTransport
 from providers.mistral_answer import OK, Answer
+from providers.mistral_echo import Echo
 from providers.mistral_errors import ErrorAnswer, Private, mistral_errors
 
 CONNECT_SECONDS: Final = 10.0
@@ -64,13 +65,20 @@ class MistralChat:
     async def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
         """See ChatModel. There are no time limits on the answer here, except those after its end."""
         body = request_body(request, continue_from)
+        echo = expected_echo(request, continue_from)
         private = Private(body)
         with mistral_errors(private):
             response = await self._open(body, private)
         try:
             with mistral_errors(private, streaming=True):
                 async with aclosing(_events(response)) as events:
-                    async for event in events:
+                    if echo is not None:
+                        async for event in events:
+                            for own in echo.take(event):
+                                yield own
+                            if echo.decided:
+                                break
+                    async for event in events:  # most answers come here at once, and a token has nothing to pass
                         yield event
         finally:
             await response.aclose()
@@ -170,7 +178,12 @@ def request_body(request: ChatRequest, continue_from: str | None = None) -> byte
 
 
 def continued(request: ChatRequest, text: str | None) -> ChatRequest:
-    """``request`` with ``text`` as the beginning of the answer, behind the caller's own prefix if there is one."""
+    """``request`` with ``text`` as the beginning of the answer, behind the caller's own prefix if there is one.
+
+    Spaces at its end are not sent: Mistral's tokeniser drops them (mistral-common, ``_encode_normal_content_assistant_
+    message``) and the model, which has not seen them, says them again.
+    """
+    text = (text or "").rstrip(" ")
     if not text:
         return request
     *before, last = request.messages
@@ -182,6 +195,15 @@ def continued(request: ChatRequest, text: str | None) -> ChatRequest:
         content = (*last.content, TextPart(text=text))
     prefix = last.model_copy(update={"content": content, "prefix": True})
     return request.model_copy(update={"messages": (*before, prefix)})
+
+
+def expected_echo(request: ChatRequest, continue_from: str | None) -> Echo | None:
+    """What may come back at the start of the answer; None where the model is not asked to go on from anything."""
+    last = request.messages[-1]
+    own = message_text(last) if isinstance(last, AssistantMessage) else ""
+    text = continue_from or ""
+    sent = text.rstrip(" ")
+    return Echo(own + sent, len(text) - len(sent)) if own or text else None
 
 
 def _check(api_key: str | None, server_url: str | None) -> None:

@@ -122,7 +122,7 @@ class Answer:
             message = "Mistral broke the answer off with an error of its own; try again."
             raise UpstreamInterrupted(message, code="upstream_error", http_status=OK)
         if reason is not None and self.finish_reason is None:
-            self.finish_reason = _whole_text(_expect(reason, str))
+            self.finish_reason = whole_text(_expect(reason, str))
 
     def _merge(self, position: int, call: JsonObject) -> None:
         """Pieces with one index are one call. Without an index, calls are told apart by their place in the list."""
@@ -160,11 +160,11 @@ class _Call:
             raise _protocol("a tool call has no name")
         arguments = self._arguments
         return ToolCall(
-            id=_whole_text(self._id) or "null",
-            type=_whole_text(self._type) or "function",
+            id=whole_text(self._id) or "null",
+            type=whole_text(self._type) or "function",
             function=FunctionCall(
-                name=_whole_text(self._name),
-                arguments=_whole_text("".join(arguments)) if isinstance(arguments, list) else arguments,
+                name=whole_text(self._name),
+                arguments=whole_text("".join(arguments)) if isinstance(arguments, list) else arguments,
             ),
             index=index,
         )
@@ -271,11 +271,11 @@ def _legal(part: JsonObject) -> JsonObject:
         text = json.dumps(part, allow_nan=False, ensure_ascii=False)
     except (ValueError, RecursionError):
         raise _protocol("a part of the answer has a number that JSON does not have") from None
-    whole = _whole_text(text)
+    whole = whole_text(text)
     return part if whole is text else _expect(json.loads(whole), dict)
 
 
-def _whole_text(text: str) -> str:
+def whole_text(text: str) -> str:
     """``text`` with the halves of surrogate pairs joined, and U+FFFD for those that stand alone."""
     try:
         text.encode()

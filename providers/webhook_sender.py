@@ -2,8 +2,7 @@
 
 The transport is used without an HTTP client around it. A client is what follows redirects, keeps cookies, reads
 ``~/.netrc`` and proxies from the environment and decompresses answers; a stranger may have none of these.
-Whatever decides which addresses may be dialled belongs into the transport: only there is the address known
-that is really used. It refuses by raising WebhookUrlRefused.
+Which URLs and addresses may be called is a WebhookPolicy; providers/guard.py holds to it where it connects.
 """
 
 from __future__ import annotations
@@ -11,27 +10,34 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from socket import gaierror
-from typing import Self
+from typing import Any, Self
 
+import httpcore2
 import httpx2
 
-from activities.ports import WebhookResponse
-from chatjobs.errors import WebhookUrlRefused, bounded
+from activities.ports import BUSY, WebhookResponse
+from chatjobs.errors import WebhookAddressDenied, WebhookUrlRefused, bounded
+from chatjobs.webhook_urls import WebhookPolicy
+from providers.guard import GuardedNetwork, NetworkBusy, Resolve
 from providers.retry_after import retry_after
 
 TOTAL_SECONDS = 15.0
 """Of one POST, from the name look-up to the end of the answer (the specification advises 15 to 30 s)."""
-CONNECT_SECONDS = 3.0
-"""Of the TCP connection with its name look-up, and again of the TLS handshake."""
+HEADERS_SECONDS = 10.0
+"""From the request to the end of the answer's headers. Look-up, connection and TLS have theirs in guard.py."""
 MAX_READ_BYTES = 16 * 1024
 """Of an answer's body. More than is kept, so that usual answers are read to their end and not cut by a reset."""
 MAX_KEPT_BYTES = 1024
 MAX_ERROR_CHARACTERS = 200
+PER_RECEIVER = 8
+"""POSTs at once to one host and port, so that one that does not answer leaves the worker's slots to the others."""
+PATIENCE_SECONDS = 1.0
+"""How long a POST waits for one of these places."""
 
 OWN_HEADERS = {
     "user-agent": "chatjobs-webhooks",
@@ -40,30 +46,45 @@ OWN_HEADERS = {
 }
 
 _FAILURES = (httpx2.HTTPError, httpx2.InvalidURL, WebhookUrlRefused, UnicodeError, OSError)
-"""What a stranger's URL and server can bring about; TimeoutError and ssl.SSLError are OSErrors."""
+"""What a stranger's URL and server can bring about; TimeoutError, gaierror and ssl.SSLError are OSErrors."""
 
 
-def direct_transport(tls: ssl.SSLContext | None = None) -> httpx2.AsyncHTTPTransport:
+class DirectTransport(httpx2.AsyncHTTPTransport):
     """HTTP/1.1 straight to the host that the URL names, a new connection for every request.
 
-    ``tls`` is the operating system's trust store unless given. How many POSTs run at once is the worker's choice.
+    ``tls`` is the operating system's trust store unless given.
     """
-    return httpx2.AsyncHTTPTransport(
-        verify=tls or httpx2.create_ssl_context(trust_env=False),
-        trust_env=False,
-        http2=False,
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-    )
+
+    def __init__(self, network: GuardedNetwork | None = None, *, tls: ssl.SSLContext | None = None) -> None:
+        # Not the base's __init__, which takes no network: without one it would dial whatever it likes.
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=tls or httpx2.create_ssl_context(trust_env=False),
+            http1=True,
+            http2=False,
+            max_connections=None,
+            max_keepalive_connections=0,
+            network_backend=network or GuardedNetwork(),
+        )
 
 
 class HttpWebhookSender:
     """``activities.ports.WebhookSender`` over HTTP. Close it with ``aclose`` or as a context manager."""
 
     def __init__(
-        self, transport: httpx2.AsyncBaseTransport | None = None, *, total_seconds: float = TOTAL_SECONDS
+        self,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        *,
+        policy: WebhookPolicy | None = None,
+        resolver: Resolve | None = None,
+        tls: ssl.SSLContext | None = None,
+        total_seconds: float = TOTAL_SECONDS,
+        per_receiver: int = PER_RECEIVER,
     ) -> None:
+        """Without a policy every URL and address is called. ``transport`` takes the place of resolver and TLS."""
         self.total_seconds = total_seconds
-        self._transport = transport or direct_transport()
+        self._policy = policy
+        self._transport = transport or DirectTransport(GuardedNetwork(policy, resolver), tls=tls)
+        self._places = _Places(per_receiver)
 
     async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> WebhookResponse:
         """POST once; never raises for what the URL or the receiver does.
@@ -71,21 +92,22 @@ class HttpWebhookSender:
         The status decides. Once it is there, ``error`` is None (but ``redirect`` for 3xx, which is not followed)
         whatever becomes of the rest of the answer: cut, reset, endless, or slower than the time allowed. Without
         one, ``error`` is ``timeout``, ``dns_error``, ``connect_error``, ``connection_lost``, ``protocol_error``,
-        ``invalid_url``, or with a reason ``tls_error: …`` and ``address_denied: …``.
+        ``invalid_url``, or with a reason ``tls_error: …``, ``invalid_url: …`` and ``address_denied: …``; or BUSY.
         """
         started = time.monotonic()
         answer = _Answer()
         error = None
         try:
-            async with asyncio.timeout(self.total_seconds):
-                await self._exchange(_request(url, headers, body), answer)
+            request = _request(self._policy.check(url) if self._policy else url, headers, body)
+            async with self._places.of(request.url.netloc), asyncio.timeout(self.total_seconds):
+                await self._exchange(request, answer)
         except _FAILURES as failure:
             error = _reason(failure)
         return answer.response(round((time.monotonic() - started) * 1000), error)
 
     async def _exchange(self, request: httpx2.Request, answer: _Answer) -> None:
         """Send, and note what comes as it comes: the time may run out at any point."""
-        response = await self._transport.handle_async_request(request)
+        response = await self._until_headers(request)
         try:
             answer.status = response.status_code
             answer.retry_after = retry_after(response.headers, datetime.now(UTC))
@@ -97,6 +119,17 @@ class HttpWebhookSender:
         finally:
             await response.aclose()
 
+    async def _until_headers(self, request: httpx2.Request) -> httpx2.Response:
+        """The clock of the headers starts when the connection stands."""
+        async with asyncio.timeout(None) as clock:
+
+            async def trace(event: str, _: Mapping[str, Any]) -> None:
+                if event == "http11.send_request_headers.started":
+                    clock.reschedule(asyncio.get_running_loop().time() + HEADERS_SECONDS)
+
+            request.extensions["trace"] = trace
+            return await self._transport.handle_async_request(request)
+
     async def aclose(self) -> None:
         await self._transport.aclose()
 
@@ -105,6 +138,55 @@ class HttpWebhookSender:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+class _Places:
+    """So many POSTs at once per receiver. Raises _NoPlace, a failure like others, after PATIENCE_SECONDS."""
+
+    def __init__(self, each: int) -> None:
+        self._each = each
+        self._receivers: dict[bytes, _Receiver] = {}
+
+    @asynccontextmanager
+    async def of(self, receiver: bytes) -> AsyncIterator[None]:
+        places = self._receivers.setdefault(receiver, _Receiver(asyncio.Semaphore(self._each)))
+        places.users += 1
+        try:
+            await places.enter()
+            try:
+                yield
+            finally:
+                places.leave()
+        finally:
+            places.users -= 1
+            if not places.users:
+                del self._receivers[receiver]
+
+
+@dataclass
+class _Receiver:
+    free: asyncio.Semaphore
+    users: int = 0
+    moved: float = field(default_factory=time.monotonic)
+    """When a place was last taken or given back."""
+
+    async def enter(self) -> None:
+        """Where nothing moved for a while, waiting is pointless: it would only hold one of the worker's slots."""
+        patience = self.moved + PATIENCE_SECONDS - time.monotonic() if self.free.locked() else PATIENCE_SECONDS
+        try:
+            async with asyncio.timeout(max(patience, 0)):
+                await self.free.acquire()
+        except TimeoutError:
+            raise _NoPlace from None
+        self.moved = time.monotonic()
+
+    def leave(self) -> None:
+        self.moved = time.monotonic()
+        self.free.release()
+
+
+class _NoPlace(OSError):
+    """Too many POSTs to one receiver are under way."""
 
 
 @dataclass
@@ -131,8 +213,7 @@ def _request(url: str, headers: Mapping[str, str], body: bytes) -> httpx2.Reques
     """Our own headers win. Raises InvalidURL, and UnicodeError for names and headers that cannot be encoded."""
     merged = httpx2.Headers(dict(headers))
     merged.update(OWN_HEADERS)
-    timeouts = {"connect": CONNECT_SECONDS, "read": None, "write": None, "pool": None}  # the total covers the rest
-    request = httpx2.Request("POST", url, headers=merged, content=body, extensions={"timeout": timeouts})
+    request = httpx2.Request("POST", url, headers=merged, content=body)
     if not 0 < (request.url.port or 443) < 65_536:  # the socket's complaint would come in an ExceptionGroup
         raise httpx2.InvalidURL("the port is not in 1 to 65535")
     return request
@@ -144,8 +225,12 @@ def _request(url: str, headers: Mapping[str, str], body: bytes) -> httpx2.Reques
 def _reason(failure: Exception) -> str:
     """A short code for people and for the record of tries, with a bounded explanation where there is a choice."""
     match failure:
-        case WebhookUrlRefused():
+        case _NoPlace() | NetworkBusy():
+            return BUSY
+        case WebhookAddressDenied():
             return bounded(f"address_denied: {failure}", MAX_ERROR_CHARACTERS)
+        case WebhookUrlRefused():
+            return bounded(f"invalid_url: {failure}", MAX_ERROR_CHARACTERS)
         case TimeoutError() | httpx2.TimeoutException():
             return "timeout"
         case httpx2.InvalidURL() | httpx2.UnsupportedProtocol() | UnicodeError():

@@ -30,9 +30,9 @@ from tests.factories import make_body
 from tests.simulator_process import prompt, simulator
 from tests.stack import OURS, ROOT, Process, wait_until
 
-CHILDREN = ("temporal", "simulator", "worker")
+CHILDREN = ("temporal", "simulator", "worker", "gateway")
 PATIENCE = 30.0
-READY = "ready    Temporal UI"
+READY = "ready    http"
 SAMPLE_RATE = "150:150"
 
 
@@ -160,6 +160,7 @@ def test_it_shows_a_chat_token_by_token_and_is_ready(machine: Machine) -> None:
 
     wait_until(ready, timeout=PATIENCE)
     output = max(seen, key=len)
+    assert output.startswith("chatjobs http://127.0.0.1:")
     assert "MISTRAL_API_KEY is not set: answers come from a simulator, NOT from Mistral\n" in output
     assert re.search(r"^job      job_[0-9a-f]{32}$", output, re.MULTILINE), output
     assert "\nstatus   completed\n" in output
@@ -174,7 +175,7 @@ def test_the_links_it_prints_lead_somewhere(machine: Machine) -> None:
     assert endpoints.keys() == {"gateway", "temporal", "temporalUi", "metrics", "simulator"}
     run = machine.supervisor.wait_for_log("run      ").split()[1]
     assert run.startswith(f"{endpoints['temporalUi']}/namespaces/default/workflows/job_")
-    for url in (run, endpoints["metrics"], f"{endpoints['simulator']}/sim/requests"):
+    for url in (run, endpoints["metrics"], f"{endpoints['simulator']}/sim/requests", f"{endpoints['gateway']}/healthz"):
         with urllib.request.urlopen(str(url), timeout=5) as answer:  # noqa: S310 - our own addresses
             assert answer.status == 200, url
 

@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from activities.ports import WebhookResponse, WebhookSender
-from chatjobs.errors import WebhookUrlRefused
-from providers import webhook_sender
-from providers.webhook_sender import MAX_READ_BYTES, HttpWebhookSender, direct_transport
+from chatjobs.errors import WebhookAddressDenied
+from providers import guard, webhook_sender
+from providers.webhook_sender import MAX_READ_BYTES, PER_RECEIVER, HttpWebhookSender
 from tests.receiver import Answer, Receiver, client_tls, gzip_bomb, receiver, server_tls
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -330,7 +330,7 @@ async def test_a_transport_may_refuse_an_address() -> None:
 
     class Guarded(httpx2.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            raise WebhookUrlRefused(f"{request.url.host} is a private address")
+            raise WebhookAddressDenied(f"{request.url.host} is a private address")
 
     answer = await post(HttpWebhookSender(Guarded()), "http://10.0.0.1/")
     assert (answer.status_code, answer.error) == (None, "address_denied: 10.0.0.1 is a private address")
@@ -341,7 +341,7 @@ async def test_a_transport_may_refuse_an_address() -> None:
 
 async def tls_post(server: ssl.SSLContext, host: str = "localhost") -> WebhookResponse:
     """One POST to a receiver with this side of TLS, by a sender that trusts the tests' authority."""
-    async with HttpWebhookSender(direct_transport(client_tls())) as sender:
+    async with HttpWebhookSender(tls=client_tls()) as sender:
         with receiver(tls=server) as hooks:
             answer = await post(sender, hooks.url("/hook", host=host))
             assert len(hooks.requests()) == answer.delivered
@@ -403,7 +403,7 @@ async def test_a_handshake_without_an_answer_times_out(
     sender: HttpWebhookSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A port that accepts and says nothing does not get the whole time."""
-    monkeypatch.setattr(webhook_sender, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(guard, "TLS_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         answer = await post(sender, f"https://127.0.0.1:{mute.getsockname()[1]}/")
     assert answer.error == "timeout"
