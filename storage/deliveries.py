@@ -66,6 +66,13 @@ class DeliveryStore:
             await connection.execute(statement.values(_outcome(delivered, next_try_at)))
         return made + 1
 
+    @retried
+    async def put_off(self, delivery_id: str, until: datetime) -> None:
+        """The next try is later than was said, without one being made meanwhile."""
+        pending = update(deliveries).where(deliveries.c.id == delivery_id, deliveries.c.status == "pending")
+        async with self._database.write() as connection:
+            await connection.execute(pending.values(next_try_at=micros(until)))
+
     async def get(self, delivery_id: str, tenant: str | None = None) -> Delivery:
         """A delivery with its tries. Raises DeliveryNotFound."""
         query = select(deliveries).where(deliveries.c.id == delivery_id)

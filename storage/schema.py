@@ -85,6 +85,7 @@ jobs = Table(
     Column("revision", Integer, nullable=False),
     Column("sealed_by", String(64)),  # the workflow run whose outcome it is
     Column("error_code", String(64)),
+    Column("priority", SmallInteger, nullable=False, server_default="3"),  # 1 goes first
     Column("deleted_at", BigInteger),  # its request, texts and deliveries are gone; the row says that it was there
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
     # Nothing that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
@@ -219,4 +220,42 @@ service_secrets = Table(
     metadata,
     Column("name", String(32), primary_key=True),
     Column("value", Text, nullable=False),  # what several processes must share, such as the key of the stream tokens
+)
+
+lanes = Table(
+    "lanes",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("free_at", BigInteger, nullable=False),  # when the next call may start
+    Column("paused_until", BigInteger, nullable=False),
+    Column("refusals", Integer, nullable=False),  # 429s in a row
+    Column("set_to", Float),  # calls per second, by an operator
+    Column("seen", Float),  # calls per second, by the model's headers
+)
+
+lane_waiters = Table(
+    "lane_waiters",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("lane", String(128), nullable=False),
+    Column("tenant", String(128), nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("comes_at", BigInteger, nullable=False),  # when it asks again
+)
+Index("lane_waiters_lane", lane_waiters.c.lane)
+
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("url", String(2048), primary_key=True),
+    Column("failing_since", BigInteger),  # the first failure since the last success
+    Column("failures", Integer, nullable=False),
+    Column("successes", Integer, nullable=False),
+    Column("last_success_at", BigInteger),
+    Column("last_failure_at", BigInteger),
+    Column("last_error", String(512)),
+    Column("disabled_at", BigInteger),
+    Column("disabled_reason", String(64)),
 )

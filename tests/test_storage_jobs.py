@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -28,11 +29,18 @@ async def test_a_hundred_posts_of_one_key_make_one_job(store: JobStore) -> None:
 
 
 async def test_the_same_job_again_is_answered_as_it_stands(store: JobStore) -> None:
-    """By id and body, without a key; whatever has become of it meanwhile."""
-    first = await store.accept(make_job(job_id="job_1"))
+    """By its key, or from its own workflow by its id; whatever has become of it meanwhile."""
+    first = await store.accept(make_job(job_id="job_1", idempotency_key="k"))
     await claimed(store, "job_1")
-    again = await store.accept(make_job(job_id="job_1"))
-    assert (again.created, again.request_id, again.status) == (False, first.request_id, JobStatus.IN_PROGRESS)
+    for again in (make_job(job_id="job_1", idempotency_key="k"), replace(make_job(job_id="job_1"), started=True)):
+        found = await store.accept(again)
+        assert (found.created, found.request_id, found.status) == (False, first.request_id, JobStatus.IN_PROGRESS)
+
+
+async def test_an_id_without_a_key_is_taken_once(store: JobStore) -> None:
+    await store.accept(make_job(job_id="job_1"))
+    with pytest.raises(JobIdConflict):
+        await store.accept(make_job(job_id="job_1"))
 
 
 async def test_a_key_belongs_to_one_body(store: JobStore) -> None:

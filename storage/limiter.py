@@ -1,0 +1,234 @@
+"""Lanes: the requests that share one of the model's rate limits, over all workers.
+
+A lane is a GCRA (generic cell rate algorithm) without bursts: its row holds the time from which the next call may
+start, and every start moves it on by one interval. Who has to wait longer than a moment queues: his place is kept while
+his worker does something else, and he comes back when it is his turn. Temporal's own task-queue limit is an average and
+lets 16 calls start in the worst second at a limit of 10; here no second sees an eleventh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, delete, func, insert, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from storage.database import Database, retried
+from storage.schema import lane_waiters, lanes, micros, moment, now
+
+SECOND = 1_000_000
+SLACK = 0.06
+"""The interval is this much longer than the limit asks for: calls start some milliseconds late, not all equally so."""
+LATENESS_SECONDS = 0.03
+"""Half of the slack at ten a second: who comes later than that to his start asks for another one."""
+HORIZON_SECONDS = 1.0
+"""Who may start within this time waits where he is; the others come back."""
+EARLY_SECONDS = 0.5
+"""How long before his turn somebody comes back."""
+LOST_SECONDS = 15.0
+"""A waiter who is so late for his turn does not come any more, and no longer holds up the others."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who wants to call. ``since`` (microseconds) is when the job was accepted: it keeps its place across attempts.
+
+    The smaller ``priority`` goes first; within one, tenants take turns.
+    """
+
+    job_id: str
+    tenant: str
+    priority: int
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """``granted``: the call may start in ``seconds``, and not later than LATENESS_SECONDS after that.
+
+    Else ask again in ``seconds``; ``position`` (1 is next) and the expected start are for those who look on.
+    """
+
+    granted: bool
+    seconds: float
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Where a waiting job stands."""
+
+    position: int
+    expected_start: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """``per_second`` is the limit in force; ``set_to`` what an operator set, ``seen`` what the model's headers said."""
+
+    name: str
+    per_second: float
+    set_to: float | None
+    seen: float | None
+    paused_until: datetime | None
+    waiting: int
+
+
+class Limiter:
+    """``per_second``: the limit of lanes for which nobody has set another one."""
+
+    def __init__(self, database: Database, *, per_second: float) -> None:
+        self._database = database
+        self._default = per_second
+
+    @retried
+    async def ask(self, name: str, asker: Asker) -> Turn:
+        """Take the next start, or a place in the queue."""
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, name)
+            await _forget_lost(connection, name, time)
+            await self._enter(connection, name, asker, time)
+            ahead = await _ahead(connection, name, asker.job_id)
+            interval = self._interval(lane)
+            free = max(time, lane.free_at, lane.paused_until)
+            seconds = (free + ahead * interval - time) / SECOND
+            mine = (lane_waiters.c.lane == name) & (lane_waiters.c.job_id == asker.job_id)
+            if seconds <= HORIZON_SECONDS:
+                await connection.execute(delete(lane_waiters).where(mine))
+                await connection.execute(update(lanes).where(lanes.c.name == name).values(free_at=free + interval))
+                return Turn(True, (free - time) / SECOND)
+            pause = max(seconds - EARLY_SECONDS, EARLY_SECONDS)
+            comes = time + int(pause * SECOND)
+            await connection.execute(update(lane_waiters).where(mine).values(comes_at=comes))
+        return Turn(False, pause, ahead + 1)
+
+    @retried
+    async def leave(self, job_id: str) -> None:
+        """Give up a place in whatever queue: the job was cancelled, or has ended."""
+        async with self._database.write("fast") as connection:
+            await connection.execute(delete(lane_waiters).where(lane_waiters.c.job_id == job_id))
+
+    @retried
+    async def throttled(self, name: str, retry_after: float | None) -> float:
+        """The model refused a call for its rate: nobody starts for ``retry_after`` seconds, which are returned.
+
+        None: a pause that grows with every refusal in a row.
+        """
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, name)
+            grown = min(FIRST_PAUSE_SECONDS * 2 ** min(lane.refusals, 10), LONGEST_PAUSE_SECONDS)
+            seconds = grown if retry_after is None else retry_after
+            until = max(lane.paused_until, time + int(seconds * SECOND))
+            values = {"paused_until": until, "refusals": lane.refusals + 1}
+            await connection.execute(update(lanes).where(lanes.c.name == name).values(values))
+        return float(until - time) / SECOND
+
+    @retried
+    async def served(self, name: str, limit_per_minute: float | None) -> None:
+        """The model took a call; ``limit_per_minute`` is what its headers said."""
+        async with self._database.write("fast") as connection:
+            lane, _ = await self._locked(connection, name)
+            seen = lane.seen if limit_per_minute is None else limit_per_minute / 60
+            if lane.refusals or seen != lane.seen:
+                statement = update(lanes).where(lanes.c.name == name).values(refusals=0, seen=seen)
+                await connection.execute(statement)
+
+    @retried
+    async def set_limit(self, name: str, per_second: float | None) -> None:
+        """Change a lane's limit, from now on and for all workers; None: back to the setting."""
+        async with self._database.write() as connection:
+            await self._locked(connection, name)
+            statement = update(lanes).where(lanes.c.name == name).values(set_to=per_second, seen=None)
+            await connection.execute(statement)
+
+    async def lanes(self) -> Sequence[Lane]:
+        waiting = (
+            select(func.count()).select_from(lane_waiters).where(lane_waiters.c.lane == lanes.c.name).scalar_subquery()
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(select(lanes, waiting.label("waiting")).order_by(lanes.c.name))).all()
+        time = micros(now())
+        return [
+            Lane(
+                name=row.name,
+                per_second=self._per_second(row),
+                set_to=row.set_to,
+                seen=row.seen,
+                paused_until=moment(row.paused_until) if row.paused_until > time else None,
+                waiting=row.waiting,
+            )
+            for row in rows
+        ]
+
+    async def queued(self, job_id: str) -> Queued | None:
+        """A waiting job's place; None where it does not wait in a lane."""
+        query = select(lanes).join(lane_waiters, lane_waiters.c.lane == lanes.c.name)
+        async with self._database.read() as connection:
+            lane = (await connection.execute(query.where(lane_waiters.c.job_id == job_id))).first()
+            if lane is None:
+                return None
+            ahead = await _ahead(connection, lane.name, job_id)
+        free = max(micros(now()), lane.free_at, lane.paused_until)
+        return Queued(ahead + 1, moment(free + ahead * self._interval(lane)))
+
+    async def _locked(self, connection: AsyncConnection, name: str) -> tuple[Row[Any], int]:
+        """The lane's row, and the time: that of the database where several machines share one."""
+        dialect = sqlite if self._database.is_sqlite else postgresql
+        fresh = {"name": name, "free_at": 0, "paused_until": 0, "refusals": 0}
+        await connection.execute(dialect.insert(lanes).values(fresh).on_conflict_do_nothing())
+        row = (await connection.execute(select(lanes).where(lanes.c.name == name).with_for_update())).one()
+        if self._database.is_sqlite:
+            return row, micros(now())
+        return row, int(await connection.scalar(text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")))
+
+    async def _enter(self, connection: AsyncConnection, name: str, asker: Asker, time: int) -> None:
+        """Into the queue, where he is not in it yet. A job waits in one lane at a time."""
+        there = select(lane_waiters.c.lane).where(lane_waiters.c.job_id == asker.job_id)
+        found = await connection.scalar(there)
+        if found == name:
+            return
+        if found is not None:
+            await connection.execute(delete(lane_waiters).where(lane_waiters.c.job_id == asker.job_id))
+        row = {
+            "lane": name,
+            "job_id": asker.job_id,
+            "tenant": asker.tenant,
+            "priority": asker.priority,
+            "since": asker.since,
+            "comes_at": time,
+        }
+        await connection.execute(insert(lane_waiters), row)
+
+    def _per_second(self, lane: Row[Any]) -> float:
+        limit = self._default if lane.set_to is None else lane.set_to
+        return min(limit, lane.seen) if lane.seen else limit
+
+    def _interval(self, lane: Row[Any]) -> int:
+        return round((1 + SLACK) / self._per_second(lane) * SECOND)
+
+
+async def _forget_lost(connection: AsyncConnection, name: str, time: int) -> None:
+    late = lane_waiters.c.comes_at < time - int(LOST_SECONDS * SECOND)
+    await connection.execute(delete(lane_waiters).where(lane_waiters.c.lane == name, late))
+
+
+async def _ahead(connection: AsyncConnection, name: str, job_id: str) -> int:
+    """How many start before a waiter: by priority, then one of each tenant in turn, then by age."""
+    within = func.row_number().over(
+        partition_by=(lane_waiters.c.priority, lane_waiters.c.tenant),
+        order_by=(lane_waiters.c.since, lane_waiters.c.job_id),
+    )
+    in_line = (
+        select(lane_waiters.c.job_id, lane_waiters.c.priority, lane_waiters.c.since, within.label("nth"))
+        .where(lane_waiters.c.lane == name)
+        .subquery()
+    )
+    place = func.row_number().over(order_by=(in_line.c.priority, in_line.c.nth, in_line.c.since, in_line.c.job_id))
+    ranked = select(in_line.c.job_id, place.label("place")).subquery()
+    found = await connection.scalar(select(ranked.c.place).where(ranked.c.job_id == job_id))
+    return int(found) - 1 if found else 0

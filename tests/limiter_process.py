@@ -1,0 +1,38 @@
+"""A process that takes starts from a lane as fast as it may, and prints when (microseconds): for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+
+from storage.database import Database
+from storage.limiter import LATENESS_SECONDS, Asker, Limiter
+
+
+async def start(limiter: Limiter, asker: Asker) -> int:
+    """When the call may start: now, on return."""
+    while True:
+        turn = await limiter.ask("lane", asker)
+        due = time.monotonic() + turn.seconds
+        await asyncio.sleep(turn.seconds)
+        if turn.granted and time.monotonic() - due <= LATENESS_SECONDS:
+            return time.time_ns() // 1000
+
+
+async def main(url: str, per_second: float, count: int) -> None:
+    database = await Database.open(url)
+    limiter = Limiter(database, per_second=per_second)
+    print("up", flush=True)  # noqa: T201
+    sys.stdin.readline()
+
+    async def one(number: int) -> None:
+        print(await start(limiter, Asker(f"job-{os.getpid()}-{number}", "t", 3, number)), flush=True)  # noqa: T201
+
+    await asyncio.gather(*(one(number) for number in range(count)))
+    await database.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3])))
