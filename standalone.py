@@ -15,10 +15,8 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatjobs.errors import ChatJobsError, ConfigurationError
@@ -42,10 +40,6 @@ if TYPE_CHECKING:  # what takes long to import is imported below, while the firs
 
 OLDEST_PYTHON = (3, 11)
 USUAL_PORTS = {"temporal": 7233, "temporalUi": 8233, "metrics": 9233, "simulator": 7333}
-FASTER_POLLING = "history.{}ProcessorMaxPollRPS=2000"
-"""The server's default, 20 a second, costs up to 50 ms at each step of a job."""
-PUNCTUAL_TIMERS = 'history.timerProcessorMaxTimeShift="1ms"'
-"""By default every timer and every retry may be a second late, in case the clocks of several servers differ."""
 
 
 class Stack:
@@ -95,29 +89,15 @@ class Stack:
 
     def temporal(self) -> Spec:
         """Raises ConfigurationError."""
-        binary = shutil.which("temporal", path=os.pathsep.join((str(Path(sys.executable).parent), os.defpath)))
-        if binary is None:
-            raise ConfigurationError("The `temporal` program is missing; `make run` installs it (requirements.lock)")
-        return Spec("temporal", self._temporal_command(binary), _environment(), self._temporal_serves)
+        from devserver import command
 
-    def _temporal_command(self, binary: str) -> list[str]:
-        from chatjobs.names import SEARCH_ATTRIBUTES
-
-        tuned = [FASTER_POLLING.format(queue) for queue in ("transfer", "timer", "visibility", "outbound")]
-        tuned.append(PUNCTUAL_TIMERS)
-        options = {
-            "--ip": [HOST],
-            "--port": [str(self._ports["temporal"])],
-            "--ui-port": [str(self._ports["temporalUi"])],
-            "--metrics-port": [str(self._ports["metrics"])],
-            "--db-filename": [str(self._data.path / "temporal.db")],
-            "--sqlite-pragma": ["journal_mode=wal", "synchronous=2"],
-            "--search-attribute": [f"{name}=Keyword" for name in SEARCH_ATTRIBUTES],
-            "--dynamic-config-value": [*tuned, "matching.enableFairness=true"],
-            "--log-level": ["error"],
-        }
-        flags = [part for name, values in options.items() for value in values for part in (name, value)]
-        return [binary, "server", "start-dev", "--ui-disable-news-fetch", *flags]
+        started = command(
+            self._data.path / "temporal.db",
+            port=self._ports["temporal"],
+            ui_port=self._ports["temporalUi"],
+            metrics_port=self._ports["metrics"],
+        )
+        return Spec("temporal", started, _environment(), self._temporal_serves)
 
     async def _temporal_serves(self, pid: int) -> bool:
         """To listen is not enough: a worker asks for the search attributes only once, when it starts."""

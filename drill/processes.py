@@ -1,0 +1,133 @@
+"""Processes that are made to be broken: started, killed, frozen, started again. For the drill and the tests."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+ROOT = Path(__file__).parent.parent
+READY_SECONDS = 30.0
+LOG_TAIL = 4_000
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork: after it, only calls are safe
+
+
+class Process:
+    """A process that can be killed and started again. ``ready`` is a text that its log shows once it works."""
+
+    def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path, ready: str) -> None:
+        self.name = name
+        self.log = log
+        self._command = command
+        self._env = env
+        self._ready = ready
+        self._begin = 0
+        self._popen: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def popen(self) -> subprocess.Popen[str]:
+        assert self._popen is not None, f"{self.name} was not started"
+        return self._popen
+
+    @property
+    def running(self) -> bool:
+        return self._popen is not None and self._popen.poll() is None
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start, and wait until it is ready."""
+        assert not self.running, f"{self.name} runs already"
+        self._begin = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as out:
+            self._popen = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # a Ctrl-C of the person who runs the tests is for pytest
+                preexec_fn=_die_with_parent,
+            )
+        if wait:
+            self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        self.wait_for_log(self._ready)
+
+    def wait_for_log(self, text: str, *, timeout: float = READY_SECONDS) -> str:
+        """The line of the log that has the text, written since the last start. Raises AssertionError."""
+
+        def found() -> str | None:
+            lines = self.output().splitlines()
+            return next((line for line in lines if text in line), None)
+
+        line = wait_until(found, timeout=timeout, give_up=lambda: not self.running)
+        assert line is not None, f"{self.name} did not say {text!r}; it said:\n{self.output()[-LOG_TAIL:]}"
+        return line
+
+    def output(self) -> str:
+        """What it has written since its last start."""
+        with self.log.open("rb") as log:
+            log.seek(self._begin)
+            return log.read().decode(errors="replace")
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self._end(signal.SIGKILL, timeout=10)
+
+    def stop(self, *, timeout: float = 30) -> int:
+        """SIGTERM, and the exit code."""
+        return self._end(signal.SIGTERM, timeout=timeout)
+
+    def freeze(self) -> None:
+        """SIGSTOP: it is there, and does nothing."""
+        self.popen.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.popen.send_signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """kill -9, and start again."""
+        self.kill()
+        self.start()
+
+    def _end(self, number: signal.Signals, *, timeout: float) -> int:
+        if self.running:
+            self.popen.send_signal(number)
+        return self.popen.wait(timeout)
+
+
+def wait_until(
+    look: Callable[[], T], *, timeout: float = 10, give_up: Callable[[], bool] = lambda: False, pause: float = 0.02
+) -> T:
+    """The first true answer of ``look``; its last answer after ``timeout`` seconds or once ``give_up`` says so."""
+    deadline = time.monotonic() + timeout
+    while True:
+        hopeless = give_up()  # asked first: what was written before the end is still to be seen
+        if (answer := look()) or hopeless or time.monotonic() > deadline:
+            return answer
+        time.sleep(pause)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

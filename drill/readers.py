@@ -1,0 +1,91 @@
+"""Readers of event streams that keep a log of every frame, and come back after every cut.
+
+The parser is our own and simple: the drill must not judge the service by the service's code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import httpx2
+
+PAUSE_SECONDS = 0.2
+TERMINAL = ("complete", "error", "cancelled")
+
+
+@dataclass(frozen=True)
+class Frame:
+    id: str | None
+    event: str
+    data: dict[str, Any]
+    at: float
+
+
+@dataclass
+class ReaderLog:
+    """What one reader of one job has seen, over all its connections."""
+
+    job_id: str
+    frames: list[Frame] = field(default_factory=list)
+    connections: int = 0
+    ended: bool = False
+
+    @property
+    def last_id(self) -> str | None:
+        return next((frame.id for frame in reversed(self.frames) if frame.id is not None), None)
+
+
+class Reader:
+    """Reads a job's stream from the gateways in turn; hangs up by itself after every ``cut_after`` frames."""
+
+    def __init__(self, gateways: list[str], job_id: str, *, key: str | None, cut_after: int = 0, seed: int = 0) -> None:
+        self.log = ReaderLog(job_id)
+        self._gateways = gateways
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._cut_after = cut_after
+        self._random = Random(seed)  # noqa: S311 - a drill is repeatable
+
+    async def read(self, client: httpx2.AsyncClient) -> None:
+        """Until the terminal frame, whatever happens to connections and gateways."""
+        while not self.log.ended:
+            url = self._gateways[self.log.connections % len(self._gateways)]
+            self.log.connections += 1
+            with suppress(httpx2.TransportError):
+                await self._connection(client, f"{url}/api/jobs/{self.log.job_id}/events")
+            if not self.log.ended:
+                await asyncio.sleep(PAUSE_SECONDS * self._random.random())
+
+    async def _connection(self, client: httpx2.AsyncClient, url: str) -> None:
+        headers = self._headers | ({"last-event-id": self.log.last_id} if self.log.last_id else {})
+        seen = 0
+        async with client.stream("GET", url, headers=headers) as response:
+            if response.status_code == 204:
+                self.log.ended = True
+            if response.status_code != 200:
+                return
+            async for frame in _frames(response.aiter_text()):
+                self.log.frames.append(frame)
+                seen += 1
+                if frame.event in TERMINAL:
+                    self.log.ended = True
+                    return
+                if self._cut_after and seen >= self._cut_after:
+                    return
+
+
+async def _frames(pieces: AsyncIterator[str]) -> AsyncIterator[Frame]:
+    """Whole frames; what a cut leaves unfinished is dropped, as the format's specification says."""
+    rest = ""
+    async for piece in pieces:
+        *blocks, rest = (rest + piece).split("\n\n")
+        for block in blocks:
+            fields = dict(line.split(": ", 1) for line in block.split("\n") if ": " in line and line[0] != ":")
+            if "data" in fields:
+                yield Frame(fields.get("id"), fields.get("event", "message"), json.loads(fields["data"]), time.time())

@@ -1,0 +1,147 @@
+"""One drill: a stack, a round of faults or several, a verdict per fault, and figures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import httpx2
+
+from drill.auditor import Auditor, Verdict
+from drill.faults import CATALOGUE, Fault, Field
+from drill.load import Load
+from drill.receiver import receiver
+from drill.stack import Stack, running
+
+SETTLE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``jobs`` and ``kills``: rounds of faults until there were so many. ``scale`` multiplies the jobs of each fault."""
+
+    jobs: int = 0
+    kills: int = 0
+    scale: int = 1
+    workers: int = 3
+    gateways: int = 2
+    seed: int = 1
+    only: str = ""
+    database_url: str | None = None
+    directory: str | None = None
+
+
+@dataclass
+class Report:
+    """``wrong`` is empty where all is well."""
+
+    faults: list[dict[str, object]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    jobs: int = 0
+    kills: int = 0
+    calls: int = 0
+    tokens_generated: int = 0
+    tokens_needed: int = 0
+    accept_p50_ms: float = 0
+    accept_p99_ms: float = 0
+    seconds: float = 0
+
+    def take(self, fault: Fault, jobs: int, seconds: float, verdict: Verdict) -> None:
+        found = {"fault": fault.name, "rows": fault.sources, "jobs": jobs, "passed": verdict.passed}
+        self.faults.append(found | {"seconds": seconds})
+        self.wrong += [f"{fault.name}: {wrong}" for wrong in verdict.wrong]
+        self.calls += verdict.calls
+        self.tokens_generated += verdict.generated
+        self.tokens_needed += verdict.needed
+
+
+async def drill(plan: Plan, say: Callable[[str], None] = print) -> Report:
+    """Run a plan. Raises what keeps the drill itself from working; what it finds stands in the report."""
+    faults = [one for one in CATALOGUE if plan.only in one.name and not (plan.database_url and one.sqlite_only)]
+    with tempfile.TemporaryDirectory(prefix="chatjobs-drill-", ignore_cleanup_errors=True) as temporary:
+        directory = Path(plan.directory or temporary)
+        stack = Stack(directory, plan.workers, plan.gateways, plan.database_url)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=50)
+        say(
+            f"starting {plan.workers} workers, {plan.gateways} gateways, Temporal and the simulator; logs in {directory}"
+        )
+        with running(stack):
+            async with receiver() as hooks, httpx2.AsyncClient(limits=limits, timeout=40, trust_env=False) as client:
+                return await _rounds(plan, faults, stack, Load(stack, hooks, client, plan.seed), client, say)
+
+
+async def _rounds(
+    plan: Plan,
+    faults: Sequence[Fault],
+    stack: Stack,
+    load: Load,
+    client: httpx2.AsyncClient,
+    say: Callable[[str], None],
+) -> Report:
+    report, began, auditor = Report(), time.monotonic(), Auditor(stack, load, client)
+    order = list(faults)
+    shuffle = random.Random(plan.seed)  # noqa: S311 - a drill is repeatable
+    try:
+        while True:
+            for one in order:
+                await _one(one, plan, stack, load, auditor, report, say)
+            if len(load.jobs) >= plan.jobs and stack.kills >= plan.kills:
+                break
+            shuffle.shuffle(order)
+        report.wrong += await auditor.final()
+    finally:
+        await load.close()
+    report.jobs, report.kills, report.seconds = len(load.jobs), stack.kills, time.monotonic() - began
+    times = sorted(job.accept_seconds * 1000 for job in load.jobs)
+    report.accept_p50_ms, report.accept_p99_ms = times[len(times) // 2], times[int(len(times) * 0.99)]
+    return report
+
+
+async def _one(
+    one: Fault, plan: Plan, stack: Stack, load: Load, auditor: Auditor, report: Report, say: Callable[[str], None]
+) -> None:
+    began = time.monotonic()
+    jobs = await one.breaks(Field(stack, load, plan.scale))
+    since = time.time()
+    await asyncio.to_thread(stack.heal)
+    await load.settled(jobs, SETTLE_SECONDS)
+    verdict = await auditor.audit(jobs, within=one.within, since=since)
+    seconds = time.monotonic() - began
+    report.take(one, len(jobs), round(seconds, 1), verdict)
+    say(
+        f"{'ok   ' if verdict.passed else 'WRONG'} {one.name:<52} {one.sources:<16} {len(jobs):>4} jobs {seconds:6.1f} s"
+    )
+    for wrong in verdict.wrong[:10]:
+        say(f"      {wrong}")
+
+
+def summary(report: Report) -> str:
+    waste = report.tokens_generated - report.tokens_needed
+    share = waste / report.tokens_needed if report.tokens_needed else 0
+    return "\n".join(
+        [
+            f"{report.jobs} jobs, {len({str(f['fault']) for f in report.faults})} kinds of faults, {report.kills} kills "
+            f"in {report.seconds:.0f} s",
+            f"model: {report.calls} calls, {report.tokens_generated} tokens for answers of {report.tokens_needed} "
+            f"({share:+.1%})",
+            f"accepting a job: p50 {report.accept_p50_ms:.0f} ms, p99 {report.accept_p99_ms:.0f} ms, faults included",
+            f"verdict: {'all invariants hold' if not report.wrong else f'{len(report.wrong)} violations'}",
+        ]
+    )
+
+
+def run(plan: Plan, *, as_json: bool) -> int:
+    """The exit code: 0 where all invariants hold."""
+    out = sys.stderr if as_json else sys.stdout
+    report = asyncio.run(drill(plan, say=lambda line: print(line, file=out, flush=True)))
+    print(json.dumps(asdict(report)) if as_json else summary(report))
+    for wrong in report.wrong if as_json else report.wrong[:50]:
+        print(wrong, file=sys.stderr)
+    return 1 if report.wrong else 0
