@@ -217,7 +217,9 @@ class Auditor:
     async def _answer(self, job: Job) -> dict[str, Any]:
         body = {"model": job.body.get("model", "mistral-small-latest"), "messages": job.body["messages"]}
         body |= {name: job.body[name] for name in ("max_tokens",) if name in job.body}
-        return dict((await self._client.post(f"{self._stack.simulator_url}/sim/answer", json=body)).json())
+        response = await self._client.post(f"{self._stack.simulator_url}/sim/answer", json=body)
+        assert response.status_code == 200, response.text
+        return dict(response.json())
 
     async def _tables(self, ids: Sequence[str]) -> Tables:
         if self._stack.database.startswith("sqlite"):

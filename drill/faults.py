@@ -70,7 +70,7 @@ def fault(sources: str, within: float = 40, *, sqlite_only: bool = False) -> Cal
 
 @fault("F01")
 async def workers_die_before_the_first_token(field: Field) -> list[Job]:
-    jobs = await field.jobs(Order(jobs=6, script={"first_token": 1.0}))
+    jobs = await field.jobs(Order(jobs=6, script={"first_token_seconds": 1.0}))
     await asyncio.sleep(MOMENT_SECONDS / 2)
     await field.kill(*field.stack.worker_processes)
     await field.start(*field.stack.worker_processes)

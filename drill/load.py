@@ -88,7 +88,7 @@ class Load:
         return job
 
     def _body(self, number: int, order: Order, path: str | None) -> dict[str, Any]:
-        script = {"tokens": order.tokens, "rate": order.rate, **order.script}
+        script = {"tokens": order.tokens, "tokens_per_second": order.rate, **order.script}
         if order.faults:
             script["faults"] = list(order.faults)
         prompt = f"{CANARY}-{secrets.token_hex(8)} number {number} [[sim {json.dumps(script)}]]"

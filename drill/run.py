@@ -25,7 +25,7 @@ SETTLE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Plan:
-    """``jobs`` and ``kills``: rounds of faults until there were so many. ``scale`` multiplies the jobs of each fault."""
+    """``jobs`` and ``kills``: rounds of faults until there were so many. ``scale`` multiplies each fault's jobs."""
 
     jobs: int = 0
     kills: int = 0
@@ -69,9 +69,7 @@ async def drill(plan: Plan, say: Callable[[str], None] = print) -> Report:
         directory = Path(plan.directory or temporary)
         stack = Stack(directory, plan.workers, plan.gateways, plan.database_url)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=50)
-        say(
-            f"starting {plan.workers} workers, {plan.gateways} gateways, Temporal and the simulator; logs in {directory}"
-        )
+        say(f"starting Temporal, the simulator, {plan.workers} workers, {plan.gateways} gateways; logs in {directory}")
         with running(stack):
             async with receiver() as hooks, httpx2.AsyncClient(limits=limits, timeout=40, trust_env=False) as client:
                 return await _rounds(plan, faults, stack, Load(stack, hooks, client, plan.seed), client, say)
@@ -115,9 +113,8 @@ async def _one(
     verdict = await auditor.audit(jobs, within=one.within, since=since)
     seconds = time.monotonic() - began
     report.take(one, len(jobs), round(seconds, 1), verdict)
-    say(
-        f"{'ok   ' if verdict.passed else 'WRONG'} {one.name:<52} {one.sources:<16} {len(jobs):>4} jobs {seconds:6.1f} s"
-    )
+    word = "ok   " if verdict.passed else "WRONG"
+    say(f"{word} {one.name:<52} {one.sources:<16} {len(jobs):>4} jobs {seconds:6.1f} s")
     for wrong in verdict.wrong[:10]:
         say(f"      {wrong}")
 
@@ -125,10 +122,10 @@ async def _one(
 def summary(report: Report) -> str:
     waste = report.tokens_generated - report.tokens_needed
     share = waste / report.tokens_needed if report.tokens_needed else 0
+    kinds = len({str(one["fault"]) for one in report.faults})
     return "\n".join(
         [
-            f"{report.jobs} jobs, {len({str(f['fault']) for f in report.faults})} kinds of faults, {report.kills} kills "
-            f"in {report.seconds:.0f} s",
+            f"{report.jobs} jobs, {kinds} kinds of faults, {report.kills} kills in {report.seconds:.0f} s",
             f"model: {report.calls} calls, {report.tokens_generated} tokens for answers of {report.tokens_needed} "
             f"({share:+.1%})",
             f"accepting a job: p50 {report.accept_p50_ms:.0f} ms, p99 {report.accept_p99_ms:.0f} ms, faults included",
