@@ -1,4 +1,4 @@
-# make run · make test · make check · make bench: the same four for people and CI. `make help` lists them.
+# make run · make test · make check · make drill · make bench: the same for people and CI. `make help` lists them.
 #
 # Needs Python 3.11 or newer and GNU make. Everything is installed into .venv, from the hashed lock files.
 # ARGS= is handed on:  make run ARGS='-- --rate 20:20'   make test ARGS='-k standalone'
@@ -11,13 +11,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check bench bench-full drill lock clean
 
 help:
 	@echo 'make run     start everything on this machine: Temporal and its UI, the worker, a simulator if there is no key'
 	@echo 'make test    run the tests'
 	@echo 'make check   ruff, mypy and the import contracts'
-	@echo 'make bench   run the benchmarks'
+	@echo 'make drill   break everything in every way we know, and have the outcome audited (less than 10 minutes)'
+	@echo 'make bench   run the benchmarks; make bench-full the long ones, too (20 minutes)'
 	@echo 'make lock    write the lock files anew from pyproject.toml (needs uv)'
 	@echo 'make clean   remove .venv and the caches; jobs in .chatjobs stay'
 
@@ -34,8 +35,14 @@ check: .venv/dev
 	$(BIN)/mypy .
 	$(BIN)/lint-imports --no-logo
 
+drill: .venv/dev
+	$(BIN)/python starter.py drill $(ARGS)
+
 bench: .venv/dev
 	$(BIN)/python -m bench $(ARGS)
+
+bench-full: .venv/dev
+	$(BIN)/python -m bench --full $(ARGS)
 
 # One environment and three stamps in it, so that `make run` installs only what the service needs. A changed lock file
 # makes the environment anew: what is no longer locked must not be found by accident.

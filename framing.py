@@ -18,7 +18,7 @@ from chatjobs.contracts import (
     StartEvent,
     StreamEvent,
 )
-from storage.values import Slice
+from storage.values import AcceptedJob, Slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,9 @@ class Frame:
 class Framing:
     """Slices to frames, for one reader. ``resumed``: the reader has the beginning already."""
 
-    def __init__(self, job: Job, *, resumed: bool) -> None:
-        self._job = job
+    def __init__(self, job: Job | AcceptedJob, *, resumed: bool) -> None:
+        self._job_id, self._request_id, self._model = job.job_id, job.request_id, job.model
+        self._started_at = job.started_at if isinstance(job, Job) else None
         self._introduced = resumed
         self._index = 0
 
@@ -54,11 +55,11 @@ class Framing:
 
     def _start(self, piece: Slice) -> StartEvent:
         return StartEvent(
-            job_id=self._job.job_id,
-            request_id=self._job.request_id,
-            model=self._job.model,
+            job_id=self._job_id,
+            request_id=self._request_id,
+            model=self._model,
             attempt=piece.attempt,
-            timestamp=self._job.started_at or datetime.now(UTC),
+            timestamp=self._started_at or datetime.now(UTC),
         )
 
 

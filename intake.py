@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from chatjobs.contracts import ChatRequest, JobError, JobStatus, fingerprint
 from chatjobs.errors import InvalidRequest, Problem, StorageUnavailable, TemporalUnavailable
 from chatjobs.names import CHAT_JOB, JOBS_QUEUE, WEBHOOK_DELIVERY, delivery_workflow_id, new_job_id, new_request_id
 from chatjobs.steps import DeliveryStart, Ending
+from chatjobs.webhook_urls import WebhookPolicy, checked
 from connection import search_attributes
 from storage.deliveries import DeliveryStore, Parcel
 from storage.jobs import JobStore
@@ -37,7 +39,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T", Waiting, Parcel)
 RPC_TIMEOUT = timedelta(seconds=5)
+GLANCE_TIMEOUT = timedelta(seconds=0.5)
+"""Whoever asks for a job that does not exist gets the answer at once, even if Temporal hangs."""
 SWEEP_SECONDS = 1.0
+PAGE = 100
+MOST_PAGES = 20
+"""After an outage thousands may wait to be started; but they must not keep the cancels waiting."""
 AT_ONCE = 10
 """How many of those that wait a sweep looks after at the same time."""
 UNSTARTED_AFTER = timedelta(seconds=2)
@@ -51,13 +58,22 @@ TERMINATED = JobError(code="terminated", message="The job's workflow was ended f
 class Intake:
     """``client`` may be None where Temporal is not needed at once: then the sweeper of another process starts the job.
 
-    ``indexed``: the namespace has our search attributes; None finds out when the first job is started.
+    ``indexed``: the namespace has our search attributes; None finds out when the first job is started. ``policy``
+    gives the rules for webhook URLs; without it they are judged only when they are called.
     """
 
-    def __init__(self, *, jobs: JobStore, client: Client | None, indexed: bool | None = False) -> None:
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        client: Client | None,
+        indexed: bool | None = False,
+        policy: Callable[[], WebhookPolicy] | None = None,
+    ) -> None:
         self._jobs = jobs
         self._client = client
         self._indexed = indexed
+        self._policy = policy
 
     async def accept(
         self,
@@ -72,6 +88,8 @@ class Intake:
         Raises InvalidRequest, IdempotencyMismatch, JobIdConflict, StorageUnavailable.
         """
         request = ChatRequest.parse(body)
+        if self._policy is not None:
+            request = checked(request, self._policy())
         return await self._jobs.accept(
             NewJob(
                 job_id=request.job_id or new_job_id(),
@@ -151,11 +169,11 @@ class Intake:
         return status
 
     async def runs(self, job_id: str) -> bool:
-        """Whether Temporal has an open run of a job. False, too, where Temporal is away."""
-        if self._client is None:
+        """Whether Temporal has an open run of a job. False, too, where Temporal does not say so soon."""
+        if self._client is None or not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", job_id):
             return False
         try:
-            found = await self._client.get_workflow_handle(job_id).describe(rpc_timeout=RPC_TIMEOUT)
+            found = await self._client.get_workflow_handle(job_id).describe(rpc_timeout=GLANCE_TIMEOUT)
         except (RPCError, RuntimeError):
             return False
         return found.status is WorkflowExecutionStatus.RUNNING and found.workflow_type == CHAT_JOB
@@ -201,23 +219,33 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Look after everything once."""
-        await self._each(self._jobs.unstarted(older_than=self._unstarted_after), self._start)
+        for _ in range(MOST_PAGES):
+            if await self._each(self._jobs.unstarted(older_than=self._unstarted_after, limit=PAGE), self._start) < PAGE:
+                break
         await self._each(self._jobs.to_cancel(), self._cancel)
         await self._each(self._jobs.silent(since=self._silent_after), self._look_after)
         await self._each(self._deliveries.overdue(self._overdue_after), self._adopt)
 
-    async def _each(self, found: Awaitable[Sequence[T]], look_after: Callable[[T], Awaitable[None]]) -> None:
-        """One that cannot be helped does not keep the others waiting; Temporal or the database away, all wait."""
+    async def _each(self, found: Awaitable[Sequence[T]], look_after: Callable[[T], Awaitable[None]]) -> int:
+        """How many were found, 0 if they all have to wait: Temporal or the database is away.
+
+        One that cannot be helped does not keep the others waiting.
+        """
+        count = 0
         try:
-            waiting = iter(await found)
+            waiting = await found
+            count = len(waiting)
+            each = iter(waiting)
             async with asyncio.TaskGroup() as group:
                 for _ in range(AT_ONCE):
-                    group.create_task(self._work_off(waiting, look_after))
+                    group.create_task(self._work_off(each, look_after))
         except* (TemporalUnavailable, StorageUnavailable, RPCError) as errors:
-            error = errors.exceptions[0]
+            error, count = errors.exceptions[0], 0
             log.warning("sweep waits: %s", error, extra={"action": "sweep_waits", "sweep": look_after.__name__})
         except* Exception:
+            count = 0
             log.exception("sweep failed", extra={"action": "sweep_failed", "sweep": look_after.__name__})
+        return count
 
     async def _work_off(self, waiting: Iterator[T], look_after: Callable[[T], Awaitable[None]]) -> None:
         for one in waiting:

@@ -8,6 +8,9 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from chatjobs.errors import ConfigurationError
+from chatjobs.webhook_urls import parse_allow
+
 
 class Settings(BaseSettings):
     """Every setting of the service, under the name of its environment variable (upper case).
@@ -44,8 +47,20 @@ class Settings(BaseSettings):
     """How long a finished job is kept, with its text, its deliveries and its idempotency key."""
     chatjobs_public_url: str | None = None
     """Where people reach the gateway from outside, such as https://jobs.example; None: by the request's Host."""
+    chatjobs_webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts, addresses and CIDRs of receivers that may be private, plain http and at any port; comma-separated."""
+    chatjobs_webhook_http: bool = False
+    """Plain http to public receivers, too."""
     chatjobs_temporal_ui: str = "http://127.0.0.1:8233"
     """Where the links to runs lead."""
+
+    @field_validator("chatjobs_webhook_allow", mode="before")
+    @classmethod
+    def _allow(cls, value: object) -> object:
+        try:
+            return parse_allow(value) if isinstance(value, str) else value
+        except ConfigurationError as error:
+            raise ValueError(error.message) from None
 
     @field_validator("webhook_secret", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The command line: chat, start, watch, show, list, cancel, replay.
+"""The command line: chat, start, watch, show, list, cancel, delete, replay, keys, secrets.
 
 Here is what can be typed in and what comes of errors; what the commands do is in terminal/service.py. Nothing heavy is
 imported before a command runs: `--help` answers at once.
@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +25,7 @@ from typer.exceptions import TyperException
 from chatjobs.errors import ChatJobsError, InvalidRequest, StorageError, TemporalUnavailable
 
 if TYPE_CHECKING:
+    from terminal.keys import Administration
     from terminal.service import Service
 
 OK, USAGE, UNREACHABLE, INTERRUPTED = 0, 2, 3, 130
@@ -165,6 +166,12 @@ def cancel(job: JobId, as_json: AsJson = False) -> int:
 
 
 @app.command()
+def delete(job: JobId, as_json: AsJson = False) -> int:
+    """Delete a finished job's request, answer and deliveries. What it cost and how it ended stays."""
+    return _run(lambda service: service.delete(job), as_json=as_json)
+
+
+@app.command()
 def replay(
     job: JobId,
     model: Model = None,
@@ -180,6 +187,91 @@ def replay(
     """Start a new job with the stored request of another one, and print its id."""
     overrides = _fields(model, max_tokens, temperature, callback, None) | _changes(changes)
     return _run(lambda service: service.replay(job, overrides, wait=wait), as_json=as_json)
+
+
+# --------------------------------------------------------------------------------------- administration
+
+keys_app = typer.Typer(
+    help="Keys of the HTTP API. Once there is one, nobody gets in without.", rich_markup_mode=None, no_args_is_help=True
+)
+secrets_app = typer.Typer(
+    help="Webhook secrets of tenants. The default tenant's are in WEBHOOK_SECRET.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+app.add_typer(keys_app, name="keys")
+app.add_typer(secrets_app, name="secrets")
+
+
+@app.command()
+def drill(
+    jobs: Annotated[int, typer.Option(min=0, help="Go on with rounds of all faults until so many jobs ran.")] = 0,
+    kills: Annotated[int, typer.Option(min=0, help="The same for killed processes.")] = 0,
+    scale: Annotated[int, typer.Option(min=1, max=100, help="So many times the jobs in each fault.")] = 1,
+    only: Annotated[str, typer.Option(metavar="WORDS", help="Only faults whose name has these words.")] = "",
+    workers: Annotated[int, typer.Option(min=2, max=16)] = 3,
+    gateways: Annotated[int, typer.Option(min=1, max=8)] = 2,
+    seed: Annotated[int, typer.Option(help="Another seed, another order of faults.")] = 1,
+    database: Annotated[
+        str | None, typer.Option(metavar="URL", help="An empty Postgres database; without it, SQLite.")
+    ] = None,
+    keep: Annotated[str | None, typer.Option(metavar="DIRECTORY", help="Where to keep data and logs.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Break a stack of its own in every way we know, and have an auditor judge what became of its jobs.
+
+    Starts its own Temporal, simulator, workers and gateways on free ports; a running service is not touched. The exit
+    code is 1 where an invariant is violated.
+    """
+    from drill.run import Plan, run
+
+    plan = Plan(jobs, kills, scale, workers, gateways, seed, only, database, keep)
+    return run(plan, as_json=as_json)
+
+
+Tenant = Annotated[str | None, typer.Option(help="Whose; by default the default tenant's.")]
+OfTenant = Annotated[str | None, typer.Option("--tenant", help="Only this tenant's.")]
+
+
+@keys_app.command("add")
+def add_key(
+    tenant: Tenant = None,
+    name: Annotated[str, typer.Option(help="What to call it in lists.")] = "",
+    expires: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="A time (2027-01-31T12:00Z), or in how long: 30m, 2h, 90d.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Make a key and print it. It is shown this once."""
+    until = _expiry(expires)
+    return _administer(lambda office: office.add_key(tenant, name, until), as_json=as_json, create=True)
+
+
+@keys_app.command("list")
+def list_keys(tenant: OfTenant = None, as_json: AsJson = False) -> int:
+    """List keys, also those that are revoked or expired."""
+    return _administer(lambda office: office.list_keys(tenant), as_json=as_json)
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The id of a key, as in the list: key_…")],
+    as_json: AsJson = False,
+) -> int:
+    """End a key, for good. Streams that it opened are closed within seconds."""
+    return _administer(lambda office: office.revoke_key(key), as_json=as_json)
+
+
+@secrets_app.command("rotate")
+def rotate_secret(tenant: Tenant = None, as_json: AsJson = False) -> int:
+    """Make a new secret and print it. The one before signs for another 24 hours, so that receivers can follow."""
+    return _administer(lambda office: office.rotate_secret(tenant), as_json=as_json, create=True)
+
+
+@secrets_app.command("list")
+def list_secrets(tenant: OfTenant = None, as_json: AsJson = False) -> int:
+    """List the secrets that sign, by fingerprint: the first 12 hex digits of their SHA-256."""
+    return _administer(lambda office: office.list_secrets(tenant), as_json=as_json)
 
 
 # ----------------------------------------------------------------------------------- what was typed in
@@ -262,13 +354,28 @@ def _moment(given: str | None) -> datetime | None:
     """A time, or how long ago; without a zone it is local."""
     if given is None:
         return None
-    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-    if ago := re.fullmatch(r"(\d{1,6})([smhd])", given):
-        return datetime.now().astimezone() - timedelta(**{units[ago[2]]: int(ago[1])})
+    if span := _span(given):
+        return datetime.now().astimezone() - span
     try:
         return datetime.fromisoformat(given).astimezone()
     except ValueError:
         raise typer.BadParameter(f"{given!r} is neither a time nor 90s, 30m, 2h, 7d") from None
+
+
+def _expiry(given: str | None) -> datetime | None:
+    """A time to come, or in how long."""
+    span = _span(given or "")
+    moment = datetime.now().astimezone() + span if span else _moment(given)
+    if moment is not None and moment <= datetime.now().astimezone():
+        raise typer.BadParameter("that time has passed", param_hint="--expires")
+    return moment
+
+
+def _span(given: str) -> timedelta | None:
+    """``90s``, ``30m``, ``2h``, ``7d``."""
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    found = re.fullmatch(r"(\d{1,6})([smhd])", given)
+    return timedelta(**{units[found[2]]: int(found[1])}) if found else None
 
 
 def _place(given: str | None) -> tuple[int, int]:
@@ -295,8 +402,23 @@ def _run(
         async with opened(as_json=as_json, database=database, create=create) as service:
             return await work(service)
 
+    return _ran(main())
+
+
+def _administer(work: Callable[[Administration], Awaitable[int]], *, as_json: bool, create: bool = False) -> int:
+    """The same for `keys` and `secrets`, which need nothing but the database."""
+    from terminal.keys import opened
+
+    async def main() -> int:
+        async with opened(as_json=as_json, create=create) as office:
+            return await work(office)
+
+    return _ran(main())
+
+
+def _ran(main: Coroutine[Any, Any, int]) -> int:
     try:
-        return asyncio.run(main())
+        return asyncio.run(main)
     except BrokenPipeError:  # `| head` has seen enough; the job goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK

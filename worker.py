@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from pydantic import ValidationError
@@ -22,6 +22,7 @@ import logs
 from activities.completion import CompletionActivities
 from activities.ports import ChatModel, WebhookSender
 from activities.result import ResultActivities
+from activities.retention import RetentionActivities
 from activities.webhook import WebhookActivities
 from chatjobs.errors import ChatJobsError, ConfigurationError
 from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
@@ -33,9 +34,14 @@ from settings import Settings
 from storage.database import Database
 from storage.deliveries import DeliveryStore
 from storage.jobs import JobStore
+from storage.keys import SecretStore
+from storage.retention import RetentionStore
 from storage.transcript import TranscriptWriter
+from upkeep import scheduled_retention
+from webhook_rules import WebhookRules
 from workflows import options
 from workflows.chat_job import ChatJob
+from workflows.retention import Retention
 from workflows.webhook_delivery import WebhookDelivery
 
 log = logging.getLogger("worker")
@@ -57,16 +63,18 @@ class Parts:
     model: ChatModel
     sender: WebhookSender
     indexed: bool
+    rules: WebhookRules | None = field(default=None, kw_only=True)
+    """For webhook URLs; None: they are judged only by the sender."""
 
     @property
     def jobs(self) -> JobStore:
         ui, namespace = self.settings.chatjobs_temporal_ui, self.client.namespace
         return JobStore(self.database, run_url=lambda job_id: run_url(ui, namespace, job_id))
 
-    def secrets_of(self, tenant: str) -> Sequence[str]:
-        """A tenant's signing secrets, newest first."""
+    async def secrets_of(self, tenant: str) -> Sequence[str]:
+        """A tenant's signing secrets, newest first. Raises StorageUnavailable."""
         if tenant != self.settings.chatjobs_direct_tenant:
-            return ()
+            return await SecretStore(self.database).secrets_of(tenant)
         return [secret.get_secret_value() for secret in self.settings.webhook_secret]
 
 
@@ -74,18 +82,21 @@ def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
     """One worker per task queue, so that slow receivers never hold up completions."""
     options.configure(heartbeat=timedelta(seconds=parts.settings.chatjobs_heartbeat_seconds))
     jobs = parts.jobs
-    results = ResultActivities(jobs=jobs, tenant=parts.settings.chatjobs_direct_tenant, indexed=parts.indexed)
+    results = ResultActivities(
+        jobs=jobs, tenant=parts.settings.chatjobs_direct_tenant, indexed=parts.indexed, policy=parts.rules
+    )
     completions = CompletionActivities(jobs=jobs, transcript=transcript, model=parts.model)
     webhooks = WebhookActivities(
         deliveries=DeliveryStore(parts.database), sender=parts.sender, secrets_of=parts.secrets_of
     )
+    retention = RetentionActivities(retention=RetentionStore(parts.database))
     grace = timedelta(seconds=parts.settings.chatjobs_grace_seconds)
     return [
         Worker(
             parts.client,
             task_queue=JOBS_QUEUE,
-            workflows=[ChatJob, WebhookDelivery],
-            activities=[results.accept_inline, results.store_result],
+            workflows=[ChatJob, WebhookDelivery, Retention],
+            activities=[results.accept_inline, results.store_result, retention.remove_old_jobs],
             workflow_runner=UnsandboxedWorkflowRunner(),
             sticky_queue_schedule_to_start_timeout=STICKY_QUEUE_TIMEOUT,
             graceful_shutdown_timeout=grace,
@@ -133,6 +144,8 @@ async def running(parts: Parts) -> AsyncIterator[None]:
             await stack.enter_async_context(worker)
         stack.push_async_callback(_shut_down, workers)
         stack.push_async_callback(_cancelled, asyncio.create_task(sweeper.run(), name="sweeper"))
+        scheduling = scheduled_retention(parts.client, parts.settings.chatjobs_retention_days)
+        stack.push_async_callback(_cancelled, asyncio.create_task(scheduling, name="retention schedule"))
         yield
 
 
@@ -158,8 +171,9 @@ async def parts_from(settings: Settings) -> AsyncIterator[Parts]:
         database = await Database.open(settings.database_url)
         stack.push_async_callback(database.close)
         client = await connect()
-        sender = HttpWebhookSender()
-        yield Parts(settings, client, database, model, sender, await indexed(client))
+        rules = await stack.enter_async_context(WebhookRules(settings, database).running())
+        sender = await stack.enter_async_context(HttpWebhookSender(policy=rules))
+        yield Parts(settings, client, database, model, sender, await indexed(client), rules=rules)
 
 
 def _model(settings: Settings) -> MistralChat:

@@ -90,10 +90,11 @@ class CompletionActivities:
     async def _stream(self, attempt: _Attempt) -> CompletionSummary:
         attempt.planned(await self._plan(attempt))
         finish = await self._read(attempt) if not attempt.plan.nothing_left else None
+        attempt.usage = finish.usage if finish else Usage()
         if await self._goes_on(attempt, finish):
-            raise _SegmentOver(finish.usage if finish else Usage())
+            raise _SegmentOver
         if finish is None:
-            return await self._end_without_call(attempt, AttemptEnd("nothing_left", usage=Usage()))
+            return await self._end_without_call(attempt, attempt.end("nothing_left", None))
         if attempt.reached_cap(finish):
             raise _over_cap()
         await attempt.keep(finish)
@@ -110,15 +111,18 @@ class CompletionActivities:
         pieces: Sequence[TextPiece] = ()
         if claim.position > 0:
             pieces = await self._jobs.written(claim.job_id, fence=claim.fence, epoch=claim.epoch)
-            if reason := _void(attempt, pieces):
-                await self._restart(attempt, reason)
-                pieces = ()
-        plan = continuation.plan(request, attempt.past, pieces)
+        reason = _void(attempt, pieces) if pieces else None
+        plan = continuation.plan(request, attempt.past, () if reason else pieces)
         if plan.over_cap:
             raise _over_cap()
+        if reason:
+            await self._restart(attempt, reason)
         return plan
 
     async def _restart(self, attempt: _Attempt, reason: str) -> None:
+        """Throw the text so far away, unless the cap allows no other."""
+        if continuation.plan(attempt.request, attempt.past).over_cap:
+            raise _over_cap()
         attempt.restarted(await self._jobs.restart(attempt.claim.job_id, fence=attempt.claim.fence, reason=reason))
 
     async def _goes_on(self, attempt: _Attempt, finish: Finish | None) -> bool:
@@ -174,12 +178,14 @@ class CompletionActivities:
                 await attempt.pen.flush()
                 if attempt.finish is not None:
                     return attempt.summary(attempt.finish)
-            end = attempt.end(outcome, status, error.usage if isinstance(error, _SegmentOver) else None)
+            end = attempt.end(outcome, status)
             if outcome == REFUSED and attempt.past.segments:  # whole segments are worth more than a longer answer
                 return await self._end_without_call(attempt, end)
             await self._jobs.end_attempt(claim.job_id, claim.fence, end)
             if outcome == REFUSED or (attempt.parts and _comes_again(attempt, failure)):
                 await self._restart(attempt, "refused" if outcome == REFUSED else "parts")
+        except ApplicationError as known:  # there is no other way
+            failure = known
         except ChatJobsError as problem:
             # The next claim closes this attempt as lost; its failure still counts by what Temporal is told here.
             log.warning("attempt not recorded: %s", problem, extra=attempt.log("attempt_unrecorded"))
@@ -228,10 +234,6 @@ class _HandedOver(Exception):
 class _SegmentOver(Exception):
     """The answer has reached the length limit of a segment, and goes on in another."""
 
-    def __init__(self, usage: Usage | None) -> None:
-        super().__init__()
-        self.usage = usage
-
 
 class _Attempt:
     """One call's state: what has come, and when."""
@@ -249,6 +251,8 @@ class _Attempt:
         self.clocks = _Clocks(self.request, claim.started_at)
         self.finish: Finish | None = None
         """Once it is on its way to storage."""
+        self.usage: Usage | None = None
+        """Where it is known exactly, and no finish tells it."""
         self.parts: list[PlacedPart] = []
         self._most_deltas = sys.maxsize
         self._began = time.monotonic()
@@ -293,7 +297,8 @@ class _Attempt:
         refused = (
             isinstance(error, UpstreamRefused) and error.reason == "upstream_rejected" and error.http_status != 404
         )
-        return self.plan.continue_from is not None and (refused or error.reason == CANNOT_CONTINUE)
+        asked = self.plan.continue_from is not None and not self._deltas
+        return asked and (refused or error.reason == CANNOT_CONTINUE)
 
     def take(self, event: ModelEvent) -> None:
         match event:
@@ -338,7 +343,8 @@ class _Attempt:
     def _record(self, finish: Finish) -> FinishRecord:
         return FinishRecord(
             reason=finish.reason,
-            usage=finish.usage,
+            usage=finish.usage or (self.plan.estimated(self._deltas) if self.number else None),
+            estimated=finish.usage is None and self.number > 0,
             tool_calls=finish.tool_calls,
             parts=tuple(self.parts),
             attempt=self.number,
@@ -347,10 +353,9 @@ class _Attempt:
             tokens_per_second=self.tokens_per_second(finish.usage.completion_tokens if finish.usage else None),
         )
 
-    def end(self, outcome: str, http_status: int | None, usage: Usage | None = None) -> AttemptEnd:
-        """``usage``: where it is known exactly."""
+    def end(self, outcome: str, http_status: int | None) -> AttemptEnd:
         status = http_status or (OK if self.clocks.began else None)
-        return AttemptEnd(outcome, status, self.first_token_ms, self.tokens_per_second(), usage)
+        return AttemptEnd(outcome, status, self.first_token_ms, self.tokens_per_second(), self.usage)
 
     def log(self, action: str) -> dict[str, Any]:
         return {"action": action, "job_id": self.claim.job_id, "attempt": self.claim.attempt}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -21,9 +22,10 @@ from chatjobs.contracts import (
     fingerprint,
     parse,
 )
-from chatjobs.errors import ChatJobsError, InvalidRequest, Problem
+from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, WebhookUrlRefused
 from chatjobs.names import new_request_id, status_path
 from chatjobs.steps import Accepted, Ending, Sealed
+from chatjobs.webhook_urls import WebhookPolicy, checked
 from storage.jobs import JobStore
 from storage.values import NewJob
 
@@ -48,12 +50,23 @@ class SealOrder(WireModel):
 
 
 class ResultActivities:
-    """``tenant`` owns the jobs that are started straight through Temporal; ``indexed``: see steps.Accepted."""
+    """``tenant`` owns the jobs that are started straight through Temporal; ``indexed``: see steps.Accepted.
 
-    def __init__(self, *, jobs: JobStore, tenant: str, indexed: bool) -> None:
+    ``policy`` gives the rules for webhook URLs; without it they are judged only when they are called.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        tenant: str,
+        indexed: bool,
+        policy: Callable[[], WebhookPolicy] | None = None,
+    ) -> None:
         self._jobs = jobs
         self._tenant = tenant
         self._indexed = indexed
+        self._policy = policy
 
     @activity.defn
     async def accept_inline(self, order: AcceptOrder) -> Accepted:
@@ -82,10 +95,14 @@ class ResultActivities:
         try:
             body = _body(order)
             request = ChatRequest.parse(body)
+            if self._policy is not None:
+                request = checked(request, self._policy())
             if request.job_id not in (None, order.job_id):
                 raise InvalidRequest([Problem("/jobId", "must be the workflow's id, or be left out")])
         except InvalidRequest as problem:
             error = JobError(code=problem.code, message=problem.message)
+        except WebhookUrlRefused as problem:  # nobody is told, least of all at that URL
+            request, error = None, JobError(code=problem.code, message=problem.message)
         job = NewJob(
             job_id=order.job_id,
             tenant=self._tenant,

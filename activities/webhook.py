@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities import failures
 from activities.heartbeats import heartbeating
-from activities.ports import WebhookResponse, WebhookSender
+from activities.ports import BUSY, WebhookResponse, WebhookSender
 from chatjobs.contracts import DeliveryTry
 from chatjobs.errors import ChatJobsError, DeliveryNotFound, WebhookError
 from chatjobs.steps import DeliveryOrder, DeliveryReport
 from chatjobs.webhooks import sign
 from storage.deliveries import DeliveryStore, Parcel
 
+log = logging.getLogger(__name__)
+
 GONE = 410
 LONGEST_RETRY_AFTER = 24 * 3600.0
+BUSY_PAUSES = (4.0, 12.0)
+"""Seconds before this activity asks again for a place at a receiver, as Temporal's retries, which add no history."""
+BUSY_REST = 60.0
+"""Seconds after which a delivery that got no place asks again; until then no activity is spent on it."""
 
 
 class WebhookActivities:
@@ -28,7 +37,7 @@ class WebhookActivities:
         *,
         deliveries: DeliveryStore,
         sender: WebhookSender,
-        secrets_of: Callable[[str], Sequence[str]],
+        secrets_of: Callable[[str], Awaitable[Sequence[str]]],
     ) -> None:
         self._deliveries = deliveries
         self._sender = sender
@@ -41,25 +50,48 @@ class WebhookActivities:
             return await self._deliver(order)
 
     async def _deliver(self, order: DeliveryOrder) -> DeliveryReport:
+        """Only a lack of places is retried by Temporal; everything else is for the delivery's own schedule."""
         try:
             parcel = await self._deliveries.parcel(order.delivery_id)
             if parcel.status == "delivered":
                 return DeliveryReport(delivered=True, tries=parcel.tries)
             began = datetime.now(UTC)
             response = await self._send(parcel, began)
-            pause = retry_pause(order, response)
-            tries = await self._deliveries.record(
-                order.delivery_id,
-                as_recorded(parcel.tries + 1, began, response),
-                delivered=response.delivered,
-                next_try_at=None if pause is None else datetime.now(UTC) + timedelta(seconds=pause),
-            )
+            if response.error == BUSY:
+                return await self._put_off(parcel)
+            return await self._record(order, parcel, began, response)
         except DeliveryNotFound as error:  # its job was deleted meanwhile
             return DeliveryReport(delivered=False, tries=0, reason=error.message)
         except ChatJobsError as error:
-            raise failures.from_storage(error) from None
+            raise failures.permanent(error.code, error.message, retryable=True) from None
+        except ApplicationError:
+            raise
+        except Exception as error:
+            log.exception("try failed", extra={"action": "webhook_try_failed", "delivery_id": order.delivery_id})
+            message = f"An error in this service ({type(error).__name__}); see the worker's log"
+            raise failures.permanent("internal", message, retryable=True) from None
+
+    async def _record(
+        self, order: DeliveryOrder, parcel: Parcel, began: datetime, response: WebhookResponse
+    ) -> DeliveryReport:
+        pause = retry_pause(order, response)
+        tries = await self._deliveries.record(
+            order.delivery_id,
+            as_recorded(parcel.tries + 1, began, response),
+            delivered=response.delivered,
+            next_try_at=None if pause is None else datetime.now(UTC) + timedelta(seconds=pause),
+        )
         reason = response.error or f"HTTP {response.status_code}"
         return DeliveryReport(delivered=response.delivered, tries=tries, retry_in=pause, reason=reason)
+
+    async def _put_off(self, parcel: Parcel) -> DeliveryReport:
+        """Nothing was sent, so it is no try: again in a moment, then as a report, so that no job waits for its end."""
+        attempt = activity.info().attempt
+        if attempt <= len(BUSY_PAUSES):
+            raise failures.again(BUSY, "the receiver has all its places taken", spread(BUSY_PAUSES[attempt - 1]))
+        pause = spread(BUSY_REST)
+        await self._deliveries.put_off(parcel.id, datetime.now(UTC) + timedelta(seconds=pause))
+        return DeliveryReport(delivered=False, tries=parcel.tries, retry_in=pause, reason=BUSY, counted=False)
 
     async def _send(self, parcel: Parcel, now: datetime) -> WebhookResponse:
         try:
@@ -68,11 +100,16 @@ class WebhookActivities:
                 webhook_id=parcel.id,
                 timestamp=now,
                 body_timestamp=parcel.body_timestamp,
-                secrets=self._secrets_of(parcel.tenant),
+                secrets=await self._secrets_of(parcel.tenant),
             )
         except WebhookError as error:  # tried again by the schedule: the operator may set a secret until then
             return WebhookResponse(latency_ms=0, error=error.message)
         return await self._sender.post(parcel.url, headers=headers, body=parcel.body)
+
+
+def spread(seconds: float) -> float:
+    """±50 %, so that those that were turned away together do not return together."""
+    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
 
 
 def as_recorded(number: int, began: datetime, response: WebhookResponse) -> DeliveryTry:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.table import Row, table
 
-MODULES = ("decoding", "transcript", "jobs")
+MODULES = ("decoding", "transcript", "jobs", "waste")
 RESULTS = Path(__file__).parent / "results.json"
 MODULE_SECONDS = 150
 

@@ -36,6 +36,7 @@ DEFAULT_MODEL = "mistral-small-latest"
 MAX_MESSAGES = 1_000
 MAX_TEXT_CHARACTERS = 2_000_000
 MAX_SCHEMA_BYTES = 64 * 1024
+MAX_PROBLEMS = 100
 MAX_INLINE_RESULT_BYTES = 1024 * 1024
 MAX_WEBHOOK_CONTENT_BYTES = 64 * 1024
 
@@ -326,7 +327,11 @@ Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 
 
 class Limits(WireModel):
-    """Separate clocks of one job, in seconds, and a cap on its tokens over all attempts."""
+    """Separate clocks of one job, in seconds, and a cap on its tokens over all attempts.
+
+    ``maxTotalTokens`` counts prompts and answers of every call, estimated where Mistral did not say. Once it is reached
+    the job fails with ``max_total_tokens`` and keeps its text; the model is never asked for more than is left.
+    """
 
     queue_seconds: Seconds = 3_600
     first_token_seconds: Seconds = 60
@@ -348,8 +353,13 @@ SignedInt64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 class ChatRequest(_Wire):
     """One chat job as a caller asks for it: Mistral's chat-completion parameters under their own names, and ours.
 
-    Only ``messages`` is required. ``stream`` is accepted and ignored: a job always streams. ``metadata`` is ours
-    and is not forwarded. Source of the parameters: Mistral's API reference, POST /v1/chat/completions.
+    Only ``messages`` is required. ``stream`` is accepted and ignored: a job always streams. ``metadata`` is ours and is
+    not forwarded. ``onInterrupt`` says what becomes of an answer whose attempt ended in the middle: it goes on from its
+    last character, starts over (a ``reset`` for readers), or the job fails with ``interrupted`` and keeps its text;
+    what cannot go on (tools, another response format, an unfinished thought, blank text) starts over. With
+    ``maxSegments`` > 1 an answer that stopped at ``max_tokens`` goes on in another call, up to so many; ``max_tokens``
+    is the limit of each segment, so that the whole may have ``max_tokens`` × ``maxSegments``.
+    Source of the parameters: Mistral's API reference, POST /v1/chat/completions.
     """
 
     messages: Annotated[Many[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -437,13 +447,26 @@ def parse(model: type[M], body: Any) -> M:
         raise InvalidRequest([Problem("", str(error).split(":")[0])]) from None
 
 
+def read_json(model: type[M], document: str | bytes) -> M:
+    """A value of ``model`` as another version of the service wrote it: fields unknown here are dropped.
+
+    Raises ValueError, which echoes nothing.
+    """
+    try:
+        return model.model_validate_json(document)
+    except ValidationError:
+        # A second pass, since this setting also drops what is kept on purpose (further usage counters).
+        return model.model_validate_json(document, extra="ignore")
+
+
 def _problems(error: ValidationError, body: Any) -> list[Problem]:
     """Where and why, as JSON pointers (RFC 6901), without the input; only the most precise of nested places."""
     found = [
         Problem(_pointer(item["loc"], body), _why(item))
         for item in error.errors(include_url=False, include_input=False)
     ]
-    return [one for one in found if not any(other.pointer.startswith(f"{one.pointer}/") for other in found)]
+    outer = {one.pointer[:place] for one in found for place, letter in enumerate(one.pointer) if letter == "/"}
+    return [one for one in found if one.pointer not in outer][:MAX_PROBLEMS]
 
 
 def _why(item: ErrorDetails) -> str:
@@ -599,6 +622,26 @@ class Job(ChatResult):
     deliveries: Many[Delivery] = ()
     replays: Many[str] = ()
     """The jobs that replay this one, oldest first."""
+
+
+class JobAccepted(WireModel):
+    """What the caller of a new job gets: where everything about it is."""
+
+    job_id: str
+    request_id: str
+    status: JobStatus
+    status_url: str
+    events_url: str
+    cancel_url: str
+    temporal_url: str
+    replay_of: str | None = None
+
+
+class JobPage(WireModel):
+    """Jobs without their texts, newest first; ``nextCursor`` is None on the last page."""
+
+    jobs: Many[Job]
+    next_cursor: str | None = None
 
 
 class JobOutcome(WireModel):

@@ -4,15 +4,25 @@ ChatJobsError
 ├── InvalidRequest
 ├── JobNotFound
 ├── DeliveryNotFound
+├── KeyNotFound
 ├── JobIdConflict
 ├── JobFinished
+├── JobRunning
+├── ContentDeleted
 ├── IdempotencyMismatch
+├── Unauthorized
+├── ApiError
+│   ├── ServiceUnavailable
+│   ├── ResponseTooLarge
+│   └── StreamBroken
+├── JobFailed
 ├── UpstreamError
 │   ├── UpstreamRefused
 │   ├── UpstreamRateLimited
 │   └── UpstreamInterrupted
 ├── StorageError
 │   ├── StorageUnavailable
+│   │   └── StorageFull
 │   ├── StorageRefused
 │   ├── FenceLost
 │   └── SealConflict
@@ -83,6 +93,12 @@ class DeliveryNotFound(ChatJobsError):
     code = "delivery_not_found"
 
 
+class KeyNotFound(ChatJobsError):
+    """There is no key with this id; look at `starter.py keys list`."""
+
+    code = "key_not_found"
+
+
 class JobIdConflict(ChatJobsError):
     """Another job has this id; choose a different one, or leave it out."""
 
@@ -95,10 +111,81 @@ class JobFinished(ChatJobsError):
     code = "job_finished"
 
 
+class JobRunning(ChatJobsError):
+    """The job is still running; cancel it first, or wait for its end."""
+
+    code = "job_running"
+
+
+class ContentDeleted(ChatJobsError):
+    """The content of this job was deleted."""
+
+    code = "content_deleted"
+
+
 class IdempotencyMismatch(ChatJobsError):
     """This idempotency key was used with another request; use a new key for a new request."""
 
     code = "idempotency_mismatch"
+
+
+class Unauthorized(ChatJobsError):
+    """The API key is missing, unknown, expired or revoked."""
+
+    code = "unauthorized"
+
+
+class ApiError(ChatJobsError):
+    """The service did not give the answer that was asked for."""
+
+    code = "api_error"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        status: int | None = None,
+        reason: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """``status`` is the answer's HTTP status, None if there was no answer; ``reason`` the code in it.
+
+        ``retry_after`` is in seconds, as the answer's header said.
+        """
+        super().__init__(message)
+        self.status = status
+        self.reason = reason or self.code
+        self.retry_after = retry_after
+
+
+class ServiceUnavailable(ApiError):
+    """The service is not reachable or overloaded; try again in a moment."""
+
+    code = "service_unavailable"
+
+
+class ResponseTooLarge(ApiError):
+    """The service's answer is larger than this client reads."""
+
+    code = "response_too_large"
+
+
+class StreamBroken(ApiError):
+    """The events of the stream do not fit together."""
+
+    code = "stream_broken"
+
+
+class JobFailed(ChatJobsError):
+    """The job ended without an answer."""
+
+    code = "job_failed"
+
+    def __init__(self, message: str | None = None, *, reason: str | None = None, retryable: bool = False) -> None:
+        """``reason`` is the code of the job's error, or ``cancelled``; a retryable one may succeed when replayed."""
+        super().__init__(message)
+        self.reason = reason or self.code
+        self.retryable = retryable
 
 
 class UpstreamError(ChatJobsError):
@@ -151,6 +238,12 @@ class StorageUnavailable(StorageError):
     """The database is not reachable, locked or full; try again in a moment."""
 
     code = "storage_unavailable"
+
+
+class StorageFull(StorageUnavailable):
+    """The database has no space left; free some, or wait until somebody does."""
+
+    code = "storage_full"
 
 
 class StorageRefused(StorageError):

@@ -10,6 +10,8 @@ from chatjobs.contracts import WebhookEventType
 
 CHAT_JOB: Final = "ChatJob"
 WEBHOOK_DELIVERY: Final = "WebhookDelivery"
+RETENTION: Final = "Retention"
+RETENTION_SCHEDULE: Final = "chatjobs-retention"
 
 JOBS_QUEUE: Final = "chatjobs"
 """Workflows and the short local steps: accept, store."""

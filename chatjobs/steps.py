@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from chatjobs.contracts import ChatResult, JobError, JobStatus, WireModel
 
 
@@ -74,6 +76,8 @@ class DeliveryReport(WireModel):
     tries: int
     retry_in: float | None = None
     reason: str | None = None
+    counted: bool = Field(True, exclude_if=lambda counted: counted)
+    """False: nothing was sent, as the receiver has too many tries under way. The schedule stays where it was."""
 
 
 class DeliveryStart(WireModel):
@@ -83,3 +87,18 @@ class DeliveryStart(WireModel):
     tries_made: int = 0
     first_pause: float = 0.0
     """Seconds until the first try of this run."""
+
+
+class RetentionOrder(WireModel):
+    """The argument of the workflow type ``Retention``: how long a job is kept after its end."""
+
+    days: float
+
+
+class RetentionReport(WireModel):
+    """What a run removed so far, and where it goes on: after the job of that end (microseconds since 1970) and id."""
+
+    removed: int = 0
+    completed_at: int = 0
+    job_id: str = ""
+    complete: bool = False

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from chatjobs.errors import ChatJobsError
-from gateway import health, jobs, problems, streams
+from gateway import feed, health, jobs, metrics, page, problems, sessions, streams
+from gateway.health import Readiness
+from gateway.metrics import Metrics
+from gateway.middleware import Door
+from gateway.openapi import described
+from gateway.parameters import Parameters
 from gateway.parts import Parts
 
 DESCRIPTION = "Durable chat jobs for Mistral AI: start one, watch its answer appear, receive it by signed webhook."
@@ -17,11 +22,16 @@ def create_app(parts: Parts | None) -> FastAPI:
     """``parts`` may be None where only the OpenAPI document is wanted."""
     app = FastAPI(title="chatjobs", version="1", description=DESCRIPTION, redirect_slashes=False)
     app.state.parts = parts
-    for router in (jobs.router, streams.router, health.router):
+    app.state.metrics = Metrics(parts)
+    app.state.readiness = Readiness()
+    for router in (jobs.router, streams.router, feed.router):
+        app.include_router(router, dependencies=[Depends(Parameters().check)])
+    for router in (sessions.router, health.router, metrics.router, page.router):
         app.include_router(router)
+    app.add_middleware(Door, metrics=app.state.metrics)
     app.add_exception_handler(problems.HttpProblem, problems.on_http_problem)
     app.add_exception_handler(ChatJobsError, problems.on_our_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_exception_handler(RequestValidationError, problems.on_invalid_parameters)
-    app.add_exception_handler(Exception, problems.on_anything_else)
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]  # as FastAPI's documentation has it
     return app

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 AT_ONCE = 8
 MOST_WAITING = 10_000
 """What comes on top of so many is left to the sweeper."""
+AWAY_SECONDS = 1.0
+"""How long nothing is tried after Temporal was away: each try costs a millisecond, and the sweeper tries anyway."""
 
 Errand = Callable[[], Awaitable[object]]
 
@@ -24,8 +26,14 @@ Errand = Callable[[], Awaitable[object]]
 class Errands:
     def __init__(self) -> None:
         self._waiting: asyncio.Queue[Errand] = asyncio.Queue(MOST_WAITING)
+        self._away_until = 0.0
+
+    def __len__(self) -> int:
+        return self._waiting.qsize()
 
     def soon(self, errand: Errand) -> None:
+        if asyncio.get_running_loop().time() < self._away_until:
+            return
         try:
             self._waiting.put_nowait(errand)
         except asyncio.QueueFull:
@@ -55,6 +63,7 @@ class Errands:
 
     def _give_up(self, error: TemporalUnavailable) -> None:
         """Temporal is away: all of them would wait for it, and the sweeper does so already."""
+        self._away_until = asyncio.get_running_loop().time() + AWAY_SECONDS
         dropped = 1
         while not self._waiting.empty():
             self._waiting.get_nowait()

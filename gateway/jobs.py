@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import re
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from chatjobs.contracts import ChatRequest, Job, JobStatus, WireModel
+from chatjobs.contracts import (
+    ChatRequest,
+    Job,
+    JobAccepted,
+    JobPage,
+    JobStatus,
+    MetadataKey,
+    MetadataValue,
+    ModelName,
+    WireModel,
+)
+from chatjobs.errors import ContentDeleted, JobNotFound, Problem
 from gateway.access import Identity
-from gateway.bodies import json_body
+from gateway.bodies import json_body, optional_json_body
 from gateway.parts import Parts, identity, parts
 from gateway.problems import HttpProblem
 from storage.schema import micros
 from storage.values import AcceptedJob, Cursor
+from upkeep import delete_runs
 
 LONGEST_WAIT_SECONDS = 60
 MOST_LISTED = 1_000
+MOST_FILTERS = 16
+FILTERS = TypeAdapter(dict[MetadataKey, MetadataValue])
 
 router = APIRouter(prefix="/api")
 
@@ -29,32 +44,18 @@ Here = Annotated[Parts, Depends(parts)]
 Caller = Annotated[Identity, Depends(identity)]
 
 
-class Accepted(WireModel):
-    """What the caller of a new job gets: where everything about it is."""
-
-    job_id: str
-    request_id: str
-    status: JobStatus
-    status_url: str
-    events_url: str
-    cancel_url: str
-    temporal_url: str
-    replay_of: str | None = None
-
-
-class JobPage(WireModel):
-    """Jobs without their texts, newest first; ``nextCursor`` is None on the last page."""
-
-    jobs: list[Job]
-    next_cursor: str | None = None
-
-
 def body_of(model: type[Any]) -> dict[str, Any]:
     """The request body of a route in the OpenAPI document: the routes read it themselves, strictly."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
-@router.post("/jobs", status_code=202, response_model=Accepted, openapi_extra=body_of(ChatRequest))
+@router.post(
+    "/jobs",
+    status_code=202,
+    response_model=JobAccepted,
+    responses={200: {"model": Job, "description": "The job has ended within the seconds of `Prefer: wait`"}},
+    openapi_extra=body_of(ChatRequest),
+)
 async def create(
     request: Request,
     here: Here,
@@ -77,6 +78,7 @@ async def accept(request: Request, here: Parts, caller: Identity, idempotency_ke
     body = await json_body(request, here.settings.chatjobs_max_body_bytes)
     accepted = await here.intake.accept(body, tenant=caller.tenant, idempotency_key=key)
     if accepted.created:
+        request.app.state.metrics.accepted()
         here.errands.soon(lambda: here.intake.start(accepted.waiting))
     return accepted
 
@@ -102,12 +104,14 @@ async def _ended(here: Parts, job_id: str, seconds: int) -> bool:
                 pass
     except TimeoutError:
         return False
+    except ContentDeleted:
+        return True
     return True
 
 
-def _links(here: Parts, accepted: AcceptedJob) -> Accepted:
+def _links(here: Parts, accepted: AcceptedJob) -> JobAccepted:
     url = f"/api/jobs/{accepted.job_id}"
-    return Accepted(
+    return JobAccepted(
         job_id=accepted.job_id,
         request_id=accepted.request_id,
         status=accepted.status,
@@ -134,44 +138,69 @@ async def list_jobs(
     here: Here,
     caller: Caller,
     status: JobStatus | None = None,
-    model: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
+    model: ModelName | None = None,
+    since: AwareDatetime | None = None,
+    until: AwareDatetime | None = None,
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
     cursor: str | None = None,
 ) -> Response:
     """Jobs, newest first; also ``metadata.KEY=VALUE``."""
-    metadata = {k.removeprefix("metadata."): v for k, v in request.query_params.items() if k.startswith("metadata.")}
     found = await here.jobs.list(
         tenant=caller.tenant,
         status=status,
         model=model,
-        metadata=metadata,
+        metadata=_filters(request),
         since=since,
         until=until,
         before=_place(cursor) if cursor else None,
         limit=limit,
     )
-    return _json(JobPage(jobs=list(found), next_cursor=_cursor(found[-1]) if len(found) == limit else None))
+    return _json(JobPage(jobs=tuple(found), next_cursor=cursor_of(found[-1]) if len(found) == limit else None))
 
 
-def _cursor(job: Job) -> str:
+def _filters(request: Request) -> dict[str, str]:
+    """Raises HttpProblem."""
+    named = {k.removeprefix("metadata."): v for k, v in request.query_params.items() if k.startswith("metadata.")}
+    try:
+        filters = FILTERS.validate_python(named)
+    except ValidationError:
+        filters = None
+    if filters is None or len(filters) > MOST_FILTERS:
+        why = f"up to {MOST_FILTERS} keys of 1 to 64 characters, values of up to 512"
+        raise HttpProblem(422, "validation_failed", "The filter is not valid", errors=[Problem("/metadata", why)])
+    return filters
+
+
+def cursor_of(job: Job) -> str:
+    """Where the page after this job begins."""
     return base64.urlsafe_b64encode(f"{micros(job.created_at)} {job.job_id}".encode()).decode().rstrip("=")
 
 
 def _place(cursor: str) -> tuple[int, str]:
     """Raises HttpProblem."""
-    try:
-        time, job_id = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode().split(" ", 1)
-        return int(time), job_id
-    except ValueError:
-        raise HttpProblem(400, "bad_cursor", "The cursor is not one of this service; leave it out") from None
+    with contextlib.suppress(ValueError):
+        given = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
+        if found := re.fullmatch(r"([0-9]{1,18}) ([A-Za-z0-9_-]{1,128})", given):
+            return int(found[1]), found[2]
+    raise HttpProblem(400, "bad_cursor", "The cursor is not one of this service; leave it out")
 
 
 @router.get("/jobs/{job_id}", response_model=Job)
 async def show(job_id: str, here: Here, caller: Caller) -> Response:
     """A job with everything about it. Partial text is in ``content`` while it runs, and after it failed."""
     return _json(await here.jobs.get(job_id, caller.tenant))
+
+
+@router.get("/jobs/{job_id}/request", response_model=ChatRequest, responses={410: {"description": "It was deleted"}})
+async def asked(job_id: str, here: Here, caller: Caller) -> Response:
+    """The request of a job as it was stored, with what the caller gave and nothing else."""
+    try:
+        found = await here.jobs.request(job_id, caller.tenant)
+    except JobNotFound:
+        if (await here.jobs.get(job_id, caller.tenant)).deleted_at is None:
+            raise
+        raise HttpProblem(410, "content_deleted", "The content of this job was deleted") from None
+    return Response(found.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 @router.post("/jobs/{job_id}/cancel", status_code=202)
@@ -188,7 +217,19 @@ class CancelAccepted(WireModel):
     status: JobStatus
 
 
-@router.post("/jobs/{job_id}/replay", status_code=202, response_model=Accepted)
+@router.delete("/jobs/{job_id}", status_code=204, response_model=None)
+async def delete(job_id: str, here: Here, caller: Caller) -> Response:
+    """Delete a finished job's request, answer and deliveries; what it cost and how it ended stays. Again is the same.
+
+    Temporal holds nothing of them, but for a job that was started straight through it: it is asked, once for each of
+    these calls, to delete that job's history.
+    """
+    if await here.jobs.delete(job_id, caller.tenant):
+        here.errands.soon(lambda: delete_runs(here.client, job_id))
+    return Response(status_code=204)
+
+
+@router.post("/jobs/{job_id}/replay", status_code=202, response_model=JobAccepted)
 async def replay(
     job_id: str,
     request: Request,
@@ -198,8 +239,7 @@ async def replay(
 ) -> Response:
     """A new job with the request of this one; the body may hold fields to change."""
     key = checked_key(idempotency_key)
-    length = request.headers.get("content-length")
-    body = None if length in (None, "0") else await json_body(request, here.settings.chatjobs_max_body_bytes)
+    body = await optional_json_body(request, here.settings.chatjobs_max_body_bytes)
     accepted = await here.intake.replay(job_id, tenant=caller.tenant, overrides=body, idempotency_key=key)
     if accepted.created:
         here.errands.soon(lambda: here.intake.start(accepted.waiting))

@@ -14,13 +14,16 @@ from temporalio.client import Client
 from connection import connect, run_url
 from gateway.access import Access, Identity
 from gateway.errands import Errands
+from gateway.overview import Feeds, Figures
 from gateway.registry import Registry
 from intake import Intake, Sweeper
 from settings import Settings
 from storage.database import Database
 from storage.deliveries import DeliveryStore
 from storage.jobs import JobStore
+from storage.overview import Overview
 from storage.reading import TranscriptReader
+from webhook_rules import WebhookRules
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class Parts:
     reader: TranscriptReader
     registry: Registry
     access: Access
+    feeds: Feeds
+    figures: Figures
+
+    async def may_be_new(self, job_id: str, caller: Identity) -> bool:
+        """Whether a job without a row of the caller's may be one that only Temporal knows yet, not another tenant's."""
+        mine = caller.tenant == self.settings.chatjobs_direct_tenant
+        return mine and (not await self.jobs.exists(job_id) or await self.jobs.exists(job_id, caller.tenant))
 
 
 def parts(request: Request) -> Parts:
@@ -63,11 +73,16 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
         ui, namespace = settings.chatjobs_temporal_ui, client.namespace
         jobs = JobStore(database, run_url=lambda job_id: run_url(ui, namespace, job_id))
         deliveries = DeliveryStore(database)
-        intake = Intake(jobs=jobs, client=client, indexed=None)
+        rules = await stack.enter_async_context(WebhookRules(settings, database).running())
+        intake = Intake(jobs=jobs, client=client, indexed=None, policy=rules)
         reader = await stack.enter_async_context(TranscriptReader(database).running())
         errands = await stack.enter_async_context(Errands().running())
+        registry = Registry()
+        access = await Access.opened(settings, database, registry)
+        await stack.enter_async_context(in_background(access.run(), "access"))
         sweeper = Sweeper(intake=intake, jobs=jobs, deliveries=deliveries, client=client)
         await stack.enter_async_context(in_background(sweeper.run(), "sweeper"))
+        overview = Overview(database, run_url=jobs.run_url)
         yield Parts(
             settings=settings,
             database=database,
@@ -77,8 +92,10 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
             intake=intake,
             errands=errands,
             reader=reader,
-            registry=Registry(),
-            access=Access(default_tenant=settings.chatjobs_direct_tenant),
+            registry=registry,
+            access=access,
+            feeds=Feeds(overview),
+            figures=Figures(overview),
         )
 
 

@@ -6,14 +6,15 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from chatjobs.errors import ChatJobsError, InvalidRequest, JobIdConflict, Problem
+from chatjobs.errors import ChatJobsError, InvalidRequest, JobIdConflict, Problem, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,20 @@ STATUSES: Mapping[str, int] = {
     "content_deleted": 410,
     "storage_unavailable": 503,
     "storage_full": 503,
+    "storage_refused": 422,
     "temporal_unavailable": 503,
 }
 """The HTTP status of our errors' codes; 500 for the others, which nobody should see."""
 RETRY_AFTER_SECONDS = "5"
+LONGEST_POINTER = 200
+"""It may be made of names that the caller chose."""
+PROBLEM_TYPE = "application/problem+json"
+PROTECTION = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
+"""Headers of every answer that does not set them itself."""
 CODES = {
     400: "bad_request",
     401: "unauthorized",
@@ -73,49 +84,58 @@ def problem(
     errors: Sequence[Problem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
+    return Response(problem_body(status, code, detail, errors), status, headers, PROBLEM_TYPE)
+
+
+def problem_body(status: int, code: str, detail: str, errors: Sequence[Problem] = (), **more: Any) -> bytes:
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "code": code,
         "detail": detail,
+        **more,
     }
     if errors:
-        body["errors"] = [{"pointer": pointer, "message": message} for pointer, message in errors]
-    return Response(json.dumps(body).encode(), status, headers, "application/problem+json")
+        body["errors"] = [{"pointer": pointer[:LONGEST_POINTER], "message": message} for pointer, message in errors]
+    return json.dumps(body).encode()
 
 
 async def on_http_problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HttpProblem)
-    return problem(error.status, error.code, error.detail, errors=error.errors, headers=error.headers)
+    refused = cast(HttpProblem, error)
+    return problem(refused.status, refused.code, refused.detail, errors=refused.errors, headers=refused.headers)
 
 
-async def on_our_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ChatJobsError)
+async def on_our_error(request: Request, error: Exception) -> Response:
+    error = cast(ChatJobsError, error)
     status = STATUSES.get(error.code, 500)
     errors = error.problems if isinstance(error, InvalidRequest) else ()
     code = "job_id_taken" if isinstance(error, JobIdConflict) else error.code
     detail = type(error).__doc__ or code if isinstance(error, InvalidRequest) else error.message
     headers = {"Retry-After": RETRY_AFTER_SECONDS} if status == 503 else None
+    if isinstance(error, StorageError):
+        request.app.state.metrics.storage_failed(error)
     if status >= 500:
         log.error("request failed: %s", error, extra={"action": "request_failed", "code": error.code})
     return problem(status, code, detail, errors=errors, headers=headers)
 
 
-async def on_http_exception(_: Request, error: Exception) -> Response:
+async def on_http_exception(request: Request, error: Exception) -> Response:
     """What the framework refuses: no such path, no such method."""
-    assert isinstance(error, HTTPException)
+    error = cast(HTTPException, error)
     code = CODES.get(error.status_code, "http_error")
-    return problem(error.status_code, code, HTTPStatus(error.status_code).description, headers=error.headers)
+    headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
+    return problem(error.status_code, code, HTTPStatus(error.status_code).description, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """Of all routes with this path; the framework names the methods of the first."""
+    matching = [r for r in iter_route_contexts(request.app.routes) if r.path_regex.match(request.scope["path"])]
+    methods = {method for route in matching for method in route.methods or ()}
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 async def on_invalid_parameters(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+    error = cast(RequestValidationError, error)
     found = [Problem("/" + "/".join(map(str, item["loc"][1:])), item["msg"]) for item in error.errors()]
     return problem(422, "validation_failed", "The parameters are not valid", errors=found)
-
-
-async def on_anything_else(_: Request, error: Exception) -> Response:
-    """A defect of ours. The log has it, the caller gets no traceback."""
-    log.error("request failed", exc_info=error, extra={"action": "request_failed"})
-    return problem(500, "internal", "Something went wrong here; it is in the log")

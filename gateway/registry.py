@@ -56,7 +56,11 @@ class Registry:
         for stream in list(self._open):
             stream.end(SHUTDOWN)
 
-    def end_of_key(self, key_id: str) -> None:
+    def key_ids(self) -> set[str | None]:
+        """The keys with which streams were opened; None where none was asked for."""
+        return {stream.key_id for stream in self._open}
+
+    def end_of_key(self, key_id: str | None) -> None:
         for stream in list(self._open):
             if stream.key_id == key_id:
                 stream.end(REVOKED)

@@ -22,8 +22,7 @@ import httpx2
 
 from activities.ports import BUSY, WebhookResponse
 from chatjobs.errors import WebhookAddressDenied, WebhookUrlRefused, bounded
-from chatjobs.webhook_urls import WebhookPolicy
-from providers.guard import GuardedNetwork, NetworkBusy, Resolve
+from providers.guard import GuardedNetwork, NetworkBusy, Policy, Resolve, in_force
 from providers.retry_after import retry_after
 
 TOTAL_SECONDS = 15.0
@@ -74,7 +73,7 @@ class HttpWebhookSender:
         self,
         transport: httpx2.AsyncBaseTransport | None = None,
         *,
-        policy: WebhookPolicy | None = None,
+        policy: Policy | None = None,
         resolver: Resolve | None = None,
         tls: ssl.SSLContext | None = None,
         total_seconds: float = TOTAL_SECONDS,
@@ -82,7 +81,7 @@ class HttpWebhookSender:
     ) -> None:
         """Without a policy every URL and address is called. ``transport`` takes the place of resolver and TLS."""
         self.total_seconds = total_seconds
-        self._policy = policy
+        self._policy = in_force(policy)
         self._transport = transport or DirectTransport(GuardedNetwork(policy, resolver), tls=tls)
         self._places = _Places(per_receiver)
 
@@ -98,8 +97,10 @@ class HttpWebhookSender:
         answer = _Answer()
         error = None
         try:
-            request = _request(self._policy.check(url) if self._policy else url, headers, body)
+            policy = self._policy()
+            request = _request(policy.check(url) if policy else url, headers, body)
             async with self._places.of(request.url.netloc), asyncio.timeout(self.total_seconds):
+                started = time.monotonic()
                 await self._exchange(request, answer)
         except _FAILURES as failure:
             error = _reason(failure)

@@ -62,7 +62,9 @@ def span(text: str) -> tuple[float, float]:
 def listen(host: str, port: int) -> socket.socket:
     """A bound, listening socket: from here on a call waits for its answer and is not refused."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio leaves it out for such listeners
+    return listener
 
 
 def announce(listener: socket.socket, port_file: Path | None) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
-from chatjobs.errors import ConfigurationError, StorageError, StorageRefused, StorageUnavailable
+from chatjobs.errors import ConfigurationError, StorageError, StorageFull, StorageRefused, StorageUnavailable
 from storage import inline
 from storage.own_thread import SqliteThread
 
@@ -61,11 +61,18 @@ PASSING_SQLITE = (
     sqlite3.SQLITE_NOTADB,
 )
 """Result codes of SQLite that say nothing about the data (sqlite.org/rescode.html)."""
+READ_ONLY = "25006"
+"""Postgres: the server is a standby, or somebody has made it refuse writes; it passes."""
+NO_SPACE = ("53100", sqlite3.SQLITE_FULL)
+CUT = ("08", "57P")
+"""Postgres: the connection is gone, or the server ends it."""
 ROLLED_BACK = ("40001", "40P01")
 """Serialisation failure and deadlock: nothing was done, and doing it again is all that is needed."""
 TRIES = 5
 FIRST_TRIES = 50
 RETRY_SECONDS = 0.02
+
+RECONNECTS = 3
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,6 +80,25 @@ T = TypeVar("T")
 
 class RolledBack(StorageUnavailable):
     """The database gave another transaction the right of way; try again in a moment."""
+
+
+class ConnectionCut(StorageUnavailable):
+    """The connection to the database was cut; whether the transaction was committed is not known."""
+
+
+def reconnecting(transaction: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Do a transaction again whose connection was cut. It has to recognise its own work."""
+
+    @functools.wraps(transaction)
+    async def until_done(*args: P.args, **kwargs: P.kwargs) -> T:
+        for _ in range(RECONNECTS):
+            try:
+                return await transaction(*args, **kwargs)
+            except ConnectionCut:
+                await asyncio.sleep(RETRY_SECONDS)
+        return await transaction(*args, **kwargs)
+
+    return until_done
 
 
 def retried(transaction: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -217,6 +243,18 @@ class Database:
             return await connection.run_sync(_schema_version)
 
 
+async def check_writable(database: Database) -> None:
+    """Write something that nobody reads. Raises StorageUnavailable."""
+    if database.is_sqlite:
+        async with database.write("fast") as connection:
+            version = await connection.scalar(text("PRAGMA user_version"))
+            await connection.execute(text(f"PRAGMA user_version = {int(version or 0) ^ 1}"))
+        return
+    async with database.single() as connection:
+        if await connection.scalar(text("SELECT current_setting('transaction_read_only')")) != "off":
+            raise StorageUnavailable("The database takes no writes; is it a standby?")
+
+
 def _schema_version(connection: Connection) -> str | None:
     if not connection.dialect.has_table(connection, "alembic_version"):
         return None
@@ -307,6 +345,8 @@ def _configured(connection: Any, synchronous: str) -> None:
     cursor = connection.cursor()
     for pragma in (f"busy_timeout={BUSY_SECONDS * 1_000}", "journal_mode=WAL", f"synchronous={synchronous}"):
         cursor.execute(f"PRAGMA {pragma}")
+    # What is deleted is overwritten: Debian's SQLite does so by itself, others leave the text in the file.
+    cursor.execute("PRAGMA secure_delete=ON")
     # Normally batches.py has brought the log in long before; a commit that does it takes 20 ms and more.
     cursor.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
     cursor.close()
@@ -365,7 +405,7 @@ def _ours(error: Exception, original: BaseException | None, *, invalidated: bool
     state = getattr(cause, "sqlstate", None)
     code = getattr(cause, "sqlite_errorcode", None)
     if isinstance(state, str):
-        passing = state.startswith(PASSING_SQLSTATES)
+        passing = state.startswith(PASSING_SQLSTATES) or state == READ_ONLY
     elif isinstance(code, int):
         passing = code & 0xFF in PASSING_SQLITE
     else:  # a ValueError is asyncpg's word for a value that it cannot send
@@ -373,7 +413,17 @@ def _ours(error: Exception, original: BaseException | None, *, invalidated: bool
         passing = not isinstance(cause, ValueError) and (invalidated or isinstance(error, kinds))
     if not passing:
         return StorageRefused(f"The database refused this ({type(cause).__name__})")
-    kind = RolledBack if state in ROLLED_BACK else StorageUnavailable
+    kind = _kind(state, code, invalidated=invalidated)
     # SQLite's words for these codes are constant; Postgres may quote values, so that only the kind is told.
     reason = str(cause) if isinstance(code, int) else type(cause).__name__
     return kind(f"The database is not available ({reason}); try again in a moment")
+
+
+def _kind(state: object, code: object, *, invalidated: bool) -> type[StorageUnavailable]:
+    if state in ROLLED_BACK:
+        return RolledBack
+    if state in NO_SPACE or (isinstance(code, int) and code & 0xFF in NO_SPACE):
+        return StorageFull
+    if invalidated or (isinstance(state, str) and state.startswith(CUT)):
+        return ConnectionCut
+    return StorageUnavailable

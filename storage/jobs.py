@@ -6,17 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Row, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import Attempt, ChatRequest, Job, JobStatus
-from chatjobs.errors import FenceLost, IdempotencyMismatch, JobFinished, JobIdConflict, JobNotFound
+from chatjobs.errors import (
+    ContentDeleted,
+    FenceLost,
+    JobFinished,
+    JobNotFound,
+    JobRunning,
+)
 from chatjobs.steps import Ending, Sealed
-from storage import presenting, sealing
+from storage import presenting, retention, sealing
+from storage.accepting import Acceptor
 from storage.database import Database, retried
 from storage.rows import CHANGED, REQUEST, by_id, close_open_attempts, locked, past, store_tail
-from storage.schema import attempts, jobs, micros, now, requests, transcript
+from storage.schema import attempts, jobs, micros, now, results, transcript
 from storage.text import clean, clean_json
 from storage.values import (
     SEGMENT,
@@ -39,9 +45,9 @@ NOT_FAILURES = (
 """Outcomes that do not use up the budget of real failures."""
 
 
-INSERT_ON_SQLITE = sqlite.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
-INSERT_ON_POSTGRES = postgresql.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
-STARTED = CHANGED.where(jobs.c.workflow_started_at.is_(None))
+UNSTARTED = select(jobs.c.id, jobs.c.tenant, jobs.c.model, jobs.c.replay_of).where(
+    jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_(None), jobs.c.progressed_at <= bindparam("before")
+)
 
 
 class JobStore:
@@ -49,45 +55,22 @@ class JobStore:
 
     def __init__(self, database: Database, run_url: Callable[[str], str]) -> None:
         self._database = database
+        self._acceptor = Acceptor(database)
         self.run_url = run_url
 
     # ---------------------------------------------------------------------------------------------- accept
 
-    @retried
     async def accept(self, job: NewJob) -> AcceptedJob:
         """Commit a job, durably. The same job again, by its idempotency key, is answered as it stands; so is one that
         comes from its own workflow again, by its id.
 
-        Raises IdempotencyMismatch, JobIdConflict.
+        Raises IdempotencyMismatch, JobIdConflict, StorageError.
         """
-        values = _new_row(job, micros(now()))
-        async with self._database.write() as connection:
-            # Insert first and look afterwards: of 100 parallel posts with one key exactly one inserts.
-            row = await connection.execute(INSERT_ON_SQLITE if self._database.is_sqlite else INSERT_ON_POSTGRES, values)
-            if row.first() is None:
-                return await self._existing(connection, job)
-            if job.request is not None:
-                body = job.request.model_dump_json(exclude_unset=True)
-                await connection.execute(insert(requests), {"job_id": job.job_id, "body": body})
-        return AcceptedJob(
-            job.job_id, job.request_id, JobStatus.QUEUED, True, job.tenant, str(values["model"]), job.replay_of
-        )
+        return await self._acceptor.accept(job)
 
-    async def _existing(self, connection: AsyncConnection, job: NewJob) -> AcceptedJob:
-        same_key = and_(jobs.c.tenant == job.tenant, jobs.c.idempotency_key == job.idempotency_key)
-        found = (await connection.execute(select(jobs).where(or_(same_key, jobs.c.id == job.job_id)))).all()
-        keyed = next((r for r in found if job.idempotency_key and r.idempotency_key == job.idempotency_key), None)
-        row = keyed or found[0]
-        if row.tenant != job.tenant or row.body_hash != job.body_hash:
-            raise IdempotencyMismatch if keyed else JobIdConflict
-        if keyed is None and not job.started:
-            raise JobIdConflict
-        return AcceptedJob(row.id, row.request_id, JobStatus(row.status), False, row.tenant, row.model, row.replay_of)
-
-    @retried
     async def workflow_started(self, job_id: str) -> None:
-        async with self._database.write("fast") as connection:
-            await connection.execute(STARTED, {"key": job_id, "workflow_started_at": micros(now())})
+        """The sweeper need not start it."""
+        await self._acceptor.started(job_id)
 
     # ----------------------------------------------------------------------------------------------- claim
 
@@ -225,6 +208,25 @@ class JobStore:
                 return sealed
             return await sealing.sealed(connection, row)
 
+    # ---------------------------------------------------------------------------------------------- delete
+
+    @retried
+    async def delete(self, job_id: str, tenant: str | None = None) -> bool:
+        """Delete a finished job's request, texts, webhook and deliveries, durably; its row stays, with ``deletedAt``.
+
+        Again is the same. True: it was started straight through Temporal, whose history has its request, too.
+        Raises JobNotFound, JobRunning.
+        """
+        async with self._database.write() as connection:
+            row = await locked(connection, job_id, tenant)
+            if row.completed_at is None:
+                raise JobRunning
+            if row.deleted_at is None:
+                await retention.empty(connection, row)
+                await self._database.hint(connection)
+        # A stored job's workflow is started after its row is made; an inline job's row says from the start that it was.
+        return bool(row.workflow_started_at == row.created_at)
+
     # ------------------------------------------------------------------------------------------------ read
 
     async def get(self, job_id: str, tenant: str | None = None) -> Job:
@@ -235,15 +237,27 @@ class JobStore:
                 raise JobNotFound
             return await presenting.job(connection, row, self.run_url(job_id))
 
+    async def outline(self, job_id: str, tenant: str | None = None) -> Job:
+        """A job without its texts, attempts and deliveries, whatever their size: one small read. Raises JobNotFound."""
+        async with self._database.single() as connection:
+            row = (await connection.execute(_outlined(job_id, tenant))).first()
+        if row is None:
+            raise JobNotFound
+        job = presenting.summary(row, self.run_url(row.id))
+        calls = presenting.TOOL_CALLS.validate_json(row.tool_calls) if row.tool_calls else None
+        return job.model_copy(update={"tool_calls": calls}) if calls else job
+
     async def exists(self, job_id: str, tenant: str | None = None) -> bool:
         async with self._database.read() as connection:
             return (await connection.execute(by_id(job_id, tenant))).first() is not None
 
     async def request(self, job_id: str, tenant: str | None = None) -> ChatRequest:
-        """What was asked. Raises JobNotFound, also where the request was not kept."""
+        """What was asked. Raises JobNotFound (also where the request was not kept), ContentDeleted."""
         async with self._database.read() as connection:
             row = (await connection.execute(by_id(job_id, tenant))).first()
             body = await connection.scalar(REQUEST, {"key": clean(job_id)})
+        if row is not None and row.deleted_at is not None:
+            raise ContentDeleted
         if row is None or body is None:
             raise JobNotFound
         return ChatRequest.model_validate_json(body)
@@ -297,9 +311,22 @@ class JobStore:
     # ------------------------------------------------------------------------------------------- the sweep
 
     async def unstarted(self, *, older_than: timedelta, limit: int = 100) -> Sequence[Waiting]:
-        """Accepted jobs whose workflow was not started."""
-        query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_(None))
-        return await self._waiting(query.where(jobs.c.created_at <= micros(now() - older_than)), limit)
+        """Accepted jobs whose workflow was not started, for the caller to start: for ``older_than`` nobody else, in
+        whatever process, is given the same ones."""
+        before = micros(now() - older_than)
+        async with self._database.read() as connection:
+            if (await connection.execute(UNSTARTED.limit(1), {"before": before})).first() is None:
+                return []
+        return await self._take_unstarted(before, limit)
+
+    @retried
+    async def _take_unstarted(self, before: int, limit: int) -> Sequence[Waiting]:
+        async with self._database.write("fast") as connection:
+            oldest = UNSTARTED.order_by(jobs.c.created_at).limit(limit).with_for_update(skip_locked=True)
+            rows = (await connection.execute(oldest, {"before": before})).all()
+            taken = jobs.c.id.in_([row.id for row in rows])
+            await connection.execute(update(jobs).where(taken).values(progressed_at=micros(now())))
+        return [Waiting(row.id, row.tenant, row.model, row.replay_of) for row in rows]
 
     async def silent(self, *, since: timedelta, limit: int = 100) -> Sequence[Waiting]:
         """Started jobs that have not ended and have not moved for a while."""
@@ -323,32 +350,9 @@ class JobStore:
         return [Waiting(row.id, row.tenant, row.model, row.replay_of) for row in rows]
 
 
-def _new_row(job: NewJob, time: int) -> dict[str, Any]:
-    webhook = job.request.target() if job.request else None
-    return {
-        "id": job.job_id,
-        "tenant": job.tenant,
-        "request_id": job.request_id,
-        "idempotency_key": job.idempotency_key,
-        "body_hash": job.body_hash,
-        "webhook": webhook.model_dump_json() if webhook else None,
-        "model": job.request.model if job.request else "",
-        "metadata": clean_json(dict(job.request.metadata)) if job.request else {},
-        "replay_of": job.replay_of,
-        "batch_id": job.batch_id,
-        "status": JobStatus.QUEUED.value,
-        "created_at": time,
-        "workflow_started_at": time if job.started else None,
-        "progressed_at": time,
-        "fence": 0,
-        "epoch": 1,
-        "position": 0,
-        "token_count": 0,
-        "tail": "",
-        "tail_channel": 0,
-        "attempt": 0,
-        "revision": 1,
-    }
+def _outlined(job_id: str, tenant: str | None) -> Any:
+    query = presenting.listed().add_columns(results.c.tool_calls).where(jobs.c.id == clean(job_id))
+    return query if tenant is None else query.where(jobs.c.tenant == tenant)
 
 
 def _nothing_to_do(row: Row[Any]) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, text, update
+from sqlalchemy import Row, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -32,6 +32,13 @@ EARLY_SECONDS = 0.5
 LOST_SECONDS = 15.0
 """A waiter who is so late for his turn does not come any more, and no longer holds up the others."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+
+# Built once: making a statement costs as much as running it, and these run for every call.
+ANYBODY = select(1).where(select(lane_waiters.c.job_id).where(lane_waiters.c.lane == bindparam("lane_name")).exists())
+LEFT = delete(lane_waiters).where(lane_waiters.c.job_id == bindparam("key"))
+COMES = update(lane_waiters).where(lane_waiters.c.job_id == bindparam("key")).values(comes_at=bindparam("comes_at"))
+LOCKED = select(lanes).where(lanes.c.name == bindparam("key")).with_for_update()
+MOVED = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("free_at"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,10 @@ class Turn:
     granted: bool
     seconds: float
     position: int = 0
+    refused: bool = False
+    """The lane's last call was refused: ``served`` ends that."""
+    seen: float | None = None
+    """The limit that the lane knows from the model's headers, in calls per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,28 +101,33 @@ class Limiter:
     async def ask(self, name: str, asker: Asker) -> Turn:
         """Take the next start, or a place in the queue."""
         async with self._database.write("fast") as connection:
-            lane, time = await self._locked(connection, name)
+            return await self.take(connection, name, asker)
+
+    async def take(self, connection: AsyncConnection, name: str, asker: Asker) -> Turn:
+        """``ask``, in the caller's transaction."""
+        lane, time = await self._locked(connection, name)
+        interval = self._interval(lane)
+        free = max(time, lane.free_at, lane.paused_until)
+        ahead = 0
+        if await connection.scalar(ANYBODY, {"lane_name": name}):
             await _forget_lost(connection, name, time)
-            await self._enter(connection, name, asker, time)
+            await _enter(connection, name, asker, time)
             ahead = await _ahead(connection, name, asker.job_id)
-            interval = self._interval(lane)
-            free = max(time, lane.free_at, lane.paused_until)
-            seconds = (free + ahead * interval - time) / SECOND
-            mine = (lane_waiters.c.lane == name) & (lane_waiters.c.job_id == asker.job_id)
-            if seconds <= HORIZON_SECONDS:
-                await connection.execute(delete(lane_waiters).where(mine))
-                await connection.execute(update(lanes).where(lanes.c.name == name).values(free_at=free + interval))
-                return Turn(True, (free - time) / SECOND)
-            pause = max(seconds - EARLY_SECONDS, EARLY_SECONDS)
-            comes = time + int(pause * SECOND)
-            await connection.execute(update(lane_waiters).where(mine).values(comes_at=comes))
+        seconds = (free + ahead * interval - time) / SECOND
+        if seconds <= HORIZON_SECONDS:
+            await connection.execute(LEFT, {"key": asker.job_id})
+            await connection.execute(MOVED, {"key": name, "free_at": free + interval})
+            return Turn(True, (free - time) / SECOND, refused=lane.refusals > 0, seen=lane.seen)
+        pause = max(seconds - EARLY_SECONDS, EARLY_SECONDS)
+        await _enter(connection, name, asker, time)
+        await connection.execute(COMES, {"key": asker.job_id, "comes_at": time + int(pause * SECOND)})
         return Turn(False, pause, ahead + 1)
 
     @retried
     async def leave(self, job_id: str) -> None:
         """Give up a place in whatever queue: the job was cancelled, or has ended."""
         async with self._database.write("fast") as connection:
-            await connection.execute(delete(lane_waiters).where(lane_waiters.c.job_id == job_id))
+            await connection.execute(LEFT, {"key": job_id})
 
     @retried
     async def throttled(self, name: str, retry_after: float | None) -> float:
@@ -178,31 +194,15 @@ class Limiter:
 
     async def _locked(self, connection: AsyncConnection, name: str) -> tuple[Row[Any], int]:
         """The lane's row, and the time: that of the database where several machines share one."""
-        dialect = sqlite if self._database.is_sqlite else postgresql
-        fresh = {"name": name, "free_at": 0, "paused_until": 0, "refusals": 0}
-        await connection.execute(dialect.insert(lanes).values(fresh).on_conflict_do_nothing())
-        row = (await connection.execute(select(lanes).where(lanes.c.name == name).with_for_update())).one()
+        row = (await connection.execute(LOCKED, {"key": name})).first()
+        if row is None:
+            dialect = sqlite if self._database.is_sqlite else postgresql
+            fresh = {"name": name, "free_at": 0, "paused_until": 0, "refusals": 0}
+            await connection.execute(dialect.insert(lanes).values(fresh).on_conflict_do_nothing())
+            row = (await connection.execute(LOCKED, {"key": name})).one()
         if self._database.is_sqlite:
             return row, micros(now())
         return row, int(await connection.scalar(text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")))
-
-    async def _enter(self, connection: AsyncConnection, name: str, asker: Asker, time: int) -> None:
-        """Into the queue, where he is not in it yet. A job waits in one lane at a time."""
-        there = select(lane_waiters.c.lane).where(lane_waiters.c.job_id == asker.job_id)
-        found = await connection.scalar(there)
-        if found == name:
-            return
-        if found is not None:
-            await connection.execute(delete(lane_waiters).where(lane_waiters.c.job_id == asker.job_id))
-        row = {
-            "lane": name,
-            "job_id": asker.job_id,
-            "tenant": asker.tenant,
-            "priority": asker.priority,
-            "since": asker.since,
-            "comes_at": time,
-        }
-        await connection.execute(insert(lane_waiters), row)
 
     def _per_second(self, lane: Row[Any]) -> float:
         limit = self._default if lane.set_to is None else lane.set_to
@@ -210,6 +210,25 @@ class Limiter:
 
     def _interval(self, lane: Row[Any]) -> int:
         return round((1 + SLACK) / self._per_second(lane) * SECOND)
+
+
+async def _enter(connection: AsyncConnection, name: str, asker: Asker, time: int) -> None:
+    """Into the queue, where he is not in it yet. A job waits in one lane at a time."""
+    there = select(lane_waiters.c.lane).where(lane_waiters.c.job_id == asker.job_id)
+    found = await connection.scalar(there)
+    if found == name:
+        return
+    if found is not None:
+        await connection.execute(LEFT, {"key": asker.job_id})
+    row = {
+        "lane": name,
+        "job_id": asker.job_id,
+        "tenant": asker.tenant,
+        "priority": asker.priority,
+        "since": asker.since,
+        "comes_at": time,
+    }
+    await connection.execute(insert(lane_waiters), row)
 
 
 async def _forget_lost(connection: AsyncConnection, name: str, time: int) -> None:

@@ -40,6 +40,7 @@ class News(NamedTuple):
     attempt: int
     reset_reason: str | None
     started_at: int | None
+    deleted_at: int | None
     content: str
     reasoning: str
     runs: str | None
@@ -59,8 +60,8 @@ class Watch(Protocol):
 
 
 COLUMNS = """w.place, j.epoch, j.position, j.token_count, j.tail, j.tail_channel, j.status, j.attempt, j.reset_reason,
-  j.started_at, r.content, r.reasoning, r.runs, c.position, c.channel, c.text, c.token_count"""
-PIECE_AT = 13
+  j.started_at, j.deleted_at, r.content, r.reasoning, r.runs, c.position, c.channel, c.text, c.token_count"""
+PIECE_AT = 14
 SQLITE_CURSORS = """(SELECT key AS place, json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS epoch,
   json_extract(value, '$[2]') AS position FROM json_each(:cursors))"""
 POSTGRES_CURSORS = """(SELECT place - 1 AS place, id, epoch, position FROM unnest(CAST(:ids AS text[]),

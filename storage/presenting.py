@@ -66,6 +66,8 @@ async def job(connection: AsyncConnection, row: Row[Any], run_url: str) -> Job:
         body = await _running(connection, row, ledger_rows)
     else:
         body = outcome((await connection.execute(select(results).where(results.c.job_id == row.id))).one())
+        if row.deleted_at is not None:
+            body["content"] = None
     return Job(
         **_head(row, run_url),
         **body,
@@ -164,7 +166,8 @@ def total_usage(ledger_rows: Sequence[Attempt], finish: FinishRecord | None) -> 
         for name, value in usage.model_dump().items():
             adds = isinstance(value, int | float) and isinstance(sums.get(name, 0), int | float)
             sums[name] = sums.get(name, 0) + value if adds else value
-    return Usage(**sums), any(attempt.estimated for attempt in ledger_rows)
+    estimated = finish is not None and finish.estimated
+    return Usage(**sums), estimated or any(attempt.estimated for attempt in ledger_rows)
 
 
 async def ledger(connection: AsyncConnection, job_id: str) -> Sequence[Attempt]:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from itertools import groupby, islice
 
 from chatjobs.contracts import JobStatus
-from chatjobs.errors import JobNotFound, StorageUnavailable
+from chatjobs.errors import ContentDeleted, JobNotFound, StorageUnavailable
 from storage.database import Database
 from storage.news import News, Watch, fetch, watch
 from storage.own_thread import cancelled
@@ -46,20 +46,20 @@ class TranscriptReader:
         self._stopped: StorageUnavailable | None = None
 
     async def read(self, cursor: Cursor) -> Slice:
-        """What a reader lacks now; its runs may be empty. Raises JobNotFound, StorageUnavailable."""
+        """What a reader lacks now; its runs may be empty. Raises JobNotFound, ContentDeleted, StorageUnavailable."""
         (news,) = await fetch(self._database, [_possible(cursor)], everything=True)
         return _slice(cursor, news)
 
     async def read_many(self, cursors: Sequence[Cursor], *, everything: bool = False) -> Mapping[int, Slice]:
-        """Slices by the place of their cursor. Jobs that do not exist are left out, and those without news unless
-        ``everything``. Raises StorageUnavailable."""
+        """Slices by the place of their cursor. Jobs that do not exist, or whose content was deleted, are left out, and
+        those without news unless ``everything``. Raises StorageUnavailable."""
         found = await fetch(self._database, list(map(_possible, cursors)), everything=everything)
-        return {news.place: _slice(cursors[news.place], news) for news in found if news.epoch is not None}
+        return {news.place: _slice(cursors[news.place], news) for news in found if _readable(news)}
 
     async def wait(self, cursor: Cursor) -> Slice:
         """The next slice with news: text, another epoch, or the end. Nothing is held for a reader in between.
 
-        Raises JobNotFound, StorageUnavailable if the database stays away or the reader has stopped.
+        Raises JobNotFound, ContentDeleted, StorageUnavailable if the database stays away or the reader has stopped.
         """
         if self._stopped:
             raise StorageUnavailable(self._stopped.message)
@@ -73,7 +73,7 @@ class TranscriptReader:
             self._waiting.pop(future, None)
 
     async def follow(self, cursor: Cursor) -> AsyncIterator[Slice]:
-        """Every slice from a cursor to the end of the job. Raises JobNotFound, StorageUnavailable."""
+        """Every slice from a cursor to the end of the job. Raises JobNotFound, ContentDeleted, StorageUnavailable."""
         while True:
             piece = await self.wait(cursor)
             yield piece
@@ -113,22 +113,30 @@ class TranscriptReader:
             await self._newcomers.wait()
         await place.changed()
         up_to_date: set[Cursor] = set()
-        waiting = iter([(future, cursor) for future, cursor in self._waiting.items() if not future.done()])
-        while readers := list(islice(waiting, READERS_PER_LOOK)):
-            for news in await place.fetch([cursor for _, cursor in readers]):
-                self._hand_out(*readers[news.place], news, up_to_date)
+        places: dict[Cursor, list[asyncio.Future[Slice]]] = {}
+        for future, cursor in self._waiting.items():
+            if not future.done():
+                places.setdefault(cursor, []).append(future)  # many may read one job: its text is fetched once
+        readers = iter(places.items())
+        while some := list(islice(readers, READERS_PER_LOOK)):
+            for news in await place.fetch([cursor for cursor, _ in some]):
+                self._hand_out(*some[news.place], news, up_to_date)
         self._up_to_date = up_to_date
 
-    def _hand_out(self, future: asyncio.Future[Slice], cursor: Cursor, news: News, up_to_date: set[Cursor]) -> None:
-        if future.done():
-            return
+    def _hand_out(
+        self, cursor: Cursor, futures: Sequence[asyncio.Future[Slice]], news: News, up_to_date: set[Cursor]
+    ) -> None:
+        waiting = [future for future in futures if not future.done()]
         try:
             piece = _slice(cursor, news)
-        except JobNotFound as error:
-            future.set_exception(error)
+        except (JobNotFound, ContentDeleted) as error:
+            for future in waiting:
+                future.set_exception(type(error)(error.message))
             return
-        up_to_date.add(piece.cursor)
-        future.set_result(piece)
+        if not piece.status.terminal:  # whoever comes from this place may have read it before the job ended there
+            up_to_date.add(piece.cursor)
+        for future in waiting:
+            future.set_result(piece)
 
     def _failed(self, error: StorageUnavailable) -> None:
         """Tell the readers, if it has lasted."""
@@ -155,10 +163,16 @@ def _possible(cursor: Cursor) -> Cursor:
 STATUSES = {status.value: status for status in JobStatus}
 
 
+def _readable(news: News) -> bool:
+    return news.epoch is not None and news.deleted_at is None
+
+
 def _slice(cursor: Cursor, news: News) -> Slice:
-    """Raises JobNotFound."""
+    """Raises JobNotFound, ContentDeleted: a slice without its text would look like the end of the answer."""
     if news.epoch is None:
         raise JobNotFound
+    if news.deleted_at is not None:
+        raise ContentDeleted
     known = cursor.epoch == news.epoch and cursor.position <= news.position
     nothing_yet = cursor.epoch == 1 and cursor.position == 0
     start = cursor.position if known else 0

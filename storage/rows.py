@@ -60,7 +60,8 @@ async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: A
     ).all():
         written = max(0, row.token_count - before)
         status = end.http_status or (OK if written else None)
-        usage = end.usage or await _estimated(connection, row.id, before, written, status)
+        answered = written > 0 or status == OK
+        usage = end.usage or await _estimated(connection, row.id, before, written, answered=answered)
         await connection.execute(
             update(attempts)
             .where(is_open, attempts.c.number == number)
@@ -70,16 +71,16 @@ async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: A
                 http_status=status,
                 first_token_ms=end.first_token_ms,
                 tokens_per_second=end.tokens_per_second,
-                estimated=end.usage is None and status in (OK, None),
+                estimated=end.usage is None and (answered or status is None),
                 usage=usage.model_dump_json(),
             )
         )
 
 
-async def _estimated(connection: AsyncConnection, job_id: str, before: int, written: int, status: int | None) -> Usage:
+async def _estimated(connection: AsyncConnection, job_id: str, before: int, written: int, *, answered: bool) -> Usage:
     """One delta is one token, and so is one of the text that the call went on from. A call that was refused, or of
     which nothing is known, used nothing that we can tell."""
-    body = await connection.scalar(REQUEST, {"key": job_id}) if status == OK else None
+    body = await connection.scalar(REQUEST, {"key": job_id}) if answered else None
     prompt = prompt_tokens(ChatRequest.model_validate_json(body)) + before if body else 0
     return Usage(prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written)
 

@@ -170,6 +170,7 @@ async def _settle_attempts(
                 outcome="finished",
                 http_status=200,
                 usage=finish.usage.model_dump_json() if finish.usage else None,
+                estimated=finish.estimated,
                 first_token_ms=finish.first_token_ms,
                 tokens_per_second=finish.tokens_per_second,
             )
@@ -232,8 +233,8 @@ def announcement(result: ChatResult) -> WebhookEvent:
 
 
 def reopens(row: Row[Any], run_id: str) -> bool:
-    """A failed job that another run sealed: an operator reset its workflow, and it may go on."""
-    return row.status == JobStatus.FAILED.value and row.sealed_by not in (None, run_id)
+    """A failed job that another run sealed: an operator reset its workflow, and it may go on, if it has its text."""
+    return row.status == JobStatus.FAILED.value and row.sealed_by not in (None, run_id) and row.deleted_at is None
 
 
 async def reopen(connection: AsyncConnection, row: Row[Any]) -> None:

@@ -82,6 +82,8 @@ class FinishRecord(WireModel):
     ended_at: Timestamp
     first_token_ms: int | None = None
     tokens_per_second: float | None = None
+    estimated: bool = False
+    """Mistral did not say what the call used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ from terminal.output import console, one_line, write
 from terminal.pages import job_list, job_page
 from terminal.place import Place, find
 from terminal.views import View, Voice, view
+from upkeep import delete_runs
+from webhook_rules import WebhookRules
 
 OK, JOB_FAILED = 0, 1
 LOOK_AGAIN_SECONDS = 0.5
@@ -56,7 +58,7 @@ class Service:
     # -------------------------------------------------------------------------------------------- commands
 
     async def chat(self, body: dict[str, Any], *, reasoning: bool) -> int:
-        job = await self._row(await self._intake().accept(body, tenant=self._tenant))
+        job = await self._row(await (await self._intake()).accept(body, tenant=self._tenant))
         with view(as_json=self._as_json, job=job, reasoning=reasoning) as seen:
             seen.notice(f"job {job.job_id}")
             starting = asyncio.create_task(self._start(job, seen))
@@ -67,11 +69,11 @@ class Service:
         return self._outcome(job, ended, seen)
 
     async def start(self, body: dict[str, Any], idempotency_key: str | None, *, wait: bool) -> int:
-        accepted = await self._intake().accept(body, tenant=self._tenant, idempotency_key=idempotency_key)
+        accepted = await (await self._intake()).accept(body, tenant=self._tenant, idempotency_key=idempotency_key)
         return await self._started(accepted, wait=wait)
 
     async def replay(self, job_id: str, overrides: dict[str, Any], *, wait: bool) -> int:
-        accepted = await self._intake().replay(job_id, tenant=self._tenant, overrides=overrides)
+        accepted = await (await self._intake()).replay(job_id, tenant=self._tenant, overrides=overrides)
         return await self._started(accepted, wait=wait)
 
     async def start_direct(self, body: dict[str, Any], *, wait: bool) -> int:
@@ -126,6 +128,16 @@ class Service:
             write(f"{job_id} {status if status.terminal else f'{status}, asked to cancel'}\n")
         return OK
 
+    async def delete(self, job_id: str) -> int:
+        if await self._jobs.delete(job_id):
+            again = "its history has the job's request: give this command again"
+            await self._or_say(self._delete_runs(job_id), again, self._voice)
+        if self._as_json:
+            self._print(await self._jobs.get(job_id))
+        else:
+            write(f"{job_id} deleted\n")
+        return OK
+
     # --------------------------------------------------------------------------------------------- starting
 
     async def _started(self, accepted: AcceptedJob, *, wait: bool) -> int:
@@ -170,6 +182,9 @@ class Service:
 
     async def _send_cancel(self, job_id: str) -> None:
         await Intake(jobs=self._jobs, client=await self._temporal()).send_cancel(job_id)
+
+    async def _delete_runs(self, job_id: str) -> None:
+        await delete_runs(await self._temporal(), job_id)
 
     async def _or_say(self, action: Awaitable[None], consequence: str, voice: View) -> None:
         """Do something in Temporal; if it is away, say what comes of that."""
@@ -269,8 +284,9 @@ class Service:
     def _jobs(self) -> JobStore:
         return JobStore(self._opened, run_url=self._place.run_url)
 
-    def _intake(self) -> Intake:
-        return Intake(jobs=self._jobs, client=None)
+    async def _intake(self) -> Intake:
+        policy = await WebhookRules(self._place.settings, self._opened).now()
+        return Intake(jobs=self._jobs, client=None, policy=lambda: policy)
 
     async def _row(self, accepted: AcceptedJob) -> Job:
         return await self._jobs.get(accepted.job_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -62,12 +62,27 @@ def text(*pieces: str) -> list[Step]:
 HELLO: Sequence[Step] = [*text("Hello ", "there"), STOP]
 
 
+def rest(script: Sequence[Step], said: str) -> Iterator[Step]:
+    """A script without the text that was said already, if it says that and more; else it is what follows it."""
+    whole = "".join(step.text for step in script if isinstance(step, TextDelta))
+    if whole == said or not whole.startswith(said):
+        said = ""
+    for step in script:
+        if not isinstance(step, TextDelta):
+            yield step
+        elif len(step.text) > len(said):
+            yield step._replace(text=step.text[len(said) :])
+        said = said[len(step.text) :] if isinstance(step, TextDelta) else said
+
+
 class ScriptedModel:
     """A ChatModel with a script per call; the last one repeats. Without scripts it says hello."""
 
     def __init__(self, *scripts: Sequence[Step]) -> None:
         self.scripts = list(scripts) or [HELLO]
         self.requests: list[ChatRequest] = []
+        self.continued: list[str | None] = []
+        """Of each call, the text that it should go on from."""
         self.open_streams = 0
 
     @property
@@ -77,9 +92,10 @@ class ScriptedModel:
     async def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
         script = self.scripts[min(self.calls, len(self.scripts) - 1)]
         self.requests.append(request)
+        self.continued.append(continue_from)
         self.open_streams += 1
         try:
-            for step in script:
+            for step in rest(script, continue_from or ""):
                 if isinstance(step, Gate):
                     await step.pass_through()
                 elif isinstance(step, float):

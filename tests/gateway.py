@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 
@@ -25,3 +29,16 @@ def gateway(stack: Stack, name: str = "gateway") -> Gateway:
     """Start one more gateway; the stack's ``env`` should have CHATJOBS_PORT=0, or a free port to come back to."""
     process = stack.run(name, "-m", "gateway", ready=READY)
     return Gateway(process, json.loads(process.wait_for_log(READY))["url"])
+
+
+@contextmanager
+def alone(directory: Path, env: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """A stack of which nothing runs yet: for gateways that need their database only. Jobs wait for Temporal there."""
+    built = Stack(directory, {"CHATJOBS_PORT": "0"} | dict(env or {}))
+    try:
+        yield built
+    except BaseException:
+        sys.stdout.write(built.news())
+        raise
+    finally:
+        built.kill_all()

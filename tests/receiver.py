@@ -79,8 +79,9 @@ class Received:
 class Receiver:
     """Made by ``receiver()``. Its methods may be called from any thread."""
 
-    def __init__(self, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None, address: str) -> None:
         self._tls = tls
+        self._address = address
         self._scripts: dict[str, list[Answer]] = {}
         self._received: list[Received] = []
         self._news = threading.Condition()
@@ -88,8 +89,8 @@ class Receiver:
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
 
-    def url(self, path: str = "/", host: str = LOOPBACK) -> str:
-        return f"{'https' if self._tls else 'http'}://{host}:{self.port}{path}"
+    def url(self, path: str = "/", host: str | None = None) -> str:
+        return f"{'https' if self._tls else 'http'}://{host or self._address}:{self.port}{path}"
 
     def answer(self, path: str, answers: Answer | Sequence[Answer]) -> None:
         """The script of one path (without query): one answer per request from now on, the last repeats."""
@@ -122,7 +123,7 @@ class Receiver:
         """
         loop, stopped = asyncio.get_running_loop(), asyncio.Event()
         try:
-            listener = socket.create_server((LOOPBACK, port))
+            listener = socket.create_server((self._address, port))
         except OSError as failure:
             ready.set_exception(failure)
             return
@@ -184,9 +185,9 @@ class Receiver:
 
 
 @contextmanager
-def receiver(*, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
+def receiver(*, port: int = 0, tls: ssl.SSLContext | None = None, address: str = LOOPBACK) -> Iterator[Receiver]:
     """A running receiver, on a free port unless told; https with ``tls=server_tls("valid")``."""
-    this = Receiver(tls)
+    this = Receiver(tls, address)
     ready: Future[Callable[[], object]] = Future()
     thread = threading.Thread(target=lambda: asyncio.run(this.serve(port, ready)), name="receiver", daemon=True)
     thread.start()

@@ -96,7 +96,7 @@ async def test_a_call_that_fails(here: House, error: Exception, calls: int) -> N
     here.model.scripts = [[*text("Hel"), error]]
     job = await here.agree(job_id := await here.submit(callback=HOOK), FAILED)
     code = error.reason if isinstance(error, UpstreamError) else "internal"
-    assert (here.model.calls, len(job.attempts), job.content) == (calls, calls, "Hel")
+    assert (here.model.calls, len(job.attempts), job.content) == (calls, calls, "Hel" * calls)
     assert [attempt.outcome for attempt in job.attempts] == [code] * calls
     failure = await here.failure(job_id)
     assert job.error is not None

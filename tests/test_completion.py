@@ -50,11 +50,25 @@ def outcomes(job: Any) -> list[str]:
 # -------------------------------------------------------------------------------------------------- attempts
 
 
-async def test_a_retry_starts_over(here: House) -> None:
-    """A new epoch; whoever was reading is told to drop the text, and why."""
+async def test_a_retry_goes_on(here: House) -> None:
+    """From the last character; whoever was reading gets the rest."""
     gate = Gate()
     here.model.scripts = [[*text("Hel"), gate, CUT], HELLO]
     job_id = await here.submit(callback=HOOK)
+    cursor = (await here.readable(job_id, 3)).cursor
+    gate.open()
+    job = await here.agree(job_id, COMPLETED)
+    tail = await here.reader.read(cursor)
+    assert (job.epoch, job.content, outcomes(job)) == (1, "Hello there", ["upstream_cut", "finished"])
+    assert (tail.reset, "".join(run.text for run in tail.runs)) == (False, "lo there")
+    assert here.model.continued == [None, "Hel"]
+
+
+async def test_a_retry_starts_over(here: House) -> None:
+    """If the caller wants it: a new epoch; whoever was reading is told to drop the text, and why."""
+    gate = Gate()
+    here.model.scripts = [[*text("Hel"), gate, CUT], HELLO]
+    job_id = await here.submit(callback=HOOK, onInterrupt="restart")
     cursor = (await here.readable(job_id, 3)).cursor
     gate.open()
     job = await here.agree(job_id, COMPLETED)
@@ -117,7 +131,7 @@ def test_a_failure_pause_doubles_up_to_half_a_minute(number: int) -> None:
 
 def test_what_is_given_up_says_so_within_bounds() -> None:
     """The reason is cut, and not the end of the message."""
-    error = failures.from_upstream(UpstreamInterrupted("x" * 1000), failures=5, throttles=0)
+    error = failures.from_upstream(UpstreamInterrupted("x" * 1000), failures=5, empties=0, throttles=0)
     assert error.non_retryable
     assert len(error.message) == 500
     assert error.message.endswith("… (given up after 5 failures)")
@@ -295,7 +309,9 @@ async def test_a_worker_that_stops_hands_over(
         async with working(replace(here.parts, client=await temporal.connect()), [COMPLETIONS_QUEUE]):
             job = await here.agree(job_id, COMPLETED)
     assert outcomes(job) in [[first, "finished"] for first in outcome]
-    assert (job.content, model.open_streams) == ("Hello there", 0)
+    said = model.continued[-1] or ""
+    assert job.content == ("Hello there" if "Hello there".startswith(said) else f"{said}Hello there")
+    assert model.open_streams == 0
     assert took < (8 if lock else 2)  # a statement that waits for a lock is waited for, up to 5 s
 
 

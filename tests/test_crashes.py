@@ -59,11 +59,13 @@ def assert_one_outcome(job: Job, watched: Watched, hook: Receiver | None = None)
         assert received[0].json()["data"]["sha256"] == job.sha256
 
 
-async def test_killed_in_mid_stream(machine: Stack, live: Service, hook: Receiver) -> None:
-    """The next attempt completes the job; one more call, one reset, one terminal event, one webhook."""
+@pytest.mark.parametrize(("policy", "resets"), [("continue", 0), ("restart", 1)])
+async def test_killed_in_mid_stream(machine: Stack, live: Service, hook: Receiver, policy: str, resets: int) -> None:
+    """The next attempt completes the same answer, or starts it over if the caller wants it so; one more call, one
+    terminal event, one webhook."""
     machine.add_worker()
     message = prompt("killed in mid-stream", **SLOW)
-    job_id = await live.submit(message, callback=hook.url("/hook"))
+    job_id = await live.submit(message, callback=hook.url("/hook"), onInterrupt=policy)
     watching = asyncio.create_task(live.watched(job_id))
     await machine.simulator.wait(message, tokens=20)
     machine.workers[0].restart()
@@ -71,7 +73,7 @@ async def test_killed_in_mid_stream(machine: Stack, live: Service, hook: Receive
     await hook.arrived(1, path="/hook")
     job = await live.jobs.get(job_id)
     assert_one_outcome(job, watched, hook)
-    assert watched.resets == 1
+    assert (watched.resets, job.epoch) == (resets, 1 + resets)
     assert [attempt.outcome for attempt in job.attempts] == ["lost", "finished"]
     assert len(machine.simulator.requests(message)) == 2
     assert job.content == machine.simulator.answer(message)["text"]
@@ -159,6 +161,7 @@ async def test_killed_again_and_again(machine: Stack, live: Service) -> None:
     job = await live.jobs.get(job_id)
     assert_one_outcome(job, watched)
     assert [attempt.outcome for attempt in job.attempts] == ["lost"] * 3 + ["finished"]
+    assert (job.content, watched.resets) == (machine.simulator.answer(message)["text"], 0)
 
 
 async def test_a_deploy_hands_the_stream_over(machine: Stack, live: Service) -> None:

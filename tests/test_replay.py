@@ -19,6 +19,7 @@ import worker
 from tests.replay.changed import CarelessChatJob
 from tests.replay.record import HISTORIES, SCENARIOS, record
 from workflows.chat_job import ChatJob
+from workflows.retention import Retention
 from workflows.webhook_delivery import WebhookDelivery
 
 RECORDED = sorted(path.stem for path in HISTORIES.glob("*.json"))
@@ -37,7 +38,7 @@ def replayer(*workflows: type) -> Replayer:
 
 @pytest.mark.parametrize("name", RECORDED)
 async def test_a_recorded_run_replays(name: str) -> None:
-    await replayer(ChatJob, WebhookDelivery).replay_workflow(recorded(name))
+    await replayer(ChatJob, WebhookDelivery, Retention).replay_workflow(recorded(name))
 
 
 @pytest.mark.parametrize("name", ["completed", "failed", "cancelled", "inline"])

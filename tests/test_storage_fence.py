@@ -11,7 +11,7 @@ from chatjobs.errors import FenceLost, JobNotFound
 from storage.jobs import JobStore
 from storage.reading import TranscriptReader
 from storage.transcript import JobWriter, TranscriptWriter
-from storage.values import AttemptEnd, Cursor
+from storage.values import SEGMENT, AttemptEnd, Cursor
 from tests.factories import accepted, answered, claimed, ending, failing, finished, wrote
 
 
@@ -189,7 +189,8 @@ async def test_usage_is_summed_over_attempts(store: JobStore, writer: Transcript
     before = await store.get(job_id)
     await store.seal(ending(job_id), run_id="run-1")
     after = await store.get(job_id)
-    expected = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "cached": 4}
+    # Of the lost attempt, its text and (in the word "Hello", and a message around it) its prompt are estimated.
+    expected = {"prompt_tokens": 10 + 6, "completion_tokens": 3 + 2, "total_tokens": 13 + 8, "cached": 4}
     assert after.usage is not None
     assert after.usage.model_dump() == expected
     assert after.usage_estimated
@@ -214,3 +215,64 @@ async def test_an_attempt_after_a_restart_counts_its_own_tokens(store: JobStore,
     await _append(pen, "d")
     await store.seal(failing(job_id), run_id="run-1")
     assert [a.usage and a.usage.completion_tokens for a in await store.ledger(job_id)] == [3, 1]
+
+
+async def test_what_is_known_of_a_call_is_not_estimated(store: JobStore, writer: TranscriptWriter) -> None:
+    """Neither what Mistral counted nor what it refused; of a call that was lost early, nothing is known."""
+    job_id, usage = await accepted(store), Usage(prompt_tokens=7, completion_tokens=2, total_tokens=9)
+    for end in (AttemptEnd("upstream_unavailable", 503), AttemptEnd(SEGMENT, 200, usage=usage), AttemptEnd("lost")):
+        claim = await claimed(store, job_id)
+        await store.end_attempt(job_id, claim.fence, end)
+    assert [(a.estimated, a.usage and a.usage.total_tokens) for a in await store.ledger(job_id)] == [
+        (False, 0),
+        (False, 9),
+        (True, 0),
+    ]
+    assert (await claimed(store, job_id)).past.total_tokens == 9
+
+
+async def test_a_claim_tells_what_the_ledger_says_of_the_text(store: JobStore, writer: TranscriptWriter) -> None:
+    """Segments, and the tokens of the one that was interrupted; of this epoch alone."""
+    job_id = await accepted(store)
+
+    async def past(outcome: str, *deltas: str, restart: bool = False) -> tuple[int, int]:
+        """Of the attempt after one with this outcome."""
+        claim = await claimed(store, job_id)
+        pen = writer.open(claim)
+        if restart:
+            pen.restarted(await store.restart(job_id, fence=claim.fence, reason="restart"))
+        for delta in deltas:
+            pen.append(Channel.CONTENT, delta)
+        await pen.flush()
+        await store.end_attempt(job_id, claim.fence, AttemptEnd(outcome))
+        found = (await claimed(store, job_id)).past
+        return found.segments, found.segment_tokens
+
+    assert await past("upstream_cut", "a", "b") == (0, 2)
+    assert await past(SEGMENT, "c") == (1, 0)
+    assert await past("upstream_unavailable") == (1, 0)
+    assert await past("upstream_cut", "d", "e") == (1, 2)
+    assert await past(SEGMENT, "f") == (2, 0)
+    assert await past("upstream_cut", "g", "h", "i", restart=True) == (0, 3)
+    assert await past(SEGMENT, "j") == (1, 0)
+
+
+async def test_a_claim_counts_empty_answers_apart(store: JobStore) -> None:
+    job_id = await accepted(store)
+    for outcome in ("upstream_empty", "upstream_cut", "continuation_refused", "upstream_empty"):
+        claim = await claimed(store, job_id)
+        await store.end_attempt(job_id, claim.fence, AttemptEnd(outcome))
+    found = (await claimed(store, job_id)).past
+    assert (found.failures, found.empties) == (3, 2)
+
+
+async def test_the_text_so_far_is_its_attempts_own(store: JobStore, writer: TranscriptWriter) -> None:
+    """Read under the fence: whoever lost the job gets no text to go on from."""
+    job_id = await accepted(store)
+    old = await claimed(store, job_id)
+    await wrote(writer, old, "x" * 300, "y")
+    new = await claimed(store, job_id)
+    pieces = await store.written(job_id, fence=new.fence, epoch=new.epoch)
+    assert ("".join(piece.text for piece in pieces), pieces[-1].token_count) == ("x" * 300 + "y", 2)
+    with pytest.raises(FenceLost):
+        await store.written(job_id, fence=old.fence, epoch=old.epoch)

@@ -169,6 +169,19 @@ async def test_the_end_is_news(store: JobStore, writer: TranscriptWriter, reader
     assert (piece.status, piece.runs, piece.reset) == (JobStatus.COMPLETED, (), False)
 
 
+async def test_the_end_is_news_for_each_reader_at_the_same_place(
+    store: JobStore, writer: TranscriptWriter, reader: TranscriptReader
+) -> None:
+    """Also for one that was not waiting when the others were told."""
+    job_id = await answered(store, writer, "Hello")
+    slow = (await reader.read(Cursor(job_id))).cursor
+    waiting = asyncio.create_task(reader.wait(slow))
+    await asyncio.sleep(0)
+    await store.seal(ending(job_id), run_id="run-1")
+    assert (await asyncio.wait_for(waiting, PATIENCE)).status is JobStatus.COMPLETED
+    assert (await asyncio.wait_for(reader.wait(slow), PATIENCE)).status is JobStatus.COMPLETED
+
+
 async def test_another_epoch_is_news(store: JobStore, writer: TranscriptWriter, reader: TranscriptReader) -> None:
     job_id = await accepted(store)
     await wrote(writer, await claimed(store, job_id), "Hello")

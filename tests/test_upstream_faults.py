@@ -75,6 +75,11 @@ CASES = {
     "error in the stream": Case([{"kind": "error", "after": 3}]),
     "huge line": Case([{"kind": "huge", "after": 3}], FAILED, "upstream_too_large", 1),
     "nothing at all, for ever": Case([{"kind": "empty"}], FAILED, "upstream_empty", 3, script={"repeat_last": True}),
+    "nothing at all, twice": Case([{"kind": "empty"}, {"kind": "empty", "done": True}], calls=3),
+    "nothing at all, after other failures": Case(
+        [{"kind": "503"}, {"kind": "503"}, {"kind": "empty"}, {"kind": "empty"}], calls=5
+    ),
+    "the prefix refused": Case([{"kind": "cut", "after": 3}, {"kind": "400"}], calls=3),
     "a page of HTML": Case([{"kind": "wrong_type", "content_type": "text/html"}], outcome="upstream_protocol"),
     "the answer at once as JSON": Case(
         [{"kind": "wrong_type", "content_type": "application/json"}], outcome="upstream_protocol"
@@ -131,23 +136,25 @@ async def test_the_job_ends_as_it_should(live: Service, submitted: dict[str, tup
 
 
 def assert_whole(job: Job) -> None:
-    """The last attempt's text and nothing of the others; exact usage where every attempt had one."""
+    """Text of whatever attempts; exact usage where every attempt had one, or was refused."""
     assert job.content
     assert job.attempts[-1].outcome == "finished"
     assert job.usage is not None
     assert job.usage.completion_tokens >= 12
-    assert job.usage_estimated == (len(job.attempts) > 1)
+    assert job.usage_estimated == any(attempt.http_status in (None, 200) for attempt in job.attempts[:-1])
 
 
-async def test_a_reader_drops_what_an_interrupted_attempt_said(live: Service) -> None:
-    """One reset, and after it exactly the stored text."""
+@pytest.mark.parametrize(("policy", "resets"), [("continue", 0), ("restart", 1)])
+async def test_the_reader_of_a_cut_stream(live: Service, policy: str, resets: int) -> None:
+    """The text goes on, or there is one reset; either way the reader has exactly the stored text at the end."""
     script: dict[str, Any] = {"tokens": 30, "tokens_per_second": 60, "faults": [{"kind": "cut", "after": 10}]}
-    job_id = await live.submit(prompt("reader of a cut stream", **script))
+    message = prompt("reader of a cut stream", **script)
+    job_id = await live.submit(message, onInterrupt=policy)
     watched = await live.watched(job_id)
     job = await live.jobs.get(job_id)
-    assert (watched.resets, watched.ends) == (1, [COMPLETED])
-    assert watched.texts[Channel.CONTENT] == job.content
-    assert job.epoch == 2
+    assert (watched.resets, watched.ends) == (resets, [COMPLETED])
+    assert watched.texts[Channel.CONTENT] == job.content == live.stack.simulator.answer(message)["text"]
+    assert job.epoch == 1 + resets
 
 
 async def test_policy_fail_does_not_start_over(live: Service) -> None:

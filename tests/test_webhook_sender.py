@@ -15,10 +15,10 @@ import httpx2
 import psutil
 import pytest
 
-from activities.ports import WebhookResponse, WebhookSender
+from activities.ports import BUSY, WebhookResponse, WebhookSender
 from chatjobs.errors import WebhookAddressDenied
 from providers import guard, webhook_sender
-from providers.webhook_sender import MAX_READ_BYTES, PER_RECEIVER, HttpWebhookSender
+from providers.webhook_sender import MAX_READ_BYTES, PATIENCE_SECONDS, PER_RECEIVER, HttpWebhookSender
 from tests.receiver import Answer, Receiver, client_tls, gzip_bomb, receiver, server_tls
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -103,12 +103,34 @@ async def test_the_environment_has_no_say(
 
 
 async def test_many_at_once(sender: HttpWebhookSender, hooks: Receiver) -> None:
-    """None waits for another."""
-    hooks.answer("/hook", Answer(delay=0.3))
+    """More than have a place at once: as long as it goes on, the rest waits a moment."""
+    hooks.answer("/hook", Answer(delay=0.2))
     started = time.monotonic()
-    answers = await asyncio.gather(*(post(sender, hooks.url("/hook")) for _ in range(30)))
+    answers = await asyncio.gather(*(post(sender, hooks.url("/hook")) for _ in range(16)))
     assert all(one.delivered for one in answers)
     assert time.monotonic() - started < 3
+
+
+async def test_a_receiver_that_does_not_answer_takes_eight_places(sender: HttpWebhookSender, hooks: Receiver) -> None:
+    """The others are turned away, soon and then at once, and nobody else notices."""
+    hooks.answer("/dead", Answer(delay=60))
+    dead = [asyncio.create_task(post(sender, hooks.url("/dead"))) for _ in range(100)]
+    try:
+        with receiver() as good:
+            answers = await asyncio.gather(*(post(sender, good.url("/hook")) for _ in range(30)))
+            assert all(one.delivered for one in answers)
+        turned_away = [await one for one in dead[PER_RECEIVER:]]
+        assert {one.error for one in turned_away} == {BUSY}
+        assert len(hooks.requests("/dead")) == PER_RECEIVER == 8
+        started = time.monotonic()
+        assert (await post(sender, hooks.url("/dead"))).error == BUSY
+        assert time.monotonic() - started < PATIENCE_SECONDS / 2
+    finally:
+        for one in dead:
+            one.cancel()
+        await asyncio.gather(*dead, return_exceptions=True)
+    hooks.answer("/dead", Answer())
+    assert (await post(sender, hooks.url("/dead"))).delivered, "its places are free again"
 
 
 # --------------------------------------------------------------------------------------------- the status
@@ -164,6 +186,17 @@ async def test_a_silent_receiver_times_out(hasty: HttpWebhookSender, hooks: Rece
     answer = await answered(hasty, hooks, Answer(delay=60))
     assert (answer.status_code, answer.error, answer.response) == (None, "timeout", None)
     assert 500 <= answer.latency_ms < 5_000
+
+
+async def test_the_headers_have_a_time_of_their_own(
+    sender: HttpWebhookSender, hooks: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert webhook_sender.HEADERS_SECONDS == 10
+    monkeypatch.setattr(webhook_sender, "HEADERS_SECONDS", 0.3)
+    answer = await answered(sender, hooks, Answer(raw=b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 1_000, drip=0.05))
+    assert (answer.error, answer.latency_ms < 2_500) == ("timeout", True)
+    answer = await answered(sender, hooks, Answer(body=b"x" * 20, drip=0.05))
+    assert (answer.delivered, answer.latency_ms > 500) == (True, True), "the body has the rest of the total"
 
 
 async def test_headers_that_drip_time_out(hasty: HttpWebhookSender, hooks: Receiver) -> None:

@@ -20,7 +20,7 @@ from chatjobs.names import CHAT_JOB, STATUS_QUERY, delivery_workflow_id
 from chatjobs.steps import Accepted, DeliveryReport, DeliveryStart, Ending, JobRef, Sealed
 from workflows import options
 from workflows.inputs import Input, lenient
-from workflows.webhook_delivery import WebhookDelivery, deliver
+from workflows.webhook_delivery import WebhookDelivery, deliver, tries_after
 
 with workflow.unsafe.imports_passed_through():
     from activities.completion import CompletionActivities
@@ -127,14 +127,14 @@ class ChatJob:
             report = await deliver(sealed.delivery_id, 0, summary="first webhook try")
             workflow.set_current_details(_details(sealed, report))
             if report.retry_in is not None:
-                await self._hand_over(sealed.delivery_id, report.retry_in)
+                await self._hand_over(sealed.delivery_id, tries_after(0, report), report.retry_in)
         self._step = "done"
 
-    async def _hand_over(self, delivery_id: str, pause: float) -> None:
+    async def _hand_over(self, delivery_id: str, tries: int, pause: float) -> None:
         try:
             await workflow.start_child_workflow(
                 WebhookDelivery.run,
-                DeliveryStart(delivery_id=delivery_id, tries_made=1, first_pause=pause),
+                DeliveryStart(delivery_id=delivery_id, tries_made=tries, first_pause=pause),
                 id=delivery_workflow_id(delivery_id),
                 parent_close_policy=ParentClosePolicy.ABANDON,
                 static_summary=f"webhook of {self._job_id}",

@@ -52,15 +52,27 @@ def local() -> dict[str, Any]:
     }
 
 
+def retention() -> dict[str, Any]:
+    """One removal of everything that is too old: some thousand jobs a second."""
+    return {
+        "start_to_close_timeout": timedelta(hours=1),
+        "heartbeat_timeout": _heartbeat,
+        # It goes on where it was. The schedule starts no second run beside it.
+        "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5)),
+    }
+
+
 def delivery() -> dict[str, Any]:
     """One try of a delivery; its own schedule does the retrying."""
     return {
         "task_queue": WEBHOOKS_QUEUE,
         # The sender takes 15 s at most; the rest is the database.
         "start_to_close_timeout": timedelta(seconds=60),
-        # A killed worker's try is not waited for; the next one is a few seconds later.
+        # How long a killed worker's try goes unnoticed; then it is made again.
         "heartbeat_timeout": _heartbeat,
         # A dead receiver, or no free webhook worker, must not hold up the end of a job.
         "schedule_to_start_timeout": timedelta(seconds=60),
-        "retry_policy": RetryPolicy(maximum_attempts=1),
+        # Another attempt only for want of a place at the receiver (BUSY_PAUSES in activities/webhook.py; the last one
+        # reports), or of a worker that was killed. All else that fails is the schedule's: the activity says so.
+        "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coefficient=1.0, maximum_attempts=3),
     }

@@ -31,8 +31,13 @@ def pause_after(tries: int, random_source: random.Random) -> float | None:
     return PAUSES[max(tries, 1) - 1] * (1 + JITTER * random_source.random())
 
 
+def tries_after(tries: int, report: DeliveryReport) -> int:
+    """How many have been made. Storage may know of more; a try that could not be recorded was one all the same."""
+    return max(tries + report.counted, report.tries)
+
+
 async def deliver(delivery_id: str, tries_made: int, *, summary: str) -> DeliveryReport:
-    """One try, from any workflow. A try that could not even be made is one too."""
+    """One try, from any workflow. One that failed before it could be made is one too (unless for lack of a place)."""
     retry_in = pause_after(tries_made + 1, workflow.random())
     order = DeliveryOrder(delivery_id=delivery_id, retry_in=retry_in)
     try:
@@ -58,7 +63,7 @@ class WebhookDelivery:
         while True:
             await self._wait(pause)
             report = await deliver(delivery.delivery_id, tries, summary=f"try {tries + 1}")
-            tries = max(tries + 1, report.tries)
+            tries = tries_after(tries, report)
             workflow.set_current_details(_details(report, tries))
             if report.retry_in is None:
                 return report
@@ -81,5 +86,7 @@ class WebhookDelivery:
 def _details(report: DeliveryReport, tries: int) -> str:
     if report.delivered:
         return f"delivered at try {tries}"
+    if not report.counted:
+        return f"try {tries + 1} waits for a place at the receiver, which has too many tries under way"
     after = "given up" if report.retry_in is None else f"next try in {timedelta(seconds=round(report.retry_in))}"
     return f"try {tries}: {report.reason}; {after}"

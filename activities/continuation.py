@@ -1,0 +1,98 @@
+"""How an interrupted answer goes on: what is asked of the model, and whether the text so far may stay. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chatjobs.contracts import Channel, ChatRequest, Usage, message_text
+from storage.estimates import prompt_tokens
+from storage.schema import CHANNELS
+from storage.values import Past, TextPiece
+
+CONTENT = CHANNELS.index(Channel.CONTENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One call of the model.
+
+    ``prompt_tokens``: a rough count, with the text so far. ``continue_from``: the content so far; None for a call from
+    the beginning. ``tokens_left``: how many more the cap on the whole job allows; None without a cap.
+    """
+
+    request: ChatRequest
+    prompt_tokens: int = 0
+    continue_from: str | None = None
+    tokens_left: int | None = None
+
+    def estimated(self, completion_tokens: int) -> Usage:
+        """Of a call about whose usage Mistral said nothing."""
+        total = self.prompt_tokens + completion_tokens
+        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=completion_tokens, total_tokens=total)
+
+    @property
+    def nothing_left(self) -> bool:
+        """The answer has reached its length limit already."""
+        return self.request.max_tokens is not None and self.request.max_tokens <= 0
+
+    @property
+    def over_cap(self) -> bool:
+        """The cap allows no call, and the answer needs one."""
+        return self.tokens_left is not None and self.tokens_left <= 0 and not self.nothing_left
+
+    @property
+    def sent(self) -> ChatRequest:
+        """The request for the model. It may not say more than the cap allows, whatever becomes of us meanwhile."""
+        if not self.ends_at_cap:
+            return self.request
+        return self.request.model_copy(update={"max_tokens": self.tokens_left})
+
+    @property
+    def ends_at_cap(self) -> bool:
+        """The cap comes before the caller's own length limit."""
+        most = self.request.max_tokens
+        return self.tokens_left is not None and (most is None or self.tokens_left < most)
+
+
+def plan(request: ChatRequest, past: Past, pieces: Sequence[TextPiece] = ()) -> Plan:
+    """The next call: from the beginning, or, if there are ``pieces``, from their end."""
+    prompt = prompt_tokens(request) + (pieces[-1].token_count if pieces else 0)
+    cap = request.limits.max_total_tokens
+    left = None if cap is None else cap - past.total_tokens - prompt
+    if not pieces:
+        return Plan(request, prompt, tokens_left=left)
+    return Plan(_shortened(request, past.segment_tokens), prompt, content(pieces), left)
+
+
+def _shortened(request: ChatRequest, said: int) -> ChatRequest:
+    """With limits on the answer's length less what it has already."""
+    limits = {}
+    if request.max_tokens is not None:
+        limits["max_tokens"] = request.max_tokens - said
+    if request.min_tokens is not None:
+        limits["min_tokens"] = max(0, request.min_tokens - said)
+    return request.model_copy(update=limits)
+
+
+def content(pieces: Sequence[TextPiece]) -> str:
+    return "".join(piece.text for piece in pieces if piece.channel == CONTENT)
+
+
+def obstacle(request: ChatRequest, pieces: Sequence[TextPiece]) -> str | None:
+    """Why the model cannot go on from this text as it would have; None if it can."""
+    if request.tools or request.tool_choice is not None:
+        return "tools"  # Mistral refuses a prefix beside them
+    if request.response_format is not None and request.response_format.type != "text":
+        return "response_format"  # constrained decoding begins anew
+    if pieces[-1].channel != CONTENT:
+        return "reasoning"  # a thought that is not at its end cannot be given back
+    if not (own_prefix(request) + content(pieces)).strip():
+        return "blank"  # a blank prefix yields garbage
+    return None
+
+
+def own_prefix(request: ChatRequest) -> str:
+    """The caller's beginning of the answer."""
+    last = request.messages[-1]
+    return message_text(last) if last.role == "assistant" else ""

@@ -1,0 +1,72 @@
+"""Removing the jobs whose retention is over, little by little."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+
+from temporalio import activity
+
+from activities import failures
+from activities.heartbeats import heartbeating
+from chatjobs.errors import ChatJobsError
+from chatjobs.steps import RetentionOrder, RetentionReport
+from storage.retention import Place, Removed, RetentionStore
+
+log = logging.getLogger(__name__)
+
+REST = 3.0
+"""After a transaction the database is left alone for so many times as long as it took."""
+SHORTEST_REST, LONGEST_REST = 0.01, 1.0
+OLDEST = datetime(1970, 1, 2, tzinfo=UTC)
+
+
+class RetentionActivities:
+    def __init__(self, *, retention: RetentionStore) -> None:
+        self._retention = retention
+
+    @activity.defn
+    async def remove_old_jobs(self, order: RetentionOrder) -> RetentionReport:
+        """Remove every job that ended more than ``days`` ago; another attempt goes on where the last one was.
+
+        A worker that stops leaves the rest to the next run: the report is not ``complete`` then.
+        """
+        progress = _progress()
+        before = cutoff(order.days, datetime.now(UTC))
+        async with heartbeating(lambda: progress):
+            while not progress.complete and not activity.is_worker_shutdown():
+                began = time.monotonic()
+                progress = _after(progress, await self._remove(before, progress))
+                await asyncio.sleep(min(max(REST * (time.monotonic() - began), SHORTEST_REST), LONGEST_REST))
+        if progress.removed:
+            log.info("old jobs removed", extra={"action": "jobs_removed", "jobs": progress.removed})
+        return progress
+
+    async def _remove(self, before: datetime, progress: RetentionReport) -> Removed:
+        try:
+            return await self._retention.remove(before, after=Place(progress.completed_at, progress.job_id))
+        except ChatJobsError as error:
+            raise failures.from_storage(error, pause=None) from None
+
+
+def cutoff(days: float, now: datetime) -> datetime:
+    """Jobs that ended before this are too old."""
+    return max(OLDEST, now - timedelta(days=min(days, (now - OLDEST).days)))
+
+
+def _progress() -> RetentionReport:
+    """Where the last attempt was, as it last said."""
+    details = activity.info().heartbeat_details
+    return RetentionReport.model_validate(details[0]) if details else RetentionReport()
+
+
+def _after(progress: RetentionReport, found: Removed) -> RetentionReport:
+    place = found.place or Place(progress.completed_at, progress.job_id)
+    return RetentionReport(
+        removed=progress.removed + found.jobs,
+        completed_at=place.completed_at,
+        job_id=place.job_id,
+        complete=found.place is None,
+    )

@@ -1,0 +1,202 @@
+"""What it takes to accept a job over HTTP: latency under load, a burst, and the way to the first token.
+
+``python -m bench.door``. Temporal, worker, gateway and model are processes of their own; SQLite. The baseline of the
+first token is the plain way to do it: a route that calls the model and hands its events on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import statistics
+import tempfile
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.model import plan
+from bench.table import Row, table
+from bench.wire import Connection, Reader, percentile
+from tests.gateway import Gateway, gateway
+from tests.stack import Stack, free_port, stack
+
+POSTS_PER_SECOND = 50
+SECONDS = 8
+STREAMS = 20
+BURST = 1_000
+BURST_CONNECTIONS = 50
+SINGLES = 30
+FIRST_TOKEN_SECONDS = 0.1
+
+
+@contextmanager
+def bench_stack(**env: str) -> Iterator[tuple[Stack, Gateway]]:
+    """The system with a model that stamps its tokens."""
+    port = free_port()
+    settings = {
+        "MISTRAL_SERVER_URL": f"http://127.0.0.1:{port}",
+        "MISTRAL_REQUESTS_PER_SECOND": "10000",
+        "CHATJOBS_CONCURRENCY": "200",
+        "CHATJOBS_PORT": "0",
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="chatjobs-bench-") as home,
+        stack(Path(home), workers=0, env=settings | env) as built,
+    ):
+        built.run("model", "-m", "bench.model", str(port), ready="model listening on")
+        built.add_worker()
+        yield built, gateway(built)
+
+
+def body(tokens: int, rate: float = 0, first: float = 0, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": plan(tokens, rate, first)}], **fields}
+
+
+# ------------------------------------------------------------------------------------------------ under load
+
+
+async def under_load(url: str) -> list[float]:
+    """Milliseconds of each of the posts, at a steady rate whatever the answers take, beside running streams."""
+    length = int((SECONDS + 4) * 50)
+    readers = [await Reader.open(url, "/api/chat/stream", body(length, 50)) for _ in range(STREAMS)]
+    await asyncio.gather(*(reader.first for reader in readers))
+    spare = [Connection(url) for _ in range(20)]
+    for connection in spare:
+        await connection.post("/api/jobs", body(1))
+    taken: list[float] = []
+
+    async def one() -> None:
+        connection = spare.pop()
+        began = time.perf_counter()
+        answer = await connection.post("/api/jobs", body(1))
+        taken.append((time.perf_counter() - began) * 1_000)
+        assert answer.status == 202, answer
+        spare.append(connection)
+
+    began, posts = time.monotonic(), []
+    for number in range(POSTS_PER_SECOND * SECONDS):
+        await asyncio.sleep(max(0.0, began + number / POSTS_PER_SECOND - time.monotonic()))
+        posts.append(asyncio.create_task(one()))
+    await asyncio.gather(*posts)
+    await asyncio.gather(*(reader.ended for reader in readers))
+    return taken
+
+
+# ------------------------------------------------------------------------------------------------- a burst
+
+
+async def burst(url: str, database: str) -> tuple[float, float]:
+    """Accepted jobs per second, and started ones per second up to the last; every accepted job is in the database."""
+    ids: list[str] = []
+
+    async def post(connection: Connection, times: int) -> None:
+        for _ in range(times):
+            answer = await connection.post("/api/jobs", body(1))
+            assert answer.status == 202, answer
+            ids.append(answer.json()["jobId"])
+        connection.close()
+
+    began = time.monotonic()
+    times = BURST // BURST_CONNECTIONS
+    await asyncio.gather(*(post(Connection(url), times) for _ in range(BURST_CONNECTIONS)))
+    taken = time.monotonic() - began
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        found = {row[0] for row in connection.execute("SELECT id FROM jobs")}
+        assert set(ids) <= found, f"{len(set(ids) - found)} accepted jobs are lost"
+        waiting = len(ids)
+        while waiting:
+            await asyncio.sleep(0.1)
+            query = "SELECT count(*) FROM jobs WHERE workflow_started_at IS NULL"
+            waiting = connection.execute(query).fetchone()[0]
+    return BURST / taken, BURST / (time.monotonic() - began)
+
+
+# ---------------------------------------------------------------------------------------------- first token
+
+
+async def first_token(url: str, path: str) -> float:
+    """Milliseconds from before the connection is made to the first token, beyond what the model took."""
+    began = time.perf_counter()
+    reader = await Reader.open(url, path, body(5, 50, FIRST_TOKEN_SECONDS))
+    await reader.first
+    taken = time.perf_counter() - began - FIRST_TOKEN_SECONDS
+    await reader.ended
+    return taken * 1_000
+
+
+async def first_tokens(ours: str, plain: str) -> tuple[list[float], list[float]]:
+    """In turns: ours, and the plain route's."""
+    durable, proxied = array("d"), array("d")
+    for number in range(SINGLES + 3):
+        pair = await first_token(ours, "/api/chat/stream"), await first_token(plain, "/chat")
+        if number >= 3:  # the first ones open connections and caches
+            durable.append(pair[0])
+            proxied.append(pair[1])
+    return list(durable), list(proxied)
+
+
+async def measure() -> list[Row]:
+    with bench_stack() as (built, door):
+        database = built.database_url.removeprefix("sqlite:///")
+        proxy = built.run("plain", "-m", "bench.plain", str(port := free_port()), ready="plain proxy listening on")
+        firsts = await first_tokens(door.url, f"http://127.0.0.1:{port}")
+        proxy.stop()
+        load = await under_load(door.url)
+        accepted, started = await burst(door.url, database)
+    return [*_first_rows(*firsts), *_load_rows(load), *_burst_rows(accepted, started)]
+
+
+def _first_rows(durable: list[float], proxied: list[float]) -> list[Row]:
+    rows = []
+    for name, share, most in (("p50", 0.5, 60), ("p99", 0.99, 120)):
+        value, base = percentile(durable, share), percentile(proxied, share)
+        rows.append(
+            Row(
+                name=f"POST to first token, beyond the model's own, {name}",
+                value=value,
+                unit="ms",
+                baseline=f"plain proxying: {base:.1f} ms",
+                ratio=value / base,
+                target=f"≤ {most} ms",
+                met=value <= most,
+            )
+        )
+    return rows
+
+
+def _load_rows(load: list[float]) -> list[Row]:
+    beside = f"{POSTS_PER_SECOND} posts/s beside {STREAMS} streams"
+    return [
+        Row(
+            name=f"accept, {beside}: {name}",
+            value=percentile(load, share),
+            unit="ms",
+            baseline=f"mean: {statistics.mean(load):.1f} ms",
+            ratio=None,
+            target=f"≤ {most} ms",
+            met=percentile(load, share) <= most,
+        )
+        for name, share, most in (("p50", 0.5, 4), ("p99", 0.99, 20))
+    ]
+
+
+def _burst_rows(accepted: float, started: float) -> list[Row]:
+    head = {"unit": "per s", "ratio": None}
+    against = f"{BURST} posts over {BURST_CONNECTIONS} connections"
+    return [
+        Row(name="accept, burst", value=accepted, baseline=against, target="≥ 500", met=accepted >= 500, **head),  # type: ignore[typeddict-item]
+        Row(name="accept, burst: started", value=started, baseline=against, target=None, met=None, **head),  # type: ignore[typeddict-item]
+    ]
+
+
+def run() -> list[Row]:
+    logging.disable(logging.WARNING)
+    return asyncio.run(measure())
+
+
+if __name__ == "__main__":
+    print(table(run()))

@@ -1,0 +1,234 @@
+"""Calls of the service over HTTP, for client.py: repeated while that may help, bounded in time and size.
+
+The only file of this package that names httpx2's errors; and the only one that turns the service's problems
+(RFC 9457) into our errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, TypeVar
+
+import httpx2
+from pydantic import BaseModel, JsonValue
+from pydantic_core import from_json
+
+from chatjobs.contracts import read_json
+from chatjobs.errors import (
+    ApiError,
+    ChatJobsError,
+    ConfigurationError,
+    ContentDeleted,
+    DeliveryNotFound,
+    IdempotencyMismatch,
+    InvalidRequest,
+    JobFinished,
+    JobIdConflict,
+    JobNotFound,
+    JobRunning,
+    Problem,
+    ResponseTooLarge,
+    ServiceUnavailable,
+    Unauthorized,
+    WebhookUrlRefused,
+)
+
+M = TypeVar("M", bound=BaseModel)
+Backoff = Callable[[int], float]
+"""Seconds to wait after so many failures in a row; 0 means that the connection had worked until it broke."""
+
+LONGEST_RETRY_AFTER: Final = 60.0
+CONNECTIONS: Final = 1_000
+"""At the same time, of one client."""
+CALLS_REPEATED: Final = frozenset({429, 502, 503, 504})
+KNOWN: Final[Mapping[str, type[ChatJobsError]]] = {
+    "job_id_taken": JobIdConflict,
+    **{
+        error.code: error
+        for error in (
+            ContentDeleted,
+            DeliveryNotFound,
+            IdempotencyMismatch,
+            JobFinished,
+            JobNotFound,
+            JobRunning,
+            WebhookUrlRefused,
+        )
+    },
+}
+"""The codes of the service's problems that have an error of their own."""
+
+
+def exponential(failures: int) -> float:
+    """Up to a quarter of a second, and twice as much for each failure, up to 10 s: at random, so that not all come."""
+    return random.uniform(0, min(10, 0.25 * 2 ** min(failures, 10)))  # noqa: S311 -- to spread load, not to hide
+
+
+def new_client(
+    base_url: str, api_key: str | None, transport: httpx2.AsyncBaseTransport | None, silence: float
+) -> httpx2.AsyncClient:
+    """Raises ConfigurationError, which does not repeat the key."""
+    if not re.fullmatch(r"(?i)https?://[!-~]+", base_url):
+        raise ConfigurationError("the service's base_url must be an absolute http or https URL")
+    if api_key is not None and not re.fullmatch("[!-~]+", api_key):
+        raise ConfigurationError("the API key must be printable ASCII without spaces")
+    # Nothing compressed: an answer's size is known only once it is unpacked.
+    headers = {"Accept-Encoding": "identity", "User-Agent": "chatjobs-python"}
+    if api_key is not None:
+        headers["Authorization"] = f"Bearer {api_key}"
+    try:
+        return httpx2.AsyncClient(
+            base_url=base_url,
+            headers=headers,
+            transport=transport,
+            timeout=httpx2.Timeout(silence, connect=min(silence, 10)),
+            limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=20),
+        )
+    except httpx2.InvalidURL:
+        raise ConfigurationError("the service's base_url is not a URL") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """Calls of the service, repeated while that may help; its errors and httpx2's translated into ours."""
+
+    client: httpx2.AsyncClient
+    timeout: float
+    max_response_bytes: int
+    backoff: Backoff
+
+    async def read(self, model: type[M], method: str, path: str, **options: Any) -> M:
+        """What the service answers, as a value of ``model``; see ``call``."""
+        document = await self.call(method, path, **options)
+        try:
+            return read_json(model, document)
+        except ValueError:
+            raise ApiError(f"the service's answer is no {model.__name__} that this version knows") from None
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        key: str | None = None,
+    ) -> bytes:
+        """The body of a successful answer. Everything called here may be called twice."""
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        if key is not None:
+            headers["Idempotency-Key"] = key
+        deadline = asyncio.get_running_loop().time() + self.timeout
+        last = ServiceUnavailable(f"the service did not answer within {self.timeout:g} seconds")
+        for failures in itertools.count(1):
+            request = self.client.build_request(method, path, params=params, content=body, headers=headers)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await self._answer(request)
+            except TimeoutError:
+                raise last from None
+            except ServiceUnavailable as error:
+                last = error
+                wait = max(self.backoff(failures), error.retry_after or 0)
+                if asyncio.get_running_loop().time() + wait >= deadline:
+                    raise
+            await asyncio.sleep(wait)
+        raise AssertionError("unreachable")
+
+    async def _answer(self, request: httpx2.Request) -> bytes:
+        async with self.opened(request) as response:
+            body = await self.body(response)
+        if not response.is_success:
+            raise failure(response, body, repeated=CALLS_REPEATED)
+        return body
+
+    @contextlib.asynccontextmanager
+    async def opened(self, request: httpx2.Request) -> AsyncIterator[httpx2.Response]:
+        with reachable():
+            response = await self.client.send(request, stream=True)
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    async def body(self, response: httpx2.Response, limit: int | None = None) -> bytes:
+        """Raises ResponseTooLarge, and ApiError for a compressed answer, which was not asked for."""
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise ApiError("the service's answer is compressed", status=response.status_code)
+        pieces = bytearray()
+        with reachable():
+            async for piece in response.aiter_raw():
+                pieces += piece
+                self.check(len(pieces), limit)
+        return bytes(pieces)
+
+    def check(self, size: int, limit: int | None = None) -> None:
+        """Raises ResponseTooLarge if ``size`` is over the limit, by default that of all answers."""
+        if size > (allowed := self.max_response_bytes if limit is None else limit):
+            raise ResponseTooLarge(f"the service's answer is larger than the {allowed} bytes that this client reads")
+
+
+@contextlib.contextmanager
+def reachable() -> Iterator[None]:
+    """httpx2's errors as ServiceUnavailable."""
+    try:
+        yield
+    except (httpx2.RequestError, httpx2.StreamError) as error:
+        raise ServiceUnavailable(f"the service is not reachable: {type(error).__name__} {error}") from None
+
+
+def failure(response: httpx2.Response, body: bytes, *, repeated: frozenset[int]) -> ChatJobsError:
+    """The error in an answer (RFC 9457); those with a status in ``repeated`` are ServiceUnavailable."""
+    found, status = _problem(body), response.status_code
+    code, detail = _text(found.get("code")), _text(found.get("detail"))
+    if status in repeated:
+        after = retry_after(response.headers.get("retry-after"), datetime.now(UTC))
+        return ServiceUnavailable(detail, status=status, reason=code, retry_after=after)
+    if status == 401:
+        return Unauthorized(detail)
+    if code == InvalidRequest.code:
+        return InvalidRequest(_problems(found.get("errors")) or [Problem("", detail or "is not valid")])
+    if known := KNOWN.get(code or ""):
+        return known(detail)
+    return ApiError(detail or f"the service answered {status}", status=status, reason=code)
+
+
+def _problem(body: bytes) -> dict[str, JsonValue]:
+    """The object in a body; empty for what a proxy has written."""
+    try:
+        found = from_json(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(value: JsonValue) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _problems(errors: JsonValue) -> list[Problem]:
+    listed = [one for one in errors if isinstance(one, dict)] if isinstance(errors, list) else []
+    return [Problem(_text(one.get("pointer")) or "", _text(one.get("message")) or "is not valid") for one in listed]
+
+
+def retry_after(value: str | None, now: datetime) -> float | None:
+    """The seconds of a ``Retry-After``, at most a minute; None where there is none, or junk."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value) if re.fullmatch("[0-9]{1,15}", value) else _until(parsedate_to_datetime(value), now)
+    except ValueError:
+        return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+
+
+def _until(moment: datetime, now: datetime) -> float:
+    return (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds()

@@ -1,0 +1,436 @@
+"""ChatJobs: the service from Python. Start jobs, read them, watch their answers appear.
+
+    async with ChatJobs("http://127.0.0.1:8000") as jobs:
+        accepted = await jobs.submit("Why is the sky blue?")
+        async for event in jobs.stream(accepted.job_id):
+            match event:
+                case ChunkEvent(content=text):
+                    print(text, end="")
+
+Every call may be repeated by the client without harm: calls that start something carry an idempotency key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+import uuid
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+    Sized,
+)
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, Self, TypeVar
+
+import httpx2
+from pydantic_core import to_jsonable_python
+
+from chatjobs.calls import CONNECTIONS, Backoff, Http, exponential, new_client
+from chatjobs.contracts import (
+    CancelledEvent,
+    Channel,
+    ChatRequest,
+    ChunkEvent,
+    CompleteEvent,
+    Delivery,
+    ErrorEvent,
+    Job,
+    JobAccepted,
+    JobPage,
+    JobStatus,
+    ResetEvent,
+    WireModel,
+    canonical_json,
+    rfc3339,
+)
+from chatjobs.errors import (
+    ApiError,
+    ChatJobsError,
+    ContentDeleted,
+    InvalidRequest,
+    JobFailed,
+    JobNotFound,
+    Problem,
+    ServiceUnavailable,
+    StreamBroken,
+)
+from chatjobs.sse import MAX_EVENT_BYTES, JobEvents
+from chatjobs.stream import Stream
+
+T = TypeVar("T")
+Prompt = str | Sequence[Any] | ChatRequest
+"""What a job is asked: the text of a user message, messages (as models or as dicts), or a whole request."""
+
+DAY: Final = 24 * 3600.0
+MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far ``ChatJobs.map`` is. ``failed`` are among ``done``; ``total`` is None where prompts have no length."""
+
+    done: int
+    failed: int
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a prompt of ``ChatJobs.map``, number ``index`` from 0.
+
+    ``error`` says why there is no answer; ``job`` is there whenever the job came to an end, however it did.
+    """
+
+    index: int
+    job: Job | None
+    error: ChatJobsError | None
+
+    @property
+    def content(self) -> str | None:
+        """The answer; None if there is none."""
+        return self.job.content if self.job is not None and self.error is None else None
+
+
+class _Cancelled(WireModel):
+    job_id: str
+    status: JobStatus
+
+
+# ------------------------------------------------------------------------------------------------ client
+
+
+class ChatJobs:
+    """A client of the service at ``base_url``. Use it as ``async with``, or close it with ``aclose``.
+
+    ``timeout``: seconds for a call with all its repetitions. ``patience``: seconds that a stream stays without hearing
+    from the service. ``silence``: seconds without a byte after which a connection is taken for dead; the service sends
+    something every 15 s. ``max_response_bytes`` bounds an answer, ``max_event_bytes`` an event of a stream.
+
+    Methods raise ServiceUnavailable once that time is up, Unauthorized, ApiError and what they name themselves.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        timeout: float = 60.0,
+        patience: float = 300.0,
+        silence: float = 45.0,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+        backoff: Backoff = exponential,
+    ) -> None:
+        """Raises ConfigurationError."""
+        self._http = Http(new_client(base_url, api_key, transport, silence), timeout, max_response_bytes, backoff)
+        self._patience = patience
+        self._silence = silence
+        self._max_event_bytes = max_event_bytes
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.client.aclose()
+
+    async def submit(self, prompt: Prompt, *, idempotency_key: str | None = None, **fields: Any) -> JobAccepted:
+        """Start a job; it is durable when this returns.
+
+        ``fields`` are those of ChatRequest (``model="…"``, ``callback="https://…"``, ``metadata={…}``). The same
+        ``idempotency_key`` with the same request is the same job; without one, a new key makes repetitions safe.
+        Raises InvalidRequest, IdempotencyMismatch, JobIdConflict, WebhookUrlRefused.
+        """
+        body = request_body(prompt, fields)
+        return await self._http.read(JobAccepted, "POST", "/api/jobs", body=body, key=idempotency_key or _new_key())
+
+    async def get(self, job_id: str) -> Job:
+        """The job as it is now, with partial text while it runs. Raises JobNotFound."""
+        return await self._http.read(Job, "GET", _path(job_id))
+
+    async def wait(self, job_id: str, timeout: float = DAY) -> Job:
+        """The job once it has ended, however it did. Raises JobNotFound, and TimeoutError after so many seconds."""
+        async with asyncio.timeout(timeout):
+            while not (job := await self.get(job_id)).status.terminal:
+                with contextlib.suppress(ContentDeleted):  # it ended and was deleted meanwhile
+                    async with self.stream(job_id) as events:
+                        async for _ in events:
+                            pass
+            return job
+
+    def stream(self, job_id: str, *, last_event_id: str = "", timeout: float = DAY) -> Stream:
+        """The events of a job from the beginning, or from where ``last_event_id`` was, to its terminal one.
+
+        A broken connection is opened again and the stream goes on where it was: no event is lost or comes twice.
+        ``timeout`` is in seconds, for all of it. Raises JobNotFound while iterating, ContentDeleted, TimeoutError.
+        """
+        events = JobEvents(last_event_id=last_event_id, limit=self._max_event_bytes)
+        return Stream(self._http, f"{_path(job_id)}/events", events, self._patience, self._silence, timeout)
+
+    async def answer(self, job_id: str, timeout: float = DAY) -> str:
+        """The whole text of the answer, once it is complete (or as long as the model was allowed to make it).
+
+        Raises JobFailed if there will be none, JobNotFound, ContentDeleted, TimeoutError, ResponseTooLarge.
+        """
+        pieces: list[str] = []
+        size = 0
+        async with self.stream(job_id, timeout=timeout) as events:
+            async for event in events:
+                match event:
+                    case ChunkEvent(channel=Channel.CONTENT, content=text):
+                        pieces.append(text)
+                        size += len(text)
+                        self._http.check(size)
+                    case ResetEvent():
+                        pieces, size = [], 0
+                    case CompleteEvent(sha256=expected):
+                        return _checked("".join(pieces), expected)
+                    case ErrorEvent():
+                        raise JobFailed(event.message, reason=event.code, retryable=event.retryable)
+                    case CancelledEvent():
+                        raise JobFailed("The job was cancelled", reason="cancelled")
+        raise StreamBroken
+
+    async def ask(
+        self, prompt: Prompt, *, idempotency_key: str | None = None, timeout: float = DAY, **fields: Any
+    ) -> Job:
+        """``submit`` and ``wait``."""
+        accepted = await self.submit(prompt, idempotency_key=idempotency_key, **fields)
+        return await self.wait(accepted.job_id, timeout)
+
+    async def cancel(self, job_id: str) -> JobStatus:
+        """Cancel a job, durably; the status it has now. Again is the same. Raises JobNotFound, JobFinished."""
+        return (await self._http.read(_Cancelled, "POST", f"{_path(job_id)}/cancel")).status
+
+    async def delete(self, job_id: str) -> None:
+        """Delete what a finished job holds: texts, deliveries. Again is the same. Raises JobNotFound, JobRunning."""
+        with contextlib.suppress(ContentDeleted):
+            await self._http.call("DELETE", _path(job_id))
+
+    async def replay(self, job_id: str, *, idempotency_key: str | None = None, **overrides: Any) -> JobAccepted:
+        """A new job with the request of this one, but for the fields given; None unsets one.
+
+        Raises JobNotFound, ContentDeleted, and what ``submit`` raises.
+        """
+        body = canonical_json(_named(overrides)) if overrides else None
+        path = f"{_path(job_id)}/replay"
+        return await self._http.read(JobAccepted, "POST", path, body=body, key=idempotency_key or _new_key())
+
+    async def deliveries(self, job_id: str) -> tuple[Delivery, ...]:
+        """The job's webhooks with all their tries. Raises JobNotFound."""
+        return (await self.get(job_id)).deliveries
+
+    async def list(
+        self,
+        *,
+        status: JobStatus | str | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        page_size: int = 100,
+    ) -> AsyncIterator[Job]:
+        """Jobs without their texts, newest first, read page by page. Times are aware. Raises InvalidRequest."""
+        filters = {
+            "status": JobStatus(status).value if status is not None else None,
+            "model": model,
+            "since": rfc3339(since) if since is not None else None,
+            "until": rfc3339(until) if until is not None else None,
+            "limit": str(page_size),
+            **{f"metadata.{key}": value for key, value in (metadata or {}).items()},
+        }
+        params = {name: value for name, value in filters.items() if value is not None}
+        seen: set[str] = set()
+        while True:
+            page = await self._http.read(JobPage, "GET", "/api/jobs", params=params)
+            for job in page.jobs:
+                yield job
+            if page.next_cursor is None:
+                return
+            if page.next_cursor in seen:
+                raise ApiError("the pages of the list go round in circles")
+            seen.add(page.next_cursor)
+            params["cursor"] = page.next_cursor
+
+    async def map(
+        self,
+        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        *,
+        concurrency: int = 10,
+        on_progress: Callable[[Progress], object] | None = None,
+        idempotency_prefix: str | None = None,
+        timeout: float = DAY,
+        **fields: Any,
+    ) -> AsyncIterator[Outcome]:
+        """Ask many things, ``concurrency`` at a time; outcomes come in the order of the prompts, as soon as they can.
+
+        An error is the outcome of its prompt and stops nothing else. However many prompts there are, about ten times
+        ``concurrency`` of them are in memory. ``fields`` are for all jobs. With an ``idempotency_prefix`` a script
+        that is run again gets the jobs of its first run (prompt number n has the key ``<prefix>-<n>``). ``timeout``:
+        seconds for one prompt, after which its outcome is an error, while the job goes on.
+        Leave the loop early with ``contextlib.aclosing``: jobs that were started go on.
+        """
+        if isinstance(prompts, (str, ChatRequest)):
+            raise TypeError("prompts are several: put a single one in a list")
+        if not 1 <= concurrency <= CONNECTIONS:
+            raise ValueError(f"concurrency must lie between 1 and {CONNECTIONS}")
+        ask = partial(self.ask, timeout=timeout, **fields)
+        mapping = _Mapping(ask, prompts, concurrency, on_progress, idempotency_prefix)
+        async with contextlib.aclosing(mapping.outcomes()) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+
+
+def _checked(text: str, expected: str) -> str:
+    """Raises StreamBroken if the text is not the one that the service has stored."""
+    if hashlib.sha256(text.encode()).hexdigest() != expected:
+        raise StreamBroken("the text is not the one that was stored; read the job")
+    return text
+
+
+def request_body(prompt: Prompt, fields: Mapping[str, Any]) -> bytes:
+    """A request as JSON: just what was given. Raises InvalidRequest."""
+    body = {**_asked(prompt), **_named(fields)}
+    ChatRequest.parse(body)
+    return canonical_json(body)
+
+
+def _asked(prompt: Prompt) -> dict[str, Any]:
+    if isinstance(prompt, ChatRequest):
+        # Not exclude_unset, which would drop the role of messages that were made in Python.
+        return prompt.model_dump(mode="json", include=prompt.model_fields_set)
+    return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _plain(prompt)}
+
+
+def _named(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a request under their names on the wire."""
+    known = ChatRequest.model_fields
+    return {known[name].alias or name if name in known else name: _plain(value) for name, value in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Models to what JSON has. Raises InvalidRequest."""
+    try:
+        return to_jsonable_python(value, by_alias=True)
+    except ValueError:
+        raise InvalidRequest([Problem("", "has a value that JSON does not have")]) from None
+
+
+def _path(job_id: str) -> str:
+    """Raises JobNotFound for what cannot be an id of a job."""
+    if not re.fullmatch("[A-Za-z0-9_-]{1,128}", job_id):
+        raise JobNotFound
+    return f"/api/jobs/{job_id}"
+
+
+def _new_key() -> str:
+    return uuid.uuid4().hex
+
+
+# --------------------------------------------------------------------------------------------------- map
+
+
+class _Mapping:
+    """One run of ``ChatJobs.map``: a feeder starts tasks, their outcomes are handed out in order."""
+
+    def __init__(
+        self,
+        ask: Callable[..., Awaitable[Job]],
+        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        concurrency: int,
+        on_progress: Callable[[Progress], object] | None,
+        idempotency_prefix: str | None,
+    ) -> None:
+        self._ask = ask
+        self._prompts = prompts
+        self._on_progress = on_progress
+        self._prefix = idempotency_prefix
+        self._running = asyncio.Semaphore(concurrency)
+        # A slow job holds up the outcomes after it, but not the work on them, so long as they fit.
+        self._kept = asyncio.Semaphore(10 * concurrency)
+        self._tasks: asyncio.Queue[asyncio.Task[Outcome] | None] = asyncio.Queue()
+        self._total = len(prompts) if isinstance(prompts, Sized) else None
+        self._done = self._failed = 0
+
+    async def outcomes(self) -> AsyncGenerator[Outcome]:
+        feeder = asyncio.create_task(self._feed(), name="map-feeder")
+        current: asyncio.Task[Outcome] | None = None
+        try:
+            while (current := await self._tasks.get()) is not None:
+                yield await current
+                self._kept.release()
+            await feeder  # which raises what the prompts raised
+        finally:
+            left = [current, *(self._tasks.get_nowait() for _ in range(self._tasks.qsize()))]
+            await _ended([feeder, *(task for task in left if task is not None)])
+
+    async def _feed(self) -> None:
+        try:
+            index = 0
+            async for prompt in _each(self._prompts):
+                await self._kept.acquire()
+                await self._running.acquire()
+                self._tasks.put_nowait(asyncio.create_task(self._run(index, prompt), name=f"map-{index}"))
+                index += 1
+        finally:
+            self._tasks.put_nowait(None)
+
+    async def _run(self, index: int, prompt: Prompt) -> Outcome:
+        try:
+            outcome = await self._outcome(index, prompt)
+        finally:
+            self._running.release()
+        self._done += 1
+        self._failed += outcome.error is not None
+        if self._on_progress is not None:
+            self._on_progress(Progress(self._done, self._failed, self._total))
+        return outcome
+
+    async def _outcome(self, index: int, prompt: Prompt) -> Outcome:
+        key = None if self._prefix is None else f"{self._prefix}-{index}"
+        try:
+            job = await self._ask(prompt, idempotency_key=key)
+        except ChatJobsError as error:
+            return Outcome(index, None, error)
+        except TimeoutError:
+            return Outcome(index, None, ServiceUnavailable("the job did not end in time", reason="timeout"))
+        return Outcome(index, job, unsuccessful(job))
+
+
+def unsuccessful(job: Job) -> JobFailed | None:
+    """Why a job that has ended has no answer; None if it has one."""
+    if job.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
+        return None
+    if job.error is None:
+        return JobFailed(f"The job was {job.status.value}", reason=job.status.value)
+    return JobFailed(job.error.message, reason=job.error.code, retryable=job.error.retryable)
+
+
+async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel what still runs, and wait until it has stopped."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

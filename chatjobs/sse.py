@@ -1,0 +1,205 @@
+"""Events to the text of server-sent events and back. Pure.
+
+Source of the format: https://html.spec.whatwg.org/multipage/server-sent-events.html.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from chatjobs.contracts import (
+    CancelledEvent,
+    ChunkEvent,
+    CompleteEvent,
+    ErrorEvent,
+    ResetEvent,
+    StartEvent,
+    StreamEvent,
+    read_json,
+)
+from chatjobs.errors import ResponseTooLarge, StreamBroken
+
+BOM: Final = b"\xef\xbb\xbf"
+MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
+"""Of one event; the service's frames have less than 1 MiB, but for the tool calls of a terminal one."""
+EVENT_ID = re.compile(r"([1-9][0-9]{0,8})\.([0-9]{1,15})(\.end)?")
+"""``<epoch>.<position>``, with ``.end`` on a terminal event."""
+EVENTS: Final[Mapping[str, type[StreamEvent]]] = {
+    "start": StartEvent,
+    "chunk": ChunkEvent,
+    "reset": ResetEvent,
+    "complete": CompleteEvent,
+    "error": ErrorEvent,
+    "cancelled": CancelledEvent,
+}
+LINE_BREAK = re.compile("\r\n|\n|\r")
+
+
+def encode(event: str, id: str, data: str) -> bytes:
+    """One event as it stands on the wire, the fields in the order ``event, id, data``.
+
+    Raises ValueError if ``event`` or ``id`` has a line break or NUL, which the format cannot carry there.
+    """
+    if "\n" in data or "\r" in data:
+        data = LINE_BREAK.sub("\ndata: ", data)
+    head = f"event: {event}\nid: {id}\n"
+    if head.count("\n") != 2 or "\r" in head or "\0" in head:
+        raise ValueError("the name and the id of an event must not have line breaks or NUL")
+    return f"{head}data: {data}\n\n".encode()
+
+
+class ServerEvent(NamedTuple):
+    """``event`` is its name, ``message`` if it has none; ``id`` the last one that was seen, here or before."""
+
+    event: str
+    id: str
+    data: str
+
+
+class Parser:
+    """The events in a stream of bytes, however it is cut.
+
+    ``last_event_id`` is what a reconnecting reader sent; ``retry`` is in milliseconds, None until the server says it.
+    Memory is bounded: an event, or a line, over ``limit`` bytes raises ResponseTooLarge.
+    """
+
+    def __init__(self, *, last_event_id: str = "", limit: int = MAX_EVENT_BYTES) -> None:
+        self.last_event_id = last_event_id
+        self.retry: int | None = None
+        self._limit = limit
+        self._line = bytearray()
+        self._first = True
+        self._after_cr = False
+        self._event = ""
+        self._data: list[str] = []
+        self._size = 0
+        self._fields: Mapping[str, Callable[[str], None]] = {
+            "event": self._take_event,
+            "data": self._take_data,
+            "id": self._take_id,
+            "retry": self._take_retry,
+        }
+
+    def feed(self, chunk: bytes) -> Iterator[ServerEvent]:
+        """The events that this piece completes. Iterate to the end before the next piece."""
+        for line in self._lines(chunk):
+            if line:
+                self._take(line)
+            elif (event := self._dispatched()) is not None:
+                yield event
+
+    def _lines(self, chunk: bytes) -> Iterator[bytes]:
+        """The complete lines, without their ends. Line ends are ASCII, so they never lie inside a character."""
+        if self._after_cr and chunk:
+            self._after_cr = False
+            chunk = chunk.removeprefix(b"\n")
+        for piece in chunk.splitlines(keepends=True):
+            self._line += piece.rstrip(b"\r\n")
+            if self._size + len(self._line) > self._limit:
+                raise ResponseTooLarge(f"an event of the stream has more than {self._limit} bytes")
+            if piece.endswith((b"\n", b"\r")):
+                line, self._line = bytes(self._line), bytearray()
+                yield self._without_bom(line)
+        self._after_cr = self._after_cr or chunk.endswith(b"\r")
+
+    def _without_bom(self, line: bytes) -> bytes:
+        """At the beginning of the stream one byte order mark is dropped."""
+        first, self._first = self._first, False
+        return line.removeprefix(BOM) if first else line
+
+    def _take(self, line: bytes) -> None:
+        name, _, value = line.decode(errors="replace").partition(":")
+        if take := self._fields.get(name):
+            take(value.removeprefix(" "))
+
+    def _take_event(self, value: str) -> None:
+        self._event = value
+
+    def _take_data(self, value: str) -> None:
+        self._data.append(value)
+        self._size += len(value.encode()) + 1
+
+    def _take_id(self, value: str) -> None:
+        if "\0" not in value:
+            self.last_event_id = value
+
+    def _take_retry(self, value: str) -> None:
+        if re.fullmatch("[0-9]{1,15}", value):
+            self.retry = int(value)
+
+    def _dispatched(self) -> ServerEvent | None:
+        """What a blank line completes: nothing if there was no data."""
+        event = ServerEvent(self._event or "message", self.last_event_id, "\n".join(self._data)) if self._data else None
+        self._event, self._data, self._size = "", [], 0
+        return event
+
+
+class Place(NamedTuple):
+    """``position`` characters of the text of an ``epoch`` lie before it."""
+
+    epoch: int
+    position: int
+
+
+class JobEvents:
+    """The events of a job's stream, each once and without a gap, over any number of connections.
+
+    The ids tell: a chunk's is the place after its text, so the place before it has to be where the reader is.
+    ``last_event_id`` names what a reader has already.
+    """
+
+    def __init__(self, *, last_event_id: str = "", limit: int = MAX_EVENT_BYTES) -> None:
+        """Raises StreamBroken if ``last_event_id`` is not an id of a job's stream."""
+        self.last_event_id = last_event_id
+        self._place = _place(last_event_id) if last_event_id else None
+        self._limit = limit
+        self._parser = Parser(limit=limit)
+
+    def connect(self) -> None:
+        """A new connection begins, which was asked for what follows ``last_event_id``. What was incomplete is gone."""
+        self._parser = Parser(limit=self._limit)
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[str, StreamEvent]]:
+        """The ids and events that this piece of the connection completes; names that are not known here are skipped.
+
+        Raises StreamBroken, upon which a new connection may help, and ResponseTooLarge.
+        """
+        for name, event_id, data in self._parser.feed(chunk):
+            if not event_id:  # not of a job's transcript: whatever it is, a reader can do without it
+                continue
+            event = _event(name, data)
+            if self._moved(_place(event_id), event):
+                self.last_event_id = event_id
+                if event is not None:
+                    yield event_id, event
+
+    def _moved(self, to: Place, event: StreamEvent | None) -> bool:
+        """Go on to an event's place; False if the reader has been told already. Raises StreamBroken."""
+        here = self._place
+        match event:
+            case StartEvent() if here is not None:
+                return False
+            case ChunkEvent() if here not in (None, (to.epoch, to.position - len(event.content))):
+                raise StreamBroken("a piece of the text is missing or comes twice")
+            case CompleteEvent() | CancelledEvent() | ErrorEvent() if here not in (None, to):
+                raise StreamBroken("the end of the text is missing")
+            case _:
+                self._place = to
+                return True
+
+
+def _event(name: str, data: str) -> StreamEvent | None:
+    if (model := EVENTS.get(name)) is None:
+        return None
+    try:
+        return read_json(model, data)
+    except ValueError:
+        raise StreamBroken(f"an event of type {name} is not what it should be") from None
+
+
+def _place(event_id: str) -> Place:
+    if not (found := EVENT_ID.fullmatch(event_id)):
+        raise StreamBroken("an event's id is not one of a job's stream")
+    return Place(int(found[1]), int(found[2]))

@@ -1,0 +1,88 @@
+"""Which machine, which page: what keeps other people's pages away from a service that this browser can reach.
+
+Without keys whoever reaches the gateway may use it, and a page from elsewhere runs in a browser that does. It is told
+apart by its name: a request has the Host that the browser believes to talk to (DNS rebinding makes any name lead here)
+and the Origin of the page it comes from. With keys the same goes for cookies, which browsers send by themselves.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from gateway.problems import HttpProblem
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+FOREIGN_SITES = ("cross-site", "same-site")
+
+Authority = tuple[str, int | None]
+"""A host in lower case, and a port."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address can only mean this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+class Origins:
+    """``public_url`` is where people reach the gateway, if that is not what its Host header says."""
+
+    def __init__(self, public_url: str | None) -> None:
+        self._public = _origin(public_url.rstrip("/")) if public_url else None
+        self.https = bool(public_url and public_url.lower().startswith("https:"))
+
+    def check_host(self, request: Request) -> None:
+        """The request means this machine, not a name that somebody made lead here. Raises HttpProblem."""
+        host = _host(request)
+        named = host[0] if host else ""
+        if not (is_loopback(named) or (self._public and named == self._public[0])):
+            raise HttpProblem(
+                421,
+                "host_not_allowed",
+                "Without keys this service answers to loopback names only; use http://127.0.0.1, or add a key",
+            )
+
+    def check_origin(self, request: Request) -> None:
+        """The request does not come from a page of another origin. Raises HttpProblem."""
+        origin = request.headers.get("origin")
+        if origin is None:
+            foreign = request.headers.get("sec-fetch-site") in FOREIGN_SITES and request.method not in SAFE_METHODS
+        else:
+            came_from = _origin(origin)
+            foreign = came_from is None or came_from not in (self._public, _host(request, origin))
+        if foreign:
+            raise HttpProblem(403, "origin_not_allowed", "Pages of another origin may not use this service")
+
+
+def _origin(url: str) -> Authority | None:
+    """The authority in ``scheme://host:port``; None for anything else, such as the ``null`` of a sandboxed page."""
+    scheme, separator, authority = url.partition("://")
+    port = DEFAULT_PORTS.get(scheme.lower())
+    return _authority(authority, port) if separator and port else None
+
+
+def _host(request: Request, origin: str = "http://") -> Authority | None:
+    """The Host header; a port that it leaves out is that of the origin's scheme: a proxy may speak https for us."""
+    scheme = origin.partition("://")[0].lower()
+    return _authority(request.headers.get("host", ""), DEFAULT_PORTS.get(scheme))
+
+
+def _authority(text: str, default_port: int | None) -> Authority | None:
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if not host or parts.netloc != text or "@" in text or parts.path or parts.query or parts.fragment:
+        return None
+    return host, port if port is not None else default_port

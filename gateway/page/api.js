@@ -1,0 +1,50 @@
+// Calls of the API. An answer that is no success is thrown as a Problem.
+
+export class Problem extends Error {
+  constructor(status, body) {
+    super(body?.detail || body?.title || (status ? `The service answered ${status}` : "The service is not reachable"));
+    this.status = status;
+    this.code = body?.code;
+    this.errors = body?.errors ?? [];
+  }
+}
+
+const TIMEOUT_MS = 30_000;
+/** Whoever hears of it shows the sign-in. */
+export const signedOut = new EventTarget();
+
+export async function call(method, path, { body, headers } = {}) {
+  const answer = await request(method, path, body, headers);
+  const found = await json(answer);
+  if (answer.ok) return found;
+  if (answer.status === 401 && path !== "/api/session") signedOut.dispatchEvent(new Event("signed-out"));
+  throw new Problem(answer.status, found);
+}
+
+async function request(method, path, body, headers) {
+  try {
+    return await fetch(path, {
+      method,
+      headers: { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
+      body: body === undefined ? undefined : JSON.stringify(body),
+      signal: AbortSignal.timeout(TIMEOUT_MS),
+    });
+  } catch {
+    throw new Problem(0);
+  }
+}
+
+async function json(answer) {
+  try {
+    return await answer.json();
+  } catch {
+    return null;
+  }
+}
+
+export const jobPath = (id, rest = "") => `/api/jobs/${encodeURIComponent(id)}${rest}`;
+
+/** An idempotency key: a click that is sent again after a lost answer makes one job. */
+export function newKey() {
+  return `page-${Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("")}`;
+}

@@ -1,0 +1,116 @@
+// The chat box: a prompt becomes a job, and the view of that job shows its answer as it appears.
+
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { call, newKey } from "./api.js";
+import { Field, ModelField, Trouble, go } from "./parts.js";
+
+const MODEL = "chatjobs.model";
+
+/** Browsers that keep nothing (private windows) may refuse even to be asked. */
+const kept = {
+  get: () => {
+    try {
+      return localStorage.getItem(MODEL);
+    } catch {
+      return null;
+    }
+  },
+  set: (model) => {
+    try {
+      localStorage.setItem(MODEL, model);
+    } catch {
+      // Then the next visit begins with the usual model.
+    }
+  },
+};
+
+/** `before` are the messages of the conversation so far, `rest` the fields of its last request that go on. */
+export function Composer({ title, placeholder, before = [], rest = {}, focus = false }) {
+  const [problem, setProblem] = useState(null);
+  const [busy, setBusy] = useState(false);
+  const [model, setModel] = useState(rest.model ?? kept.get() ?? "mistral-small-latest");
+  const form = useRef(null);
+  const sent = useRef({ text: null, key: null });
+
+  useEffect(() => {
+    if (focus) form.current.elements.prompt.focus({ preventScroll: true });
+  }, [focus]);
+
+  const submit = async (event) => {
+    event?.preventDefault();
+    const request = requestOf(form.current, before, rest);
+    if (busy || !request) return;
+    setBusy(true);
+    setProblem(null);
+    const text = JSON.stringify(request);
+    if (sent.current.text !== text) sent.current = { text, key: newKey() };
+    try {
+      const accepted = await call("POST", "/api/jobs", { body: request, headers: { "Idempotency-Key": sent.current.key } });
+      kept.set(request.model);
+      sent.current = { text: null, key: null };
+      form.current?.reset();
+      setBusy(false);
+      go(`/jobs/${encodeURIComponent(accepted.jobId)}`);
+    } catch (error) {
+      setProblem(error);
+      setBusy(false);
+    }
+  };
+  const onKeyDown = (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    submit();
+  };
+
+  return html`<form class="card composer" ref=${form} onSubmit=${submit} aria-label=${title}>
+    <label class="prompt"><span class="hidden">${title}</span>
+      <textarea name="prompt" rows="2" placeholder=${placeholder} onKeyDown=${onKeyDown} onInput=${grow} required></textarea>
+    </label>
+    <${Trouble} problem=${problem} />
+    <details>
+      <summary>Options</summary>
+      <div class="fields">
+        ${before.length ? null : html`<label class="field wide"><span>System message</span><textarea name="system" rows="2"></textarea></label>`}
+        <${Field} name="temperature" title="Temperature" type="number" min="0" max="2" step="0.1" value=${rest.temperature ?? ""} />
+        <${Field} name="max_tokens" title="Longest answer" hint="tokens" type="number" min="1" value=${rest.max_tokens ?? ""} />
+        <${Field} name="callback" title="Webhook" type="url" placeholder="https://you.example/hooks" value=${rest.callback ?? ""} />
+        <${Field} name="metadata" title="Metadata" hint="key=value, …" placeholder="order=42" value=${pairsOf(rest.metadata)} />
+      </div>
+    </details>
+    <div class="send">
+      <${ModelField} value=${model} onInput=${(event) => setModel(event.currentTarget.value)} required />
+      <span class="hint muted" aria-hidden="true">Enter sends, Shift + Enter breaks the line</span>
+      <button class="primary" disabled=${busy}>${busy ? "Sending…" : "Send"}</button>
+    </div>
+  </form>`;
+}
+
+function grow(event) {
+  const box = event.currentTarget;
+  box.style.height = "auto";
+  box.style.height = `${Math.min(box.scrollHeight + 2, 320)}px`;
+}
+
+/** The request that a filled-in form asks for; null where there is no prompt. */
+function requestOf(form, before, rest) {
+  const given = Object.fromEntries(new FormData(form));
+  if (!given.prompt.trim()) return null;
+  const system = given.system?.trim() ? [{ role: "system", content: given.system }] : [];
+  const request = { ...rest, model: given.model.trim(), messages: [...system, ...before, { role: "user", content: given.prompt }] };
+  for (const name of ["temperature", "max_tokens"]) setOrLeave(request, name, given[name], Number(given[name]));
+  setOrLeave(request, "callback", given.callback, given.callback);
+  setOrLeave(request, "metadata", given.metadata, parsedPairs(given.metadata));
+  return request;
+}
+
+function setOrLeave(request, name, written, value) {
+  if (written) request[name] = value;
+  else delete request[name];
+}
+
+const pairsOf = (metadata) => Object.entries(metadata ?? {}).map(([key, value]) => `${key}=${value}`).join(", ");
+
+function parsedPairs(text) {
+  const pairs = text.split(",").map((pair) => pair.split("="));
+  return Object.fromEntries(pairs.filter(([key]) => key.trim()).map(([key, ...value]) => [key.trim(), value.join("=").trim()]));
+}

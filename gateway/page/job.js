@@ -1,0 +1,397 @@
+// One job: what was asked, the answer as it appears, and everything that happened to it.
+
+import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
+import { call, jobPath, newKey } from "./api.js";
+import { Composer } from "./chat.js";
+import { count, curl, isOpen, label, many, rate, shortId, span, timeOfDay, webAddress, when } from "./format.js";
+import { follow } from "./live.js";
+import { Card, Dialog, Field, Link, ModelField, Status, Trouble, copy, go, say, useNow } from "./parts.js";
+import { Text, Transcript } from "./transcript.js";
+
+const DELIVERY_PAUSES_MS = [500, 1000, 2000, 4000, 8000, 15_000];
+const SHORT = 700;
+const GOOD = new Set(["finished", "segment"]);
+
+export function JobView({ id, session, onConnection }) {
+  const { job, request, transcript, problem, reload, restarted } = useJob(id, onConnection);
+  useEffect(() => {
+    document.title = job ? `${label(job.status)} · ${shortId(id)}` : shortId(id);
+  }, [id, job?.status]);
+  if (!job) {
+    return html`<main class="alone">${problem ? html`<${Trouble} problem=${problem} /><p><${Link} href="/">All jobs<//></p>` : html`<p class="muted">Loading…</p>`}</main>`;
+  }
+  return html`<main class="job">
+    <${Head} job=${job} request=${request} session=${session} reload=${reload} />
+    <${Trouble} problem=${problem} />
+    <div class="columns">
+      <div class="talk">
+        <${Talk} job=${job} request=${request} transcript=${transcript} restarted=${restarted} />
+        <${FollowUp} job=${job} request=${request} />
+      </div>
+      <aside>
+        <${Timeline} job=${job} request=${request} transcript=${transcript} />
+        <${Attempts} job=${job} />
+        <${Deliveries} job=${job} />
+        <${Details} job=${job} />
+      </aside>
+    </div>
+    <p class="hidden" role="status" aria-live="polite">${isOpen(job.status) ? "The answer is being written" : `The job is ${label(job.status).toLowerCase()}`}</p>
+  </main>`;
+}
+
+// -------------------------------------------------------------------------------------------------------- data
+
+/** The job, its request and its text: read once, then kept up to date by its events. */
+function useJob(id, onConnection) {
+  const [job, setJob] = useState(null);
+  const [request, setRequest] = useState(null);
+  const [problem, setProblem] = useState(null);
+  const [restarted, setRestarted] = useState(null);
+  const transcript = useMemo(() => new Transcript(), [id]);
+  const alive = useRef(true);
+
+  const reload = async () => {
+    try {
+      const found = await call("GET", jobPath(id));
+      if (alive.current) {
+        setJob(found);
+        setProblem(null);
+      }
+      return found;
+    } catch (error) {
+      if (alive.current) setProblem(error);
+      return null;
+    }
+  };
+
+  useEffect(() => {
+    alive.current = true;
+    let stop = () => {};
+    const ended = () => {
+      stop();
+      onConnection("ended");
+      reload();
+    };
+    const handlers = {
+      start: () => reload(),
+      chunk: (data, eventId) => transcript.take(data, eventId),
+      reset: (data) => {
+        transcript.restart();
+        setRestarted(data.reason);
+        reload();
+      },
+      complete: ended,
+      error: ended,
+      cancelled: ended,
+    };
+    const tell = (state, status) => {
+      onConnection(state);
+      if (status === 204) reload();
+    };
+    const begin = async () => {
+      const found = await reload();
+      if (!alive.current || !found) return;
+      call("GET", jobPath(id, "/request")).then((asked) => alive.current && setRequest(asked), () => {});
+      if (isOpen(found.status)) stop = follow(jobPath(id, "/events"), handlers, tell);
+      else {
+        transcript.fill(found.content, found.reasoning);
+        onConnection("ended");
+      }
+    };
+    begin();
+    return () => {
+      alive.current = false;
+      stop();
+      onConnection(null);
+    };
+  }, [id]);
+
+  useDeliveries(job, request, reload);
+  return { job, request, transcript, problem, reload, restarted };
+}
+
+/** Look again until each webhook is delivered or given up. */
+function useDeliveries(job, request, reload) {
+  const looks = useRef(0);
+  const waits = job && !isOpen(job.status) && (job.deliveries.some((one) => one.status === "pending") || (expectsWebhook(job, request) && !job.deliveries.length));
+  useEffect(() => {
+    if (!waits) return undefined;
+    const pause = DELIVERY_PAUSES_MS[Math.min(looks.current++, DELIVERY_PAUSES_MS.length - 1)];
+    let timer = 0;
+    const look = () => (document.hidden ? (timer = setTimeout(look, 1000)) : reload());
+    timer = setTimeout(look, pause);
+    return () => clearTimeout(timer);
+  }, [waits, job]);
+}
+
+function expectsWebhook(job, request) {
+  if (!request?.callback && !request?.webhook) return false;
+  const events = request.webhook?.events;
+  return !events || events.includes(`chat.${job.status}`);
+}
+
+// -------------------------------------------------------------------------------------------------------- head
+
+function Head({ job, request, session, reload }) {
+  const [dialog, setDialog] = useState(null);
+  const [problem, setProblem] = useState(null);
+  const [cancelling, setCancelling] = useState(false);
+  const run = webAddress(job.temporalUrl);
+
+  const cancel = async () => {
+    setCancelling(true);
+    try {
+      await call("POST", jobPath(job.jobId, "/cancel"));
+      setProblem(null);
+    } catch (error) {
+      setProblem(error);
+      setCancelling(false);
+    }
+    reload();
+  };
+  const copyCurl = async () => {
+    const text = curl(request, { origin: location.origin, keysRequired: session.keysRequired });
+    if (!(await copy(text, "curl command"))) setDialog(text);
+  };
+
+  return html`<div class="head">
+    <${Link} href="/" class="back">← Jobs<//>
+    <div class="title">
+      <h1><code title=${job.jobId}>${shortId(job.jobId)}</code></h1>
+      <${Status} status=${job.status} pill />
+      <span class="model">${job.model}</span>
+    </div>
+    <div class="actions">
+      ${isOpen(job.status) ? html`<button type="button" class="danger" onClick=${cancel} disabled=${cancelling}>${cancelling ? "Cancelling…" : "Cancel"}</button>` : null}
+      ${request ? html`<button type="button" onClick=${() => setDialog("replay")}>Replay…</button><button type="button" onClick=${copyCurl}>Copy as curl</button>` : null}
+      ${run ? html`<a class="button" href=${run} target="_blank" rel="noopener noreferrer">Temporal ↗</a>` : null}
+    </div>
+    <${Trouble} problem=${problem} />
+    ${dialog === "replay" ? html`<${Replay} job=${job} request=${request} onClose=${() => setDialog(null)} />` : null}
+    ${dialog && dialog !== "replay"
+      ? html`<${Dialog} title="Copy as curl" onClose=${() => setDialog(null)}><textarea class="code" rows="8" readonly value=${dialog} onFocus=${(e) => e.currentTarget.select()} /><//>`
+      : null}
+  </div>`;
+}
+
+const PARAMETERS = [
+  { name: "temperature", title: "Temperature", min: "0", max: "2", step: "0.1" },
+  { name: "top_p", title: "Top p", min: "0", max: "1", step: "0.05" },
+  { name: "max_tokens", title: "Longest answer", hint: "tokens", min: "1" },
+  { name: "random_seed", title: "Random seed", min: "0" },
+];
+
+/** A new job with the request of this one and the fields that were changed. */
+function Replay({ job, request, onClose }) {
+  const [problem, setProblem] = useState(null);
+  const [busy, setBusy] = useState(false);
+  const key = useRef(newKey());
+  const submit = async (event) => {
+    event.preventDefault();
+    setBusy(true);
+    try {
+      const body = overridesOf(event.currentTarget, { model: job.model, ...request });
+      const made = await call("POST", jobPath(job.jobId, "/replay"), { body, headers: { "Idempotency-Key": key.current } });
+      say("Replayed");
+      onClose();
+      go(`/jobs/${encodeURIComponent(made.jobId)}`);
+    } catch (error) {
+      if (error.status) key.current = newKey(); // refused: corrected, it is another request
+      setProblem(error);
+      setBusy(false);
+    }
+  };
+  return html`<${Dialog} title="Replay with changes" onClose=${onClose}>
+    <form onSubmit=${submit}>
+      <div class="fields">
+        <${ModelField} value=${job.model} required />
+        ${PARAMETERS.map((field) => html`<${Field} ...${{ step: "1", ...field }} type="number" placeholder="as the model has it" value=${request[field.name] ?? ""} />`)}
+      </div>
+      <p class="muted">The messages stay as they are. An empty field is left to the model.</p>
+      <${Trouble} problem=${problem} />
+      <div class="send"><button class="primary" disabled=${busy}>Replay</button></div>
+    </form>
+  <//>`;
+}
+
+function overridesOf(form, request) {
+  const given = Object.fromEntries(new FormData(form));
+  const overrides = {};
+  if (given.model.trim() !== request.model) overrides.model = given.model.trim();
+  for (const { name } of PARAMETERS) {
+    const value = given[name] === "" ? null : Number(given[name]);
+    if (value !== (request[name] ?? null)) overrides[name] = value;
+  }
+  return overrides;
+}
+
+// -------------------------------------------------------------------------------------------------------- talk
+
+function Talk({ job, request, transcript, restarted }) {
+  useNow(isOpen(job.status) ? 500 : 60_000);
+  const reasons = Boolean(transcript.texts.reasoning);
+  const nothing = !transcript.texts.content && !job.toolCalls?.length;
+  return html`<section aria-label="Conversation" class="messages">
+    ${request?.messages.map((message, place) => html`<${Message} key=${place} message=${message} />`)}
+    ${job.deletedAt ? html`<p class="muted">The content was deleted on ${when(job.deletedAt)}.</p>` : null}
+    <article class="message assistant" aria-label="Answer" data-open=${isOpen(job.status)}>
+      <h3>${job.model || "Answer"}</h3>
+      ${restarted ? html`<p class="remark">The answer started over (${restarted}).</p>` : null}
+      <details class="reasoning" open=${isOpen(job.status)} hidden=${!reasons}>
+        <summary>Reasoning</summary>
+        <${Text} transcript=${transcript} channel="reasoning" />
+      </details>
+      <${Text} transcript=${transcript} channel="content" data-testid="answer" />
+      ${nothing && isOpen(job.status) ? html`<p class="waiting muted">${job.status === "queued" ? "Queued" : "Waiting for the first token"}…</p>` : null}
+      ${job.toolCalls?.length ? html`<pre class="code">${JSON.stringify(job.toolCalls, null, 2)}</pre>` : null}
+      ${job.status === "incomplete" ? html`<p class="remark">The model stopped at a length limit; the text so far is kept.</p>` : null}
+      ${job.status === "cancelled" ? html`<p class="remark">Cancelled; the text so far is kept.</p>` : null}
+      ${job.error ? html`<div class="trouble"><p><code>${job.error.code}</code> ${job.error.message}</p></div>` : null}
+    </article>
+  </section>`;
+}
+
+function Message({ message }) {
+  const text = textOf(message.content);
+  const long = text.length > SHORT;
+  return html`<article class=${`message ${message.role}`} aria-label=${message.role}>
+    <h3>${{ user: "You", system: "System", assistant: "Assistant", tool: "Tool" }[message.role] ?? message.role}</h3>
+    ${long
+      ? html`<details><summary>${text.slice(0, SHORT / 2)}…</summary><div class="text">${text}</div></details>`
+      : html`<div class="text">${text}</div>`}
+  </article>`;
+}
+
+/** A message's content as text; what is no text is named. */
+function textOf(content) {
+  if (typeof content === "string") return content;
+  return (content ?? []).map((part) => part.text ?? `[${part.type}]`).join("\n");
+}
+
+/** The next question of the same conversation, as a job of its own. */
+function FollowUp({ job, request }) {
+  if (!request || isOpen(job.status) || !job.content?.trim() || request.tools?.length) return null;
+  const { messages, id, jobId, metadata, webhook, ...rest } = request;
+  const before = [...messages, { role: "assistant", content: job.content }];
+  return html`<${Composer} title="Follow up" placeholder="Follow up…" before=${before} rest=${{ ...rest, model: job.model }} focus />`;
+}
+
+// ------------------------------------------------------------------------------------------------------- aside
+
+function Timeline({ job, request, transcript }) {
+  useNow(isOpen(job.status) ? 250 : 60_000);
+  const steps = stepsOf(job, request, transcript);
+  return html`<${Card} title="Timeline">
+    <ol class="timeline">
+      ${steps.map(
+        (step) => html`<li key=${step.name} data-state=${step.state}>
+          <i aria-hidden="true" />
+          <b>${step.name}</b>
+          <span class="muted">${step.note}</span>
+          ${step.at ? html`<time datetime=${new Date(step.at).toISOString()} title=${when(step.at)}>${timeOfDay(step.at)}</time>` : null}
+        </li>`,
+      )}
+    </ol>
+  <//>`;
+}
+
+function stepsOf(job, request, transcript) {
+  const open = isOpen(job.status);
+  const queued = new Date(job.createdAt).getTime();
+  const started = job.startedAt && new Date(job.startedAt).getTime();
+  const first = firstTokenOf(job, transcript);
+  const stored = job.completedAt && new Date(job.completedAt).getTime();
+  const steps = [
+    { name: "Queued", at: queued, state: started || stored ? "done" : "now", note: started ? `for ${span(started - queued)}` : "" },
+    { name: "First token", at: first, state: first ? "done" : started && open ? "now" : "none", note: first ? `after ${span(first - (started ?? queued))}` : "" },
+    { name: "Streaming", at: null, state: stored && first ? "done" : first ? "now" : "none", note: first ? flowOf(job, transcript) : "" },
+    {
+      name: stored ? label(job.status) : "Stored",
+      at: stored,
+      state: stored ? (job.status === "failed" ? "failed" : "done") : "none",
+      note: stored ? `${span(stored - queued)} in all` : "",
+    },
+  ];
+  return job.deliveries.length || expectsWebhook(job, request) || (open && (request?.callback || request?.webhook)) ? [...steps, webhookStep(job)] : steps;
+}
+
+function firstTokenOf(job, transcript) {
+  const attempt = job.attempts.find((one) => one.firstTokenMs != null);
+  if (attempt) return new Date(attempt.startedAt).getTime() + attempt.firstTokenMs;
+  return isOpen(job.status) ? transcript.firstAt : null;
+}
+
+function flowOf(job, transcript) {
+  const open = isOpen(job.status);
+  const speed = open ? transcript.rate : job.attempts.findLast((one) => one.tokensPerSecond != null)?.tokensPerSecond;
+  return `${many(open ? transcript.characters : job.position, "character")}${speed == null ? "" : ` · ${rate(speed)}`}`;
+}
+
+function webhookStep(job) {
+  const delivery = job.deliveries.at(-1);
+  if (!delivery) return { name: "Webhook", at: null, state: "none", note: "" };
+  const tries = delivery.tries.length === 1 ? "1 try" : `${count(delivery.tries.length)} tries`;
+  if (delivery.status === "delivered") return { name: "Webhook", at: delivery.deliveredAt, state: "done", note: `delivered, ${tries}` };
+  if (delivery.status === "failed") return { name: "Webhook", at: null, state: "failed", note: `given up, ${tries}` };
+  return { name: "Webhook", at: null, state: "now", note: delivery.nextTryAt ? `${tries}, next ${timeOfDay(delivery.nextTryAt)}` : "sending" };
+}
+
+function Attempts({ job }) {
+  if (!job.attempts.length) return null;
+  return html`<${Card} title="Attempts" extra=${html`<span class="number">${job.attempts.length}</span>`}>
+    <ul class="facts">
+      ${job.attempts.map(
+        (one) => html`<li key=${one.number}>
+          <p><b>${one.number}</b> <span class="outcome" data-tone=${one.outcome ? (GOOD.has(one.outcome) ? "good" : "bad") : "now"}>${one.outcome ?? "running"}</span>
+            ${one.httpStatus ? html`<span class="tag">HTTP ${one.httpStatus}</span>` : null}</p>
+          <p class="muted">${[
+            one.firstTokenMs != null && `first token ${span(one.firstTokenMs)}`,
+            one.tokensPerSecond != null && rate(one.tokensPerSecond),
+            one.usage && `${count(one.usage.total_tokens)} tokens${one.estimated ? " (estimated)" : ""}`,
+          ].filter(Boolean).join(" · ")}</p>
+        </li>`,
+      )}
+    </ul>
+  <//>`;
+}
+
+function Deliveries({ job }) {
+  if (!job.deliveries.length) return null;
+  return html`<${Card} title="Webhook">
+    ${job.deliveries.map(
+      (delivery) => html`<div key=${delivery.id} class="delivery">
+        <p class="url">${delivery.url}</p>
+        <p class="muted">${delivery.event} · ${delivery.status}</p>
+        <ul class="facts">
+          ${delivery.tries.map(
+            (one) => html`<li key=${one.number}>
+              <p><b>${one.number}</b> <span class="outcome" data-tone=${one.statusCode >= 200 && one.statusCode < 300 ? "good" : "bad"}>${one.statusCode ? `HTTP ${one.statusCode}` : "no answer"}</span>
+                <span class="muted">${span(one.latencyMs)} · ${timeOfDay(one.startedAt)}</span></p>
+              ${one.error ? html`<p class="muted">${one.error}</p>` : null}
+              ${one.response ? html`<details><summary>Its answer</summary><pre class="code">${one.response}</pre></details>` : null}
+            </li>`,
+          )}
+        </ul>
+      </div>`,
+    )}
+  <//>`;
+}
+
+function Details({ job }) {
+  const usage = job.usage;
+  const metadata = Object.entries(job.metadata ?? {});
+  const toJob = (id) => html`<${Link} href=${`/jobs/${encodeURIComponent(id)}`} title=${id}>${shortId(id)}<//>`;
+  return html`<${Card} title="Details">
+    <dl>
+      ${usage ? html`<dt>Tokens</dt><dd>${count(usage.prompt_tokens)} in, ${count(usage.completion_tokens)} out${job.usageEstimated ? " (partly estimated)" : ""}</dd>` : null}
+      ${job.finishReason ? html`<dt>Finish</dt><dd>${job.finishReason}</dd>` : null}
+      ${job.epoch > 1 ? html`<dt>Epoch</dt><dd>${job.epoch}</dd>` : null}
+      <dt>Job</dt><dd class="id">${job.jobId}</dd>
+      <dt>Request</dt><dd class="id">${job.requestId}</dd>
+      ${job.sha256 && !isOpen(job.status) ? html`<dt>SHA-256</dt><dd class="id" title=${job.sha256}>${job.sha256.slice(0, 16)}…</dd>` : null}
+      ${metadata.map(([key, value]) => html`<dt class="key">${key}</dt><dd>${value}</dd>`)}
+      ${job.replayOf ? html`<dt>Replay of</dt><dd>${toJob(job.replayOf)}</dd>` : null}
+      ${job.replays.length ? html`<dt>Replays</dt><dd class="stack">${job.replays.map(toJob)}</dd>` : null}
+    </dl>
+  <//>`;
+}

@@ -1,0 +1,98 @@
+// Server-sent events for a tab: one stream while it is seen, none while it is hidden.
+
+// A browser opens six connections to a host, whatever the number of tabs: hidden ones must not hold any.
+const FINAL = new Set([204, 400, 401, 404, 410]);
+const LONGEST_PAUSE_MS = 10_000;
+
+/**
+ * Follow a stream until the returned function is called.
+ *
+ * `handlers` maps event names to functions of (data, id). `tell` hears "live", "reconnecting", "paused" and, with the
+ * status, "ended".
+ */
+export function follow(url, handlers, tell = () => {}) {
+  let source = null;
+  let lastId = null;
+  let timer = 0;
+  let failures = 0;
+  let over = false;
+
+  const address = () => (lastId === null ? url : `${url}?lastEventId=${encodeURIComponent(lastId)}`);
+
+  function open() {
+    close();
+    if (over || document.hidden) return;
+    source = new EventSource(address());
+    const mine = source;
+    mine.onopen = () => {
+      failures = 0;
+      tell("live");
+    };
+    for (const [name, handle] of Object.entries(handlers)) {
+      mine.addEventListener(name, (event) => {
+        // "error" is also the browser's own word for trouble with the connection; then there is no data.
+        if (mine !== source || event.data === undefined) return;
+        lastId = event.lastEventId;
+        handle(JSON.parse(event.data), event.lastEventId);
+      });
+    }
+    mine.onerror = (event) => {
+      if (mine !== source || event.data !== undefined) return;
+      tell("reconnecting");
+      if (mine.readyState === EventSource.CLOSED) lookAgain();
+    };
+  }
+
+  /** The browser has given up, without saying why: ask, and come back unless the answer was final. */
+  async function lookAgain() {
+    close();
+    const status = await statusOf(address());
+    if (over || document.hidden) return;
+    if (FINAL.has(status)) {
+      stop();
+      tell("ended", status);
+      return;
+    }
+    timer = setTimeout(open, Math.min(500 * 2 ** failures++, LONGEST_PAUSE_MS) * (0.75 + Math.random() / 2));
+  }
+
+  function close() {
+    clearTimeout(timer);
+    source?.close();
+    source = null;
+  }
+
+  function onVisibility() {
+    if (document.hidden) {
+      close();
+      tell("paused");
+    } else if (!source) {
+      failures = 0;
+      open();
+    }
+  }
+
+  function stop() {
+    over = true;
+    close();
+    document.removeEventListener("visibilitychange", onVisibility);
+  }
+
+  document.addEventListener("visibilitychange", onVisibility);
+  if (document.hidden) tell("paused");
+  else open();
+  return stop;
+}
+
+async function statusOf(url) {
+  const hangUp = new AbortController();
+  const timer = setTimeout(() => hangUp.abort(), 10_000);
+  try {
+    return (await fetch(url, { headers: { Accept: "text/event-stream" }, signal: hangUp.signal })).status;
+  } catch {
+    return 0;
+  } finally {
+    clearTimeout(timer);
+    hangUp.abort();
+  }
+}

@@ -1,0 +1,95 @@
+// The text of an answer as it appears. It goes straight into text nodes: rendering it anew for every token would not do,
+// and it can never become markup.
+
+import { html, useLayoutEffect, useRef } from "./vendor/htm-preact.js";
+
+const RATE_SECONDS = 5;
+
+/** What a reader of a job's events has so far. */
+export class Transcript {
+  constructor() {
+    this.watchers = new Set();
+    this.restart();
+  }
+
+  restart() {
+    this.texts = { content: "", reasoning: "" };
+    this.place = { epoch: 0, position: 0 };
+    this.tokens = 0;
+    this.firstAt = null;
+    this.marks = [];
+    this.tell(null);
+  }
+
+  /** Text that is there already, all at once. */
+  fill(content, reasoning) {
+    this.restart();
+    this.append("content", content ?? "");
+    this.append("reasoning", reasoning ?? "");
+  }
+
+  /** A chunk whose id says where it ends; one that is here already changes nothing. */
+  take({ content, channel, tokenCount }, id) {
+    const [epoch, position] = id.split(".").map(Number);
+    if (epoch === this.place.epoch && position <= this.place.position) return;
+    this.place = { epoch, position };
+    this.tokens = tokenCount;
+    const now = performance.now() / 1000;
+    this.firstAt ??= Date.now();
+    this.marks = [...this.marks.filter(([at]) => at > now - RATE_SECONDS), [now, tokenCount]];
+    this.append(channel, content);
+  }
+
+  append(channel, text) {
+    if (!text) return;
+    this.texts[channel] += text;
+    this.tell({ channel, text });
+  }
+
+  tell(change) {
+    for (const watch of this.watchers) watch(change);
+  }
+
+  /** Tokens per second of the last seconds; null before it means anything. */
+  get rate() {
+    const [first, last] = [this.marks[0], this.marks.at(-1)];
+    return first && last[0] - first[0] > 0.5 ? (last[1] - first[1]) / (last[0] - first[0]) : null;
+  }
+
+  get characters() {
+    return this.place.position;
+  }
+}
+
+/** One channel's text. What arrives between two frames is written at once. */
+export function Text({ transcript, channel, ...rest }) {
+  const ref = useRef(null);
+  useLayoutEffect(() => {
+    const node = document.createTextNode(transcript.texts[channel]);
+    ref.current.replaceChildren(node);
+    let waiting = "";
+    let frame = 0;
+    const write = () => {
+      frame = 0;
+      const stays = innerHeight + scrollY >= document.documentElement.scrollHeight - 120;
+      node.appendData(waiting);
+      waiting = "";
+      if (stays) scrollTo(0, document.documentElement.scrollHeight);
+    };
+    const watch = (change) => {
+      if (change === null) {
+        waiting = "";
+        node.data = "";
+      } else if (change.channel === channel) {
+        waiting += change.text;
+        frame ||= requestAnimationFrame(write);
+      }
+    };
+    transcript.watchers.add(watch);
+    return () => {
+      transcript.watchers.delete(watch);
+      cancelAnimationFrame(frame);
+    };
+  }, [transcript, channel]);
+  return html`<div class="text" ref=${ref} ...${rest}></div>`;
+}

@@ -1,0 +1,58 @@
+"""Query parameters that nobody knows are refused: a filter with a typing error would otherwise find everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+
+from chatjobs.errors import Problem
+from gateway.access import Identity
+from gateway.parts import identity
+from gateway.problems import HttpProblem
+
+READ_BY_HAND = {
+    "/api/jobs": ("metadata.",),
+    "/api/jobs/{job_id}/events": ("lastEventId", "token"),
+    "/api/feed": ("lastEventId",),
+}
+"""What routes read themselves. A name that ends with a dot is the beginning of many."""
+
+
+class Parameters:
+    """The names that each route knows, found out once."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str], frozenset[str]] = {}
+
+    async def check(self, request: Request, _: Annotated[Identity, Depends(identity)]) -> None:
+        """For routes, once it is known who asks. Raises HttpProblem."""
+        if not request.scope["query_string"]:
+            return
+        names = self._of(request.scope["route"])
+        given = [name for name, _ in request.query_params.multi_items()]
+        wrong = [Problem(f"/{name}", "There is no such parameter") for name in given if not _known(name, names)]
+        twice = {name for name in given if given.count(name) > 1} if len(given) <= len(names) * 2 + 32 else set(given)
+        wrong += [Problem(f"/{name}", "It may be given once") for name in sorted(twice)]
+        if wrong:
+            raise HttpProblem(422, "validation_failed", "The parameters are not valid", errors=wrong[:20])
+
+    def _of(self, route: APIRoute) -> frozenset[str]:
+        key = (route.path, "".join(sorted(route.methods or ())))
+        if key not in self._names:
+            self._names[key] = frozenset((*_declared(route.dependant), *READ_BY_HAND.get(route.path, ())))
+        return self._names[key]
+
+
+def _declared(dependant: Dependant) -> Iterator[str]:
+    yield from (field.alias for field in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _declared(inner)
+
+
+def _known(name: str, names: frozenset[str]) -> bool:
+    return name in names or f"{name.partition('.')[0]}." in names

@@ -1,0 +1,227 @@
+"""HTTP as strangers speak it, to a real gateway: what it refuses, what it cuts off, what it outlives."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+
+from tests.gateway import Gateway, alone, gateway
+from tests.raw_client import Reply, connected, exchange, received, request
+from tests.stack import Stack
+
+HEALTHZ = request("GET", "/healthz")
+TO_JOBS = ("/api/jobs", "Content-Type: application/json")
+JOB = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with alone(tmp_path_factory.mktemp("http")) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def door(built: Stack) -> Iterator[Gateway]:
+    started = gateway(built)
+    yield started
+    assert "Traceback" not in started.process.output()
+
+
+@pytest.fixture(autouse=True)
+def _logs(built: Stack) -> Iterator[None]:
+    yield
+    sys.stdout.write(built.news())
+
+
+REFUSED: dict[str, tuple[int, bytes]] = {
+    "B109 length and chunked": (
+        400,
+        request("POST", "/api/jobs", "Content-Length: 5", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+    ),
+    "B109 chunked and length": (
+        400,
+        request("POST", "/api/jobs", "Transfer-Encoding: chunked", "Content-Length: 5") + b"0\r\n\r\n",
+    ),
+    "two lengths": (400, request("POST", "/api/jobs", "Content-Length: 5", "Content-Length: 6")),
+    "a negative length": (400, request("POST", "/api/jobs", "Content-Length: -1")),
+    "another coding": (400, request("POST", "/api/jobs", "Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n"),
+    "chunked in HTTP/1.0": (400, b"POST /api/jobs HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "a chunk without a length": (400, request("POST", "/api/jobs", "Transfer-Encoding: chunked") + b"zz\r\n"),
+    "B110 no Host": (400, b"GET /healthz HTTP/1.1\r\n\r\n"),
+    "two Hosts": (400, request("GET", "/healthz", "Host: b.example")),
+    "a Host that is none": (400, request("GET", "/healthz", host="a b")),
+    "B112 NUL in a header": (400, request("GET", "/healthz", "X-A: a\0b")),
+    "a bare line feed in a header": (400, b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n"),
+    "a folded header": (400, b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n"),
+    "a space before the colon": (400, b"GET /healthz HTTP/1.1\r\nHost : a\r\n\r\n"),
+    "B115 URI of 70 KB": (414, request("GET", "/healthz?" + "a" * 70_000)),
+    "URI of 8 KB and a byte": (414, request("GET", "/" + "a" * 8_192)),
+    "B116 101 headers": (431, request("GET", "/healthz", *(f"X-{number}: 1" for number in range(100)))),
+    "headers of 17 KB": (431, request("GET", "/healthz", *(f"X-{number}: {'a' * 1_000}" for number in range(17)))),
+    "one header of 300 KB": (431, request("GET", "/healthz", f"X: {'a' * 300_000}")),
+    "one header that never ends": (431, b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 400_000),
+    "B118 another host's URL": (400, request("GET", "http://other.example/healthz")),
+    "another port": (400, request("GET", "http://127.0.0.1:1/healthz")),
+    "CONNECT": (400, request("CONNECT", "127.0.0.1:443")),
+    "a method nobody knows": (400, request("FROB", "/healthz")),
+    "TLS": (400, bytes.fromhex("16030100c8010000c40303") + b"\0" * 60),
+    "HTTP/2": (400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    "garbage": (400, b"\r\n\x80\xff\r\n\r\n"),
+    "a URI that is not ASCII": (400, b"GET /\xff\xfe HTTP/1.1\r\nHost: a\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize(("status", "sent"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_refused(door: Gateway, status: int, sent: bytes) -> None:
+    """At once, as a problem, and the connection is over."""
+    reply = exchange(door.url, sent)
+    assert (reply.status, reply.closed) == (status, True), reply
+    assert reply.code
+    assert reply.seconds < 1
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert b"aaaa" not in reply.body
+
+
+TAKEN = {
+    "HTTP/1.0 without Host": b"GET /healthz HTTP/1.0\r\n\r\n",
+    "its own URL": request("GET", "http://127.0.0.1/healthz"),
+    "99 headers": request("GET", "/healthz", *(f"X-{number}: 1" for number in range(99))),
+    "the upgrade that Java asks for": request("GET", "/healthz", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c"),
+}
+
+
+@pytest.mark.parametrize("sent", TAKEN.values(), ids=TAKEN.keys())
+def test_what_is_taken(door: Gateway, sent: bytes) -> None:
+    assert exchange(door.url, sent).status == 200
+
+
+def test_an_upgrade_with_a_body(door: Gateway) -> None:
+    """It is ignored, the body is not."""
+    headers = ("Connection: Upgrade", "Upgrade: h2c", "Content-Type: application/json")
+    assert exchange(door.url, request("POST", "/api/jobs", *headers, body=JOB)).status == 202
+
+
+def test_an_early_answer_arrives(door: Gateway) -> None:
+    """The body is refused by its type, while it is still on its way; the answer is not lost in a reset."""
+    head = request("POST", "/api/jobs", "Content-Type: text/plain", "Content-Length: 8000000")
+    reply = exchange(door.url, head + b"x" * 8_000_000)
+    assert (reply.status, reply.code, reply.closed) == (415, "unsupported_media_type", True)
+
+
+def test_a_body_is_asked_for_once_it_is_wanted(door: Gateway) -> None:
+    """Expect: 100-continue; a refusal comes before the body."""
+    head = request(
+        "POST", "/api/jobs", "Content-Length: 99999999", "Content-Type: application/json", "Expect: 100-continue"
+    )
+    assert exchange(door.url, head).status == 413
+    head = request(
+        "POST", "/api/jobs", f"Content-Length: {len(JOB)}", "Content-Type: application/json", "Expect: 100-continue"
+    )
+    with connected(door.url) as connection:
+        connection.sendall(head)
+        assert connection.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(JOB)
+        assert received(connection, time.monotonic()).status == 202
+
+
+def test_requests_in_a_row(door: Gateway) -> None:
+    """Pipelined: answered in their order; one that is not HTTP ends the connection."""
+    with connected(door.url) as connection:
+        connection.sendall(HEALTHZ * 50 + request("GET", "/nothing", "Connection: close"))
+        data = b"".join(iter(lambda: connection.recv(65536), b""))
+    answers = data.split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200"] * 50 + [b"404"]
+
+
+def test_too_many_requests_in_a_row(door: Gateway) -> None:
+    """What is sent all at once is not kept without a limit."""
+    with connected(door.url) as connection:
+        connection.sendall(HEALTHZ * 1_000)
+        data = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b"HTTP/1.1 400 " in data or data.count(b"HTTP/1.1 200 ") < 1_000
+    assert exchange(door.url, HEALTHZ).status == 200
+
+
+def test_a_reader_who_leaves_is_noticed(door: Gateway) -> None:
+    """Also one who has sent another request behind that for the stream."""
+    with httpx2.Client(base_url=door.url, trust_env=False) as http:
+        job_id = http.post("/api/jobs", json=json.loads(JOB)).json()["jobId"]
+        with connected(door.url) as connection:
+            connection.sendall(request("GET", f"/api/jobs/{job_id}/events") + HEALTHZ)
+            assert b"200 OK" in connection.recv(65536)
+            assert open_streams(http) == 1
+        deadline = time.monotonic() + 5
+        while open_streams(http):
+            assert time.monotonic() < deadline
+
+
+def open_streams(http: httpx2.Client) -> int:
+    lines = http.get("/metrics").text.splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("chatjobs_open_streams "))))
+
+
+def test_what_is_too_slow(door: Gateway) -> None:
+    """B107, B113: 408 after ten seconds; whoever says nothing at all is let go. Meanwhile 1,000 idle connections keep
+    nobody from being served (B119)."""
+    idle = [connected(door.url) for _ in range(1_000)]
+    with ThreadPoolExecutor(4) as pool:
+        slow = [
+            pool.submit(exchange, door.url, request("POST", *TO_JOBS, "Content-Length: 500") + b"{", patience=20),
+            pool.submit(exchange, door.url, request("POST", *TO_JOBS, "Transfer-Encoding: chunked"), patience=20),
+            pool.submit(dripped, door.url, b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 60),
+            pool.submit(dripped, door.url, request("POST", *TO_JOBS, "Content-Length: 500"), b"x" * 60),
+        ]
+        begin = time.monotonic()
+        assert [exchange(door.url, HEALTHZ).status for _ in range(20)] == [200] * 20
+        assert time.monotonic() - begin < 2
+        for reply in (future.result() for future in slow):
+            assert (reply.status, reply.code, reply.closed) == (408, "request_timeout", True)
+            assert 9 < reply.seconds < 12
+    deadline = time.monotonic() + 5
+    waiting = set(idle)
+    while waiting:
+        assert time.monotonic() < deadline, f"{len(waiting)} idle connections are still open"
+        for one in select.select(list(waiting)[:500], [], [], 1)[0]:
+            assert one.recv(1) == b""
+            waiting.discard(one)
+            one.close()
+
+
+def dripped(url: str, sent: bytes, rest: bytes = b"") -> Reply:
+    """A few bytes, and one more each quarter of a second, until there is an answer."""
+    begin = time.monotonic()
+    with connected(url) as connection:
+        first, drops = (sent, rest) if rest else (sent[:10], sent[10:])
+        connection.sendall(first)
+        for place in range(len(drops)):
+            if select.select([connection], [], [], 0.25)[0]:
+                break
+            connection.sendall(drops[place : place + 1])
+        return received(connection, begin)
+
+
+def test_connections_have_a_limit(built: Stack) -> None:
+    """503 for those above, who are told so; the others go on."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))"
+    start = "from gateway.__main__ import main; main()"
+    process = built.run("small", "-c", f"{limit}; {start}", ready="gateway listening on")
+    url = json.loads(process.wait_for_log("gateway listening on"))["url"]
+    few: list[socket.socket] = []
+    try:
+        few = [connected(url) for _ in range(100)]
+        reply = exchange(url, b"")
+        assert (reply.status, reply.code, reply.closed) == (503, "too_many_connections", True)
+        few[0].sendall(HEALTHZ)
+        assert received(few[0], time.monotonic()).status == 200
+    finally:
+        for connection in few:
+            connection.close()
+        process.kill()

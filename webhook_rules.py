@@ -1,0 +1,91 @@
+"""Which webhooks this installation sends: the settings' policy, and while nobody has a key, loopback receivers too."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+from temporalio.envconfig import ClientConfig
+
+from chatjobs.errors import StorageUnavailable
+from chatjobs.webhook_urls import WebhookPolicy
+from settings import Settings
+from storage.database import Database
+from storage.keys import KeyStore
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 2.0
+OWN_PORTS = {"postgresql": 5432}
+
+
+class WebhookRules:
+    """Called, it gives the policy in force; entered, it follows the keys that come and go.
+
+    Without keys the service is for the people of this machine, and so may be its receivers.
+    """
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings = settings
+        self._keys = KeyStore(database)
+        self._open, self._closed = (_policy(settings, loopback=loopback) for loopback in (True, False))
+        self._current = self._closed
+
+    def __call__(self) -> WebhookPolicy:
+        return self._current
+
+    async def now(self) -> WebhookPolicy:
+        """For a command, which is over before anything changes. Raises StorageUnavailable."""
+        await self._look()
+        return self._current
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[WebhookRules]:
+        """Raises StorageUnavailable at first."""
+        await self._look()
+        task = asyncio.create_task(self._keep_looking(), name="webhook rules")
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _look(self) -> None:
+        self._current = self._closed if await self._keys.configured() else self._open
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            try:
+                await self._look()
+            except StorageUnavailable as error:
+                log.warning("webhook rules stay as they are: %s", error, extra={"action": "webhook_rules_wait"})
+
+
+def _policy(settings: Settings, *, loopback: bool) -> WebhookPolicy:
+    public = urlsplit(settings.chatjobs_public_url or "").hostname
+    return WebhookPolicy(
+        allow=settings.chatjobs_webhook_allow,
+        allow_http=settings.chatjobs_webhook_http,
+        loopback=loopback,
+        own_hosts=(public,) if public else (),
+        deny=tuple(_own_servers(settings)),
+    )
+
+
+def _own_servers(settings: Settings) -> list[str]:
+    """``address:port`` of what a webhook must not reach even where its network is allowed."""
+    found = [ClientConfig.load_client_connect_config().get("target_host", "localhost:7233")]
+    found.append(f"{settings.chatjobs_host}:{settings.chatjobs_port}")
+    database = urlsplit(settings.database_url)
+    if database.hostname:
+        found.append(f"{database.hostname}:{database.port or OWN_PORTS.get(database.scheme.partition('+')[0], 0)}")
+    local = [f"127.0.0.1:{port}" for host, _, port in (one.rpartition(":") for one in found) if _is_local(host)]
+    return [one for one in [*found, *local] if not one.endswith(":0")]
+
+
+def _is_local(host: str) -> bool:
+    return host in ("localhost", "0.0.0.0", "::", "[::]", "::1", "[::1]")  # noqa: S104 - only asked
