@@ -27,17 +27,25 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from chatjobs.contracts import ChatRequest, JobError, JobStatus, fingerprint
 from chatjobs.errors import InvalidRequest, Problem, StorageUnavailable, TemporalUnavailable
-from chatjobs.names import CHAT_JOB, JOBS_QUEUE, WEBHOOK_DELIVERY, delivery_workflow_id, new_job_id, new_request_id
+from chatjobs.names import (
+    CHAT_JOB,
+    JOBS_QUEUE,
+    RETRY_NOW,
+    WEBHOOK_DELIVERY,
+    delivery_workflow_id,
+    new_job_id,
+    new_request_id,
+)
 from chatjobs.steps import DeliveryStart, Ending
 from chatjobs.webhook_urls import WebhookPolicy, checked
 from connection import search_attributes
-from storage.deliveries import DeliveryStore, Parcel
+from storage.deliveries import DeliveryStore, Parcel, Wanted
 from storage.jobs import JobStore
 from storage.values import AcceptedJob, NewJob, Waiting
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", Waiting, Parcel)
+T = TypeVar("T", Waiting, Parcel, Wanted)
 RPC_TIMEOUT = timedelta(seconds=5)
 GLANCE_TIMEOUT = timedelta(seconds=0.5)
 """Whoever asks for a job that does not exist gets the answer at once, even if Temporal hangs."""
@@ -189,6 +197,28 @@ class Intake:
                 raise TemporalUnavailable from None
 
 
+async def try_now(client: Client, deliveries: DeliveryStore, wanted: Wanted) -> None:
+    """Have the run of a delivery make its next try now, or start one, whose schedule begins anew.
+
+    Raises TemporalUnavailable; then a sweeper does it.
+    """
+    try:
+        await client.start_workflow(
+            WEBHOOK_DELIVERY,
+            DeliveryStart(delivery_id=wanted.id, earlier=wanted.tries),
+            id=delivery_workflow_id(wanted.id),
+            task_queue=JOBS_QUEUE,
+            start_signal=RETRY_NOW,
+            static_summary="made again",
+            rpc_timeout=RPC_TIMEOUT,
+        )
+    except (RPCError, RuntimeError) as error:
+        name = error.status.name if isinstance(error, RPCError) else "not reachable"
+        raise TemporalUnavailable(f"Temporal did not take the delivery ({name}); it will") from None
+    await deliveries.told(wanted)
+    log.info("delivery is made again", extra={"action": "delivery_wanted", "delivery_id": wanted.id})
+
+
 class Sweeper:
     """Finishes what was left. Several may run at once: everything it does is idempotent."""
 
@@ -224,6 +254,7 @@ class Sweeper:
                 break
         await self._each(self._jobs.to_cancel(), self._cancel)
         await self._each(self._jobs.silent(since=self._silent_after), self._look_after)
+        await self._each(self._deliveries.wanted(), self._try_now)
         await self._each(self._deliveries.overdue(self._overdue_after), self._adopt)
 
     async def _each(self, found: Awaitable[Sequence[T]], look_after: Callable[[T], Awaitable[None]]) -> int:
@@ -290,6 +321,9 @@ class Sweeper:
             raise
         except RuntimeError:  # a lazy client that cannot connect
             raise TemporalUnavailable from None
+
+    async def _try_now(self, wanted: Wanted) -> None:
+        await try_now(self._client, self._deliveries, wanted)
 
     async def _adopt(self, parcel: Parcel) -> None:
         await self._client.start_workflow(

@@ -24,6 +24,8 @@ class Settings(BaseSettings):
     mistral_api_key: SecretStr | None = None
     mistral_server_url: str | None = None
     """Where Mistral is; None is Mistral's own address."""
+    mistral_requests_per_second: float = Field(10, gt=0, le=10_000)
+    """Calls per second of one key and one family of models, over all workers; `starter.py limits` changes it."""
     webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Signing secrets of the default tenant, newest first; comma-separated in the environment."""
     chatjobs_data_dir: Path = Path(".chatjobs")

@@ -35,6 +35,7 @@ from storage.database import Database
 from storage.deliveries import DeliveryStore
 from storage.jobs import JobStore
 from storage.keys import SecretStore
+from storage.limiter import Limiter
 from storage.retention import RetentionStore
 from storage.transcript import TranscriptWriter
 from upkeep import scheduled_retention
@@ -85,7 +86,8 @@ def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
     results = ResultActivities(
         jobs=jobs, tenant=parts.settings.chatjobs_direct_tenant, indexed=parts.indexed, policy=parts.rules
     )
-    completions = CompletionActivities(jobs=jobs, transcript=transcript, model=parts.model)
+    limiter = Limiter(parts.database, per_second=parts.settings.mistral_requests_per_second)
+    completions = CompletionActivities(jobs=jobs, transcript=transcript, model=parts.model, limiter=limiter)
     webhooks = WebhookActivities(
         deliveries=DeliveryStore(parts.database), sender=parts.sender, secrets_of=parts.secrets_of
     )

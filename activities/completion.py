@@ -20,7 +20,8 @@ from temporalio.exceptions import ApplicationError
 from activities import continuation, failures
 from activities.continuation import Plan
 from activities.heartbeats import heartbeating
-from activities.ports import CANNOT_CONTINUE, ChatModel, Finish, ModelEvent, PartDelta, Progress, TextDelta
+from activities.lanes import Lanes, Postponed, waits_for_turn
+from activities.ports import CANNOT_CONTINUE, Allowance, ChatModel, Finish, ModelEvent, PartDelta, Progress, TextDelta
 from chatjobs.contracts import ChatRequest, PlacedPart, Usage
 from chatjobs.errors import (
     ChatJobsError,
@@ -32,23 +33,31 @@ from chatjobs.errors import (
 )
 from chatjobs.steps import CompletionSummary, JobRef
 from storage.jobs import JobStore
+from storage.limiter import Limiter
 from storage.schema import micros, moment
 from storage.transcript import JobWriter, TranscriptWriter
-from storage.values import OK, SEGMENT, AttemptEnd, Claim, FinishRecord, TextPiece
+from storage.values import OK, POSTPONED, SEGMENT, AttemptEnd, Claim, FinishRecord, TextPiece
 
 LENGTH = "length"
 """The finish reason of an answer that reached ``max_tokens``."""
 REFUSED = "continuation_refused"
 """The outcome of an attempt in which the model did not go on from the text so far."""
+CLAIM_PATIENCE_SECONDS = 600.0
+"""How long errors of our own in claiming a job are tried again."""
 
 log = logging.getLogger(__name__)
 
 
 class CompletionActivities:
-    def __init__(self, *, jobs: JobStore, transcript: TranscriptWriter, model: ChatModel) -> None:
+    """``limiter`` keeps the model's rate limits over all workers; without it calls start at once."""
+
+    def __init__(
+        self, *, jobs: JobStore, transcript: TranscriptWriter, model: ChatModel, limiter: Limiter | None = None
+    ) -> None:
         self._jobs = jobs
         self._transcript = transcript
         self._model = model
+        self._lanes = Lanes(model, limiter) if limiter else None
 
     @activity.defn
     async def complete_chat(self, ref: JobRef) -> CompletionSummary:
@@ -60,6 +69,8 @@ class CompletionActivities:
         report = _Report()
         async with heartbeating(report.now) as beats:  # to the end: claim and last flush may wait for the database
             claim = await self._claim(ref.job_id)
+            if claim.outcome == "waiting":
+                raise waits_for_turn(claim.turn)
             if claim.outcome != "taken":
                 return CompletionSummary(
                     position=claim.position, finish_reason=claim.finish_reason, outcome=claim.outcome
@@ -79,16 +90,22 @@ class CompletionActivities:
                 fence=micros(info.current_attempt_scheduled_time),
                 claimant=uuid.uuid4().hex,
                 run_id=info.workflow_run_id or "",
+                gate=self._lanes.gate if self._lanes else None,
             )
         except ChatJobsError as error:
             raise failures.from_storage(error) from None
         except Exception as error:
-            # There is no claim, so the ledger cannot count this one; Temporal's own count has to do.
+            # There is no claim, so the ledger cannot count this one. Nor do Temporal's attempts tell: those that
+            # waited for their turn are among them. So it is the time that ends it.
             log.exception("claim failed", extra={"action": "claim_failed", "job_id": job_id})
-            raise failures.internal(error, failures=info.attempt) from None
+            spent = _since_scheduled() > CLAIM_PATIENCE_SECONDS
+            tries = failures.FAILURE_BUDGET if spent else min(info.attempt, failures.FAILURE_BUDGET - 1)
+            raise failures.internal(error, failures=tries) from None
 
     async def _stream(self, attempt: _Attempt) -> CompletionSummary:
         attempt.planned(await self._plan(attempt))
+        if self._lanes and not attempt.plan.nothing_left:
+            await self._lanes.turn_of(attempt.claim, attempt.claimed)
         finish = await self._read(attempt) if not attempt.plan.nothing_left else None
         attempt.usage = finish.usage if finish else Usage()
         if await self._goes_on(attempt, finish):
@@ -151,6 +168,10 @@ class CompletionActivities:
         try:
             async with clocks.running(), contextlib.aclosing(attempt.called(self._model)) as events:
                 async for event in events:
+                    if isinstance(event, Allowance):
+                        if self._lanes:
+                            await self._lanes.told(attempt.claim, event)
+                        continue
                     clocks.moved()
                     if isinstance(event, Finish):
                         finish = event
@@ -182,6 +203,8 @@ class CompletionActivities:
             if outcome == REFUSED and attempt.past.segments:  # whole segments are worth more than a longer answer
                 return await self._end_without_call(attempt, end)
             await self._jobs.end_attempt(claim.job_id, claim.fence, end)
+            if self._lanes and isinstance(error, UpstreamRateLimited):
+                failure = await self._lanes.throttled(claim, error)
             if outcome == REFUSED or (attempt.parts and _comes_again(attempt, failure)):
                 await self._restart(attempt, "refused" if outcome == REFUSED else "parts")
         except ApplicationError as known:  # there is no other way
@@ -254,8 +277,8 @@ class _Attempt:
         self.usage: Usage | None = None
         """Where it is known exactly, and no finish tells it."""
         self.parts: list[PlacedPart] = []
+        self.claimed = self._began = time.monotonic()
         self._most_deltas = sys.maxsize
-        self._began = time.monotonic()
         self._first_token: float | None = None
         self._deltas = 0
 
@@ -285,6 +308,7 @@ class _Attempt:
         self.pen.restarted(epoch)
 
     def called(self, model: ChatModel) -> AsyncGenerator[ModelEvent, None]:
+        self._began = time.monotonic()
         return model.stream(self.plan.sent, self.plan.continue_from)
 
     def reached_cap(self, finish: Finish) -> bool:
@@ -310,7 +334,7 @@ class _Attempt:
                     raise _over_cap()
             case PartDelta(part):
                 self.parts.append(PlacedPart(position=self.pen.position, part=part))
-            case Progress() | Finish():
+            case Progress() | Allowance() | Finish():
                 pass
             case _:
                 assert_never(event)
@@ -427,6 +451,8 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
             return "handed_over", None, failures.again("handed_over", "This attempt had to stop; another goes on", 0)
         case _SegmentOver():
             return SEGMENT, None, failures.again(SEGMENT, "The answer goes on in another segment", 0)
+        case Postponed():
+            return POSTPONED, None, waits_for_turn(error.turn)
         case UpstreamError() if attempt.cannot_continue(error):
             return REFUSED, error.http_status, failures.again(REFUSED, error.message, 0)
         case UpstreamError():

@@ -14,6 +14,9 @@ CANNOT_CONTINUE = "upstream_echo"
 """The code of an answer that does not go on from the text it was given."""
 
 
+SPENT_PAUSE = 5.0
+
+
 class TextDelta(NamedTuple):
     """A piece of text, never empty, as it came (it may end in half of a surrogate pair)."""
 
@@ -31,6 +34,24 @@ class Progress(NamedTuple):
     """The model is working on something that is only whole at the end (a tool call)."""
 
 
+class Allowance(NamedTuple):
+    """What the answer's headers say of the rate limit; it comes first. None: they do not say.
+
+    ``requests_per_minute``: the limit. ``requests_left`` and ``tokens_left``: of this minute.
+    """
+
+    requests_per_minute: float | None = None
+    requests_left: float | None = None
+    tokens_left: float | None = None
+
+    @property
+    def pause(self) -> float | None:
+        """Seconds that the lane had better wait: nobody says when the minute ends."""
+        if self.requests_left == 0 or (self.tokens_left is not None and self.tokens_left <= 0):
+            return SPENT_PAUSE
+        return None
+
+
 class Finish(NamedTuple):
     """The answer is whole. Exactly one ends every stream that did not raise."""
 
@@ -39,11 +60,15 @@ class Finish(NamedTuple):
     tool_calls: tuple[ToolCall, ...] = ()
 
 
-ModelEvent = TextDelta | PartDelta | Progress | Finish
+ModelEvent = TextDelta | PartDelta | Progress | Allowance | Finish
 
 
 class ChatModel(Protocol):
     """A language model that streams."""
+
+    def lane(self, model: str) -> str:
+        """The rate limit that calls of ``model`` share: of one key and one family of models."""
+        ...
 
     def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
         """Stream one completion of ``request``; close the generator to end the connection.

@@ -18,15 +18,19 @@ from chatjobs.errors import ChatJobsError, DeliveryNotFound, WebhookError
 from chatjobs.steps import DeliveryOrder, DeliveryReport
 from chatjobs.webhooks import sign
 from storage.deliveries import DeliveryStore, Parcel
+from storage.endpoints import ENDPOINT_DISABLED, GONE
 
 log = logging.getLogger(__name__)
 
-GONE = 410
 LONGEST_RETRY_AFTER = 24 * 3600.0
 BUSY_PAUSES = (4.0, 12.0)
 """Seconds before this activity asks again for a place at a receiver, as Temporal's retries, which add no history."""
 BUSY_REST = 60.0
 """Seconds after which a delivery that got no place asks again; until then no activity is spent on it."""
+
+
+class Unsigned(WebhookResponse):
+    """Nothing was sent, as there is no usable secret: the receiver has no part in it."""
 
 
 class WebhookActivities:
@@ -53,8 +57,10 @@ class WebhookActivities:
         """Only a lack of places is retried by Temporal; everything else is for the delivery's own schedule."""
         try:
             parcel = await self._deliveries.parcel(order.delivery_id)
-            if parcel.status == "delivered":
-                return DeliveryReport(delivered=True, tries=parcel.tries)
+            if parcel.status != "pending":
+                return DeliveryReport(delivered=parcel.status == "delivered", tries=parcel.tries, reason="given up")
+            if parcel.disabled:
+                return await self._refuse(parcel)
             began = datetime.now(UTC)
             response = await self._send(parcel, began)
             if response.error == BUSY:
@@ -75,14 +81,35 @@ class WebhookActivities:
         self, order: DeliveryOrder, parcel: Parcel, began: datetime, response: WebhookResponse
     ) -> DeliveryReport:
         pause = retry_pause(order, response)
-        tries = await self._deliveries.record(
+        recorded = await self._deliveries.record(
             order.delivery_id,
             as_recorded(parcel.tries + 1, began, response),
             delivered=response.delivered,
             next_try_at=None if pause is None else datetime.now(UTC) + timedelta(seconds=pause),
+            sent=not isinstance(response, Unsigned),
         )
+        if recorded.endpoint == "just_disabled":
+            await self._disabled(parcel)
         reason = response.error or f"HTTP {response.status_code}"
-        return DeliveryReport(delivered=response.delivered, tries=tries, retry_in=pause, reason=reason)
+        open_still = recorded.endpoint == "enabled"
+        return DeliveryReport(
+            delivered=response.delivered, tries=recorded.tries, retry_in=pause if open_still else None, reason=reason
+        )
+
+    async def _refuse(self, parcel: Parcel) -> DeliveryReport:
+        """Nothing is sent to a disabled endpoint, and the delivery says so."""
+        tries = await self._deliveries.refuse(parcel.id)
+        return DeliveryReport(delivered=False, tries=tries, reason=ENDPOINT_DISABLED)
+
+    async def _disabled(self, parcel: Parcel) -> None:
+        """Say so, and end what else is on its way there; what this does not reach ends when its next try is due."""
+        words = "a webhook endpoint is disabled; `starter.py endpoints` shows which"
+        told = {"action": "endpoint_disabled", "tenant": parcel.tenant, "delivery_id": parcel.id}
+        log.error(words, extra=told)
+        try:
+            await self._deliveries.hurry(parcel.tenant, parcel.url)
+        except ChatJobsError as error:
+            log.warning("its deliveries wait: %s", error, extra={"action": "endpoint_deliveries_wait"})
 
     async def _put_off(self, parcel: Parcel) -> DeliveryReport:
         """Nothing was sent, so it is no try: again in a moment, then as a report, so that no job waits for its end."""
@@ -103,7 +130,7 @@ class WebhookActivities:
                 secrets=await self._secrets_of(parcel.tenant),
             )
         except WebhookError as error:  # tried again by the schedule: the operator may set a secret until then
-            return WebhookResponse(latency_ms=0, error=error.message)
+            return Unsigned(latency_ms=0, error=error.message)
         return await self._sender.post(parcel.url, headers=headers, body=parcel.body)
 
 

@@ -34,18 +34,18 @@ FIRST_TOKEN_SECONDS = 0.1
 
 
 @contextmanager
-def bench_stack(**env: str) -> Iterator[tuple[Stack, Gateway]]:
+def bench_stack(concurrency: int = 200) -> Iterator[tuple[Stack, Gateway]]:
     """The system with a model that stamps its tokens."""
     port = free_port()
     settings = {
         "MISTRAL_SERVER_URL": f"http://127.0.0.1:{port}",
         "MISTRAL_REQUESTS_PER_SECOND": "10000",
-        "CHATJOBS_CONCURRENCY": "200",
+        "CHATJOBS_CONCURRENCY": str(concurrency),
         "CHATJOBS_PORT": "0",
     }
     with (
         tempfile.TemporaryDirectory(prefix="chatjobs-bench-") as home,
-        stack(Path(home), workers=0, env=settings | env) as built,
+        stack(Path(home), workers=0, env=settings) as built,
     ):
         built.run("model", "-m", "bench.model", str(port), ready="model listening on")
         built.add_worker()
@@ -140,7 +140,8 @@ async def first_tokens(ours: str, plain: str) -> tuple[list[float], list[float]]
 
 
 async def measure() -> list[Row]:
-    with bench_stack() as (built, door):
+    # The streams take all the worker's places, so that what is posted beside them waits, as it does in a busy service.
+    with bench_stack(concurrency=STREAMS) as (built, door):
         database = built.database_url.removeprefix("sqlite:///")
         proxy = built.run("plain", "-m", "bench.plain", str(port := free_port()), ready="plain proxy listening on")
         firsts = await first_tokens(door.url, f"http://127.0.0.1:{port}")

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import shutil
+import subprocess
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from bench.door import bench_stack, body
 from bench.table import Row, table
 from bench.wire import Reader, percentile
 from tests.gateway import Gateway
+from tests.stack import Stack, free_port
 
 STREAMS = 100
 RATE = 50
@@ -24,6 +27,7 @@ SECONDS = 8
 SETTLE_SECONDS = 2.0
 """After the first token of the last stream, before anything is measured."""
 PATIENCE_SECONDS = 60
+REDIS = shutil.which("redis-server")
 WORKFLOW_STREAMS = 10
 """So many, because with 100 most of their updates are refused."""
 
@@ -54,29 +58,84 @@ def length() -> int:
     return int((PATIENCE_SECONDS / 2 + SETTLE_SECONDS + SECONDS) * RATE)
 
 
-async def ours(door: Gateway) -> array[float]:
-    return await lags(lambda: Reader.open(door.url, "/api/chat/stream", body(length(), RATE)))
+async def ours(door: Gateway, streams: int = STREAMS) -> array[float]:
+    return await lags(lambda: Reader.open(door.url, "/api/chat/stream", body(length(), RATE)), streams)
 
 
-async def measure() -> list[Row]:
+async def through_redis(built: Stack) -> array[float]:
+    port, redis_port = free_port(), free_port()
+    command = [REDIS or "", "--port", str(redis_port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:  # noqa: ASYNC220 - nothing else runs yet
+        try:
+            await _answers(redis_port)
+            for role in ("worker", "door"):
+                arguments = ("-m", "bench.redis_rival", role, str(port), str(redis_port))
+                built.run(f"redis-{role}", *arguments, ready=f"redis rival {role} ready")
+            await _answers(port)
+            return await lags(lambda: Reader.open(f"http://127.0.0.1:{port}", "/chat", body(length(), RATE)))
+        finally:
+            _stop(built, "redis-")
+            server.kill()
+
+
+async def through_workflow_streams(built: Stack) -> array[float]:
+    port = free_port()
+    for role in ("worker", "door"):
+        arguments = ("-m", "bench.temporal_rival", role, str(port))
+        built.run(f"workflow-streams-{role}", *arguments, ready=f"temporal rival {role} ready")
+    await _answers(port)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        return await lags(lambda: Reader.open(url, "/chat", body(length(), RATE)), WORKFLOW_STREAMS)
+    finally:
+        _stop(built, "workflow-streams-")
+
+
+async def _answers(port: int) -> None:
+    """Wait until somebody listens there."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                return
+
+
+def _stop(built: Stack, name: str) -> None:
+    for process in built.processes:
+        if process.name.startswith(name) and process.running:
+            process.kill()
+
+
+async def measure(*, rivals: bool) -> list[Row]:
     with bench_stack() as (built, door):
         found = await ours(door)
-    return rows("SSE client", found, None)
+        if not rivals:
+            return _rows(found, [])
+        few = await ours(door, WORKFLOW_STREAMS)
+        redis = await through_redis(built) if REDIS else None
+        streams = await through_workflow_streams(built)
+    against = [("Redis Streams", redis)] if redis else []
+    return [*_rows(found, against), *_rows(few, [("workflow_streams", streams)], WORKFLOW_STREAMS)]
 
 
-def rows(name: str, found: array[float], against: array[float] | None) -> list[Row]:
+def _rows(found: array[float], against: Sequence[tuple[str, array[float]]], streams: int = STREAMS) -> list[Row]:
     made = []
     for part, share, most in (("p50", 0.5, 12), ("p99", 0.99, 40)):
         value = percentile(found, share)
+        rival = next(((name, percentile(theirs, share)) for name, theirs in against), None)
         made.append(
             Row(
-                name=f"lag, {STREAMS} × {RATE} tokens/s, {name}: {part}",
+                name=f"lag, model to SSE client, {streams} × {RATE} tokens/s: {part}",
                 value=value,
                 unit="ms",
-                baseline=f"{len(found)} tokens",
-                ratio=None,
-                target=f"≤ {most} ms",
-                met=value <= most,
+                baseline=f"{rival[0]}: {rival[1]:.1f} ms" if rival else f"{len(found)} tokens",
+                ratio=value / rival[1] if rival else None,
+                target=f"≤ {most} ms" if streams == STREAMS else None,
+                met=value <= most if streams == STREAMS else None,
             )
         )
     return made
@@ -84,8 +143,13 @@ def rows(name: str, found: array[float], against: array[float] | None) -> list[R
 
 def run() -> list[Row]:
     logging.disable(logging.WARNING)
-    return asyncio.run(measure())
+    return asyncio.run(measure(rivals=False))
+
+
+def run_full() -> list[Row]:
+    logging.disable(logging.WARNING)
+    return asyncio.run(measure(rivals=True))
 
 
 if __name__ == "__main__":
-    print(table(run()))
+    print(table(run_full()))

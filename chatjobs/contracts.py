@@ -34,6 +34,7 @@ from chatjobs.errors import InvalidRequest, Problem
 
 DEFAULT_MODEL = "mistral-small-latest"
 MAX_MESSAGES = 1_000
+USUAL_PRIORITY = 3
 MAX_TEXT_CHARACTERS = 2_000_000
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_PROBLEMS = 100
@@ -111,6 +112,12 @@ class WebhookEventType(StrEnum):
     def of(cls, status: JobStatus) -> WebhookEventType:
         """The event that announces a terminal status."""
         return cls(f"chat.{status.value}")
+
+
+class WebhookTestEvent(StrEnum):
+    """What is sent to see whether a receiver hears it. Nobody subscribes to it."""
+
+    TEST = "webhook.test"
 
 
 # ---------------------------------------------------------------------------------------------- messages
@@ -401,6 +408,8 @@ class ChatRequest(_Wire):
     on_interrupt: Literal["continue", "restart", "fail"] = Field("continue", alias="onInterrupt")
     max_segments: Annotated[int, Field(ge=1, le=100)] = Field(1, alias="maxSegments")
     limits: Limits = Limits()
+    priority: Annotated[int, Field(ge=1, le=5)] = USUAL_PRIORITY
+    """1 goes first. Within one priority, tenants take turns."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -496,6 +505,7 @@ def _has_parts(message: SystemMessage | UserMessage) -> bool:
 
 OURS = frozenset(
     {"request_id", "job_id", "callback", "webhook", "metadata", "on_interrupt", "max_segments", "limits", "stream"}
+    | {"priority"}
 )
 """The fields of ChatRequest that are not Mistral's, or not forwarded."""
 
@@ -579,6 +589,67 @@ class Delivery(WireModel):
     tries: Many[DeliveryTry] = ()
 
 
+EndpointStatus = Literal["ok", "failing", "disabled"]
+
+
+class Endpoint(WireModel):
+    """How deliveries to one URL fare. ``failures`` and ``successes`` count tries.
+
+    A URL that fails for five days without one success, or answers 410, is disabled: ``disabledReason`` is ``failing``
+    or ``gone``. Deliveries to it fail at once, with ``endpoint_disabled``, until it is enabled by hand.
+    """
+
+    url: str
+    status: EndpointStatus
+    failing_since: Timestamp | None = None
+    failures: int
+    successes: int
+    last_success_at: Timestamp | None = None
+    last_failure_at: Timestamp | None = None
+    last_error: str | None = None
+    disabled_at: Timestamp | None = None
+    disabled_reason: str | None = None
+
+
+class EndpointList(WireModel):
+    """The disabled ones first, then those that fail."""
+
+    endpoints: Many[Endpoint]
+
+
+class Redelivery(WireModel):
+    """Which deliveries to make again: those of events ``since`` a time and before another one."""
+
+    since: Timestamp
+    until: Timestamp | None = None
+    """None is now."""
+    status: Literal["pending", "delivered", "failed"] = "failed"
+    url: Annotated[str, StringConstraints(max_length=2_048)] | None = None
+
+
+class Redelivering(WireModel):
+    """How many deliveries are made again. ``more``: there are others; ask again."""
+
+    count: int
+    more: bool = False
+
+
+class WebhookTest(WireModel):
+    """What came of a test call: a status, or an error in its place."""
+
+    delivered: bool
+    status_code: int | None = None
+    latency_ms: int
+    error: str | None = None
+
+
+class QueuePlace(WireModel):
+    """Where a job stands that waits for the model's rate limit; ``position`` 1 is next."""
+
+    position: int
+    expected_start_at: Timestamp
+
+
 class ChatResult(WireModel):
     """A job as GET shows it, without attempts and deliveries: the result of a job started with its request inline.
 
@@ -622,6 +693,8 @@ class Job(ChatResult):
     deliveries: Many[Delivery] = ()
     replays: Many[str] = ()
     """The jobs that replay this one, oldest first."""
+    queue: QueuePlace | None = Field(None, exclude_if=lambda place: place is None)
+    """While the job waits for the model's rate limit."""
 
 
 class JobAccepted(WireModel):
@@ -716,6 +789,14 @@ class CompleteEvent(WireModel):
     sha256: str
 
 
+class QueuedEvent(WireModel):
+    """The job waits for the model's rate limit. It has no id: it is news, not a part of the answer."""
+
+    type: Literal["queued"] = Field("queued", exclude=True)
+    position: int
+    expected_start_at: Timestamp
+
+
 class ErrorEvent(WireModel):
     type: Literal["error"] = Field("error", exclude=True)
     code: str
@@ -730,7 +811,7 @@ class CancelledEvent(WireModel):
     sha256: str
 
 
-StreamEvent = StartEvent | ChunkEvent | ResetEvent | CompleteEvent | ErrorEvent | CancelledEvent
+StreamEvent = QueuedEvent | StartEvent | ChunkEvent | ResetEvent | CompleteEvent | ErrorEvent | CancelledEvent
 
 
 class WebhookData(WireModel):
@@ -753,8 +834,8 @@ class WebhookData(WireModel):
 
 
 class WebhookEvent(WireModel):
-    """The body of a webhook."""
+    """The body of a webhook. ``webhook.test`` announces nothing: its data are an example."""
 
-    event: WebhookEventType
+    event: WebhookEventType | WebhookTestEvent
     timestamp: Timestamp
     data: WebhookData

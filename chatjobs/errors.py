@@ -4,6 +4,7 @@ ChatJobsError
 ├── InvalidRequest
 ├── JobNotFound
 ├── DeliveryNotFound
+├── EndpointNotFound
 ├── KeyNotFound
 ├── JobIdConflict
 ├── JobFinished
@@ -91,6 +92,12 @@ class DeliveryNotFound(ChatJobsError):
     """There is no delivery with this id; look at the deliveries of its job."""
 
     code = "delivery_not_found"
+
+
+class EndpointNotFound(ChatJobsError):
+    """Nothing was sent to this URL lately; look at `starter.py endpoints`."""
+
+    code = "endpoint_not_found"
 
 
 class KeyNotFound(ChatJobsError):

@@ -81,10 +81,14 @@ class DeliveryReport(WireModel):
 
 
 class DeliveryStart(WireModel):
-    """The argument of the workflow type ``WebhookDelivery``. ``tries_made`` places it in the schedule."""
+    """The argument of the workflow type ``WebhookDelivery``. ``tries_made`` places it in the schedule.
+
+    ``earlier`` tries do not: they were made before somebody asked for the delivery to be made again.
+    """
 
     delivery_id: str
     tries_made: int = 0
+    earlier: int = 0
     first_pause: float = 0.0
     """Seconds until the first try of this run."""
 

@@ -33,6 +33,8 @@ MESSAGES_KEPT = 30
 """For readers who take long to take; whoever is further behind gets the first page anew."""
 COUNTS_SECONDS = 30.0
 """Deleted jobs show in nothing but the counts."""
+COUNTS_SHARE = 20
+"""Counting millions of jobs takes its time; it may take a twentieth of all time."""
 
 MINUTE = timedelta(minutes=1)
 WINDOWS = {
@@ -58,6 +60,8 @@ class Feed:
         self._seen: dict[str, Job] = {}
         self._counts: dict[JobStatus, int] = {}
         self._counted = -COUNTS_SECONDS
+        self._stale = True
+        self._cost = 0.0
         self._messages: deque[bytes] = deque(maxlen=MESSAGES_KEPT)
         self._arrived = asyncio.Event()
         self.number = 0
@@ -91,11 +95,14 @@ class Feed:
 
     async def _recounted(self, *, changed: bool) -> bool:
         """Whether the counts are others than before."""
-        time = asyncio.get_running_loop().time()
-        if not changed and time - self._counted < COUNTS_SECONDS:
+        clock = asyncio.get_running_loop().time
+        self._stale = self._stale or changed
+        begun = clock()
+        if begun - self._counted < (self._cost * COUNTS_SHARE if self._stale else COUNTS_SECONDS):
             return False
         before, self._counts = self._counts, await self._overview.counts(self._tenant)
-        self._counted = time
+        self._counted, self._stale = clock(), False
+        self._cost = self._counted - begun
         return self._counts != before
 
     def _publish(self, message: bytes) -> None:

@@ -24,6 +24,7 @@ STATUSES: Mapping[str, int] = {
     "webhook_url_refused": 422,
     "job_not_found": 404,
     "delivery_not_found": 404,
+    "endpoint_not_found": 404,
     "job_id_conflict": 409,
     "job_finished": 409,
     "job_running": 409,

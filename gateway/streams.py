@@ -82,13 +82,6 @@ async def events(job_id: str, request: Request, here: Here, caller: Caller) -> R
         return JobEvents(here, caller, place.of(job_id), resumed=place.resumed)
 
 
-@router.head("/jobs/{job_id}/events", include_in_schema=False)
-async def events_head(job_id: str, request: Request, here: Here, caller: Caller) -> Response:
-    """What a GET would be answered with, without the stream."""
-    found = await events(job_id, request, here, caller)
-    return found.without_body() if isinstance(found, EventStream) else found
-
-
 @router.post("/chat/stream", responses=EVENTS_DOCUMENTED, response_model=None, openapi_extra=body_of(ChatRequest))  # type: ignore[arg-type]
 async def chat(
     request: Request, here: Here, caller: Caller, idempotency_key: Annotated[str | None, Header()] = None
@@ -149,11 +142,6 @@ class EventStream(Response):
         """All events, with ``write``."""
         raise NotImplementedError
 
-    def without_body(self) -> Response:
-        found = Response(None, self.status_code, dict(self.headers))
-        del found.headers["content-length"]
-        return found
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._here.registry.entered(self._caller.key_id) as stream:
             listening = asyncio.create_task(_until_hung_up(receive, stream), name="hang-up")
@@ -211,14 +199,17 @@ class JobEvents(EventStream):
     async def told(self, send: Send) -> None:
         """Everything up to the terminal frame; the database away for long ends the stream early."""
         try:
-            job = self._job or await self._job_came(send)
-            self._job = None  # a reader may stay for an hour
-            if job is not None:
-                await self._tell(send, Framing(job, resumed=self._resumed))
+            if framing := await self._framing(send):
+                await self._tell(send, framing)
         except (JobNotFound, ContentDeleted):  # its retention ended, or it was deleted
             return
         except StorageUnavailable as error:
             log.warning("stream ended: %s", error, extra={"action": "stream_ended", "job_id": self._cursor.job_id})
+
+    async def _framing(self, send: Send) -> Framing | None:
+        """None where there will never be anything to tell. The job is not kept: a reader may stay for an hour."""
+        job, self._job = self._job or await self._job_came(send), None
+        return Framing(job, resumed=self._resumed) if job is not None else None
 
     async def _tell(self, send: Send, framing: Framing) -> None:
         while True:

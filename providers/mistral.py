@@ -9,7 +9,9 @@ the decoding of the stream. The methods of the SDK that we call are not all publ
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import re
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -19,13 +21,13 @@ import httpx2
 from mistralai.client import Mistral, models, utils
 from mistralai.client._hooks import HookContext
 
-from activities.ports import ModelEvent
+from activities.ports import Allowance, ModelEvent
 from chatjobs.contracts import OURS, AssistantMessage, ChatRequest, TextPart, message_text
 from chatjobs.errors import UpstreamError, bounded
 from providers.http1 import EXCHANGE, StreamTransport
 from providers.mistral_answer import OK, Answer
 from providers.mistral_echo import Echo
-from providers.mistral_errors import ErrorAnswer, Private, mistral_errors
+from providers.mistral_errors import NO_ALLOWANCE_HEADER, ErrorAnswer, Private, mistral_errors
 
 CONNECT_SECONDS: Final = 10.0
 LATE_SECONDS: Final = 2.0
@@ -38,6 +40,14 @@ MAX_ERROR_BYTES: Final = 16 * 1024
 _OPERATION: Final = "stream_chat"
 _PATH: Final = "/v1/chat/completions#stream"
 _OPENED: Final = "chatjobs.opened"
+ACCOUNT_CHARACTERS: Final = 8
+_VERSION: Final = re.compile(r"-(latest|[0-9]{4})$")
+"""What tells models of one family apart: mistral-small-latest, mistral-small-2506."""
+_RATE_LIMIT_HEADERS: Final = {
+    "requests_per_minute": NO_ALLOWANCE_HEADER,
+    "requests_left": "x-ratelimit-remaining-req-minute",
+    "tokens_left": "x-ratelimit-remaining-tokens-minute",
+}
 _DEPRECATION: Final = "x-model-deprecation-timestamp"
 
 log = logging.getLogger(__name__)
@@ -58,6 +68,11 @@ class MistralChat:
         self._http = http_client(idle_connections)
         self._sdk = Mistral(api_key=api_key, server_url=server_url, async_client=self._http)
         self._chat = self._sdk.chat
+        self._account = hashlib.sha256((api_key or "").encode()).hexdigest()[:ACCOUNT_CHARACTERS]
+
+    def lane(self, model: str) -> str:
+        """See ChatModel. A key is told from others by some digits of its digest, which give nothing of it away."""
+        return f"{self._account}:{_VERSION.sub('', model)}"
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -71,6 +86,8 @@ class MistralChat:
             response = await self._open(body, private)
         try:
             with mistral_errors(private, streaming=True):
+                if (allowance := _allowance(response)) is not None:
+                    yield allowance
                 async with aclosing(_events(response)) as events:
                     if echo is not None:
                         async for event in events:
@@ -277,6 +294,16 @@ async def _drain(chunks: AsyncIterator[bytes]) -> None:
         async with asyncio.timeout(DRAIN_SECONDS):
             async for _ in chunks:
                 pass
+
+
+def _allowance(response: httpx2.Response) -> Allowance | None:
+    """What the headers say of the rate limit, as far as they can be read."""
+    found = {name: _number(response.headers.get(header)) for name, header in _RATE_LIMIT_HEADERS.items()}
+    return Allowance(**found) if any(value is not None for value in found.values()) else None
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text is not None and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text) else None
 
 
 def _is_stream(response: httpx2.Response) -> bool:

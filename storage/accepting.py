@@ -10,7 +10,7 @@ from sqlalchemy import and_, bindparam, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.contracts import JobStatus
+from chatjobs.contracts import USUAL_PRIORITY, JobStatus
 from chatjobs.errors import ChatJobsError, IdempotencyMismatch, JobIdConflict
 from storage.database import Database, RolledBack, reconnecting, retried
 from storage.grouping import Group
@@ -114,6 +114,7 @@ def _row(job: NewJob, time: int) -> dict[str, Any]:
         "model": job.request.model if job.request else "",
         "metadata": clean_json(dict(job.request.metadata)) if job.request else {},
         "replay_of": job.replay_of,
+        "priority": job.request.priority if job.request else USUAL_PRIORITY,
         "batch_id": job.batch_id,
         "status": JobStatus.QUEUED.value,
         "created_at": time,

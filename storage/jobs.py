@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,12 +22,15 @@ from chatjobs.steps import Ending, Sealed
 from storage import presenting, retention, sealing
 from storage.accepting import Acceptor
 from storage.database import Database, retried
+from storage.limiter import Gate
 from storage.rows import CHANGED, REQUEST, by_id, close_open_attempts, locked, past, store_tail
 from storage.schema import attempts, jobs, micros, now, results, transcript
 from storage.text import clean, clean_json
 from storage.values import (
+    POSTPONED,
     SEGMENT,
     AcceptedJob,
+    Asker,
     AttemptEnd,
     Claim,
     FinishRecord,
@@ -38,7 +42,7 @@ from storage.values import (
 
 TERMINAL = [status.value for status in JobStatus if status.terminal]
 NOT_FAILURES = (
-    *("finished", SEGMENT, "nothing_left"),
+    *("finished", SEGMENT, POSTPONED, "nothing_left"),
     *("lost", "handed_over", "cancelled", "upstream_rate_limited"),
     "continuation_refused",  # it follows an interruption, and the next attempt starts over
 )
@@ -75,11 +79,12 @@ class JobStore:
     # ----------------------------------------------------------------------------------------------- claim
 
     @retried
-    async def claim(self, job_id: str, *, fence: int, claimant: str, run_id: str) -> Claim:
+    async def claim(self, job_id: str, *, fence: int, claimant: str, run_id: str, gate: Gate | None = None) -> Claim:
         """Take a job over for an attempt, if no later attempt has it.
 
         ``fence`` grows over all attempts of a job, also across Resets. ``claimant`` is unique to the caller, so that
-        it may ask again after a lost answer. A failed job that another workflow run sealed is reopened.
+        it may ask again after a lost answer. A failed job that another workflow run sealed is reopened. ``gate`` says
+        when the job may call the model; where that is later, nothing is taken.
         Raises JobNotFound (also where the request was not kept), FenceLost.
         """
         async with self._database.write("fast") as connection:
@@ -92,19 +97,29 @@ class JobStore:
                 return _claim(row, found, fence)
             if row.fence > fence or (row.fence == fence and row.claimant != claimant):
                 raise FenceLost
-            return await self._take(connection, row, fence, claimant)
+            return await self._take(connection, row, fence, claimant, gate)
 
-    async def _take(self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str) -> Claim:
+    async def _take(
+        self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, gate: Gate | None
+    ) -> Claim:
         body = await connection.scalar(REQUEST, {"key": row.id})
         if body is None:
             raise JobNotFound("The job's request was not kept")
+        request = ChatRequest.model_validate_json(body)
+        asker = Asker(row.id, row.tenant, row.priority, row.created_at)
+        turn = await gate(connection, row.model, asker) if gate else None
         time = micros(now())
+        if turn is not None and not turn.granted:
+            left = _seconds_left(row, request, time)
+            if left > 0:
+                shorter = replace(turn, seconds=min(turn.seconds, left))
+                return replace(_claim(row, "waiting", fence), asker=asker, turn=shorter)
         started, number = row.started_at or time, row.attempt
         if row.fence < fence:
             number += 1
             await self._begin_attempt(connection, row, fence, claimant, started, time)
         before = await past(connection, row, number, lambda outcome: outcome not in NOT_FAILURES)
-        return _claim(row, "taken", fence, number, before, ChatRequest.model_validate_json(body), started)
+        return replace(_claim(row, "taken", fence, number, before, request, started), asker=asker, turn=turn)
 
     async def _begin_attempt(
         self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, started: int, time: int
@@ -353,6 +368,13 @@ class JobStore:
 def _outlined(job_id: str, tenant: str | None) -> Any:
     query = presenting.listed().add_columns(results.c.tool_calls).where(jobs.c.id == clean(job_id))
     return query if tenant is None else query.where(jobs.c.tenant == tenant)
+
+
+def _seconds_left(row: Row[Any], request: ChatRequest, time: int) -> float:
+    """Until the clock runs out that runs while a job waits."""
+    if row.started_at is None:
+        return float(request.limits.queue_seconds - (time - row.created_at) / 1e6)
+    return float(request.limits.total_seconds - (time - row.started_at) / 1e6)
 
 
 def _nothing_to_do(row: Row[Any]) -> Any:

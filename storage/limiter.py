@@ -8,7 +8,7 @@ lets 16 calls start in the worst second at a limit of 10; here no second sees an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage.database import Database, retried
 from storage.schema import lane_waiters, lanes, micros, moment, now
+from storage.values import Asker, Turn
 
 SECOND = 1_000_000
 SLACK = 0.06
@@ -41,33 +42,8 @@ LOCKED = select(lanes).where(lanes.c.name == bindparam("key")).with_for_update()
 MOVED = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("free_at"))
 
 
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Who wants to call. ``since`` (microseconds) is when the job was accepted: it keeps its place across attempts.
-
-    The smaller ``priority`` goes first; within one, tenants take turns.
-    """
-
-    job_id: str
-    tenant: str
-    priority: int
-    since: int
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """``granted``: the call may start in ``seconds``, and not later than LATENESS_SECONDS after that.
-
-    Else ask again in ``seconds``; ``position`` (1 is next) and the expected start are for those who look on.
-    """
-
-    granted: bool
-    seconds: float
-    position: int = 0
-    refused: bool = False
-    """The lane's last call was refused: ``served`` ends that."""
-    seen: float | None = None
-    """The limit that the lane knows from the model's headers, in calls per second."""
+Gate = Callable[[AsyncConnection, str, Asker], Awaitable[Turn]]
+"""When a call of a model (its name) may start, decided in the transaction that claims the job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +78,14 @@ class Limiter:
         """Take the next start, or a place in the queue."""
         async with self._database.write("fast") as connection:
             return await self.take(connection, name, asker)
+
+    def gate(self, lane_of: Callable[[str], str]) -> Gate:
+        """When a call may start, by the name of its model; for JobStore.claim."""
+
+        async def when(connection: AsyncConnection, model: str, asker: Asker) -> Turn:
+            return await self.take(connection, lane_of(model), asker)
+
+        return when
 
     async def take(self, connection: AsyncConnection, name: str, asker: Asker) -> Turn:
         """``ask``, in the caller's transaction."""
@@ -145,14 +129,17 @@ class Limiter:
         return float(until - time) / SECOND
 
     @retried
-    async def served(self, name: str, limit_per_minute: float | None) -> None:
-        """The model took a call; ``limit_per_minute`` is what its headers said."""
+    async def served(self, name: str, *, per_minute: float | None = None, pause: float | None = None) -> None:
+        """The model took a call; ``per_minute`` is the limit that its headers told. With ``pause`` (seconds) the lane
+        waits, since they said that nothing is left."""
         async with self._database.write("fast") as connection:
-            lane, _ = await self._locked(connection, name)
-            seen = lane.seen if limit_per_minute is None else limit_per_minute / 60
-            if lane.refusals or seen != lane.seen:
-                statement = update(lanes).where(lanes.c.name == name).values(refusals=0, seen=seen)
-                await connection.execute(statement)
+            lane, time = await self._locked(connection, name)
+            changes: dict[str, Any] = {"refusals": 0}
+            if per_minute is not None:
+                changes["seen"] = per_minute / 60
+            if pause is not None:
+                changes["paused_until"] = max(lane.paused_until, time + int(pause * SECOND))
+            await connection.execute(update(lanes).where(lanes.c.name == name).values(changes))
 
     @retried
     async def set_limit(self, name: str, per_second: float | None) -> None:

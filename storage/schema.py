@@ -172,6 +172,14 @@ deliveries = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("next_try_at", BigInteger),
     Column("delivered_at", BigInteger),
+    Column("wanted_at", BigInteger),  # when Temporal is to be told that a try is wanted now; NULL once it knows
+)
+Index("deliveries_newest", deliveries.c.tenant, deliveries.c.created_at, deliveries.c.id)
+Index(
+    "deliveries_wanted",
+    deliveries.c.wanted_at,
+    sqlite_where=deliveries.c.wanted_at.is_not(None),
+    postgresql_where=deliveries.c.wanted_at.is_not(None),
 )
 Index(
     "deliveries_pending",

@@ -28,6 +28,7 @@ from chatjobs.errors import SealConflict
 from chatjobs.names import delivery_id, status_path
 from chatjobs.steps import Ending, Sealed
 from storage import presenting
+from storage.limiter import LEFT
 from storage.rows import CHANGED, close_open_attempts
 from storage.schema import (
     CHANNELS,
@@ -93,6 +94,7 @@ async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_i
         },
     )
     row = closed.one()
+    await connection.execute(LEFT, {"key": row.id})
     return _outcome(row, sha256, error, await _store_delivery(connection, row))
 
 

@@ -22,6 +22,9 @@ OK = 200
 SEGMENT = "segment"
 """The outcome of an attempt that ended at its length limit, and whose answer goes on in the next one."""
 
+POSTPONED = "postponed"
+"""The outcome of an attempt whose lane was paused before it could call: it costs nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
@@ -117,14 +120,44 @@ class Past:
 
 
 @dataclass(frozen=True, slots=True)
+class Asker:
+    """Who wants to call the model. ``since`` (microseconds) is when the job was accepted: it keeps its place.
+
+    The smaller ``priority`` goes first; within one, tenants take turns.
+    """
+
+    job_id: str
+    tenant: str
+    priority: int
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """``granted``: the call may start in ``seconds``, and not later than limiter.LATENESS_SECONDS after that.
+
+    Else ask again in ``seconds``; ``position`` (1 is next) is for those who look on.
+    """
+
+    granted: bool
+    seconds: float
+    position: int = 0
+    refused: bool = False
+    """The lane's last call was refused: ``Limiter.served`` ends that."""
+    seen: float | None = None
+    """The limit that the lane knows from the model's headers, in calls per second."""
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What an attempt finds when it takes a job over.
 
     ``taken``: it may write, under ``fence``, from ``position`` on. Else there is nothing to do: the answer is
-    ``finished`` in storage, the job is ``sealed``, or somebody asked to cancel it.
+    ``finished`` in storage, the job is ``sealed``, or somebody asked to cancel it. ``waiting``: it is not its ``turn``
+    to call the model; nothing was taken.
     """
 
-    outcome: Literal["taken", "finished", "sealed", "cancel_requested"]
+    outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting"]
     job_id: str
     fence: int
     epoch: int
@@ -136,6 +169,8 @@ class Claim:
     request: ChatRequest | None = None
     created_at: int = 0
     started_at: int = 0
+    asker: Asker | None = None
+    turn: Turn | None = None
 
 
 class TextPiece(NamedTuple):

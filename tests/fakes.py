@@ -89,6 +89,9 @@ class ScriptedModel:
     def calls(self) -> int:
         return len(self.requests)
 
+    def lane(self, model: str) -> str:
+        return f"scripted:{model}"
+
     async def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
         script = self.scripts[min(self.calls, len(self.scripts) - 1)]
         self.requests.append(request)

@@ -370,7 +370,8 @@ def test_replays(http: httpx2.Client, finished: str) -> None:
     assert http.post(url).status_code == 202
     assert http.post(url, content=iter([b""])).status_code == 202
     assert http.post(url, content=iter([b'{"temperature":', b"1}"]), headers={"Content-Type": JSON}).status_code == 202
-    for wrong in ([], "x", 5):
+    bodies: tuple[object, ...] = ([], "x", 5)
+    for wrong in bodies:
         assert_problem(http.post(url, json=wrong), 422, "validation_failed")
     assert_problem(http.post(url, content=b"{", headers={"Content-Type": JSON}), 400, "invalid_json")
     assert_problem(http.post(url, content=b"{}"), 415, "unsupported_media_type")

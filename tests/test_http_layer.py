@@ -225,3 +225,38 @@ def test_connections_have_a_limit(built: Stack) -> None:
         for connection in few:
             connection.close()
         process.kill()
+
+
+ENDLESS = """
+import asyncio, sys
+from starlette.responses import Response
+from gateway import health
+from gateway.__main__ import main
+
+class Endless(Response):
+    async def __call__(self, scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            async with asyncio.timeout(0.5):
+                await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+
+@health.router.get("/endless", response_model=None)
+async def endless() -> Response:
+    return Endless()
+
+sys.exit(main())
+"""
+
+
+def test_a_reader_that_takes_nothing_is_cut_off(built: Stack) -> None:
+    """A TimeoutError of a stream ends its connection at once: closing would wait for the reader to take the rest."""
+    process = built.run("endless", "-c", ENDLESS, ready="gateway listening on")
+    url = json.loads(process.wait_for_log("gateway listening on"))["url"]
+    with connected(url) as connection:
+        connection.sendall(request("GET", "/endless"))
+        process.wait_for_log("answer_broken_off", timeout=20)
+        rest = list(iter(lambda: connection.recv(1 << 20), b""))  # what the kernel had, and the end
+        assert not rest[-1].endswith(b"0\r\n\r\n"), "nobody may take it for complete"
+    assert exchange(url, HEALTHZ).status == 200
+    assert "Traceback" not in process.output()
+    process.kill()

@@ -99,21 +99,21 @@ async def test_refusals_without_a_time_pause_longer_each_time_until_one_is_serve
     pauses = [await limiter.throttled("a", None) for _ in range(4)]
     assert pauses == sorted(pauses)
     assert pauses[-1] == pytest.approx(8, abs=0.5)
-    await limiter.served("b", None)
-    await limiter.served("a", None)
+    await limiter.served("b")
+    await limiter.served("a")
     assert await limiter.throttled("fresh", None) == pytest.approx(1, abs=0.1)
     (lane,) = [lane for lane in await limiter.lanes() if lane.name == "a"]
     assert lane.paused_until is not None, "a call that was under way does not end the pause"
 
 
 async def test_the_models_own_limit_is_kept(limiter: Limiter) -> None:
-    await limiter.served("a", 60)
+    await limiter.served("a", per_minute=60)
     assert (await limiter.ask("a", asker("x"))).granted
     second = await limiter.ask("a", asker("y"))
     assert not second.granted
     (lane,) = await limiter.lanes()
     assert (lane.per_second, lane.seen) == (1, 1)
-    await limiter.served("a", 6_000)
+    await limiter.served("a", per_minute=6_000)
     assert (await limiter.lanes())[0].per_second == LIMIT
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings, strategies
@@ -23,6 +24,7 @@ from tests.stack import Stack
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 DOCUMENTED: dict[str, Any] = json.loads(DOCUMENT.read_text())
+JOB = {"messages": [{"role": "user", "content": "hello"}]}
 STREAMS = ("/api/chat/stream", "/api/feed", "/api/jobs/{job_id}/events")
 OPERATIONS = [
     (path, method)
@@ -93,7 +95,22 @@ def test_the_service_does_what_the_document_says(door: Gateway, path: str, metho
         phases=[Phase.generate],
     )
     @given(cases)
-    def run(case: schemathesis.Case) -> None:
+    def run(case: Any) -> None:
         case.call_and_validate(base_url=door.url, checks=CHECKS, timeout=10)
 
     run()
+
+
+OF_A_JOB = [(path, method) for path, method in OPERATIONS if "{job_id}" in path]
+
+
+@pytest.mark.parametrize(("path", "method"), OF_A_JOB, ids=[f"{m} {p}" for p, m in OF_A_JOB])
+def test_what_is_done_to_a_job_is_as_described(door: Gateway, path: str, method: str) -> None:
+    """The same for one that is there, so that there is more to see than that nobody knows it."""
+    with httpx2.Client(base_url=door.url, trust_env=False) as http:
+        job_id = http.post("/api/jobs", json=JOB).json()["jobId"]
+        if method == "delete":
+            assert http.post(f"/api/jobs/{job_id}/cancel").status_code == 202
+    case = schemathesis.openapi.from_dict(DOCUMENTED)[path][method.upper()].Case(path_parameters={"job_id": job_id})
+    answer = case.call_and_validate(base_url=door.url, checks=CHECKS, timeout=10)
+    assert 200 <= answer.status_code < 300

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
+import sqlite3
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx2
 import pytest
@@ -29,6 +33,7 @@ SLOW: dict[str, Any] = {"tokens_per_second": 60}
 AWAY = ("Failed to load resource", "net::ERR")
 """What a browser says when the server is away, which no page can prevent."""
 
+HTTP = httpx2.Client(trust_env=False, timeout=30)
 expect.set_options(timeout=TIMEOUT_MS)
 
 
@@ -42,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "CHATJOBS_CONCURRENCY": "20",
         "CHATJOBS_WEBHOOK_ALLOW": "127.0.0.1",
     }
-    with stack(tmp_path_factory.mktemp("page"), env=env) as running:
+    with stack(tmp_path_factory.mktemp("page"), env=env) as running, HTTP:
         yield running
 
 
@@ -78,7 +83,7 @@ def tab(browser: Browser) -> Iterator[Watched]:
 def post(door: Gateway, words: str = "", *, fields: dict[str, Any] | None = None, **script: Any) -> str:
     """The id of a new job; ``fields`` are the request's, the others its script's."""
     body = {"messages": [{"role": "user", "content": prompt(words, **script)}], **(fields or {})}
-    answer = httpx2.post(f"{door.url}/api/jobs", json=body, trust_env=False)
+    answer = HTTP.post(f"{door.url}/api/jobs", json=body)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["jobId"])
 
@@ -87,13 +92,13 @@ def ended(door: Gateway, words: str = "", *, fields: dict[str, Any] | None = Non
     """The id of a job that has ended."""
     body = {"messages": [{"role": "user", "content": prompt(words, **script)}], **(fields or {})}
     headers = {"Prefer": "wait=20"}
-    answer = httpx2.post(f"{door.url}/api/jobs", json=body, headers=headers, trust_env=False, timeout=30)
+    answer = HTTP.post(f"{door.url}/api/jobs", json=body, headers=headers)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["jobId"])
 
 
 def get(door: Gateway, path: str) -> Any:
-    answer = httpx2.get(f"{door.url}{path}", trust_env=False)
+    answer = HTTP.get(f"{door.url}{path}")
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -178,6 +183,19 @@ def test_a_refused_request_says_why(door: Gateway, tab: Watched) -> None:
     page.get_by_role("button", name="Send").click()
     expect(page.get_by_role("alert")).to_contain_text("/metadata")
     expect(page.get_by_role("textbox", name="New chat")).to_have_value("Keep me")
+
+
+def test_what_is_typed_stays_while_jobs_come_and_go(door: Gateway, tab: Watched) -> None:
+    """The list changes every second; the fields above it do not."""
+    page = tab.open(door.url)
+    chat = page.get_by_label("New chat")
+    chat.get_by_text("Options").click()
+    typed = {"Model": "mistral-large-latest", "Temperature": "0.4", "System message": "Be brief"}
+    for name, value in typed.items():
+        chat.get_by_label(name).fill(value)
+    expect(row(page, ended(door))).to_contain_text("Completed")
+    for name, value in typed.items():
+        expect(chat.get_by_label(name)).to_have_value(value)
 
 
 def test_a_reload_in_mid_stream_goes_on(door: Gateway, tab: Watched) -> None:
@@ -409,8 +427,11 @@ def test_what_a_model_says_is_text(door: Gateway, tab: Watched) -> None:
     assert answer_of(page) == EVIL
     expect(page.locator(".message.user .text")).to_contain_text(EVIL)
     expect(page.get_by_role("region", name="Details")).to_contain_text(EVIL)
-    page.goto(f"{door.url}/?metadata={EVIL.replace('=', '%3D')}&model=%3Cimg%20src=x%20onerror=alert(1)%3E")
+    page.goto(f"{door.url}/?{urlencode({'metadata': EVIL})}")
     expect(page.get_by_text("No job matches")).to_be_visible()
+    tab.tolerated = AWAY
+    page.goto(f"{door.url}/?{urlencode({'model': EVIL})}")
+    expect(page.get_by_role("alert")).to_contain_text("/model")
     page.goto(door.url)
     expect(row(page, job_id)).to_contain_text("url=javascript:")
     assert page.evaluate("window.hacked") is None
@@ -435,11 +456,10 @@ def test_an_unknown_job_says_so(door: Gateway, tab: Watched) -> None:
 
 
 def test_sign_in_and_out(browser: Browser, tmp_path: Path) -> None:
-    """The key is exchanged for a cookie that scripts cannot read, and streams use it."""
+    """The key is exchanged for a cookie that scripts cannot read, and streams use it; a revoked key signs out."""
     with alone(tmp_path) as guarded:
-        command = [sys.executable, "starter.py", "keys", "add"]
-        added = subprocess.run(command, cwd=ROOT, env=guarded.env, capture_output=True, text=True, check=True)
-        key = added.stdout.strip()
+        added = keys(guarded, "add", "--json")
+        key = added["key"]
         closed = gateway(guarded)
         with watched(browser, tolerated=AWAY) as tab:
             page = tab.open(closed.url)
@@ -456,6 +476,17 @@ def test_sign_in_and_out(browser: Browser, tmp_path: Path) -> None:
             expect(page.get_by_label("API key")).to_be_visible()
             page.reload()
             expect(page.get_by_label("API key")).to_have_value("")
+            page.get_by_label("API key").fill(key)
+            page.get_by_role("button", name="Sign in").click()
+            expect(page.get_by_role("banner").get_by_text("Live")).to_be_visible()
+            keys(guarded, "revoke", added["id"], "--json")
+            expect(page.get_by_label("API key")).to_be_visible()
+
+
+def keys(place: Stack, *arguments: str) -> Any:
+    """What `starter.py keys` prints."""
+    command = [sys.executable, "starter.py", "keys", *arguments]
+    return json.loads(subprocess.run(command, cwd=ROOT, env=place.env, capture_output=True, check=True).stdout)
 
 
 # ------------------------------------------------------------------------------------------------------- tabs
@@ -495,27 +526,86 @@ def test_seven_tabs(door: Gateway, playwright: Playwright, tmp_path: Path) -> No
 # ------------------------------------------------------------------------------------------------------- looks
 
 
-def test_pictures(door: Gateway, tab: Watched, tmp_path: Path) -> None:
+def history(place: Stack) -> None:
+    """Jobs of the last quarter of an hour, as a service has them that is used."""
+    dice = random.Random(7)  # noqa: S311 - the same picture each time
+    now = time.time_ns() // 1_000
+    with closing(sqlite3.connect(place.data_dir / "chatjobs.db", timeout=10)) as database, database:
+        for second in range(15, 900, 5):
+            for number in range(dice.choice((0, 1, 1, 2, 3) if second > 300 else (1, 2, 3, 4))):
+                took = dice.lognormvariate(1.6, 0.45)
+                ended_at = now - second * 1_000_000
+                status = "failed" if dice.random() < (0.2 if 380 < second < 460 else 0.02) else "completed"
+                job_id = f"job_{uuid.UUID(int=dice.getrandbits(128)).hex}"
+                values = {
+                    "id": job_id,
+                    "tenant": "default",
+                    "request_id": f"past-{second}-{number}",
+                    "body_hash": "",
+                    "model": "mistral-small-latest",
+                    "metadata": "{}",
+                    "status": status,
+                    "created_at": ended_at - int(took * 1e6),
+                    "started_at": ended_at - int(took * 1e6),
+                    "progressed_at": ended_at,
+                    "completed_at": ended_at,
+                    "workflow_started_at": ended_at,
+                    "fence": 1,
+                    "attempt": 1,
+                    "epoch": 1,
+                    "position": 0,
+                    "tail": "",
+                    "tail_channel": 0,
+                    "token_count": int(took * 50),
+                    "revision": 1,
+                }
+                insert_row(database, "jobs", values)
+                first: dict[str, Any] = {"started_at": ended_at, "estimated": False, "tokens_before": 0}
+                insert_row(
+                    database,
+                    "attempts",
+                    {"job_id": job_id, "number": 1, **first, "first_token_ms": int(300 + took * 40)},
+                )
+
+
+def insert_row(database: sqlite3.Connection, table: str, values: dict[str, Any]) -> None:
+    names = ", ".join(values)
+    places = ", ".join(f":{name}" for name in values)
+    database.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", values)  # noqa: S608 - names from above
+
+
+def test_pictures(place: Stack, door: Gateway, tab: Watched, tmp_path: Path) -> None:
+    """What the documentation shows, in a list and a job that are at work."""
+    history(place)
     page = tab.open(f"{door.url}/?window=15m")
-    for fields in ({"metadata": {"order": "42"}}, {"model": "mistral-large-latest"}, {"max_tokens": 9}):
+    for fields in (
+        {"metadata": {"order": "1042", "team": "support"}, "model": "mistral-medium-latest"},
+        {"max_tokens": 9, "metadata": {"team": "docs"}},
+        {"metadata": {"order": "1043", "team": "support"}},
+    ):
         ended(door, "Why do tides change?", fields=fields)
-    post(door, "A long essay on harbours", tokens=400, **SLOW)
+    ended(door, fields={"metadata": {"team": "search"}}, faults=[{"kind": 422}])
+    ended(door, fields={"metadata": {"nightly": "yes"}, "model": "mistral-large-latest"})
+    for team in ("docs", "support"):
+        post(door, tokens=400, fields={"metadata": {"team": team}}, **SLOW)
     page.reload()
-    expect(page.locator('.tabs a[data-status="in_progress"] .number')).to_have_text(re.compile(r"[1-9]"))
-    expect(page.locator(".chart strong").first).to_have_text(re.compile(r"[1-9]"))
+    expect(page.locator(".chart strong").first).to_have_text(re.compile(r"\d{3}"))
     expect(page.locator("tbody tr").first).to_contain_text("chars")
+    expect(page.locator("tbody tr").nth(1)).to_contain_text("chars")
     picture(page, tmp_path, "list.png")
-    ask(page, "What does the harbour look like at dawn?" + prompt(tokens=160, **SLOW))
-    wait_for_words(page, 250)
+    question = "What does the harbour look like at dawn?"
+    place.simulator.script(match=question, times=1, tokens=300, tokens_per_second=90)
+    ask(page, question)
+    wait_for_words(page, 520)
     picture(page, tmp_path, "job.png")
 
 
 def test_on_a_phone_in_the_dark(door: Gateway, browser: Browser, tmp_path: Path) -> None:
     """Nothing is wider than the screen."""
-    screen: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True, "is_mobile": True}
+    screen: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
     metadata = {"customer": "a rather long value that has to go somewhere", "order": "42"}
     job_id = ended(door, "Why do tides change? " * 8, fields={"metadata": metadata}, text=TEXT + "x" * 300)
-    with watched(browser, **screen) as tab:
+    with watched(browser, color_scheme="dark", **screen) as tab:
         page = tab.open(job_url(door, job_id))
         expect(head(page)).to_have_text("Completed")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390

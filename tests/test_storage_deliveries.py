@@ -37,8 +37,9 @@ async def test_tries_are_numbered_and_kept(store: JobStore, deliveries: Delivery
     delivery_id = await promised(store)
     later = datetime.now(UTC) + timedelta(minutes=5)
     for number, status in enumerate((500, 503), 1):
-        made = await deliveries.record(delivery_id, a_try(status, response="no\0"), delivered=False, next_try_at=later)
-        assert made == number
+        one = a_try(status, response="no\0")
+        made = await deliveries.record(delivery_id, one, delivered=False, next_try_at=later)
+        assert made.tries == number
     waiting = await deliveries.get(delivery_id)
     assert (waiting.status, waiting.next_try_at) == ("pending", later)
     assert [(one.number, one.status_code, one.response) for one in waiting.tries] == [
@@ -77,14 +78,14 @@ async def test_tries_at_once_get_numbers_of_their_own(store: JobStore, deliverie
     numbers = await asyncio.gather(
         *(deliveries.record(delivery_id, one, delivered=False, next_try_at=later) for one in tries)
     )
-    assert sorted(numbers) == list(range(1, 9))
+    assert sorted(recorded.tries for recorded in numbers) == list(range(1, 9))
 
 
 async def test_a_try_that_is_reported_again_is_stored_once(store: JobStore, deliveries: DeliveryStore) -> None:
     """Its first report may have been committed though the answer got lost."""
     delivery_id, one = await promised(store), a_try(200)
     for _ in range(2):
-        assert await deliveries.record(delivery_id, one, delivered=True, next_try_at=None) == 1
+        assert (await deliveries.record(delivery_id, one, delivered=True, next_try_at=None)).tries == 1
     assert len((await deliveries.get(delivery_id)).tries) == 1
 
 

@@ -53,7 +53,7 @@ def local() -> dict[str, Any]:
 
 
 def retention() -> dict[str, Any]:
-    """One removal of everything that is too old: some thousand jobs a second."""
+    """One removal of everything that is too old: some hundred jobs a second."""
     return {
         "start_to_close_timeout": timedelta(hours=1),
         "heartbeat_timeout": _heartbeat,

@@ -31,9 +31,9 @@ def pause_after(tries: int, random_source: random.Random) -> float | None:
     return PAUSES[max(tries, 1) - 1] * (1 + JITTER * random_source.random())
 
 
-def tries_after(tries: int, report: DeliveryReport) -> int:
+def tries_after(tries: int, report: DeliveryReport, earlier: int = 0) -> int:
     """How many have been made. Storage may know of more; a try that could not be recorded was one all the same."""
-    return max(tries + report.counted, report.tries)
+    return max(tries + report.counted, report.tries - earlier)
 
 
 async def deliver(delivery_id: str, tries_made: int, *, summary: str) -> DeliveryReport:
@@ -63,7 +63,7 @@ class WebhookDelivery:
         while True:
             await self._wait(pause)
             report = await deliver(delivery.delivery_id, tries, summary=f"try {tries + 1}")
-            tries = tries_after(tries, report)
+            tries = tries_after(tries, report, delivery.earlier)
             workflow.set_current_details(_details(report, tries))
             if report.retry_in is None:
                 return report

@@ -9,6 +9,7 @@ export const WINDOWS = { "15m": "15 min", "1h": "1 hour", "6h": "6 hours", "24h"
 const REFRESH_MS = { "15m": 3000, "1h": 5000, "6h": 15_000, "24h": 30_000, "7d": 60_000 };
 const HEIGHT = 96;
 const DAY_SECONDS = 86_400;
+const FEW_POINTS = 12; // a line through so few would show nothing, or not what was measured
 const { uPlot } = window;
 
 const answers = (bucket) => bucket.completed + bucket.incomplete;
@@ -145,7 +146,7 @@ function drawn(chart, place, setAt) {
     width: one.bars ? 0 : 2,
     fill: one.bars ? colour(one.colour) : undefined,
     paths: one.bars ? uPlot.paths.bars({ size: [0.72, 18], radius: 0.2 }) : uPlot.paths.linear(),
-    points: { show: !one.bars, size: 4, fill: colour(one.colour) },
+    points: { show: (plot, place) => !one.bars && plot.data[place].filter((value) => value != null).length < FEW_POINTS, size: 5, fill: colour(one.colour) },
     spanGaps: true,
   }));
   const options = {

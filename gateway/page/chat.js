@@ -28,7 +28,7 @@ const kept = {
 export function Composer({ title, placeholder, before = [], rest = {}, focus = false }) {
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
-  const [model, setModel] = useState(rest.model ?? kept.get() ?? "mistral-small-latest");
+  const [model] = useState(rest.model ?? kept.get() ?? "mistral-small-latest");
   const form = useRef(null);
   const sent = useRef({ text: null, key: null });
 
@@ -48,7 +48,7 @@ export function Composer({ title, placeholder, before = [], rest = {}, focus = f
       const accepted = await call("POST", "/api/jobs", { body: request, headers: { "Idempotency-Key": sent.current.key } });
       kept.set(request.model);
       sent.current = { text: null, key: null };
-      form.current?.reset();
+      if (form.current) form.current.elements.prompt.value = "";
       setBusy(false);
       go(`/jobs/${encodeURIComponent(accepted.jobId)}`);
     } catch (error) {
@@ -71,14 +71,14 @@ export function Composer({ title, placeholder, before = [], rest = {}, focus = f
       <summary>Options</summary>
       <div class="fields">
         ${before.length ? null : html`<label class="field wide"><span>System message</span><textarea name="system" rows="2"></textarea></label>`}
-        <${Field} name="temperature" title="Temperature" type="number" min="0" max="2" step="0.1" value=${rest.temperature ?? ""} />
-        <${Field} name="max_tokens" title="Longest answer" hint="tokens" type="number" min="1" value=${rest.max_tokens ?? ""} />
-        <${Field} name="callback" title="Webhook" type="url" placeholder="https://you.example/hooks" value=${rest.callback ?? ""} />
-        <${Field} name="metadata" title="Metadata" hint="key=value, …" placeholder="order=42" value=${pairsOf(rest.metadata)} />
+        <${Field} name="temperature" title="Temperature" type="number" min="0" max="2" step="0.1" initial=${rest.temperature ?? ""} />
+        <${Field} name="max_tokens" title="Longest answer" hint="tokens" type="number" min="1" initial=${rest.max_tokens ?? ""} />
+        <${Field} name="callback" title="Webhook" type="url" placeholder="https://you.example/hooks" initial=${rest.callback ?? ""} />
+        <${Field} name="metadata" title="Metadata" hint="key=value, …" placeholder="order=42" initial=${pairsOf(rest.metadata)} />
       </div>
     </details>
     <div class="send">
-      <${ModelField} value=${model} onInput=${(event) => setModel(event.currentTarget.value)} required />
+      <${ModelField} initial=${model} />
       <span class="hint muted" aria-hidden="true">Enter sends, Shift + Enter breaks the line</span>
       <button class="primary" disabled=${busy}>${busy ? "Sending…" : "Send"}</button>
     </div>

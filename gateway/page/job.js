@@ -9,6 +9,7 @@ import { Card, Dialog, Field, Link, ModelField, Status, Trouble, copy, go, say, 
 import { Text, Transcript } from "./transcript.js";
 
 const DELIVERY_PAUSES_MS = [500, 1000, 2000, 4000, 8000, 15_000];
+const RETRY_MS = 2000;
 const SHORT = 700;
 const GOOD = new Set(["finished", "segment"]);
 
@@ -60,13 +61,14 @@ function useJob(id, onConnection) {
       return found;
     } catch (error) {
       if (alive.current) setProblem(error);
-      return null;
+      return error;
     }
   };
 
   useEffect(() => {
     alive.current = true;
     let stop = () => {};
+    let timer = 0;
     const ended = () => {
       stop();
       onConnection("ended");
@@ -90,7 +92,11 @@ function useJob(id, onConnection) {
     };
     const begin = async () => {
       const found = await reload();
-      if (!alive.current || !found) return;
+      if (!alive.current) return;
+      if (found instanceof Error) {
+        if (!found.status || found.status >= 500) timer = setTimeout(begin, RETRY_MS);
+        return;
+      }
       call("GET", jobPath(id, "/request")).then((asked) => alive.current && setRequest(asked), () => {});
       if (isOpen(found.status)) stop = follow(jobPath(id, "/events"), handlers, tell);
       else {
@@ -101,6 +107,7 @@ function useJob(id, onConnection) {
     begin();
     return () => {
       alive.current = false;
+      clearTimeout(timer);
       stop();
       onConnection(null);
     };
@@ -204,8 +211,8 @@ function Replay({ job, request, onClose }) {
   return html`<${Dialog} title="Replay with changes" onClose=${onClose}>
     <form onSubmit=${submit}>
       <div class="fields">
-        <${ModelField} value=${job.model} required />
-        ${PARAMETERS.map((field) => html`<${Field} ...${{ step: "1", ...field }} type="number" placeholder="as the model has it" value=${request[field.name] ?? ""} />`)}
+        <${ModelField} initial=${job.model} list="models-replay" />
+        ${PARAMETERS.map((field) => html`<${Field} ...${{ step: "1", ...field }} type="number" placeholder="as the model has it" initial=${request[field.name] ?? ""} />`)}
       </div>
       <p class="muted">The messages stay as they are. An empty field is left to the model.</p>
       <${Trouble} problem=${problem} />
@@ -271,6 +278,7 @@ function textOf(content) {
 /** The next question of the same conversation, as a job of its own. */
 function FollowUp({ job, request }) {
   if (!request || isOpen(job.status) || !job.content?.trim() || request.tools?.length) return null;
+  if (request.messages.at(-1).role === "assistant") return null; // the answer went on from words that were put there
   const { messages, id, jobId, metadata, webhook, ...rest } = request;
   const before = [...messages, { role: "assistant", content: job.content }];
   return html`<${Composer} title="Follow up" placeholder="Follow up…" before=${before} rest=${{ ...rest, model: job.model }} focus />`;

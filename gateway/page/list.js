@@ -26,7 +26,7 @@ export function ListView({ address, onConnection }) {
       <${Tabs} chosen=${chosen} counts=${counts} />
       <${Filters} chosen=${chosen} />
       <${Trouble} problem=${problem} />
-      <${Rows} jobs=${jobs} chosen=${chosen} />
+      ${problem && !jobs?.length ? null : html`<${Rows} jobs=${jobs} chosen=${chosen} />`}
       ${more && jobs?.length < MOST_ROWS
         ? html`<button type="button" class="more" onClick=${loadMore}>Show older jobs</button>`
         : null}
@@ -85,6 +85,7 @@ function useJobs(chosen, onConnection) {
   const [page, setPage] = useState({ jobs: null, cursor: null });
   const [problem, setProblem] = useState(null);
   const now = useRef(null);
+  const failed = useRef(false); // it may go better as soon as the feed is back
   const key = listUrl(chosen);
   now.current = { chosen, key };
 
@@ -95,7 +96,11 @@ function useJobs(chosen, onConnection) {
       if (now.current.key !== asked) return;
       setPage((page) => ({ jobs: cursor ? [...page.jobs, ...found.jobs.filter((job) => !page.jobs.some((one) => one.jobId === job.jobId))] : found.jobs, cursor: found.nextCursor }));
       setProblem(null);
+      failed.current = false;
     } catch (error) {
+      if (now.current.key !== asked) return;
+      failed.current = !error.status || error.status >= 500;
+      if (!failed.current) setPage({ jobs: [], cursor: null });
       setProblem(error);
     }
   };
@@ -123,7 +128,7 @@ function useJobs(chosen, onConnection) {
       jobs: (data) => {
         setCounts(data.counts);
         setPage((page) => ({ ...page, jobs: page.jobs && merged(page, data.jobs, (job) => matches(job, now.current.chosen)) }));
-        if (data.more) refetch();
+        if (data.more || failed.current) refetch();
       },
     };
     const stop = follow("/api/feed", handlers, onConnection);
@@ -168,19 +173,29 @@ function Tabs({ chosen, counts }) {
 }
 
 function Filters({ chosen }) {
+  const [typed, setTyped] = useState({});
   const timer = useRef(0);
   const now = useRef(chosen);
   now.current = chosen;
+  useEffect(() => {
+    if (!timer.current) setTyped({}); // or somebody is still typing
+  }, [chosen.model, chosen.metadata]);
   const onInput = (event) => {
     const { name, value } = event.currentTarget;
+    const all = { ...typed, [name]: value };
+    setTyped(all);
     clearTimeout(timer.current);
-    timer.current = setTimeout(() => go(hrefOf({ ...now.current, [name]: value }), { replace: true }), TYPING_MS);
+    timer.current = setTimeout(() => {
+      timer.current = 0;
+      go(hrefOf({ ...now.current, ...all }), { replace: true });
+    }, TYPING_MS);
   };
+  useEffect(() => () => clearTimeout(timer.current), []);
   const pairless = chosen.metadata && !pairOf(chosen.metadata);
   return html`<form class="filters" role="search" aria-label="Filter jobs" onSubmit=${(event) => event.preventDefault()}>
-    <${Field} name="model" title="Model" placeholder="any" spellcheck=${false} autocomplete="off" value=${chosen.model} onInput=${onInput} />
+    <${Field} name="model" title="Model" placeholder="any" spellcheck=${false} autocomplete="off" value=${typed.model ?? chosen.model} onInput=${onInput} />
     <${Field} name="metadata" title="Metadata" placeholder="key=value" spellcheck=${false} autocomplete="off"
-      aria-invalid=${pairless ? "true" : undefined} value=${chosen.metadata} onInput=${onInput} />
+      aria-invalid=${pairless ? "true" : undefined} value=${typed.metadata ?? chosen.metadata} onInput=${onInput} />
     ${chosen.model || chosen.metadata ? html`<${Link} href=${hrefOf({ ...chosen, model: "", metadata: "" })} class="clear">Clear<//>` : null}
   </form>`;
 }

@@ -1,5 +1,7 @@
 // Server-sent events for a tab: one stream while it is seen, none while it is hidden.
 
+import { signedOut } from "./api.js";
+
 // A browser opens six connections to a host, whatever the number of tabs: hidden ones must not hold any.
 const FINAL = new Set([204, 400, 401, 404, 410]);
 const LONGEST_PAUSE_MS = 10_000;
@@ -51,6 +53,7 @@ export function follow(url, handlers, tell = () => {}) {
     if (FINAL.has(status)) {
       stop();
       tell("ended", status);
+      if (status === 401) signedOut.dispatchEvent(new Event("signed-out"));
       return;
     }
     timer = setTimeout(open, Math.min(500 * 2 ** failures++, LONGEST_PAUSE_MS) * (0.75 + Math.random() / 2));

@@ -72,8 +72,13 @@ export const Card = ({ title, children, extra, ...rest }) => html`<section class
   ${children}
 </section>`;
 
-export function Field({ name, title, hint, ...input }) {
-  return html`<label class="field"><span>${title}${hint ? html` <small>${hint}</small>` : null}</span><input name=${name} ...${input} /></label>`;
+/** `initial` is what stands in it at first; a `value` would be put there again whenever something else changes. */
+export function Field({ name, title, hint, initial, ...input }) {
+  const value = initial === undefined ? {} : { defaultValue: initial };
+  return html`<label class="field">
+    <span>${title}${hint ? html` <small>${hint}</small>` : null}</span>
+    <input name=${name} ...${value} ...${input} />
+  </label>`;
 }
 
 const MODELS = [
@@ -85,10 +90,10 @@ const MODELS = [
   "ministral-8b-latest",
 ];
 
-export const ModelField = ({ value, ...rest }) => html`<label class="field">
+export const ModelField = ({ initial, list = "models" }) => html`<label class="field">
   <span>Model</span>
-  <input name="model" list="models" spellcheck=${false} autocomplete="off" value=${value} ...${rest} />
-  <datalist id="models">${MODELS.map((model) => html`<option value=${model} />`)}</datalist>
+  <input name="model" list=${list} spellcheck=${false} autocomplete="off" defaultValue=${initial} required />
+  <datalist id=${list}>${MODELS.map((model) => html`<option value=${model} />`)}</datalist>
 </label>`;
 
 /** A modal that the browser keeps the focus in, and that Escape closes. */

@@ -11,6 +11,10 @@ down_revision = "0002"
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("priority", sa.SmallInteger(), nullable=False, server_default="3"))
+    op.add_column("deliveries", sa.Column("wanted_at", sa.BigInteger(), nullable=True))
+    wanted = sa.text("wanted_at IS NOT NULL")
+    op.create_index("deliveries_wanted", "deliveries", ["wanted_at"], sqlite_where=wanted, postgresql_where=wanted)
+    op.create_index("deliveries_newest", "deliveries", ["tenant", "created_at", "id"])
     op.create_table(
         "lanes",
         sa.Column("name", sa.String(length=128), primary_key=True),
