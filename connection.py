@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from urllib.parse import quote
 
@@ -60,21 +60,30 @@ async def search_attributes(client: Client) -> bool:
 
     Raises TemporalUnavailable.
     """
+    missing = await missing_search_attributes(client)
+    if missing:
+        log.warning(
+            "jobs run without search attributes; create them with: %s",
+            creating_search_attributes(client.namespace, missing),
+            extra={"action": "search_attributes_missing"},
+        )
+    return not missing
+
+
+async def missing_search_attributes(client: Client) -> list[str]:
+    """Which of ours the namespace lacks. Raises TemporalUnavailable."""
     request = ListSearchAttributesRequest(namespace=client.namespace)
     try:
         known = await client.operator_service.list_search_attributes(request, timeout=RPC_TIMEOUT)
     except (RPCError, RuntimeError) as error:  # the latter: a lazy client that cannot connect
         raise TemporalUnavailable(f"Temporal is not reachable ({_reason(error)})") from None
-    missing = [name for name in SEARCH_ATTRIBUTES if name not in known.custom_attributes]
-    if missing:
-        names = " ".join(f"--name {name} --type Keyword" for name in missing)
-        command = f"temporal operator search-attribute create --namespace {client.namespace} {names}"
-        log.warning(
-            "jobs run without search attributes; create them with: %s",
-            command,
-            extra={"action": "search_attributes_missing"},
-        )
-    return not missing
+    return [name for name in SEARCH_ATTRIBUTES if name not in known.custom_attributes]
+
+
+def creating_search_attributes(namespace: str, names: Sequence[str]) -> str:
+    """The command that creates them."""
+    options = " ".join(f"--name {name} --type Keyword" for name in names)
+    return f"temporal operator search-attribute create --namespace {namespace} {options}"
 
 
 async def polls(client: Client, queue: str, pid: int) -> bool:

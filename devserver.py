@@ -17,6 +17,8 @@ PUNCTUAL_TIMERS = 'history.timerProcessorMaxTimeShift="1ms"'
 """By default every timer and every retry may be a second late, in case the clocks of several servers differ."""
 FAIRNESS = "matching.enableFairness=true"
 """Without it, fairness keys do nothing."""
+ONE_LINE = ("matching.numTaskqueueReadPartitions=1", "matching.numTaskqueueWritePartitions=1")
+"""Priority and fairness hold within a partition of a task queue; by default it has four."""
 
 
 def binary(name: str = "temporal") -> str:
@@ -48,6 +50,7 @@ def command(
             *(FASTER_POLLING.format(queue) for queue in ("transfer", "timer", "visibility", "outbound")),
             PUNCTUAL_TIMERS,
             FAIRNESS,
+            *ONE_LINE,
             *configuration,
         ],
         "--log-level": ["error"],

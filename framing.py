@@ -14,6 +14,8 @@ from chatjobs.contracts import (
     Job,
     JobError,
     JobStatus,
+    QueuedEvent,
+    QueuePlace,
     ResetEvent,
     StartEvent,
     StreamEvent,
@@ -23,9 +25,9 @@ from storage.values import AcceptedJob, Slice
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An event of a job's stream and its id, as on the wire."""
+    """An event of a job's stream and its id, as on the wire. News that no reader resumes from has none."""
 
-    id: str
+    id: str | None
     event: StreamEvent
 
 
@@ -61,6 +63,11 @@ class Framing:
             attempt=piece.attempt,
             timestamp=self._started_at or datetime.now(UTC),
         )
+
+
+def queued_frame(place: QueuePlace) -> Frame:
+    """Where a job stands that waits for the model's rate limit."""
+    return Frame(None, QueuedEvent(position=place.position, expected_start_at=place.expected_start_at))
 
 
 def first_part(piece: Slice, limit: int) -> Slice:

@@ -8,6 +8,7 @@ deliveries that nobody owns.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import (
+    Priority,
     SearchAttributeKey,
     SearchAttributePair,
     TypedSearchAttributes,
@@ -47,6 +49,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T", Waiting, Parcel, Wanted)
 RPC_TIMEOUT = timedelta(seconds=5)
+TASK_TIMEOUT = timedelta(seconds=5)
+"""How long a step of a job may hang in a frozen worker; the default is 10 s. Steps take milliseconds, or say that they
+wait for the database."""
 GLANCE_TIMEOUT = timedelta(seconds=0.5)
 """Whoever asks for a job that does not exist gets the answer at once, even if Temporal hangs."""
 SWEEP_SECONDS = 1.0
@@ -144,6 +149,8 @@ class Intake:
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 static_summary=f"chat with {job.model}",
                 search_attributes=self._search_attributes(job) if self._indexed else None,
+                priority=Priority(priority_key=job.priority, fairness_key=_fairness_key(job.tenant)),
+                task_timeout=TASK_TIMEOUT,
                 rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:
@@ -195,6 +202,11 @@ class Intake:
         except (RPCError, RuntimeError) as error:
             if not isinstance(error, RPCError) or error.status is not RPCStatusCode.NOT_FOUND:
                 raise TemporalUnavailable from None
+
+
+def _fairness_key(tenant: str) -> str:
+    """Tenants take turns in Temporal's queues, too; the server takes 64 bytes."""
+    return tenant if len(tenant.encode()) <= 64 else hashlib.sha256(tenant.encode()).hexdigest()
 
 
 async def try_now(client: Client, deliveries: DeliveryStore, wanted: Wanted) -> None:

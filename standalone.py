@@ -215,6 +215,7 @@ def introduce(stack: Stack, data: DataDirectory, console: Console) -> None:
         console.line("MISTRAL_API_KEY is not set: answers come from a simulator, NOT from Mistral")
     if not stack.settings.webhook_secret:
         console.line(f"WEBHOOK_SECRET is not set: webhooks are signed with the one in {data.path / 'webhook_secret'}")
+    console.line("Until the first `starter.py keys add` only this machine may call, and webhooks may go to it")
     if "TEMPORAL_ADDRESS" in os.environ:
         console.line("TEMPORAL_ADDRESS is set and not used: this runs a Temporal server of its own")
 

@@ -1,4 +1,4 @@
-"""The command line: chat, start, watch, show, list, cancel, delete, replay, keys, secrets.
+"""The command line: chat, start, watch and everything else that `starter.py --help` lists.
 
 Here is what can be typed in and what comes of errors; what the commands do is in terminal/service.py. Nothing heavy is
 imported before a command runs: `--help` answers at once.
@@ -25,7 +25,9 @@ from typer.exceptions import TyperException
 from chatjobs.errors import ChatJobsError, InvalidRequest, StorageError, TemporalUnavailable
 
 if TYPE_CHECKING:
+    from terminal.deliveries import Webhooks
     from terminal.keys import Administration
+    from terminal.limits import Limits
     from terminal.service import Service
 
 OK, USAGE, UNREACHABLE, INTERRUPTED = 0, 2, 3, 130
@@ -189,6 +191,46 @@ def replay(
     return _run(lambda service: service.replay(job, overrides, wait=wait), as_json=as_json)
 
 
+@app.command()
+def redeliver(
+    name: Annotated[str | None, typer.Argument(metavar="JOB|DELIVERY", help="The id of a job or a delivery.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="In place of an id: all from a time (2026-01-31T12:00Z) or 90s, 30m, 2h, 7d ago.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="The same, for the end.")] = None,
+    status: Annotated[
+        Literal["pending", "delivered", "failed"] | None, typer.Option(help="Only deliveries that are; else: failed.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Only those to this URL.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose; by default the default tenant's.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Make webhooks again, now: the same bodies under the same ids, with fresh signatures."""
+    from chatjobs.contracts import Redelivery
+
+    begin = _moment(since)
+    if (name is None) == (begin is None):
+        raise typer.BadParameter("give an id or --since, one of them")
+    if begin is None:
+        if until or status or url or tenant:
+            raise typer.BadParameter("--until, --status, --url and --tenant go with --since")
+        return _webhooks(lambda webhooks: webhooks.redeliver(str(name)), as_json=as_json)
+    chosen = Redelivery(since=begin, until=_moment(until), status=status or "failed", url=url)
+    return _webhooks(lambda webhooks: webhooks.redeliver_some(chosen, tenant), as_json=as_json)
+
+
+@app.command()
+def endpoints(
+    enable: Annotated[str | None, typer.Option(metavar="URL", help="Send to this one again.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose; by default the default tenant's.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """How webhooks fare, per URL. One that failed for five days, or answered 410, is disabled until you enable it."""
+    if enable is None:
+        return _webhooks(lambda webhooks: webhooks.list_endpoints(tenant), as_json=as_json)
+    return _webhooks(lambda webhooks: webhooks.enable(enable, tenant), as_json=as_json)
+
+
 # --------------------------------------------------------------------------------------- administration
 
 keys_app = typer.Typer(
@@ -201,6 +243,29 @@ secrets_app = typer.Typer(
 )
 app.add_typer(keys_app, name="keys")
 app.add_typer(secrets_app, name="secrets")
+limits_app = typer.Typer(
+    help="How fast calls of the model may start, over all workers: one limit for each key and family of models.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+app.add_typer(limits_app, name="limits")
+
+
+@app.command()
+def doctor(
+    live: Annotated[
+        bool, typer.Option("--live", help="Also call Mistral twice, for less than a cent, and tell what it does.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Check what the service needs, and say what to do where something is missing. Changes nothing.
+
+    Key, way out, Temporal, workers, database, gateway, webhooks, clock, versions; within 20 seconds. The exit code is 1
+    where there is a problem.
+    """
+    from doctor import run
+
+    return _ran(run(live=live, as_json=as_json))
 
 
 @app.command()
@@ -272,6 +337,34 @@ def rotate_secret(tenant: Tenant = None, as_json: AsJson = False) -> int:
 def list_secrets(tenant: OfTenant = None, as_json: AsJson = False) -> int:
     """List the secrets that sign, by fingerprint: the first 12 hex digits of their SHA-256."""
     return _administer(lambda office: office.list_secrets(tenant), as_json=as_json)
+
+
+Lane = Annotated[str, typer.Argument(metavar="LANE", help="Its name, as in the list: 0a1b2c3d:mistral-small.")]
+
+
+@limits_app.command("list")
+def list_limits(as_json: AsJson = False) -> int:
+    """List lanes: the limit of each, where it comes from, how many jobs wait, whether the model has paused it."""
+    return _limits(lambda limits: limits.list(), as_json=as_json)
+
+
+@limits_app.command("set")
+def set_limit(
+    lane: Lane,
+    per_second: Annotated[float, typer.Argument(metavar="PER_SECOND", help="Calls that may start in a second.")],
+    as_json: AsJson = False,
+) -> int:
+    """Change a lane's limit, for all workers, from their next call on.
+
+    Where the model's headers tell of a lower one, that holds.
+    """
+    return _limits(lambda limits: limits.set(lane, per_second), as_json=as_json, create=True)
+
+
+@limits_app.command("reset")
+def reset_limit(lane: Lane, as_json: AsJson = False) -> int:
+    """Back to MISTRAL_REQUESTS_PER_SECOND."""
+    return _limits(lambda limits: limits.reset(lane), as_json=as_json)
 
 
 # ----------------------------------------------------------------------------------- what was typed in
@@ -412,6 +505,28 @@ def _administer(work: Callable[[Administration], Awaitable[int]], *, as_json: bo
     async def main() -> int:
         async with opened(as_json=as_json, create=create) as office:
             return await work(office)
+
+    return _ran(main())
+
+
+def _webhooks(work: Callable[[Webhooks], Awaitable[int]], *, as_json: bool) -> int:
+    """The same for `redeliver` and `endpoints`."""
+    from terminal.deliveries import opened
+
+    async def main() -> int:
+        async with opened(as_json=as_json) as webhooks:
+            return await work(webhooks)
+
+    return _ran(main())
+
+
+def _limits(work: Callable[[Limits], Awaitable[int]], *, as_json: bool, create: bool = False) -> int:
+    """The same for `limits`."""
+    from terminal.limits import opened
+
+    async def main() -> int:
+        async with opened(as_json=as_json, create=create) as limits:
+            return await work(limits)
 
     return _ran(main())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -14,7 +14,7 @@ from chatjobs.errors import StorageUnavailable
 from chatjobs.webhook_urls import WebhookPolicy
 from settings import Settings
 from storage.database import Database
-from storage.keys import KeyStore
+from storage.keys import KeyStore, SecretStore
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,13 @@ class WebhookRules:
                 await self._look()
             except StorageUnavailable as error:
                 log.warning("webhook rules stay as they are: %s", error, extra={"action": "webhook_rules_wait"})
+
+
+async def signing_secrets(settings: Settings, database: Database, tenant: str) -> Sequence[str]:
+    """A tenant's signing secrets, newest first. Raises StorageUnavailable."""
+    if tenant != settings.chatjobs_direct_tenant:
+        return await SecretStore(database).secrets_of(tenant)
+    return [secret.get_secret_value() for secret in settings.webhook_secret]
 
 
 def _policy(settings: Settings, *, loopback: bool) -> WebhookPolicy:

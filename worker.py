@@ -33,13 +33,13 @@ from providers.webhook_sender import HttpWebhookSender
 from settings import Settings
 from storage.database import Database
 from storage.deliveries import DeliveryStore
+from storage.endpoints import EndpointStore
 from storage.jobs import JobStore
-from storage.keys import SecretStore
 from storage.limiter import Limiter
 from storage.retention import RetentionStore
 from storage.transcript import TranscriptWriter
 from upkeep import scheduled_retention
-from webhook_rules import WebhookRules
+from webhook_rules import WebhookRules, signing_secrets
 from workflows import options
 from workflows.chat_job import ChatJob
 from workflows.retention import Retention
@@ -52,6 +52,10 @@ HEARTBEAT_THROTTLE = timedelta(seconds=1)
 STICKY_QUEUE_TIMEOUT = timedelta(seconds=1)
 """How long a workflow task waits for a dead worker's cache before any worker may take it; the default is 10 s."""
 WEBHOOKS_AT_ONCE = 100
+TASK_POLLS = 1
+"""A frozen worker still holds its polls open, and each takes one more job, which waits there for a heartbeat timeout."""
+WORKFLOW_TASK_POLLS = 2
+"""As few as the SDK allows: one for its cached runs and one for others."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,7 @@ class Parts:
 
     async def secrets_of(self, tenant: str) -> Sequence[str]:
         """A tenant's signing secrets, newest first. Raises StorageUnavailable."""
-        if tenant != self.settings.chatjobs_direct_tenant:
-            return await SecretStore(self.database).secrets_of(tenant)
-        return [secret.get_secret_value() for secret in self.settings.webhook_secret]
+        return await signing_secrets(self.settings, self.database, tenant)
 
 
 def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
@@ -91,7 +93,7 @@ def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
     webhooks = WebhookActivities(
         deliveries=DeliveryStore(parts.database), sender=parts.sender, secrets_of=parts.secrets_of
     )
-    retention = RetentionActivities(retention=RetentionStore(parts.database))
+    retention = RetentionActivities(retention=RetentionStore(parts.database), endpoints=EndpointStore(parts.database))
     grace = timedelta(seconds=parts.settings.chatjobs_grace_seconds)
     return [
         Worker(
@@ -101,6 +103,7 @@ def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
             activities=[results.accept_inline, results.store_result, retention.remove_old_jobs],
             workflow_runner=UnsandboxedWorkflowRunner(),
             sticky_queue_schedule_to_start_timeout=STICKY_QUEUE_TIMEOUT,
+            max_concurrent_workflow_task_polls=WORKFLOW_TASK_POLLS,
             graceful_shutdown_timeout=grace,
         ),
         Worker(
@@ -108,6 +111,7 @@ def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
             task_queue=COMPLETIONS_QUEUE,
             activities=[completions.complete_chat],
             max_concurrent_activities=parts.settings.chatjobs_concurrency,
+            max_concurrent_activity_task_polls=TASK_POLLS,
             max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             graceful_shutdown_timeout=grace,

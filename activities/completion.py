@@ -18,6 +18,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import continuation, failures
+from activities.cancels import Cancels
 from activities.continuation import Plan
 from activities.heartbeats import heartbeating
 from activities.lanes import Lanes, Postponed, waits_for_turn
@@ -58,6 +59,7 @@ class CompletionActivities:
         self._transcript = transcript
         self._model = model
         self._lanes = Lanes(model, limiter) if limiter else None
+        self._cancels = Cancels(jobs)
 
     @activity.defn
     async def complete_chat(self, ref: JobRef) -> CompletionSummary:
@@ -77,7 +79,8 @@ class CompletionActivities:
                 )
             attempt = report.attempt = _Attempt(claim, self._transcript.open(claim))
             try:
-                return await _undisturbed(self._stream(attempt), beats)
+                with self._cancels.of(ref.job_id) as cancel:
+                    return await _undisturbed(self._stream(attempt), beats, cancel)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translated once, in _verdict
                 return await self._ended(attempt, error)
 
@@ -216,14 +219,19 @@ class CompletionActivities:
         raise failure from None
 
 
-async def _undisturbed(stream: Coroutine[Any, Any, CompletionSummary], beats: asyncio.Task[None]) -> CompletionSummary:
-    """The stream's summary. Ends it with _HandedOver once the worker is told to stop, or if the heartbeats stop."""
+async def _undisturbed(
+    stream: Coroutine[Any, Any, CompletionSummary], beats: asyncio.Task[None], cancel: asyncio.Future[None]
+) -> CompletionSummary:
+    """The stream's summary. Ends it with _HandedOver once the worker is told to stop, or if the heartbeats stop; with
+    _CancelWanted, where our database knows of a cancel before Temporal tells."""
     streaming = asyncio.create_task(stream)
     stopping = asyncio.create_task(activity.wait_for_worker_shutdown())
     try:
-        done, _ = await asyncio.wait((streaming, stopping, beats), return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait((streaming, stopping, beats, cancel), return_when=asyncio.FIRST_COMPLETED)
         if streaming in done:
             return streaming.result()
+        if cancel in done:
+            raise _CancelWanted
         if beats in done:
             beats.result()  # raises: without heartbeats nobody could cancel this any more
         raise _HandedOver
@@ -252,6 +260,10 @@ class _Report:
 
 class _HandedOver(Exception):
     """The worker stops; another one takes the job."""
+
+
+class _CancelWanted(Exception):
+    """Somebody asked to cancel the job."""
 
 
 class _SegmentOver(Exception):
@@ -449,6 +461,8 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
             return "cancelled", None, error
         case _HandedOver() | asyncio.CancelledError():
             return "handed_over", None, failures.again("handed_over", "This attempt had to stop; another goes on", 0)
+        case _CancelWanted():  # the next attempt finds the wish, and says so
+            return "cancelled", None, failures.again("cancelled", "Somebody asked to cancel the job", 0)
         case _SegmentOver():
             return SEGMENT, None, failures.again(SEGMENT, "The answer goes on in another segment", 0)
         case Postponed():

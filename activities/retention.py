@@ -13,6 +13,7 @@ from activities import failures
 from activities.heartbeats import heartbeating
 from chatjobs.errors import ChatJobsError
 from chatjobs.steps import RetentionOrder, RetentionReport
+from storage.endpoints import FORGOTTEN_AT_ONCE, EndpointStore
 from storage.retention import Place, Removed, RetentionStore
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,9 @@ OLDEST = datetime(1970, 1, 2, tzinfo=UTC)
 
 
 class RetentionActivities:
-    def __init__(self, *, retention: RetentionStore) -> None:
+    def __init__(self, *, retention: RetentionStore, endpoints: EndpointStore) -> None:
         self._retention = retention
+        self._endpoints = endpoints
 
     @activity.defn
     async def remove_old_jobs(self, order: RetentionOrder) -> RetentionReport:
@@ -40,9 +42,21 @@ class RetentionActivities:
                 began = time.monotonic()
                 progress = _after(progress, await self._remove(before, progress))
                 await asyncio.sleep(min(max(REST * (time.monotonic() - began), SHORTEST_REST), LONGEST_REST))
+            if progress.complete:
+                await self._forget_endpoints(before)
         if progress.removed:
             log.info("old jobs removed", extra={"action": "jobs_removed", "jobs": progress.removed})
         return progress
+
+    async def _forget_endpoints(self, before: datetime) -> None:
+        """Some thousand that nothing was sent to for as long; a caller may give each job a URL of its own."""
+        try:
+            while not activity.is_worker_shutdown():
+                if await self._endpoints.forget(before) < FORGOTTEN_AT_ONCE:
+                    return
+                await asyncio.sleep(SHORTEST_REST)
+        except ChatJobsError as error:
+            raise failures.from_storage(error, pause=None) from None
 
     async def _remove(self, before: datetime, progress: RetentionReport) -> Removed:
         try:

@@ -28,6 +28,7 @@ from chatjobs.errors import (
     ConfigurationError,
     ContentDeleted,
     DeliveryNotFound,
+    EndpointNotFound,
     IdempotencyMismatch,
     InvalidRequest,
     JobFinished,
@@ -56,6 +57,7 @@ KNOWN: Final[Mapping[str, type[ChatJobsError]]] = {
         for error in (
             ContentDeleted,
             DeliveryNotFound,
+            EndpointNotFound,
             IdempotencyMismatch,
             JobFinished,
             JobNotFound,

@@ -31,7 +31,7 @@ from collections.abc import (
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 import httpx2
 from pydantic_core import to_jsonable_python
@@ -44,12 +44,17 @@ from chatjobs.contracts import (
     ChunkEvent,
     CompleteEvent,
     Delivery,
+    Endpoint,
+    EndpointList,
     ErrorEvent,
     Job,
     JobAccepted,
     JobPage,
     JobStatus,
+    Redelivering,
+    Redelivery,
     ResetEvent,
+    WebhookTest,
     WireModel,
     canonical_json,
     rfc3339,
@@ -58,6 +63,7 @@ from chatjobs.errors import (
     ApiError,
     ChatJobsError,
     ContentDeleted,
+    DeliveryNotFound,
     InvalidRequest,
     JobFailed,
     JobNotFound,
@@ -233,6 +239,45 @@ class ChatJobs:
     async def deliveries(self, job_id: str) -> tuple[Delivery, ...]:
         """The job's webhooks with all their tries. Raises JobNotFound."""
         return (await self.get(job_id)).deliveries
+
+    async def redeliver(self, job_id: str, delivery_id: str | None = None) -> int:
+        """Have a delivery, or all of a job's, made again now: same body, same ``webhook-id``. How many there are.
+
+        Raises JobNotFound, DeliveryNotFound, ContentDeleted.
+        """
+        if delivery_id is None:
+            path = f"{_path(job_id)}/redeliver"
+        elif re.fullmatch("[A-Za-z0-9_.-]{1,64}", delivery_id):
+            path = f"{_path(job_id)}/deliveries/{delivery_id}/redeliver"
+        else:
+            raise DeliveryNotFound
+        return (await self._http.read(Redelivering, "POST", path)).count
+
+    async def redeliver_all(
+        self,
+        since: datetime,
+        until: datetime | None = None,
+        *,
+        status: Literal["pending", "delivered", "failed"] = "failed",
+        url: str | None = None,
+    ) -> Redelivering:
+        """``redeliver`` for the deliveries of a time, up to 10,000. Times are aware. Raises InvalidRequest."""
+        body = Redelivery(since=since, until=until, status=status, url=url).model_dump_json().encode()
+        return await self._http.read(Redelivering, "POST", "/api/redeliveries", body=body)
+
+    async def test_webhook(self, url: str) -> WebhookTest:
+        """Have the service call a URL with a signed ``webhook.test``. Raises WebhookUrlRefused."""
+        body = canonical_json({"url": url})
+        return await self._http.read(WebhookTest, "POST", "/api/webhooks/test", body=body)
+
+    async def endpoints(self) -> tuple[Endpoint, ...]:
+        """How deliveries fare, per URL: the disabled ones first, then those that fail."""
+        return (await self._http.read(EndpointList, "GET", "/api/endpoints")).endpoints
+
+    async def enable_endpoint(self, url: str) -> Endpoint:
+        """Have the service send to a disabled URL again. Raises EndpointNotFound."""
+        body = canonical_json({"url": url})
+        return await self._http.read(Endpoint, "POST", "/api/endpoints/enable", body=body)
 
     async def list(
         self,

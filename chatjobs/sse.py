@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from chatjobs.contracts import (
     CancelledEvent,
     ChunkEvent,
     CompleteEvent,
     ErrorEvent,
+    QueuedEvent,
     ResetEvent,
     StartEvent,
     StreamEvent,
@@ -34,18 +35,21 @@ EVENTS: Final[Mapping[str, type[StreamEvent]]] = {
     "error": ErrorEvent,
     "cancelled": CancelledEvent,
 }
+QUEUED: Final = "queued"
+Event = TypeVar("Event", bound=StreamEvent)
 LINE_BREAK = re.compile("\r\n|\n|\r")
 
 
-def encode(event: str, id: str, data: str) -> bytes:
-    """One event as it stands on the wire, the fields in the order ``event, id, data``.
+def encode(event: str, id: str | None, data: str) -> bytes:
+    """One event as it stands on the wire, the fields in the order ``event, id, data``. Without ``id`` readers keep the
+    one before.
 
     Raises ValueError if ``event`` or ``id`` has a line break or NUL, which the format cannot carry there.
     """
     if "\n" in data or "\r" in data:
         data = LINE_BREAK.sub("\ndata: ", data)
-    head = f"event: {event}\nid: {id}\n"
-    if head.count("\n") != 2 or "\r" in head or "\0" in head:
+    head = f"event: {event}\n" if id is None else f"event: {event}\nid: {id}\n"
+    if head.count("\n") != 1 + (id is not None) or "\r" in head or "\0" in head:
         raise ValueError("the name and the id of an event must not have line breaks or NUL")
     return f"{head}data: {data}\n\n".encode()
 
@@ -163,10 +167,14 @@ class JobEvents:
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, StreamEvent]]:
         """The ids and events that this piece of the connection completes; names that are not known here are skipped.
+        A QueuedEvent has no id of its own: it comes with that of the event before.
 
         Raises StreamBroken, upon which a new connection may help, and ResponseTooLarge.
         """
         for name, event_id, data in self._parser.feed(chunk):
+            if name == QUEUED:  # it has no place in the text, and changes none
+                yield self.last_event_id, read_event(QueuedEvent, data)
+                continue
             if not event_id:  # not of a job's transcript: whatever it is, a reader can do without it
                 continue
             event = _event(name, data)
@@ -191,12 +199,16 @@ class JobEvents:
 
 
 def _event(name: str, data: str) -> StreamEvent | None:
-    if (model := EVENTS.get(name)) is None:
-        return None
+    model = EVENTS.get(name)
+    return None if model is None else read_event(model, data)
+
+
+def read_event(model: type[Event], data: str) -> Event:
+    """Raises StreamBroken."""
     try:
         return read_json(model, data)
     except ValueError:
-        raise StreamBroken(f"an event of type {name} is not what it should be") from None
+        raise StreamBroken(f"a {model.__name__} is not what it should be") from None
 
 
 def _place(event_id: str) -> Place:

@@ -6,7 +6,7 @@ I1 every accepted job reaches exactly one terminal state, in time
 I2 one result, whose bytes never change
 I3 every subscribed event is accepted once at least, or its delivery is seen to wait; all tries have one id and one body
 I4 a reader's ids strictly grow, and the text since the last reset is the stored one, which is the model's
-I5 the model is called once, and once more for each fault that hit the call
+I5 the model is called once, and once more for each fault that hit a call; no fault excuses two calls of one job
 I6 no key, secret or prompt in Temporal's history or in a log
 I7 nothing crosses tenants
 I8 it recovers by itself within the stated time
@@ -15,11 +15,13 @@ I9 no process grows beyond its cap
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -34,9 +36,13 @@ from drill.readers import ReaderLog
 from drill.stack import TENANTS, Stack
 
 RSS_CAP_MB = 700
+"""Of any process at any time since its start."""
+STRAGGLERS_SECONDS = 90.0
+"""How long the last webhooks may take, once the last fault is over: one that nobody owns waits for a minute."""
+WHOLE = ("completed", "incomplete")
 TERMINAL_FRAME = {"completed": "complete", "incomplete": "complete", "failed": "error", "cancelled": "cancelled"}
-EVENT_REACH_SECONDS = 3.0
-"""A call that ends so soon after an event of the drill was hit by it."""
+EVENT_REACH_SECONDS = 1.0
+"""A call was hit by an event of the drill that came so long before its start or after its end, or between."""
 
 
 @dataclass
@@ -47,8 +53,10 @@ class Verdict:
     generated: int = 0
     """Tokens that the model sent for these jobs."""
     needed: int = 0
-    """Tokens of their answers."""
+    """Tokens of their answers. Of both, only those of jobs that have a whole answer."""
     calls: int = 0
+    largest_mb: float = 0
+    """The most memory that a process of ours ever had."""
 
     @property
     def passed(self) -> bool:
@@ -73,7 +81,7 @@ class Auditor:
             if job.settled is not None and late > within:
                 found.append(f"{job.id}: I8 ended {late:.1f} s after the fault; {within:g} s are allowed")
             verdict.wrong += found
-        verdict.wrong += self._sizes()
+        verdict.wrong += self._sizes(verdict)
         return verdict
 
     async def _job(
@@ -88,17 +96,19 @@ class Auditor:
         if row["status"] not in job.expects:
             wrong.append(f"I1 it ended as {row['status']} ({row['error_code']}), expected {' or '.join(job.expects)}")
         wrong += self._unchanged(job, result)
-        answer = await self._answer(job)
-        if row["status"] in ("completed", "incomplete") and result["content"] != answer["text"]:
-            wrong.append(f"I4 the stored text is not the model's: {_difference(result['content'], answer['text'])}")
+        if job.others:
+            wrong.append(f"I1 one Idempotency-Key made {1 + len(job.others)} jobs")
+        answer, content, whole = await self._answer(job), result["content"], row["status"] in WHOLE
+        if content != answer["text"] if whole else not answer["text"].startswith(content):
+            wrong.append(f"I4 the stored text is not the model's: {_difference(content, answer['text'])}")
         for log in job.logs:
-            wrong += _reader(log, result["content"], row["status"])
+            wrong += _reader(log, content, row["status"])
         wrong += self._deliveries(job, row, tables)
-        wrong += self._called(job, calls.get(job.body["messages"][-1]["content"], []), row["status"])
         made = calls.get(job.body["messages"][-1]["content"], [])
+        wrong += self._called(job, made, row["status"])
         verdict.calls += len(made)
-        verdict.generated += sum(call["tokens_sent"] for call in made)
-        verdict.needed += len(answer["tokens"])
+        verdict.generated += sum(call["tokens_sent"] for call in made) if whole else 0
+        verdict.needed += len(answer["tokens"]) if whole else 0
         return wrong
 
     def _unchanged(self, job: Job, result: dict[str, Any]) -> Iterator[str]:
@@ -140,29 +150,39 @@ class Auditor:
 
     def _called(self, job: Job, calls: list[dict[str, Any]], status: str) -> Iterator[str]:
         """Each call but one was hit: by the script, or by something that the drill did while it ran."""
-        hits = job.scripted + sum(self._hit(call) for call in calls)
+        hits = job.scripted + self._hits(calls)
         if len(calls) > 1 + hits:
             outcomes = ", ".join(f"{call['outcome']} after {call['tokens_sent']}" for call in calls)
             yield f"I5 {len(calls)} calls of the model, and {hits} of them were hit: {outcomes}"
         if not calls and status == "completed":
             yield "I5 it completed without a call of the model"
 
-    def _hit(self, call: dict[str, Any]) -> int:
-        ended = call["ended"] or float("inf")
-        return int(any(call["time"] - 1 <= event.at <= ended + EVENT_REACH_SECONDS for event in self._stack.events))
+    def _hits(self, calls: list[dict[str, Any]]) -> int:
+        """How many of a job's calls were hit by an event of their own, in the order of time."""
+        events = sorted(event.at for event in self._stack.events if event.cuts)
+        hits = 0
+        for call in sorted(calls, key=lambda call: float(call["time"])):
+            first, last = call["time"] - EVENT_REACH_SECONDS, (call["ended"] or float("inf")) + EVENT_REACH_SECONDS
+            hit = next((at for at in events if first <= at <= last), None)
+            if hit is not None:
+                events = [at for at in events if at > hit]
+                hits += 1
+        return hits
 
-    def _sizes(self) -> Iterator[str]:
+    def _sizes(self, verdict: Verdict) -> Iterator[str]:
         for process in self._stack.processes:
             if process.running:
                 status = Path(f"/proc/{process.pid}/status").read_text()
-                size = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+                size = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+                verdict.largest_mb = max(verdict.largest_mb, size)
                 if size > RSS_CAP_MB:
-                    yield f"I9 {process.name} has {size:.0f} MB; the cap is {RSS_CAP_MB} MB"
+                    yield f"I9 {process.name} had {size:.0f} MB; the cap is {RSS_CAP_MB} MB"
 
     # ------------------------------------------------------------------------------------- once, at the end
 
     async def final(self) -> list[str]:
         """What holds for all jobs together."""
+        missing = await self._stragglers()
         again = await self._tables([job.id for job in self._load.jobs])
         changed = [
             f"{job.id}: {wrong}"
@@ -170,16 +190,28 @@ class Auditor:
             if job.id in again.results
             for wrong in self._unchanged(job, again.results[job.id])
         ]
-        return [*changed, *self._leaks(), *await self._crossings()]
+        return [*missing, *changed, *self._leaks(), *await self._crossings()]
+
+    async def _stragglers(self) -> list[str]:
+        """Every receiver is well by now: what was never accepted is told."""
+        hooks, deadline = self._load.receiver.log, time.monotonic() + STRAGGLERS_SECONDS
+        while True:
+            accepted = {post.path for post in hooks if post.status == 200}
+            missing = [job for job in self._load.jobs if job.path is not None and job.path not in accepted]
+            if not missing or time.monotonic() > deadline:
+                return [f"{job.id}: I3 its webhook was never accepted, to the end of the drill" for job in missing]
+            await asyncio.sleep(0.2)
 
     def _leaks(self) -> Iterator[str]:
         """In Temporal's own database, where histories are, and in the logs of all our processes."""
         secrets = {"the model's key": self._stack.api_key, "a prompt": f"{CANARY}-"}
         secrets |= {f"the secret of {tenant}": secret for tenant, secret in self._stack.secrets.items()}
         secrets |= {f"the key of {tenant}": key for tenant, key in self._stack.keys.items()}
-        files = [*self._stack.directory.glob("temporal.db*"), *(p.log for p in self._stack.service)]
-        for file in files:
-            content = file.read_bytes() if file.exists() else b""
+        histories = list(self._stack.directory.glob("temporal.db*"))
+        if not any(job.id.encode() in file.read_bytes() for file in histories for job in self._load.jobs[-20:]):
+            yield "I6 cannot be judged: not even ids of jobs are found in Temporal's database"
+        for file in [*histories, *(process.log for process in self._stack.service)]:
+            content = file.read_bytes()
             for what, secret in secrets.items():
                 if secret.encode() in content:
                     yield f"I6 {what} stands in {file.name}"
@@ -275,6 +307,8 @@ def _reader(log: ReaderLog, content: str, status: str) -> Iterator[str]:
             text = ""
         elif frame.event == "chunk" and frame.data["channel"] == "content":
             text += frame.data["content"]
+    if log.refused:
+        yield f"I4 a reader was answered with {sorted(log.refused)}"
     if not log.ended:
         yield f"I4 a reader never saw the end; it has {len(text)} characters after {log.connections} connections"
     elif text != content:

@@ -6,28 +6,31 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from drill.load import Job, Load, Order
 from drill.processes import Process
-from drill.stack import HEARTBEAT_SECONDS, Stack
+from drill.stack import Stack
 
-TAKEOVER_SECONDS = HEARTBEAT_SECONDS + 2
 MOMENT_SECONDS = 1.0
+PAUSE_SECONDS = 8
+LONG = "at great length"
+FILE_BYTES = 64 * 1024
+"""So large a file may get while the disk is full: less than the database has already."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """What a fault works on. ``scale`` multiplies its number of jobs."""
+    """What a fault works on. ``scale`` multiplies its number of jobs; what it sees itself goes into ``wrong``."""
 
     stack: Stack
     load: Load
+    wrong: list[str]
     scale: int = 1
 
     async def jobs(self, order: Order) -> list[Job]:
-        grown = Order(**{**order.__dict__, "jobs": order.jobs * self.scale})
-        return await self.load.submit(grown)
+        return await self.load.submit(replace(order, jobs=order.jobs * self.scale))
 
     # Threads, so that readers and receivers go on meanwhile.
     async def kill(self, *processes: Process) -> None:
@@ -37,8 +40,14 @@ class Field:
         """Start what does not run, and wait until it is ready."""
         await asyncio.to_thread(self.stack.start_all, processes)
 
+    async def operator(self, *arguments: str) -> None:
+        """A command of `temporal`."""
+        await asyncio.to_thread(self.stack.temporal_command, *arguments)
 
-Breaking = Callable[[Field], Awaitable[list[Job]]]
+
+Breaking = Callable[[Field], Awaitable[object]]
+"""Starts jobs and breaks something. All jobs that it has started are judged."""
+Databases = Literal["any", "sqlite", "postgres"]
 
 
 @dataclass(frozen=True)
@@ -49,17 +58,17 @@ class Fault:
     sources: str
     breaks: Breaking
     within: float = 40
-    sqlite_only: bool = False
+    database: Databases = "any"
 
 
 CATALOGUE: list[Fault] = []
 
 
-def fault(sources: str, within: float = 40, *, sqlite_only: bool = False) -> Callable[[Breaking], Breaking]:
+def fault(sources: str, within: float = 40, *, database: Databases = "any") -> Callable[[Breaking], Breaking]:
     """Into the catalogue, under the function's name."""
 
     def add(breaks: Breaking) -> Breaking:
-        CATALOGUE.append(Fault(breaks.__name__.replace("_", " "), sources, breaks, within, sqlite_only))
+        CATALOGUE.append(Fault(breaks.__name__.replace("_", " "), sources, breaks, within, database))
         return breaks
 
     return add
@@ -69,56 +78,51 @@ def fault(sources: str, within: float = 40, *, sqlite_only: bool = False) -> Cal
 
 
 @fault("F01")
-async def workers_die_before_the_first_token(field: Field) -> list[Job]:
-    jobs = await field.jobs(Order(jobs=6, script={"first_token_seconds": 1.0}))
+async def workers_die_before_the_first_token(field: Field) -> None:
+    await field.jobs(Order(jobs=6, script={"first_token_seconds": 1.0}))
     await asyncio.sleep(MOMENT_SECONDS / 2)
     await field.kill(*field.stack.worker_processes)
     await field.start(*field.stack.worker_processes)
-    return jobs
 
 
 @fault("F02, F62")
-async def a_worker_dies_in_mid_stream(field: Field) -> list[Job]:
+async def a_worker_dies_in_mid_stream(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=9, tokens=120, rate=40, readers=2, cut_after=7))
     for nth, worker in enumerate(field.stack.worker_processes):
         await field.load.streaming(jobs, 20 * (nth + 1))
         await field.kill(worker)
         await field.start(worker)
-    return jobs
 
 
 @fault("F02")
-async def all_workers_die_again_and_again(field: Field) -> list[Job]:
+async def all_workers_die_again_and_again(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=6, tokens=160, rate=30))
     for characters in (20, 60, 120):
         await field.load.streaming(jobs, characters)
         await field.kill(*field.stack.worker_processes)
         await field.start(*field.stack.worker_processes)
-    return jobs
 
 
 @fault("F02")
-async def a_worker_dies_under_jobs_that_start_over(field: Field) -> list[Job]:
+async def a_worker_dies_under_jobs_that_start_over(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=6, tokens=80, fields={"onInterrupt": "restart"}))
     await field.load.streaming(jobs, 40)
     await field.kill(*field.stack.worker_processes)
     await field.start(*field.stack.worker_processes)
-    return jobs
 
 
 @fault("F07")
-async def a_rolling_deploy(field: Field) -> list[Job]:
+async def a_rolling_deploy(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=15, tokens=150, rate=30))
     for worker in field.stack.worker_processes:
         await field.load.streaming(jobs, 20)
         field.stack.happened(f"stopped {worker.name}")
         await asyncio.to_thread(worker.stop)
         await field.start(worker)
-    return jobs
 
 
 @fault("F10", within=60)
-async def a_frozen_worker_wakes_up_after_others_took_over(field: Field) -> list[Job]:
+async def a_frozen_worker_wakes_up_after_others_took_over(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=6, tokens=120, rate=30))
     await field.load.streaming(jobs, 30)
     frozen = field.stack.worker_processes[0]
@@ -128,43 +132,39 @@ async def a_frozen_worker_wakes_up_after_others_took_over(field: Field) -> list[
     field.stack.happened(f"thawed {frozen.name}")
     frozen.thaw()
     await asyncio.sleep(MOMENT_SECONDS)
-    return jobs
 
 
 # ------------------------------------------------------------------------------------- Temporal, gateways, all
 
 
 @fault("F13")
-async def temporal_dies(field: Field) -> list[Job]:
+async def temporal_dies(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=10, tokens=90))
     for _ in range(2):
         await field.load.streaming(jobs, 20)
         await field.kill(field.stack.temporal)
         await field.start(field.stack.temporal)
-    return jobs
 
 
 @fault("F14, F28", within=45)
-async def temporal_is_down_when_jobs_come(field: Field) -> list[Job]:
+async def temporal_is_down_when_jobs_come(field: Field) -> None:
     await field.kill(field.stack.temporal)
-    jobs = await field.jobs(Order(jobs=15, patience=5))
+    await field.jobs(Order(jobs=15, patience=5))
     await field.start(field.stack.temporal)
-    return jobs
 
 
 @fault("F14", within=45)
-async def temporal_is_frozen_when_jobs_come(field: Field) -> list[Job]:
+async def temporal_is_frozen_when_jobs_come(field: Field) -> None:
     field.stack.happened("froze temporal")
     field.stack.temporal.freeze()
-    jobs = await field.jobs(Order(jobs=15, patience=5))
+    await field.jobs(Order(jobs=15, patience=5))
     await asyncio.sleep(MOMENT_SECONDS)
     field.stack.happened("thawed temporal")
     field.stack.temporal.thaw()
-    return jobs
 
 
 @fault("F28, F62")
-async def a_gateway_dies_under_callers_and_readers(field: Field) -> list[Job]:
+async def a_gateway_dies_under_callers_and_readers(field: Field) -> None:
     coming = asyncio.create_task(field.jobs(Order(jobs=12, tokens=100, readers=2)))
     await asyncio.sleep(0.05)
     await field.kill(field.stack.gateway_processes[0])
@@ -173,75 +173,156 @@ async def a_gateway_dies_under_callers_and_readers(field: Field) -> list[Job]:
     await field.load.streaming(jobs, 30)
     await field.kill(*field.stack.gateway_processes)
     await field.start(*field.stack.gateway_processes)
-    return jobs
+
+
+@fault("F07, F62")
+async def a_rolling_deploy_of_gateways(field: Field) -> None:
+    jobs = await field.jobs(Order(jobs=10, tokens=150, rate=30, readers=3))
+    await field.load.streaming(jobs, 20)
+    for gateway in field.stack.gateway_processes:
+        field.stack.happened(f"stopped {gateway.name}", cuts=False)
+        code = await asyncio.to_thread(gateway.stop)
+        if code != 0:
+            field.wrong.append(f"I8 {gateway.name} left with exit code {code}")
+        await field.start(gateway)
+
+
+@fault("F17", within=75)
+async def temporal_loses_its_database(field: Field) -> None:
+    """Finished jobs stay finished; the others are started again once they have been silent for half a minute."""
+    done = await field.jobs(Order(jobs=5, tokens=10))
+    await field.load.settled(done, 30)
+    jobs = await field.jobs(Order(jobs=6, tokens=150, rate=30))
+    await field.load.streaming(jobs, 20)
+    await field.kill(*field.stack.worker_processes, field.stack.temporal)
+    field.stack.lose_temporal()
+    await field.start(field.stack.temporal, *field.stack.worker_processes)
+
+
+@fault("F17", within=75)
+async def temporal_is_restored_from_a_backup(field: Field) -> None:
+    """It takes finished jobs for running ones, and does not know the newest."""
+    known = await field.jobs(Order(jobs=5, tokens=60, rate=30))
+    await field.load.streaming(known, 20)
+    backup = await asyncio.to_thread(field.stack.back_up_temporal)
+    await field.load.settled(known, 30)
+    newest = await field.jobs(Order(jobs=5, tokens=150, rate=30))
+    await field.load.streaming(newest, 20)
+    await field.kill(*field.stack.worker_processes, field.stack.temporal)
+    field.stack.lose_temporal(backup)
+    await field.start(field.stack.temporal, *field.stack.worker_processes)
+
+
+@fault("F20")
+async def an_operator_resets_jobs(field: Field) -> None:
+    done = await field.jobs(Order(jobs=4, tokens=10))
+    await field.load.settled(done, 30)
+    running = await field.jobs(Order(jobs=4, tokens=200, rate=40))
+    await field.load.streaming(running, 20)
+    field.stack.happened("reset jobs")
+    which = ("--type", "FirstWorkflowTask", "--reason", "drill")
+    await asyncio.gather(
+        *(field.operator("workflow", "reset", "--workflow-id", job.id, *which) for job in [*done, *running])
+    )
+
+
+@fault("F20", within=60)
+async def an_operator_terminates_jobs(field: Field) -> None:
+    """The sweeper finds them once they have been silent for half a minute."""
+    jobs = await field.jobs(Order(jobs=4, tokens=2_000, rate=40, expects=("failed",)))
+    await field.load.streaming(jobs, 20)
+    field.stack.happened("terminated jobs", cuts=False)
+    await asyncio.gather(*(field.operator("workflow", "terminate", "--workflow-id", job.id) for job in jobs))
 
 
 @fault("F02, F13, F28", within=60)
-async def everything_dies_at_once(field: Field) -> list[Job]:
+async def everything_dies_at_once(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=10, tokens=120, rate=40))
     await field.load.streaming(jobs, 40)
     await field.kill(*field.stack.service)
     await field.start(*field.stack.service)
-    return jobs
 
 
 # ----------------------------------------------------------------------------------------------- the model
 
 
 @fault("F37, F38")
-async def the_model_cuts_its_streams(field: Field) -> list[Job]:
+async def the_model_cuts_its_streams(field: Field) -> None:
     cuts = [{"kind": "cut", "after": 15}, {"kind": "eof", "after": 5}, {"kind": "cut", "after": 8, "where": "utf8"}]
-    return await field.jobs(Order(jobs=10, tokens=60, faults=cuts))
+    await field.jobs(Order(jobs=10, tokens=60, faults=cuts))
 
 
 @fault("F02, F37")
-async def the_model_echoes_what_it_is_given_in_every_way(field: Field) -> list[Job]:
-    jobs: list[Job] = []
+async def the_model_echoes_what_it_is_given_in_every_way(field: Field) -> None:
     for echo in ("whole", "pieces", "none"):
         order = Order(jobs=4, tokens=60, faults=[{"kind": "cut", "after": 20}], script={"echo": echo})
-        jobs += await field.jobs(order)
-    return jobs
+        await field.jobs(order)
 
 
 @fault("F40", within=60)
-async def the_model_falls_silent(field: Field) -> list[Job]:
+async def the_model_falls_silent(field: Field) -> None:
     limits: dict[str, Any] = {"stallSeconds": 2, "firstTokenSeconds": 3}
     faults: list[dict[str, Any]] = [{"kind": "stall", "after": 12}, {"kind": "drip"}]
-    return await field.jobs(Order(jobs=6, faults=faults, fields={"limits": limits}))
+    await field.jobs(Order(jobs=6, faults=faults, fields={"limits": limits}))
 
 
 @fault("F34", within=60)
-async def a_storm_of_429(field: Field) -> list[Job]:
+async def a_storm_of_429(field: Field) -> None:
     faults: list[dict[str, Any]] = [{"kind": 429, "retry_after": 2}] * 3
-    return await field.jobs(Order(jobs=8, tokens=30, faults=faults))
+    await field.jobs(Order(jobs=8, tokens=30, faults=faults))
+
+
+@fault("F34", within=60)
+async def one_model_refuses_and_another_one_goes_on(field: Field) -> None:
+    """The pause is that of one lane: nobody calls that model meanwhile, and the other's jobs end."""
+    large = {"model": "mistral-large-latest"}
+    order = Order(jobs=1, tokens=10, fields=large, faults=[{"kind": 429, "retry_after": PAUSE_SECONDS}])
+    slow = await field.jobs(order)
+    began = await called(field, slow[0])
+    late = asyncio.create_task(field.jobs(Order(jobs=4, tokens=10, fields=large)))
+    other = await field.jobs(Order(jobs=6, tokens=10))
+    await field.load.settled(other, 30)
+    if any(job.settled is None or job.settled > began + PAUSE_SECONDS for job in other):
+        field.wrong.append("I8 a pause of one model held up another one's jobs")
+    calls = [await called(field, job) for job in await late]
+    if min(calls) < began + PAUSE_SECONDS - 1:
+        field.wrong.append(f"I5 a model was called {min(calls) - began:.1f} s after it asked for {PAUSE_SECONDS} s")
+
+
+async def called(field: Field, job: Job) -> float:
+    """When the model was called for a job, in unix seconds; waits for it."""
+    words = job.body["messages"][-1]["content"].split(" ")[0]
+    query: dict[str, Any] = {"contains": words, "requests": 1, "timeout": 30}
+    found = await field.load.client.get(f"{field.stack.simulator_url}/sim/wait", params=query)
+    assert found.status_code == 200, "the model was not called"
+    return float(found.json()["time"])
 
 
 @fault("F35", within=60)
-async def the_model_fails_three_times(field: Field) -> list[Job]:
+async def the_model_fails_three_times(field: Field) -> None:
     faults = [{"kind": 500}, {"kind": 503}, {"kind": 529}]
-    return await field.jobs(Order(jobs=8, tokens=30, faults=faults))
+    await field.jobs(Order(jobs=8, tokens=30, faults=faults))
 
 
 @fault("F43")
-async def answers_end_at_a_length_limit(field: Field) -> list[Job]:
-    return await field.jobs(Order(jobs=6, tokens=80, fields={"max_tokens": 30}, expects=("incomplete",)))
+async def answers_end_at_a_length_limit(field: Field) -> None:
+    await field.jobs(Order(jobs=6, tokens=80, fields={"max_tokens": 30}, expects=("incomplete",)))
 
 
 # ------------------------------------------------------------------------------------------------ receivers
 
 
 @fault("F47", within=60)
-async def receivers_are_down_for_a_moment(field: Field) -> list[Job]:
+async def receivers_are_down_for_a_moment(field: Field) -> None:
     await field.load.receiver.down()
     jobs = await field.jobs(Order(jobs=10, tokens=20))
     await field.load.settled(jobs, 30)
     await field.load.receiver.up()
     await delivered(field, jobs)
-    return jobs
 
 
 @fault("F05, F47, F53", within=60)
-async def receivers_are_slow_broken_or_hang_up(field: Field) -> list[Job]:
+async def receivers_are_slow_broken_or_hang_up(field: Field) -> None:
     jobs: list[Job] = []
     for manner in ("slow", "refusing", "dropping"):
         some = await field.jobs(Order(jobs=4, tokens=100, rate=50))
@@ -250,7 +331,6 @@ async def receivers_are_slow_broken_or_hang_up(field: Field) -> list[Job]:
     await field.load.settled(jobs, 30)
     field.load.receiver.manners.clear()
     await delivered(field, jobs)
-    return jobs
 
 
 async def delivered(field: Field, jobs: list[Job]) -> None:
@@ -260,35 +340,55 @@ async def delivered(field: Field, jobs: list[Job]) -> None:
         if {job.path for job in jobs} <= seen:
             return
         await asyncio.sleep(0.1)
+    field.wrong.append("I3 the receivers are well again, and after 15 s not every webhook was accepted")
 
 
 # -------------------------------------------------------------------------------------------- readers, callers
 
 
 @fault("F58, F61, F62")
-async def readers_hang_up_after_every_frame(field: Field) -> list[Job]:
-    return await field.jobs(Order(jobs=10, tokens=40, rate=40, readers=2, cut_after=1))
+async def readers_hang_up_after_every_frame(field: Field) -> None:
+    await field.jobs(Order(jobs=10, tokens=40, rate=40, readers=2, cut_after=1))
 
 
 @fault("F02")
-async def callers_cancel(field: Field) -> list[Job]:
+async def callers_cancel(field: Field) -> None:
     expects = ("cancelled", "completed")
     jobs = await field.jobs(Order(jobs=10, tokens=200, rate=40, expects=("cancelled",)))
     await field.load.streaming(jobs, 20)
     answers = await asyncio.gather(*(field.load.post(job, "cancel") for job in jobs))
-    field.stack.happened("cancelled jobs")
+    field.stack.happened("cancelled jobs", cuts=False)
     assert {answer.status_code for answer in answers} == {202}
     late = await field.jobs(Order(jobs=6, tokens=1, expects=expects))
     await asyncio.gather(*(field.load.post(job, "cancel") for job in late))
-    field.stack.happened("cancelled jobs")
-    return [*jobs, *late]
+    field.stack.happened("cancelled jobs", cuts=False)
+
+
+@fault("F59")
+async def readers_take_nothing_for_a_while(field: Field) -> None:
+    """Long answers: what they do not take is more than a gateway keeps for them."""
+    pieces = [f"{number} {'x' * 40_000}" for number in range(150)]
+    script = {"script": {"pieces": pieces, "tokens_per_second": 50}, "match": LONG}
+    given = await field.load.client.post(f"{field.stack.simulator_url}/sim/script", json=script)
+    assert given.status_code == 200, given.text
+    await field.jobs(Order(jobs=2, rule=LONG, readers=2, deaf_seconds=5))
+
+
+@fault("F28, F62")
+async def callers_send_everything_to_all_gateways_at_once(field: Field) -> None:
+    """With one key each, while a gateway dies."""
+    coming = asyncio.create_task(field.jobs(Order(jobs=10, tokens=30, copies=6)))
+    await asyncio.sleep(0.05)
+    await field.kill(field.stack.gateway_processes[-1])
+    await field.start(field.stack.gateway_processes[-1])
+    await coming
 
 
 # ------------------------------------------------------------------------------------------------- storage
 
 
-@fault("F25", within=60, sqlite_only=True)
-async def the_database_is_locked(field: Field) -> list[Job]:
+@fault("F25", within=60, database="sqlite")
+async def the_database_is_locked(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=8, tokens=120, rate=40))
     await field.load.streaming(jobs, 20)
     with closing(sqlite3.connect(field.stack.database.removeprefix("sqlite:///"), isolation_level=None)) as other:
@@ -298,4 +398,51 @@ async def the_database_is_locked(field: Field) -> list[Job]:
         await asyncio.sleep(7)
         other.execute("ROLLBACK")
         field.stack.happened("unlocked the database")
-    return [*jobs, *await more]
+    await more
+
+
+@fault("F26", within=60, database="sqlite")
+async def the_disk_is_full(field: Field) -> None:
+    """No file of ours can grow: jobs that run wait, new ones are refused until there is room again."""
+    jobs = await field.jobs(Order(jobs=8, tokens=120, rate=40))
+    await field.load.streaming(jobs, 20)
+    field.stack.happened("filled the disk")
+    field.stack.limit_files(FILE_BYTES)
+    try:
+        await refused(field)
+        more = asyncio.create_task(field.jobs(Order(jobs=6, tokens=20)))
+        await asyncio.sleep(MOMENT_SECONDS)
+        if more.done():
+            field.wrong.append("I1 a job was accepted while the disk was full")
+    finally:
+        field.stack.limit_files(None)
+        field.stack.happened("made room on the disk")
+    await more
+
+
+async def refused(field: Field) -> None:
+    """Wait until every gateway says that it is not ready; jobs are shown meanwhile."""
+    for url in field.stack.gateway_urls:
+        async with asyncio.timeout(20):
+            while (await field.load.client.get(f"{url}/readyz")).status_code != 503:  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.1)
+    if await field.load.get(field.load.jobs[-1]) is None:
+        field.wrong.append("I8 nothing could be read while the disk was full")
+
+
+@fault("F31", within=60, database="postgres")
+async def postgres_ends_all_connections(field: Field) -> None:
+    import asyncpg  # type: ignore[import-untyped]  # the package has no type hints
+
+    coming = asyncio.create_task(field.jobs(Order(jobs=20, tokens=100, rate=30)))
+    operator = await asyncpg.connect(field.stack.database)
+    for _ in range(8):
+        field.stack.happened("ended the connections to Postgres")
+        await operator.execute(CUT)
+        await asyncio.sleep(MOMENT_SECONDS / 4)
+    await operator.close()
+    await coming
+
+
+CUT = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()"""

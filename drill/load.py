@@ -40,20 +40,29 @@ class Job:
     accept_seconds: float
     logs: list[ReaderLog] = field(default_factory=list)
     settled: float | None = None
+    others: set[str] = field(default_factory=set)
+    """Ids that the same Idempotency-Key was answered with, besides ``id``."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the jobs of a fault look like. ``faults`` is the simulator's script, one entry per call of a job."""
+    """What the jobs of a fault look like. ``faults`` is the simulator's script, one entry per call of a job.
+
+    ``rule``: words by which a script that the simulator was given beforehand knows these jobs; then they bring none.
+    ``copies``: how many callers send each of them at the same time, with one key, to all gateways.
+    """
 
     jobs: int = 10
     tokens: int = 60
     rate: float = 60
     faults: Sequence[dict[str, Any]] = ()
     script: dict[str, Any] = field(default_factory=dict)
+    rule: str = ""
     webhook: bool = True
     readers: int = 1
     cut_after: int = 0
+    deaf_seconds: float = 0
+    copies: int = 1
     expects: tuple[str, ...] = ("completed",)
     fields: dict[str, Any] = field(default_factory=dict)
     patience: float = ACCEPT_SECONDS
@@ -71,9 +80,7 @@ class Load:
 
     async def submit(self, order: Order) -> list[Job]:
         """Start jobs, all at once, and their readers."""
-        found = await asyncio.gather(*(self._start(order) for _ in range(order.jobs)))
-        self.jobs += found
-        return list(found)
+        return list(await asyncio.gather(*(self._start(order) for _ in range(order.jobs))))
 
     async def _start(self, order: Order) -> Job:
         number = next(self._numbers)
@@ -81,26 +88,31 @@ class Load:
         path = f"/hook/{number}" if order.webhook else None
         body = self._body(number, order, path)
         began = time.time()
-        job_id = await self._posted(body, tenant, order.patience)
+        key, urls = secrets.token_hex(16), self.stack.gateway_urls
+        job_id, *others = await asyncio.gather(
+            *(self._posted(body, tenant, key, _turned(urls, nth), order.patience) for nth in range(order.copies))
+        )
         job = Job(job_id, tenant, body, path, order.expects, len(order.faults), time.time(), time.time() - began)
+        job.others = set(others) - {job_id}
+        self.jobs.append(job)
         for nth in range(order.readers):
-            self._read(job, nth, order.cut_after)
+            self._read(job, nth, order)
         return job
 
     def _body(self, number: int, order: Order, path: str | None) -> dict[str, Any]:
         script = {"tokens": order.tokens, "tokens_per_second": order.rate, **order.script}
         if order.faults:
             script["faults"] = list(order.faults)
-        prompt = f"{CANARY}-{secrets.token_hex(8)} number {number} [[sim {json.dumps(script)}]]"
+        prompt = f"{CANARY}-{secrets.token_hex(8)} number {number} {order.rule or f'[[sim {json.dumps(script)}]]'}"
         body = {"messages": [{"role": "user", "content": prompt}], **order.fields}
         return body | ({"callback": self.receiver.url(path)} if path else {})
 
-    async def _posted(self, body: dict[str, Any], tenant: str, patience: float) -> str:
+    async def _posted(self, body: dict[str, Any], tenant: str, key: str, urls: list[str], patience: float) -> str:
         """The id of the accepted job. Where no answer came, the same key is sent again, to the other gateway too."""
-        headers = {"idempotency-key": secrets.token_hex(16), "authorization": f"Bearer {self.stack.keys[tenant]}"}
+        headers = {"idempotency-key": key, "authorization": f"Bearer {self.stack.keys[tenant]}"}
         deadline = time.monotonic() + patience
         last = "nothing"
-        for url in itertools.cycle(self.stack.gateway_urls):
+        for url in itertools.cycle(urls):
             with suppress(httpx2.TransportError):
                 response = await self.client.post(f"{url}/api/jobs", json=body, headers=headers)
                 if response.status_code == 202:
@@ -111,12 +123,15 @@ class Load:
             await asyncio.sleep(POLL_SECONDS)
         raise AssertionError("there is no gateway")
 
-    def _read(self, job: Job, nth: int, cut_after: int) -> None:
-        urls = self.stack.gateway_urls
-        turned = urls[nth % len(urls) :] + urls[: nth % len(urls)]
-        key = self.stack.keys[job.tenant]
+    def _read(self, job: Job, nth: int, order: Order) -> None:
+        """Only the first reader of a job misbehaves."""
         reader = Reader(
-            turned, job.id, key=key, cut_after=cut_after if nth == 0 else 0, seed=self.random.randrange(2**32)
+            _turned(self.stack.gateway_urls, nth),
+            job.id,
+            key=self.stack.keys[job.tenant],
+            cut_after=0 if nth else order.cut_after,
+            deaf_seconds=0 if nth else order.deaf_seconds,
+            seed=self.random.randrange(2**32),
         )
         job.logs.append(reader.log)
         task = asyncio.create_task(reader.read(self.client))
@@ -165,3 +180,8 @@ class Load:
             task.cancel()
         if self._reading:
             await asyncio.wait(self._reading)
+
+
+def _turned(urls: list[str], nth: int) -> list[str]:
+    """The gateways, beginning with another one."""
+    return urls[nth % len(urls) :] + urls[: nth % len(urls)]

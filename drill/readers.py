@@ -18,6 +18,8 @@ import httpx2
 
 PAUSE_SECONDS = 0.2
 TERMINAL = ("complete", "error", "cancelled")
+PASSING = {204, 502, 503}
+DEAF_AFTER = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class ReaderLog:
     frames: list[Frame] = field(default_factory=list)
     connections: int = 0
     ended: bool = False
+    refused: set[int] = field(default_factory=set)
+    """Other statuses than 200, 204 and those of a service in trouble."""
 
     @property
     def last_id(self) -> str | None:
@@ -43,13 +47,26 @@ class ReaderLog:
 
 
 class Reader:
-    """Reads a job's stream from the gateways in turn; hangs up by itself after every ``cut_after`` frames."""
+    """Reads a job's stream from the gateways in turn; hangs up by itself after every ``cut_after`` frames.
 
-    def __init__(self, gateways: list[str], job_id: str, *, key: str | None, cut_after: int = 0, seed: int = 0) -> None:
+    Once, after its first frames, it takes nothing for ``deaf_seconds``, and leaves the connection open.
+    """
+
+    def __init__(
+        self,
+        gateways: list[str],
+        job_id: str,
+        *,
+        key: str | None,
+        cut_after: int = 0,
+        deaf_seconds: float = 0,
+        seed: int = 0,
+    ) -> None:
         self.log = ReaderLog(job_id)
         self._gateways = gateways
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._cut_after = cut_after
+        self._deaf_seconds = deaf_seconds
         self._random = Random(seed)  # noqa: S311 - a drill is repeatable
 
     async def read(self, client: httpx2.AsyncClient) -> None:
@@ -69,6 +86,7 @@ class Reader:
             if response.status_code == 204:
                 self.log.ended = True
             if response.status_code != 200:
+                self.log.refused |= {response.status_code} - PASSING
                 return
             async for frame in _frames(response.aiter_text()):
                 self.log.frames.append(frame)
@@ -78,6 +96,9 @@ class Reader:
                     return
                 if self._cut_after and seen >= self._cut_after:
                     return
+                if self._deaf_seconds and seen == DEAF_AFTER:
+                    seconds, self._deaf_seconds = self._deaf_seconds, 0
+                    await asyncio.sleep(seconds)
 
 
 async def _frames(pieces: AsyncIterator[str]) -> AsyncIterator[Frame]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ class Report:
     jobs: int = 0
     kills: int = 0
     calls: int = 0
+    largest_mb: float = 0
     tokens_generated: int = 0
     tokens_needed: int = 0
     accept_p50_ms: float = 0
@@ -58,13 +60,19 @@ class Report:
         self.faults.append(found | {"seconds": seconds})
         self.wrong += [f"{fault.name}: {wrong}" for wrong in verdict.wrong]
         self.calls += verdict.calls
+        self.largest_mb = max(self.largest_mb, verdict.largest_mb)
         self.tokens_generated += verdict.generated
         self.tokens_needed += verdict.needed
 
 
+def chosen(plan: Plan) -> list[Fault]:
+    """What a plan breaks."""
+    kind = "postgres" if plan.database_url else "sqlite"
+    return [one for one in CATALOGUE if plan.only in one.name and one.database in (kind, "any")]
+
+
 async def drill(plan: Plan, say: Callable[[str], None] = print) -> Report:
     """Run a plan. Raises what keeps the drill itself from working; what it finds stands in the report."""
-    faults = [one for one in CATALOGUE if plan.only in one.name and not (plan.database_url and one.sqlite_only)]
     with tempfile.TemporaryDirectory(prefix="chatjobs-drill-", ignore_cleanup_errors=True) as temporary:
         directory = Path(plan.directory or temporary)
         stack = Stack(directory, plan.workers, plan.gateways, plan.database_url)
@@ -72,7 +80,7 @@ async def drill(plan: Plan, say: Callable[[str], None] = print) -> Report:
         say(f"starting Temporal, the simulator, {plan.workers} workers, {plan.gateways} gateways; logs in {directory}")
         with running(stack):
             async with receiver() as hooks, httpx2.AsyncClient(limits=limits, timeout=40, trust_env=False) as client:
-                return await _rounds(plan, faults, stack, Load(stack, hooks, client, plan.seed), client, say)
+                return await _rounds(plan, chosen(plan), stack, Load(stack, hooks, client, plan.seed), client, say)
 
 
 async def _rounds(
@@ -88,9 +96,11 @@ async def _rounds(
     shuffle = random.Random(plan.seed)  # noqa: S311 - a drill is repeatable
     try:
         while True:
+            before = stack.kills
             for one in order:
                 await _one(one, plan, stack, load, auditor, report, say)
-            if len(load.jobs) >= plan.jobs and stack.kills >= plan.kills:
+            enough = stack.kills >= plan.kills or stack.kills == before
+            if len(load.jobs) >= plan.jobs and enough:
                 break
             shuffle.shuffle(order)
         report.wrong += await auditor.final()
@@ -98,19 +108,24 @@ async def _rounds(
         await load.close()
     report.jobs, report.kills, report.seconds = len(load.jobs), stack.kills, time.monotonic() - began
     times = sorted(job.accept_seconds * 1000 for job in load.jobs)
-    report.accept_p50_ms, report.accept_p99_ms = times[len(times) // 2], times[int(len(times) * 0.99)]
+    if times:
+        report.accept_p50_ms, report.accept_p99_ms = times[len(times) // 2], times[int(len(times) * 0.99)]
     return report
 
 
 async def _one(
     one: Fault, plan: Plan, stack: Stack, load: Load, auditor: Auditor, report: Report, say: Callable[[str], None]
 ) -> None:
-    began = time.monotonic()
-    jobs = await one.breaks(Field(stack, load, plan.scale))
-    since = time.time()
+    began, first, found = time.monotonic(), len(load.jobs), list[str]()
+    try:
+        await one.breaks(Field(stack, load, found, plan.scale))
+    except (AssertionError, TimeoutError, subprocess.CalledProcessError) as error:
+        found.append(f"it did not come so far as it should: {type(error).__name__} {error}")
+    since, jobs = time.time(), load.jobs[first:]
     await asyncio.to_thread(stack.heal)
     await load.settled(jobs, SETTLE_SECONDS)
     verdict = await auditor.audit(jobs, within=one.within, since=since)
+    verdict.wrong += found
     seconds = time.monotonic() - began
     report.take(one, len(jobs), round(seconds, 1), verdict)
     word = "ok   " if verdict.passed else "WRONG"
@@ -129,6 +144,7 @@ def summary(report: Report) -> str:
             f"model: {report.calls} calls, {report.tokens_generated} tokens for answers of {report.tokens_needed} "
             f"({share:+.1%})",
             f"accepting a job: p50 {report.accept_p50_ms:.0f} ms, p99 {report.accept_p99_ms:.0f} ms, faults included",
+            f"largest process: {report.largest_mb:.0f} MB",
             f"verdict: {'all invariants hold' if not report.wrong else f'{len(report.wrong)} violations'}",
         ]
     )
@@ -137,6 +153,9 @@ def summary(report: Report) -> str:
 def run(plan: Plan, *, as_json: bool) -> int:
     """The exit code: 0 where all invariants hold."""
     out = sys.stderr if as_json else sys.stdout
+    if not chosen(plan):
+        print(f"no fault has {plan.only!r} in its name", file=sys.stderr)
+        return 2
     report = asyncio.run(drill(plan, say=lambda line: print(line, file=out, flush=True)))
     print(json.dumps(asdict(report)) if as_json else summary(report))
     for wrong in report.wrong if as_json else report.wrong[:50]:

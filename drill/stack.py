@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import os
+import resource
 import secrets
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from devserver import command
+from devserver import binary, command
 from drill.processes import ROOT, Process, free_port, wait_until
 
 HOST = "127.0.0.1"
@@ -25,11 +27,12 @@ TENANTS = ("red", "blue")
 
 @dataclass
 class Event:
-    """Something that the drill did to the stack, at a unix time."""
+    """Something that the drill did to the stack, at a unix time. ``cuts``: it may have cost a call of the model."""
 
     at: float
     what: str
     kills: int = 0
+    cuts: bool = True
 
 
 @dataclass
@@ -125,13 +128,19 @@ class Stack:
             started, cwd=ROOT, env=self.environment, check=True, capture_output=True, text=True, timeout=60
         ).stdout
 
-    def happened(self, what: str, kills: int = 0) -> None:
-        self.events.append(Event(time.time(), what, kills))
+    def temporal_command(self, *arguments: str) -> None:
+        """As an operator does it. Raises CalledProcessError."""
+        started = [binary(), *arguments, "--address", f"{HOST}:{self.temporal_port}"]
+        subprocess.run(started, env=self.environment, check=True, capture_output=True, timeout=60)
+
+    def happened(self, what: str, kills: int = 0, *, cuts: bool = True) -> None:
+        self.events.append(Event(time.time(), what, kills, cuts))
 
     def kill(self, *processes: Process) -> None:
         """kill -9, all at once."""
         running = [process for process in processes if process.running]
-        self.happened("killed " + ", ".join(process.name for process in running), len(running))
+        cuts = any(process not in self.gateway_processes for process in running)
+        self.happened("killed " + ", ".join(process.name for process in running), len(running), cuts=cuts)
         for process in running:
             process.popen.kill()
         for process in running:
@@ -144,12 +153,39 @@ class Stack:
         for process in stopped:
             process.wait_until_ready()
 
+    def limit_files(self, size: int | None) -> None:
+        """From now on no process of ours may write a file beyond this many bytes; None lifts the limit."""
+        for process in [*self.worker_processes, *self.gateway_processes]:
+            soft = resource.RLIM_INFINITY if size is None else size
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
+
+    def lose_temporal(self, backup: Path | None = None) -> None:
+        """Temporal's database is gone, or an older one; what it was is kept for the auditor."""
+        number = len(list(self.directory.glob("temporal.db.lost-*")))
+        for suffix in ("", "-wal", "-shm"):
+            file = self.directory / f"temporal.db{suffix}"
+            if file.exists():
+                file.rename(self.directory / f"temporal.db.lost-{number}{suffix}")
+        if backup is not None:
+            backup.rename(self.directory / "temporal.db")
+
+    def back_up_temporal(self) -> Path:
+        """A consistent copy of Temporal's database as it is now."""
+        copy = self.directory / "temporal.backup"
+        with (
+            closing(sqlite3.connect(self.directory / "temporal.db")) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+        return copy
+
     def heal(self) -> None:
         """Whatever a fault has left broken."""
         for process in self.processes:
             if process.running:
                 process.thaw()
         self.start_all(self.processes)
+        self.limit_files(None)
 
     def stop(self) -> None:
         for process in self.processes:

@@ -17,6 +17,7 @@ from chatjobs.errors import ChatJobsError, ConfigurationError
 from gateway.app import create_app
 from gateway.parts import opened
 from gateway.server import BACKLOG, served
+from providers.webhook_sender import HttpWebhookSender
 from settings import Settings
 
 log = logging.getLogger("gateway")
@@ -43,7 +44,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(opened(settings))
+        parts = await stack.enter_async_context(opened(settings, lambda rules: HttpWebhookSender(policy=rules)))
         parts.access.refuse_open_door()
         listener = listen(settings.chatjobs_host, settings.chatjobs_port)
         await stack.enter_async_context(served(create_app(parts), parts.registry, listener))

@@ -7,27 +7,38 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from chatjobs.errors import ChatJobsError
-from gateway import feed, health, jobs, metrics, page, problems, sessions, streams
+from gateway import feed, health, jobs, metrics, page, problems, sessions, streams, webhooks
+from gateway.document import described
 from gateway.health import Readiness
 from gateway.metrics import Metrics
 from gateway.middleware import Door
-from gateway.openapi import described
 from gateway.parameters import Parameters
 from gateway.parts import Parts
 
 DESCRIPTION = "Durable chat jobs for Mistral AI: start one, watch its answer appear, receive it by signed webhook."
 
+CHECKED = (
+    ("Jobs", jobs.router),
+    ("Streams", streams.router),
+    ("Webhooks", webhooks.router),
+    ("Overview", feed.router),
+)
+"""Routers whose parameters are checked, and what their routes are called in the API document."""
+OTHERS = (("Sessions", sessions.router), ("Operation", health.router), ("Operation", metrics.router))
+
 
 def create_app(parts: Parts | None) -> FastAPI:
     """``parts`` may be None where only the OpenAPI document is wanted."""
-    app = FastAPI(title="chatjobs", version="1", description=DESCRIPTION, redirect_slashes=False)
+    ours = {"docs_url": None, "redoc_url": None}  # page.py has our own
+    app = FastAPI(title="chatjobs", version="1", description=DESCRIPTION, redirect_slashes=False, **ours)
     app.state.parts = parts
     app.state.metrics = Metrics(parts)
     app.state.readiness = Readiness()
-    for router in (jobs.router, streams.router, feed.router):
-        app.include_router(router, dependencies=[Depends(Parameters().check)])
-    for router in (sessions.router, health.router, metrics.router, page.router):
-        app.include_router(router)
+    for tag, router in CHECKED:
+        app.include_router(router, dependencies=[Depends(Parameters().check)], tags=[tag])
+    for tag, router in OTHERS:
+        app.include_router(router, tags=[tag])
+    app.include_router(page.router)
     app.add_middleware(Door, metrics=app.state.metrics)
     app.add_exception_handler(problems.HttpProblem, problems.on_http_problem)
     app.add_exception_handler(ChatJobsError, problems.on_our_error)

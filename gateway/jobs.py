@@ -68,8 +68,8 @@ async def create(
     accepted = await accept(request, here, caller, idempotency_key)
     if seconds and await _ended(here, accepted.job_id, seconds):
         job = await here.jobs.get(accepted.job_id, caller.tenant)
-        return _json(job, 200, {**_headers(accepted), "Preference-Applied": f"wait={seconds}"})
-    return _json(_links(here, accepted), 202, _headers(accepted))
+        return json_answer(job, 200, {**_headers(accepted), "Preference-Applied": f"wait={seconds}"})
+    return json_answer(_links(here, accepted), 202, _headers(accepted))
 
 
 async def accept(request: Request, here: Parts, caller: Identity, idempotency_key: str | None) -> AcceptedJob:
@@ -128,7 +128,7 @@ def _headers(accepted: AcceptedJob) -> dict[str, str]:
     return location if accepted.created else {**location, "Idempotency-Replayed": "true"}
 
 
-def _json(value: WireModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_answer(value: WireModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(value.model_dump_json(), status, headers, "application/json")
 
 
@@ -155,7 +155,7 @@ async def list_jobs(
         before=_place(cursor) if cursor else None,
         limit=limit,
     )
-    return _json(JobPage(jobs=tuple(found), next_cursor=cursor_of(found[-1]) if len(found) == limit else None))
+    return json_answer(JobPage(jobs=tuple(found), next_cursor=cursor_of(found[-1]) if len(found) == limit else None))
 
 
 def _filters(request: Request) -> dict[str, str]:
@@ -188,7 +188,7 @@ def _place(cursor: str) -> tuple[int, str]:
 @router.get("/jobs/{job_id}", response_model=Job)
 async def show(job_id: str, here: Here, caller: Caller) -> Response:
     """A job with everything about it. Partial text is in ``content`` while it runs, and after it failed."""
-    return _json(await here.jobs.get(job_id, caller.tenant))
+    return json_answer(await here.jobs.get(job_id, caller.tenant))
 
 
 @router.get("/jobs/{job_id}/request", response_model=ChatRequest, responses={410: {"description": "It was deleted"}})
@@ -209,7 +209,7 @@ async def cancel(job_id: str, here: Here, caller: Caller) -> Response:
     status = await here.jobs.request_cancel(job_id, caller.tenant)
     if not status.terminal:
         here.errands.soon(lambda: here.intake.send_cancel(job_id))
-    return _json(CancelAccepted(job_id=job_id, status=status), 202)
+    return json_answer(CancelAccepted(job_id=job_id, status=status), 202)
 
 
 class CancelAccepted(WireModel):
@@ -243,4 +243,4 @@ async def replay(
     accepted = await here.intake.replay(job_id, tenant=caller.tenant, overrides=body, idempotency_key=key)
     if accepted.created:
         here.errands.soon(lambda: here.intake.start(accepted.waiting))
-    return _json(_links(here, accepted), 202, _headers(accepted))
+    return json_answer(_links(here, accepted), 202, _headers(accepted))

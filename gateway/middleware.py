@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -24,6 +24,21 @@ JOB_URL = re.compile(rb"/api/jobs/([A-Za-z0-9_-]{1,128})")
 HUNG_UP = 499
 """nginx's number for a caller who left before the answer; nobody receives it."""
 NO_STORE = (b"cache-control", b"no-store")
+ANSWER = "chatjobs.answer"
+"""Where a request's scope has its ``Answer``."""
+STACKS = ("fastapi_middleware_astack", "fastapi_inner_astack", "fastapi_function_astack")
+"""FastAPI leaves them in the scope when they are closed."""
+
+Stream = Callable[[Receive, Send], Awaitable[None]]
+
+
+def go_on_later(scope: Scope, stream: Stream) -> None:
+    """Have ``stream`` send the answer once everything that found out what to answer has returned.
+
+    A stream may last for an hour; the frames and stacks of routes, dependencies and exception handlers would be kept
+    for as long, which is more than the stream itself needs.
+    """
+    scope[ANSWER].stream = stream
 
 
 class HeadAnswered(Exception):
@@ -44,9 +59,13 @@ class Door:
         method, began = scope["method"], time.perf_counter()
         if method == "HEAD":
             scope = {**scope, "method": "GET"}
-        answer = Answer(send, head_only=method == "HEAD", api=scope["path"].startswith("/api/"))
+        answer = scope[ANSWER] = Answer(send, head_only=method == "HEAD", api=scope["path"].startswith("/api/"))
         try:
             await self._app(scope, receive, answer.send)
+            if answer.stream is not None:
+                for name in STACKS:
+                    scope.pop(name, None)
+                await answer.stream(receive, answer.send)
         except HeadAnswered:
             pass
         except ClientDisconnect:
@@ -81,6 +100,7 @@ class Answer:
         self._api = api
         self.status = 0
         self.is_stream = False
+        self.stream: Stream | None = None
         self.location: bytes | None = None
 
     async def send(self, message: Message) -> None:

@@ -96,10 +96,16 @@ async def document(request: Request) -> Response:
     return answer(request, assets()["index.html"])
 
 
+@router.api_route("/docs", methods=["GET", "HEAD"])
+async def docs(request: Request) -> Response:
+    """The reference of the API. FastAPI's own would load its scripts from somebody else's server."""
+    return answer(request, assets()["docs.html"])
+
+
 @router.api_route("/assets/{path:path}", methods=["GET", "HEAD"])
 async def asset(path: str, request: Request) -> Response:
     """A part of the page."""
     found = assets().get(path)
-    if found is None or path == "index.html":
+    if found is None or path.endswith(".html"):
         raise HTTPException(404)
     return answer(request, found)

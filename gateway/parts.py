@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from temporalio.client import Client
 
+from activities.ports import WebhookSender
 from connection import connect, run_url
 from gateway.access import Access, Identity
 from gateway.errands import Errands
 from gateway.overview import Feeds, Figures
 from gateway.registry import Registry
+from gateway.rehearsal import Rehearsals
 from intake import Intake, Sweeper
 from settings import Settings
 from storage.database import Database
 from storage.deliveries import DeliveryStore
+from storage.endpoints import EndpointStore
 from storage.jobs import JobStore
+from storage.limiter import Limiter
 from storage.overview import Overview
+from storage.queueing import QueueReader
 from storage.reading import TranscriptReader
-from webhook_rules import WebhookRules
+from webhook_rules import WebhookRules, signing_secrets
+
+SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]
+"""Makes what posts to strangers by these rules; the entry point knows one."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,12 @@ class Parts:
     client: Client
     jobs: JobStore
     deliveries: DeliveryStore
+    endpoints: EndpointStore
+    rehearsals: Rehearsals
     intake: Intake
     errands: Errands
     reader: TranscriptReader
+    queue: QueueReader
     registry: Registry
     access: Access
     feeds: Feeds
@@ -61,7 +73,7 @@ async def identity(request: Request) -> Identity:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Parts]:
+async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Parts]:
     """The real parts, looked after while the block runs. Temporal may be away; the database may not.
 
     Raises ChatJobsError with what to do where one is missing.
@@ -71,11 +83,15 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
         stack.push_async_callback(database.close)
         client = await connect(lazy=True)
         ui, namespace = settings.chatjobs_temporal_ui, client.namespace
-        jobs = JobStore(database, run_url=lambda job_id: run_url(ui, namespace, job_id))
+        limiter = Limiter(database, per_second=settings.mistral_requests_per_second)
+        jobs = JobStore(database, run_url=lambda job_id: run_url(ui, namespace, job_id), limiter=limiter)
         deliveries = DeliveryStore(database)
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
+        sender = await stack.enter_async_context(sender_of(rules))
+        secrets_of = partial(signing_secrets, settings, database)
         intake = Intake(jobs=jobs, client=client, indexed=None, policy=rules)
         reader = await stack.enter_async_context(TranscriptReader(database).running())
+        queue = await stack.enter_async_context(QueueReader(limiter).running())
         errands = await stack.enter_async_context(Errands().running())
         registry = Registry()
         access = await Access.opened(settings, database, registry)
@@ -89,9 +105,12 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
             client=client,
             jobs=jobs,
             deliveries=deliveries,
+            endpoints=EndpointStore(database),
+            rehearsals=Rehearsals(sender, rules, secrets_of),
             intake=intake,
             errands=errands,
             reader=reader,
+            queue=queue,
             registry=registry,
             access=access,
             feeds=Feeds(overview),

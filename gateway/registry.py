@@ -40,7 +40,8 @@ class Registry:
     def entered(self, key_id: str | None) -> Iterator[OpenStream]:
         """Register the current task as a stream, while the block runs."""
         task = asyncio.current_task()
-        assert task is not None
+        if task is None:
+            raise RuntimeError("a stream runs in a task")
         stream = OpenStream(task, key_id)
         self._open.add(stream)
         if self._closing:

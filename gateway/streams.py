@@ -19,11 +19,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chatjobs import sse
-from chatjobs.contracts import ChatRequest, Job
+from chatjobs.contracts import ChatRequest, Job, QueuePlace
 from chatjobs.errors import ContentDeleted, JobNotFound, StorageUnavailable
-from framing import Frame, Framing, first_part, last_frame
+from framing import Frame, Framing, first_part, last_frame, queued_frame
 from gateway.access import Identity
 from gateway.jobs import accept, body_of
+from gateway.middleware import go_on_later
 from gateway.parts import Parts, identity, parts
 from gateway.problems import HttpProblem
 from gateway.registry import HUNG_UP, REVOKED, OpenStream
@@ -143,6 +144,9 @@ class EventStream(Response):
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        go_on_later(scope, self._run)
+
+    async def _run(self, receive: Receive, send: Send) -> None:
         with self._here.registry.entered(self._caller.key_id) as stream:
             listening = asyncio.create_task(_until_hung_up(receive, stream), name="hang-up")
             try:
@@ -195,12 +199,16 @@ class JobEvents(EventStream):
         self._cursor = cursor
         self._job = job
         self._resumed = resumed
+        self._place: QueuePlace | None = None
+        """Where the job stands, while the reader does not know it."""
+        self._pause: asyncio.Timeout | None = None
 
     async def told(self, send: Send) -> None:
         """Everything up to the terminal frame; the database away for long ends the stream early."""
         try:
             if framing := await self._framing(send):
-                await self._tell(send, framing)
+                with self._here.queue.watched(self._cursor.job_id, self._stands):
+                    await self._tell(send, framing)
         except (JobNotFound, ContentDeleted):  # its retention ended, or it was deleted
             return
         except StorageUnavailable as error:
@@ -233,12 +241,25 @@ class JobEvents(EventStream):
         return last_frame(job) if there else None
 
     async def _next(self, send: Send) -> Slice:
-        """What the reader lacks, once there is something; a comment now and then keeps proxies from giving up."""
+        """What the reader lacks, once there is something; until then its place in the queue, where it has one.
+
+        A comment now and then keeps proxies from giving up.
+        """
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
-                    return await self._here.reader.wait(self._cursor)
-            await self.write(send, KEEP_ALIVE)
+                async with asyncio.timeout(0 if self._place else KEEP_ALIVE_SECONDS) as self._pause:
+                    try:
+                        return await self._here.reader.wait(self._cursor)
+                    finally:
+                        self._pause = None
+            place, self._place = self._place, None
+            await self.write(send, _encoded([queued_frame(place)]) if place else KEEP_ALIVE)
+
+    def _stands(self, place: QueuePlace) -> None:
+        """Have the reader told, which is done by his own task: it may be writing just now."""
+        self._place = place
+        if self._pause is not None and not self._pause.expired():
+            self._pause.reschedule(0)
 
     async def _job_came(self, send: Send) -> Job | None:
         """Wait for the row of a job that only Temporal knows; None if its run ended without one."""

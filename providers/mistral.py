@@ -64,7 +64,7 @@ class MistralChat:
         ``idle_connections``: how many stay open for the next request; as many as completions run at once is a good
         number. Raises ValueError for a key or URL that cannot work, without repeating it.
         """
-        _check(api_key, server_url)
+        check_access(api_key, server_url)
         self._http = http_client(idle_connections)
         self._sdk = Mistral(api_key=api_key, server_url=server_url, async_client=self._http)
         self._chat = self._sdk.chat
@@ -77,10 +77,15 @@ class MistralChat:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
-        """See ChatModel. There are no time limits on the answer here, except those after its end."""
+    async def stream(
+        self, request: ChatRequest, continue_from: str | None = None, *, raw: bool = False
+    ) -> AsyncGenerator[ModelEvent, None]:
+        """See ChatModel. There are no time limits on the answer here, except those after its end.
+
+        ``raw``: with the echo, for whoever wants to see what it looks like.
+        """
         body = request_body(request, continue_from)
-        echo = expected_echo(request, continue_from)
+        echo = None if raw else expected_echo(request, continue_from)
         private = Private(body)
         with mistral_errors(private):
             response = await self._open(body, private)
@@ -223,7 +228,8 @@ def expected_echo(request: ChatRequest, continue_from: str | None) -> Echo | Non
     return Echo(own + sent, len(text) - len(sent)) if own or text else None
 
 
-def _check(api_key: str | None, server_url: str | None) -> None:
+def check_access(api_key: str | None, server_url: str | None) -> None:
+    """Raises ValueError, which repeats neither."""
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
         raise ValueError("MISTRAL_API_KEY has blanks around it, or characters that an HTTP header cannot carry")
     if server_url is not None:

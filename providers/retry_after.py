@@ -19,13 +19,14 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
         seconds = float(value)
         return seconds if math.isfinite(seconds) else None
-    until = _date(value)
+    until = http_date(value)
     if until is None:
         return None
-    return max(0.0, (until - (_date(headers.get("date", "")) or now)).total_seconds())
+    return max(0.0, (until - (http_date(headers.get("date", "")) or now)).total_seconds())
 
 
-def _date(value: str) -> datetime | None:
+def http_date(value: str) -> datetime | None:
+    """A header's time, in UTC; None where it is none."""
     try:
         moment = parsedate_to_datetime(value)
         aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)  # the asctime form names no zone: it is GMT

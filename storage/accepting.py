@@ -49,12 +49,14 @@ class Acceptor:
 
     async def accept(self, job: NewJob) -> AcceptedJob:
         """Commit a job, durably. See JobStore.accept."""
+        self._database.not_writing()
         body = job.request.model_dump_json(exclude_unset=True) if job.request is not None else None
         new = _New((job.idempotency_key or "", job.job_id), job, body, micros(now()))
         return await self._new.add(new, weight=len(body or ""))
 
     async def started(self, job_id: str) -> None:
         """Its workflow runs: the sweeper need not start it."""
+        self._database.not_writing()
         await self._begun.add(job_id)
 
     @reconnecting
@@ -73,7 +75,14 @@ class Acceptor:
         if new.body is not None:
             await connection.execute(REQUESTS, {"job_id": job.job_id, "body": new.body})
         return AcceptedJob(
-            job.job_id, job.request_id, JobStatus.QUEUED, True, job.tenant, str(values["model"]), job.replay_of
+            job.job_id,
+            job.request_id,
+            JobStatus.QUEUED,
+            True,
+            job.tenant,
+            str(values["model"]),
+            job.replay_of,
+            int(values["priority"]),
         )
 
     @retried
@@ -96,10 +105,10 @@ async def _existing(connection: AsyncConnection, new: _New) -> AcceptedJob | Cha
         return IdempotencyMismatch() if keyed else JobIdConflict()
     if (row.id, row.request_id, row.created_at) == (job.job_id, job.request_id, new.time):
         # Our own, committed over a connection that was cut before it could say so.
-        return AcceptedJob(row.id, row.request_id, JobStatus(row.status), True, row.tenant, row.model, row.replay_of)
+        return AcceptedJob(row.id, row.request_id, JobStatus(row.status), True, row.tenant, row.model, row.replay_of, row.priority)
     if keyed is None and not job.started:
         return JobIdConflict()
-    return AcceptedJob(row.id, row.request_id, JobStatus(row.status), False, row.tenant, row.model, row.replay_of)
+    return AcceptedJob(row.id, row.request_id, JobStatus(row.status), False, row.tenant, row.model, row.replay_of, row.priority)
 
 
 def _row(job: NewJob, time: int) -> dict[str, Any]:

@@ -141,13 +141,18 @@ class Database:
     @classmethod
     async def open(cls, url: str) -> Database:
         """Connect, and create or migrate the schema where needed. Raises ConfigurationError, StorageUnavailable."""
-        database = cls(_with_driver(_parsed(url)))
+        database = cls.as_it_is(url)
         try:
             await database._prepare()
         except BaseException:
             await database.close()
             raise
         return database
+
+    @classmethod
+    def as_it_is(cls, url: str) -> Database:
+        """Neither connected nor migrated: for whoever only wants to look. Raises ConfigurationError."""
+        return cls(_with_driver(_parsed(url)))
 
     async def close(self) -> None:
         for engine in {id(e): e for e in (self.reading, self._own)}.values():
@@ -168,12 +173,16 @@ class Database:
             async with self.turn(), inline.transaction(getattr(self, f"_{engine}"), self._ends) as connection:
                 yield connection
 
+    def not_writing(self) -> None:
+        """For what another task will write: if this one is in a write transaction, it would wait for itself."""
+        if asyncio.current_task() in self._writers:
+            raise RuntimeError("This task is in a write transaction already")
+
     @contextmanager
     def _once(self) -> Iterator[None]:
         """A write inside a write would wait for itself."""
+        self.not_writing()
         task = asyncio.current_task()
-        if task in self._writers:
-            raise RuntimeError("This task is in a write transaction already")
         self._writers.add(task)
         try:
             yield
@@ -228,7 +237,7 @@ class Database:
         return await self._migrate()
 
     async def _migrate(self) -> None:
-        if await self._version() == SCHEMA_VERSION:
+        if await self.version() == SCHEMA_VERSION:
             return
         from storage.migrate import upgrade  # alembic takes two seconds to import
 
@@ -238,7 +247,8 @@ class Database:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(7233)"))
             await connection.run_sync(upgrade)
 
-    async def _version(self) -> str | None:
+    async def version(self) -> str | None:
+        """Of the schema, as SCHEMA_VERSION; None where there is none yet. Raises StorageUnavailable."""
         async with self.read() as connection:
             return await connection.run_sync(_schema_version)
 

@@ -157,10 +157,12 @@ class DeliveryStore:
     # ------------------------------------------------------------------------------------------- once more
 
     @retried
-    async def redeliver(self, delivery_id: str, *, tenant: str | None = None, job_id: str | None = None) -> Wanted:
+    async def redeliver(
+        self, delivery_id: str, *, tenant: str | None = None, job_id: str | None = None, telling: bool = True
+    ) -> Wanted:
         """A try is wanted now, whatever became of those before; the same bytes will be sent under the same id.
 
-        It is durable once this returns: where the caller does not tell Temporal, a sweeper does.
+        It is durable once this returns. ``telling``: the caller tells Temporal; where it does not, a sweeper does.
         Raises DeliveryNotFound, and for a ``job_id`` JobNotFound and ContentDeleted.
         """
         mine = [deliveries.c.id == clean(delivery_id)]
@@ -169,18 +171,18 @@ class DeliveryStore:
         async with self._database.write() as connection:
             if job_id is not None:
                 await _check_job(connection, job_id, tenant)
-            found = (await connection.execute(_wanting(TELL_SECONDS).where(*mine).returning(*WANTED))).first()
+            found = (await connection.execute(_wanting(telling).where(*mine).returning(*WANTED))).first()
         if found is None:
             raise DeliveryNotFound
         return Wanted(*found)
 
     @retried
-    async def redeliver_job(self, job_id: str, tenant: str | None = None) -> Sequence[Wanted]:
+    async def redeliver_job(self, job_id: str, tenant: str | None = None, *, telling: bool = True) -> Sequence[Wanted]:
         """``redeliver`` for all deliveries of a job. Raises JobNotFound, ContentDeleted."""
         its = deliveries.c.job_id == clean(job_id)
         async with self._database.write() as connection:
             await _check_job(connection, job_id, tenant)
-            found = (await connection.execute(_wanting(TELL_SECONDS).where(its).returning(*WANTED))).all()
+            found = (await connection.execute(_wanting(telling).where(its).returning(*WANTED))).all()
         return [Wanted(*row) for row in found]
 
     async def redeliver_some(self, chosen: Redelivery, tenant: str, limit: int = MOST_AT_ONCE) -> Redelivering:
@@ -209,10 +211,10 @@ class DeliveryStore:
     @retried
     async def _redeliver_batch(self, query: Select[Any]) -> Sequence[Any]:
         async with self._database.write() as connection:
-            found = (await connection.execute(query)).all()
+            found: Sequence[Any] = (await connection.execute(query)).all()
             if found:
                 those = deliveries.c.id.in_([row.id for row in found])
-                await connection.execute(_wanting(0).where(those))
+                await connection.execute(_wanting(telling=False).where(those))
         return found
 
     async def hurry(self, tenant: str, url: str) -> int:
@@ -267,11 +269,11 @@ async def _check_job(connection: AsyncConnection, job_id: str, tenant: str | Non
         raise ContentDeleted
 
 
-def _wanting(seconds: int) -> Any:
-    """The update that wants a try now, of which the caller tells Temporal within so many seconds."""
+def _wanting(telling: bool) -> Any:
+    """The update that wants a try now. While the caller is telling Temporal of it, nobody else does."""
     time = now()
-    until = micros(time + timedelta(seconds=seconds))
-    return update(deliveries).values(status="pending", next_try_at=micros(time), wanted_at=until)
+    until = time + timedelta(seconds=TELL_SECONDS if telling else 0)
+    return update(deliveries).values(status="pending", next_try_at=micros(time), wanted_at=micros(until))
 
 
 async def _locked(connection: AsyncConnection, delivery_id: str) -> Row[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from chatjobs.steps import Ending, Sealed
 from storage import presenting, retention, sealing
 from storage.accepting import Acceptor
 from storage.database import Database, retried
-from storage.limiter import Gate
+from storage.limiter import Gate, Limiter
 from storage.rows import CHANGED, REQUEST, by_id, close_open_attempts, locked, past, store_tail
 from storage.schema import attempts, jobs, micros, now, results, transcript
 from storage.text import clean, clean_json
@@ -49,16 +49,21 @@ NOT_FAILURES = (
 """Outcomes that do not use up the budget of real failures."""
 
 
-UNSTARTED = select(jobs.c.id, jobs.c.tenant, jobs.c.model, jobs.c.replay_of).where(
+UNSTARTED = select(jobs.c.id, jobs.c.tenant, jobs.c.model, jobs.c.replay_of, jobs.c.priority).where(
     jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_(None), jobs.c.progressed_at <= bindparam("before")
+)
+
+CANCELS = select(jobs.c.id).where(
+    jobs.c.id.in_(bindparam("keys", expanding=True)), jobs.c.cancel_requested_at.is_not(None)
 )
 
 
 class JobStore:
-    """``run_url`` makes the link to a job's run in the Temporal UI."""
+    """``run_url`` makes the link to a job's run in the Temporal UI; ``limiter`` knows where a waiting job stands."""
 
-    def __init__(self, database: Database, run_url: Callable[[str], str]) -> None:
+    def __init__(self, database: Database, run_url: Callable[[str], str], limiter: Limiter | None = None) -> None:
         self._database = database
+        self._limiter = limiter
         self._acceptor = Acceptor(database)
         self.run_url = run_url
 
@@ -250,7 +255,11 @@ class JobStore:
             row = (await connection.execute(by_id(job_id, tenant))).first()
             if row is None:
                 raise JobNotFound
-            return await presenting.job(connection, row, self.run_url(job_id))
+            job = await presenting.job(connection, row, self.run_url(job_id))
+            if job.status.terminal or self._limiter is None:
+                return job
+            places = await self._limiter.places(connection, [job.job_id])
+        return job.model_copy(update={"queue": places.get(job.job_id)})
 
     async def outline(self, job_id: str, tenant: str | None = None) -> Job:
         """A job without its texts, attempts and deliveries, whatever their size: one small read. Raises JobNotFound."""
@@ -341,7 +350,7 @@ class JobStore:
             rows = (await connection.execute(oldest, {"before": before})).all()
             taken = jobs.c.id.in_([row.id for row in rows])
             await connection.execute(update(jobs).where(taken).values(progressed_at=micros(now())))
-        return [Waiting(row.id, row.tenant, row.model, row.replay_of) for row in rows]
+        return [Waiting(row.id, row.tenant, row.model, row.replay_of, row.priority) for row in rows]
 
     async def silent(self, *, since: timedelta, limit: int = 100) -> Sequence[Waiting]:
         """Started jobs that have not ended and have not moved for a while."""
@@ -353,6 +362,11 @@ class JobStore:
         query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.cancel_requested_at.is_not(None))
         return await self._waiting(query, limit)
 
+    async def cancels(self, job_ids: Collection[str]) -> Collection[str]:
+        """Those of some jobs that somebody asked to cancel."""
+        async with self._database.single() as connection:
+            return (await connection.execute(CANCELS, {"keys": list(job_ids)})).scalars().all()
+
     @retried
     async def touch(self, job_id: str) -> None:
         """The job is known to be alive: look again later."""
@@ -362,7 +376,7 @@ class JobStore:
     async def _waiting(self, query: Any, limit: int) -> Sequence[Waiting]:
         async with self._database.read() as connection:
             rows = (await connection.execute(query.order_by(jobs.c.created_at).limit(limit))).all()
-        return [Waiting(row.id, row.tenant, row.model, row.replay_of) for row in rows]
+        return [Waiting(row.id, row.tenant, row.model, row.replay_of, row.priority) for row in rows]
 
 
 def _outlined(job_id: str, tenant: str | None) -> Any:

@@ -8,28 +8,33 @@ lets 16 calls start in the worst second at a limit of 10; here no second sees an
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import Row, Select, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from chatjobs.contracts import QueuePlace
 from storage.database import Database, retried
 from storage.schema import lane_waiters, lanes, micros, moment, now
 from storage.values import Asker, Turn
 
 SECOND = 1_000_000
-SLACK = 0.06
-"""The interval is this much longer than the limit asks for: calls start some milliseconds late, not all equally so."""
+SLACK = 0.1
+"""The interval is this much longer than the limit asks for. So many seconds may pass between a call's turn and its
+arrival at the model, for some calls and not for others, before a second sees one too many."""
 LATENESS_SECONDS = 0.03
-"""Half of the slack at ten a second: who comes later than that to his start asks for another one."""
+"""Who comes later than that to his start asks for another one; the rest of the slack is for the way to the model."""
 HORIZON_SECONDS = 1.0
 """Who may start within this time waits where he is; the others come back."""
 EARLY_SECONDS = 0.5
 """How long before his turn somebody comes back."""
+ASKED_AT_ONCE = 500
+"""Jobs in one question for places: SQLite takes some ten thousand values."""
 LOST_SECONDS = 15.0
 """A waiter who is so late for his turn does not come any more, and no longer holds up the others."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
@@ -39,19 +44,14 @@ ANYBODY = select(1).where(select(lane_waiters.c.job_id).where(lane_waiters.c.lan
 LEFT = delete(lane_waiters).where(lane_waiters.c.job_id == bindparam("key"))
 COMES = update(lane_waiters).where(lane_waiters.c.job_id == bindparam("key")).values(comes_at=bindparam("comes_at"))
 LOCKED = select(lanes).where(lanes.c.name == bindparam("key")).with_for_update()
+WAITED_IN = select(lanes).where(
+    lanes.c.name.in_(select(lane_waiters.c.lane).where(lane_waiters.c.job_id.in_(bindparam("job_ids", expanding=True))))
+)
 MOVED = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("free_at"))
 
 
 Gate = Callable[[AsyncConnection, str, Asker], Awaitable[Turn]]
 """When a call of a model (its name) may start, decided in the transaction that claims the job."""
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """Where a waiting job stands."""
-
-    position: int
-    expected_start: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,16 +168,28 @@ class Limiter:
             for row in rows
         ]
 
-    async def queued(self, job_id: str) -> Queued | None:
+    async def queued(self, job_id: str) -> QueuePlace | None:
         """A waiting job's place; None where it does not wait in a lane."""
-        query = select(lanes).join(lane_waiters, lane_waiters.c.lane == lanes.c.name)
+        return (await self.queued_of({job_id})).get(job_id)
+
+    async def queued_of(self, job_ids: Collection[str]) -> Mapping[str, QueuePlace]:
+        """The places of those jobs that wait."""
+        found: dict[str, QueuePlace] = {}
         async with self._database.read() as connection:
-            lane = (await connection.execute(query.where(lane_waiters.c.job_id == job_id))).first()
-            if lane is None:
-                return None
-            ahead = await _ahead(connection, lane.name, job_id)
-        free = max(micros(now()), lane.free_at, lane.paused_until)
-        return Queued(ahead + 1, moment(free + ahead * self._interval(lane)))
+            for some in batched(job_ids, ASKED_AT_ONCE):
+                found |= await self.places(connection, some)
+        return found
+
+    async def places(self, connection: AsyncConnection, job_ids: Sequence[str]) -> Mapping[str, QueuePlace]:
+        """``queued_of``, in the caller's transaction, for up to ASKED_AT_ONCE jobs."""
+        found: dict[str, QueuePlace] = {}
+        for lane in (await connection.execute(WAITED_IN, {"job_ids": job_ids})).all():
+            free = max(micros(now()), lane.free_at, lane.paused_until)
+            ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids})
+            for job_id, place in ranked:
+                start = moment(free + (place - 1) * self._interval(lane))
+                found[job_id] = QueuePlace(position=place, expected_start_at=start)
+        return found
 
     async def _locked(self, connection: AsyncConnection, name: str) -> tuple[Row[Any], int]:
         """The lane's row, and the time: that of the database where several machines share one."""
@@ -223,18 +235,33 @@ async def _forget_lost(connection: AsyncConnection, name: str, time: int) -> Non
     await connection.execute(delete(lane_waiters).where(lane_waiters.c.lane == name, late))
 
 
-async def _ahead(connection: AsyncConnection, name: str, job_id: str) -> int:
-    """How many start before a waiter: by priority, then one of each tenant in turn, then by age."""
+def _ranked() -> Select[Any]:
+    """The places of some of a lane's waiters: by priority, then one of each tenant in turn, then by age."""
     within = func.row_number().over(
         partition_by=(lane_waiters.c.priority, lane_waiters.c.tenant),
         order_by=(lane_waiters.c.since, lane_waiters.c.job_id),
     )
     in_line = (
         select(lane_waiters.c.job_id, lane_waiters.c.priority, lane_waiters.c.since, within.label("nth"))
-        .where(lane_waiters.c.lane == name)
+        .where(lane_waiters.c.lane == bindparam("lane_name"))
         .subquery()
     )
     place = func.row_number().over(order_by=(in_line.c.priority, in_line.c.nth, in_line.c.since, in_line.c.job_id))
     ranked = select(in_line.c.job_id, place.label("place")).subquery()
-    found = await connection.scalar(select(ranked.c.place).where(ranked.c.job_id == job_id))
-    return int(found) - 1 if found else 0
+    return select(ranked).where(ranked.c.job_id.in_(bindparam("job_ids", expanding=True)))
+
+
+RANKED = _ranked()
+
+
+async def _ahead(connection: AsyncConnection, name: str, job_id: str) -> int:
+    """How many start before a waiter."""
+    found = (await connection.execute(RANKED, {"lane_name": name, "job_ids": [job_id]})).first()
+    return int(found.place) - 1 if found else 0
+
+
+def batched(values: Collection[str], size: int) -> Iterator[list[str]]:
+    """Lists of up to so many of them."""
+    remaining = iter(values)
+    while some := list(islice(remaining, size)):
+        yield some

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from chatjobs.contracts import (
+    USUAL_PRIORITY,
     Channel,
     ChatRequest,
     JobStatus,
@@ -53,6 +54,7 @@ class Waiting:
     tenant: str
     model: str
     replay_of: str | None
+    priority: int = USUAL_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +68,12 @@ class AcceptedJob:
     tenant: str
     model: str
     replay_of: str | None = None
+    priority: int = USUAL_PRIORITY
 
     @property
     def waiting(self) -> Waiting:
         """What is needed to start it."""
-        return Waiting(self.job_id, self.tenant, self.model, self.replay_of)
+        return Waiting(self.job_id, self.tenant, self.model, self.replay_of, self.priority)
 
 
 class FinishRecord(WireModel):

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from chatjobs.contracts import Attempt, Delivery, Job
 from terminal.output import COLOURS, local_time, safe, seconds
-from terminal.views import advice
+from terminal.views import advice, standing
 
 
 def job_page(job: Job) -> RenderableType:
@@ -46,6 +46,7 @@ def _named_facts(job: Job) -> Iterator[tuple[str, str | None]]:
     yield "model", job.model
     yield "request", job.request_id
     yield "created", local_time(job.created_at)
+    yield "queue", standing(job.queue) if job.queue else None
     yield "started", local_time(job.started_at)
     yield (
         "ended",

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from temporalio.client import Client
@@ -30,7 +31,15 @@ def find() -> Place:
     try:
         return Place(Settings(), os.environ)
     except ValidationError as error:
-        raise ConfigurationError(f"The settings are not valid: {error}") from None
+        raise ConfigurationError(f"The settings are not valid: {'; '.join(map(_problem, _listed(error)))}") from None
+
+
+def _listed(error: ValidationError) -> list[ErrorDetails]:
+    return error.errors(include_url=False, include_input=False, include_context=False)
+
+
+def _problem(found: ErrorDetails) -> str:
+    return f"{'.'.join(map(str, found['loc'])).upper()}: {found['msg']}"
 
 
 class Place:
@@ -66,6 +75,20 @@ class Place:
         configured = "chatjobs_temporal_ui" in self.settings.model_fields_set
         ui = None if configured else self._endpoints.get("temporalUi")
         return run_url(ui or self.settings.chatjobs_temporal_ui, config.get("namespace", "default"), job_id)
+
+    @property
+    def gateway(self) -> str | None:
+        """Where the gateway should answer; None where it takes a free port and nothing says which."""
+        if running := self._endpoints.get("gateway"):
+            return running
+        host, port = self.settings.chatjobs_host, self.settings.chatjobs_port
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - only asked
+        return f"http://{f'[{local}]' if ':' in local else local}:{port}" if port else None
+
+    @property
+    def simulated(self) -> bool:
+        """`make run` is up, and answers come from its simulator."""
+        return "simulator" in self._endpoints
 
     def _expect_file(self) -> None:
         """To look for a job in the wrong directory must not leave an empty database there."""

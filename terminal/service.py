@@ -15,7 +15,7 @@ from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
-from chatjobs.contracts import ChatRequest, Job, JobStatus
+from chatjobs.contracts import ChatRequest, Job, JobStatus, QueuePlace
 from chatjobs.errors import (
     ChatJobsError,
     JobIdConflict,
@@ -25,10 +25,12 @@ from chatjobs.errors import (
 )
 from chatjobs.names import CHAT_JOB, JOBS_QUEUE, new_job_id
 from connection import indexed
-from framing import Framing, last_frame
+from framing import Framing, last_frame, queued_frame
 from intake import RPC_TIMEOUT, Intake
 from storage.database import Database
 from storage.jobs import JobStore
+from storage.limiter import Limiter
+from storage.queueing import QueueReader
 from storage.reading import TranscriptReader
 from storage.values import AcceptedJob, Cursor, Waiting
 from terminal.output import console, one_line, write
@@ -218,9 +220,17 @@ class Service:
 
     async def _followed(self, job: Job, cursor: Cursor, seen: View) -> Job | None:
         """Show a stream to its end; the job as it ended, or None if the watcher left."""
+
+        def stands(place: QueuePlace) -> None:
+            seen.show(queued_frame(place))
+
         try:
-            async with TranscriptReader(self._opened).running() as reader:
-                return await self._follow(reader, job, cursor, seen)
+            async with (
+                TranscriptReader(self._opened).running() as reader,
+                QueueReader(self._limiter).running() as queue,
+            ):
+                with queue.watched(job.job_id, stands):
+                    return await self._follow(reader, job, cursor, seen)
         except asyncio.CancelledError:  # Ctrl-C
             return None
 
@@ -282,7 +292,11 @@ class Service:
 
     @property
     def _jobs(self) -> JobStore:
-        return JobStore(self._opened, run_url=self._place.run_url)
+        return JobStore(self._opened, run_url=self._place.run_url, limiter=self._limiter)
+
+    @property
+    def _limiter(self) -> Limiter:
+        return Limiter(self._opened, per_second=self._place.settings.mistral_requests_per_second)
 
     async def _intake(self) -> Intake:
         policy = await WebhookRules(self._place.settings, self._opened).now()

@@ -21,6 +21,8 @@ from chatjobs.contracts import (
     ErrorEvent,
     Job,
     JobStatus,
+    QueuedEvent,
+    QueuePlace,
     ResetEvent,
     StartEvent,
 )
@@ -136,6 +138,7 @@ class LiveView:
         self._pace = Pace(job)
         self._status = job.status
         self._attempt = 0
+        self._place: QueuedEvent | None = None
         self._line = Text()
         self._channel: Channel | None = None
         self._live = Live(
@@ -156,7 +159,10 @@ class LiveView:
         self._finish_line()
 
     def show(self, frame: Frame) -> None:
+        self._place = None  # whatever else comes, it waits no more
         match frame.event:
+            case QueuedEvent() as place:
+                self._place = place
             case StartEvent(attempt=attempt):
                 self._status, self._attempt = JobStatus.IN_PROGRESS, attempt
             case ChunkEvent() as chunk:
@@ -191,7 +197,8 @@ class LiveView:
 
     def __rich__(self) -> RenderableType:
         """What is below the lines that have scrolled by, as it is at the moment of drawing."""
-        facts = [self._status.replace("_", " "), *self._pace.facts()]
+        place = self._place
+        facts = [self._status.replace("_", " "), *([standing(place)] if place else self._pace.facts())]
         if self._attempt > 1:
             facts.append(f"attempt {self._attempt}")
         status = Text(" · ".join([*facts, "Ctrl-C detaches"]), style="cyan", no_wrap=True, overflow="ellipsis")
@@ -206,6 +213,12 @@ class LiveView:
         self._console.print(Text(safe(first), style=COLOURS.get(job.status, "")), soft_wrap=True)
         for line in others:
             self._console.print(Text(safe(line), style="dim"), soft_wrap=True)
+
+
+def standing(place: QueuePlace | QueuedEvent) -> str:
+    """Where a job stands that waits for its turn, as of now."""
+    wait = max(place.expected_start_at - datetime.now(UTC), timedelta())
+    return f"number {place.position} in the queue, expected in {wait.total_seconds():.0f} s"
 
 
 class Pace:

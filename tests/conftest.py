@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
 
+from devserver import binary
 from storage.database import Database
 from storage.jobs import JobStore
 from storage.reading import TranscriptReader
@@ -84,3 +87,12 @@ async def postgres_database(postgres_server: Postgres) -> AsyncIterator[Database
     opened = await Database.open(postgres_server.new_database())
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def warp() -> AsyncIterator[Client]:
+    """A client of the time-skipping server."""
+    async with await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=binary("temporal-test-server"), data_converter=pydantic_data_converter
+    ) as environment:
+        yield environment.client

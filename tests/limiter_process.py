@@ -8,7 +8,8 @@ import sys
 import time
 
 from storage.database import Database
-from storage.limiter import LATENESS_SECONDS, Asker, Limiter
+from storage.limiter import LATENESS_SECONDS, Limiter
+from storage.values import Asker
 
 
 async def start(limiter: Limiter, asker: Asker) -> int:

@@ -43,14 +43,14 @@ WEBHOOK_SECRET = "a secret for tests"
 class Stack:
     """See the module. ``env`` is the environment of all its processes, and of those that a test starts."""
 
-    def __init__(self, directory: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, env: Mapping[str, str], temporal: Mapping[str, Any] | None = None) -> None:
         self.directory = directory
         self.data_dir = directory / "data"
         self.temporal_address = f"127.0.0.1:{free_port()}"
         self.simulator_port = free_port()
         self.env = {**_environment(self), **env}
         self.processes: list[Process] = []
-        self.temporal = self._temporal()
+        self.temporal = self._temporal(temporal or {})
         self.simulator_process: Process
         self.simulator: SimulatorProcess
         self.workers: list[Process] = []
@@ -103,10 +103,10 @@ class Stack:
         seen, self._shown[process.name] = self._shown.get(process.name, 0), len(text)
         return text[seen:]
 
-    def _temporal(self) -> Process:
+    def _temporal(self, options: Mapping[str, Any]) -> Process:
         port = int(self.temporal_address.split(":")[1])
         # What survives a kill -9 needs no fsync; only a power loss would tell.
-        started = command(self.directory / "temporal.db", port=port, durable=False)
+        started = command(**{"database": self.directory / "temporal.db", "port": port, "durable": False, **options})
         return self._process("temporal", started, "Temporal Server:")
 
     def _start_simulator(self, options: Mapping[str, Any]) -> None:
@@ -129,15 +129,17 @@ def stack(
     workers: int = 1,
     simulator: Mapping[str, Any] | None = None,
     env: Mapping[str, str] | None = None,
+    temporal: Mapping[str, Any] | None = None,
 ) -> Iterator[Stack]:
     """A stack until the end of the block.
 
     ``simulator`` has the options of its command line; by default it answers at once and as fast as it can.
+    ``temporal``: other options of its command line (devserver.command).
     ``env`` is added to the environment of all processes; without ``database_url`` the database is a SQLite file.
     """
     database = {"CHATJOBS_DATABASE_URL": database_url} if database_url else {}
     directory.mkdir(parents=True, exist_ok=True)
-    built = Stack(directory, database | dict(env or {}))
+    built = Stack(directory, database | dict(env or {}), temporal)
     try:
         built.start(simulator or {}, workers)
         yield built

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from storage.database import Database
-from storage.limiter import HORIZON_SECONDS, SECOND, Asker, Limiter
+from storage.limiter import HORIZON_SECONDS, SECOND, Limiter
+from storage.values import Asker
 from tests.stack import ROOT
 
 LIMIT = 10
@@ -64,7 +65,7 @@ async def test_who_waits_long_gets_a_place_and_comes_back(limiter: Limiter) -> N
     assert all(turn.seconds > HORIZON_SECONDS / 2 for turn in waiting)
     queued = [await limiter.queued(f"w{n}") for n in range(3)]
     assert [place and place.position for place in queued] == places
-    starts = [place.expected_start for place in queued if place]
+    starts = [place.expected_start_at for place in queued if place]
     assert starts == sorted(starts)
     assert await limiter.queued("g0") is None
 

@@ -25,6 +25,7 @@ from tests.stack import Stack
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 DOCUMENTED: dict[str, Any] = json.loads(DOCUMENT.read_text())
 JOB = {"messages": [{"role": "user", "content": "hello"}]}
+HOOK = "http://127.0.0.1:65000/"
 STREAMS = ("/api/chat/stream", "/api/feed", "/api/jobs/{job_id}/events")
 OPERATIONS = [
     (path, method)
@@ -108,9 +109,11 @@ OF_A_JOB = [(path, method) for path, method in OPERATIONS if "{job_id}" in path]
 def test_what_is_done_to_a_job_is_as_described(door: Gateway, path: str, method: str) -> None:
     """The same for one that is there, so that there is more to see than that nobody knows it."""
     with httpx2.Client(base_url=door.url, trust_env=False) as http:
-        job_id = http.post("/api/jobs", json=JOB).json()["jobId"]
-        if method == "delete":
+        job_id = http.post("/api/jobs", json=JOB | {"callback": HOOK}).json()["jobId"]
+        known = {"job_id": job_id}
+        if method == "delete" or "{delivery_id}" in path:
             assert http.post(f"/api/jobs/{job_id}/cancel").status_code == 202
-    case = schemathesis.openapi.from_dict(DOCUMENTED)[path][method.upper()].Case(path_parameters={"job_id": job_id})
+            known["delivery_id"] = http.get(f"/api/jobs/{job_id}").json()["deliveries"][0]["id"]
+    case = schemathesis.openapi.from_dict(DOCUMENTED)[path][method.upper()].Case(path_parameters=known)
     answer = case.call_and_validate(base_url=door.url, checks=CHECKS, timeout=10)
     assert 200 <= answer.status_code < 300

@@ -37,9 +37,10 @@ def test_parts_of_others_are_what_they_were() -> None:
     }
 
 
-def test_the_document_runs_nothing_of_its_own() -> None:
+@pytest.mark.parametrize("file", ["index.html", "docs.html"])
+def test_the_document_runs_nothing_of_its_own(file: str) -> None:
     """The policy would stop it: no script, style or handler inside the HTML, and nothing from elsewhere."""
-    document = (FOLDER / "index.html").read_text()
+    document = (FOLDER / file).read_text()
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|\sstyle=|javascript:", document)
     assert re.findall(r'(?:src|href)="(?!/assets/)', document) == []
 
@@ -51,12 +52,12 @@ def test_no_module_makes_markup_of_text(path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("path", ["/", "/jobs/job_1"])
-def test_the_document_and_its_headers(url: str, path: str) -> None:
-    """One document for every view, which nobody may frame and no text may run in."""
+@pytest.mark.parametrize(("path", "file"), [("/", "index.html"), ("/jobs/job_1", "index.html"), ("/docs", "docs.html")])
+def test_the_document_and_its_headers(url: str, path: str, file: str) -> None:
+    """One document for every view, and one for the reference, which nobody may frame and no text may run in."""
     answer = httpx2.get(f"{url}{path}", trust_env=False)
     assert answer.status_code == 200
-    assert answer.content == (FOLDER / "index.html").read_bytes()
+    assert answer.content == (FOLDER / file).read_bytes()
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.headers["content-security-policy"] == POLICY
     assert "default-src 'none'" in POLICY
@@ -68,7 +69,7 @@ def test_the_document_and_its_headers(url: str, path: str) -> None:
 def test_every_asset_has_its_type_and_tag(url: str) -> None:
     with httpx2.Client(base_url=url, trust_env=False) as client:
         for path in FOLDER.rglob("*"):
-            if path.suffix not in TYPES or path.name == "index.html":
+            if path.suffix not in TYPES or path.suffix == ".html":
                 continue
             answer = client.get(f"/assets/{path.relative_to(FOLDER).as_posix()}")
             assert (answer.status_code, answer.content) == (200, path.read_bytes())
@@ -87,7 +88,7 @@ def test_whoever_has_a_file_gets_304(url: str, tags: str) -> None:
         assert changed.status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/jobs/job_1", "/assets/style.css"])
+@pytest.mark.parametrize("path", ["/", "/jobs/job_1", "/docs", "/assets/style.css"])
 def test_head_is_get_without_the_body(url: str, path: str) -> None:
     with httpx2.Client(base_url=url, trust_env=False) as client:
         head, whole = client.head(path), client.get(path)
@@ -103,6 +104,9 @@ def test_head_is_get_without_the_body(url: str, path: str) -> None:
         "/assets/",
         "/assets/nothing.js",
         "/assets/index.html",
+        "/assets/docs.html",
+        "/redoc",
+        "/docs/oauth2-redirect",
         "/assets/vendor/README.md",
         "/assets/vendor/LICENSE-htm.txt",
         "/assets/../page.py",

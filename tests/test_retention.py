@@ -35,6 +35,7 @@ from chatjobs.steps import RetentionOrder, RetentionReport
 from storage import schema
 from storage.database import Database
 from storage.deliveries import DeliveryStore
+from storage.endpoints import EndpointStore
 from storage.jobs import JobStore
 from storage.reading import TranscriptReader
 from storage.retention import PENDING_DELIVERIES_KEEP, Place, RetentionStore
@@ -224,7 +225,7 @@ async def test_another_attempt_goes_on_where_the_last_one_was(
     environment = ActivityEnvironment()
     said = RetentionReport(removed=7, completed_at=schema.micros(place), job_id=passed)
     environment.info = replace(environment.info, heartbeat_details=[said.model_dump()])
-    work = RetentionActivities(retention=retention).remove_old_jobs
+    work = RetentionActivities(retention=retention, endpoints=EndpointStore(store._database)).remove_old_jobs
     report = await environment.run(work, RetentionOrder(days=1e-9))
     assert (report.removed, report.complete) == (8, True)
     assert [job.job_id for job in await store.list()] == [passed]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatjobs.contracts import Channel, ChunkEvent, CompleteEvent, ResetEvent, StartEvent, StreamEvent
+from chatjobs.contracts import Channel, ChunkEvent, CompleteEvent, QueuedEvent, ResetEvent, StartEvent, StreamEvent
 from chatjobs.errors import ResponseTooLarge, StreamBroken
 from chatjobs.sse import JobEvents, Parser, ServerEvent, encode
 
@@ -254,3 +254,20 @@ def test_what_a_newer_service_adds_is_skipped() -> None:
 
 def test_an_event_without_an_id_is_skipped() -> None:
     assert told(JobEvents(), f"event: chunk\ndata: {CHUNK}\n\n".encode()) == []
+
+
+def test_the_place_in_the_queue_has_no_id_and_changes_no_place() -> None:
+    """Before there is an id, and between two pieces of the text."""
+    queued = encode("queued", None, '{"position":3,"expectedStartAt":"2026-01-02T03:04:05.678901Z"}')
+    assert b"id:" not in queued
+    events = JobEvents()
+    assert [type(event) for event in told(events, queued)] == [QueuedEvent]
+    assert events.last_event_id == ""
+    assert [type(event) for event in told(events, chunk("ab", 2), queued, chunk("c", 3))] == [
+        ChunkEvent,
+        QueuedEvent,
+        ChunkEvent,
+    ]
+    assert events.last_event_id == "1.3"
+    with pytest.raises(StreamBroken):
+        told(events, encode("queued", None, "{}"))

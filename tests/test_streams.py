@@ -18,6 +18,7 @@ from gateway.__main__ import listen
 from gateway.app import create_app
 from gateway.parts import Parts, opened
 from gateway.server import served
+from providers.webhook_sender import HttpWebhookSender
 from settings import Settings
 from storage.database import Database
 from storage.jobs import JobStore
@@ -338,7 +339,7 @@ async def inside(machine: Stack, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     """A gateway in this process, so that its parts can be looked at, and its URL."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", machine.temporal_address)
     settings = Settings(chatjobs_database_url=machine.database_url, webhook_secret=())
-    async with opened(settings) as parts:
+    async with opened(settings, lambda rules: HttpWebhookSender(policy=rules)) as parts:
         listener = listen("127.0.0.1", 0)
         async with served(create_app(parts), parts.registry, listener):
             yield parts, f"http://127.0.0.1:{listener.getsockname()[1]}"

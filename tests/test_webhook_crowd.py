@@ -12,8 +12,6 @@ from sqlalchemy import insert, select
 from temporalio import workflow
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.ports import BUSY, WebhookResponse
@@ -29,7 +27,6 @@ from storage.schema import deliveries, now
 from tests.fakes import OK, PATIENCE
 from tests.house import HOOK, House, house
 from tests.receiver import Answer, receiver
-from tests.temporal_server import binary
 from workflows import options
 from workflows.webhook_delivery import deliver
 
@@ -117,15 +114,6 @@ async def test_a_dead_receiver_with_a_thousand_deliveries(
 
 
 # ------------------------------------------------------------------------------- waiting for a place is no try
-
-
-@pytest.fixture
-async def warp() -> AsyncIterator[Client]:
-    """A client of the time-skipping server."""
-    async with await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=binary("temporal-test-server"), data_converter=pydantic_data_converter
-    ) as environment:
-        yield environment.client
 
 
 @pytest.fixture

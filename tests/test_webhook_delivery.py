@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
-from temporalio.testing import WorkflowEnvironment
 
 from activities.ports import WebhookResponse
 from activities.webhook import retry_pause
@@ -29,21 +27,11 @@ from storage.database import Database
 from tests.fakes import OK, SECRET, Gate, answered, eventually
 from tests.house import HOOK, House, house
 from tests.receiver import Answer, receiver
-from tests.temporal_server import binary
 from workflows import options
 from workflows.webhook_delivery import JITTER, PAUSES, pause_after
 
 HOUR = 3600.0
 DOWN = answered(500, response="the receiver is down")
-
-
-@pytest.fixture
-async def warp() -> AsyncIterator[Client]:
-    """A client of the time-skipping server."""
-    async with await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=binary("temporal-test-server"), data_converter=pydantic_data_converter
-    ) as environment:
-        yield environment.client
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def local() -> dict[str, Any]:
             maximum_interval=timedelta(seconds=30),
         ),
         # Beyond this pause (after four tries) the wait becomes a timer in history. Until then it holds the workflow
-        # task open, which costs three events every 8 s, and a worker that is told to stop cannot: it waits for the end.
+        # task open, which costs three events every 4 s, and a worker that is told to stop cannot: it waits for the end.
         "local_retry_threshold": timedelta(seconds=2),
     }
 

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { call, newKey } from "./api.js";
-import { Field, ModelField, Trouble, go } from "./parts.js";
+import { Field, ModelField, PriorityField, Trouble, USUAL_PRIORITY, go } from "./parts.js";
 
 const MODEL = "chatjobs.model";
 
@@ -73,6 +73,7 @@ export function Composer({ title, placeholder, before = [], rest = {}, focus = f
         ${before.length ? null : html`<label class="field wide"><span>System message</span><textarea name="system" rows="2"></textarea></label>`}
         <${Field} name="temperature" title="Temperature" type="number" min="0" max="2" step="0.1" initial=${rest.temperature ?? ""} />
         <${Field} name="max_tokens" title="Longest answer" hint="tokens" type="number" min="1" initial=${rest.max_tokens ?? ""} />
+        <${PriorityField} initial=${rest.priority} />
         <${Field} name="callback" title="Webhook" type="url" placeholder="https://you.example/hooks" initial=${rest.callback ?? ""} />
         <${Field} name="metadata" title="Metadata" hint="key=value, …" placeholder="order=42" initial=${pairsOf(rest.metadata)} />
       </div>
@@ -98,6 +99,7 @@ function requestOf(form, before, rest) {
   const system = given.system?.trim() ? [{ role: "system", content: given.system }] : [];
   const request = { ...rest, model: given.model.trim(), messages: [...system, ...before, { role: "user", content: given.prompt }] };
   for (const name of ["temperature", "max_tokens"]) setOrLeave(request, name, given[name], Number(given[name]));
+  setOrLeave(request, "priority", Number(given.priority) !== USUAL_PRIORITY, Number(given.priority));
   setOrLeave(request, "callback", given.callback, given.callback);
   setOrLeave(request, "metadata", given.metadata, parsedPairs(given.metadata));
   return request;

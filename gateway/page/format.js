@@ -41,6 +41,12 @@ export function ago(time, now) {
   return day.format(new Date(time));
 }
 
+/** Where a waiting job stands. */
+export function standing({ position, expectedStartAt }, now) {
+  const wait = Math.max(0, Math.round((new Date(expectedStartAt) - now) / 1000));
+  return `number ${count(position)} in the queue, expected ${wait ? `in ${span(wait * 1000)}` : "now"}`;
+}
+
 export const shortId = (id) => (id.length > 18 ? `${id.slice(0, 12)}…${id.slice(-4)}` : id);
 
 /** Only web addresses become links: a setting might hold something else. */

@@ -3,9 +3,9 @@
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { call, jobPath, newKey } from "./api.js";
 import { Composer } from "./chat.js";
-import { count, curl, isOpen, label, many, rate, shortId, span, timeOfDay, webAddress, when } from "./format.js";
+import { count, curl, isOpen, label, many, rate, shortId, span, standing, timeOfDay, webAddress, when } from "./format.js";
 import { follow } from "./live.js";
-import { Card, Dialog, Field, Link, ModelField, Status, Trouble, copy, go, say, useNow } from "./parts.js";
+import { Card, Dialog, Field, Link, ModelField, Status, Trouble, USUAL_PRIORITY, copy, go, say, useNow } from "./parts.js";
 import { Text, Transcript } from "./transcript.js";
 
 const DELIVERY_PAUSES_MS = [500, 1000, 2000, 4000, 8000, 15_000];
@@ -32,8 +32,8 @@ export function JobView({ id, session, onConnection }) {
       <aside>
         <${Timeline} job=${job} request=${request} transcript=${transcript} />
         <${Attempts} job=${job} />
-        <${Deliveries} job=${job} />
-        <${Details} job=${job} />
+        <${Deliveries} job=${job} reload=${reload} />
+        <${Details} job=${job} request=${request} />
       </aside>
     </div>
     <p class="hidden" role="status" aria-live="polite">${isOpen(job.status) ? "The answer is being written" : `The job is ${label(job.status).toLowerCase()}`}</p>
@@ -70,13 +70,16 @@ function useJob(id, onConnection) {
     let stop = () => {};
     let timer = 0;
     const ended = () => {
-      stop();
-      onConnection("ended");
+      rest();
       reload();
     };
     const handlers = {
+      queued: (data) => setJob((job) => job && { ...job, queue: data }),
       start: () => reload(),
-      chunk: (data, eventId) => transcript.take(data, eventId),
+      chunk: (data, eventId) => {
+        transcript.take(data, eventId);
+        setJob((job) => (job?.queue ? { ...job, queue: undefined } : job));
+      },
       reset: (data) => {
         transcript.restart();
         setRestarted(data.reason);
@@ -88,7 +91,7 @@ function useJob(id, onConnection) {
     };
     const tell = (state, status) => {
       onConnection(state);
-      if (status === 204) reload();
+      if (status === 204) ended();
     };
     const begin = async () => {
       const found = await reload();
@@ -101,8 +104,21 @@ function useJob(id, onConnection) {
       if (isOpen(found.status)) stop = follow(jobPath(id, "/events"), handlers, tell);
       else {
         transcript.fill(found.content, found.reasoning);
-        onConnection("ended");
+        rest();
       }
+    };
+    /** An operator may reopen a failed job: the feed of all jobs tells. */
+    const rest = () => {
+      stop();
+      onConnection("ended");
+      stop = follow("/api/feed", { hello: look, jobs: ({ jobs }) => jobs.some((one) => one.jobId === id && isOpen(one.status)) && look() });
+    };
+    const look = async () => {
+      const found = await reload();
+      if (!alive.current || found instanceof Error || !isOpen(found.status)) return;
+      stop();
+      transcript.restart(); // its text comes again, from the beginning
+      stop = follow(jobPath(id, "/events"), handlers, tell);
     };
     begin();
     return () => {
@@ -235,7 +251,7 @@ function overridesOf(form, request) {
 // -------------------------------------------------------------------------------------------------------- talk
 
 function Talk({ job, request, transcript, restarted }) {
-  useNow(isOpen(job.status) ? 500 : 60_000);
+  const now = useNow(isOpen(job.status) ? 500 : 60_000);
   const reasons = Boolean(transcript.texts.reasoning);
   const nothing = !transcript.texts.content && !job.toolCalls?.length;
   return html`<section aria-label="Conversation" class="messages">
@@ -249,13 +265,18 @@ function Talk({ job, request, transcript, restarted }) {
         <${Text} transcript=${transcript} channel="reasoning" />
       </details>
       <${Text} transcript=${transcript} channel="content" data-testid="answer" />
-      ${nothing && isOpen(job.status) ? html`<p class="waiting muted">${job.status === "queued" ? "Queued" : "Waiting for the first token"}…</p>` : null}
+      ${isOpen(job.status) && (nothing || job.queue) ? html`<p class="waiting muted">${waitingFor(job, now)}</p>` : null}
       ${job.toolCalls?.length ? html`<pre class="code">${JSON.stringify(job.toolCalls, null, 2)}</pre>` : null}
       ${job.status === "incomplete" ? html`<p class="remark">The model stopped at a length limit; the text so far is kept.</p>` : null}
       ${job.status === "cancelled" ? html`<p class="remark">Cancelled; the text so far is kept.</p>` : null}
       ${job.error ? html`<div class="trouble"><p><code>${job.error.code}</code> ${job.error.message}</p></div>` : null}
     </article>
   </section>`;
+}
+
+function waitingFor(job, now) {
+  if (job.queue) return `Waiting for the model's rate limit: ${standing(job.queue, now)}`;
+  return job.status === "queued" ? "Queued…" : "Waiting for the first token…";
 }
 
 function Message({ message }) {
@@ -363,13 +384,28 @@ function Attempts({ job }) {
   <//>`;
 }
 
-function Deliveries({ job }) {
+function Deliveries({ job, reload }) {
+  const [busy, setBusy] = useState(null);
+  const [problem, setProblem] = useState(null);
   if (!job.deliveries.length) return null;
+  const redeliver = async (delivery) => {
+    setBusy(delivery.id);
+    try {
+      await call("POST", jobPath(job.jobId, `/deliveries/${encodeURIComponent(delivery.id)}/redeliver`));
+      say("It will be delivered again");
+      setProblem(null);
+    } catch (error) {
+      setProblem(error);
+    }
+    await reload();
+    setBusy(null);
+  };
   return html`<${Card} title="Webhook">
     ${job.deliveries.map(
       (delivery) => html`<div key=${delivery.id} class="delivery">
         <p class="url">${delivery.url}</p>
-        <p class="muted">${delivery.event} · ${delivery.status}</p>
+        <p class="again"><span class="muted">${delivery.event} · ${delivery.status}</span>
+          <button type="button" class="quiet" onClick=${() => redeliver(delivery)} disabled=${busy !== null}>${busy === delivery.id ? "Sending…" : "Redeliver"}</button></p>
         <ul class="facts">
           ${delivery.tries.map(
             (one) => html`<li key=${one.number}>
@@ -382,10 +418,11 @@ function Deliveries({ job }) {
         </ul>
       </div>`,
     )}
+    <${Trouble} problem=${problem} />
   <//>`;
 }
 
-function Details({ job }) {
+function Details({ job, request }) {
   const usage = job.usage;
   const metadata = Object.entries(job.metadata ?? {});
   const toJob = (id) => html`<${Link} href=${`/jobs/${encodeURIComponent(id)}`} title=${id}>${shortId(id)}<//>`;
@@ -393,6 +430,7 @@ function Details({ job }) {
     <dl>
       ${usage ? html`<dt>Tokens</dt><dd>${count(usage.prompt_tokens)} in, ${count(usage.completion_tokens)} out${job.usageEstimated ? " (partly estimated)" : ""}</dd>` : null}
       ${job.finishReason ? html`<dt>Finish</dt><dd>${job.finishReason}</dd>` : null}
+      ${request?.priority && request.priority !== USUAL_PRIORITY ? html`<dt>Priority</dt><dd>${request.priority}</dd>` : null}
       ${job.epoch > 1 ? html`<dt>Epoch</dt><dd>${job.epoch}</dd>` : null}
       <dt>Job</dt><dd class="id">${job.jobId}</dd>
       <dt>Request</dt><dd class="id">${job.requestId}</dd>

@@ -34,7 +34,7 @@ export function follow(url, handlers, tell = () => {}) {
       mine.addEventListener(name, (event) => {
         // "error" is also the browser's own word for trouble with the connection; then there is no data.
         if (mine !== source || event.data === undefined) return;
-        lastId = event.lastEventId;
+        if (event.lastEventId) lastId = event.lastEventId; // news of the queue has none
         handle(JSON.parse(event.data), event.lastEventId);
       });
     }

@@ -81,6 +81,14 @@ export function Field({ name, title, hint, initial, ...input }) {
   </label>`;
 }
 
+export const USUAL_PRIORITY = 3;
+const PRIORITIES = { 1: "1, first", 2: "2", 3: "3, usual", 4: "4", 5: "5, last" };
+
+export const PriorityField = ({ initial = USUAL_PRIORITY }) => html`<label class="field">
+  <span>Priority</span>
+  <select name="priority">${Object.entries(PRIORITIES).map(([value, title]) => html`<option value=${value} selected=${value === String(initial)}>${title}</option>`)}</select>
+</label>`;
+
 const MODELS = [
   "mistral-small-latest",
   "mistral-medium-latest",

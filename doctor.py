@@ -1,0 +1,98 @@
+"""`starter.py doctor`: is everything there that the service needs, and what to do where it is not.
+
+Every check has a time limit of its own, and all run at once. Nothing is changed: no database is made or migrated. No
+key and no secret is shown. What is checked is in doctor_checks.py, and with --live in doctor_live.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.text import Text
+
+import doctor_checks
+from chatjobs.errors import ChatJobsError
+from doctor_checks import Check, Finding, Patient, Status
+from terminal.output import complain, console, one_line, safe, write
+from terminal.place import find
+
+CHECK_SECONDS = 12.0
+OK, PROBLEM = 0, 1
+COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+async def run(*, live: bool, as_json: bool) -> int:
+    """Print what was found; the exit code."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is in the findings
+    report = Report(as_json=as_json)
+    try:
+        patient = Patient(find(), os.environ)
+    except ChatJobsError as error:
+        broken = Finding("settings", "problem", error.message, "correct the variables that are named")
+        report.add([broken, *await doctor_checks.versions()])
+        return report.end()
+    report.add(await examined(patient))
+    if live:
+        await _live(patient, report)
+    return report.end()
+
+
+async def examined(patient: Patient) -> list[Finding]:
+    """What all checks found, in their order."""
+    found = await asyncio.gather(*(_within_time(check, patient) for check in doctor_checks.CHECKS))
+    return [finding for findings in found for finding in findings]
+
+
+async def _within_time(check: Check, patient: Patient) -> Sequence[Finding]:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            return await check(patient)
+    except TimeoutError:
+        found = f"no answer within {CHECK_SECONDS:g} s"
+    except (ChatJobsError, OSError) as error:
+        found = str(error)
+    return [Finding(check.__name__, "problem", found, "see whether what it asks is running and can be reached")]
+
+
+async def _live(patient: Patient, report: Report) -> None:
+    import doctor_live
+
+    complain(doctor_live.BOUND)
+    report.add(await doctor_live.examined(patient.settings))
+
+
+class Report:
+    """Findings as they come, or as one JSON object at the end."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._findings: list[Finding] = []
+
+    def add(self, findings: Sequence[Finding]) -> None:
+        self._findings += findings
+        if not self._as_json:
+            for finding in findings:
+                self._print(finding)
+
+    def end(self) -> int:
+        """Print what is left to be said; the exit code."""
+        count = {status: sum(one.status == status for one in self._findings) for status in COLOURS}
+        if self._as_json:
+            checks = [finding._asdict() for finding in self._findings]
+            write(f"{one_line({'ok': not count['problem'], 'checks': checks})}\n")
+        elif count["problem"] or count["warning"]:
+            write(f"problems: {count['problem']}, warnings: {count['warning']}\n")
+        else:
+            write("Everything is well.\n")
+        sys.stdout.flush()
+        return PROBLEM if count["problem"] else OK
+
+    def _print(self, finding: Finding) -> None:
+        line = Text.assemble((f"{finding.status:8}", COLOURS[finding.status]), f"{finding.check:18} ")
+        console().print(line.append(safe(finding.found)), soft_wrap=True)
+        if finding.fix:
+            console().print(Text(f"{'':27}→ {safe(finding.fix)}"), soft_wrap=True)

@@ -1,0 +1,201 @@
+"""`starter.py doctor --live`: what the real API does when an answer is cut and continued, seen with two small calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Literal
+
+from activities.ports import Allowance, Finish, ModelEvent, TextDelta
+from chatjobs.contracts import Channel, ChatRequest
+from chatjobs.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited
+from doctor_checks import Finding, Status
+from providers.mistral import MistralChat, expected_echo
+from settings import Settings
+
+MODEL = "mistral-small-latest"
+PROMPT = "Count from one to a hundred in English words, separated by commas. No other words."
+FIRST_TOKENS, MORE_TOKENS = 80, 60
+BOUND = f"--live makes two calls of {MODEL}: at most 300 tokens together, less than a cent."
+CUT_CHARACTERS = 96
+"""Three times what an echo needs to be told from chance (mistral_echo.SURE)."""
+CALL_SECONDS = 30.0
+CHANCE_CHARACTERS = 8
+"""An overlap of fewer says nothing."""
+
+EchoKind = Literal["whole", "pieces", "none", "differing"]
+
+
+@dataclass
+class Heard:
+    """One call as it was heard. ``first`` is in seconds."""
+
+    pieces: list[str] = field(default_factory=list)
+    first: float | None = None
+    allowance: Allowance | None = None
+    finish: Finish | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+async def examined(settings: Settings) -> list[Finding]:
+    """What was seen. A refusal of Mistral's is a finding, too."""
+    key = settings.mistral_api_key
+    if key is None:
+        return [Finding("live", "problem", "there is no key to call with", "set MISTRAL_API_KEY")]
+    try:
+        model = MistralChat(key.get_secret_value(), settings.mistral_server_url, idle_connections=1)
+    except ValueError as error:
+        return [Finding("live", "problem", str(error), "correct it")]
+    try:
+        return await _cut_and_continued(model)
+    except TimeoutError:
+        return [Finding("live", "problem", f"a call took more than {CALL_SECONDS:g} s", "try again later")]
+    except UpstreamRateLimited as error:
+        wait = "" if error.retry_after is None else f" in {error.retry_after:.0f} s"
+        return [Finding("live", "problem", error.message, f"try again{wait}; nothing more was called")]
+    except UpstreamError as error:
+        return [Finding("live", "problem", error.message, "see the finding about the key; nothing more was called")]
+    finally:
+        await model.aclose()
+
+
+async def _cut_and_continued(model: MistralChat) -> list[Finding]:
+    """Raises UpstreamError, TimeoutError."""
+    first = await heard(model.stream(_request(FIRST_TOKENS)), cut=CUT_CHARACTERS)
+    text = up_to_a_space(first.text)
+    if not text.strip():
+        return [Finding("live", "problem", "the answer had no text to be continued", "try again")]
+    more = _request(MORE_TOKENS)
+    second = await heard(model.stream(more, text, raw=True))
+    return judged(first, second, text, *without_echo(more, text, second.pieces))
+
+
+def _request(tokens: int) -> ChatRequest:
+    message = {"role": "user", "content": PROMPT}
+    return ChatRequest.parse({"model": MODEL, "messages": [message], "temperature": 0, "max_tokens": tokens})
+
+
+async def heard(events: AsyncGenerator[ModelEvent, None], *, cut: int | None = None) -> Heard:
+    """Listen to the end, or hang up after so many characters. Raises UpstreamError, TimeoutError."""
+    found, began, length = Heard(), time.monotonic(), 0
+    async with asyncio.timeout(CALL_SECONDS), aclosing(events):
+        async for event in events:
+            match event:
+                case TextDelta(channel=Channel.CONTENT, text=text):
+                    found.first = time.monotonic() - began if found.first is None else found.first
+                    found.pieces.append(text)
+                    length += len(text)
+                case Allowance():
+                    found.allowance = event
+                case Finish():
+                    found.finish = event
+            if cut is not None and length >= cut:
+                break
+    return found
+
+
+def up_to_a_space(text: str) -> str:
+    """Its beginning up to the last space, with it: the place where continuing is the most delicate."""
+    head, space, _ = text[:CUT_CHARACTERS].rstrip(" ").rpartition(" ")
+    return head + space or text
+
+
+def without_echo(request: ChatRequest, text: str, pieces: Sequence[str]) -> tuple[EchoKind, str]:
+    """What kind of echo there was, and what the service would have taken for the continuation."""
+    echo, own = expected_echo(request, text), list[str]()
+    if echo is None:
+        raise AssertionError("who continues a text expects an echo")
+    events: list[ModelEvent] = [*(TextDelta(Channel.CONTENT, piece) for piece in pieces), Finish("stop")]
+    try:
+        for event in events:
+            taken = [event] if echo.decided else echo.take(event)
+            own += [one.text for one in taken if isinstance(one, TextDelta)]
+    except UpstreamInterrupted:
+        return "differing", ""
+    sent = text.rstrip(" ")
+    if not "".join(pieces).startswith(sent):
+        return "none", "".join(own)
+    return "whole" if pieces[0].startswith(sent) else "pieces", "".join(own)
+
+
+# ------------------------------------------------------------------------------------------------- judgement
+
+
+def judged(first: Heard, second: Heard, text: str, echo: EchoKind, own: str) -> list[Finding]:
+    findings = [_echo(echo)]
+    if echo != "differing":
+        findings += [_joint(text, own), _space(text, second.text, echo)]
+    return [*findings, _usage(second), _rate(first, second), _tempo(first, second)]
+
+
+def _echo(kind: EchoKind) -> Finding:
+    words = {
+        "whole": "the prefix came back whole, in one piece, and was taken off",
+        "pieces": "the prefix came back in pieces, and was taken off",
+        "none": "the prefix did not come back",
+    }
+    if kind == "differing":
+        found = "the prefix came back with changes: answers cannot be continued"
+        return Finding("live: echo", "problem", found, "set onInterrupt to restart or fail, and report this")
+    return Finding("live: echo", "ok", words[kind])
+
+
+def _joint(text: str, own: str) -> Finding:
+    if not own:
+        return Finding("live: joint", "warning", "nothing came behind the prefix", "try again")
+    again = overlap(text, own)
+    if again >= CHANCE_CHARACTERS or text[: 4 * CHANCE_CHARACTERS] in own:
+        found = f"the continuation says again what was there: …{text[-40:]!r} then {own[:40]!r}…"
+        return Finding("live: joint", "problem", found, "set onInterrupt to restart, and report this")
+    return Finding("live: joint", "ok", f"no overlap; does it read on? …{text[-40:]}|{own[:40]}…")
+
+
+def overlap(text: str, own: str) -> int:
+    """How many characters at the end of ``text`` stand at the beginning of ``own`` again."""
+    return max((n for n in range(1, min(len(text), len(own)) + 1) if text.endswith(own[:n])), default=0)
+
+
+def _space(text: str, raw: str, echo: EchoKind) -> Finding:
+    """Whether the space that was cut off before sending comes again."""
+    sent = text.rstrip(" ")
+    if sent == text:
+        return Finding("live: space", "ok", "the text so far has no space at its end to try it with")
+    rest = raw if echo == "none" else raw[len(sent) :]
+    if rest.startswith(" "):
+        return Finding("live: space", "ok", "the space that was not sent came again, and was taken off")
+    return Finding("live: space", "ok", f"the space that was not sent did not come again: {rest[:12]!r}")
+
+
+def _usage(heard: Heard) -> Finding:
+    finish = heard.finish
+    if finish is None or finish.usage is None:
+        return Finding("live: usage", "warning", "the stream's end had no usage", "tokens of jobs are estimated")
+    usage = finish.usage
+    found = f"{usage.prompt_tokens} + {usage.completion_tokens} tokens in the last chunk, finish reason {finish.reason}"
+    if usage.completion_tokens > MORE_TOKENS:
+        fix = f"completion_tokens ({usage.completion_tokens}) counts more than max_tokens ({MORE_TOKENS}); report this"
+        return Finding("live: usage", "warning", found, fix)
+    return Finding("live: usage", "ok", found)
+
+
+def _rate(*calls: Heard) -> Finding:
+    told = next((one.allowance for one in reversed(calls) if one.allowance is not None), None)
+    if told is None:
+        found = "no x-ratelimit headers: lanes keep to MISTRAL_REQUESTS_PER_SECOND alone"
+        return Finding("live: rate limit", "ok", found)
+    values = [f"{name.replace('_', ' ')} {value:,.0f}" for name, value in told._asdict().items() if value is not None]
+    return Finding("live: rate limit", "ok", f"headers: {', '.join(values)}")
+
+
+def _tempo(first: Heard, second: Heard) -> Finding:
+    times = [f"{one.first * 1000:.0f} ms" for one in (first, second) if one.first is not None]
+    status: Status = "ok" if len(times) == 2 else "warning"
+    return Finding(
+        "live: first token", status, f"after {' and '.join(times)}; {len(first.pieces)} pieces up to the cut"
+    )

@@ -1,0 +1,97 @@
+"""The OpenAPI document: what FastAPI finds out by itself, and what the routes do that it cannot see.
+
+``python -m gateway.openapi`` writes ``openapi.json``; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+PREFIX = "#/components/schemas/"
+OPEN_TO_ALL = ("/healthz", "/readyz")
+METHODS = ("get", "put", "post", "delete", "patch")
+PROBLEM = {
+    "type": "object",
+    "title": "Problem",
+    "description": "What went wrong (RFC 9457). `code` is stable. It never has what was sent.",
+    "required": ["type", "title", "status", "code", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "code": {"type": "string"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "description": "Where, as JSON pointers (RFC 6901), and why",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "message"],
+                "properties": {"pointer": {"type": "string"}, "message": {"type": "string"}},
+            },
+        },
+    },
+}
+FAILURE = {
+    "description": "A problem; `code` says which",
+    "content": {"application/problem+json": {"schema": {"$ref": f"{PREFIX}Problem"}}},
+}
+
+
+def described(app: FastAPI) -> dict[str, Any]:
+    """The document, made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for path, operations in document["paths"].items():
+            for method in METHODS:
+                if method in operations:
+                    _complete(operations[method], schemas, open_to_all=path in OPEN_TO_ALL)
+        schemas["Problem"] = PROBLEM
+        schemas.pop("HTTPValidationError", None)
+        schemas.pop("ValidationError", None)
+        document["components"]["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer", "description": "Not needed where no keys are configured"}
+        }
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, open_to_all: bool) -> None:
+    _hoist(operation, schemas)
+    responses = operation["responses"]
+    responses.pop("422", None)
+    for status, response in responses.items():
+        if status >= "400":
+            response["content"] = FAILURE["content"]
+    responses["default"] = FAILURE
+    operation["security"] = [{}] if open_to_all else [{"key": []}, {}]
+
+
+def _hoist(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Move what a body's schema defines for itself to where all schemas are."""
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        schema = content.get("schema", {})
+        own = schema.pop("$defs", {})
+        if not own:
+            continue
+        names = {name: name if schemas.get(name, found) == found else f"{name}Input" for name, found in own.items()}
+        name = schema.get("title", "Body")
+        schemas[name] = _renamed(schema, names)
+        for given, found in own.items():
+            schemas[names[given]] = _renamed(found, names)
+        content["schema"] = {"$ref": f"{PREFIX}{name}"}
+
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:
+    """With references to ``$defs`` turned into references to components."""
+    if isinstance(value, dict):
+        return {key: _renamed(inner, names) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_renamed(inner, names) for inner in value]
+    if isinstance(value, str) and value.startswith("#/$defs/"):
+        return PREFIX + names[value.removeprefix("#/$defs/")]
+    return value

@@ -1,0 +1,135 @@
+// The reference of the API, made of /openapi.json.
+
+import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
+import { call } from "./api.js";
+import { Trouble } from "./parts.js";
+import { limitsOf, nameOf, operationsOf, partsOf, schemaOf, typeOf } from "./openapi.js";
+
+const RETRY_MS = 2000;
+
+function useDocument() {
+  const [document, set] = useState(null);
+  const [problem, setProblem] = useState(null);
+  useEffect(() => {
+    let timer = 0;
+    const load = () =>
+      call("GET", "/openapi.json").then(
+        (found) => (set(found), setProblem(null)),
+        (error) => (setProblem(error), (timer = setTimeout(load, RETRY_MS))),
+      );
+    load();
+    return () => clearTimeout(timer);
+  }, []);
+  return [document, problem];
+}
+
+/** What the address names is there only once it was rendered; a schema is closed until it is named. */
+function useAnchor(ready) {
+  useEffect(() => {
+    if (!ready) return undefined;
+    const show = () => {
+      const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+      if (!target) return;
+      if (target.tagName === "DETAILS") target.open = true;
+      target.scrollIntoView();
+    };
+    show();
+    addEventListener("hashchange", show);
+    return () => removeEventListener("hashchange", show);
+  }, [ready]);
+}
+
+function Docs() {
+  const [api, problem] = useDocument();
+  useAnchor(Boolean(api));
+  const groups = api ? operationsOf(api) : [];
+  return html`<header class="bar">
+      <a href="/" class="mark"><img src="/assets/icon.svg" alt="" width="22" height="22" />chatjobs</a>
+      <nav aria-label="Main"><a href="/">Jobs</a><a href="/docs" aria-current="page">API</a></nav>
+    </header>
+    ${api ? html`<${Reference} api=${api} groups=${groups} />` : html`<main class="alone">${problem ? html`<${Trouble} problem=${problem} />` : html`<p class="muted">Loading…</p>`}</main>`}`;
+}
+
+function Reference({ api, groups }) {
+  const schemas = Object.entries(api.components.schemas).sort(([one], [other]) => one.localeCompare(other));
+  return html`<div class="reference">
+    <nav class="contents" aria-label="Contents">
+      ${groups.map(
+        ([name, operations]) => html`<h2>${name}</h2>
+          <ul>${operations.map((one) => html`<li><a href=${`#${one.id}`}><${Method} name=${one.method} /><${Path} path=${one.path} /></a></li>`)}</ul>`,
+      )}
+      <h2><a href="#schemas">Schemas</a></h2>
+    </nav>
+    <main class="docs">
+      <h1>${api.info.title} API</h1>
+      <p class="lead">${api.info.description}</p>
+      <p class="muted">Where keys are configured, send <code>Authorization: Bearer cj_…</code>. What fails is answered as
+        <${Type} schema=${{ $ref: "#/components/schemas/Problem" }} />, <code>application/problem+json</code>.
+        The document itself: <a href="/openapi.json">openapi.json</a>.</p>
+      ${groups.map(([name, operations]) => html`<section aria-label=${name}><h2 class="group">${name}</h2>
+        ${operations.map((one) => html`<${Operation} key=${one.id} api=${api} ...${one} />`)}</section>`)}
+      <section aria-label="Schemas"><h2 class="group" id="schemas">Schemas</h2>
+        ${schemas.map(([name, schema]) => html`<details class="card schema" id=${`schema-${name}`} key=${name}>
+          <summary><code>${name}</code></summary>
+          <${Schema} schema=${schema} />
+        </details>`)}</section>
+    </main>
+  </div>`;
+}
+
+const Method = ({ name }) => html`<span class="method" data-method=${name}>${name.toUpperCase()}</span>`;
+
+/** Parameters stand out, and the path may break at its slashes. */
+const Path = ({ path }) => html`<code class="path">${path.split(/(?=\/)/).map((part) => html`${part.startsWith("/{") ? html`/<i>${part.slice(1)}</i>` : part}<wbr />`)}</code>`;
+
+function Operation({ api, id, method, path, operation }) {
+  const body = Object.entries(operation.requestBody?.content ?? {});
+  const answers = Object.entries(operation.responses).filter(([status]) => status !== "default");
+  return html`<article class="card operation" id=${id} aria-label=${`${method.toUpperCase()} ${path}`}>
+    <h3><a href=${`#${id}`}><${Method} name=${method} /><${Path} path=${path} /></a></h3>
+    <${Prose} text=${operation.description} />
+    ${operation.parameters?.length
+      ? html`<h4>Parameters</h4><${Fields} fields=${operation.parameters.map((one) => ({ name: one.name, note: one.in, required: one.required, schema: one.schema, text: one.description }))} />`
+      : null}
+    ${body.map(
+      ([type, { schema }]) => html`<h4>Body <span class="muted">${type}</span></h4>
+        <details class="body"><summary><${Type} schema=${schema} plain /></summary><${Schema} schema=${schemaOf(api, schema)} /></details>`,
+    )}
+    <h4>Answers</h4>
+    <dl class="answers">
+      ${answers.map(([status, answer]) => html`<dt data-tone=${status < "400" ? "good" : "bad"}>${status}</dt>
+        <dd>${Object.entries(answer.content ?? {}).map(([type, { schema }]) => html`<${Type} schema=${schema ?? {}} fallback=${type} />${" "}`)}
+          ${answer.description === "Successful Response" ? null : html`<span class="muted"><${Inline} text=${answer.description} /></span>`}
+          ${answer.content || answer.description !== "Successful Response" ? null : html`<span class="muted">no content</span>`}</dd>`)}
+    </dl>
+  </article>`;
+}
+
+function Schema({ schema }) {
+  const required = new Set(schema.required);
+  const fields = Object.entries(schema.properties ?? {}).map(([name, of]) => ({ name, required: required.has(name), schema: of, text: of.description }));
+  return html`<div class="inside">
+    <${Prose} text=${schema.description} />
+    ${fields.length ? html`<${Fields} fields=${fields} />` : html`<p><${Type} schema=${schema} /></p>`}
+  </div>`;
+}
+
+const Fields = ({ fields }) => html`<table class="params"><tbody>
+  ${fields.map(({ name, note, required, schema, text }) => html`<tr>
+    <th scope="row"><code>${name}</code>${required ? html`<small class="needed">required</small>` : null}${note ? html`<small>${note}</small>` : null}</th>
+    <td><${Type} schema=${schema} />${limitsOf(schema).map((limit) => html` <span class="limit">${limit}</span>`)}<${Prose} text=${text} /></td>
+  </tr>`)}
+</tbody></table>`;
+
+/** A schema in one line, in which the names of others are links. */
+function Type({ schema, plain = false, fallback = "any" }) {
+  const parts = typeOf(schema);
+  if (!parts.length) return html`<code class="type">${fallback}</code>`;
+  return html`<code class="type">${parts.map((part) => (part.ref && !plain ? html`<a href=${`#schema-${nameOf(part.ref)}`}>${nameOf(part.ref)}</a>` : part.ref ? nameOf(part.ref) : part))}</code>`;
+}
+
+const Prose = ({ text }) => (text ? text.trim().split(/\n{2,}/).map((paragraph) => html`<p class="prose"><${Inline} text=${paragraph} /></p>`) : null);
+
+const Inline = ({ text }) => partsOf(text ?? "").map(({ code, text }) => (code ? html`<code>${text}</code>` : text));
+
+render(html`<${Docs} />`, document.getElementById("app"));

@@ -1,0 +1,112 @@
+"""The commands `limits`: how fast the calls of one key and one family of models may start, over all workers."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from chatjobs.contracts import rfc3339
+from chatjobs.errors import InvalidRequest, Problem
+from storage.database import Database
+from storage.limiter import Lane, Limiter
+from terminal.output import complain, console, local_time, one_line, safe, write
+from terminal.place import find
+
+OK = 0
+LANE = re.compile(r"[0-9a-f]{8}:[!-~]{1,128}")
+"""As providers make them: some digits of the key's digest, and the family of models."""
+SLOWEST, FASTEST = 0.001, 10_000
+
+
+class Limits:
+    """Each command is a method: it prints, and returns the exit code. Workers follow with their next call."""
+
+    def __init__(self, database: Database, per_second: float, *, as_json: bool) -> None:
+        self._limiter = Limiter(database, per_second=per_second)
+        self._as_json = as_json
+
+    async def list(self) -> int:
+        lanes = await self._limiter.lanes()
+        if self._as_json:
+            write(f"{one_line({'lanes': [_fields(lane) for lane in lanes]})}\n")
+        elif lanes:
+            console().print(_table(lanes))
+        else:
+            complain("there are no lanes yet; the first call of a model makes its own")
+        return OK
+
+    async def set(self, name: str, per_second: float) -> int:
+        """Raises InvalidRequest."""
+        if not LANE.fullmatch(name):
+            raise InvalidRequest([Problem("/lane", "is not the name of a lane; look at `starter.py limits list`")])
+        if not SLOWEST <= per_second <= FASTEST:
+            raise InvalidRequest([Problem("/perSecond", f"must be a number from {SLOWEST:g} to {FASTEST}")])
+        if await self._lane(name) is None:
+            complain("no call has been made in this lane yet")
+        return await self._changed(name, per_second)
+
+    async def reset(self, name: str) -> int:
+        """Raises InvalidRequest."""
+        if await self._lane(name) is None:
+            raise InvalidRequest([Problem("/lane", "there is no such lane; look at `starter.py limits list`")])
+        return await self._changed(name, None)
+
+    async def _changed(self, name: str, per_second: float | None) -> int:
+        await self._limiter.set_limit(name, per_second)
+        lane = await self._lane(name)
+        if lane is None:
+            raise AssertionError("a lane that was changed is there")
+        if self._as_json:
+            write(f"{one_line(_fields(lane))}\n")
+        else:
+            write(f"{safe(name)}: {_rate(lane)}\n")
+        return OK
+
+    async def _lane(self, name: str) -> Lane | None:
+        return next((lane for lane in await self._limiter.lanes() if lane.name == name), None)
+
+
+def _fields(lane: Lane) -> dict[str, Any]:
+    return {
+        "lane": lane.name,
+        "perSecond": lane.per_second,
+        "setTo": lane.set_to,
+        "seen": lane.seen,
+        "pausedUntil": rfc3339(lane.paused_until) if lane.paused_until else None,
+        "waiting": lane.waiting,
+    }
+
+
+def _table(lanes: Sequence[Lane]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("lane", "limit", "waiting", "paused until"):
+        table.add_column(column, overflow="fold")
+    for lane in lanes:
+        table.add_row(safe(lane.name), _rate(lane), str(lane.waiting), local_time(lane.paused_until))
+    return table
+
+
+def _rate(lane: Lane) -> str:
+    """The limit in force and where it comes from; that of the setting is this process's own."""
+    rate = f"{lane.per_second:.4g}/s"
+    if lane.seen is not None and lane.per_second == lane.seen:
+        return f"{rate}, as the model's headers say"
+    return f"{rate}, by MISTRAL_REQUESTS_PER_SECOND" if lane.set_to is None else f"{rate}, set here"
+
+
+@asynccontextmanager
+async def opened(*, as_json: bool, create: bool) -> AsyncIterator[Limits]:
+    """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
+    place = find()
+    database = await place.open_database(create=create)
+    try:
+        yield Limits(database, place.settings.mistral_requests_per_second, as_json=as_json)
+    finally:
+        await database.close()

@@ -1,0 +1,169 @@
+"""The limiter through the whole service: three worker processes, and a simulator that logs when calls start.
+
+Each test has a model of its own, and so a lane of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import pytest
+from temporalio.client import Client
+
+from chatjobs.contracts import Job, JobStatus
+from storage.database import Database
+from tests.factories import make_body
+from tests.fakes import HELLO, Gate, ScriptedModel
+from tests.house import House, house
+from tests.service import Service, service
+from tests.simulator_process import prompt
+from tests.stack import Stack, stack
+
+LIMIT = 10
+PAUSE = 3
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    env = {"MISTRAL_REQUESTS_PER_SECOND": str(LIMIT), "CHATJOBS_CONCURRENCY": "20"}
+    with stack(tmp_path_factory.mktemp("lanes"), workers=3, env=env) as running:
+        yield running
+
+
+@pytest.fixture
+async def live(machine: Stack) -> AsyncIterator[Service]:
+    async with service(machine) as running:
+        yield running
+
+
+async def submit(live: Service, message: str, *, tenant: str = "many", **fields: Any) -> str:
+    accepted = await live.intake.accept(make_body(message, **fields), tenant=tenant)
+    await live.intake.start(accepted.waiting)
+    return accepted.job_id
+
+
+def calls(live: Service, model: str) -> list[dict[str, Any]]:
+    """The simulator's log of the calls of a model, in order."""
+    return [entry for entry in live.stack.simulator.requests() if entry["model"] == model]
+
+
+def most_in_a_second(starts: Sequence[float]) -> int:
+    """The fullest of all windows of one second, wherever they begin."""
+    return max(sum(first <= start < first + 1 for start in starts) for first in starts)
+
+
+async def completed(live: Service, ids: Sequence[str]) -> list[Job]:
+    jobs = await asyncio.gather(*(live.ended(job_id) for job_id in ids))
+    assert {job.status for job in jobs} == {JobStatus.COMPLETED}
+    return jobs
+
+
+async def test_sixty_jobs_keep_to_the_limit_and_to_their_order(live: Service) -> None:
+    """No second sees an eleventh call; urgent jobs overtake a flood, and a tenant with four is not last."""
+    model = "ministral-8b-latest"
+    flood = [await submit(live, prompt("flood", tokens=3), model=model) for _ in range(52)]
+    few = [await submit(live, prompt("few", tokens=3), model=model, tenant="few") for _ in range(4)]
+    urgent = [await submit(live, prompt("urgent", tokens=3), model=model, priority=1) for _ in range(4)]
+    jobs = await completed(live, [*flood, *few, *urgent])
+    assert {len(job.attempts) for job in jobs} == {1}, "to wait for one's turn is no attempt"
+    log = calls(live, model)
+    starts = [entry["time"] for entry in log]
+    rate = (len(starts) - 1) / (starts[-1] - starts[0])
+    print(f"{len(starts)} calls, most in a second: {most_in_a_second(starts)}, {rate:.1f} per second")
+    assert (len(starts), most_in_a_second(starts) <= LIMIT) == (60, True)
+    order = [entry["prompt"].split()[0] for entry in log]
+    print("order:", "".join(word[0] for word in order))
+    assert max(place for place, word in enumerate(order) if word == "urgent") < 45
+    assert max(place for place, word in enumerate(order) if word == "few") < 50
+    assert rate > LIMIT / 2
+
+
+async def test_a_refusal_pauses_its_lane_alone(live: Service) -> None:
+    """429 with Retry-After: nobody of the lane calls until then, another lane goes on; it costs no failure budget."""
+    paused, other = "open-mistral-nemo", "codestral-latest"
+    refused = await submit(live, prompt(tokens=3, faults=[{"kind": 429, "retry_after": PAUSE}]), model=paused)
+    await asyncio.to_thread(live.stack.simulator.requests)
+    while not calls(live, paused):  # noqa: ASYNC110 - the log is in another process
+        await asyncio.sleep(0.02)
+    behind = [await submit(live, prompt(tokens=3), model=paused) for _ in range(5)]
+    beside = await completed(live, [await submit(live, prompt(tokens=3), model=other) for _ in range(5)])
+    (job, *_) = await completed(live, [refused, *behind])
+    assert [attempt.outcome for attempt in job.attempts] == ["upstream_rate_limited", "finished"]
+    first, *later = [entry["time"] for entry in calls(live, paused)]
+    assert len(later) == 6
+    assert min(later) - first >= PAUSE
+    assert most_in_a_second(later) <= LIMIT
+    assert max(entry["time"] for entry in calls(live, other)) < min(later), "another lane does not wait"
+    assert len(beside) == 5
+
+
+async def test_refusals_are_no_failures(live: Service) -> None:
+    """More of them than a job may have failures."""
+    faults = [{"kind": 429, "retry_after": 1}] * 6
+    (job,) = await completed(live, [await submit(live, prompt(tokens=3, faults=faults), model="pixtral-large-latest")])
+    assert [attempt.outcome for attempt in job.attempts] == ["upstream_rate_limited"] * 6 + ["finished"]
+
+
+async def test_a_key_without_allowance(live: Service) -> None:
+    """It will not get any by waiting: the job fails at once, and says why."""
+    faults = [{"kind": 429, "variant": "no_allowance"}]
+    job = await live.ended(await submit(live, prompt(faults=faults), model="magistral-small-latest"))
+    assert job.error is not None
+    assert (job.status, job.error.code, len(job.attempts)) == (JobStatus.FAILED, "upstream_no_allowance", 1)
+
+
+async def test_a_cancel_while_the_lane_is_paused(live: Service) -> None:
+    """It is not waited for, and whoever comes next does not wait for the cancelled one's place."""
+    model = "mistral-medium-latest"
+    refused = await submit(live, prompt(tokens=3, faults=[{"kind": 429, "retry_after": 60}]), model=model)
+    while not (await live.jobs.get(refused)).attempts:  # noqa: ASYNC110 - it happens in another process
+        await asyncio.sleep(0.02)
+    waiting = [await submit(live, prompt(tokens=3), model=model) for _ in range(3)]
+    for job_id in (refused, *waiting):
+        await live.intake.cancel(job_id)
+    async with asyncio.timeout(10):
+        assert {(await live.ended(job_id)).status for job_id in (refused, *waiting)} == {JobStatus.CANCELLED}
+    assert len(calls(live, model)) == 1
+
+
+# ------------------------------------------------------------------------------------------- Temporal's own queue
+
+
+async def test_tenants_take_turns_in_temporals_queue(client: Client, sqlite: Database) -> None:
+    """A worker with a single place: a later tenant is not behind twenty jobs of another's, an urgent one behind none."""
+    gate = Gate()
+    model = ScriptedModel([gate, *HELLO], HELLO)
+    limits = {"chatjobs_concurrency": 1, "mistral_requests_per_second": 1000}
+    async with house(client, sqlite, model=model, **limits) as here:
+        first = await begun(here, "first")
+        await gate.reached()
+        many = [await begun(here, f"many {number}") for number in range(20)]
+        few = await begun(here, "few", tenant="few")
+        urgent = await begun(here, "urgent", priority=1)
+        for job_id in (many[-1], few, urgent):
+            await scheduled(here, job_id)
+        gate.open()
+        for job_id in (first, *many, few, urgent):
+            assert (await here.ended(job_id)).status is JobStatus.COMPLETED
+    order = [request.messages[0].model_dump()["content"] for request in model.requests]
+    print(order)
+    assert order.index("urgent") == 1
+    assert order.index("few") < 6
+
+
+async def begun(here: House, words: str, *, tenant: str = "many", **fields: Any) -> str:
+    accepted = await here.intake.accept(make_body(words, **fields), tenant=tenant)
+    await here.intake.start(accepted.waiting)
+    here.started.append(accepted.job_id)
+    info = (await here.run(accepted.job_id).describe()).raw_description.workflow_execution_info
+    assert (info.priority.priority_key, info.priority.fairness_key) == (fields.get("priority", 3), tenant)
+    return accepted.job_id
+
+
+async def scheduled(here: House, job_id: str) -> None:
+    """Its completion waits for a worker."""
+    async with asyncio.timeout(20):
+        while not (await here.run(job_id).describe()).raw_description.pending_activities:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
