@@ -20,7 +20,7 @@ from doctor_checks import Check, Finding, Patient, Status
 from terminal.output import complain, console, one_line, safe, write
 from terminal.place import find
 
-CHECK_SECONDS = 12.0
+CHECK_SECONDS = 6.0
 OK, PROBLEM = 0, 1
 COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "problem": "red"}
 

@@ -53,7 +53,7 @@ STICKY_QUEUE_TIMEOUT = timedelta(seconds=1)
 """How long a workflow task waits for a dead worker's cache before any worker may take it; the default is 10 s."""
 WEBHOOKS_AT_ONCE = 100
 TASK_POLLS = 1
-"""A frozen worker still holds its polls open, and each takes one more job, which waits there for a heartbeat timeout."""
+"""A frozen worker holds its polls open: each takes one more job, which waits there for a heartbeat timeout."""
 WORKFLOW_TASK_POLLS = 2
 """As few as the SDK allows: one for its cached runs and one for others."""
 

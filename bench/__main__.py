@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.table import Row, table
 
-MODULES = ("decoding", "transcript", "jobs", "waste", "door", "lag", "readers")
+MODULES = ("decoding", "transcript", "jobs", "cancel", "waste", "door", "lag", "readers")
 RESULTS = Path(__file__).parent / "results.json"
 MODULE_SECONDS = 150
 MODULE_SECONDS_FULL = 600

@@ -29,8 +29,14 @@ OTHERS = (("Sessions", sessions.router), ("Operation", health.router), ("Operati
 
 def create_app(parts: Parts | None) -> FastAPI:
     """``parts`` may be None where only the OpenAPI document is wanted."""
-    ours = {"docs_url": None, "redoc_url": None}  # page.py has our own
-    app = FastAPI(title="chatjobs", version="1", description=DESCRIPTION, redirect_slashes=False, **ours)
+    app = FastAPI(
+        title="chatjobs",
+        version="1",
+        description=DESCRIPTION,
+        redirect_slashes=False,
+        docs_url=None,  # page.py has our own
+        redoc_url=None,
+    )
     app.state.parts = parts
     app.state.metrics = Metrics(parts)
     app.state.readiness = Readiness()

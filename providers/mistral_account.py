@@ -20,7 +20,7 @@ from providers.retry_after import http_date
 
 SERVER: Final = SERVERS[SERVER_GLOBAL]
 MAX_BYTES: Final = 4 * 1024 * 1024
-TOTAL_SECONDS: Final = 8.0
+TOTAL_SECONDS: Final = 5.0
 
 
 class Account(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, insert, or_, select, update
+from sqlalchemy import Row, and_, bindparam, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -75,14 +75,14 @@ class Acceptor:
         if new.body is not None:
             await connection.execute(REQUESTS, {"job_id": job.job_id, "body": new.body})
         return AcceptedJob(
-            job.job_id,
-            job.request_id,
-            JobStatus.QUEUED,
-            True,
-            job.tenant,
-            str(values["model"]),
-            job.replay_of,
-            int(values["priority"]),
+            job_id=job.job_id,
+            request_id=job.request_id,
+            status=JobStatus.QUEUED,
+            created=True,
+            tenant=job.tenant,
+            model=values["model"],
+            replay_of=job.replay_of,
+            priority=values["priority"],
         )
 
     @retried
@@ -105,10 +105,27 @@ async def _existing(connection: AsyncConnection, new: _New) -> AcceptedJob | Cha
         return IdempotencyMismatch() if keyed else JobIdConflict()
     if (row.id, row.request_id, row.created_at) == (job.job_id, job.request_id, new.time):
         # Our own, committed over a connection that was cut before it could say so.
-        return AcceptedJob(row.id, row.request_id, JobStatus(row.status), True, row.tenant, row.model, row.replay_of, row.priority)
+        return AcceptedJob(
+            row.id, row.request_id, JobStatus(row.status), True, row.tenant, row.model, row.replay_of, row.priority
+        )
     if keyed is None and not job.started:
         return JobIdConflict()
-    return AcceptedJob(row.id, row.request_id, JobStatus(row.status), False, row.tenant, row.model, row.replay_of, row.priority)
+    return AcceptedJob(
+        row.id, row.request_id, JobStatus(row.status), False, row.tenant, row.model, row.replay_of, row.priority
+    )
+
+
+def _found(row: Row[Any], *, created: bool) -> AcceptedJob:
+    return AcceptedJob(
+        job_id=row.id,
+        request_id=row.request_id,
+        status=JobStatus(row.status),
+        created=created,
+        tenant=row.tenant,
+        model=row.model,
+        replay_of=row.replay_of,
+        priority=row.priority,
+    )
 
 
 def _row(job: NewJob, time: int) -> dict[str, Any]:

@@ -38,6 +38,8 @@ ASKED_AT_ONCE = 500
 LOST_SECONDS = 15.0
 """A waiter who is so late for his turn does not come any more, and no longer holds up the others."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+LONGEST_ASKED_SECONDS = 300.0
+"""The longest pause that the model can ask for."""
 
 # Built once: making a statement costs as much as running it, and these run for every call.
 ANYBODY = select(1).where(select(lane_waiters.c.job_id).where(lane_waiters.c.lane == bindparam("lane_name")).exists())
@@ -91,7 +93,7 @@ class Limiter:
         """``ask``, in the caller's transaction."""
         lane, time = await self._locked(connection, name)
         interval = self._interval(lane)
-        free = max(time, lane.free_at, lane.paused_until)
+        free = _free(lane, time, interval)
         ahead = 0
         if await connection.scalar(ANYBODY, {"lane_name": name}):
             await _forget_lost(connection, name, time)
@@ -184,7 +186,7 @@ class Limiter:
         """``queued_of``, in the caller's transaction, for up to ASKED_AT_ONCE jobs."""
         found: dict[str, QueuePlace] = {}
         for lane in (await connection.execute(WAITED_IN, {"job_ids": job_ids})).all():
-            free = max(micros(now()), lane.free_at, lane.paused_until)
+            free = _free(lane, micros(now()), self._interval(lane))
             ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids})
             for job_id, place in ranked:
                 start = moment(free + (place - 1) * self._interval(lane))
@@ -208,7 +210,14 @@ class Limiter:
         return min(limit, lane.seen) if lane.seen else limit
 
     def _interval(self, lane: Row[Any]) -> int:
-        return round((1 + SLACK) / self._per_second(lane) * SECOND)
+        return int((1 + SLACK) / self._per_second(lane) * SECOND)
+
+
+def _free(lane: Row[Any], time: int, interval: int) -> int:
+    """When a lane is free. What no clock of today can have written is not believed: the clock was put back since."""
+    latest_start = time + int(HORIZON_SECONDS * SECOND) + interval
+    longest_pause = time + int(LONGEST_ASKED_SECONDS * SECOND)
+    return max(time, min(lane.free_at, latest_start), min(lane.paused_until, longest_pause))
 
 
 async def _enter(connection: AsyncConnection, name: str, asker: Asker, time: int) -> None:

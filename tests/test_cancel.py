@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus
@@ -21,7 +22,7 @@ from storage.database import Database
 from tests.factories import make_body
 from tests.fakes import HELLO, OK, STOP, Gate, Gates, ScriptedModel, ScriptedSender, Step, answered, eventually, text
 from tests.house import HOOK, House, house, working
-from tests.temporal_server import TemporalServer
+from tests.temporal_server import TemporalServer, temporal_server
 
 CANCELLED, COMPLETED = JobStatus.CANCELLED, JobStatus.COMPLETED
 SHIELDED = ("before accept", "after accept", "before seal", "after seal", "first try", "child start")
@@ -52,8 +53,9 @@ POINTS = (
     Point("first try", COMPLETED, COMPLETED, JobFinished),
     Point("child start", COMPLETED, COMPLETED, JobFinished),
 )
-UNTOLD = [p for p in POINTS if not p.refused and p.place not in ("after claim", "first token", "mid-stream")]
-"""Where the row alone can say it; elsewhere only Temporal interrupts what is under way."""
+UNTOLD = [point for point in POINTS if not point.refused]
+STREAMING = ("first token", "mid-stream")
+"""There the cancel ends what is under way; the model would say nothing more."""
 
 
 def at(points: Sequence[Point]) -> pytest.MarkDecorator:
@@ -114,10 +116,11 @@ async def test_a_cancel_through_the_database(point: Point, client: Client, sqlit
 @at(UNTOLD)
 @pytest.mark.usefixtures("quick")
 async def test_a_cancel_that_only_the_row_knows(point: Point, client: Client, sqlite: Database) -> None:
-    """Temporal is not told: the claim or the seal finds the wish, and the run ends as cancelled all the same."""
+    """Temporal is not told: claim, stream or seal finds the wish, and the run ends as cancelled all the same."""
     async with stopped_at(point, client, sqlite) as (here, job_id, gate):
         await here.jobs.request_cancel(job_id)
-        gate.open()
+        if point.place not in STREAMING:
+            gate.open()
         await ends(here, job_id, gate, point, CANCELLED)
 
 
@@ -228,6 +231,28 @@ async def test_a_cancel_again_and_again(client: Client, sqlite: Database) -> Non
         assert await here.intake.cancel(job_id) is CANCELLED
         await here.intake.send_cancel(job_id)
         await here.intake.send_cancel(new_job_id())
+
+
+async def test_a_cancel_while_temporal_is_away(tmp_path: Path, sqlite: Database) -> None:
+    """The call of the model ends at once all the same; the run follows when Temporal is back."""
+    with temporal_server(tmp_path / "temporal") as server:
+        model = ScriptedModel([*text("Hel"), Gate()])
+        async with house(await server.connect(), sqlite, model=model, chatjobs_heartbeat_seconds=60) as here:
+            job_id = await here.submit(callback=HOOK)
+            await here.readable(job_id, 3)
+            server.process.kill()
+            began = time.monotonic()
+            await here.jobs.request_cancel(job_id)
+
+            async def hung_up() -> bool:
+                return model.open_streams == 0
+
+            await eventually(hung_up)
+            took = time.monotonic() - began
+            server.process.start()
+            job = await here.agree(job_id, CANCELLED)
+            assert (job.content, model.calls) == ("Hel", 1)
+    assert took < 4, f"{took:.2f} s"  # two seconds, and a busy machine
 
 
 async def test_a_stream_is_cancelled_within_two_seconds(client: Client, sqlite: Database) -> None:

@@ -1,17 +1,27 @@
-"""Workers that are stopped, killed and frozen under running jobs: somebody else goes on, soon, and nobody reads twice."""
+"""Workers stopped, killed and frozen under running jobs: somebody else goes on, soon, and nobody reads twice."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
+from activities.completion import CompletionActivities
 from chatjobs.contracts import Channel, Job, JobStatus
+from chatjobs.errors import FenceLost
+from chatjobs.steps import CompletionSummary, JobRef
 from intake import TASK_TIMEOUT
+from storage.database import Database
+from storage.transcript import TranscriptWriter
+from tests.factories import accepted, make_store
+from tests.fakes import STOP, Gate, ScriptedModel, text
 from tests.service import Service, Watched, service
 from tests.simulator_process import prompt
 from tests.stack import Process, Stack, stack, wait_until
@@ -23,9 +33,14 @@ NOISE = 3.0
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Stack]:
+def heartbeat() -> float:
+    return HEARTBEAT
+
+
+@pytest.fixture
+def machine(tmp_path: Path, heartbeat: float) -> Iterator[Stack]:
     """Three workers, of which two have room for all jobs of a test."""
-    env = {"CHATJOBS_HEARTBEAT_SECONDS": str(HEARTBEAT), "CHATJOBS_CONCURRENCY": "20"}
+    env = {"CHATJOBS_HEARTBEAT_SECONDS": str(heartbeat), "CHATJOBS_CONCURRENCY": "20"}
     with stack(tmp_path, workers=3, env=env) as running:
         yield running
 
@@ -42,13 +57,13 @@ class Crowd:
     def __init__(self, live: Service, messages: Sequence[str]) -> None:
         self._live = live
         self._messages = messages
-        self._ids: list[str] = []
+        self.ids: list[str] = []
         self._readers: list[asyncio.Task[Watched]] = []
 
     async def start(self) -> None:
         """Return when all of them stream."""
-        self._ids = await asyncio.gather(*(self._live.submit(message) for message in self._messages))
-        self._readers = [asyncio.create_task(self._live.watched(job_id)) for job_id in self._ids]
+        self.ids = await asyncio.gather(*(self._live.submit(message) for message in self._messages))
+        self._readers = [asyncio.create_task(self._live.watched(job_id)) for job_id in self.ids]
         sim = self._live.stack.simulator
         await asyncio.gather(*(sim.wait(message, tokens=2, timeout=60) for message in self._messages))
 
@@ -56,7 +71,7 @@ class Crowd:
         """All are complete, and nobody has read anything twice or lost a character."""
         async with asyncio.timeout(120):
             watched = await asyncio.gather(*self._readers)
-        jobs = [await self._live.jobs.get(job_id) for job_id in self._ids]
+        jobs = [await self._live.jobs.get(job_id) for job_id in self.ids]
         for message, reader, job in zip(self._messages, watched, jobs, strict=True):
             assert (job.status, reader.ends) == (JobStatus.COMPLETED, [JobStatus.COMPLETED])
             assert (reader.resets, reader.texts[Channel.CONTENT]) == (0, job.content)
@@ -76,7 +91,7 @@ def gaps(job: Job) -> list[float]:
 
 async def test_a_rolling_restart(machine: Stack, live: Service) -> None:
     """SIGTERM to one worker after the other under thirty streams: each goes on elsewhere, within two seconds."""
-    crowd = Crowd(live, [prompt(f"rolling {n}", tokens=240, tokens_per_second=30) for n in range(JOBS)])
+    crowd = Crowd(live, [prompt(f"rolling {n}", tokens=200, tokens_per_second=30) for n in range(JOBS)])
     await crowd.start()
     for process in machine.workers:
         assert await asyncio.to_thread(process.stop, timeout=30) == 0
@@ -85,16 +100,16 @@ async def test_a_rolling_restart(machine: Stack, live: Service) -> None:
     assert set(outcomes(jobs)) == {"handed_over", "finished"}
     assert outcomes(jobs).count("handed_over") >= JOBS / 3
     waits = sorted(gap for job in jobs for gap in gaps(job))
-    print(f"{len(waits)} handovers: median {waits[len(waits) // 2]:.3f} s, longest {waits[-1]:.3f} s")
-    assert waits[-1] < 2 + NOISE
+    assert waits[-1] < 2 + NOISE, f"median {waits[len(waits) // 2]:.2f} s, longest {waits[-1]:.2f} s"
 
 
-async def test_ten_kills_of_one_job(machine: Stack, live: Service) -> None:
+@pytest.mark.parametrize("heartbeat", [1.0])
+async def test_ten_kills_of_one_job(machine: Stack, live: Service, heartbeat: float) -> None:
     """kill -9 of whoever has it, again and again: the tenth takeover comes as soon as the first."""
     message = prompt("ten kills", tokens=150, tokens_per_second=20, first_token_seconds=0.2)
     crowd = Crowd(live, [message])
     await crowd.start()
-    (job_id,) = crowd._ids
+    (job_id,) = crowd.ids
     killed: list[datetime] = []
     for kill in range(10):
         await machine.simulator.wait(message, requests=kill + 1, tokens=1, timeout=30)
@@ -105,8 +120,7 @@ async def test_ten_kills_of_one_job(machine: Stack, live: Service) -> None:
     (job,) = await crowd.ended()
     assert outcomes([job]) == ["lost"] * 10 + ["finished"]
     took = [(later.started_at - at).total_seconds() for at, later in zip(killed, job.attempts[1:], strict=True)]
-    print("takeovers:", *(f"{seconds:.2f}" for seconds in took))
-    assert max(took) < HEARTBEAT + 2 + NOISE
+    assert max(took) < heartbeat + 2 + NOISE, took
 
 
 async def holder(live: Service, job_id: str) -> Process:
@@ -129,7 +143,6 @@ async def test_a_frozen_worker(machine: Stack, live: Service) -> None:
     began = time.monotonic()
     jobs = await crowd.ended()
     took = time.monotonic() - began
-    print(f"all ended {took:.1f} s after the freeze; attempts {[len(job.attempts) for job in jobs]}")
     frozen.thaw()
     lost = outcomes(jobs).count("lost")
     assert lost > 0
@@ -138,3 +151,36 @@ async def test_a_frozen_worker(machine: Stack, live: Service) -> None:
         assert await live.jobs.get(job.job_id) == job
     assert set(outcomes(jobs)) <= {"lost", "finished"}
     assert took < 2 * HEARTBEAT + 2 * TASK_TIMEOUT.total_seconds() + NOISE
+
+
+async def test_two_activities_of_one_job(sqlite: Database) -> None:
+    """Started by hand, as by a Temporal that has lost count: the later one has the job, the other stops at its next
+    write and changes nothing."""
+    gates = [Gate(), Gate()]
+    model = ScriptedModel(*([*text("Hel"), gate, *text("lo"), STOP] for gate in gates))
+    store = make_store(sqlite)
+    job_id = await accepted(store)
+    async with TranscriptWriter(sqlite).running() as transcript:
+        activities = CompletionActivities(jobs=store, transcript=transcript, model=model)
+        early = asyncio.create_task(by_hand(activities, job_id, scheduled=1))
+        await gates[0].reached()
+        late = asyncio.create_task(by_hand(activities, job_id, scheduled=2))
+        await gates[1].reached()
+        gates[0].open()
+        with pytest.raises(ApplicationError) as stopped:
+            await early
+        gates[1].open()
+        summary = await late
+    job = await store.get(job_id)
+    assert (stopped.value.type, stopped.value.non_retryable) == (FenceLost.code, True)
+    assert (summary.position, job.content, job.epoch) == (5, "Hello", 1)
+    assert (outcomes([job]), job.finish_reason) == (["lost", None], "stop")  # the seal closes the ledger
+    assert model.open_streams == 0
+
+
+async def by_hand(activities: CompletionActivities, job_id: str, *, scheduled: int) -> CompletionSummary:
+    """The activity, scheduled at that second."""
+    environment = ActivityEnvironment()
+    at = datetime.fromtimestamp(scheduled, UTC)
+    environment.info = replace(environment.info, current_attempt_scheduled_time=at)
+    return await environment.run(activities.complete_chat, JobRef(job_id=job_id))

@@ -21,6 +21,7 @@ import httpx2
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
+from devserver import binary
 from tests.browser import TIMEOUT_MS, Watched, chromium, executable, watched, window
 from tests.gateway import Gateway, alone, gateway
 from tests.receiver import Answer, receiver
@@ -344,6 +345,93 @@ def test_webhook_tries_are_shown(door: Gateway, tab: Watched) -> None:
         expect(page.locator(".timeline li").last).to_contain_text("1 try, next")
         expect(webhook).to_contain_text("HTTP 200")
         expect(page.locator(".timeline li").last).to_contain_text("delivered, 2 tries")
+
+
+def test_a_delivery_is_made_again(door: Gateway, tab: Watched) -> None:
+    """One click, and the new try shows by itself."""
+    with receiver() as hooks:
+        job_id = ended(door, fields={"callback": hooks.url("/again")})
+        page = tab.open(job_url(door, job_id))
+        webhook = page.get_by_role("region", name="Webhook")
+        expect(webhook.get_by_text("HTTP 200")).to_have_count(1)
+        webhook.get_by_role("button", name="Redeliver").click()
+        expect(page.get_by_text("It will be delivered again")).to_be_visible()
+        expect(webhook.get_by_text("HTTP 200")).to_have_count(2)
+        expect(webhook.get_by_role("button", name="Redeliver")).to_be_enabled()
+
+
+def test_a_waiting_job_shows_its_place(door: Gateway, tab: Watched) -> None:
+    """The lane is paused by a 429; afterwards there is no more word of it."""
+    faults = [{"kind": 429, "retry_after": "4"}]
+    page = tab.open(job_url(door, post(door, text="At last.", faults=faults)))
+    expect(page.get_by_text(re.compile(r"number 1 in the queue, expected in \d"))).to_be_visible()
+    expect(head(page)).to_have_text("Completed")
+    expect(page.get_by_text("in the queue")).to_have_count(0)
+    assert answer_of(page) == "At last."
+
+
+def test_a_job_that_was_reopened_goes_on_without_a_reload(place: Stack, door: Gateway, tab: Watched) -> None:
+    """An operator resets its failed run; the page is told by the feed."""
+    words = "Half of it. And the rest, which takes its time to come."
+    job_id = ended(door, text=words, faults=[{"kind": 400}], **SLOW)
+    page = tab.open(job_url(door, job_id))
+    expect(head(page)).to_have_text("Failed")
+    expect(page.locator(".connection")).to_have_attribute("data-state", "ended")
+    which = ("--workflow-id", job_id, "--type", "FirstWorkflowTask", "--reason", "a test")
+    command = [str(binary("temporal")), "workflow", "reset", *which, "--address", place.temporal_address]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    expect(head(page)).to_have_text("Completed")
+    assert answer_of(page) == words
+    expect(page.get_by_role("region", name="Attempts").locator("li")).to_have_count(2)
+
+
+def test_who_is_in_a_hurry_says_so(door: Gateway, tab: Watched) -> None:
+    """The usual priority is not sent; a follow-up keeps another one."""
+    page = tab.open(door.url)
+    chat = page.get_by_label("New chat")
+    chat.get_by_text("Options").click()
+    expect(chat.get_by_label("Priority")).to_have_value("3")
+    chat.get_by_label("Priority").select_option("1")
+    ask(page, prompt("Hurry"))
+    expect(head(page)).to_have_text("Completed")
+    expect(page.get_by_role("region", name="Details")).to_contain_text("Priority")
+    assert get(door, f"/api/jobs/{page.url.rpartition('/')[2]}/request")["priority"] == 1
+    expect(page.get_by_label("Follow up", exact=True).get_by_label("Priority")).to_have_value("1")
+
+
+# --------------------------------------------------------------------------------------------------- reference
+
+
+def test_the_reference_shows_every_operation(door: Gateway, tab: Watched, tmp_path: Path) -> None:
+    """From our own files only; links lead to what they name."""
+    asked: list[str] = []
+    tab.context.on("request", lambda request: asked.append(request.url))
+    page = tab.open(f"{door.url}/docs")
+    expect(page.get_by_role("heading", name="chatjobs API")).to_be_visible()
+    document = get(door, "/openapi.json")
+    operations = [(path, method) for path, found in document["paths"].items() for method in found]
+    expect(page.locator("article.operation")).to_have_count(len(operations))
+    for path, method in operations:
+        expect(page.get_by_role("article", name=f"{method.upper()} {path}", exact=True)).to_have_count(1)
+    assert page.get_by_text("Other", exact=True).count() == 0, "every operation has a group"
+    ids = set(page.eval_on_selector_all("[id]", "all => all.map(one => '#' + one.id)"))
+    assert set(page.eval_on_selector_all("a[href^='#']", "all => all.map(one => one.getAttribute('href'))")) <= ids
+    picture(page, tmp_path, "api.png")
+    page.get_by_role("article", name="POST /api/jobs", exact=True).get_by_role("link", name="JobAccepted").click()
+    expect(page.locator("#schema-JobAccepted")).to_contain_text("eventsUrl")
+    expect(page.locator("#schema-JobAccepted .params")).to_be_visible()
+    page.reload()
+    expect(page.locator("#schema-JobAccepted .params")).to_be_in_viewport()
+    assert {url for url in asked if not url.startswith(f"{door.url}/")} == set()
+
+
+def test_the_reference_on_a_phone(door: Gateway, browser: Browser) -> None:
+    """Nothing is wider than the screen, with all that can be opened."""
+    with watched(browser, viewport={"width": 390, "height": 844}, is_mobile=True, color_scheme="dark") as tab:
+        page = tab.open(f"{door.url}/docs")
+        expect(page.get_by_role("heading", name="chatjobs API")).to_be_visible()
+        page.eval_on_selector_all("details", "all => all.forEach(one => (one.open = true))")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 # -------------------------------------------------------------------------------------------------------- list

@@ -98,8 +98,9 @@ async def test_places_of_many_in_several_lanes(limiter: Limiter) -> None:
     }
 
 
-async def test_onlookers_hear_of_changes_only(limiter: Limiter) -> None:
+async def test_onlookers_hear_of_changes_only(limiter: Limiter, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, then when others leave the queue, and when the lane is paused for longer."""
+    monkeypatch.setattr("storage.queueing.LOOK_SECONDS", 0.05)
     await limiter.throttled("a", 60)
     for number in range(3):
         await limiter.ask("a", asker(f"job-{number}", since=number))
@@ -193,14 +194,13 @@ async def taken(jobs: ChatJobs, job_id: str) -> list[StreamEvent]:
     return found
 
 
-async def seen_on_get(http: httpx2.AsyncClient, ids: Sequence[str]) -> QueuePlace:
-    """A place as GET shows it, from whichever of the jobs waits."""
+async def seen_on_get(http: httpx2.AsyncClient, ids: Sequence[str], status: str = "queued") -> QueuePlace:
+    """A place as GET shows it, from whichever of the jobs waits in that status."""
     async with asyncio.timeout(PATIENCE):
         while True:
             for job_id in reversed(ids):
                 job = (await http.get(f"/api/jobs/{job_id}")).json()
-                if "queue" in job:
-                    assert job["status"] == "queued"
+                if "queue" in job and job["status"] == status:
                     return QueuePlace.model_validate_json(json.dumps(job["queue"]))
 
 
@@ -209,9 +209,10 @@ async def test_a_refusal_shows_as_a_queue(place: Stack, door: Gateway, http: htt
     words = prompt("paused", text="Some words.", faults=[{"kind": 429, "retry_after": "3"}])
     job_id = await post(http, messages=[{"role": "user", "content": words}])
     async with reading(f"{door.url}/api/jobs/{job_id}/events") as reader:
-        await reader.until(lambda raw: b"event: queued" in raw and b"event: start" in raw)
+        seen = await seen_on_get(http, [job_id], status="in_progress")
         events = await reader.all()
         raw = reader.raw
+    assert seen.position == 1
     assert b"event: queued\ndata: " in raw
     names = [event.event for event in events]
     assert names.index("queued") < names.index("chunk")

@@ -63,7 +63,7 @@ function Reference({ api, groups }) {
     <main class="docs">
       <h1>${api.info.title} API</h1>
       <p class="lead">${api.info.description}</p>
-      <p class="muted">Where keys are configured, send <code>Authorization: Bearer cj_…</code>. What fails is answered as
+      <p class="muted">Where keys are configured, send <code>Authorization: Bearer cj_…</code>. What fails is answered as${" "}
         <${Type} schema=${{ $ref: "#/components/schemas/Problem" }} />, <code>application/problem+json</code>.
         The document itself: <a href="/openapi.json">openapi.json</a>.</p>
       ${groups.map(([name, operations]) => html`<section aria-label=${name}><h2 class="group">${name}</h2>

@@ -69,9 +69,11 @@ function useJob(id, onConnection) {
     alive.current = true;
     let stop = () => {};
     let timer = 0;
-    const ended = () => {
-      rest();
-      reload();
+    const ended = async () => {
+      stop();
+      onConnection("ended");
+      const found = await reload();
+      if (alive.current) show(found instanceof Error ? null : found);
     };
     const handlers = {
       queued: (data) => setJob((job) => job && { ...job, queue: data }),
@@ -101,24 +103,24 @@ function useJob(id, onConnection) {
         return;
       }
       call("GET", jobPath(id, "/request")).then((asked) => alive.current && setRequest(asked), () => {});
-      if (isOpen(found.status)) stop = follow(jobPath(id, "/events"), handlers, tell);
-      else {
-        transcript.fill(found.content, found.reasoning);
-        rest();
+      show(found);
+    };
+    /** Follow an open job; one that has ended may be reopened by an operator, of which the feed of all jobs tells. */
+    const show = (found) => {
+      stop();
+      if (found && isOpen(found.status)) {
+        transcript.restart(); // its text comes from the beginning
+        stop = follow(jobPath(id, "/events"), handlers, tell);
+        return;
       }
-    };
-    /** An operator may reopen a failed job: the feed of all jobs tells. */
-    const rest = () => {
-      stop();
+      if (found && !transcript.has(found)) transcript.fill(found.content, found.reasoning);
       onConnection("ended");
-      stop = follow("/api/feed", { hello: look, jobs: ({ jobs }) => jobs.some((one) => one.jobId === id && isOpen(one.status)) && look() });
-    };
-    const look = async () => {
-      const found = await reload();
-      if (!alive.current || found instanceof Error || !isOpen(found.status)) return;
-      stop();
-      transcript.restart(); // its text comes again, from the beginning
-      stop = follow(jobPath(id, "/events"), handlers, tell);
+      const isOther = (one) => one.jobId === id && one.completedAt !== found?.completedAt;
+      const look = async () => {
+        const now = await reload();
+        if (alive.current && !(now instanceof Error) && isOther(now)) show(now);
+      };
+      stop = follow("/api/feed", { hello: look, jobs: ({ jobs }) => jobs.some(isOther) && look() });
     };
     begin();
     return () => {
@@ -138,7 +140,10 @@ function useDeliveries(job, request, reload) {
   const looks = useRef(0);
   const waits = job && !isOpen(job.status) && (job.deliveries.some((one) => one.status === "pending") || (expectsWebhook(job, request) && !job.deliveries.length));
   useEffect(() => {
-    if (!waits) return undefined;
+    if (!waits) {
+      looks.current = 0; // another delivery may be wanted later
+      return undefined;
+    }
     const pause = DELIVERY_PAUSES_MS[Math.min(looks.current++, DELIVERY_PAUSES_MS.length - 1)];
     let timer = 0;
     const look = () => (document.hidden ? (timer = setTimeout(look, 1000)) : reload());

@@ -1,6 +1,6 @@
 // What an OpenAPI document says, in the words of the page. Everything here is pure.
 
-const METHODS = ["get", "post", "put", "patch", "delete"];
+const METHODS = ["post", "get", "put", "patch", "delete"];
 const OTHERS = "Other";
 const NULL = "null";
 

@@ -28,6 +28,11 @@ export class Transcript {
     this.append("reasoning", reasoning ?? "");
   }
 
+  /** Whether this is a job's whole text. */
+  has({ content, reasoning }) {
+    return this.texts.content === (content ?? "") && this.texts.reasoning === (reasoning ?? "");
+  }
+
   /** A chunk whose id says where it ends; one that is here already changes nothing. */
   take({ content, channel, tokenCount }, id) {
     const [epoch, position] = id.split(".").map(Number);
