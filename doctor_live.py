@@ -21,7 +21,7 @@ PROMPT = "Count from one to a hundred in English words, separated by commas. No 
 FIRST_TOKENS, MORE_TOKENS = 80, 60
 BOUND = f"--live makes two calls of {MODEL}: at most 300 tokens together, less than a cent."
 CUT_CHARACTERS = 96
-"""Three times what an echo needs to be told from chance (mistral_echo.SURE)."""
+"""Six times what an echo needs to be told from chance (mistral_echo.SURE)."""
 CALL_SECONDS = 30.0
 CHANCE_CHARACTERS = 8
 """An overlap of fewer says nothing."""

@@ -32,9 +32,10 @@ class Frame:
 
 
 class Framing:
-    """Slices to frames, for one reader. ``resumed``: the reader has the beginning already."""
+    """Slices to frames, for one reader. ``resumed``: the reader has the beginning already, of ``epoch``."""
 
-    def __init__(self, job: Job | AcceptedJob, *, resumed: bool) -> None:
+    def __init__(self, job: Job | AcceptedJob, *, resumed: bool, epoch: int | None = None) -> None:
+        self._epoch = epoch
         self._job_id, self._request_id, self._model = job.job_id, job.request_id, job.model
         self._started_at = job.started_at if isinstance(job, Job) else None
         self._introduced = resumed
@@ -45,9 +46,11 @@ class Framing:
         if piece.started and not self._introduced:
             self._introduced = True
             yield Frame(f"{piece.epoch}.0", self._start(piece))
-        if piece.reset:
+        # Who has the beginning of an older epoch and no text yet lacks nothing, but its ids are of that epoch.
+        if piece.reset or self._epoch not in (None, piece.epoch):
             reason = piece.reset_reason or "position"  # a reader that came with a position this job never had
             yield Frame(f"{piece.epoch}.0", ResetEvent(attempt=piece.attempt, reason=reason))
+        self._epoch = piece.epoch
         position = piece.position - sum(len(run.text) for run in piece.runs)
         for run in piece.runs:
             position += len(run.text)

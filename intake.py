@@ -101,6 +101,8 @@ class Intake:
         Raises InvalidRequest, IdempotencyMismatch, JobIdConflict, StorageUnavailable.
         """
         request = ChatRequest.parse(body)
+        # A replay is another wish than the request that it repeats, also under one idempotency key.
+        wish = body if replay_of is None else {"replayOf": replay_of, "request": body}
         if self._policy is not None:
             request = checked(request, self._policy())
         return await self._jobs.accept(
@@ -108,7 +110,7 @@ class Intake:
                 job_id=request.job_id or new_job_id(),
                 tenant=tenant,
                 request_id=request.request_id or new_request_id(),
-                body_hash=fingerprint(body),
+                body_hash=fingerprint(wish),
                 request=request,
                 idempotency_key=idempotency_key,
                 replay_of=replay_of,
@@ -188,8 +190,10 @@ class Intake:
         if self._client is None or not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", job_id):
             return False
         try:
-            found = await self._client.get_workflow_handle(job_id).describe(rpc_timeout=GLANCE_TIMEOUT)
-        except (RPCError, RuntimeError):
+            # The timeout of a call is that of each of its tries; the SDK makes them for ten seconds.
+            async with asyncio.timeout(GLANCE_TIMEOUT.total_seconds()):
+                found = await self._client.get_workflow_handle(job_id).describe(rpc_timeout=GLANCE_TIMEOUT)
+        except (RPCError, RuntimeError, TimeoutError):
             return False
         return found.status is WorkflowExecutionStatus.RUNNING and found.workflow_type == CHAT_JOB
 

@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     """Where people reach the gateway from outside, such as https://jobs.example; None: by the request's Host."""
     chatjobs_webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
     """Hosts, addresses and CIDRs of receivers that may be private, plain http and at any port; comma-separated."""
+    chatjobs_webhook_deny: Annotated[tuple[str, ...], NoDecode] = ()
+    """``host:port`` of servers that webhooks must not reach though their network is allowed; comma-separated."""
     chatjobs_webhook_http: bool = False
     """Plain http to public receivers, too."""
     chatjobs_temporal_ui: str = "http://127.0.0.1:8233"
@@ -64,7 +66,7 @@ class Settings(BaseSettings):
         except ConfigurationError as error:
             raise ValueError(error.message) from None
 
-    @field_validator("webhook_secret", mode="before")
+    @field_validator("webhook_secret", "chatjobs_webhook_deny", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value

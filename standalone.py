@@ -142,6 +142,7 @@ class Stack:
             "TEMPORAL_ADDRESS": str(self.endpoints["temporal"]),
             "CHATJOBS_DATA_DIR": str(self._data.path),
             "CHATJOBS_TEMPORAL_UI": self.settings.chatjobs_temporal_ui,
+            "CHATJOBS_WEBHOOK_DENY": ",".join(f"{HOST}:{port}" for port in self._ports.values()),
         }
         if not self.settings.webhook_secret:
             found["WEBHOOK_SECRET"] = webhook_secret(self._data)

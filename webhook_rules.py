@@ -90,9 +90,13 @@ def _own_servers(settings: Settings) -> list[str]:
     database = urlsplit(settings.database_url)
     if database.hostname:
         found.append(f"{database.hostname}:{database.port or OWN_PORTS.get(database.scheme.partition('+')[0], 0)}")
-    local = [f"127.0.0.1:{port}" for host, _, port in (one.rpartition(":") for one in found) if _is_local(host)]
-    return [one for one in [*found, *local] if not one.endswith(":0")]
+    servers = [urlsplit(url or "") for url in (settings.chatjobs_temporal_ui, settings.mistral_server_url)]
+    found += [f"{server.hostname}:{server.port}" for server in servers if server.hostname and server.port]
+    found += settings.chatjobs_webhook_deny
+    places = [one.rpartition(":") for one in found]
+    local = [f"{name}:{port}" for host, _, port in places if _is_local(host) for name in ("127.0.0.1", "localhost")]
+    return [one for one in dict.fromkeys([*found, *local]) if not one.endswith(":0")]
 
 
 def _is_local(host: str) -> bool:
-    return host in ("localhost", "0.0.0.0", "::", "[::]", "::1", "[::1]")  # noqa: S104 - only asked
+    return host in ("localhost", "127.0.0.1", "0.0.0.0", "::", "[::]", "::1", "[::1]")  # noqa: S104 - only asked

@@ -74,7 +74,11 @@ class Parts:
     @property
     def jobs(self) -> JobStore:
         ui, namespace = self.settings.chatjobs_temporal_ui, self.client.namespace
-        return JobStore(self.database, run_url=lambda job_id: run_url(ui, namespace, job_id))
+        return JobStore(
+            self.database,
+            run_url=lambda job_id: run_url(ui, namespace, job_id),
+            public_url=self.settings.chatjobs_public_url,
+        )
 
     async def secrets_of(self, tenant: str) -> Sequence[str]:
         """A tenant's signing secrets, newest first. Raises StorageUnavailable."""

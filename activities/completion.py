@@ -43,6 +43,11 @@ LENGTH = "length"
 """The finish reason of an answer that reached ``max_tokens``."""
 REFUSED = "continuation_refused"
 """The outcome of an attempt in which the model did not go on from the text so far."""
+WITHOUT_CALL = frozenset(
+    {"queue_timeout", "total_timeout", "max_total_tokens", "interrupted", "nothing_left", "handed_over", "cancelled"}
+    | {POSTPONED}
+)
+"""Outcomes that an attempt may have before it calls; then it is not in the ledger, which is one of calls."""
 CLAIM_PATIENCE_SECONDS = 600.0
 """How long errors of our own in claiming a job are tried again."""
 
@@ -291,6 +296,7 @@ class _Attempt:
         self.parts: list[PlacedPart] = []
         self.claimed = self._began = time.monotonic()
         self._most_deltas = sys.maxsize
+        self._called = False
         self._first_token: float | None = None
         self._deltas = 0
 
@@ -320,7 +326,7 @@ class _Attempt:
         self.pen.restarted(epoch)
 
     def called(self, model: ChatModel) -> AsyncGenerator[ModelEvent, None]:
-        self._began = time.monotonic()
+        self._began, self._called = time.monotonic(), True
         return model.stream(self.plan.sent, self.plan.continue_from)
 
     def reached_cap(self, finish: Finish) -> bool:
@@ -391,7 +397,8 @@ class _Attempt:
 
     def end(self, outcome: str, http_status: int | None) -> AttemptEnd:
         status = http_status or (OK if self.clocks.began else None)
-        return AttemptEnd(outcome, status, self.first_token_ms, self.tokens_per_second(), self.usage)
+        called = self._called or outcome not in WITHOUT_CALL
+        return AttemptEnd(outcome, status, self.first_token_ms, self.tokens_per_second(), self.usage, called)
 
     def log(self, action: str) -> dict[str, Any]:
         return {"action": action, "job_id": self.claim.job_id, "attempt": self.claim.attempt}

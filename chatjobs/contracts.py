@@ -306,6 +306,8 @@ class ResponseFormat(_Wire):
 
     @model_validator(mode="after")
     def _bounded_schema(self) -> Self:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema is missing; give the schema that the answer shall have")
         if self.json_schema and len(canonical_json(self.json_schema.schema_definition)) > MAX_SCHEMA_BYTES:
             raise ValueError(f"the schema may have {MAX_SCHEMA_BYTES} bytes; shorten it")
         return self
@@ -821,7 +823,7 @@ class WebhookData(WireModel):
     request_id: str
     status: JobStatus
     model: str
-    content: str | None = None
+    content: str | None = Field(None, exclude_if=lambda content: content is None)
     tool_calls: Many[ToolCall] | None = None
     finish_reason: str | None = None
     usage: Usage | None = None

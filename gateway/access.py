@@ -140,7 +140,9 @@ class Access:
 
     def stream_token(self, caller: Identity, job_id: str) -> tuple[str, datetime]:
         """What opens the stream of one job in place of a key, and until when."""
-        expires_at = _whole_seconds(now() + STREAM_TOKEN_LASTS)
+        key = self._keys.by_id(caller.key_id) if caller.key_id else None
+        lasts = now() + STREAM_TOKEN_LASTS
+        expires_at = _whole_seconds(min(lasts, key.expires_at) if key and key.expires_at else lasts)
         subject = _subject(caller.tenant, job_id)
         return self._tickets.issue(STREAM, caller.key_id or NO_KEY, expires_at, subject), expires_at
 

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import contextlib
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
@@ -24,7 +26,7 @@ from chatjobs.contracts import (
     ModelName,
     WireModel,
 )
-from chatjobs.errors import ContentDeleted, JobNotFound, Problem
+from chatjobs.errors import ContentDeleted, Problem
 from gateway.access import Identity
 from gateway.bodies import json_body, optional_json_body
 from gateway.parts import Parts, identity, parts
@@ -61,7 +63,7 @@ async def create(
     here: Here,
     caller: Caller,
     idempotency_key: Annotated[str | None, Header()] = None,
-    prefer: Annotated[str | None, Header()] = None,
+    prefer: Annotated[list[str] | None, Header()] = None,
 ) -> Response:
     """Start a job. Once this is answered the job is durable, whether Temporal is there or not."""
     seconds = wait_seconds(prefer)
@@ -69,6 +71,9 @@ async def create(
     if seconds and await _ended(here, accepted.job_id, seconds):
         job = await here.jobs.get(accepted.job_id, caller.tenant)
         return json_answer(job, 200, {**_headers(accepted), "Preference-Applied": f"wait={seconds}"})
+    if seconds:
+        now = await here.jobs.outline(accepted.job_id, caller.tenant)
+        return json_answer(_links(here, replace(accepted, status=now.status)), 202, _headers(accepted))
     return json_answer(_links(here, accepted), 202, _headers(accepted))
 
 
@@ -77,10 +82,14 @@ async def accept(request: Request, here: Parts, caller: Identity, idempotency_ke
     key = checked_key(idempotency_key)
     body = await json_body(request, here.settings.chatjobs_max_body_bytes)
     accepted = await here.intake.accept(body, tenant=caller.tenant, idempotency_key=key)
+    _have_started(request, here, accepted)
+    return accepted
+
+
+def _have_started(request: Request, here: Parts, accepted: AcceptedJob) -> None:
     if accepted.created:
         request.app.state.metrics.accepted()
         here.errands.soon(lambda: here.intake.start(accepted.waiting))
-    return accepted
 
 
 def checked_key(key: str | None) -> str | None:
@@ -90,9 +99,9 @@ def checked_key(key: str | None) -> str | None:
     return key
 
 
-def wait_seconds(prefer: str | None) -> int:
+def wait_seconds(prefer: Sequence[str] | None) -> int:
     """The N of ``Prefer: wait=N`` (RFC 7240); other preferences are ignored, as it says."""
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "")
+    found = re.search(r"(?i)(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", ",".join(prefer or ()))
     return min(int(found[1]), LONGEST_WAIT_SECONDS) if found else 0
 
 
@@ -153,9 +162,10 @@ async def list_jobs(
         since=since,
         until=until,
         before=_place(cursor) if cursor else None,
-        limit=limit,
+        limit=limit + 1,
     )
-    return json_answer(JobPage(jobs=tuple(found), next_cursor=cursor_of(found[-1]) if len(found) == limit else None))
+    page, more = tuple(found[:limit]), len(found) > limit
+    return json_answer(JobPage(jobs=page, next_cursor=cursor_of(page[-1]) if more else None))
 
 
 def _filters(request: Request) -> dict[str, str]:
@@ -194,12 +204,7 @@ async def show(job_id: str, here: Here, caller: Caller) -> Response:
 @router.get("/jobs/{job_id}/request", response_model=ChatRequest, responses={410: {"description": "It was deleted"}})
 async def asked(job_id: str, here: Here, caller: Caller) -> Response:
     """The request of a job as it was stored, with what the caller gave and nothing else."""
-    try:
-        found = await here.jobs.request(job_id, caller.tenant)
-    except JobNotFound:
-        if (await here.jobs.get(job_id, caller.tenant)).deleted_at is None:
-            raise
-        raise HttpProblem(410, "content_deleted", "The content of this job was deleted") from None
+    found = await here.jobs.request(job_id, caller.tenant)
     return Response(found.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
@@ -241,6 +246,5 @@ async def replay(
     key = checked_key(idempotency_key)
     body = await optional_json_body(request, here.settings.chatjobs_max_body_bytes)
     accepted = await here.intake.replay(job_id, tenant=caller.tenant, overrides=body, idempotency_key=key)
-    if accepted.created:
-        here.errands.soon(lambda: here.intake.start(accepted.waiting))
+    _have_started(request, here, accepted)
     return json_answer(_links(here, accepted), 202, _headers(accepted))

@@ -84,7 +84,12 @@ async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Parts
         client = await connect(lazy=True)
         ui, namespace = settings.chatjobs_temporal_ui, client.namespace
         limiter = Limiter(database, per_second=settings.mistral_requests_per_second)
-        jobs = JobStore(database, run_url=lambda job_id: run_url(ui, namespace, job_id), limiter=limiter)
+        jobs = JobStore(
+            database,
+            run_url=lambda job_id: run_url(ui, namespace, job_id),
+            limiter=limiter,
+            public_url=settings.chatjobs_public_url,
+        )
         deliveries = DeliveryStore(database)
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
         sender = await stack.enter_async_context(sender_of(rules))

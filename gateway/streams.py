@@ -95,8 +95,8 @@ async def chat(
     if not accepted.created:
         headers["Idempotency-Replayed"] = "true"
         return await _stream_of(accepted.job_id, here, caller, place, headers)
-    cursor = place.of(accepted.job_id)
-    return JobEvents(here, caller, cursor, job=accepted, resumed=place.resumed, headers=headers)
+    # A new job has nothing that an id could stand for.
+    return JobEvents(here, caller, Cursor(accepted.job_id), job=accepted, resumed=False, headers=headers)
 
 
 async def _stream_of(
@@ -217,7 +217,9 @@ class JobEvents(EventStream):
     async def _framing(self, send: Send) -> Framing | None:
         """None where there will never be anything to tell. The job is not kept: a reader may stay for an hour."""
         job, self._job = self._job or await self._job_came(send), None
-        return Framing(job, resumed=self._resumed) if job is not None else None
+        if job is None:
+            return None
+        return Framing(job, resumed=self._resumed, epoch=self._cursor.epoch if self._resumed else None)
 
     async def _tell(self, send: Send, framing: Framing) -> None:
         while True:

@@ -23,7 +23,7 @@ from chatjobs.contracts import Channel
 from chatjobs.errors import UpstreamInterrupted
 from providers.mistral_answer import OK, whole_text
 
-SURE: Final = 32
+SURE: Final = 16
 """So many characters of the prefix do not come by chance."""
 
 

@@ -59,10 +59,20 @@ CANCELS = select(jobs.c.id).where(
 
 
 class JobStore:
-    """``run_url`` makes the link to a job's run in the Temporal UI; ``limiter`` knows where a waiting job stands."""
+    """``run_url`` makes the link to a job's run in the Temporal UI; ``limiter`` knows where a waiting job stands.
 
-    def __init__(self, database: Database, run_url: Callable[[str], str], limiter: Limiter | None = None) -> None:
+    ``public_url``: where receivers of webhooks reach this service; without it, links in webhooks are paths.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        run_url: Callable[[str], str],
+        limiter: Limiter | None = None,
+        public_url: str | None = None,
+    ) -> None:
         self._database = database
+        self._public_url = public_url or ""
         self._limiter = limiter
         self._acceptor = Acceptor(database)
         self.run_url = run_url
@@ -207,7 +217,9 @@ class JobStore:
             time = row.cancel_requested_at or micros(now())
             await connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=time))
             if row.workflow_started_at is None:
-                await sealing.seal(connection, await locked(connection, job_id), sealing.CANCELLED, run_id="")
+                await sealing.seal(
+                    connection, await locked(connection, job_id), sealing.CANCELLED, "", self._public_url
+                )
                 await self._database.hint(connection)
                 return JobStatus.CANCELLED
             return status
@@ -223,7 +235,7 @@ class JobStore:
         async with self._database.write() as connection:
             row = await locked(connection, ending.job_id)
             if row.completed_at is None:
-                sealed = await sealing.seal(connection, row, ending, run_id)
+                sealed = await sealing.seal(connection, row, ending, run_id, self._public_url)
                 await self._database.hint(connection)
                 return sealed
             return await sealing.sealed(connection, row)

@@ -217,7 +217,9 @@ def _free(lane: Row[Any], time: int, interval: int) -> int:
     """When a lane is free. What no clock of today can have written is not believed: the clock was put back since."""
     latest_start = time + int(HORIZON_SECONDS * SECOND) + interval
     longest_pause = time + int(LONGEST_ASKED_SECONDS * SECOND)
-    return max(time, min(lane.free_at, latest_start), min(lane.paused_until, longest_pause))
+    free_at = lane.free_at if lane.free_at <= latest_start else time
+    paused_until = lane.paused_until if lane.paused_until <= longest_pause else time
+    return max(time, free_at, paused_until)
 
 
 async def _enter(connection: AsyncConnection, name: str, asker: Asker, time: int) -> None:

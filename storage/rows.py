@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, insert, select, update
+from sqlalchemy import Row, and_, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import ChatRequest, Usage
@@ -55,6 +55,9 @@ async def store_tail(connection: AsyncConnection, row: Row[Any]) -> None:
 async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: AttemptEnd) -> None:
     """End the attempt that is still open; normally there is one. What it used is estimated, unless ``end`` knows."""
     is_open = and_(attempts.c.job_id == row.id, attempts.c.ended_at.is_(None))
+    if not end.called:
+        await connection.execute(delete(attempts).where(is_open))
+        return
     for number, before in (
         await connection.execute(select(attempts.c.number, attempts.c.tokens_before).where(is_open))
     ).all():

@@ -72,8 +72,8 @@ def _outcome(row: Row[Any], sha256: str, error: JobError | None, delivery: str |
     )
 
 
-async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_id: str) -> Sealed:
-    """Seal the locked, open row of ``jobs``. Raises SealConflict."""
+async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_id: str, public_url: str = "") -> Sealed:
+    """Seal the locked, open row of ``jobs``. ``public_url``: what receivers reach us at. Raises SealConflict."""
     finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
     status, error = _verdict(row, ending, finish)
     await _settle_attempts(connection, row, finish, status, error)
@@ -95,7 +95,7 @@ async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_i
     )
     row = closed.one()
     await connection.execute(LEFT, {"key": row.id})
-    return _outcome(row, sha256, error, await _store_delivery(connection, row))
+    return _outcome(row, sha256, error, await _store_delivery(connection, row, public_url))
 
 
 async def _store_result(
@@ -182,7 +182,7 @@ async def _settle_attempts(
         await close_open_attempts(connection, row, AttemptEnd(outcome))
 
 
-async def _store_delivery(connection: AsyncConnection, row: Row[Any]) -> str | None:
+async def _store_delivery(connection: AsyncConnection, row: Row[Any], public_url: str) -> str | None:
     """The delivery row with the webhook's id and its exact body, if the outcome's event is subscribed; its id."""
     webhook = Webhook.model_validate_json(row.webhook) if row.webhook else None
     event = WebhookEventType.of(JobStatus(row.status))
@@ -197,7 +197,7 @@ async def _store_delivery(connection: AsyncConnection, row: Row[Any]) -> str | N
             tenant=row.tenant,
             event=event.value,
             url=webhook.url,
-            body=announcement(result).model_dump_json().encode(),
+            body=announcement(result, public_url).model_dump_json().encode(),
             body_timestamp=rfc3339(moment(row.completed_at)),
             status="pending",
             created_at=row.completed_at,
@@ -207,7 +207,7 @@ async def _store_delivery(connection: AsyncConnection, row: Row[Any]) -> str | N
     return delivery
 
 
-def announcement(result: ChatResult) -> WebhookEvent:
+def announcement(result: ChatResult, public_url: str = "") -> WebhookEvent:
     """The webhook of a job's outcome."""
     omitted = len((result.content or "").encode()) > MAX_WEBHOOK_CONTENT_BYTES
     if result.completed_at is None or result.sha256 is None:
@@ -225,7 +225,7 @@ def announcement(result: ChatResult) -> WebhookEvent:
         completed_at=result.completed_at,
         sha256=result.sha256,
         metadata=result.metadata,
-        status_url=status_path(result.job_id),
+        status_url=public_url.rstrip("/") + status_path(result.job_id),
         content_omitted=omitted,
     )
     return WebhookEvent(event=WebhookEventType.of(result.status), timestamp=result.completed_at, data=data)

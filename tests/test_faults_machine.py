@@ -20,10 +20,9 @@ from tests.gateway import Gateway, gateway
 from tests.receiver import Answer, receiver
 from tests.service import Service, service
 from tests.simulator_process import prompt
-from tests.stack import ROOT, Process, Stack, stack
+from tests.stack import ROOT, Process, Stack, stack, wait_until
 
 DAY = 86_400
-MEGABYTE = 2**20
 
 
 # --------------------------------------------------------------------------------------------------- the clock
@@ -93,7 +92,7 @@ async def test_a_wall_clock_that_jumps_by_a_day(tmp_path: Path, days: int) -> No
 
 
 async def test_a_worker_without_memory(tmp_path: Path) -> None:
-    """F08: a worker gets no more memory in mid-stream; every job is completed, whole, by whomever."""
+    """F08: a worker gets no more memory in mid-stream, and is ended; every job is completed, whole, by another one."""
     script = {"tokens": 60, "tokens_per_second": 30}
     with stack(tmp_path, env={"CHATJOBS_HEARTBEAT_SECONDS": "2"}) as machine:
         async with service(machine) as live:
@@ -101,8 +100,12 @@ async def test_a_worker_without_memory(tmp_path: Path) -> None:
             ids = [await live.submit(message) for message in messages]
             for message in messages:
                 await machine.simulator.wait(message, tokens=10)
-            starve_of_memory(machine.workers[0])
+            starve_of_memory(starved_one := machine.workers[0])
             machine.add_worker()
+            assert await asyncio.to_thread(
+                wait_until, lambda: "MemoryError" in starved_one.output() or not starved_one.running, timeout=30
+            )
+            starved_one.kill()  # as the kernel does, sooner or later
             jobs = [await live.ended(job_id) for job_id in ids]
             later = await live.ended(await live.submit(prompt("later", pieces=["x" * 1000] * 10)))
         assert {job.status for job in [*jobs, later]} == {JobStatus.COMPLETED}

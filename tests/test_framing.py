@@ -44,7 +44,7 @@ def make_slice(*texts: str, position: int | None = None, **fields: Any) -> Slice
     return Slice(**(known | fields))
 
 
-def ids(frames: list[Frame]) -> list[tuple[str, str]]:
+def ids(frames: list[Frame]) -> list[tuple[str, str | None]]:
     return [(frame.event.type, frame.id) for frame in frames]
 
 
@@ -125,3 +125,9 @@ def test_pace_is_measured_from_what_is_seen_and_from_the_ledger() -> None:
 
 def test_control_characters_do_not_reach_a_screen() -> None:
     assert safe("a\tb\nc\x1b[2Jd\x9be\x7f") == "a\tb\nc\ufffd[2Jd\ufffde\ufffd"
+
+
+def test_the_beginning_of_an_older_epoch_is_void() -> None:
+    """Who has seen no text of it lacks nothing, but holds ids of that epoch."""
+    framing = Framing(make_job(), resumed=True, epoch=1)
+    assert ids(list(framing.frames(make_slice(epoch=2))))[0] == ("reset", "2.0")

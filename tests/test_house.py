@@ -32,8 +32,8 @@ DeliveryTry DocumentUrlPart Endpoint EndpointList ErrorEvent FilePart Function F
 HostedTool ImageUrl ImageUrlPart Job JobAccepted JobError JobOutcome JobPage JobStart JobStatus JsonSchema Limits
 PlacedPart Prediction QueuePlace QueuedEvent Redelivering Redelivery ReferencePart ResetEvent ResourceLinkPart
 ResourcePart ResponseFormat StartEvent SystemMessage TextPart ThinkingPart ToolCall ToolChoice ToolMessage
-ToolReferencePart Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent WireModel
-WorkflowStatus canonical_json fingerprint message_text parse read_json rfc3339
+ToolReferencePart Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent
+WireModel WorkflowStatus canonical_json fingerprint message_text parse read_json rfc3339
 """
 
 
