@@ -1,6 +1,7 @@
 # make run · make test · make check · make drill · make bench: the same for people and CI. `make help` lists them.
 #
 # Needs Python 3.11 or newer and GNU make. Everything is installed into .venv, from the hashed lock files.
+# Tests mostly wait, for servers that start and for clocks: three processes at once suit two cores.
 # ARGS= is handed on:  make run ARGS='-- --rate 20:20'   make test ARGS='-k standalone'
 
 PYTHON ?= python3
@@ -27,7 +28,7 @@ run: .venv/service
 	@$(BIN)/python standalone.py --end-with-parent $(ARGS)
 
 test: .venv/dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 check: .venv/dev
 	$(BIN)/ruff check .
