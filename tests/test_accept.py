@@ -255,7 +255,7 @@ async def test_the_last_page_says_so_even_when_it_is_full(http: httpx2.AsyncClie
     mark = uuid.uuid4().hex
     for _ in range(4):
         await http.post("/api/jobs", json=make_body(prompt(), metadata={"page": mark}))
-    query = {"metadata.page": mark, "limit": 2}
+    query: dict[str, str | int] = {"metadata.page": mark, "limit": 2}
     first = (await http.get("/api/jobs", params=query)).json()
     last = (await http.get("/api/jobs", params={**query, "cursor": first["nextCursor"]})).json()
     assert (len(first["jobs"]), len(last["jobs"]), last["nextCursor"]) == (2, 2, None)
