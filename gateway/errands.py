@@ -14,6 +14,8 @@ from chatjobs.errors import ChatJobsError, TemporalUnavailable
 
 log = logging.getLogger(__name__)
 
+ANSWER_SECONDS = 0.003
+"""What an answer takes to be written after its errand was asked for."""
 AT_ONCE = 8
 MOST_WAITING = 10_000
 """What comes on top of so many is left to the sweeper."""
@@ -32,6 +34,10 @@ class Errands:
         return self._waiting.qsize()
 
     def soon(self, errand: Errand) -> None:
+        """Do it once the request is answered: what it costs must not delay the answer."""
+        asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._take, errand)
+
+    def _take(self, errand: Errand) -> None:
         if asyncio.get_running_loop().time() < self._away_until:
             return
         try:
