@@ -202,6 +202,7 @@ async def _store_delivery(connection: AsyncConnection, row: Row[Any], public_url
             status="pending",
             created_at=row.completed_at,
             next_try_at=row.completed_at,
+            wanted_at=None if row.sealed_by else row.completed_at,  # no run is there to make the first try
         )
     )
     return delivery

@@ -15,7 +15,7 @@ from storage.transcript import JobWriter, TranscriptWriter
 from storage.values import AcceptedJob, Claim, FinishRecord
 
 T = TypeVar("T")
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds that a test waits for anything; far more than it needs."""
 SECRET = "a secret for tests"
 

@@ -101,9 +101,14 @@ class House:
 
     async def ended(self, job_id: str) -> Job:
         """The job, once its newest run is over, however it ended."""
-        async with asyncio.timeout(PATIENCE):
-            with suppress(WorkflowFailureError):
-                await self.run(job_id).result()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                with suppress(WorkflowFailureError):
+                    await self.run(job_id).result()
+        except TimeoutError:
+            job = await self.jobs.get(job_id)
+            pending = (await self.run(job_id).describe()).raw_description.pending_activities
+            raise AssertionError(f"{job.status} after {PATIENCE} s: {job.attempts}, {pending}") from None
         return await self.jobs.get(job_id)
 
     async def failure(self, job_id: str) -> ApplicationError:

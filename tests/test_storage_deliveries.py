@@ -12,7 +12,7 @@ from chatjobs.errors import DeliveryNotFound
 from storage.database import Database
 from storage.deliveries import DeliveryStore
 from storage.jobs import JobStore
-from tests.factories import accepted, failing
+from tests.factories import accepted, failing, make_job
 
 
 @pytest.fixture
@@ -110,3 +110,12 @@ async def test_what_is_not_there_is_not_found(store: JobStore, deliveries: Deliv
             await call
     with pytest.raises(DeliveryNotFound):
         await deliveries.record("x", a_try(), delivered=True, next_try_at=None)
+
+
+async def test_what_no_run_has_sealed_is_wanted_at_once(store: JobStore, database: Database) -> None:
+    """A job that is cancelled before it was started has no workflow that would make the first try."""
+    await store.accept(make_job(job_id="job_1", webhook={"url": "https://hooks.example/x"}))
+    await store.request_cancel("job_1")
+    (wanted,) = await DeliveryStore(database).wanted()
+    (delivery,) = (await store.get("job_1")).deliveries
+    assert wanted.id == delivery.id
