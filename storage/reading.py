@@ -112,6 +112,8 @@ class TranscriptReader:
         if not self._waiting:
             await self._newcomers.wait()
         await place.changed()
+        # Who comes back while this look is under way is in none: what it was called for may be his news.
+        self._up_to_date = set()
         up_to_date: set[Cursor] = set()
         places: dict[Cursor, list[asyncio.Future[Slice]]] = {}
         for future, cursor in self._waiting.items():
