@@ -328,3 +328,37 @@ async def test_a_lost_hint_makes_a_reader_late_and_no_more(postgres_database: Da
         async with postgres_database.write() as connection:
             await connection.execute(update(jobs).values(position=3, tail="abc"))
         assert (await asyncio.wait_for(waiting, PATIENCE)).position == 3
+
+
+async def test_who_comes_back_while_others_are_looked_after_misses_nothing(
+    sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look under way was called for by his news, and he is not in it."""
+    store, looking, go_on = make_store(sqlite), asyncio.Event(), asyncio.Event()
+    go_on.set()
+    fetch = news.SqliteWatch.fetch
+
+    async def slow(self: news.SqliteWatch, cursors: Sequence[Cursor]) -> Sequence[news.News]:
+        looking.set()
+        await go_on.wait()
+        return await fetch(self, cursors)
+
+    monkeypatch.setattr(news.SqliteWatch, "fetch", slow)
+    async with (
+        asyncio.timeout(20),
+        TranscriptWriter(sqlite).running() as writer,
+        TranscriptReader(sqlite).running() as reader,
+    ):
+        mine, other = await answered(store, writer, "all of it"), await accepted(store)
+        somebody = asyncio.create_task(reader.wait(Cursor(other)))
+        await looking.wait()
+        piece = await reader.wait(Cursor(mine))
+        go_on.clear()
+        looking.clear()
+        await store.seal(ending(mine), run_id="run-1")
+        await looking.wait()
+        waiting = asyncio.create_task(reader.wait(piece.cursor))
+        await asyncio.sleep(0)
+        go_on.set()
+        assert (await waiting).status is JobStatus.COMPLETED
+        somebody.cancel()
