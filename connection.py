@@ -12,13 +12,14 @@ from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionDescription
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from chatjobs.errors import TemporalUnavailable
 from chatjobs.names import SEARCH_ATTRIBUTES
+from storage.values import RunRef
 
 log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=5)
@@ -101,6 +102,30 @@ async def polls(client: Client, queue: str, pid: int) -> bool:
     except RPCError:
         return False
     return any(poller.identity.startswith(f"{pid}@") for poller in found.pollers)
+
+
+async def runs_of(client: Client, run: RunRef) -> list[WorkflowExecutionDescription]:
+    """A run and those that an operator's Resets made of it, oldest first; nothing where Temporal knows none.
+
+    Raises RPCError, RuntimeError.
+    """
+    found: list[WorkflowExecutionDescription] = []
+    run_id, seen = run.run_id, set[str | None]()
+    while run_id not in seen:
+        seen.add(run_id)
+        handle = client.get_workflow_handle(run.workflow_id, run_id=run_id)
+        try:
+            described = await handle.describe(rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return found
+            raise
+        found.append(described)
+        reset_to = described.raw_description.workflow_extended_info.reset_run_id
+        if run.run_id is None or not reset_to:  # a workflow's newest run was asked for
+            return found
+        run_id = reset_to
+    return found
 
 
 def run_url(ui: str, namespace: str, job_id: str) -> str:

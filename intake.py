@@ -40,10 +40,10 @@ from chatjobs.names import (
 )
 from chatjobs.steps import DeliveryStart, Ending
 from chatjobs.webhook_urls import WebhookPolicy, checked
-from connection import search_attributes
+from connection import runs_of, search_attributes
 from storage.deliveries import DeliveryStore, Parcel, Wanted
 from storage.jobs import JobStore
-from storage.values import AcceptedJob, NewJob, Waiting
+from storage.values import AcceptedJob, NewJob, RunRef, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -195,14 +195,24 @@ class Intake:
                 found = await self._client.get_workflow_handle(job_id).describe(rpc_timeout=GLANCE_TIMEOUT)
         except (RPCError, RuntimeError, TimeoutError):
             return False
-        return found.status is WorkflowExecutionStatus.RUNNING and found.workflow_type == CHAT_JOB
+        if found.status is not WorkflowExecutionStatus.RUNNING or found.workflow_type != CHAT_JOB:
+            return False
+        first = found.raw_description.workflow_execution_info.first_run_id
+        return first in ("", found.run_id)  # a cron is running for ever, and its runs are jobs with other ids
 
     async def send_cancel(self, job_id: str) -> None:
-        """Raises TemporalUnavailable; a workflow that is not running any more is not an error."""
+        """Raises TemporalUnavailable; a workflow that is not running any more is not an error.
+
+        A cron's is not told: Temporal would end the cron. The attempt that has the job reads the wish from the row.
+        """
         if self._client is None:
             raise TemporalUnavailable
+        run = await self._jobs.run_of(job_id)
+        if run.is_cron:
+            return
         try:
-            await self._client.get_workflow_handle(job_id).cancel(rpc_timeout=RPC_TIMEOUT)
+            handle = self._client.get_workflow_handle(run.workflow_id, run_id=run.run_id)
+            await handle.cancel(rpc_timeout=RPC_TIMEOUT)
         except (RPCError, RuntimeError) as error:
             if not isinstance(error, RPCError) or error.status is not RPCStatusCode.NOT_FOUND:
                 raise TemporalUnavailable from None
@@ -329,14 +339,14 @@ class Sweeper:
 
     async def _state(self, job_id: str) -> WorkflowExecutionStatus | None:
         """The state of a job's newest run; None if Temporal does not know it."""
+        run = await self._jobs.run_of(job_id)
         try:
-            return (await self._client.get_workflow_handle(job_id).describe(rpc_timeout=RPC_TIMEOUT)).status
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
+            found = await runs_of(self._client, run)
+            if not found and run.workflow_id != job_id:  # lost, and started again under the job's own id
+                found = await runs_of(self._client, RunRef(job_id))
         except RuntimeError:  # a lazy client that cannot connect
             raise TemporalUnavailable from None
+        return found[-1].status if found else None
 
     async def _try_now(self, wanted: Wanted) -> None:
         await try_now(self._client, self._deliveries, wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 from temporalio.api.common.v1 import WorkflowExecution
@@ -25,6 +26,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from chatjobs.errors import TemporalUnavailable
 from chatjobs.names import CHAT_JOB, JOBS_QUEUE, RETENTION, RETENTION_SCHEDULE
 from chatjobs.steps import RetentionOrder
+from connection import runs_of
+from storage.values import RunRef
 
 log = logging.getLogger(__name__)
 
@@ -90,22 +93,33 @@ def _renewed(found: ScheduleUpdateInput, schedule: Schedule) -> ScheduleUpdate:
     return ScheduleUpdate(schedule=schedule)
 
 
-async def delete_runs(client: Client, job_id: str) -> None:
+async def delete_runs(client: Client, run: RunRef) -> None:
     """Ask Temporal to delete the runs of a job that was started straight through it: their histories hold its request.
 
     It does so within about a minute. Raises TemporalUnavailable; then, and for a run that it has not indexed yet, the
     history goes with the namespace's retention.
     """
     asked = 0
-    query = f"WorkflowId = '{job_id}' AND WorkflowType = '{CHAT_JOB}'"  # a job's id has no quotes (contracts.JobId)
     try:
-        async for run in client.list_workflows(query, limit=100, rpc_timeout=RPC_TIMEOUT):
-            await _delete(client, WorkflowExecution(workflow_id=job_id, run_id=run.run_id))
+        async for run_id in _run_ids(client, run):
+            await _delete(client, WorkflowExecution(workflow_id=run.workflow_id, run_id=run_id))
             asked += 1
     except (RPCError, RuntimeError) as error:  # the latter: a lazy client that cannot connect
         name = error.status.name if isinstance(error, RPCError) else "not reachable"
         raise TemporalUnavailable(f"Temporal did not delete the job's history ({name})") from None
-    log.info("Temporal deletes a job's history", extra={"action": "history_deleted", "job_id": job_id, "runs": asked})
+    extra = {"action": "history_deleted", "workflow_id": run.workflow_id, "runs": asked}
+    log.info("Temporal deletes a job's history", extra=extra)
+
+
+async def _run_ids(client: Client, run: RunRef) -> AsyncIterator[str]:
+    """All runs of a workflow that is one job; of a cron's only those that are the job."""
+    if run.run_id is not None:
+        for found in await runs_of(client, run):
+            yield found.run_id
+        return
+    query = f"WorkflowId = '{run.workflow_id}' AND WorkflowType = '{CHAT_JOB}'"  # it has no quotes (contracts.JobId)
+    async for listed in client.list_workflows(query, limit=100, rpc_timeout=RPC_TIMEOUT):
+        yield listed.run_id
 
 
 async def _delete(client: Client, run: WorkflowExecution) -> None:

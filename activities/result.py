@@ -27,9 +27,14 @@ from chatjobs.names import new_request_id, status_path
 from chatjobs.steps import Accepted, Ending, Sealed
 from chatjobs.webhook_urls import WebhookPolicy, checked
 from storage.jobs import JobStore
-from storage.values import NewJob
+from storage.values import NewJob, RunRef
 
 USAGE = 'start ChatJob with {"request": {…}} or {"jobId": "…"}'
+OWN_ID = 'must be left out: each run of a cron or Schedule is a new job; give {"request": {…}}'
+BAD_ID = (
+    "The workflow's id is the job's, and it cannot be one: use 1 to 128 letters, digits, - and _ "
+    "(for a cron or Schedule at most 96, the rest is added for each run)"
+)
 RPC_TIMEOUT = timedelta(seconds=5)
 
 
@@ -76,7 +81,7 @@ class ResultActivities:
         workflow's id cannot be a job's: then there can be no row.
         """
         _check_id(order.job_id)
-        job, error = self._read(order)
+        job, error = self._read(order, _own_run(order.job_id))
         try:
             accepted = await self._jobs.accept(job)
         except ChatJobsError as problem:
@@ -89,16 +94,18 @@ class ResultActivities:
             error=error,
         )
 
-    def _read(self, order: AcceptOrder) -> tuple[NewJob, JobError | None]:
+    def _read(self, order: AcceptOrder, run: RunRef | None) -> tuple[NewJob, JobError | None]:
         """The job in a workflow's argument, and why it can never run."""
         request, error, body = None, None, order.problem or order.start
         try:
-            body = _body(order)
+            body = _body(order, repeated=run is not None)
             request = ChatRequest.parse(body)
             if self._policy is not None:
                 request = checked(request, self._policy())
             if request.job_id not in (None, order.job_id):
-                raise InvalidRequest([Problem("/jobId", "must be the workflow's id, or be left out")])
+                raise InvalidRequest(
+                    [Problem("/jobId", OWN_ID if run else "must be the workflow's id, or be left out")]
+                )
         except InvalidRequest as problem:
             error = JobError(code=problem.code, message=problem.message)
         except WebhookUrlRefused as problem:  # nobody is told, least of all at that URL
@@ -110,6 +117,7 @@ class ResultActivities:
             body_hash=_fingerprint(body),
             request=request,
             started=True,
+            run=run,
         )
         return job, error
 
@@ -146,19 +154,28 @@ async def _cancel_run() -> None:
         raise failures.again("temporal_unavailable", f"The run was not cancelled: {error.status.name}", None) from None
 
 
+def _own_run(job_id: str) -> RunRef | None:
+    """The run of a cron or Schedule, whose workflow id is not the job's."""
+    info = activity.info()
+    if info.workflow_id in (None, job_id):
+        return None
+    return RunRef(info.workflow_id, info.workflow_run_id)
+
+
 def _check_id(job_id: str) -> None:
     try:
         parse(JobStart, {"jobId": job_id})
     except InvalidRequest as problem:
-        reason = f"The workflow's id is the job's, and it cannot be one ({problem.problems[0].message})"
-        raise failures.permanent(problem.code, reason) from None
+        raise failures.permanent(problem.code, BAD_ID) from None
 
 
-def _body(order: AcceptOrder) -> JsonObject:
+def _body(order: AcceptOrder, *, repeated: bool) -> JsonObject:
     """The request in a workflow's argument, not yet validated. Raises InvalidRequest."""
     if order.problem is not None:
         raise InvalidRequest([Problem("", f"{order.problem}; {USAGE}")])
     start = parse(JobStart, order.start)
+    if start.request is None and repeated:
+        raise InvalidRequest([Problem("/jobId", OWN_ID)])
     if start.request is None:
         raise InvalidRequest([Problem("/jobId", "must be the id of this workflow")])
     return start.request

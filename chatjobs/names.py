@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from typing import Final
 
@@ -33,8 +34,26 @@ SEED_SIGNATURE: Final = "x-webhook-signature"
 SEED_TIMESTAMP: Final = "x-webhook-timestamp"
 
 
+SCHEDULED: Final = re.compile(r"(.+)-([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)", re.DOTALL)
+"""The workflow id of a Schedule's action: the id in the action, and the time that Temporal appends."""
+
+
 def new_job_id() -> str:
     return f"job_{uuid.uuid4().hex}"
+
+
+def job_id_of_run(workflow_id: str, run_id: str, *, cron: bool) -> str:
+    """The id of the job that a run of ``ChatJob`` is: the workflow's id, where that names one run.
+
+    A cron uses one workflow id for all its runs, and a Schedule's workflow id has the time of the action to the second,
+    with colons, so that two actions of one second share it. The job of such a run has the end of the run's id in its
+    own. ``run_id`` is the one that the run was started with, which a Reset keeps.
+    """
+    scheduled = SCHEDULED.fullmatch(workflow_id)
+    if scheduled is None and not cron:
+        return workflow_id
+    stem = f"{scheduled[1]}-{scheduled[2].replace(':', '')}" if scheduled else workflow_id
+    return f"{stem}-{run_id.rpartition('-')[2]}"
 
 
 def new_request_id() -> str:

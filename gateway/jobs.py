@@ -229,8 +229,8 @@ async def delete(job_id: str, here: Here, caller: Caller) -> Response:
     Temporal holds nothing of them, but for a job that was started straight through it: it is asked, once for each of
     these calls, to delete that job's history.
     """
-    if await here.jobs.delete(job_id, caller.tenant):
-        here.errands.soon(lambda: delete_runs(here.client, job_id))
+    if run := await here.jobs.delete(job_id, caller.tenant):
+        here.errands.soon(lambda: delete_runs(here.client, run))
     return Response(status_code=204)
 
 

@@ -142,6 +142,8 @@ def _row(job: NewJob, time: int) -> dict[str, Any]:
         "replay_of": job.replay_of,
         "priority": job.request.priority if job.request else USUAL_PRIORITY,
         "batch_id": job.batch_id,
+        "workflow_id": job.run.workflow_id if job.run else None,
+        "workflow_run_id": job.run.run_id if job.run else None,
         "status": JobStatus.QUEUED.value,
         "created_at": time,
         "workflow_started_at": time if job.started else None,

@@ -36,6 +36,7 @@ from storage.values import (
     FinishRecord,
     NewJob,
     Past,
+    RunRef,
     TextPiece,
     Waiting,
 )
@@ -243,11 +244,11 @@ class JobStore:
     # ---------------------------------------------------------------------------------------------- delete
 
     @retried
-    async def delete(self, job_id: str, tenant: str | None = None) -> bool:
+    async def delete(self, job_id: str, tenant: str | None = None) -> RunRef | None:
         """Delete a finished job's request, texts, webhook and deliveries, durably; its row stays, with ``deletedAt``.
 
-        Again is the same. True: it was started straight through Temporal, whose history has its request, too.
-        Raises JobNotFound, JobRunning.
+        Again is the same. Returns the run of a job that was started straight through Temporal, whose history has its
+        request, too. Raises JobNotFound, JobRunning.
         """
         async with self._database.write() as connection:
             row = await locked(connection, job_id, tenant)
@@ -257,7 +258,7 @@ class JobStore:
                 await retention.empty(connection, row)
                 await self._database.hint(connection)
         # A stored job's workflow is started after its row is made; an inline job's row says from the start that it was.
-        return bool(row.workflow_started_at == row.created_at)
+        return _run(row) if row.workflow_started_at == row.created_at else None
 
     # ------------------------------------------------------------------------------------------------ read
 
@@ -267,7 +268,7 @@ class JobStore:
             row = (await connection.execute(by_id(job_id, tenant))).first()
             if row is None:
                 raise JobNotFound
-            job = await presenting.job(connection, row, self.run_url(job_id))
+            job = await presenting.job(connection, row, presenting.run_link(row, self.run_url))
             if job.status.terminal or self._limiter is None:
                 return job
             places = await self._limiter.places(connection, [job.job_id])
@@ -279,9 +280,15 @@ class JobStore:
             row = (await connection.execute(_outlined(job_id, tenant))).first()
         if row is None:
             raise JobNotFound
-        job = presenting.summary(row, self.run_url(row.id))
+        job = presenting.summary(row, presenting.run_link(row, self.run_url))
         calls = presenting.TOOL_CALLS.validate_json(row.tool_calls) if row.tool_calls else None
         return job.model_copy(update={"tool_calls": calls}) if calls else job
+
+    async def run_of(self, job_id: str) -> RunRef:
+        """The workflow run of a job, whether it was started yet or not."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(by_id(job_id, None))).first()
+        return RunRef(job_id) if row is None else _run(row)
 
     async def exists(self, job_id: str, tenant: str | None = None) -> bool:
         async with self._database.read() as connection:
@@ -326,7 +333,7 @@ class JobStore:
             query = query.where(or_(jobs.c.created_at < before[0], earlier))
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [presenting.summary(row, self.run_url(row.id)) for row in rows]
+        return [presenting.summary(row, presenting.run_link(row, self.run_url)) for row in rows]
 
     def _has(self, key: str, value: str) -> Any:
         """A condition on metadata. SQLite's paths have no way to write every key that JSON may have."""
@@ -389,6 +396,10 @@ class JobStore:
         async with self._database.read() as connection:
             rows = (await connection.execute(query.order_by(jobs.c.created_at).limit(limit))).all()
         return [Waiting(row.id, row.tenant, row.model, row.replay_of, row.priority) for row in rows]
+
+
+def _run(row: Row[Any]) -> RunRef:
+    return RunRef(row.id) if row.workflow_id is None else RunRef(row.workflow_id, row.workflow_run_id)
 
 
 def _outlined(job_id: str, tenant: str | None) -> Any:

@@ -77,7 +77,7 @@ class Overview:
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        found = [presenting.summary(row, self._run_url(row.id)) for row in rows[:limit]]
+        found = [presenting.summary(row, presenting.run_link(row, self._run_url)) for row in rows[:limit]]
         return Changed(found, more=len(rows) > limit)
 
     async def stats(self, tenant: str, *, until: datetime, bucket: timedelta, count: int) -> Stats:

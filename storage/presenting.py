@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -38,6 +38,17 @@ def sha256(text: str) -> str:
 
 def _moment(value: int | None) -> Any:
     return None if value is None else moment(value)
+
+
+RunUrl = Callable[[str], str]
+"""The address of a workflow in the Temporal UI, by its id."""
+
+
+def run_link(row: Row[Any], run_url: RunUrl) -> str:
+    """Where the Temporal UI shows a job's run."""
+    if row.workflow_id is None:
+        return run_url(row.id)
+    return f"{run_url(row.workflow_id)}/{row.workflow_run_id}"
 
 
 def _head(row: Row[Any], run_url: str) -> dict[str, Any]:

@@ -86,6 +86,9 @@ jobs = Table(
     Column("sealed_by", String(64)),  # the workflow run whose outcome it is
     Column("error_code", String(64)),
     Column("priority", SmallInteger, nullable=False, server_default="3"),  # 1 goes first
+    # The run of a cron or Schedule: its workflow id is not the job's. NULL for all others.
+    Column("workflow_id", String(160)),
+    Column("workflow_run_id", String(64)),
     Column("deleted_at", BigInteger),  # its request, texts and deliveries are gone; the row says that it was there
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
     # Nothing that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).

@@ -17,6 +17,7 @@ from chatjobs.contracts import (
     Usage,
     WireModel,
 )
+from chatjobs.names import SCHEDULED
 
 OK = 200
 """The HTTP status of a call that brought a part of an answer."""
@@ -25,6 +26,19 @@ SEGMENT = "segment"
 
 POSTPONED = "postponed"
 """The outcome of an attempt whose lane was paused before it could call: it costs nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRef:
+    """A workflow run in Temporal. Without ``run_id``: the workflow's newest one, which is the job's only one."""
+
+    workflow_id: str
+    run_id: str | None = None
+
+    @property
+    def is_cron(self) -> bool:
+        """Other runs of the same workflow follow, and are other jobs."""
+        return self.run_id is not None and SCHEDULED.fullmatch(self.workflow_id) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,8 @@ class NewJob:
     idempotency_key: str | None = None
     replay_of: str | None = None
     batch_id: str | None = None
+    run: RunRef | None = None
+    """Where the workflow's id is not the job's: a run of a cron or Schedule."""
 
 
 @dataclass(frozen=True, slots=True)

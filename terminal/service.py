@@ -32,7 +32,7 @@ from storage.jobs import JobStore
 from storage.limiter import Limiter
 from storage.queueing import QueueReader
 from storage.reading import TranscriptReader
-from storage.values import AcceptedJob, Cursor, Waiting
+from storage.values import AcceptedJob, Cursor, RunRef, Waiting
 from terminal.output import console, one_line, write
 from terminal.pages import job_list, job_page
 from terminal.place import Place, find
@@ -131,9 +131,9 @@ class Service:
         return OK
 
     async def delete(self, job_id: str) -> int:
-        if await self._jobs.delete(job_id):
+        if run := await self._jobs.delete(job_id):
             again = "its history has the job's request: give this command again"
-            await self._or_say(self._delete_runs(job_id), again, self._voice)
+            await self._or_say(self._delete_runs(run), again, self._voice)
         if self._as_json:
             self._print(await self._jobs.get(job_id))
         else:
@@ -185,8 +185,8 @@ class Service:
     async def _send_cancel(self, job_id: str) -> None:
         await Intake(jobs=self._jobs, client=await self._temporal()).send_cancel(job_id)
 
-    async def _delete_runs(self, job_id: str) -> None:
-        await delete_runs(await self._temporal(), job_id)
+    async def _delete_runs(self, run: RunRef) -> None:
+        await delete_runs(await self._temporal(), run)
 
     async def _or_say(self, action: Awaitable[None], consequence: str, voice: View) -> None:
         """Do something in Temporal; if it is away, say what comes of that."""

@@ -129,7 +129,7 @@ async def test_an_invalid_start(here: House, name: str) -> None:
     assert here.model.calls == 0
 
 
-@pytest.mark.parametrize("job_id", ["order 42", "x" * 129, "ünïcode", "a/b"])
+@pytest.mark.parametrize("job_id", ["order 42", "x" * 129, "x" * 300, "ünïcode", "a/b", "a:b", "line\nline"])
 async def test_a_workflow_id_that_cannot_be_a_jobs(here: House, job_id: str) -> None:
     """It fails readably, and there is no row: no row could have that id."""
     await here.direct(GOOD, job_id=job_id)

@@ -40,7 +40,7 @@ from storage.jobs import JobStore
 from storage.reading import TranscriptReader
 from storage.retention import PENDING_DELIVERIES_KEEP, Place, RetentionStore
 from storage.transcript import TranscriptWriter
-from storage.values import Cursor
+from storage.values import Cursor, RunRef
 from tests.factories import accepted, answered, claimed, ending, failing, finished, make_body, make_job, wrote
 from tests.fakes import PATIENCE, Gate, eventually
 from tests.fakes import answered as answering
@@ -361,7 +361,7 @@ async def test_which_jobs_stand_in_temporal_too(store: JobStore) -> None:
     for job_id, is_inline in ((inline, True), (stored, False)):
         await claimed(store, job_id)
         await store.seal(failing(job_id), run_id="run-1")
-        assert await store.delete(job_id) is is_inline
+        assert (await store.delete(job_id) == RunRef(job_id)) is is_inline
 
 
 async def test_readers_of_a_deleted_job_are_told(

@@ -16,7 +16,7 @@ from temporalio.workflow import ParentClosePolicy
 
 from chatjobs.contracts import ChatResult, JobError, JobOutcome, JobStatus, WorkflowStatus
 from chatjobs.errors import FenceLost, bounded
-from chatjobs.names import CHAT_JOB, STATUS_QUERY, delivery_workflow_id
+from chatjobs.names import CHAT_JOB, STATUS_QUERY, delivery_workflow_id, job_id_of_run
 from chatjobs.steps import Accepted, DeliveryReport, DeliveryStart, Ending, JobRef, Sealed
 from workflows import options
 from workflows.inputs import Input, lenient
@@ -27,16 +27,24 @@ with workflow.unsafe.imports_passed_through():
     from activities.result import AcceptOrder, ResultActivities, SealOrder
 
 T = TypeVar("T")
+OWN_JOB = "cron-run-has-own-job"
+"""A patch: a cron that names a stored job is refused; before, each of its runs gave that job's answer."""
 CANCEL_ARRIVES = timedelta(seconds=30)
 STATUS, MODEL, TENANT = (SearchAttributeKey.for_keyword(name) for name in ("ChatStatus", "ChatModel", "ChatTenant"))
 
 
 @workflow.defn(name=CHAT_JOB)
 class ChatJob:
-    """One durable chat job. The argument is ``{"jobId"}`` of a stored job, or ``{"request"}`` inline."""
+    """One durable chat job. The argument is ``{"jobId"}`` of a stored job, or ``{"request"}`` inline.
+
+    The workflow's id is the job's; each run of a cron or Schedule is a job of its own (names.job_id_of_run).
+    """
 
     def __init__(self) -> None:
-        self._job_id = workflow.info().workflow_id
+        info = workflow.info()
+        self._cron = bool(info.cron_schedule)
+        run_id = info.original_execution_run_id or info.run_id
+        self._job_id = job_id_of_run(info.workflow_id, run_id, cron=self._cron)
         self._inline = False
         self._status = JobStatus.QUEUED
         self._step: Literal["accepting", "completing", "storing", "notifying", "done"] = "accepting"
@@ -58,7 +66,7 @@ class ChatJob:
 
     async def _accept(self, start: Input) -> Ending | None:
         """Give an inline job its row; an ending if it can never run."""
-        if start.names_stored(self._job_id):
+        if start.names_stored(workflow.info().workflow_id) and not (self._cron and workflow.patched(OWN_JOB)):
             return None
         self._inline = True
         with _readable():
@@ -68,6 +76,7 @@ class ChatJob:
                 summary="accept",
                 **options.local(),
             )
+        self._job_id = accepted.job_id  # a run that was accepted by an earlier version keeps the id that it had
         if accepted.indexed:
             known = {MODEL: accepted.model, TENANT: accepted.tenant, STATUS: "open"}
             workflow.upsert_search_attributes([key.value_set(value) for key, value in known.items() if value])
@@ -109,7 +118,8 @@ class ChatJob:
                 SealOrder(
                     ending=ending,
                     inline=self._inline,
-                    run_cancelled=workflow.cancellation_reason() is not None,
+                    # Temporal ends a cron with its cancelled run: the other jobs of the cron are still wanted.
+                    run_cancelled=self._cron or workflow.cancellation_reason() is not None,
                 ),
                 summary="seal the result",
                 **options.local(),
@@ -148,6 +158,8 @@ class ChatJob:
             error = sealed.error or JobError(code="internal", message="The job failed")
             raise ApplicationError(error.message, type=error.code, non_retryable=True)
         if sealed.status is JobStatus.CANCELLED:
+            if self._cron and workflow.cancellation_reason() is None:
+                raise ApplicationError("The job was cancelled; the cron goes on", type="cancelled", non_retryable=True)
             await _cancelled()
         if sealed.result is not None:
             return sealed.result

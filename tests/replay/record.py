@@ -31,7 +31,7 @@ from chatjobs.names import JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_wor
 from chatjobs.steps import DeliveryStart, RetentionOrder
 from storage.database import Database
 from tests.factories import make_body
-from tests.fakes import HELLO, OK, Gate, answered, text
+from tests.fakes import HELLO, OK, Gate, answered, eventually, text
 from tests.house import HOOK, House, house
 from tests.temporal_server import binary, temporal_server
 
@@ -101,6 +101,18 @@ async def inline(here: House, job_id: str) -> Run:
     return await here.direct({"request": make_body()}, job_id=job_id)
 
 
+async def cron(here: House, job_id: str) -> Run:
+    """The first run of a cron, whose job has an id of its own."""
+    started = await here.direct({"request": make_body()}, job_id=job_id, cron_schedule="@every 1s")
+
+    async def over() -> bool:
+        return any(job.status.terminal for job in await here.jobs.list(tenant="default"))
+
+    await eventually(over)
+    await here.run(job_id).terminate()
+    return here.client.get_workflow_handle(job_id, run_id=started.first_execution_run_id)
+
+
 async def invalid(here: House, job_id: str) -> Run:
     return await here.direct({"request": {"messages": []}}, job_id=job_id)
 
@@ -140,7 +152,7 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
         *(completed, incomplete, failed, cancelled, cancelled_by_us, cancelled_too_late, delivered, handed_over),
-        *(inline, invalid, not_indexed, webhook_in_three_days, retention),
+        *(inline, invalid, cron, not_indexed, webhook_in_three_days, retention),
     )
 }
 SKIPPING_TIME = (webhook_in_three_days,)
