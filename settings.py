@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from chatjobs.errors import ConfigurationError
+from chatjobs.validation import reason
 from chatjobs.webhook_urls import parse_allow
 
 
@@ -74,3 +75,9 @@ class Settings(BaseSettings):
     @property
     def database_url(self) -> str:
         return self.chatjobs_database_url or f"sqlite:///{self.chatjobs_data_dir.absolute() / 'chatjobs.db'}"
+
+
+def problems(error: ValidationError) -> str:
+    """What is wrong with which variable, in one sentence, without the values."""
+    found = (("_".join(map(str, one["loc"][:1])).upper(), reason(one)) for one in error.errors(include_url=False))
+    return "; ".join(why if why.startswith(f"{name}:") else f"{name} {why}" for name, why in found)

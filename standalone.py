@@ -231,14 +231,12 @@ def arguments() -> argparse.Namespace:
 def read_settings() -> Settings:
     from pydantic import ValidationError
 
-    from settings import Settings
+    from settings import Settings, problems
 
     try:
         return Settings()
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
-        texts = [f"{'.'.join(map(str, problem['loc'])).upper()}: {problem['msg']}" for problem in problems]
-        raise ConfigurationError("Correct these settings: " + "; ".join(texts)) from None
+        raise ConfigurationError(f"Correct these settings: {problems(error)}") from None
 
 
 def run() -> None:

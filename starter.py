@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from chatjobs.errors import ChatJobsError, InvalidRequest, StorageError, TemporalUnavailable
@@ -41,14 +42,53 @@ The running service is found through endpoints.json in CHATJOBS_DATA_DIR (defaul
 CHATJOBS_DATABASE_URL.
 """
 
-app = typer.Typer(
-    help="Durable chat jobs for Mistral: start them, watch them, look after them.",
+VERSION = "0.1.0"
+"""That of pyproject.toml, which a container image does not have."""
+
+
+class Commands(TyperGroup):
+    """A group of commands that prints its help, and succeeds, where none of them is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args:
+            typer.echo(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+
+def group(help_text: str, **options: Any) -> typer.Typer:
+    return typer.Typer(
+        cls=Commands,
+        help=help_text,
+        rich_markup_mode=None,  # plain help answers sooner, and its paragraphs fit the screen
+        suggest_commands=False,  # terminal/usage.py does
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **options,
+    )
+
+
+app = group(
+    "Durable chat jobs for Mistral: start them, watch them, look after them.",
     epilog=EPILOG,
-    rich_markup_mode=None,  # plain help answers sooner, and its paragraphs fit the screen
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # its traceback would show values: prompts, keys
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"chatjobs {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _: Annotated[
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that need no command."""
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; errors are JSON on standard error.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")]
@@ -157,7 +197,7 @@ def list_jobs(
 ) -> int:
     """List jobs, newest first."""
     filters: dict[str, Any] = {"status": status, "model": model, "metadata": _pairs(metadata), "limit": limit}
-    filters |= {"since": _moment(since), "until": _moment(until)}
+    filters |= {"since": _moment(since, "--since"), "until": _moment(until, "--until")}
     return _run(lambda service: service.list(**filters), as_json=as_json)
 
 
@@ -208,14 +248,14 @@ def redeliver(
     """Make webhooks again, now: the same bodies under the same ids, with fresh signatures."""
     from chatjobs.contracts import Redelivery
 
-    begin = _moment(since)
+    begin = _moment(since, "--since")
     if (name is None) == (begin is None):
         raise typer.BadParameter("give an id or --since, one of them")
     if begin is None:
         if until or status or url or tenant:
             raise typer.BadParameter("--until, --status, --url and --tenant go with --since")
         return _webhooks(lambda webhooks: webhooks.redeliver(str(name)), as_json=as_json)
-    chosen = Redelivery(since=begin, until=_moment(until), status=status or "failed", url=url)
+    chosen = Redelivery(since=begin, until=_moment(until, "--until"), status=status or "failed", url=url)
     return _webhooks(lambda webhooks: webhooks.redeliver_some(chosen, tenant), as_json=as_json)
 
 
@@ -233,20 +273,12 @@ def endpoints(
 
 # --------------------------------------------------------------------------------------- administration
 
-keys_app = typer.Typer(
-    help="Keys of the HTTP API. Once there is one, nobody gets in without.", rich_markup_mode=None, no_args_is_help=True
-)
-secrets_app = typer.Typer(
-    help="Webhook secrets of tenants. The default tenant's are in WEBHOOK_SECRET.",
-    rich_markup_mode=None,
-    no_args_is_help=True,
-)
+keys_app = group("Keys of the HTTP API. Once there is one, nobody gets in without.")
+secrets_app = group("Webhook secrets of tenants. The default tenant's are in WEBHOOK_SECRET.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(secrets_app, name="secrets")
-limits_app = typer.Typer(
-    help="How fast calls of the model may start, over all workers: one limit for each key and family of models.",
-    rich_markup_mode=None,
-    no_args_is_help=True,
+limits_app = group(
+    "How fast calls of the model may start, over all workers: one limit for each key and family of models."
 )
 app.add_typer(limits_app, name="limits")
 
@@ -443,7 +475,7 @@ def _split(pair: str, option: str, form: str) -> tuple[str, str]:
     return name, value
 
 
-def _moment(given: str | None) -> datetime | None:
+def _moment(given: str | None, option: str) -> datetime | None:
     """A time, or how long ago; without a zone it is local."""
     if given is None:
         return None
@@ -452,15 +484,16 @@ def _moment(given: str | None) -> datetime | None:
     try:
         return datetime.fromisoformat(given).astimezone()
     except ValueError:
-        raise typer.BadParameter(f"{given!r} is neither a time nor 90s, 30m, 2h, 7d") from None
+        why = "is neither a time (2026-01-31T12:00Z) nor a length of time (90s, 30m, 2h, 7d)"
+        raise typer.BadParameter(why, param_hint=option) from None
 
 
 def _expiry(given: str | None) -> datetime | None:
     """A time to come, or in how long."""
     span = _span(given or "")
-    moment = datetime.now().astimezone() + span if span else _moment(given)
+    moment = datetime.now().astimezone() + span if span else _moment(given, "--expires")
     if moment is not None and moment <= datetime.now().astimezone():
-        raise typer.BadParameter("that time has passed", param_hint="--expires")
+        raise typer.BadParameter("must be a time to come", param_hint="--expires")
     return moment
 
 
@@ -554,25 +587,23 @@ def main(arguments: Sequence[str]) -> int:
         _complain(error, as_json)
         return USAGE
     except KeyboardInterrupt:
+        typer.echo("starter: interrupted", err=True)
         return INTERRUPTED
 
 
 def _complain(error: ChatJobsError | TyperException, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({"error": _described(error)}, ensure_ascii=False), err=True)
-    elif isinstance(error, ChatJobsError):
-        typer.echo(f"starter: {error.message}", err=True)
-    elif words := error.format_message():  # none where no command was given: the help was printed
-        typer.echo(f"starter: {words}; see --help", err=True)
+    from terminal.usage import sentence
+
+    told = sentence(error)
+    line = json.dumps({"error": _described(error, told)}, ensure_ascii=False) if as_json else f"starter: {told}"
+    typer.echo(line, err=True)
 
 
-def _described(error: ChatJobsError | TyperException) -> dict[str, Any]:
+def _described(error: ChatJobsError | TyperException, told: str) -> dict[str, Any]:
     if isinstance(error, InvalidRequest):
         problems = [{"pointer": place, "message": why} for place, why in error.problems]
-        return {"code": error.code, "message": str(error), "errors": problems}
-    if isinstance(error, ChatJobsError):
-        return {"code": error.code, "message": error.message}
-    return {"code": "usage", "message": error.format_message()}
+        return {"code": error.code, "message": told, "errors": problems}
+    return {"code": error.code if isinstance(error, ChatJobsError) else "usage", "message": told}
 
 
 if __name__ == "__main__":

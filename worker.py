@@ -30,7 +30,7 @@ from connection import connect, indexed, run_url
 from intake import Intake, Sweeper
 from providers.mistral import MistralChat
 from providers.webhook_sender import HttpWebhookSender
-from settings import Settings
+from settings import Settings, problems
 from storage.database import Database
 from storage.deliveries import DeliveryStore
 from storage.endpoints import EndpointStore
@@ -222,7 +222,7 @@ async def main() -> int:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201 - for the person who started it
         return 2
     except ValidationError as error:
-        print(f"worker: the settings are not valid: {error}", file=sys.stderr)  # noqa: T201
+        print(f"worker: the settings are not valid: {problems(error)}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 

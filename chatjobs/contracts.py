@@ -31,6 +31,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
 from chatjobs.errors import InvalidRequest, Problem
+from chatjobs.validation import reason, unknown_field
 
 DEFAULT_MODEL = "mistral-small-latest"
 MAX_MESSAGES = 1_000
@@ -453,7 +454,7 @@ def parse(model: type[M], body: Any) -> M:
     try:
         return model.model_validate_json(canonical_json(body))
     except ValidationError as error:
-        raise InvalidRequest(_problems(error, body)) from None
+        raise InvalidRequest(_problems(error, body, model)) from None
     except (TypeError, ValueError) as error:  # not JSON: NaN, Infinity, lone surrogates
         raise InvalidRequest([Problem("", str(error).split(":")[0])]) from None
 
@@ -470,20 +471,16 @@ def read_json(model: type[M], document: str | bytes) -> M:
         return model.model_validate_json(document, extra="ignore")
 
 
-def _problems(error: ValidationError, body: Any) -> list[Problem]:
+def _problems(error: ValidationError, body: Any, model: type[BaseModel]) -> list[Problem]:
     """Where and why, as JSON pointers (RFC 6901), without the input; only the most precise of nested places."""
-    found = [
-        Problem(_pointer(item["loc"], body), _why(item))
-        for item in error.errors(include_url=False, include_input=False)
-    ]
-    outer = {one.pointer[:place] for one in found for place, letter in enumerate(one.pointer) if letter == "/"}
-    return [one for one in found if one.pointer not in outer][:MAX_PROBLEMS]
+    found = [(_pointer(item["loc"], body), item) for item in error.errors(include_url=False)]
+    outer = {place[:cut] for place, _ in found for cut, letter in enumerate(place) if letter == "/"}
+    told = [(place, item) for place, item in found if place not in outer][:MAX_PROBLEMS]
+    return [Problem(place, _why(item, model)) for place, item in told]
 
 
-def _why(item: ErrorDetails) -> str:
-    if item["type"] == "union_tag_invalid":  # pydantic's own words repeat the input
-        return f"Input should be one of {item['ctx']['expected_tags']}"
-    return item["msg"].removeprefix("Value error, ").replace("Tuple should", "Array should")
+def _why(item: ErrorDetails, model: type[BaseModel]) -> str:
+    return unknown_field(model, item["loc"]) if item["type"] == "extra_forbidden" else reason(item)
 
 
 def _pointer(path: tuple[int | str, ...], body: Any) -> str:

@@ -18,7 +18,7 @@ from gateway.app import create_app
 from gateway.parts import opened
 from gateway.server import BACKLOG, served
 from providers.webhook_sender import HttpWebhookSender
-from settings import Settings
+from settings import Settings, problems
 
 log = logging.getLogger("gateway")
 
@@ -66,7 +66,7 @@ def main() -> int:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
     except ValidationError as error:
-        sys.stderr.write(f"gateway: the settings are not valid: {error}\n")
+        sys.stderr.write(f"gateway: the settings are not valid: {problems(error)}\n")
         return 2
     return 0
 

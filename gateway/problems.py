@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chatjobs.errors import ChatJobsError, InvalidRequest, JobIdConflict, Problem, StorageError
+from chatjobs.validation import reason
 
 log = logging.getLogger(__name__)
 
@@ -138,5 +139,5 @@ def _allowed(request: Request) -> str:
 
 async def on_invalid_parameters(_: Request, error: Exception) -> Response:
     error = cast(RequestValidationError, error)
-    found = [Problem("/" + "/".join(map(str, item["loc"][1:])), item["msg"]) for item in error.errors()]
+    found = [Problem("/" + "/".join(map(str, item["loc"][1:])), reason(item)) for item in error.errors()]
     return problem(422, "validation_failed", "The parameters are not valid", errors=found)

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from temporalio.client import Client
@@ -18,7 +17,7 @@ from temporalio.envconfig import ClientConfig
 
 from chatjobs.errors import ConfigurationError, StorageUnavailable, TemporalUnavailable
 from connection import connect, run_url
-from settings import Settings
+from settings import Settings, problems
 from storage.database import Database
 
 CONNECT_SECONDS = 10
@@ -31,15 +30,7 @@ def find() -> Place:
     try:
         return Place(Settings(), os.environ)
     except ValidationError as error:
-        raise ConfigurationError(f"The settings are not valid: {'; '.join(map(_problem, _listed(error)))}") from None
-
-
-def _listed(error: ValidationError) -> list[ErrorDetails]:
-    return error.errors(include_url=False, include_input=False, include_context=False)
-
-
-def _problem(found: ErrorDetails) -> str:
-    return f"{'.'.join(map(str, found['loc'])).upper()}: {found['msg']}"
+        raise ConfigurationError(f"The settings are not valid: {problems(error)}") from None
 
 
 class Place:

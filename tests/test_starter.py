@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from tests.stack import ROOT, Stack, free_port, stack
 
 PROGRAM = [sys.executable, "starter.py"]
 PATIENCE = 60
+LIBRARY_WORDS = re.compile(r"Value error|Input should|Invalid value|--help|: /:|valid (integer|number)|argument\(s\)")
 HEAVY = ("sqlalchemy", "temporalio", "alembic", "pydantic", "rich", "chatjobs.contracts", "terminal")
 
 
@@ -129,7 +131,17 @@ def test_help_imports_nothing_heavy() -> None:
         (["chat", "hi", "--max-tokens", "many"], "--max-tokens"),
         (["replay", "job_1", "--set", "temperature=hot"], "not JSON"),
         (["watch", "job_1", "--from", "12"], "EPOCH.POSITION"),
-        (["list", "--status", "lost"], "--status"),
+        (["list", "--status", "lost"], "--status must be one of queued"),
+        (["list", "--status", "complete"], "did you mean completed?"),
+        (["list", "--stauts", "failed"], "did you mean --status?"),
+        (["lst"], "did you mean list?"),
+        (["keys", "ad"], "did you mean add?"),
+        (["--json", "list"], "--json goes after the command"),
+        (["list", "--limit", "x"], "--limit must be a whole number"),
+        (["list", "--limit", "0"], "--limit must be at least 1"),
+        (["list", "--json=1"], "--json takes no value"),
+        (["chat"], "PROMPT is missing; usage: starter.py chat [OPTIONS] PROMPT"),
+        (["chat", "why", "me"], "Unexpected argument: me; put a prompt of several words in quotes"),
         (["list", "--since", "yesterday"], "neither a time"),
     ],
 )
@@ -137,11 +149,28 @@ def test_mistyped_is_2_and_says_what_is_wrong(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert starter.main(arguments) == 2
-    assert words in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert words in told
+    assert len(told.splitlines()) == 1
+    assert not LIBRARY_WORDS.search(told), told
     assert starter.main([*arguments, "--json"]) == 2
     error = json.loads(capsys.readouterr().err)["error"]
     assert error["code"] == "usage"
     assert words in error["message"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["keys"], ["limits", "-h"], ["list", "--help"]])
+def test_help_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert starter.main(arguments) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("Usage: starter.py")
+    assert told.err == ""
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    assert starter.main(["--version"]) == 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"chatjobs {project['version']}\n"
 
 
 # ------------------------------------------------------------------------------------------------------ chat
