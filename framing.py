@@ -108,4 +108,4 @@ def _ending(job: Job) -> StreamEvent:
             return CancelledEvent(usage=job.usage, sha256=sha256)
         case _:
             error = job.error or JobError(code="internal", message="The job failed")
-            return ErrorEvent(code=error.code, message=error.message, retryable=error.retryable)
+            return ErrorEvent(code=error.code, message=error.message, retryable=error.retryable, cause=error.cause)

@@ -20,10 +20,11 @@ from temporalio.exceptions import ApplicationError
 from activities import continuation, failures
 from activities.cancels import Cancels
 from activities.continuation import Plan
+from activities.failures import Tally
 from activities.heartbeats import heartbeating
 from activities.lanes import Lanes, Postponed, waits_for_turn
 from activities.ports import CANNOT_CONTINUE, Allowance, ChatModel, Finish, ModelEvent, PartDelta, Progress, TextDelta
-from chatjobs.contracts import ChatRequest, PlacedPart, Usage
+from chatjobs.contracts import ChatRequest, ErrorCause, PlacedPart, Retry, Usage
 from chatjobs.errors import (
     ChatJobsError,
     StorageError,
@@ -35,9 +36,10 @@ from chatjobs.errors import (
 from chatjobs.steps import CompletionSummary, JobRef
 from storage.jobs import JobStore
 from storage.limiter import Limiter
+from storage.rows import INTERNAL, SILENCE, broke_off
 from storage.schema import micros, moment
 from storage.transcript import JobWriter, TranscriptWriter
-from storage.values import OK, POSTPONED, SEGMENT, AttemptEnd, Claim, FinishRecord, TextPiece
+from storage.values import OK, POSTPONED, SEGMENT, WORKER_LOST, AttemptEnd, Claim, FinishRecord, TextPiece
 
 LENGTH = "length"
 """The finish reason of an answer that reached ``max_tokens``."""
@@ -78,6 +80,8 @@ class CompletionActivities:
             claim = await self._claim(ref.job_id)
             if claim.outcome == "waiting":
                 raise waits_for_turn(claim.turn)
+            if claim.outcome == "worker_lost":
+                raise _worker_lost()
             if claim.outcome != "taken":
                 return CompletionSummary(
                     position=claim.position, finish_reason=claim.finish_reason, outcome=claim.outcome
@@ -99,6 +103,7 @@ class CompletionActivities:
                 claimant=uuid.uuid4().hex,
                 run_id=info.workflow_run_id or "",
                 gate=self._lanes.gate if self._lanes else None,
+                tries=info.attempt - 1,
             )
         except ChatJobsError as error:
             raise failures.from_storage(error) from None
@@ -108,7 +113,7 @@ class CompletionActivities:
             log.exception("claim failed", extra={"action": "claim_failed", "job_id": job_id})
             spent = _since_scheduled() > CLAIM_PATIENCE_SECONDS
             tries = failures.FAILURE_BUDGET if spent else min(info.attempt, failures.FAILURE_BUDGET - 1)
-            raise failures.internal(error, failures=tries) from None
+            raise failures.internal(error, Tally(tries, tries), Retry(attempts=failures.FAILURE_BUDGET)) from None
 
     async def _stream(self, attempt: _Attempt) -> CompletionSummary:
         attempt.planned(await self._plan(attempt))
@@ -119,9 +124,9 @@ class CompletionActivities:
         if await self._goes_on(attempt, finish):
             raise _SegmentOver
         if finish is None:
-            return await self._end_without_call(attempt, attempt.end("nothing_left", None))
+            return await self._end_without_call(attempt, attempt.end("nothing_left", None, None))
         if attempt.reached_cap(finish):
-            raise _over_cap()
+            raise _over_cap(attempt)
         await attempt.keep(finish)
         return attempt.summary(finish)
 
@@ -130,16 +135,18 @@ class CompletionActivities:
         over. Looks at the clocks and the cap that other attempts have used up before this one."""
         claim, request = attempt.claim, attempt.request
         if claim.attempt == 1 and attempt.waited > request.limits.queue_seconds:
-            raise failures.permanent("queue_timeout", "The job waited too long for a worker", retryable=True)
+            raise failures.permanent(
+                "queue_timeout", "The job waited too long for a worker", retryable=True, cause=attempt.past.cause
+            )
         if attempt.clocks.over:
-            raise attempt.clocks.error()
+            raise attempt.total_timeout()
         pieces: Sequence[TextPiece] = ()
         if claim.position > 0:
             pieces = await self._jobs.written(claim.job_id, fence=claim.fence, epoch=claim.epoch)
         reason = _void(attempt, pieces) if pieces else None
         plan = continuation.plan(request, attempt.past, () if reason else pieces)
         if plan.over_cap:
-            raise _over_cap()
+            raise _over_cap(attempt)
         if reason:
             await self._restart(attempt, reason)
         return plan
@@ -147,7 +154,7 @@ class CompletionActivities:
     async def _restart(self, attempt: _Attempt, reason: str) -> None:
         """Throw the text so far away, unless the cap allows no other."""
         if continuation.plan(attempt.request, attempt.past).over_cap:
-            raise _over_cap()
+            raise _over_cap(attempt)
         attempt.restarted(await self._jobs.restart(attempt.claim.job_id, fence=attempt.claim.fence, reason=reason))
 
     async def _goes_on(self, attempt: _Attempt, finish: Finish | None) -> bool:
@@ -181,6 +188,7 @@ class CompletionActivities:
                             await self._lanes.told(attempt.claim, event)
                         continue
                     clocks.moved()
+                    attempt.heard()
                     if isinstance(event, Finish):
                         finish = event
                         break
@@ -190,7 +198,7 @@ class CompletionActivities:
                             await attempt.pen.room()
         except (TimeoutError, UpstreamError) as error:
             if finish is None:  # else only hanging up went wrong
-                raise (clocks.error() if isinstance(error, TimeoutError) else error) from None
+                raise (attempt.timeout() if isinstance(error, TimeoutError) else error) from None
         if finish is None:
             raise UpstreamInterrupted(code="upstream_cut")
         return finish
@@ -207,12 +215,13 @@ class CompletionActivities:
                 await attempt.pen.flush()
                 if attempt.finish is not None:
                     return attempt.summary(attempt.finish)
-            end = attempt.end(outcome, status)
+            end = attempt.end(outcome, status, _message(error, failure))
             if outcome == REFUSED and attempt.past.segments:  # whole segments are worth more than a longer answer
                 return await self._end_without_call(attempt, end)
             await self._jobs.end_attempt(claim.job_id, claim.fence, end)
             if self._lanes and isinstance(error, UpstreamRateLimited):
                 failure = await self._lanes.throttled(claim, error)
+            failure = failures.within(failure, attempt.clocks.left)
             if outcome == REFUSED or (attempt.parts and _comes_again(attempt, failure)):
                 await self._restart(attempt, "refused" if outcome == REFUSED else "parts")
         except ApplicationError as known:  # there is no other way
@@ -297,7 +306,9 @@ class _Attempt:
         self.claimed = self._began = time.monotonic()
         self._most_deltas = sys.maxsize
         self._called = False
+        self._goes_on = claim.position > 0
         self._first_token: float | None = None
+        self._last_event: float | None = None
         self._deltas = 0
 
     @property
@@ -306,14 +317,60 @@ class _Attempt:
         return min((self.claim.started_at - self.claim.created_at) / 1e6, _since_scheduled())
 
     @property
-    def failures(self) -> int:
-        """Real ones by now, if this attempt is one. After a Reset, Temporal counts from one again, and so do we."""
-        return min(self.past.failures + 1, activity.info().attempt)
+    def moved_on(self) -> bool:
+        """It has brought the answer further than any attempt before it (see values.Past)."""
+        return self.pen.position > self.past.furthest and (self._goes_on or not self.past.furthest)
 
-    @property
-    def empties(self) -> int:
-        """As ``failures``, of answers with nothing in them."""
-        return min(self.past.empties + 1, activity.info().attempt)
+    def tally(self, reason: str) -> Tally:
+        """The job's real failures, if this attempt is one, with the code ``reason``.
+
+        After a Reset, Temporal counts from one again, and so do we.
+        """
+        past, most = self.past, activity.info().attempt
+        here, breaks = (0, 0) if self.moved_on and reason != INTERNAL else (past.here, past.breaks)
+        broke = broke_off(reason, began=self._first_token is not None)
+        return Tally(
+            here=min(here + 1, most),
+            in_all=min(past.failures + 1, most),
+            breaks=min(breaks + 1, most) if broke else 0,
+            empties=min(past.empties + 1, most),
+        )
+
+    def timeout(self) -> BaseException:
+        """What the clock that ran out means."""
+        if self.clocks.over:
+            return self.total_timeout()
+        limits = self.request.limits
+        if self.clocks.began:
+            message = (
+                f"Mistral fell silent in the middle of the answer (limits.stallSeconds: {limits.stall_seconds:g} s)"
+            )
+            return UpstreamInterrupted(message, code="stall_timeout")
+        message = (
+            f"Mistral did not begin to answer in time (limits.firstTokenSeconds: {limits.first_token_seconds:g} s)"
+        )
+        return UpstreamInterrupted(message, code="first_token_timeout")
+
+    def total_timeout(self) -> ApplicationError:
+        cause = self.past.cause
+        if cause is None and self._called and not self.clocks.began:
+            cause = self._silence()
+        message = f"The whole generation took too long (limits.totalSeconds: {self.request.limits.total_seconds:g} s)"
+        return failures.permanent("total_timeout", message, retryable=True, cause=cause)
+
+    def cause(self, reason: str) -> ErrorCause | None:
+        """What lies behind a failure with the code ``reason``, if that is a limit's: the failure before it, if it was
+        another one, else what was seen of the model."""
+        if reason not in SILENCE:
+            return None
+        before = self.past.cause
+        return before if before is not None and before.code != reason else self._silence()
+
+    def _silence(self) -> ErrorCause:
+        seconds = time.monotonic() - (self._last_event or self._began)
+        place = f"after {self.pen.position} characters" if self.clocks.began else "and no first token"
+        message = f"Nothing came from the model for {seconds:.0f} s, {place}; comments and empty chunks do not count"
+        return ErrorCause(code="silence", message=message)
 
     def planned(self, plan: Plan) -> None:
         self.plan = plan
@@ -324,6 +381,7 @@ class _Attempt:
         """The text so far was thrown away."""
         self.past = replace(self.past, segments=0, segment_tokens=0)
         self.pen.restarted(epoch)
+        self._goes_on = False
 
     def called(self, model: ChatModel) -> AsyncGenerator[ModelEvent, None]:
         self._began, self._called = time.monotonic(), True
@@ -342,14 +400,18 @@ class _Attempt:
         asked = self.plan.continue_from is not None and not self._deltas
         return asked and (refused or error.reason == CANNOT_CONTINUE)
 
+    def heard(self) -> None:
+        """The model has said something: text, or a piece of what is only whole at the end."""
+        self._last_event = time.monotonic()
+        self._first_token = self._first_token or self._last_event
+
     def take(self, event: ModelEvent) -> None:
         match event:
             case TextDelta(channel, text):
-                self._first_token = self._first_token or time.monotonic()
                 self._deltas += 1
                 self.pen.append(channel, text)
                 if self._deltas > self._most_deltas:
-                    raise _over_cap()
+                    raise _over_cap(self)
             case PartDelta(part):
                 self.parts.append(PlacedPart(position=self.pen.position, part=part))
             case Progress() | Allowance() | Finish():
@@ -395,10 +457,10 @@ class _Attempt:
             tokens_per_second=self.tokens_per_second(finish.usage.completion_tokens if finish.usage else None),
         )
 
-    def end(self, outcome: str, http_status: int | None) -> AttemptEnd:
+    def end(self, outcome: str, http_status: int | None, message: str | None) -> AttemptEnd:
         status = http_status or (OK if self.clocks.began else None)
         called = self._called or outcome not in WITHOUT_CALL
-        return AttemptEnd(outcome, status, self.first_token_ms, self.tokens_per_second(), self.usage, called)
+        return AttemptEnd(outcome, status, self.first_token_ms, self.tokens_per_second(), self.usage, called, message)
 
     def log(self, action: str) -> dict[str, Any]:
         return {"action": action, "job_id": self.claim.job_id, "attempt": self.claim.attempt}
@@ -445,20 +507,17 @@ class _Clocks:
         self._set(self._limits.stall_seconds)
 
     @property
+    def left(self) -> float:
+        """Seconds for the whole generation."""
+        return max(self._end - self._loop.time(), 0.0)
+
+    @property
     def over(self) -> bool:
         """There is no time left for the whole generation."""
         return self._loop.time() >= self._end
 
     def _set(self, seconds: float) -> None:
         self._timeout.reschedule(min(self._loop.time() + seconds, self._end))
-
-    def error(self) -> BaseException:
-        """What the clock that ran out means."""
-        if self.over:
-            return failures.permanent("total_timeout", "The whole generation took too long", retryable=True)
-        if self._which == "first_token":
-            return UpstreamInterrupted("Mistral did not begin to answer in time", code="first_token_timeout")
-        return UpstreamInterrupted("Mistral stopped in the middle of the answer", code="stall_timeout")
 
 
 def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, BaseException]:
@@ -477,12 +536,12 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
         case UpstreamError() if attempt.cannot_continue(error):
             return REFUSED, error.http_status, failures.again(REFUSED, error.message, 0)
         case UpstreamError():
-            throttled = isinstance(error, UpstreamRateLimited)
             failure = failures.from_upstream(
                 error,
-                failures=0 if throttled else attempt.failures,
-                empties=attempt.empties,
+                attempt.tally(error.reason),
+                attempt.request.retry,
                 throttles=attempt.claim.attempt,
+                cause=attempt.cause(error.reason),
             )
             return error.reason, error.http_status, failure
         case ApplicationError():
@@ -491,7 +550,16 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
             return error.code, None, failures.from_storage(error)
         case _:
             log.error("attempt failed", exc_info=error, extra=attempt.log("attempt_failed"))
-            return "internal", None, failures.internal(error, failures=attempt.failures)
+            return INTERNAL, None, failures.internal(error, attempt.tally(INTERNAL), attempt.request.retry)
+
+
+def _message(error: BaseException, failure: BaseException) -> str | None:
+    """Why an attempt failed, for the ledger; None where nothing went wrong."""
+    if isinstance(error, UpstreamError):
+        return error.message
+    if isinstance(failure, ApplicationError) and failure.type == INTERNAL:
+        return failure.message
+    return None
 
 
 def _void(attempt: _Attempt, pieces: Sequence[TextPiece]) -> str | None:
@@ -499,7 +567,9 @@ def _void(attempt: _Attempt, pieces: Sequence[TextPiece]) -> str | None:
     past, policy = attempt.past, attempt.request.on_interrupt
     interrupted = past.segment_tokens > 0 or not past.segments
     if interrupted and policy == "fail":
-        raise failures.permanent("interrupted", "The answer was interrupted, and onInterrupt is fail")
+        raise failures.permanent(
+            "interrupted", "The answer was interrupted, and onInterrupt is fail", cause=attempt.past.cause
+        )
     if interrupted and policy == "restart":
         return "restart"
     return continuation.obstacle(attempt.request, pieces)
@@ -511,8 +581,21 @@ def _comes_again(attempt: _Attempt, failure: BaseException) -> bool:
     return again and attempt.request.on_interrupt == "continue"
 
 
-def _over_cap() -> ApplicationError:
-    return failures.permanent("max_total_tokens", "The job has used the tokens that limits.maxTotalTokens allows")
+def _worker_lost() -> ApplicationError:
+    return failures.permanent(
+        WORKER_LOST,
+        "Workers died with this job again and again, and none of them brought a new character (limits.maxLost). The"
+        " request may be what ends them: look at the workers' logs and memory before you replay it",
+        retryable=True,
+    )
+
+
+def _over_cap(attempt: _Attempt) -> ApplicationError:
+    return failures.permanent(
+        "max_total_tokens",
+        f"The job has used the tokens that it may (limits.maxTotalTokens: {attempt.request.limits.max_total_tokens})",
+        cause=attempt.past.cause,
+    )
 
 
 def _job_cancelled() -> bool:

@@ -6,10 +6,12 @@ All are of the category BENIGN: expected, and logged by us with the job's id, no
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from datetime import timedelta
 
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from chatjobs.contracts import Backoff, ErrorCause, Retry
 from chatjobs.errors import (
     MAX_MESSAGE_CHARACTERS,
     ChatJobsError,
@@ -20,21 +22,49 @@ from chatjobs.errors import (
 )
 
 EMPTY = "upstream_empty"
-FAILURE_BUDGET = 5
-"""Real failures of one job's calls before it fails; throttling, deploys and killed workers cost nothing."""
+FAILURE_BUDGET = Retry().attempts
+"""Errors of this service before an attempt could begin; a job's own ``retry`` counts those of its calls."""
 EMPTY_BUDGET = 3
-"""Of these, empty answers: a model that says nothing twice more is not going to speak."""
+"""Empty answers of one job, if its ``retry`` allows so many: a model that says nothing twice more will not speak."""
+BREAK_BUDGET = 3
+"""The same for answers that fall silent, or are cut off once they have begun, at the same place: all are paid for."""
+MOVING_BUDGET = 10
+"""How many failures, for each retry that ``retry`` allows, a job may have that moves on between them."""
 LONGEST_PAUSE = 30.0
 LONGEST_THROTTLE = 300.0
 STORAGE_PAUSE = 1.0
+JITTER = 0.2
+"""The largest part that is added to a pause, so that jobs that failed together do not come back together."""
 AT_ONCE = timedelta(milliseconds=1)
 
 
-def permanent(code: str, message: str, *, retryable: bool = False) -> ApplicationError:
-    """Ends the job. ``retryable`` tells people whether a replay may help."""
-    return ApplicationError(
-        message, {"retryable": retryable}, type=code, non_retryable=True, category=ApplicationErrorCategory.BENIGN
-    )
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A job's real failures up to now: ``here``, at the present place of the answer, and ``in_all``.
+
+    ``breaks``: of those here, answers that were paid for and broke off. ``empties``: those that brought nothing at all.
+    """
+
+    here: int
+    in_all: int
+    breaks: int = 0
+    empties: int = 0
+
+    def spent(self, retry: Retry, reason: str) -> bool:
+        """Whether the last failure, with the code ``reason``, was the last that the job may have."""
+        most = retry.attempts
+        if self.here >= most or self.in_all >= max(most, MOVING_BUDGET * (most - 1)):
+            return True
+        return self.breaks >= BREAK_BUDGET or (reason == EMPTY and self.empties >= EMPTY_BUDGET)
+
+
+def permanent(code: str, message: str, *, retryable: bool = False, cause: ErrorCause | None = None) -> ApplicationError:
+    """Ends the job. ``retryable`` tells people whether a replay may help; ``cause`` is what went wrong before."""
+    details: dict[str, object] = {"retryable": retryable}
+    if cause is not None:
+        message = bounded(f"{message.rstrip('.')}. Last cause: {cause.code}: {cause.message}")
+        details["cause"] = cause.model_dump()
+    return ApplicationError(message, details, type=code, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
 
 
 def again(code: str, message: str, pause: float | None) -> ApplicationError:
@@ -45,6 +75,15 @@ def again(code: str, message: str, pause: float | None) -> ApplicationError:
     )
 
 
+def within(failure: BaseException, seconds: float) -> BaseException:
+    """``failure``, with a pause of at most ``seconds``: when a clock of the job runs out, the job ends."""
+    if not isinstance(failure, ApplicationError) or failure.next_retry_delay is None or failure.type is None:
+        return failure
+    if failure.next_retry_delay <= timedelta(seconds=seconds):
+        return failure
+    return again(failure.type, failure.message, max(seconds, 0))
+
+
 def from_storage(error: ChatJobsError, *, pause: float | None = STORAGE_PAUSE) -> ApplicationError:
     """An error of the database: waited for if it may pass, else the end."""
     if isinstance(error, StorageUnavailable):
@@ -52,29 +91,34 @@ def from_storage(error: ChatJobsError, *, pause: float | None = STORAGE_PAUSE) -
     return permanent(error.code, error.message)
 
 
-def from_upstream(error: UpstreamError, *, failures: int, empties: int, throttles: int) -> ApplicationError:
-    """An error of a model call. ``failures``: real ones of this job, ``empties``: those of them that brought nothing at
-    all, both with this one, if it is one; ``throttles``: its attempts."""
+def from_upstream(
+    error: UpstreamError, tally: Tally, retry: Retry, *, throttles: int, cause: ErrorCause | None = None
+) -> ApplicationError:
+    """An error of a model call. ``tally`` counts this one, if it is a failure; ``throttles``: the job's attempts."""
     if isinstance(error, UpstreamRateLimited):
         return again(error.reason, error.message, throttle_pause(error.retry_after, throttles))
     if not error.retryable:
         return permanent(error.reason, error.message)
-    if failures >= FAILURE_BUDGET or (error.reason == EMPTY and empties >= EMPTY_BUDGET):
-        return _given_up(error.reason, error.message, failures)
-    return again(error.reason, error.message, failure_pause(failures))
+    if tally.spent(retry, error.reason):
+        return _given_up(error.reason, error.message, tally, cause)
+    pause = failure_pause(tally.here, retry.backoff)
+    if error.retry_after is not None:
+        pause = max(pause, throttle_pause(error.retry_after, 0))
+    return again(error.reason, error.message, pause)
 
 
-def internal(error: BaseException, *, failures: int) -> ApplicationError:
+def internal(error: BaseException, tally: Tally, retry: Retry) -> ApplicationError:
     """An error of our own. Its text may hold anything, so that only its name leaves the worker's log."""
     message = f"An error in this service ({type(error).__name__}); see the worker's log"
-    if failures >= FAILURE_BUDGET:
-        return _given_up("internal", message, failures)
-    return again("internal", message, failure_pause(failures))
+    if tally.spent(retry, "internal"):
+        return _given_up("internal", message, tally)
+    return again("internal", message, failure_pause(tally.here, retry.backoff))
 
 
-def _given_up(code: str, message: str, failures: int) -> ApplicationError:
-    suffix = f" (given up after {failures} failures)"
-    return permanent(code, bounded(message, MAX_MESSAGE_CHARACTERS - len(suffix)) + suffix, retryable=True)
+def _given_up(code: str, message: str, tally: Tally, cause: ErrorCause | None = None) -> ApplicationError:
+    suffix = f" (given up after {tally.in_all} failures)"
+    said = bounded(message, MAX_MESSAGE_CHARACTERS - len(suffix)) + suffix
+    return permanent(code, said, retryable=True, cause=cause)
 
 
 def throttle_pause(retry_after: float | None, throttles: int) -> float:
@@ -83,7 +127,9 @@ def throttle_pause(retry_after: float | None, throttles: int) -> float:
     return min(max(wanted, 1.0), LONGEST_THROTTLE)
 
 
-def failure_pause(failures: int) -> float:
-    """Seconds, doubling from half a second, spread over ±50 % so that jobs cut off together do not return together."""
-    spread = random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
-    return min(0.5 * 2.0 ** min(failures - 1, 10) * spread, LONGEST_PAUSE)
+def failure_pause(failures: int, backoff: Backoff) -> float:
+    """Seconds until the next attempt after so many failures, never less than ``backoff`` says."""
+    delay = backoff.delay / 1000
+    if backoff.type == "exponential":
+        delay = min(delay * 2.0 ** min(max(failures - 1, 0), 16), max(LONGEST_PAUSE, delay))
+    return delay * random.uniform(1, 1 + JITTER)  # noqa: S311 - not a secret

@@ -49,6 +49,7 @@ from chatjobs.contracts import (
     ErrorEvent,
     Job,
     JobAccepted,
+    JobError,
     JobPage,
     JobStatus,
     Redelivering,
@@ -206,7 +207,7 @@ class ChatJobs:
                     case CompleteEvent(sha256=expected):
                         return _checked("".join(pieces), expected)
                     case ErrorEvent():
-                        raise JobFailed(event.message, reason=event.code, retryable=event.retryable)
+                        raise failed(event)
                     case CancelledEvent():
                         raise JobFailed("The job was cancelled", reason="cancelled")
         raise StreamBroken
@@ -462,7 +463,13 @@ def unsuccessful(job: Job) -> JobFailed | None:
         return None
     if job.error is None:
         return JobFailed(f"The job was {job.status.value}", reason=job.status.value)
-    return JobFailed(job.error.message, reason=job.error.code, retryable=job.error.retryable)
+    return failed(job.error)
+
+
+def failed(error: JobError | ErrorEvent) -> JobFailed:
+    """The exception for a job's error."""
+    cause = error.cause.code if error.cause else None
+    return JobFailed(error.message, reason=error.code, retryable=error.retryable, cause=cause)
 
 
 async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

@@ -334,20 +334,47 @@ class Webhook(WireModel):
 
 
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
+Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]
 
 
 class Limits(WireModel):
-    """Separate clocks of one job, in seconds, and a cap on its tokens over all attempts.
+    """Separate clocks of one job, in seconds, and bounds on what its attempts may cost.
 
+    ``stallSeconds`` is the longest silence within an answer: its default ends a call of a dead server, not of a slow
+    one. ``maxLost``: how many times in a row a worker may die with this job without bringing a new character; then
+    the job fails with ``worker_lost`` and keeps its text.
     ``maxTotalTokens`` counts prompts and answers of every call, estimated where Mistral did not say. Once it is reached
     the job fails with ``max_total_tokens`` and keeps its text; the model is never asked for more than is left.
     """
 
     queue_seconds: Seconds = 3_600
     first_token_seconds: Seconds = 60
-    stall_seconds: Seconds = 30
+    stall_seconds: Seconds = 120
     total_seconds: Seconds = 3_600
     max_total_tokens: Annotated[int, Field(gt=0, lt=2**53)] | None = None
+    max_lost: Annotated[int, Field(ge=1, le=1_000)] = 5
+
+
+class Backoff(WireModel):
+    """The pause after a failure, in milliseconds: ``fixed`` is always ``delay``, ``exponential`` doubles it each time.
+
+    Up to a fifth is added, so that jobs that failed together do not come back together. ``exponential`` grows to 30 s,
+    or to ``delay`` where that is longer. What the server asks for with ``Retry-After`` is waited for in any case.
+    """
+
+    type: Literal["exponential", "fixed"] = "exponential"
+    delay: Milliseconds = 500
+
+
+class Retry(WireModel):
+    """How often a job's call may fail. Only real failures count: no 429, no deploy, no worker that died.
+
+    ``attempts`` is the number of calls that may fail at the same place of the answer. An interruption that brought new
+    text is at a new place and counts from one again, up to ten times as many failures in all.
+    """
+
+    attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    backoff: Backoff = Backoff()
 
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -411,6 +438,7 @@ class ChatRequest(_Wire):
     on_interrupt: Literal["continue", "restart", "fail"] = Field("continue", alias="onInterrupt")
     max_segments: Annotated[int, Field(ge=1, le=100)] = Field(1, alias="maxSegments")
     limits: Limits = Limits()
+    retry: Retry = Retry()
     priority: Annotated[int, Field(ge=1, le=5)] = USUAL_PRIORITY
     """1 goes first. Within one priority, tenants take turns."""
 
@@ -504,7 +532,7 @@ def _has_parts(message: SystemMessage | UserMessage) -> bool:
 
 OURS = frozenset(
     {"request_id", "job_id", "callback", "webhook", "metadata", "on_interrupt", "max_segments", "limits", "stream"}
-    | {"priority"}
+    | {"priority", "retry"}
 )
 """The fields of ChatRequest that are not Mistral's, or not forwarded."""
 
@@ -535,12 +563,24 @@ class Usage(_Wire):
     total_tokens: int = 0
 
 
+class ErrorCause(WireModel):
+    """What went wrong last before a limit ended the job. ``code`` and ``message`` are as in ``JobError``."""
+
+    code: str
+    message: str
+
+
 class JobError(WireModel):
-    """Why a job failed. ``code`` is stable; ``message`` is for people, at most 500 characters, without secrets."""
+    """Why a job failed. ``code`` is stable; ``message`` is for people, at most 500 characters, without secrets.
+
+    ``cause`` is there where a limit of the job ended it: ``code`` names the limit, ``cause`` what had kept the job from
+    ending in time. It is left out where ``code`` says it all.
+    """
 
     code: str
     message: str
     retryable: bool = False
+    cause: ErrorCause | None = Field(None, exclude_if=lambda cause: cause is None)
 
 
 class PlacedPart(WireModel):
@@ -801,6 +841,7 @@ class ErrorEvent(WireModel):
     code: str
     message: str
     retryable: bool
+    cause: ErrorCause | None = Field(None, exclude_if=lambda cause: cause is None)
 
 
 class CancelledEvent(WireModel):

@@ -188,11 +188,22 @@ class JobFailed(ChatJobsError):
 
     code = "job_failed"
 
-    def __init__(self, message: str | None = None, *, reason: str | None = None, retryable: bool = False) -> None:
-        """``reason`` is the code of the job's error, or ``cancelled``; a retryable one may succeed when replayed."""
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        reason: str | None = None,
+        retryable: bool = False,
+        cause: str | None = None,
+    ) -> None:
+        """``reason`` is the code of the job's error, or ``cancelled``; a retryable one may succeed when replayed.
+
+        ``cause`` is the code of what went wrong last, where a limit of the job ended it (``error.cause``).
+        """
         super().__init__(message)
         self.reason = reason or self.code
         self.retryable = retryable
+        self.cause = cause
 
 
 class UpstreamError(ChatJobsError):

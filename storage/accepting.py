@@ -10,7 +10,7 @@ from sqlalchemy import Row, and_, bindparam, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.contracts import USUAL_PRIORITY, JobStatus
+from chatjobs.contracts import USUAL_PRIORITY, JobStatus, Limits
 from chatjobs.errors import ChatJobsError, IdempotencyMismatch, JobIdConflict
 from storage.database import Database, RolledBack, reconnecting, retried
 from storage.grouping import Group
@@ -21,6 +21,7 @@ from storage.values import AcceptedJob, NewJob
 INSERT_ON_SQLITE = sqlite.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
 INSERT_ON_POSTGRES = postgresql.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
 REQUESTS = insert(requests)
+USUAL_LIMITS = Limits()
 SAME_KEY = and_(jobs.c.tenant == bindparam("tenant_of"), jobs.c.idempotency_key == bindparam("key"))
 EXISTING = select(jobs).where(or_(SAME_KEY, jobs.c.id == bindparam("id_of")))
 STARTED = (
@@ -141,6 +142,7 @@ def _row(job: NewJob, time: int) -> dict[str, Any]:
         "metadata": clean_json(dict(job.request.metadata)) if job.request else {},
         "replay_of": job.replay_of,
         "priority": job.request.priority if job.request else USUAL_PRIORITY,
+        "max_lost": job.request.limits.max_lost if job.request else USUAL_LIMITS.max_lost,
         "batch_id": job.batch_id,
         "workflow_id": job.run.workflow_id if job.run else None,
         "workflow_run_id": job.run.run_id if job.run else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -23,12 +24,14 @@ from storage import presenting, retention, sealing
 from storage.accepting import Acceptor
 from storage.database import Database, retried
 from storage.limiter import Gate, Limiter
-from storage.rows import CHANGED, REQUEST, by_id, close_open_attempts, locked, past, store_tail
+from storage.rows import CHANGED, REQUEST, by_id, close_open_attempts, locked, lost_in_a_row, past, store_tail
 from storage.schema import attempts, jobs, micros, now, results, transcript
 from storage.text import clean, clean_json
 from storage.values import (
+    LOST,
     POSTPONED,
     SEGMENT,
+    TAKEN_OVER,
     AcceptedJob,
     Asker,
     AttemptEnd,
@@ -44,7 +47,7 @@ from storage.values import (
 TERMINAL = [status.value for status in JobStatus if status.terminal]
 NOT_FAILURES = (
     *("finished", SEGMENT, POSTPONED, "nothing_left"),
-    *("lost", "handed_over", "cancelled", "upstream_rate_limited"),
+    *(LOST, TAKEN_OVER, "handed_over", "cancelled", "upstream_rate_limited"),
     "continuation_refused",  # it follows an interruption, and the next attempt starts over
 )
 """Outcomes that do not use up the budget of real failures."""
@@ -95,12 +98,22 @@ class JobStore:
     # ----------------------------------------------------------------------------------------------- claim
 
     @retried
-    async def claim(self, job_id: str, *, fence: int, claimant: str, run_id: str, gate: Gate | None = None) -> Claim:
+    async def claim(
+        self,
+        job_id: str,
+        *,
+        fence: int,
+        claimant: str,
+        run_id: str,
+        gate: Gate | None = None,
+        tries: int = sys.maxsize,
+    ) -> Claim:
         """Take a job over for an attempt, if no later attempt has it.
 
         ``fence`` grows over all attempts of a job, also across Resets. ``claimant`` is unique to the caller, so that
         it may ask again after a lost answer. A failed job that another workflow run sealed is reopened. ``gate`` says
-        when the job may call the model; where that is later, nothing is taken.
+        when the job may call the model; where that is later, nothing is taken. ``tries``: attempts before this one, as
+        Temporal counts them: workers that died before an operator's Reset are not held against the job.
         Raises JobNotFound (also where the request was not kept), FenceLost.
         """
         async with self._database.write("fast") as connection:
@@ -113,29 +126,35 @@ class JobStore:
                 return _claim(row, found, fence)
             if row.fence > fence or (row.fence == fence and row.claimant != claimant):
                 raise FenceLost
-            return await self._take(connection, row, fence, claimant, gate)
+            if row.fence < fence and await _lost_too_often(connection, row, tries):
+                return _claim(row, "worker_lost", fence)
+            claim, body = await self._take(connection, row, fence, claimant, gate)
+        if claim.outcome != "taken":
+            return claim
+        # After the commit: a request that ends the process that reads it is in the ledger by now.
+        return replace(claim, request=ChatRequest.model_validate_json(body))
 
     async def _take(
         self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, gate: Gate | None
-    ) -> Claim:
+    ) -> tuple[Claim, str]:
+        """The claim, without its request, whose JSON it gives beside it."""
         body = await connection.scalar(REQUEST, {"key": row.id})
         if body is None:
             raise JobNotFound("The job's request was not kept")
-        request = ChatRequest.model_validate_json(body)
         asker = Asker(row.id, row.tenant, row.priority, row.created_at)
         turn = await gate(connection, row.model, asker) if gate else None
         time = micros(now())
         if turn is not None and not turn.granted:
-            left = _seconds_left(row, request, time)
+            left = _seconds_left(row, ChatRequest.model_validate_json(body), time)
             if left > 0:
                 shorter = replace(turn, seconds=min(turn.seconds, left))
-                return replace(_claim(row, "waiting", fence), asker=asker, turn=shorter)
+                return replace(_claim(row, "waiting", fence), asker=asker, turn=shorter), body
         started, number = row.started_at or time, row.attempt
         if row.fence < fence:
             number += 1
             await self._begin_attempt(connection, row, fence, claimant, started, time)
         before = await past(connection, row, number, lambda outcome: outcome not in NOT_FAILURES)
-        return replace(_claim(row, "taken", fence, number, before, request, started), asker=asker, turn=turn)
+        return replace(_claim(row, "taken", fence, number, before, started), asker=asker, turn=turn), body
 
     async def _begin_attempt(
         self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, started: int, time: int
@@ -156,7 +175,7 @@ class JobStore:
         )
         await store_tail(connection, row)
         if row.attempt:
-            await close_open_attempts(connection, row, AttemptEnd("lost"))
+            await close_open_attempts(connection, row, AttemptEnd(LOST))
         first = {"job_id": row.id, "number": row.attempt + 1, "started_at": time, "tokens_before": row.token_count}
         await connection.execute(insert(attempts), first | {"estimated": False})
 
@@ -414,6 +433,12 @@ def _seconds_left(row: Row[Any], request: ChatRequest, time: int) -> float:
     return float(request.limits.total_seconds - (time - row.started_at) / 1e6)
 
 
+async def _lost_too_often(connection: AsyncConnection, row: Row[Any], tries: int) -> bool:
+    if min(row.attempt, tries) < row.max_lost:
+        return False
+    return min(await lost_in_a_row(connection, row), tries) >= int(row.max_lost)
+
+
 def _nothing_to_do(row: Row[Any]) -> Any:
     if row.completed_at is not None:
         return "sealed"
@@ -428,7 +453,6 @@ def _claim(
     fence: int,
     attempt: int = 0,
     before: Past = Past(),  # noqa: B008 - frozen
-    request: ChatRequest | None = None,
     started_at: int = 0,
 ) -> Claim:
     finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
@@ -442,7 +466,6 @@ def _claim(
         finish_reason=finish.reason if finish else None,
         attempt=attempt,
         past=before,
-        request=request,
         created_at=row.created_at,
         started_at=started_at,
     )

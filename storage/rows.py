@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Row, and_, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.contracts import ChatRequest, Usage
+from chatjobs.contracts import ChatRequest, ErrorCause, Usage
 from chatjobs.errors import JobNotFound
 from storage.estimates import prompt_tokens
 from storage.schema import attempts, jobs, micros, now, requests, transcript
 from storage.text import clean
-from storage.values import OK, SEGMENT, AttemptEnd, Past
+from storage.values import LOST, OK, SEGMENT, AttemptEnd, Past
 
 # Built once: making a statement costs as much as running it, and these run for every job.
 LOCKED = select(jobs).where(jobs.c.id == bindparam("key")).with_for_update()
@@ -23,6 +23,10 @@ REQUEST = select(requests.c.body).where(requests.c.job_id == bindparam("key"))
 
 EMPTY = "upstream_empty"
 """The outcome of an attempt that brought nothing at all."""
+INTERNAL = "internal"
+"""The outcome of an attempt in which this service itself went wrong."""
+SILENCE = frozenset({"first_token_timeout", "stall_timeout"})
+CUT = "upstream_cut"
 
 
 def by_id(job_id: str, tenant: str | None) -> Any:
@@ -76,6 +80,8 @@ async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: A
                 tokens_per_second=end.tokens_per_second,
                 estimated=end.usage is None and (answered or status is None),
                 usage=usage.model_dump_json(),
+                position=row.position,
+                message=end.message,
             )
         )
 
@@ -88,21 +94,55 @@ async def _estimated(connection: AsyncConnection, job_id: str, before: int, writ
     return Usage(prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written)
 
 
+def broke_off(outcome: str, *, began: bool) -> bool:
+    """Whether an attempt with this outcome is an answer that was paid for. ``began``: the model had said something."""
+    return outcome in SILENCE or (outcome == CUT and began)
+
+
 async def past(connection: AsyncConnection, row: Row[Any], number: int, failed: Callable[[str], bool]) -> Past:
     """What the ledger says of the attempts before ``number``; ``failed`` tells which outcomes are real failures."""
     if number == 1:
         return Past()
-    columns = (attempts.c.outcome, attempts.c.usage, attempts.c.tokens_before)
-    query = select(*columns).where(attempts.c.job_id == row.id, attempts.c.number < number)
+    query = select(attempts).where(attempts.c.job_id == row.id, attempts.c.number < number)
     before = (await connection.execute(query.order_by(attempts.c.number))).all()
     found = [str(attempt.outcome) for attempt in before]
     starts = [*(attempt.tokens_before for attempt in before), row.token_count]
     epoch = max(place for place, start in enumerate(starts) if start == 0 or place == 0)
     ends = [place for place in range(epoch, len(found)) if found[place] == SEGMENT]
+    moved, furthest = _moved([(str(one.outcome), one.tokens_before, one.position or 0) for one in before])
+    here = before[moved:] if moved is not None else before
+    messages = [(attempt.outcome, attempt.message) for attempt in before if attempt.message]
     return Past(
         failures=sum(map(failed, found)),
+        here=sum(failed(str(attempt.outcome)) for attempt in here),
+        breaks=sum(broke_off(str(one.outcome), began=one.first_token_ms is not None) for one in here),
+        lost=sum(attempt.outcome == LOST for attempt in (here if moved is None else here[1:])),
+        furthest=furthest,
+        cause=ErrorCause(code=messages[-1][0], message=messages[-1][1]) if messages else None,
         empties=found.count(EMPTY),
         segments=len(ends),
         segment_tokens=row.token_count - (starts[ends[-1] + 1] if ends else 0),
         total_tokens=sum(Usage.model_validate_json(one.usage).total_tokens for one in before if one.usage),
     )
+
+
+def _moved(before: Sequence[tuple[str, int, int]]) -> tuple[int | None, int]:
+    """Which attempt was the last that moved on, and the furthest position of all (see values.Past), from the outcome,
+    the token count at the start and the position at the end of each."""
+    moved, furthest = None, 0
+    for place, (outcome, start, end) in enumerate(before):
+        if end > furthest:
+            if outcome != INTERNAL and (start or not furthest):
+                moved = place
+            furthest = end
+    return moved, furthest
+
+
+async def lost_in_a_row(connection: AsyncConnection, row: Row[Any]) -> int:
+    """How many attempts since the last that moved on have ended with their worker, an open one among them."""
+    query = select(attempts).where(attempts.c.job_id == row.id).order_by(attempts.c.number)
+    before = (await connection.execute(query)).all()
+    ends = [row.position if one.ended_at is None else one.position or 0 for one in before]
+    moved, _ = _moved([(str(one.outcome), one.tokens_before, end) for one, end in zip(before, ends, strict=True)])
+    after = before if moved is None else before[moved + 1 :]
+    return sum(one.outcome == LOST or one.ended_at is None for one in after)

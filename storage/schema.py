@@ -89,6 +89,8 @@ jobs = Table(
     # The run of a cron or Schedule: its workflow id is not the job's. NULL for all others.
     Column("workflow_id", String(160)),
     Column("workflow_run_id", String(64)),
+    # limits.maxLost, readable without the request.
+    Column("max_lost", SmallInteger, nullable=False, server_default="5"),
     Column("deleted_at", BigInteger),  # its request, texts and deliveries are gone; the row says that it was there
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
     # Nothing that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
@@ -159,6 +161,8 @@ attempts = Table(
     Column("first_token_ms", Integer),
     Column("tokens_per_second", Float),
     Column("tokens_before", BigInteger, nullable=False),  # the epoch's token count when it began
+    Column("position", BigInteger),  # the transcript's when it ended
+    Column("message", Text),  # why it failed, for people
 )
 
 deliveries = Table(

@@ -42,7 +42,7 @@ from storage.schema import (
     transcript,
 )
 from storage.text import clean
-from storage.values import AttemptEnd, FinishRecord
+from storage.values import LOST, WORKER_LOST, AttemptEnd, FinishRecord
 
 LENGTH_LIMITS = ("length", "model_length")
 """Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
@@ -178,7 +178,8 @@ async def _settle_attempts(
             )
         )
     if row.attempt > (finish.attempt if finish else 0):
-        outcome = "cancelled" if status is JobStatus.CANCELLED else error.code if error else "lost"
+        known = error.code if error and error.code != WORKER_LOST else LOST
+        outcome = "cancelled" if status is JobStatus.CANCELLED else known
         await close_open_attempts(connection, row, AttemptEnd(outcome))
 
 

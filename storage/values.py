@@ -9,6 +9,7 @@ from chatjobs.contracts import (
     USUAL_PRIORITY,
     Channel,
     ChatRequest,
+    ErrorCause,
     JobStatus,
     Many,
     PlacedPart,
@@ -26,6 +27,13 @@ SEGMENT = "segment"
 
 POSTPONED = "postponed"
 """The outcome of an attempt whose lane was paused before it could call: it costs nothing."""
+
+LOST = "lost"
+"""The outcome of an attempt of which nothing was heard again: its worker died."""
+WORKER_LOST = "worker_lost"
+"""The code of a job that has lost too many workers."""
+TAKEN_OVER = "taken_over"
+"""The outcome of an attempt that another one took the job from while its worker lived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +121,7 @@ class AttemptEnd:
     """How an attempt ended that did not finish its answer. ``outcome`` is an error's code or one of our words.
 
     ``usage`` is exact; without it, it is estimated from the text that came. ``called``: the model was called; where it
-    was not, there is nothing for the ledger of calls.
+    was not, there is nothing for the ledger of calls. ``message`` says why it failed, for people.
     """
 
     outcome: str
@@ -122,18 +130,29 @@ class AttemptEnd:
     tokens_per_second: float | None = None
     usage: Usage | None = None
     called: bool = True
+    message: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
     """What the ledger says of a job's attempts before this one.
 
-    ``failures``: real ones, ``empties`` those of them that brought nothing at all. ``segments``: parts of the answer of
-    this epoch that ended at their own length limit; ``segment_tokens``: what came after the last of them and before it
-    was interrupted, one delta for one token. ``total_tokens``: of all calls, as far as known or estimated.
+    ``furthest`` is the most characters that the transcript had after any of them. An attempt moves on if it goes on
+    from the text so far and brings it further than that, and does not end with an error of this service. ``failures``
+    are the real ones of all; ``here`` those at the present place: of the last attempt that moved on and of those after
+    it. ``breaks``: of these, answers that were paid for and broke off. ``lost``: attempts after the last that moved on
+    whose worker died. ``cause``: the last thing that went wrong. ``empties``: failures that brought nothing at all.
+    ``segments``: parts of the answer of this epoch that ended at their own length limit; ``segment_tokens``: what came
+    after the last of them and before it was interrupted, one delta for one token. ``total_tokens``: of all calls, as
+    far as known or estimated.
     """
 
     failures: int = 0
+    here: int = 0
+    breaks: int = 0
+    lost: int = 0
+    furthest: int = 0
+    cause: ErrorCause | None = None
     empties: int = 0
     segments: int = 0
     segment_tokens: int = 0
@@ -175,10 +194,10 @@ class Claim:
 
     ``taken``: it may write, under ``fence``, from ``position`` on. Else there is nothing to do: the answer is
     ``finished`` in storage, the job is ``sealed``, or somebody asked to cancel it. ``waiting``: it is not its ``turn``
-    to call the model; nothing was taken.
+    to call the model; nothing was taken. ``worker_lost``: too many workers died with it; nothing was taken.
     """
 
-    outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting"]
+    outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting", "worker_lost"]
     job_id: str
     fence: int
     epoch: int

@@ -181,7 +181,7 @@ async def test_a_cancel_between_two_attempts(
     through_us: bool, client: Client, sqlite: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pause before a retry is not waited for."""
-    monkeypatch.setattr(failures, "failure_pause", lambda _: 3600.0)
+    monkeypatch.setattr(failures, "failure_pause", lambda *_: 3600.0)
     async with house(client, sqlite, model=ScriptedModel([*text("Hel"), UpstreamInterrupted()])) as here:
         job_id = await here.submit(callback=HOOK)
         await first_attempt_over(here, job_id)

@@ -20,7 +20,7 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities import failures
-from activities.ports import Finish
+from activities.ports import Finish, Progress
 from chatjobs.contracts import JobStatus
 from chatjobs.errors import StorageUnavailable, UpstreamError, UpstreamInterrupted, UpstreamRefused
 from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE, delivery_workflow_id
@@ -38,7 +38,7 @@ MEBIBYTE = 1024 * 1024
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other without a pause."""
-    monkeypatch.setattr(failures, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(failures, "failure_pause", lambda *_: 0.01)
 
 
 @pytest.fixture
@@ -93,10 +93,10 @@ async def test_the_result_of_a_stored_job(here: House) -> None:
 )
 async def test_a_call_that_fails(here: House, error: Exception, calls: int) -> None:
     """What cannot pass fails the job at once, five real failures do, and three empty answers do."""
-    here.model.scripts = [[*text("Hel"), error]]
+    here.model.scripts = [[*text("Hel"), error], [error]]
     job = await here.agree(job_id := await here.submit(callback=HOOK), FAILED)
     code = error.reason if isinstance(error, UpstreamError) else "internal"
-    assert (here.model.calls, len(job.attempts), job.content) == (calls, calls, "Hel" * calls)
+    assert (here.model.calls, len(job.attempts), job.content) == (calls, calls, "Hel")
     assert [attempt.outcome for attempt in job.attempts] == [code] * calls
     failure = await here.failure(job_id)
     assert job.error is not None
@@ -114,13 +114,11 @@ async def test_a_call_that_fails(here: House, error: Exception, calls: int) -> N
         ({"totalSeconds": 0.3}, [*text("Hel"), UpstreamInterrupted()] * 3, "total_timeout"),
     ],
 )
-async def test_a_clock_that_runs_out(
-    here: House, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], script: list[Any], code: str
-) -> None:
+async def test_a_clock_that_runs_out(here: House, limits: dict[str, float], script: list[Any], code: str) -> None:
     """First token and stall are failures of one attempt, the total clock ends the job."""
-    monkeypatch.setattr(failures, "FAILURE_BUDGET", 2 if "total" not in code else 10**6)
-    here.model.scripts = [script]
-    job = await here.agree(await here.submit(callback=HOOK, limits=limits), FAILED)
+    here.model.scripts = [script, [Progress(), Gate()]] if "stall" in code else [script]
+    retry = {"attempts": 100 if "total" in code else 2}
+    job = await here.agree(await here.submit(callback=HOOK, limits=limits, retry=retry), FAILED)
     assert job.error is not None
     assert (job.error.code, job.error.retryable) == (code, True)
     assert here.model.open_streams == 0

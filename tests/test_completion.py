@@ -19,7 +19,7 @@ from temporalio.client import Client
 
 from activities import completion, failures, heartbeats
 from activities.ports import ModelEvent, Progress
-from chatjobs.contracts import ChatRequest, JobStatus
+from chatjobs.contracts import Backoff, ChatRequest, JobStatus, Retry
 from chatjobs.errors import FenceLost, UpstreamInterrupted, UpstreamRateLimited
 from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from storage import limiter
@@ -39,7 +39,7 @@ DAY = 86_400 * 1_000_000
 @pytest.fixture
 async def here(client: Client, sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
     """A service whose attempts follow each other without a pause."""
-    monkeypatch.setattr(failures, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(failures, "failure_pause", lambda *_: 0.01)
     async with house(client, sqlite) as running:
         yield running
 
@@ -127,14 +127,24 @@ def test_a_throttle_pause_is_between_a_second_and_five_minutes(retry_after: floa
 @settings(deadline=None)
 @given(st.integers(1, 10**9))
 def test_a_failure_pause_doubles_up_to_half_a_minute(number: int) -> None:
-    """From half a second, give or take half."""
-    middle = 0.5 * 2.0 ** min(number - 1, 10)
-    assert min(middle / 2, 30) <= failures.failure_pause(number) <= min(middle * 1.5, 30)
+    """From half a second, and a fifth more at the most."""
+    least = min(0.5 * 2.0 ** min(number - 1, 10), 30)
+    assert least <= failures.failure_pause(number, Backoff()) <= least * 1.2
+
+
+@settings(deadline=None)
+@given(st.integers(1, 10**9), st.integers(0, 3_600_000))
+def test_a_pause_is_never_shorter_than_its_backoff(number: int, delay: int) -> None:
+    """Fixed or exponential; only the exponential one grows, and not beyond half a minute by itself."""
+    fixed = failures.failure_pause(number, Backoff(type="fixed", delay=delay))
+    grown = failures.failure_pause(number, Backoff(type="exponential", delay=delay))
+    assert delay / 1000 <= fixed <= delay / 1000 * 1.2
+    assert delay / 1000 <= grown <= max(30, delay / 1000) * 1.2
 
 
 def test_what_is_given_up_says_so_within_bounds() -> None:
     """The reason is cut, and not the end of the message."""
-    error = failures.from_upstream(UpstreamInterrupted("x" * 1000), failures=5, empties=0, throttles=0)
+    error = failures.from_upstream(UpstreamInterrupted("x" * 1000), failures.Tally(5, 5), Retry(), throttles=0)
     assert error.non_retryable
     assert len(error.message) == 500
     assert error.message.endswith("… (given up after 5 failures)")

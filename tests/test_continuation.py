@@ -44,7 +44,7 @@ async def here(
     client: Client, sqlite: Database, sim: SimulatorProcess, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[House]:
     """A service with the real client of Mistral, whose attempts follow each other without a pause."""
-    monkeypatch.setattr(failures, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(failures, "failure_pause", lambda *_: 0.01)
     model = MistralChat("a key", sim.url)
     async with house(client, sqlite, model=model, chatjobs_concurrency=100) as running:
         yield running

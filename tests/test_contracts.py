@@ -45,7 +45,7 @@ def test_only_messages_are_required() -> None:
     request = ChatRequest.parse(make_body("Hello"))
     assert (request.model, request.on_interrupt, request.max_segments) == ("mistral-small-latest", "continue", 1)
     assert request.limits.first_token_seconds == 60
-    assert request.limits.stall_seconds == 30
+    assert request.limits.stall_seconds == 120
 
 
 def test_takes_every_parameter_of_mistral() -> None:

@@ -34,7 +34,7 @@ CUT = UpstreamInterrupted(code="upstream_cut")
 
 @pytest.fixture
 async def here(client: Client, sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
-    monkeypatch.setattr(failures, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(failures, "failure_pause", lambda *_: 0.01)
     async with house(client, sqlite) as running:
         yield running
 

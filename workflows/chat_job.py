@@ -14,7 +14,7 @@ from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
-from chatjobs.contracts import ChatResult, JobError, JobOutcome, JobStatus, WorkflowStatus
+from chatjobs.contracts import ChatResult, ErrorCause, JobError, JobOutcome, JobStatus, WorkflowStatus
 from chatjobs.errors import FenceLost, bounded
 from chatjobs.names import CHAT_JOB, STATUS_QUERY, delivery_workflow_id, job_id_of_run
 from chatjobs.steps import Accepted, DeliveryReport, DeliveryStart, Ending, JobRef, Sealed
@@ -200,8 +200,14 @@ def _reason(error: BaseException) -> JobError:
     cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError) and cause.type:
         details = cause.details[0] if cause.details else {}
-        retryable = isinstance(details, dict) and details.get("retryable") is True
-        return JobError(code=cause.type, message=bounded(cause.message), retryable=retryable)
+        known = details if isinstance(details, dict) else {}
+        before = known.get("cause")
+        return JobError(
+            code=cause.type,
+            message=bounded(cause.message),
+            retryable=known.get("retryable") is True,
+            cause=ErrorCause.model_validate(before) if before else None,
+        )
     return JobError(code="internal", message=f"The completion failed: {type(cause).__name__}", retryable=True)
 
 
