@@ -90,7 +90,7 @@ class MistralChat:
         with mistral_errors(private):
             response = await self._open(body, private)
         try:
-            with mistral_errors(private, streaming=True):
+            with mistral_errors(private, streaming=True, headers=response.headers):
                 if (allowance := _allowance(response)) is not None:
                     yield allowance
                 async with aclosing(_events(response)) as events:

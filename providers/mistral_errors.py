@@ -44,17 +44,20 @@ class ErrorAnswer(Exception):
 
 
 @contextmanager
-def mistral_errors(private: Private, *, streaming: bool = False) -> Iterator[None]:
+def mistral_errors(
+    private: Private, *, streaming: bool = False, headers: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Raises UpstreamError in place of whatever the SDK, the HTTP client or Mistral's answer came up with.
 
-    ``streaming``: the head of a successful response was already read, so that a lost connection is a cut.
+    ``streaming``: the head of a successful response was already read, so that a lost connection is a cut; ``headers``
+    are those of that head.
     """
     try:
         yield
     except ErrorAnswer as answer:
         raise _from_answer(answer, private) from None
     except ErrorObject as error:
-        raise _from_object(error.document, private) from None
+        raise _from_object(error.document, private, headers or {}) from None
     except MistralError as error:  # of a hook of the SDK; we read answers ourselves, and bounded
         known = ErrorAnswer(error.status_code, error.headers, error.body.encode(errors="replace"))
         raise _from_answer(known, private) from None
@@ -131,10 +134,27 @@ def _from_answer(answer: ErrorAnswer, private: Private) -> UpstreamError:
     )
 
 
-def _from_object(document: Mapping[str, Any], private: Private) -> UpstreamError:
+def _from_object(document: Mapping[str, Any], private: Private, headers: Mapping[str, str]) -> UpstreamError:
     fault = _of_object(document)
     message = _message(fault, "in the stream", _vendor_text(document, private))
-    return fault.error(message, code=fault.code, http_status=OK)
+    pause = retry_after(_headers_in(document) or headers, datetime.now(UTC))
+    return fault.error(message, code=fault.code, http_status=OK, retry_after=pause)
+
+
+def _headers_in(document: Mapping[str, Any]) -> Mapping[str, str]:
+    """The header Retry-After that an error object tells: as a field of its own, or among a server's own headers."""
+    inner = document.get("error")
+    for place in (document, inner, inner.get("metadata") if isinstance(inner, Mapping) else None):
+        headers = place.get("headers") if isinstance(place, Mapping) else None
+        for fields in (place, headers):
+            for name, value in fields.items() if isinstance(fields, Mapping) else ():
+                if name.lower().replace("_", "-") in ("retry-after", "retryafter") and _is_pause(value):
+                    return {"retry-after": str(value)}
+    return {}
+
+
+def _is_pause(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _from_network(error: Exception, streaming: bool) -> UpstreamInterrupted:

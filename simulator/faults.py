@@ -122,13 +122,14 @@ class UnknownChunk(_Fault):
 
 
 class StreamError(_Fault):
-    """An error object as a frame of the stream, which then ends."""
+    """An error object as a frame of the stream, which then ends. ``retry_after`` (seconds) is a field of the object."""
 
     kind: Literal["error"] = "error"
     after: After = 0
     message: str = "Internal server error"
     type: str = "internal_server_error"
     code: str | None = "1000"
+    retry_after: float | None = None
 
 
 class Huge(_Fault):

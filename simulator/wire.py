@@ -77,7 +77,15 @@ class Frames:
         return self.data("[DONE]")
 
     def error(self, fault: StreamError) -> bytes:
-        body = {"object": "error", "message": fault.message, "type": fault.type, "param": None, "code": fault.code}
+        body: dict[str, object] = {
+            "object": "error",
+            "message": fault.message,
+            "type": fault.type,
+            "param": None,
+            "code": fault.code,
+        }
+        if fault.retry_after is not None:
+            body["retry_after"] = fault.retry_after
         return self.data(self._encode(body))
 
     def data(self, payload: str) -> bytes:

@@ -27,13 +27,13 @@ REGISTRY_HOSTS = [
 ]
 
 PUBLIC_NAMES = """
-AssistantMessage Attempt AudioPart CancelledEvent Channel ChatRequest ChatResult ChunkEvent CompleteEvent Delivery
-DeliveryTry DocumentUrlPart Endpoint EndpointList ErrorEvent FilePart Function FunctionCall FunctionName FunctionTool
-HostedTool ImageUrl ImageUrlPart Job JobAccepted JobError JobOutcome JobPage JobStart JobStatus JsonSchema Limits
-PlacedPart Prediction QueuePlace QueuedEvent Redelivering Redelivery ReferencePart ResetEvent ResourceLinkPart
-ResourcePart ResponseFormat StartEvent SystemMessage TextPart ThinkingPart ToolCall ToolChoice ToolMessage
-ToolReferencePart Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent
-WireModel WorkflowStatus canonical_json fingerprint message_text parse read_json rfc3339
+AssistantMessage Attempt AudioPart Backoff CancelledEvent Channel ChatRequest ChatResult ChunkEvent CompleteEvent
+Delivery DeliveryTry DocumentUrlPart Endpoint EndpointList ErrorCause ErrorEvent FilePart Function FunctionCall
+FunctionName FunctionTool HostedTool ImageUrl ImageUrlPart Job JobAccepted JobError JobOutcome JobPage JobStart
+JobStatus JsonSchema Limits PlacedPart Prediction QueuePlace QueuedEvent Redelivering Redelivery ReferencePart
+ResetEvent ResourceLinkPart ResourcePart ResponseFormat Retry StartEvent SystemMessage TextPart ThinkingPart ToolCall
+ToolChoice ToolMessage ToolReferencePart Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType
+WebhookTest WebhookTestEvent WireModel WorkflowStatus canonical_json fingerprint message_text parse read_json rfc3339
 """
 
 
