@@ -120,7 +120,7 @@ class CompletionActivities:
         if self._lanes and not attempt.plan.nothing_left:
             await self._lanes.turn_of(attempt.claim, attempt.claimed)
         finish = await self._read(attempt) if not attempt.plan.nothing_left else None
-        attempt.usage = finish.usage if finish else Usage()
+        attempt.usage = finish.exact_usage if finish else Usage()
         if await self._goes_on(attempt, finish):
             raise _SegmentOver
         if finish is None:
@@ -445,10 +445,11 @@ class _Attempt:
         return CompletionSummary(position=self.pen.position, finish_reason=finish.reason)
 
     def _record(self, finish: Finish) -> FinishRecord:
+        usage, estimated = finish.counted(self.plan.estimated(self._deltas)) if self.number else (None, False)
         return FinishRecord(
             reason=finish.reason,
-            usage=finish.usage or (self.plan.estimated(self._deltas) if self.number else None),
-            estimated=finish.usage is None and self.number > 0,
+            usage=usage,
+            estimated=estimated,
             tool_calls=finish.tool_calls,
             parts=tuple(self.parts),
             attempt=self.number,

@@ -57,7 +57,25 @@ class Finish(NamedTuple):
 
     reason: str
     usage: Usage | None = None
+    """As reported; a count that was not is 0."""
     tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def exact_usage(self) -> Usage | None:
+        """None where a count is missing: whoever needs it has to estimate."""
+        whole = self.usage is not None and self.usage.prompt_tokens > 0 and self.usage.completion_tokens > 0
+        return self.usage if whole else None
+
+    def counted(self, estimate: Usage) -> tuple[Usage, bool]:
+        """The usage, with what was not reported taken from ``estimate``; and whether anything was."""
+        if self.usage is None:
+            return estimate, True
+        prompt = self.usage.prompt_tokens or estimate.prompt_tokens
+        completion = self.usage.completion_tokens or estimate.completion_tokens
+        if (prompt, completion) == (self.usage.prompt_tokens, self.usage.completion_tokens):
+            return self.usage, False
+        counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return self.usage.model_copy(update=counts), True
 
 
 ModelEvent = TextDelta | PartDelta | Progress | Allowance | Finish

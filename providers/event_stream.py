@@ -1,14 +1,22 @@
 """Server-sent events, the reading side: bytes in, the data of each event out. Pure, and bounded.
 
-The rules are those of WHATWG HTML, "Server-sent events", section "Parsing an event stream". Where we differ:
+The rules are those of WHATWG HTML, "Server-sent events", section "Parsing an event stream". Where this differs, because
+servers of models differ:
 
-- lines of other fields (``event``, ``id``, ``retry``) and comments are skipped: Mistral says everything in ``data``;
-- the last event counts without its blank line too (``tail``): a server that forgets it has still sent the data;
-- data stays bytes: whoever decodes it refuses invalid UTF-8, rather than storing replacement characters.
+- the last event counts without its blank line (``tail``): a server that leaves it out has still sent the data;
+- data stays bytes: whoever decodes it refuses invalid UTF-8, rather than storing replacement characters;
+- an event whose type ends in ``error``, and a field ``error`` (llama.cpp), are an ``ErrorData``;
+- JSON objects on ``data`` lines without a blank line between them are events of their own: an object that follows an
+  object makes no JSON, so that such lines can never be parts of one value. ``[DONE]`` does not wait for a blank line;
+- an event without ``data`` that is a JSON object as it stands is data: gateways write errors into a stream that way.
+
+Lines of other fields (``id``, ``retry``, other event types) and comments are skipped.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Final
 
 from chatjobs.errors import UpstreamRefused
@@ -19,6 +27,14 @@ MAX_EVENT_BYTES: Final = 1024 * 1024
 """Of one event, all its lines together."""
 
 _BOM: Final = b"\xef\xbb\xbf"
+_BOUNDARY: Final = re.compile(rb"(?<=\})\n(?=data: ?(?:\{|\[DONE\]))|(?:(?<=data: \[DONE\])|(?<=data:\[DONE\]))\n")
+"""Where an event ends without a blank line."""
+_LONGEST_BOUNDARY: Final = len(b"}\ndata: [DONE]")
+_DONE_LINES: Final = (b"data: [DONE]\n", b"data:[DONE]\n")
+
+
+class ErrorData(bytes):
+    """The data of an event that is an error by its type or its field, whatever the data is."""
 
 
 class EventStream:
@@ -35,7 +51,7 @@ class EventStream:
         """The data of the events that ``chunk`` completes. Raises UpstreamRefused (``upstream_too_large``)."""
         self._left -= len(chunk)
         if self._left < 0:
-            raise _too_large("The answer")
+            raise too_large("The answer")
         if self._start is not None:
             chunk = self._without_bom(chunk)
         if self._after_cr or b"\r" in chunk:
@@ -44,13 +60,19 @@ class EventStream:
             chunk = self._whole_events(chunk)
         elif chunk.startswith(b"data: ") and 6 < chunk.find(b"\n") == len(chunk) - 2 <= self._max_event:
             return [chunk[6:-2]]  # the common read: one whole event of one line
-        return [data for event in chunk.split(b"\n\n") if event and (data := self._data(event))]
+        found: list[bytes] = []
+        for event in chunk.split(b"\n\n"):
+            if event.startswith(b"data: ") and b"\n" not in event and 6 < len(event) <= self._max_event:
+                found.append(event[6:])
+            elif event:
+                found += self._data(event)
+        return found
 
     def tail(self) -> list[bytes]:
         """At the end of the response: the data of an event whose blank line never came. It may be cut short."""
-        data = self._data(bytes(self._pending))
+        event = bytes(self._pending)
         self._pending.clear()
-        return [data] if data else []
+        return list(self._data(event))
 
     def _without_bom(self, chunk: bytes) -> bytes:
         """One byte order mark may precede the stream; it may come in pieces."""
@@ -71,28 +93,55 @@ class EventStream:
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _whole_events(self, chunk: bytes) -> bytes:
-        """Everything up to the last blank line so far; the rest waits for its own."""
-        seen = max(0, len(self._pending) - 1)  # the blank line may lie across two chunks
+        """Everything up to the last end of an event so far; the rest waits for its own."""
+        seen = len(self._pending)
         self._pending += chunk
-        end = self._pending.rfind(b"\n\n", seen)
-        whole = bytes(self._pending[:end]) if end >= 0 else b""
-        if end >= 0:
-            del self._pending[: end + 2]
+        end, after = self._last_end(seen)
+        whole = bytes(self._pending[:end])
+        if after:
+            del self._pending[:after]
         if len(self._pending) > self._max_event:
-            raise _too_large("One event of the answer")
+            raise too_large("One event of the answer")
         return whole
 
-    def _data(self, event: bytes) -> bytes:
-        """The ``data`` lines of one event joined by LF; empty where there are none: such an event is not dispatched."""
+    def _last_end(self, seen: int) -> tuple[int, int]:
+        """Where the last whole event ends, and where what follows it begins; zeros where none is whole.
+
+        Looks only at what is new behind ``seen``: an end may lie across two chunks.
+        """
+        if self._pending.endswith(_DONE_LINES):
+            return len(self._pending), len(self._pending)
+        blank = self._pending.rfind(b"\n\n", max(0, seen - 1))
+        end, after = (blank, blank + 2) if blank >= 0 else (0, 0)
+        for found in _BOUNDARY.finditer(self._pending, max(after, seen - _LONGEST_BOUNDARY, 0)):
+            end, after = found.span()
+        return end, after
+
+    def _data(self, event: bytes) -> Iterator[bytes]:
+        """The data of one event, or of several without a blank line between them; empty data is not dispatched."""
         if len(event) > self._max_event:
-            raise _too_large("One event of the answer")
-        if event.startswith(b"data: ") and b"\n" not in event:
-            return event[6:]
-        lines = (line.partition(b":") for line in event.split(b"\n"))
-        return b"\n".join(value.removeprefix(b" ") for field, _, value in lines if field == b"data")
+            raise too_large("One event of the answer")
+        for part in _BOUNDARY.split(event):
+            yield from _fields(part)
 
 
-def _too_large(what: str) -> UpstreamRefused:
+def _fields(event: bytes) -> Iterator[bytes]:
+    lines = [_field(line) for line in event.split(b"\n")]
+    value = b"\n".join(value for name, value in lines if name == b"data")
+    if not value and event.lstrip().startswith(b"{"):
+        value = event.strip()
+    if value:
+        failed = any(name == b"event" and kind.strip().lower().endswith(b"error") for name, kind in lines)
+        yield ErrorData(value) if failed else value
+    yield from (ErrorData(value) for name, value in lines if name == b"error" and value)
+
+
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b":")
+    return name, value.removeprefix(b" ")
+
+
+def too_large(what: str) -> UpstreamRefused:
     return UpstreamRefused(
         f"{what} from Mistral is larger than this service reads; ask for less, for example with max_tokens.",
         code="upstream_too_large",

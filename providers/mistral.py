@@ -13,7 +13,7 @@ import hashlib
 import logging
 import re
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Final
 
@@ -21,21 +21,32 @@ import httpx2
 from mistralai.client import Mistral, models, utils
 from mistralai.client._hooks import HookContext
 
-from activities.ports import Allowance, ModelEvent
+from activities.ports import Allowance, ModelEvent, Progress
 from chatjobs.contracts import OURS, AssistantMessage, ChatRequest, TextPart, message_text
 from chatjobs.errors import UpstreamError, bounded
+from providers.event_stream import MAX_RESPONSE_BYTES, too_large
 from providers.http1 import EXCHANGE, StreamTransport
-from providers.mistral_answer import OK, Answer
+from providers.mistral_answer import Answer
 from providers.mistral_echo import Echo
 from providers.mistral_errors import NO_ALLOWANCE_HEADER, ErrorAnswer, Private, mistral_errors
+from providers.mistral_values import OK
 
 CONNECT_SECONDS: Final = 10.0
-LATE_SECONDS: Final = 2.0
-"""How long the usage may come after the finish reason."""
+LATE_SECONDS: Final = 10.0
+"""How long something may come after the end of an answer without ``[DONE]``, since the last thing that came: usage, or
+more of the answer after all. Servers that leave out ``[DONE]`` close the response, so that hardly any job waits."""
+SIGN_OF_LIFE_SECONDS: Final = 0.5
+"""How often whoever reads is told that the end is being waited for; shorter than any limit on silence."""
 DRAIN_SECONDS: Final = 0.2
 """How long the end of the response may come after the end of the answer; later, the connection is not kept."""
 ERROR_SECONDS: Final = 5.0
 MAX_ERROR_BYTES: Final = 16 * 1024
+
+_PLAIN_TYPES: Final = frozenset({"", "text/plain", "application/octet-stream", "binary/octet-stream"})
+_BOM: Final = b"\xef\xbb\xbf"
+_FIELDS: Final = (b"data:", b"event:", b"error:", b"id:", b"retry:")
+_FIRST_BYTES: Final = len(b"retry:")
+"""So many bytes tell an event stream from JSON, and both from anything else."""
 
 _OPERATION: Final = "stream_chat"
 _PATH: Final = "/v1/chat/completions#stream"
@@ -106,14 +117,14 @@ class MistralChat:
             await response.aclose()
 
     async def _open(self, body: bytes, private: Private) -> httpx2.Response:
-        """A response that is an event stream; whoever asked closes it. Raises ErrorAnswer for any other response."""
+        """A response that may hold an answer; whoever asked closes it. Raises ErrorAnswer for any other response."""
         request = self._request(body)
         # The SDK runs hooks between the response and its return; a cancellation there would leave it open for ever.
         opened = request.extensions[_OPENED] = list[httpx2.Response]()
         try:
             response = await self._send(request)
             private.hide_key(response.request.headers.get("authorization", ""))
-            if not _is_stream(response):
+            if not _may_be_answer(response):
                 raise ErrorAnswer(response.status_code, response.headers, await _error_body(response))
         except BaseException:
             for one in opened:
@@ -245,20 +256,28 @@ def check_access(api_key: str | None, server_url: str | None) -> None:
 
 
 async def _events(response: httpx2.Response) -> AsyncGenerator[ModelEvent, None]:
-    """The events of an answer, Finish last. Once the model has said why it stopped, nothing can undo the answer."""
+    """The events of an answer, Finish last. Once the answer is whole, nothing can undo it."""
     answer = Answer()
     async with _chunks(response) as chunks:
-        async for chunk in chunks:
-            for event in answer.feed(chunk):
+        if not _says_stream(response):
+            for event in await _unlabelled(response, chunks, answer):
                 yield event
-            if answer.done or answer.finish_reason is not None:
+        while not answer.done:
+            if answer.whole:
+                async with aclosing(_late_events(chunks, answer)) as late:
+                    async for event in late:
+                        yield event
+                if answer.whole:
+                    break
+            async for chunk in chunks:
+                for event in answer.feed(chunk):
+                    yield event
+                if answer.done or answer.whole:
+                    break
+            else:
+                for event in answer.end(proper=_has_framing(response)):
+                    yield event
                 break
-        else:
-            for event in answer.end():
-                yield event
-        if not answer.done and answer.finish_reason is not None:
-            for event in await _late_events(chunks, answer):
-                yield event
         finish = answer.finish()
         try:
             yield finish
@@ -268,7 +287,7 @@ async def _events(response: httpx2.Response) -> AsyncGenerator[ModelEvent, None]
 
 @asynccontextmanager
 async def _chunks(response: httpx2.Response) -> AsyncGenerator[AsyncIterator[bytes], None]:
-    """The body as it arrives. It is not encoded (``_is_stream``), so the layers that decode can be left out.
+    """The body as it arrives. It is not encoded (``_may_be_answer``), so the layers that decode can be left out.
 
     With tracing on, the SDK has put a response of its own class around it, which listens in ``aiter_bytes``.
     """
@@ -279,19 +298,82 @@ async def _chunks(response: httpx2.Response) -> AsyncGenerator[AsyncIterator[byt
             yield chunks
 
 
-async def _late_events(chunks: AsyncIterator[bytes], answer: Answer) -> list[ModelEvent]:
-    """What comes between the finish reason and ``[DONE]``: usage. Neither its lateness nor its faults matter."""
-    events: list[ModelEvent] = []
-    with suppress(TimeoutError, UpstreamError), mistral_errors(Private(), streaming=True):
-        async with asyncio.timeout(LATE_SECONDS):
-            while not answer.done:
-                try:
-                    chunk = await anext(chunks)
-                except StopAsyncIteration:
-                    events += answer.end()
-                    break
-                events += answer.feed(chunk)
-    return events
+async def _late_events(chunks: AsyncIterator[bytes], answer: Answer) -> AsyncGenerator[ModelEvent, None]:
+    """What comes after the end of the answer: usage, or more of it after all, and then the answer is not whole again.
+
+    Neither lateness nor faults matter here. Reading is not cancelled before the time is over: chunks would be lost.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + LATE_SECONDS
+    reading = asyncio.ensure_future(_next(chunks))
+    try:
+        while answer.whole and not answer.done and loop.time() < until:
+            await asyncio.wait({reading}, timeout=min(SIGN_OF_LIFE_SECONDS, until - loop.time()))
+            if not reading.done():
+                if loop.time() < until:
+                    yield Progress()
+                continue
+            chunk = _arrived(reading)
+            if chunk is None:
+                for event in answer.end():
+                    yield event
+                return
+            counted = answer.said
+            for event in answer.feed(chunk):
+                yield event
+            if answer.said != counted:
+                until = loop.time() + LATE_SECONDS
+            if answer.whole and not answer.done:
+                reading = asyncio.ensure_future(_next(chunks))
+    finally:
+        if not reading.done():
+            reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
+
+
+def _arrived(reading: asyncio.Future[bytes | None]) -> bytes | None:
+    """The next chunk; None at the end of the response, and where the connection broke."""
+    with suppress(UpstreamError), mistral_errors(Private(), streaming=True):
+        return reading.result()
+    return None
+
+
+async def _unlabelled(response: httpx2.Response, chunks: AsyncIterator[bytes], answer: Answer) -> Iterator[ModelEvent]:
+    """The first events of a body that does not call itself an event stream: it may be one, or a completion as JSON."""
+    beginning = await _beginning(response, chunks)
+    if beginning.startswith(b"{"):
+        return answer.document(await _document(beginning, chunks))
+    return answer.feed(beginning)
+
+
+async def _beginning(response: httpx2.Response, chunks: AsyncIterator[bytes]) -> bytes:
+    """The body up to its first bytes that are not blank, without the blanks.
+
+    Raises ErrorAnswer for what can be neither JSON nor an event stream, before the rest of it is read.
+    """
+    body, size = b"", 0
+    async for chunk in chunks:
+        size += len(chunk)
+        body = (body + chunk).removeprefix(_BOM).lstrip()
+        if len(body) >= _FIRST_BYTES or size > MAX_ERROR_BYTES:
+            break
+    if not body.startswith((b"{", b":", *_FIELDS)):
+        raise ErrorAnswer(response.status_code, response.headers)
+    return body
+
+
+async def _document(beginning: bytes, chunks: AsyncIterator[bytes]) -> bytes:
+    """The whole body. Raises UpstreamRefused (``upstream_too_large``)."""
+    body = bytearray(beginning)
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise too_large("The answer")
+    return bytes(body)
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
@@ -312,9 +394,23 @@ def _number(text: str | None) -> float | None:
     return float(text) if text is not None and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text) else None
 
 
-def _is_stream(response: httpx2.Response) -> bool:
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return response.status_code == OK and media_type == "text/event-stream" and not _is_encoded(response)
+def _may_be_answer(response: httpx2.Response) -> bool:
+    """Whether the body is worth reading. What calls itself HTML or an image is no answer."""
+    readable = _says_stream(response) or _media_type(response) in _PLAIN_TYPES or "json" in _media_type(response)
+    return response.status_code == OK and readable and not _is_encoded(response)
+
+
+def _says_stream(response: httpx2.Response) -> bool:
+    return _media_type(response) == "text/event-stream"
+
+
+def _media_type(response: httpx2.Response) -> str:
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _has_framing(response: httpx2.Response) -> bool:
+    """The response says where it ends; else it ends with the connection, as it would when it is cut."""
+    return "content-length" in response.headers or "transfer-encoding" in response.headers
 
 
 def _is_encoded(response: httpx2.Response) -> bool:

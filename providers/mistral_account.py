@@ -14,8 +14,8 @@ from mistralai.client.sdkconfiguration import SERVER_GLOBAL, SERVERS
 
 from chatjobs.errors import UpstreamError, UpstreamInterrupted
 from providers.mistral import check_access, http_client
-from providers.mistral_answer import OK
 from providers.mistral_errors import ErrorAnswer, Private, mistral_errors
+from providers.mistral_values import OK
 from providers.retry_after import http_date
 
 SERVER: Final = SERVERS[SERVER_GLOBAL]

@@ -1,30 +1,28 @@
 """What a streamed answer of Mistral says: bytes in, model events out. Pure.
 
-The shape of a chunk is ``mistralai.client.models.CompletionChunk`` (mistralai 3.7). What we do not use (id, model,
-created, role, logprobs, padding) is not checked. Only choice 0 is read: a job asks for one answer.
+The shape of a chunk is ``mistralai.client.models.CompletionChunk`` (mistralai 3.7), and what servers and gateways that
+speak the same language make of it: docs/streams.md has the table. What is not used (id, model, created, role, logprobs,
+padding) is not checked. Only choice 0 is read: a job asks for one answer.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, TypeVar
-
-from pydantic import ValidationError
-from pydantic_core import from_json
+from enum import Enum
+from typing import Any, Final
 
 from activities.ports import Finish, ModelEvent, PartDelta, Progress, TextDelta
-from chatjobs.contracts import Channel, FunctionCall, JsonObject, ToolCall, Usage
+from chatjobs.contracts import Channel, JsonObject
 from chatjobs.errors import UpstreamError, UpstreamInterrupted
-from providers.event_stream import EventStream
+from providers.event_stream import ErrorData, EventStream
+from providers.mistral_calls import ToolCalls
+from providers.mistral_usage import Counts
+from providers.mistral_values import DONE, OK, expect, legal, optional, parsed, protocol, whole_text
 
-OK: Final = 200
-"""The status of every response whose body is read as an answer."""
-
-_DONE: Final = b"[DONE]"
+_DONE: Final = DONE.encode()
 _CONTENT: Final = Channel.CONTENT  # an enum's attribute costs more than a module's, and this is once a token
-
-T = TypeVar("T")
+_PLAIN: Final = frozenset({"content", "role"})
+"""The fields of a delta that is text and nothing else."""
 
 
 class ErrorObject(Exception):
@@ -33,6 +31,20 @@ class ErrorObject(Exception):
     def __init__(self, document: JsonObject) -> None:
         super().__init__()
         self.document = document
+
+
+class End(Enum):
+    """What would have to come for the answer to be whole.
+
+    A finish reason ends an answer. But there are servers that put one on every chunk, and then the first of them says
+    nothing: an answer that was cut there would pass for a whole one. So a reason is only believed at once where the
+    server was seen to say something without one, and never beside a tool call or where text has followed a reason.
+    """
+
+    REASON = "a finish reason"
+    DONE = "[DONE]"
+    CLOSE = "[DONE], or the proper end of the response"
+    NOTHING = "nothing: the answer is whole, whatever follows"
 
 
 class Answer:
@@ -44,130 +56,193 @@ class Answer:
 
     def __init__(self) -> None:
         self._frames = EventStream()
-        self._calls: dict[int, _Call] = {}
-        self._usage: Usage | None = None
-        self._empty = True
-        self.finish_reason: str | None = None
-        """Why the model stopped; the answer is whole from then on, only its usage may still come."""
+        self._calls = ToolCalls()
+        self._counts = Counts()
+        self._reason: str | None = None
+        self._awaits = End.REASON
+        self._spoke = False
+        self._bare = False  # something was said without a finish reason beside it
+        self._doubtful = False  # something was said with, or after, a finish reason
+        self._again = False  # something was said after a finish reason
+        self._characters = 0  # of the content
+        self._messages: str | None = None  # the content that came in whole messages
+        self.said = 0
+        """How many chunks said something: text, a call, usage, a finish reason."""
         self.done = False
         """``[DONE]`` was read; what follows it does not count."""
+
+    @property
+    def whole(self) -> bool:
+        """The answer cannot be undone any more; usage may still come, and more text makes it unfinished again."""
+        return self._awaits is End.NOTHING
 
     def feed(self, chunk: bytes) -> Iterator[ModelEvent]:
         """The events in ``chunk``, which may be cut anywhere. The state is as of the last event taken.
 
-        Behind a finish reason nothing is raised any more: the answer is whole, and whatever is wrong there ends it.
+        Once the answer is whole nothing is raised any more: whatever is wrong there ends it.
         """
         try:
             for data in self._frames.feed(chunk):
                 if data == _DONE:
                     self.done = True
                     return
-                yield from self._read(_parse(data))
+                yield from self._frame(data)
+                if self.done:
+                    return
         except (ErrorObject, UpstreamError):
-            if self.finish_reason is None:
+            if not self.whole:
                 raise
             self.done = True
 
-    def end(self) -> Iterator[ModelEvent]:
-        """The events in what was left without a blank line; half a chunk is dropped, the answer was cut there."""
+    def end(self, *, proper: bool = True) -> Iterator[ModelEvent]:
+        """The events in what was left without a blank line; half a chunk is dropped, the answer was cut there.
+
+        ``proper``: the response says itself where it ends. Else, its end is that of the connection, which may be a cut.
+        """
         for data in self._frames.tail():
             try:
-                document = _parse(data)
+                yield from self._frame(data)
             except UpstreamInterrupted:
-                return
-            yield from self._read(document)
+                proper = False
+            except ErrorObject:
+                if not self.whole:
+                    raise
+        if self._awaits is End.CLOSE and proper:
+            self._awaits = End.NOTHING
+
+    def document(self, body: bytes) -> Iterator[ModelEvent]:
+        """The events of a whole completion in one JSON document, which a server sent in place of a stream."""
+        document = expect(parsed(body), dict)
+        yield from self._read(document)
+        if not document.get("choices"):
+            raise protocol("there is no choice in the completion")
+        self.done = True
 
     def finish(self) -> Finish:
         """The end of a whole answer; a cut one raises UpstreamInterrupted (``upstream_cut``, ``upstream_empty``)."""
-        if self.finish_reason is None:
+        if self._reason is None or not (self.done or self.whole):
             raise self._cut()
-        calls = tuple(self._calls[index].whole(index) for index in sorted(self._calls))
-        return Finish(self.finish_reason, self._usage, calls)
+        return Finish(self._reason, self._counts.usage(), self._calls.whole())
 
     def _cut(self) -> UpstreamInterrupted:
-        if self._empty:
+        if not self._spoke:
             message = "Mistral answered with an empty stream; try again, or try another model."
             return UpstreamInterrupted(message, code="upstream_empty", http_status=OK)
         message = "The stream from Mistral ended before the answer did; try again."
         return UpstreamInterrupted(message, code="upstream_cut", http_status=OK)
 
+    def _frame(self, data: bytes) -> Iterable[ModelEvent]:
+        if type(data) is ErrorData:
+            raise ErrorObject(_error_document(data))
+        value = parsed(data)
+        return self._read(value) if type(value) is dict else self._read_other(value)
+
+    def _read_other(self, value: Any, depth: int = 0) -> Iterator[ModelEvent]:
+        """A frame that is no object: nothing, an object in a list or in a text, or something that nobody knows."""
+        if value is None or value == "":
+            return
+        if isinstance(value, str) and value.strip() == DONE:
+            self.done = True
+        elif isinstance(value, dict):
+            yield from self._read(value)
+        elif isinstance(value, list) and depth == 0 and value and all(isinstance(one, dict) for one in value):
+            for one in value:
+                yield from self._read(one)
+        elif isinstance(value, str) and depth == 0 and value.lstrip().startswith(("{", "[")):
+            yield from self._read_other(parsed(value.encode(errors="replace")), depth + 1)
+        else:
+            raise protocol("a chunk is not an object")
+
     def _read(self, chunk: JsonObject) -> Iterable[ModelEvent]:
         """Nearly every chunk is one piece of plain text: that one is recognised without looking any further."""
         text = _plain_text(chunk)
-        if text is None:
+        if text is None or self._reason is not None:
             return self._read_any(chunk)
-        self._empty = False
+        self._spoke = self._bare = True
+        self._characters += len(text)
         return (TextDelta(_CONTENT, text),)
 
     def _read_any(self, chunk: JsonObject) -> Iterator[ModelEvent]:
         if _is_error(chunk):
             raise ErrorObject(chunk)
-        if chunk.get("usage") is not None:
-            self._usage = _usage(chunk["usage"])
-        for choice in _expect(chunk.get("choices"), list):
-            if _expect(choice, dict).get("index") in (0, None):
+        self._take_usage(chunk)
+        for choice in optional(chunk.get("choices"), list):
+            if expect(choice, dict).get("index") in (0, None, "0"):
                 yield from self._read_choice(choice)
 
+    def _take_usage(self, chunk: JsonObject) -> None:
+        """At the top; Groq and Moonshot have places of their own for it."""
+        groq = chunk.get("x_groq")
+        for reported in (chunk.get("usage"), groq.get("usage") if isinstance(groq, dict) else None):
+            self.said += self._counts.take(reported)
+
     def _read_choice(self, choice: JsonObject) -> Iterator[ModelEvent]:
-        delta = _optional(choice.get("delta"), dict)
-        for event in _content(delta.get("content")):
-            self._empty = False
+        if _truthy(choice.get("error")):
+            raise ErrorObject({"error": choice["error"]})
+        self.said += self._counts.take(choice.get("usage"))
+        delta = self._delta(choice)
+        calls = _tool_calls(delta)
+        events = [*_reasoning(delta), *_content(delta)]
+        spoke = bool(events or calls)
+        if spoke:
+            self._speak()
+        for event in events:
+            if isinstance(event, TextDelta) and event.channel is _CONTENT:
+                self._characters += len(event.text)
             yield event
-        for position, call in enumerate(_optional(delta.get("tool_calls"), list)):
-            self._empty = False
-            self._merge(position, _expect(call, dict))
+        for _ in calls:
             yield Progress()
-        reason = choice.get("finish_reason")
-        if reason == "error":
-            message = "Mistral broke the answer off with an error of its own; try again."
-            raise UpstreamInterrupted(message, code="upstream_error", http_status=OK)
-        if reason is not None and self.finish_reason is None:
-            self.finish_reason = whole_text(_expect(reason, str))
+        self._calls.take(calls)
+        self._end_with(_finish_reason(choice), spoke=spoke, called=bool(calls))
 
-    def _merge(self, position: int, call: JsonObject) -> None:
-        """Pieces with one index are one call. Without an index, calls are told apart by their place in the list."""
-        index = call.get("index")
-        key = index if isinstance(index, int) else position
-        self._calls.setdefault(key, _Call()).add(call)
+    def _delta(self, choice: JsonObject) -> JsonObject:
+        """What a choice adds: its ``delta``, or what servers send in its place."""
+        delta, message = optional(choice.get("delta"), dict), choice.get("message")
+        if isinstance(choice.get("delta"), dict) and (delta or not message):
+            return delta  # a message beside it is the whole so far, once more
+        if message is not None:
+            return self._message(expect(message, dict))
+        text = choice.get("text")
+        return {} if text is None else {"content": expect(text, str)}
+
+    def _message(self, message: JsonObject) -> JsonObject:
+        """A message in place of a delta: a piece, or after deltas all of them once more. Raises UpstreamInterrupted."""
+        content = message.get("content")
+        text = content if isinstance(content, str) else ""
+        calls = optional(message.get("tool_calls"), list)
+        if self._messages is None and self._spoke:
+            if isinstance(content, str | None) and len(text) in (0, self._characters) and self._calls.repeats(calls):
+                return {}
+            raise protocol("a whole message is not what came in pieces before it")
+        if self._messages and text.startswith(self._messages):
+            raise protocol("whole messages repeat what came before, and no one can say how much of it is new")
+        self._messages = (self._messages or "") + text
+        return message
+
+    def _speak(self) -> None:
+        self._spoke = True
+        if self._reason is not None:  # then it was not the end
+            self._again = self._doubtful = True
+            self._awaits = End.DONE
+
+    def _end_with(self, reason: str | None, *, spoke: bool, called: bool) -> None:
+        """What the end of a chunk means for that of the answer."""
+        self.said += spoke or reason is not None
+        if reason is None:
+            self._bare = self._bare or spoke
+            return
+        calling = self._reason == "tool_calls" and reason == "stop" and bool(self._calls)
+        if self._reason is None or ((spoke or self._awaits is End.DONE) and not calling):
+            self._reason = reason  # of several without anything between them, the first one counts
+        if called or (spoke and not self._bare):
+            self._doubtful = True
+        if self._bare and not self._doubtful:
+            self._awaits = End.NOTHING
+        else:
+            self._awaits = End.DONE if self._again and spoke else End.CLOSE
 
 
-class _Call:
-    """A tool call in pieces: the first id, type and name count; arguments grow."""
-
-    def __init__(self) -> None:
-        self._id = self._type = self._name = ""
-        self._arguments: list[str] | JsonObject = []
-
-    def add(self, piece: JsonObject) -> None:
-        function = _optional(piece.get("function"), dict)
-        identifier = _optional(piece.get("id"), str)
-        self._id = self._id or ("" if identifier == "null" else identifier)  # "null" is how Mistral leaves it out
-        self._type = self._type or _optional(piece.get("type"), str)
-        self._name = self._name or _optional(function.get("name"), str)
-        self._add_arguments(function.get("arguments"))
-
-    def _add_arguments(self, arguments: Any) -> None:
-        """Text is appended; an object is the whole of them."""
-        if isinstance(arguments, dict):
-            self._arguments = _legal(arguments)
-        elif isinstance(arguments, str) and isinstance(self._arguments, list):
-            self._arguments.append(arguments)
-        elif arguments is not None:
-            raise _protocol("a tool call's arguments are neither text nor an object")
-
-    def whole(self, index: int) -> ToolCall:
-        if not self._name:
-            raise _protocol("a tool call has no name")
-        arguments = self._arguments
-        return ToolCall(
-            id=whole_text(self._id) or "null",
-            type=whole_text(self._type) or "function",
-            function=FunctionCall(
-                name=whole_text(self._name),
-                arguments=whole_text("".join(arguments)) if isinstance(arguments, list) else arguments,
-            ),
-            index=index,
-        )
+# ---------------------------------------------------------------------------------------------- parts of a chunk
 
 
 def _plain_text(chunk: Any) -> str | None:
@@ -184,9 +259,10 @@ def _plain_text(chunk: Any) -> str | None:
             and choice["index"] == 0
             and type(text) is str
             and text
-            and not delta.get("tool_calls")
+            and (len(delta) == 1 or delta.keys() <= _PLAIN)
             and chunk.get("usage") is None
             and "error" not in chunk
+            and "error" not in choice
         ):
             return text
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -194,14 +270,19 @@ def _plain_text(chunk: Any) -> str | None:
     return None
 
 
-def _content(content: Any) -> Iterator[ModelEvent]:
-    """A string, a list of parts, or nothing."""
-    if isinstance(content, str):
-        if content:
-            yield TextDelta(_CONTENT, content)
-    elif content is not None:
-        for part in _expect(content, list):
-            yield from _part(_expect(part, dict))
+def _content(delta: JsonObject) -> Iterator[ModelEvent]:
+    """A string, a part or a list of parts, or nothing. What a model says in refusing is what it says."""
+    content = delta.get("content")
+    if isinstance(content, str | None):
+        yield from _text(_CONTENT, content or "")
+    else:
+        for part in [content] if isinstance(content, dict) else expect(content, list):
+            yield from _part(expect(part, dict))
+    yield from _text(_CONTENT, optional(delta.get("refusal"), str))
+    for image in optional(delta.get("images"), list):
+        yield PartDelta(legal(expect(image, dict)))
+    if audio := optional(delta.get("audio"), dict):
+        yield PartDelta(legal({"type": "audio", "audio": audio}))
 
 
 def _part(part: JsonObject) -> Iterator[ModelEvent]:
@@ -212,9 +293,9 @@ def _part(part: JsonObject) -> Iterator[ModelEvent]:
             yield from _text(Channel.REASONING, text)
         case {"type": "thinking", "thinking": list(parts)}:
             for one in parts:
-                yield from _thought(_expect(one, dict))
+                yield from _thought(expect(one, dict))
         case _:
-            yield PartDelta(_legal(part))
+            yield PartDelta(legal(part))
 
 
 def _thought(part: JsonObject) -> Iterator[ModelEvent]:
@@ -222,7 +303,7 @@ def _thought(part: JsonObject) -> Iterator[ModelEvent]:
         case {"type": "text", "text": str(text)}:
             yield from _text(Channel.REASONING, text)
         case _:
-            yield PartDelta(_legal(part))
+            yield PartDelta(legal(part))
 
 
 def _text(channel: Channel, text: str) -> Iterator[ModelEvent]:
@@ -230,87 +311,116 @@ def _text(channel: Channel, text: str) -> Iterator[ModelEvent]:
         yield TextDelta(channel, text)
 
 
+_REASONING_FIELDS: Final = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+_THOUGHT_FIELDS: Final = ("text", "content", "summary", "thinking", "reasoning")
+
+
+def _reasoning(delta: JsonObject) -> Iterator[ModelEvent]:
+    """Reasoning in fields of its own; the same text in several of them, or in the content too, counts once."""
+    said = {"".join(event.text for event in _thinking_in_content(delta))}
+    for name in _REASONING_FIELDS:
+        value = delta.get(name)
+        text = _thoughts(value)
+        if text not in said:
+            said.add(text)
+            yield from _text(Channel.REASONING, text)
+        elif value and not text:
+            yield Progress()  # encrypted, or of a kind yet unknown
+
+
+def _thinking_in_content(delta: JsonObject) -> Iterator[TextDelta]:
+    content = delta.get("content")
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, dict) and part.get("type") == "thinking":
+            yield from (event for event in _part(part) if isinstance(event, TextDelta))
+
+
+def _thoughts(value: Any) -> str:
+    """The text of a string, of an object that holds it, or of a list of both."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(_thoughts(one) for one in value if isinstance(one, str | dict))
+    if isinstance(value, dict):
+        return next((text for name in _THOUGHT_FIELDS if (text := _thoughts(value.get(name)))), "")
+    return ""
+
+
+def _tool_calls(delta: JsonObject) -> list[Any]:
+    """``function_call`` is how OpenAI's API called its only one."""
+    calls = delta.get("tool_calls")
+    if isinstance(calls, dict):
+        calls = [calls] if calls else []
+    old = optional(delta.get("function_call"), dict)
+    return [*optional(calls, list), *([{"function": old}] if old else [])]
+
+
+# ------------------------------------------------------------------------------------------------- finish reasons
+
+_NO_REASONS: Final = frozenset(
+    {"", "null", "none", "nil", "undefined", "false", "unspecified", "finish_reason_unspecified"}
+    | {"in_progress", "not_finished", "streaming"}
+)
+"""What servers send on chunks that are not the last."""
+_LIMITS: Final = frozenset({"length", "max_tokens", "max_length", "max_output_tokens", "max_new_tokens"})
+_KNOWN: Final = frozenset({"stop", "tool_calls", "model_length", "content_filter"})
+_FAILURES: Final = frozenset(
+    {"error", "network_error", "server_error", "internal_error", "insufficient_system_resource", "overloaded"}
+    | {"abort", "aborted", "cancelled", "canceled", "timeout"}
+)
+"""The server broke off: DeepSeek, GLM, vLLM and SGLang have words of their own for it."""
+_LONGEST_REASON: Final = 100
+
+
+def _finish_reason(choice: JsonObject) -> str | None:
+    """Why the model stopped; None where this chunk does not say. Raises UpstreamInterrupted for a failure."""
+    value = choice.get("finish_reason")
+    if not isinstance(value, str):
+        return None
+    reason = value.strip()
+    word = reason.lower()
+    if word in _NO_REASONS:
+        return None
+    if word in _FAILURES:
+        message = "Mistral broke the answer off with an error of its own; try again."
+        raise UpstreamInterrupted(message, code="upstream_error", http_status=OK)
+    if word in _LIMITS:
+        return "length"
+    return word if word in _KNOWN else whole_text(reason[:_LONGEST_REASON])
+
+
+# --------------------------------------------------------------------------------------------------------- errors
+
+_SIGNS_OF_LIFE: Final = frozenset({"ping", "heartbeat", "keepalive", "keep-alive", "keep_alive", "status", "info"})
+_ERROR_FIELDS: Final = ("message", "detail", "msg", "errors", "error_message", "error_msg", "errmsg", "base_resp")
+
+
 def _is_error(chunk: JsonObject) -> bool:
     """``{"object": "error", …}`` is Mistral's; the others come from gateways in front of a model."""
-    return (
-        chunk.get("object") == "error"
-        or bool(chunk.get("error"))
-        or ("choices" not in chunk and ("message" in chunk or "detail" in chunk))
-    )
+    if "error" in (chunk.get("object"), chunk.get("type")) or _truthy(chunk.get("error")):
+        return True
+    if chunk.get("choices") or any(_word(chunk.get(name)) in _SIGNS_OF_LIFE for name in ("type", "object", "event")):
+        return False
+    return any(_says_what(chunk.get(name)) for name in _ERROR_FIELDS)
 
 
-def _usage(value: Any) -> Usage | None:
-    """The counters; None where they make no sense: the caller estimates, the answer is worth more than its bill."""
+def _says_what(value: Any) -> bool:
+    """A message with a role is one of another language, and no error."""
+    return _truthy(value) and not (isinstance(value, dict) and "role" in value)
+
+
+def _truthy(value: Any) -> bool:
+    return any(map(_truthy, value.values())) if isinstance(value, dict) else bool(value)
+
+
+def _word(value: Any) -> str:
+    return value.lower() if isinstance(value, str) else ""
+
+
+def _error_document(data: bytes) -> JsonObject:
+    """What stands in an event that is an error: an object, or words."""
     try:
-        counted = {name: count for name, count in _expect(value, dict).items() if count is not None}
-        return Usage.model_validate(_legal(counted))
-    except (ValidationError, UpstreamInterrupted):
-        return None
-
-
-def _parse(data: bytes) -> JsonObject:
-    """One JSON object. Lone surrogates are legal JSON, and halves of a pair may come in two chunks."""
-    try:
-        document = from_json(data, cache_strings="keys")
-    except ValueError:
-        document = _parse_slowly(data)  # pydantic's parser refuses lone surrogates
-    return document if type(document) is dict else _expect(document, dict)
-
-
-def _parse_slowly(data: bytes) -> Any:
-    try:
-        # Decoded here: json.loads would guess UTF-16 from the bytes, and the format is UTF-8.
-        return json.loads(data.decode())
-    except (ValueError, RecursionError):
-        raise _protocol("a chunk is not JSON in UTF-8") from None
-
-
-def _legal(part: JsonObject) -> JsonObject:
-    """``part``, fit to be stored as JSON: numbers finite, text whole Unicode."""
-    try:
-        text = json.dumps(part, allow_nan=False, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        raise _protocol("a part of the answer has a number that JSON does not have") from None
-    whole = whole_text(text)
-    return part if whole is text else _expect(json.loads(whole), dict)
-
-
-def whole_text(text: str) -> str:
-    """``text`` with the halves of surrogate pairs joined, and U+FFFD for those that stand alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _expect(value: Any, kind: type[T]) -> T:
-    if not isinstance(value, kind):
-        raise _protocol(
-            f"a chunk has {_JSON_NAMES.get(type(value), 'something else')} where {_JSON_NAMES[kind]} belongs"
-        )
-    return value
-
-
-def _optional(value: Any, kind: type[T]) -> T:
-    """An empty ``kind`` for what is missing or null."""
-    return kind() if value is None else _expect(value, kind)
-
-
-_JSON_NAMES: Final[dict[type, str]] = {
-    dict: "an object",
-    list: "an array",
-    str: "text",
-    int: "a number",
-    float: "a number",
-    bool: "a truth value",
-    type(None): "nothing",
-}
-
-
-def _protocol(what: str) -> UpstreamInterrupted:
-    return UpstreamInterrupted(
-        f"Mistral's stream is not in its format: {what}; check MISTRAL_SERVER_URL, or try again.",
-        code="upstream_protocol",
-        http_status=OK,
-    )
+        value = parsed(data)
+    except UpstreamInterrupted:
+        value = data.decode(errors="replace")
+    return value if isinstance(value, dict) else {"error": value}

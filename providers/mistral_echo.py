@@ -21,7 +21,7 @@ from typing import Final
 from activities.ports import CANNOT_CONTINUE, Finish, ModelEvent, Progress, TextDelta
 from chatjobs.contracts import Channel
 from chatjobs.errors import UpstreamInterrupted
-from providers.mistral_answer import OK, whole_text
+from providers.mistral_values import OK, whole_text
 
 SURE: Final = 16
 """So many characters of the prefix do not come by chance."""

@@ -11,16 +11,20 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from html import unescape
 from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
 
 import httpx2
 from mistralai.client.errors import MistralError, NoResponseError
 from mistralai.extra.exceptions import MistralClientException
 
 from chatjobs.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
-from providers.mistral_answer import OK, ErrorObject
+from providers.mistral_answer import ErrorObject
+from providers.mistral_values import OK, decoded, whole_text
 from providers.retry_after import retry_after
 
 MAX_VENDOR_CHARACTERS: Final = 200
@@ -90,7 +94,7 @@ UNKNOWN: Final = Fault(
 UNAUTHORIZED: Final = Fault(
     UpstreamRefused,
     "upstream_unauthorized",
-    "Mistral refused the API key; check MISTRAL_API_KEY and what the key may use",
+    "Mistral refused the API key; check MISTRAL_API_KEY, and what the key and the plan of its account may use",
 )
 NO_ALLOWANCE: Final = Fault(
     UpstreamRefused,
@@ -108,9 +112,21 @@ PROTOCOL: Final = Fault(
     "upstream_protocol",
     "Mistral's answer is not an event stream; check MISTRAL_SERVER_URL and any proxy in between, or try again",
 )
+SPENT: Final = Fault(
+    UpstreamRefused,
+    "upstream_no_allowance",
+    "The plan or the credit of the API key's account is used up; look at the account's limits, or use another key",
+)
 FAILED: Final = Fault(UpstreamInterrupted, "upstream_error", "Mistral broke the answer off with an error; try again")
 
-_BY_STATUS: Final = {401: UNAUTHORIZED, 403: UNAUTHORIZED, 404: UNKNOWN, 408: UNAVAILABLE, 429: RATE_LIMITED}
+_BY_STATUS: Final = {
+    401: UNAUTHORIZED,
+    402: SPENT,
+    403: UNAUTHORIZED,
+    404: UNKNOWN,
+    408: UNAVAILABLE,
+    429: RATE_LIMITED,
+}
 
 
 def _of_status(status: int) -> Fault:
@@ -122,12 +138,15 @@ def _of_status(status: int) -> Fault:
 
 
 def _from_answer(answer: ErrorAnswer, private: Private) -> UpstreamError:
+    said = Said.of(_document(answer.body))
     fault = _of_status(answer.status)
+    if answer.status >= 400:
+        fault = _classified(answer.status, said)
     if fault is RATE_LIMITED and answer.headers.get(NO_ALLOWANCE_HEADER, "").strip() == "0":
         fault = NO_ALLOWANCE
-    said = None if fault is PROTOCOL else _vendor_text(_document(answer.body), private)
+    words = None if fault is PROTOCOL else said.repeatable(private)
     return fault.error(
-        _message(fault, f"HTTP {answer.status}", said),
+        _message(fault, f"HTTP {answer.status}", words),
         code=fault.code,
         http_status=answer.status,
         retry_after=retry_after(answer.headers, datetime.now(UTC)),
@@ -135,18 +154,19 @@ def _from_answer(answer: ErrorAnswer, private: Private) -> UpstreamError:
 
 
 def _from_object(document: Mapping[str, Any], private: Private, headers: Mapping[str, str]) -> UpstreamError:
-    fault = _of_object(document)
-    message = _message(fault, "in the stream", _vendor_text(document, private))
+    """An error in a stream is what the same body with a status would be."""
+    said = Said.of(document)
+    fault = _classified(said.status, said)
+    message = _message(fault, "in the stream", said.repeatable(private))
     pause = retry_after(_headers_in(document) or headers, datetime.now(UTC))
     return fault.error(message, code=fault.code, http_status=OK, retry_after=pause)
 
 
 def _headers_in(document: Mapping[str, Any]) -> Mapping[str, str]:
     """The header Retry-After that an error object tells: as a field of its own, or among a server's own headers."""
-    inner = document.get("error")
-    for place in (document, inner, inner.get("metadata") if isinstance(inner, Mapping) else None):
-        headers = place.get("headers") if isinstance(place, Mapping) else None
-        for fields in (place, headers):
+    for layer in _layers(document):
+        headers = layer.get("headers")
+        for fields in (layer, headers):
             for name, value in fields.items() if isinstance(fields, Mapping) else ():
                 if name.lower().replace("_", "-") in ("retry-after", "retryafter") and _is_pause(value):
                     return {"retry-after": str(value)}
@@ -175,30 +195,52 @@ def _message(fault: Fault, where: str, said: str | None) -> str:
     return f"{fault.advice} ({where})." + (f" Mistral says: {said}" if said else "")
 
 
-# ------------------------------------------------------------------------------------ errors inside a stream
+# ---------------------------------------------------------------------------------------------- classification
 
-_STATUS_FIELDS: Final = ("raw_status_code", "status_code", "status", "code")
 _BUSY_CODES: Final = frozenset({"1300", "3505"})
 """Mistral's own numbers: requests over the rate limit, capacity of the service tier exceeded."""
-_WORDS: Final = (
-    (re.compile(r"rate.?limit|too.?many.?requests|capacity"), RATE_LIMITED),
-    (re.compile(r"auth|permission|forbidden|api.?key"), UNAUTHORIZED),
-    (re.compile(r"invalid|not.?found|validation|bad.?request|unprocessable|too.?long|too.?large"), REJECTED),
+_TOO_LONG: Final = re.compile(
+    r"context.?(length|size|window)|exceed_context|(prompt|input|request|context).{0,40}too.?(long|large)"
 )
+_SURELY_BUSY: Final = re.compile(r"service.?tier.?capacity|rate.?limits?.?(is.)?(exceeded|reached)|too.?many.?requests")
+_BUSY: Final = re.compile(
+    r"rate.?limit|too.?many.?requests|throttl|slow.?down|resource.?exhausted|quota"
+    r"|capacity.{0,20}exceed|exceed\w*.{0,20}capacity|(at|over|no|out.of|insufficient|full).?capacity"
+)
+_SPENT: Final = re.compile(r"insufficient.?(quota|balance|credit|funds)|payment.?required|out.of.credit")
+_KEY: Final = re.compile(r"auth|permission|forbidden|api.?key")
+_WRONG: Final = re.compile(r"invalid|not.?found|validation|bad.?request|unprocessable|too.?long|too.?large")
+_OUT_OF_ORDER: Final = re.compile(r"overloaded|unavailable|bad.?gateway|gateway.?time|timed?.?out")
 
 
-def _of_object(document: Mapping[str, Any]) -> Fault:
-    """By status where the error has one, else by the words of its ``type`` and ``code``."""
-    inner = document.get("error")
-    error = inner if isinstance(inner, Mapping) else document
-    values = [error.get(name) for name in _STATUS_FIELDS]
-    if any(str(value) in _BUSY_CODES for value in values):
+def _classified(status: int | None, said: Said) -> Fault:
+    """By Mistral's own numbers, then by ``status`` where it blames the request, then by words, then by ``status``.
+
+    Words count where a status says no more than that something went wrong: capacity that is exceeded comes as 503, and
+    in a stream without any status, as an ``invalid_request_error``.
+    """
+    if _BUSY_CODES.intersection(said.codes):
         return RATE_LIMITED
-    for value in values:
-        if re.fullmatch(r"[45]\d\d", str(value)):
-            return _of_status(int(str(value)))
-    words = f"{error.get('type')} {error.get('code')}".lower()
-    return next((fault for pattern, fault in _WORDS if pattern.search(words)), FAILED)
+    if status in (None, 402, 429) and _SPENT.search(f"{said.kinds} {said.words}"):
+        return SPENT
+    if status == 400 and _SURELY_BUSY.search(f"{said.kinds} {said.words}"):
+        return RATE_LIMITED
+    if status is not None and 400 <= status < 500:
+        return _of_status(status)
+    if _TOO_LONG.search(said.kinds):
+        return REJECTED
+    if _BUSY.search(said.kinds) or (_BUSY.search(said.words) and not _TOO_LONG.search(said.words)):
+        return RATE_LIMITED
+    return _by_words(said) if status is None else _of_status(status)
+
+
+def _by_words(said: Said) -> Fault:
+    for pattern, fault in ((_KEY, UNAUTHORIZED), (_WRONG, REJECTED)):
+        if pattern.search(said.kinds):
+            return fault
+    if _TOO_LONG.search(said.words):
+        return REJECTED
+    return UNAVAILABLE if _OUT_OF_ORDER.search(f"{said.kinds} {said.words}") else FAILED
 
 
 # -------------------------------------------------------------------------------------- what the vendor says
@@ -221,7 +263,10 @@ class Private:
         self._key = _letters(authorization.rpartition(" ")[2])
 
     def appears_in(self, text: str) -> bool:
-        """Whether ``text`` shares a run of letters and digits with the request, or is likely to."""
+        """Whether ``text``, escaped in whatever way, shares a run of letters and digits with the request."""
+        return any(self._appears_in(one) for one in {text, _unescaped(text), unquote(text), unescape(text)})
+
+    def _appears_in(self, text: str) -> bool:
         letters = _letters(text)
         if _shares(letters, self._key, KEY_WINDOW):
             return True
@@ -241,6 +286,12 @@ def _shares(text: str, other: str, window: int) -> bool:
         return False
     window = min(window, len(other))
     return any(text[start : start + window] in other for start in range(len(text) - window + 1))
+
+
+def _unescaped(text: str) -> str:
+    r"""With characters in place of ``\uXXXX`` and ``\xXX``."""
+    escapes = r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})"
+    return whole_text(re.sub(escapes, lambda found: chr(int(found[1] or found[2], 16)), text))
 
 
 def _letters(text: str) -> str:
@@ -271,28 +322,112 @@ def _document(body: bytes) -> Any:
         return None
 
 
-def _vendor_text(document: Any, private: Private) -> str | None:
-    """What Mistral says, as far as it may be repeated; None where there is nothing of the kind."""
-    fit = [text for text in _reasons(document) if len(text) <= MAX_VENDOR_CHARACTERS and not private.appears_in(text)]
-    return "; ".join(fit[:MAX_VENDOR_REASONS]) or None
+MAX_LAYERS: Final = 5
+MAX_DETAILS: Final = 10
+MAX_PATH_CHARACTERS: Final = 80
+_STATUS_FIELDS: Final = ("raw_status_code", "status_code", "statusCode", "http_status", "status", "code", "error_code")
+_KIND_FIELDS: Final = ("type", "code", "error_type", "status", "reason")
+_WORD_FIELDS: Final = ("message", "detail", "error", "msg", "error_message", "error_msg", "errmsg", "status_msg")
+_LAYER_FIELDS: Final = (*_WORD_FIELDS, "errors", "body", "metadata", "raw", "base_resp", "data")
+_STATUS: Final = re.compile(r"[45]\d\d")
+_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 
-def _reasons(document: Any) -> Iterator[str]:
-    """``message``, ``detail`` or ``detail[].msg``, at the top or within ``error`` or ``message``."""
-    if not isinstance(document, dict):
+class Reason(NamedTuple):
+    """One thing that an error says: its words, and the place in the request that they are about."""
+
+    words: str
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an error's body says, in all its layers: objects in objects, in lists, and as JSON in strings."""
+
+    codes: tuple[str, ...] = ()
+    kinds: str = ""
+    """Types and codes, in lower case."""
+    reasons: tuple[Reason, ...] = ()
+
+    @classmethod
+    def of(cls, document: Any) -> Said:
+        codes, kinds, reasons = list[str](), list[str](), list[Reason]()
+        for layer in _layers(document):
+            codes += [str(value) for name in _STATUS_FIELDS if _is_code(value := layer.get(name))]
+            kinds += [str(value) for name in _KIND_FIELDS if _is_code(value := layer.get(name))]
+            reasons += _reasons(layer)
+        return cls(tuple(codes), " ".join(kinds).lower(), tuple(dict.fromkeys(reasons)))
+
+    @property
+    def words(self) -> str:
+        return " ".join(reason.words for reason in self.reasons).lower()
+
+    @property
+    def status(self) -> int | None:
+        return next((int(code) for code in self.codes if _STATUS.fullmatch(code)), None)
+
+    def repeatable(self, private: Private) -> str | None:
+        """The words, places and codes that may be shown; None where there are none."""
+        shown = [text for reason in self.reasons if (text := _shown(reason, private))]
+        code = next((code for code in self.codes if not _STATUS.fullmatch(code) and _CODE.fullmatch(code)), "")
+        if code and not private.appears_in(code):
+            shown = [*shown[:MAX_VENDOR_REASONS], f"code {code}"]
+        return "; ".join(shown[: MAX_VENDOR_REASONS + 1]) or None
+
+
+def _shown(reason: Reason, private: Private) -> str:
+    words = "" if private.appears_in(reason.words) else _shortened(reason.words)
+    place = "" if not reason.place or private.appears_in(reason.place) else f"at {reason.place}"
+    return f"{words} ({place})" if words and place else words or place
+
+
+def _shortened(words: str) -> str:
+    """As many whole words as there is room for."""
+    if len(words) <= MAX_VENDOR_CHARACTERS:
+        return words
+    head, blank, _ = words[:MAX_VENDOR_CHARACTERS].rpartition(" ")
+    return f"{head} …" if blank else ""
+
+
+def _layers(value: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """The objects of an error from the outside in; also those that are written as JSON within a string."""
+    if isinstance(value, str):
+        value = _json_within(value)
+    if depth >= MAX_LAYERS:
         return
-    for name in ("message", "detail", "error"):
-        match document.get(name):
-            case str(text) if text.strip():
-                yield text.strip()
-            case list(details):
-                yield from (one["msg"] for one in details[:10] if isinstance(one, dict) and _is_text(one.get("msg")))
-            case dict(inner):
-                yield from _reasons(inner)
+    if isinstance(value, list):
+        for one in value[:MAX_DETAILS]:
+            yield from _layers(one, depth + 1) if isinstance(one, dict) else ()
+    elif isinstance(value, dict):
+        yield value
+        for name in _LAYER_FIELDS:
+            yield from _layers(value.get(name), depth + 1)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def _reasons(layer: Mapping[str, Any]) -> Iterator[Reason]:
+    """The words of one object; not of those within it."""
+    place = _place(layer)
+    for name in _WORD_FIELDS:
+        text = layer.get(name)
+        if isinstance(text, str) and text.strip() and _json_within(text) is None:
+            yield Reason(text.strip(), place)
 
 
-# ------------------------------------------------------------------------------------------------ Retry-After
+def _place(layer: Mapping[str, Any]) -> str:
+    """``loc`` of a validation error, ``param`` of OpenAI's kind; names of fields and numbers only."""
+    found = layer.get("loc") or layer.get("param")
+    steps = found if isinstance(found, list) else [found]
+    if not all(isinstance(step, int) or (isinstance(step, str) and _CODE.fullmatch(step)) for step in steps):
+        return ""
+    return ".".join(map(str, steps))[:MAX_PATH_CHARACTERS]
+
+
+def _json_within(text: str) -> Any:
+    """The object or list that a text is, or that stands at its end after some words; None where there is none."""
+    start = min((at for at in (text.find("{"), text.find("[{")) if at >= 0), default=-1)
+    value = decoded(text[start:].strip()) if start >= 0 else None
+    return value if isinstance(value, dict | list) else None
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool) and 0 < len(str(value)) <= 64

@@ -15,10 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from simulator import refusals, wire
+from simulator import oddities, refusals, wire
 from simulator.allowance import Allowance
 from simulator.calls import ChatCall
-from simulator.faults import DirectiveError, Rule, Script, read_directive
+from simulator.faults import DirectiveError, Odd, Rule, Script, read_directive
 from simulator.generation import Text, Thinking
 from simulator.log import MAX_PROMPT_CHARACTERS, Entry, RequestLog
 from simulator.player import Player
@@ -136,6 +136,8 @@ class Completions:
         entry.attempt = self._simulator.log.attempt(entry.conversation)
         reply = self._simulator.reply(call, script, entry.attempt)
         entry.fault = None if reply.fault is None else reply.fault.label
+        if isinstance(reply.fault, Odd):
+            oddities.named(reply.fault.name)  # raises where there is none, while a refusal can still be sent
         return reply
 
 

@@ -169,6 +169,54 @@ class Finish(_Fault):
     after: After | None = None
 
 
+class Frame(_Model):
+    """One step of a scripted stream, by the field that is set.
+
+    ``json`` is a frame with this JSON; ``delta``, one with a single choice, beside ``finish`` and ``usage``; ``raw`` is
+    bytes of the body as they stand; ``wait`` is silence of so many seconds; ``cut`` breaks the connection.
+    """
+
+    json_: Any = Field(None, alias="json")
+    delta: Any = None
+    finish: Any = None
+    usage: Any = None
+    raw: str | None = None
+    wait: float | None = Field(None, ge=0)
+    cut: Literal["fin", "reset"] | None = None
+
+    @property
+    def document(self) -> Any:
+        """The frame's JSON."""
+        if "json_" in self.model_fields_set:
+            return self.json_
+        choice = {"index": 0, "delta": self.delta, "finish_reason": self.finish}
+        document = {"id": "x", "choices": [choice]}
+        return document | {"usage": self.usage} if "usage" in self.model_fields_set else document
+
+
+class Frames(_Fault):
+    """An answer of these frames and nothing else, whatever it was asked; then the proper end of the response.
+
+    ``ending`` adds the chunk with finish reason ``stop``, and ``[DONE]``.
+    """
+
+    kind: Literal["frames"] = "frames"
+    frames: list[Frame]
+    ending: bool = True
+    content_type: str = "text/event-stream"
+
+
+class Odd(_Fault):
+    """An answer with a name: see simulator/oddities.py."""
+
+    kind: Literal["odd"] = "odd"
+    name: str
+
+    @property
+    def label(self) -> str:
+        return f"odd: {self.name}"
+
+
 def _long_form(fault: Any) -> Any:
     """``{"kind": 429}`` and ``{"kind": "429"}`` as the status fault they are short for."""
     if isinstance(fault, Mapping) and str(fault.get("kind")).isdigit():
@@ -178,7 +226,7 @@ def _long_form(fault: Any) -> Any:
 
 Fault = Annotated[
     Status | Cut | Stall | Drip | Slow | Eof | NoDone | Malformed | UnknownChunk | StreamError | Huge | Endless | Empty
-    | WrongType | Finish,
+    | WrongType | Finish | Frames | Odd,
     Field(discriminator="kind"),
     BeforeValidator(_long_form),
 ]  # fmt: skip

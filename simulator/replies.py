@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from simulator import wire
+from simulator import oddities, wire
 from simulator.answers import echo
 from simulator.calls import ChatCall
 from simulator.faults import (
@@ -18,9 +18,11 @@ from simulator.faults import (
     Eof,
     Fault,
     Finish,
+    Frames,
     Huge,
     Malformed,
     NoDone,
+    Odd,
     Script,
     Slow,
     Stall,
@@ -109,6 +111,10 @@ class Reply:
                 return refused(of_fault(self.fault), headers)
             case WrongType():
                 return self._wrong_type(self.fault, headers)
+            case Frames():
+                return _scripted(self.fault, headers)
+            case Odd(name=name):
+                return _scripted(oddities.named(name), headers)
         return self._streamed(headers) if self.call.stream else self._document(headers)
 
     def document(self) -> tuple[bytes, int]:
@@ -255,6 +261,16 @@ class _Stream:
 
     def _last(self, reason: str) -> Send:
         return Send(self._frames.last(reason, self._reply.usage(self._sent)))
+
+
+def _scripted(fault: Frames, headers: Headers) -> Iterator[Step]:
+    yield Start(200, headers | {"content-type": fault.content_type, "cache-control": "no-cache"})
+    for frame in [*fault.frames, *(oddities.ENDING if fault.ending else ())]:
+        if frame.cut is not None:
+            yield Abort(frame.cut == "reset")
+            return
+        yield Wait(frame.wait) if frame.wait is not None else Send(wire.scripted(frame))
+    yield Close()
 
 
 def refused(refusal: Refusal, headers: Headers) -> Iterator[Step]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from simulator.faults import Framing, StreamError
+from simulator.faults import Frame, Framing, StreamError
 from simulator.generation import CallPiece, Piece, References, Text, Thinking
 
 BOM: Final = b"\xef\xbb\xbf"
@@ -126,6 +126,15 @@ class Frames:
         lines = "".join(f"{field}{line}{self._eol}" for line in payload.split("\n"))
         comment = f": keep-alive{self._eol}" if self._framing.comments else ""
         return f"{comment}{lines}{self._eol}"
+
+
+def scripted(frame: Frame) -> bytes:
+    """The bytes of a frame of a scripted stream; none for its pauses."""
+    if frame.raw is not None:
+        return frame.raw.encode()
+    if frame.wait is not None or frame.cut is not None:
+        return b""
+    return b"data: " + json_bytes(frame.document) + b"\n\n"
 
 
 def _call_delta(piece: CallPiece, *, nameless: bool) -> dict[str, Any]:

@@ -55,12 +55,11 @@ class Said:
                 self.end = reason
 
 
-def ours(pieces: Iterable[bytes]) -> Said:
-    said, answer = Said(), Answer()
+def ours(pieces: Iterable[bytes], *, cut: bool = False, proper: bool = True, document: bytes | None = None) -> Said:
+    """See ``said_by``; how the answer failed is its end."""
+    said = Said()
     try:
-        for event in _events(answer, pieces):
-            said.add(event)
-        said.add(answer.finish())
+        said_by(pieces, said, cut=cut, proper=proper, document=document)
     except UpstreamError as error:
         said.end = error.reason
     except ErrorObject:
@@ -68,12 +67,30 @@ def ours(pieces: Iterable[bytes]) -> Said:
     return said
 
 
-def _events(answer: Answer, pieces: Iterable[bytes]) -> Iterator[ModelEvent]:
+def said_by(
+    pieces: Iterable[bytes],
+    said: Said | None = None,
+    *,
+    cut: bool = False,
+    proper: bool = True,
+    document: bytes | None = None,
+) -> Said:
+    """What we make of a response: its end is a ``cut`` of the connection, ``proper``, or cannot be told from a cut."""
+    said, answer = said or Said(), Answer()
+    events = _events(answer, pieces, cut=cut, proper=proper) if document is None else answer.document(document)
+    for event in events:
+        said.add(event)
+    said.add(answer.finish())
+    return said
+
+
+def _events(answer: Answer, pieces: Iterable[bytes], *, cut: bool, proper: bool) -> Iterator[ModelEvent]:
     for piece in pieces:
         yield from answer.feed(piece)
         if answer.done:
             return
-    yield from answer.end()
+    if not cut:
+        yield from answer.end(proper=proper)
 
 
 class Body(httpx2.AsyncByteStream):
@@ -431,9 +448,9 @@ def test_tool_calls_are_merged_by_index() -> None:
     ]
 
 
-def test_arguments_as_an_object_replace_what_came_before() -> None:
+def test_arguments_as_an_object_become_text() -> None:
     said = ours([sse(calls(call("", name="f")), calls(call({"a": [1, None]})), END)])
-    assert said.calls == {0: ("null", "f", {"a": [1, None]})}
+    assert said.calls == {0: ("null", "f", '{"a": [1, null]}')}
 
 
 def test_whole_calls_without_an_index_are_told_apart() -> None:
@@ -497,15 +514,14 @@ def test_further_counters_are_kept() -> None:
         [],
         {"choices": {}},
         {"choices": [1]},
-        {},
+        7,
+        "Hello",
         {"choices": [{"index": 0, "delta": []}]},
         text(7),
         text(["x"]),
-        chunk({"tool_calls": {}}),
         chunk({"tool_calls": ["x"]}),
         calls({"function": 7}),
         calls(call(7, name="f")),
-        chunk(finish="stop") | {"choices": [{"index": 0, "delta": {}, "finish_reason": 7}]},
     ],
     ids=repr,
 )
