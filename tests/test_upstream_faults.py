@@ -17,6 +17,9 @@ from tests.stack import Stack, stack
 QUICK = {"firstTokenSeconds": 1.0, "stallSeconds": 1.0}
 MARK = "prompt-that-must-not-be-repeated"
 
+TWELVE = {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
+UNLABELLED = [{"delta": {"content": "word " * 12}}, {"json": {"choices": [], "usage": TWELVE}}]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -82,7 +85,16 @@ CASES = {
     "the prefix refused": Case([{"kind": "cut", "after": 3}, {"kind": "400"}], calls=3),
     "a page of HTML": Case([{"kind": "wrong_type", "content_type": "text/html"}], outcome="upstream_protocol"),
     "the answer at once as JSON": Case(
-        [{"kind": "wrong_type", "content_type": "application/json"}], outcome="upstream_protocol"
+        [{"kind": "wrong_type", "content_type": "application/json"}], calls=1, outcome="finished"
+    ),
+    "half an answer as JSON": Case(
+        [{"kind": "wrong_type", "content_type": "application/json", "body": '{"choices": [{"index": 0, "mess'}],
+        outcome="upstream_protocol",
+    ),
+    "an event stream that calls itself text": Case(
+        [{"kind": "frames", "content_type": "text/plain", "frames": UNLABELLED}],
+        calls=1,
+        outcome="finished",
     ),
     "204": Case([{"kind": "204"}], outcome="upstream_protocol"),
     "301": Case([{"kind": "301", "location": "http://127.0.0.1:9/"}], outcome="upstream_protocol"),
