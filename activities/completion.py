@@ -27,7 +27,9 @@ from activities.ports import CANNOT_CONTINUE, Allowance, ChatModel, Finish, Mode
 from chatjobs.contracts import ChatRequest, ErrorCause, PlacedPart, Retry, Usage
 from chatjobs.errors import (
     ChatJobsError,
+    FenceLost,
     StorageError,
+    StorageUnavailable,
     UpstreamError,
     UpstreamInterrupted,
     UpstreamRateLimited,
@@ -39,7 +41,7 @@ from storage.limiter import Limiter
 from storage.rows import INTERNAL, SILENCE, broke_off
 from storage.schema import micros, moment
 from storage.transcript import JobWriter, TranscriptWriter
-from storage.values import OK, POSTPONED, SEGMENT, WORKER_LOST, AttemptEnd, Claim, FinishRecord, TextPiece
+from storage.values import OK, POSTPONED, SEGMENT, TAKEN_OVER, WORKER_LOST, AttemptEnd, Claim, FinishRecord, TextPiece
 
 LENGTH = "length"
 """The finish reason of an answer that reached ``max_tokens``."""
@@ -52,6 +54,8 @@ WITHOUT_CALL = frozenset(
 """Outcomes that an attempt may have before it calls; then it is not in the ledger, which is one of calls."""
 CLAIM_PATIENCE_SECONDS = 600.0
 """How long errors of our own in claiming a job are tried again."""
+RECORDING_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, *(15.0,) * 40)
+"""Seconds between tries to write how an attempt ended, while the database is away."""
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +71,7 @@ class CompletionActivities:
         self._model = model
         self._lanes = Lanes(model, limiter) if limiter else None
         self._cancels = Cancels(jobs)
+        self._recording: set[asyncio.Task[None]] = set()
 
     @activity.defn
     async def complete_chat(self, ref: JobRef) -> CompletionSummary:
@@ -171,7 +176,7 @@ class CompletionActivities:
 
     async def _end_without_call(self, attempt: _Attempt, end: AttemptEnd) -> CompletionSummary:
         """The text so far is the answer, at its length limit, and no call says so."""
-        await self._jobs.end_attempt(attempt.claim.job_id, attempt.claim.fence, end)
+        await self._jobs.end_attempt(attempt.claim.job_id, attempt.claim.attempt, attempt.claim.fence, end)
         attempt.number = 0
         finish = Finish(LENGTH)
         await attempt.keep(finish)
@@ -209,16 +214,15 @@ class CompletionActivities:
         An answer that turns out to be whole in storage is not called for again: its summary is returned.
         """
         outcome, status, failure = _verdict(attempt, error)
-        claim = attempt.claim
+        claim, end = attempt.claim, attempt.end(outcome, status, _message(error, failure))
         try:
             if not isinstance(error, StorageError):
                 await attempt.pen.flush()
                 if attempt.finish is not None:
                     return attempt.summary(attempt.finish)
-            end = attempt.end(outcome, status, _message(error, failure))
             if outcome == REFUSED and attempt.past.segments:  # whole segments are worth more than a longer answer
                 return await self._end_without_call(attempt, end)
-            await self._jobs.end_attempt(claim.job_id, claim.fence, end)
+            await self._jobs.end_attempt(claim.job_id, claim.attempt, claim.fence, end)
             if self._lanes and isinstance(error, UpstreamRateLimited):
                 failure = await self._lanes.throttled(claim, error)
             failure = failures.within(failure, attempt.clocks.left)
@@ -227,10 +231,29 @@ class CompletionActivities:
         except ApplicationError as known:  # there is no other way
             failure = known
         except ChatJobsError as problem:
-            # The next claim closes this attempt as lost; its failure still counts by what Temporal is told here.
+            # A claim that comes first closes this attempt as lost, until the true end is written.
             log.warning("attempt not recorded: %s", problem, extra=attempt.log("attempt_unrecorded"))
+            self._record_later(claim, end)
         log.info("attempt ended: %s", outcome, extra=attempt.log("attempt_ended"))
         raise failure from None
+
+    def _record_later(self, claim: Claim, end: AttemptEnd) -> None:
+        task = asyncio.create_task(self._record(claim, end), name="attempt's end")
+        self._recording.add(task)
+        task.add_done_callback(self._recording.discard)
+
+    async def _record(self, claim: Claim, end: AttemptEnd) -> None:
+        """Write how an attempt ended once the database takes it: a job that has lost too many workers fails, and this
+        one was not lost."""
+        for pause in RECORDING_PAUSES:
+            await asyncio.sleep(pause)
+            try:
+                await self._jobs.end_attempt(claim.job_id, claim.attempt, claim.fence, end)
+            except StorageUnavailable:
+                continue
+            except ChatJobsError as error:
+                log.warning("attempt not recorded: %s", error, extra={"action": "attempt_unrecorded"})
+            return
 
 
 async def _undisturbed(
@@ -547,6 +570,8 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
             return error.reason, error.http_status, failure
         case ApplicationError():
             return error.type or "internal", None, error
+        case FenceLost():
+            return TAKEN_OVER, None, failures.from_storage(error)
         case ChatJobsError():
             return error.code, None, failures.from_storage(error)
         case _:

@@ -212,12 +212,20 @@ class JobStore:
         return int(epoch)
 
     @retried
-    async def end_attempt(self, job_id: str, fence: int, end: AttemptEnd) -> None:
-        """Write into the ledger how the attempt under ``fence`` ended that did not finish its answer."""
+    async def end_attempt(self, job_id: str, number: int, fence: int, end: AttemptEnd) -> None:
+        """Write into the ledger how attempt ``number``, which claimed ``fence``, ended without finishing its answer.
+
+        Where another attempt has the job by now, the ledger says that this one was lost; while the job runs, that is
+        put right: its worker lives.
+        """
         async with self._database.write("fast") as connection:
             row = await locked(connection, job_id)
             if row.fence == fence:
                 await close_open_attempts(connection, row, end)
+            elif row.completed_at is None:
+                closed = and_(attempts.c.job_id == job_id, attempts.c.number == number, attempts.c.outcome == LOST)
+                values = {"outcome": clean(end.outcome)[:64], "message": end.message}
+                await connection.execute(update(attempts).where(closed).values(values))
 
     # ---------------------------------------------------------------------------------------------- cancel
 

@@ -1,6 +1,7 @@
 """A worker that kills itself with -9 at a named point: ``python -m tests.dying_worker after_finish``.
 
-The real worker with one method wrapped; what follows the point never happens.
+The real worker with one method wrapped; what follows the point never happens. ``decoding`` is the moment in which a
+job's request is read.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import storage.jobs
 import worker
 from activities.webhook import WebhookActivities
 from providers.webhook_sender import HttpWebhookSender
+from storage.batches import Entry, PostgresBatches, SqliteBatches
 from storage.jobs import JobStore
 from storage.transcript import JobWriter
 
 POINTS: dict[str, tuple[type, str]] = {
     "after_claim": (JobStore, "claim"),
+    "before_finish": (JobWriter, "finish"),
     "after_finish": (JobWriter, "finish"),
     "after_seal": (JobStore, "seal"),
     "before_send": (WebhookActivities, "_send"),
@@ -27,18 +31,47 @@ POINTS: dict[str, tuple[type, str]] = {
 }
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def dying(method: Callable[..., Awaitable[Any]], *, before: bool) -> Callable[..., Awaitable[Any]]:
-    async def die(*arguments: Any, **options: Any) -> Any:
+    async def dies(*arguments: Any, **options: Any) -> Any:
         if not before:
             await method(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
 
-    return die
+    return dies
+
+
+def dying_with_the_finish(append: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """At the commit of a batch that has the end of an answer; all batches before it are committed."""
+
+    async def dies(self: Any, entries: Sequence[Entry]) -> Any:
+        if any(entry.finish for entry in entries):
+            die()
+        return await append(self, entries)
+
+    return dies
+
+
+class Deadly:
+    """Stands for ChatRequest where a claim reads one."""
+
+    @staticmethod
+    def model_validate_json(body: str) -> None:
+        die()
 
 
 def main(point: str) -> int:
-    owner, name = POINTS[point]
-    setattr(owner, name, dying(getattr(owner, name), before=point.startswith("before")))
+    if point == "decoding":
+        setattr(storage.jobs, "ChatRequest", Deadly)  # noqa: B010 - as for the other points
+    elif point == "before_finish_commit":
+        for kind in (SqliteBatches, PostgresBatches):
+            setattr(kind, "append", dying_with_the_finish(kind.append))  # noqa: B010 - as for the other points
+    else:
+        owner, name = POINTS[point]
+        setattr(owner, name, dying(getattr(owner, name), before=point.startswith("before")))
     return asyncio.run(worker.main())
 
 

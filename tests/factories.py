@@ -47,10 +47,12 @@ async def accepted(store: JobStore, prompt: str = "Hello", **fields: Any) -> str
     return (await store.accept(make_job(prompt, **fields))).job_id
 
 
-async def claimed(store: JobStore, job_id: str, *, fence: int | None = None, run_id: str = "run-1") -> Claim:
+async def claimed(
+    store: JobStore, job_id: str, *, fence: int | None = None, run_id: str = "run-1", tries: int = 1_000
+) -> Claim:
     """A claim by the next attempt."""
     number = next(fences) if fence is None else fence
-    return await store.claim(job_id, fence=number, claimant=f"claimant-{number}", run_id=run_id)
+    return await store.claim(job_id, fence=number, claimant=f"claimant-{number}", run_id=run_id, tries=tries)
 
 
 def ending(job_id: str, status: EndStatus = JobStatus.COMPLETED, **fields: Any) -> Ending:

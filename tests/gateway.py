@@ -25,9 +25,9 @@ class Gateway:
         return httpx2.AsyncClient(base_url=self.url, timeout=30, trust_env=False, **options)  # type: ignore[arg-type]
 
 
-def gateway(stack: Stack, name: str = "gateway") -> Gateway:
+def gateway(stack: Stack, name: str = "gateway", program: str = "gateway") -> Gateway:
     """Start one more gateway; the stack's ``env`` should have CHATJOBS_PORT=0, or a free port to come back to."""
-    process = stack.run(name, "-m", "gateway", ready=READY)
+    process = stack.run(name, "-m", program, ready=READY)
     return Gateway(process, json.loads(process.wait_for_log(READY))["url"])
 
 

@@ -20,10 +20,11 @@ from temporalio.client import Client
 from activities import completion, failures, heartbeats
 from activities.ports import ModelEvent, Progress
 from chatjobs.contracts import Backoff, ChatRequest, JobStatus, Retry
-from chatjobs.errors import FenceLost, UpstreamInterrupted, UpstreamRateLimited
+from chatjobs.errors import FenceLost, StorageUnavailable, UpstreamInterrupted, UpstreamRateLimited
 from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from storage import limiter
 from storage.database import Database
+from storage.jobs import JobStore
 from storage.schema import jobs
 from storage.values import Claim
 from tests.fakes import HELLO, PATIENCE, STOP, Gate, GatedJobs, ScriptedModel, Step, eventually, text
@@ -163,6 +164,33 @@ async def test_an_attempt_that_lost_its_job_does_not_seal_it(here: House) -> Non
     assert (job.status, job.content, claim.outcome) == (JobStatus.IN_PROGRESS, "Hel", "taken")
 
 
+class ForgetfulJobs(GatedJobs):
+    """Cannot write how an attempt ended, at first."""
+
+    failures_left = 2
+
+    async def end_attempt(self, *args: Any, **kwargs: Any) -> None:
+        if ForgetfulJobs.failures_left:
+            ForgetfulJobs.failures_left -= 1
+            raise StorageUnavailable
+        await JobStore.end_attempt(self, *args, **kwargs)
+
+
+async def test_an_attempt_whose_end_is_written_late_was_not_lost(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next attempt believes that its worker died, until the database takes what it had to say."""
+    monkeypatch.setattr(completion, "RECORDING_PAUSES", (0.01, 0.05))
+    monkeypatch.setattr(ForgetfulJobs, "failures_left", 2)
+    monkeypatch.setattr(GatedJobs, "end_attempt", ForgetfulJobs.end_attempt, raising=False)
+    gate = Gate()
+    here.model.scripts = [[*text("Hel"), CUT], [gate, *text("lo"), STOP]]
+    job_id = await here.submit(callback=HOOK)
+    await gate.reached()
+    await next_outcome(here, job_id, "upstream_cut")
+    gate.open()
+    job = await here.agree(job_id, COMPLETED)
+    assert (outcomes(job), job.content) == (["upstream_cut", "finished"], "Hello")
+
+
 class BrokenJobs(GatedJobs):
     """Its claims raise what no storage should."""
 
@@ -195,9 +223,9 @@ async def test_an_attempt_whose_heartbeats_end(here: House, monkeypatch: pytest.
     assert outcomes(job)[0] == "internal"
 
 
-async def next_outcome(here: House, job_id: str) -> None:
+async def next_outcome(here: House, job_id: str, outcome: str | None = None) -> None:
     async def look() -> bool:
-        return any(attempt.outcome for attempt in await here.jobs.ledger(job_id))
+        return any(attempt.outcome and outcome in (None, attempt.outcome) for attempt in await here.jobs.ledger(job_id))
 
     await eventually(look)
 

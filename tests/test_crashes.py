@@ -9,9 +9,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from chatjobs.contracts import Channel, Job, JobStatus
+from tests.factories import make_body
+from tests.fakes import eventually
+from tests.gateway import gateway
 from tests.receiver import Receiver, receiver
 from tests.service import Service, Watched, service
 from tests.simulator_process import prompt
@@ -125,6 +129,99 @@ async def test_killed_between_seal_and_notify(machine: Stack, live: Service, hoo
     await hook.arrived(2 if point == "after_send" else 1, path="/hook", timeout=60)
     assert_one_outcome(job, watched, hook)
     assert len(machine.simulator.requests(message)) == 1
+
+
+@pytest.fixture
+def either(tmp_path: Path, database_url: str) -> Iterator[Stack]:
+    """A stack on SQLite, and one on Postgres, whose worker the test starts itself."""
+    with stack(tmp_path, workers=0, env=HEARTBEAT | {"CHATJOBS_PORT": "0"}, database_url=database_url) as running:
+        yield running
+
+
+@pytest.mark.parametrize("point", ["before_finish", "before_finish_commit"])
+async def test_killed_between_the_finish_reason_and_its_commit(either: Stack, hook: Receiver, point: str) -> None:
+    """The end of the answer is asked for once more, and the text is what the model said, once."""
+    message = prompt("killed before the finish", **SLOW)
+    async with service(either) as live:
+        job_id = await live.submit(message, callback=hook.url("/hook"))
+        watching = asyncio.create_task(live.watched(job_id))
+        await died(either, point)
+        watched = await watching
+        job = await live.jobs.get(job_id)
+    await hook.arrived(1, path="/hook")
+    assert_one_outcome(job, watched, hook)
+    assert watched.resets == 0
+    assert job.content == either.simulator.answer(message)["text"]
+    assert [attempt.outcome for attempt in job.attempts] == ["lost", "finished"]
+    assert len(either.simulator.requests(message)) == 2
+    assert len(hook.requests("/hook")) == 1
+
+
+async def test_a_gateway_killed_between_the_commit_and_its_answer(either: Stack, hook: Receiver) -> None:
+    """The caller sends the job again with the same key, to another gateway: there is one job, and one webhook."""
+    message = prompt("killed before the answer", tokens=9)
+    body, headers = make_body(message, callback=hook.url("/hook")), {"Idempotency-Key": "once"}
+    either.env["CHATJOBS_WEBHOOK_ALLOW"] = "127.0.0.1"
+    doomed, heir = gateway(either, "doomed", "tests.dying_gateway"), gateway(either, "heir")
+    async with doomed.client() as http:
+        with pytest.raises(httpx2.TransportError):
+            await http.post("/api/jobs", json=body, headers=headers)
+    assert await asyncio.to_thread(doomed.process.popen.wait, 60) == -signal.SIGKILL
+    either.add_worker()
+    async with heir.client() as http, service(either) as live:
+        answers = [await http.post("/api/jobs", json=body, headers=headers) for _ in range(2)]
+        assert [answer.headers.get("Idempotency-Replayed") for answer in answers] == ["true", "true"]
+        (job_id,) = {answer.json()["jobId"] for answer in answers}
+        watched = await live.watched(job_id)
+        job = await live.jobs.get(job_id)
+        assert [one.job_id for one in await live.jobs.list()] == [job_id]
+    await hook.arrived(1, path="/hook")
+    assert_one_outcome(job, watched, hook)
+    assert len(either.simulator.requests(message)) == 1
+    assert len(hook.requests("/hook")) == 1
+
+
+@pytest.mark.parametrize("point", ["decoding", "after_claim"])
+async def test_a_job_that_ends_its_workers(machine: Stack, live: Service, hook: Receiver, point: str) -> None:
+    """After as many as limits.maxLost allows it fails, and a worker that lives says so to the webhook's receiver."""
+    message = prompt("poison", tokens=9)
+    job_id = await live.submit(message, callback=hook.url("/hook"), limits={"maxLost": 2})
+    for number in range(2):
+        doomed = machine.run(f"doomed-{number}", "-m", "tests.dying_worker", point, ready="worker ready")
+        assert await asyncio.to_thread(doomed.popen.wait, 60) == -signal.SIGKILL
+    machine.add_worker()
+    job = await live.ended(job_id)
+    assert job.error
+    assert (job.status, job.error.code, job.error.retryable) == (JobStatus.FAILED, "worker_lost", True)
+    assert [attempt.outcome for attempt in job.attempts] == ["lost", "lost"]
+    assert not machine.simulator.requests(message)
+    await hook.arrived(1, path="/hook")
+    assert hook.requests("/hook")[0].json()["data"]["error"]["code"] == "worker_lost"
+
+
+async def test_deaths_that_brought_new_text_are_not_held_against_the_job(machine: Stack, live: Service) -> None:
+    """One lost worker may be the last, but each of these had brought the answer further."""
+    machine.add_worker()
+    message = prompt("deadly, and yet", **SLOW)
+    job_id = await live.submit(message, limits={"maxLost": 1})
+    position = 0
+    for kill in range(3):
+        await machine.simulator.wait(message, requests=kill + 1, tokens=2, timeout=30)
+        position = await grown(live, job_id, position)
+        machine.workers[0].restart()
+    job = await live.ended(job_id)
+    assert [attempt.outcome for attempt in job.attempts] == ["lost"] * 3 + ["finished"]
+    assert (job.status, job.content) == (JobStatus.COMPLETED, machine.simulator.answer(message)["text"])
+
+
+async def grown(live: Service, job_id: str, position: int) -> int:
+    """The job's position, once it is beyond ``position``."""
+
+    async def look() -> int:
+        found = (await live.jobs.outline(job_id)).position
+        return found if found > position else 0
+
+    return await eventually(look)
 
 
 async def test_everything_killed_at_once(machine: Stack, live: Service, hook: Receiver) -> None:

@@ -175,7 +175,7 @@ async def test_two_activities_of_one_job(sqlite: Database) -> None:
     job = await store.get(job_id)
     assert (stopped.value.type, stopped.value.non_retryable) == (FenceLost.code, True)
     assert (summary.position, job.content, job.epoch) == (5, "Hello", 1)
-    assert (outcomes([job]), job.finish_reason) == (["lost", None], "stop")  # the seal closes the ledger
+    assert (outcomes([job]), job.finish_reason) == (["taken_over", None], "stop")  # the seal closes the ledger
     assert model.open_streams == 0
 
 

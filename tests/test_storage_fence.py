@@ -11,7 +11,7 @@ from chatjobs.errors import FenceLost, JobNotFound
 from storage.jobs import JobStore
 from storage.reading import TranscriptReader
 from storage.transcript import JobWriter, TranscriptWriter
-from storage.values import SEGMENT, AttemptEnd, Cursor
+from storage.values import SEGMENT, TAKEN_OVER, AttemptEnd, Cursor
 from tests.factories import accepted, answered, claimed, ending, failing, finished, wrote
 
 
@@ -169,7 +169,7 @@ async def test_the_ledger_tells_what_became_of_each_attempt(store: JobStore, wri
         claim = await claimed(store, job_id)
         await wrote(writer, claim, "a", "b", "c")
         if outcome:
-            await store.end_attempt(job_id, claim.fence, AttemptEnd(outcome, 503, 12, 3.5))
+            await store.end_attempt(job_id, claim.attempt, claim.fence, AttemptEnd(outcome, 503, 12, 3.5))
     last = await claimed(store, job_id)
     assert (last.attempt, last.past.failures) == (5, 1)  # a lost worker, a deploy and throttling are no failures
     ledger = await store.ledger(job_id)
@@ -198,12 +198,18 @@ async def test_usage_is_summed_over_attempts(store: JobStore, writer: Transcript
     assert [attempt.outcome for attempt in after.attempts] == ["lost", "finished"]
 
 
-async def test_a_late_report_of_an_attempt_changes_nothing(store: JobStore) -> None:
+async def test_a_late_report_of_an_attempt_says_that_it_was_not_lost(store: JobStore) -> None:
+    """Its own line of the ledger is put right, and nothing else; of a job that has ended, nothing is."""
     job_id = await accepted(store)
     old = await claimed(store, job_id)
-    await claimed(store, job_id)
-    await store.end_attempt(job_id, old.fence, AttemptEnd("upstream_cut"))
-    assert [attempt.outcome for attempt in await store.ledger(job_id)] == ["lost", None]
+    new = await claimed(store, job_id)
+    await store.end_attempt(job_id, old.attempt, old.fence, AttemptEnd("upstream_cut"))
+    assert [attempt.outcome for attempt in await store.ledger(job_id)] == ["upstream_cut", None]
+    last = await claimed(store, job_id)
+    await store.seal(failing(job_id), run_id="run-1")
+    for late in (old, new, last):
+        await store.end_attempt(job_id, late.attempt, late.fence, AttemptEnd("late"))
+    assert [attempt.outcome for attempt in await store.ledger(job_id)] == ["upstream_cut", "lost", "upstream_cut"]
 
 
 async def test_an_attempt_after_a_restart_counts_its_own_tokens(store: JobStore, writer: TranscriptWriter) -> None:
@@ -222,7 +228,7 @@ async def test_what_is_known_of_a_call_is_not_estimated(store: JobStore, writer:
     job_id, usage = await accepted(store), Usage(prompt_tokens=7, completion_tokens=2, total_tokens=9)
     for end in (AttemptEnd("upstream_unavailable", 503), AttemptEnd(SEGMENT, 200, usage=usage), AttemptEnd("lost")):
         claim = await claimed(store, job_id)
-        await store.end_attempt(job_id, claim.fence, end)
+        await store.end_attempt(job_id, claim.attempt, claim.fence, end)
     assert [(a.estimated, a.usage and a.usage.total_tokens) for a in await store.ledger(job_id)] == [
         (False, 0),
         (False, 9),
@@ -244,7 +250,7 @@ async def test_a_claim_tells_what_the_ledger_says_of_the_text(store: JobStore, w
         for delta in deltas:
             pen.append(Channel.CONTENT, delta)
         await pen.flush()
-        await store.end_attempt(job_id, claim.fence, AttemptEnd(outcome))
+        await store.end_attempt(job_id, claim.attempt, claim.fence, AttemptEnd(outcome))
         found = (await claimed(store, job_id)).past
         return found.segments, found.segment_tokens
 
@@ -261,7 +267,7 @@ async def test_a_claim_counts_empty_answers_apart(store: JobStore) -> None:
     job_id = await accepted(store)
     for outcome in ("upstream_empty", "upstream_cut", "continuation_refused", "upstream_empty"):
         claim = await claimed(store, job_id)
-        await store.end_attempt(job_id, claim.fence, AttemptEnd(outcome))
+        await store.end_attempt(job_id, claim.attempt, claim.fence, AttemptEnd(outcome))
     found = (await claimed(store, job_id)).past
     assert (found.failures, found.empties) == (3, 2)
 
@@ -276,3 +282,47 @@ async def test_the_text_so_far_is_its_attempts_own(store: JobStore, writer: Tran
     assert ("".join(piece.text for piece in pieces), pieces[-1].token_count) == ("x" * 300 + "y", 2)
     with pytest.raises(FenceLost):
         await store.written(job_id, fence=old.fence, epoch=old.epoch)
+
+
+async def test_a_claim_counts_failures_at_the_place_of_the_answer(store: JobStore, writer: TranscriptWriter) -> None:
+    """New text begins another place, unless it stands for text that was thrown away."""
+    job_id = await accepted(store)
+
+    async def here(outcome: str, *deltas: str, restart: bool = False) -> tuple[int, int, int]:
+        claim = await claimed(store, job_id)
+        pen = writer.open(claim)
+        if restart:
+            pen.restarted(await store.restart(job_id, fence=claim.fence, reason="restart"))
+        for delta in deltas:
+            pen.append(Channel.CONTENT, delta)
+        await pen.flush()
+        await store.end_attempt(job_id, claim.attempt, claim.fence, AttemptEnd(outcome, first_token_ms=1))
+        probe = await claimed(store, job_id)
+        await store.end_attempt(job_id, probe.attempt, probe.fence, AttemptEnd("handed_over"))
+        found = probe.past
+        return found.here, found.breaks, found.lost
+
+    assert await here("upstream_unavailable") == (1, 0, 0)
+    assert await here("upstream_cut", "a", "b") == (1, 1, 0)
+    assert await here("upstream_cut") == (2, 2, 0)
+    assert await here("stall_timeout", "c") == (1, 1, 0)
+    assert await here("internal", "d") == (2, 1, 0)
+    assert await here("upstream_cut", "e", "f", "g", "h", "i", restart=True) == (3, 2, 0)
+
+
+async def test_workers_that_die_with_a_job_are_counted_since_its_last_new_text(
+    store: JobStore, writer: TranscriptWriter
+) -> None:
+    """Too many, and the job is nobody's any more; an attempt that turns out to live is not one of them."""
+    job_id = await accepted(store, limits={"maxLost": 2})
+    await wrote(writer, await claimed(store, job_id), "a")
+    for _ in range(2):
+        dying = await claimed(store, job_id)
+        assert dying.outcome == "taken"
+    assert (await claimed(store, job_id)).outcome == "worker_lost"
+    reset = await claimed(store, job_id, tries=1)  # after an operator's Reset
+    assert reset.outcome == "taken"
+    await store.end_attempt(job_id, reset.attempt, reset.fence, AttemptEnd("handed_over"))
+    await store.end_attempt(job_id, dying.attempt, dying.fence, AttemptEnd(TAKEN_OVER))
+    assert (await claimed(store, job_id)).outcome == "taken"
+    assert (await claimed(store, job_id)).outcome == "worker_lost"
