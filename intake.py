@@ -27,7 +27,7 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from chatjobs.contracts import ChatRequest, JobError, JobStatus, fingerprint
+from chatjobs.contracts import ChatRequest, JobError, JobStatus, earlier_fingerprint, fingerprint, without_nulls
 from chatjobs.errors import InvalidRequest, Problem, StorageUnavailable, TemporalUnavailable
 from chatjobs.names import (
     CHAT_JOB,
@@ -101,8 +101,7 @@ class Intake:
         Raises InvalidRequest, IdempotencyMismatch, JobIdConflict, StorageUnavailable.
         """
         request = ChatRequest.parse(body)
-        # A replay is another wish than the request that it repeats, also under one idempotency key.
-        wish = body if replay_of is None else {"replayOf": replay_of, "request": body}
+        bare = without_nulls(ChatRequest, body)
         if self._policy is not None:
             request = checked(request, self._policy())
         return await self._jobs.accept(
@@ -110,7 +109,8 @@ class Intake:
                 job_id=request.job_id or new_job_id(),
                 tenant=tenant,
                 request_id=request.request_id or new_request_id(),
-                body_hash=fingerprint(wish),
+                body_hash=fingerprint(_wish(bare, replay_of)),
+                earlier_hashes=tuple(earlier_fingerprint(_wish(one, replay_of)) for one in (bare, body)),
                 request=request,
                 idempotency_key=idempotency_key,
                 replay_of=replay_of,
@@ -216,6 +216,11 @@ class Intake:
         except (RPCError, RuntimeError) as error:
             if not isinstance(error, RPCError) or error.status is not RPCStatusCode.NOT_FOUND:
                 raise TemporalUnavailable from None
+
+
+def _wish(body: Any, replay_of: str | None) -> Any:
+    """A replay is another wish than the request that it repeats, also under one idempotency key."""
+    return body if replay_of is None else {"replayOf": replay_of, "request": body}
 
 
 def _fairness_key(tenant: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,28 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from chatjobs.errors import ConfigurationError
 from chatjobs.validation import reason
-from chatjobs.webhook_urls import parse_allow
+from chatjobs.webhook_urls import DEFAULT_PORTS, parse_allow
+
+_ORIGIN = re.compile(
+    r"(?P<name>(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]))(?::(?P<port>[1-9][0-9]{0,4}))?"
+)
+
+
+def parse_origins(text: str) -> tuple[str, ...]:
+    """Origins as browsers write them, from a comma-separated text. Raises ValueError, which says what to correct."""
+    return tuple(_origin(entry.strip()) for entry in text.split(",") if entry.strip())
+
+
+def _origin(entry: str) -> str:
+    if entry in ("*", "null"):
+        raise ValueError(f"{entry} would let any page use this service; list the origins, as in https://app.example")
+    found = _ORIGIN.fullmatch(entry.lower())
+    if found is None:
+        raise ValueError("an origin is a scheme, a host and perhaps a port, with nothing after it: https://app.example")
+    port = found["port"]
+    return (
+        found["name"] if port is None or int(port) == DEFAULT_PORTS.get(found["scheme"]) else f"{found['name']}:{port}"
+    )
 
 
 class Settings(BaseSettings):
@@ -50,6 +72,8 @@ class Settings(BaseSettings):
     """How long a finished job is kept, with its text, its deliveries and its idempotency key."""
     chatjobs_public_url: str | None = None
     """Where people reach the gateway from outside, such as https://jobs.example; None: by the request's Host."""
+    chatjobs_cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins of pages elsewhere that may call the API from a browser, such as https://app.example; comma-separated."""
     chatjobs_webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
     """Hosts, addresses and CIDRs of receivers that may be private, plain http and at any port; comma-separated."""
     chatjobs_webhook_deny: Annotated[tuple[str, ...], NoDecode] = ()
@@ -66,6 +90,11 @@ class Settings(BaseSettings):
             return parse_allow(value) if isinstance(value, str) else value
         except ConfigurationError as error:
             raise ValueError(error.message) from None
+
+    @field_validator("chatjobs_cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: object) -> object:
+        return parse_origins(value) if isinstance(value, str) else value
 
     @field_validator("webhook_secret", "chatjobs_webhook_deny", mode="before")
     @classmethod

@@ -19,8 +19,10 @@ from chatjobs.contracts import (
     JobStatus,
     JsonObject,
     WireModel,
+    earlier_fingerprint,
     fingerprint,
     parse,
+    without_nulls,
 )
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, WebhookUrlRefused
 from chatjobs.names import new_request_id, status_path
@@ -114,7 +116,8 @@ class ResultActivities:
             job_id=order.job_id,
             tenant=self._tenant,
             request_id=(request and request.request_id) or new_request_id(),
-            body_hash=_fingerprint(body),
+            body_hash=_fingerprint(without_nulls(ChatRequest, body)),
+            earlier_hashes=(_fingerprint(body, by=earlier_fingerprint),),
             request=request,
             started=True,
             run=run,
@@ -181,8 +184,8 @@ def _body(order: AcceptOrder, *, repeated: bool) -> JsonObject:
     return start.request
 
 
-def _fingerprint(body: Any) -> str:
+def _fingerprint(body: Any, by: Callable[[Any], str] = fingerprint) -> str:
     try:
-        return fingerprint(body)
+        return by(body)
     except ValueError:  # not JSON at all (NaN, lone surrogates): such a job fails and is never compared
-        return fingerprint(repr(body))
+        return by(repr(body))

@@ -12,18 +12,21 @@ import json
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
     PlainSerializer,
     Strict,
     StringConstraints,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -31,6 +34,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
 from chatjobs.errors import InvalidRequest, Problem
+from chatjobs.jcs import canonical
 from chatjobs.validation import reason, unknown_field
 
 DEFAULT_MODEL = "mistral-small-latest"
@@ -164,10 +168,25 @@ class AudioPart(_Wire):
     input_audio: str
 
 
+_TELLING = {"reference_ids": "reference", "tool": "tool_reference", "image_url": "image_url"}
+
+
+def _inner_type(part: Any) -> str:
+    """The type of a part within a part, where it may be left out: then it is told by a field that only it has."""
+    if not isinstance(part, dict):
+        return str(getattr(part, "type", ""))
+    given = part.get("type")
+    if given is None:
+        return next((name for field, name in _TELLING.items() if field in part), "text")
+    return given if isinstance(given, str) else ""
+
+
 class ResourcePart(_Wire):
     type: Literal["resource"] = "resource"
     uri: str
-    content: TextPart | ImageUrlPart
+    content: Annotated[
+        Annotated[TextPart, Tag("text")] | Annotated[ImageUrlPart, Tag("image_url")], Discriminator(_inner_type)
+    ]
 
 
 class ResourceLinkPart(_Wire):
@@ -189,7 +208,14 @@ class ThinkingPart(_Wire):
     """Reasoning from an earlier turn, given back to the model."""
 
     type: Literal["thinking"] = "thinking"
-    thinking: Many[TextPart | ReferencePart | ToolReferencePart]
+    thinking: Many[
+        Annotated[
+            Annotated[TextPart, Tag("text")]
+            | Annotated[ReferencePart, Tag("reference")]
+            | Annotated[ToolReferencePart, Tag("tool_reference")],
+            Discriminator(_inner_type),
+        ]
+    ]
     signature: str | None = None
     closed: bool | None = None
 
@@ -478,13 +504,72 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def parse(model: type[M], body: Any) -> M:
-    """A value of ``model`` from decoded JSON. Raises InvalidRequest."""
+    """A value of ``model`` from decoded JSON; null in an optional field is as if it were absent.
+
+    Raises InvalidRequest.
+    """
+    body = without_nulls(model, body)
     try:
         return model.model_validate_json(canonical_json(body))
     except ValidationError as error:
         raise InvalidRequest(_problems(error, body, model)) from None
     except (TypeError, ValueError) as error:  # not JSON: NaN, Infinity, lone surrogates
         raise InvalidRequest([Problem("", str(error).split(":")[0])]) from None
+
+
+def without_nulls(annotation: Any, value: Any) -> Any:
+    """Decoded JSON without the nulls that stand in optional fields of ``annotation``'s models.
+
+    JSON objects that are not ours (schemas, parameters of tools) stay as they are.
+    """
+    if isinstance(value, dict):
+        model = _model_of(annotation, value)
+        return value if model is None else _without_nulls(model, value)
+    if isinstance(value, list):
+        elements = _elements_of(annotation)
+        return value if elements is None else [without_nulls(elements, one) for one in value]
+    return value
+
+
+def _without_nulls(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: field for key, field in model.model_fields.items() for name in (key, field.alias or key)}
+    return {
+        name: without_nulls(fields[name].annotation, inner) if name in fields else inner
+        for name, inner in value.items()
+        if inner is not None or name not in fields or fields[name].is_required()
+    }
+
+
+TAGS = ("role", "type")
+"""What the members of unions are told apart by."""
+
+
+def _model_of(annotation: Any, value: dict[str, Any]) -> type[BaseModel] | None:
+    """The model that an object is meant to be: the only one there is, or that with its role or type."""
+    models = [one for one in _members(annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
+    if len(models) > 1 and any(value.get(name) is not None for name in TAGS):
+        models = [one for one in models if _has_tag_of(one, value)]
+    return models[0] if models else None
+
+
+def _has_tag_of(model: type[BaseModel], value: dict[str, Any]) -> bool:
+    fields = model.model_fields
+    return any(value.get(name) in get_args(fields[name].annotation) for name in TAGS if name in fields)
+
+
+def _elements_of(annotation: Any) -> Any:
+    """What the elements of an array are; None where it may not be one, or one of anything."""
+    arrays = [get_args(one)[0] for one in _members(annotation) if get_origin(one) is tuple]
+    return arrays[0] if arrays else None
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The members of a union, however it is nested and annotated."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [member for one in get_args(annotation) for member in _members(one)]
+    return [annotation]
 
 
 def read_json(model: type[M], document: str | bytes) -> M:
@@ -501,18 +586,45 @@ def read_json(model: type[M], document: str | bytes) -> M:
 
 def _problems(error: ValidationError, body: Any, model: type[BaseModel]) -> list[Problem]:
     """Where and why, as JSON pointers (RFC 6901), without the input; only the most precise of nested places."""
-    found = [(_pointer(item["loc"], body), item) for item in error.errors(include_url=False)]
-    outer = {place[:cut] for place, _ in found for cut, letter in enumerate(place) if letter == "/"}
-    told = [(place, item) for place, item in found if place not in outer][:MAX_PROBLEMS]
-    return [Problem(place, _why(item, model)) for place, item in told]
+    found = [(*_place(item, body), item) for item in error.errors(include_url=False)]
+    outer = {place[:cut] for place, _, _ in found for cut, letter in enumerate(place) if letter == "/"}
+    told = [(place, why or _why(item, model)) for place, why, item in found if place not in outer]
+    return [Problem(place, why) for place, why in told[:MAX_PROBLEMS]]
+
+
+def _place(item: ErrorDetails, body: Any) -> tuple[str, str | None]:
+    """Where it is, and why, where the words for all do not fit."""
+    pointer = _pointer(item["loc"], body, absent=item["type"] == "missing")
+    match item["type"]:
+        case "union_tag_invalid":
+            return f"{pointer}/{_tag_name(item)}", None
+        case "union_tag_not_found":
+            return f"{pointer}/{_tag_name(item)}", "is missing"
+        case "too_long" if pointer == "/messages" and isinstance(body, dict):
+            return pointer, too_many_messages(len(body["messages"]))
+        case _:
+            return pointer, None
+
+
+def _tag_name(item: ErrorDetails) -> str:
+    """The field that pydantic calls ``'role'``. A function in its place finds the ``type``."""
+    discriminator = str(item["ctx"]["discriminator"])
+    return discriminator.strip("'") if discriminator.startswith("'") else "type"
+
+
+def too_many_messages(count: int) -> str:
+    return f"must have at most {MAX_MESSAGES} messages, and has {count}; leave out or summarise the oldest"
 
 
 def _why(item: ErrorDetails, model: type[BaseModel]) -> str:
     return unknown_field(model, item["loc"]) if item["type"] == "extra_forbidden" else reason(item)
 
 
-def _pointer(path: tuple[int | str, ...], body: Any) -> str:
-    """A pydantic location without the names of union members, which are not in the document."""
+def _pointer(path: tuple[int | str, ...], body: Any, *, absent: bool) -> str:
+    """A pydantic location without the names of union members, which are not in the document.
+
+    ``absent``: its last step is a field that is missing, which is not there either, but belongs to the pointer.
+    """
     steps: list[str] = []
     here = body
     for number, step in enumerate(path, 1):
@@ -520,7 +632,7 @@ def _pointer(path: tuple[int | str, ...], body: Any) -> str:
             here = here[step]
         elif isinstance(here, list) and isinstance(step, int):
             here = here[step] if step < len(here) else None
-        elif number < len(path) or not isinstance(here, dict):
+        elif number < len(path) or not absent:
             continue
         steps.append(str(step).replace("~", "~0").replace("/", "~1"))
     return "".join(f"/{step}" for step in steps)
@@ -538,7 +650,7 @@ OURS = frozenset(
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces, as UTF-8.
+    """JSON with sorted keys and no spaces, as UTF-8; numbers as Python writes them.
 
     Raises ValueError for NaN, Infinity and lone surrogates, which JSON (RFC 8259) does not have.
     """
@@ -547,7 +659,15 @@ def canonical_json(value: Any) -> bytes:
 
 
 def fingerprint(body: Any) -> str:
-    """SHA-256 (hex) over the canonical JSON of a request as it was received, before defaults."""
+    """SHA-256 (hex) over the canonical JSON (RFC 8785) of a request as it was received, before defaults.
+
+    Raises ValueError for what is not JSON.
+    """
+    return hashlib.sha256(canonical(body)).hexdigest()
+
+
+def earlier_fingerprint(body: Any) -> str:
+    """The fingerprint as it was before numbers were canonical. Stored jobs have it; new ones do not get it."""
     return hashlib.sha256(canonical_json(body)).hexdigest()
 
 

@@ -64,7 +64,7 @@ class Access:
         return cls(
             keys,
             Tickets(await shared_secret(database, SECRET_NAME)),
-            Origins(settings.chatjobs_public_url),
+            Origins(settings.chatjobs_public_url, settings.chatjobs_cors_origins),
             registry,
             default=Identity(settings.chatjobs_direct_tenant),
             local=is_loopback(settings.chatjobs_host),
@@ -103,7 +103,8 @@ class Access:
         if given is not None and (self.keys_required or given[:7].lower() == "bearer "):
             return await self.by_key(_bearer(given))
         if not self.keys_required:
-            self.check_page(request)
+            self._origins.check_host(request)
+            self._origins.check_origin(request, listed=True)
             return self._default
         stream = STREAM_PATH.fullmatch(request.scope["path"])
         token = request.query_params.get("token") if stream else None

@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 
 from chatjobs.errors import ChatJobsError
 from gateway import feed, health, jobs, metrics, page, problems, sessions, streams, webhooks
+from gateway.cors import Cors
 from gateway.document import described
 from gateway.health import Readiness
 from gateway.metrics import Metrics
@@ -45,7 +46,8 @@ def create_app(parts: Parts | None) -> FastAPI:
     for tag, router in OTHERS:
         app.include_router(router, tags=[tag])
     app.include_router(page.router)
-    app.add_middleware(Door, metrics=app.state.metrics)
+    app.state.cors = Cors(parts.settings.chatjobs_cors_origins if parts else ())
+    app.add_middleware(Door, metrics=app.state.metrics, cors=app.state.cors)
     app.add_exception_handler(problems.HttpProblem, problems.on_http_problem)
     app.add_exception_handler(ChatJobsError, problems.on_our_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)

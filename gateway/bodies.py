@@ -7,21 +7,47 @@ surrogate pair. Two readers would understand such a body differently, and our ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from chatjobs.contracts import MAX_MESSAGES, too_many_messages
+from chatjobs.errors import InvalidRequest, Problem
 from gateway.problems import HttpProblem
 
 MOST_VALUES = 20_000
 """Values in one body. A message that is wrong costs far more than its bytes: each value may be a problem to report."""
+MOST_COUNTED_VALUES = 200_000
+"""Values up to which a body with too many of them is decoded for a better error."""
 MOST_DEPTH = 64
+NOT_VALID = InvalidRequest.__doc__ or ""
 BIG = 64 * 1024
 """Bytes from which decoding goes to a thread."""
 CONTENT_TYPE = re.compile(r"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+SURROGATES = re.compile("[\ud800-\udfff]")
+TOKEN = re.compile(
+    r"[\[\]{}]"
+    # A string without an end reaches to the end of the text, so that no byte is read twice.
+    r'|"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)(?P<colon>\s*:)?'
+    r"|-?(?:[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|NaN|Infinity)",
+    re.DOTALL,
+)
+REASONS = {
+    "Expecting value": "a value is missing",
+    "Expecting property name": "a name in double quotes is missing",
+    "Expecting ':'": "a colon is missing",
+    "Expecting ','": "a comma or the closing bracket is missing",
+    "Illegal trailing comma": "a comma stands before a closing bracket",
+    "Unterminated string": "a string has no end",
+    "Invalid control character": "a control character in a string must be escaped",
+    "Invalid \\": "an escape in a string is not one of JSON's",
+    "Extra data": "something follows after the end of the document",
+}
+"""Of Python's decoder, by how its messages begin."""
 EVERYTHING_ELSE = bytes(set(range(256)) - set(b"[]{},"))
 ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 
@@ -71,19 +97,46 @@ async def _decoded(body: bytes) -> Any:
 
 
 def decoded(body: bytes) -> Any:
-    """Raises HttpProblem: 400, 413."""
+    """Raises HttpProblem."""
     brackets = body.count(b"[") + body.count(b"{")
     if brackets + body.count(b",") > MOST_VALUES:
         _check_structure(body)
     try:
-        value = DECODER.decode(body.decode())
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        before = body[: error.start].decode()
+        raise _not_json(before, len(before), "the bytes there are not UTF-8") from None
+    try:
+        value = DECODER.decode(text)
         if brackets > MOST_DEPTH:
             _check_depth(value)
         if SURROGATE.search(body):
             json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise _not_json(text, error.pos, _reason(text, error)) from None
     except (ValueError, RecursionError):
-        raise HttpProblem(400, "invalid_json", "The body is not JSON (RFC 8259) in UTF-8") from None
+        place, why = fault(text)
+        raise _not_json(text, place, why) from None
     return value
+
+
+def _not_json(text: str, place: int, why: str) -> HttpProblem:
+    """Lines and columns count from 1, as editors show them; a column is a character."""
+    line = text.count("\n", 0, place) + 1
+    column = place - text.rfind("\n", 0, place)
+    detail = f"The body is not JSON (RFC 8259) in UTF-8: line {line}, column {column}: {why}"
+    return HttpProblem(400, "invalid_json", detail)
+
+
+def _reason(text: str, error: json.JSONDecodeError) -> str:
+    """The decoder's words in a form that repeats nothing of the input."""
+    if not text.strip(" \t\r\n"):
+        return "the body is empty"
+    if text.startswith("\ufeff"):
+        return "a byte order mark; send the body without it"
+    if error.pos >= len(text):
+        return "the document ends too early"
+    return next((ours for theirs, ours in REASONS.items() if error.msg.startswith(theirs)), "this is not JSON")
 
 
 def _check_structure(body: bytes) -> None:
@@ -91,13 +144,30 @@ def _check_structure(body: bytes) -> None:
     outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     structure = outside.translate(ONE_BRACKET, EVERYTHING_ELSE)
     if b"[" * (MOST_DEPTH + 1) in structure.replace(b",", b""):
-        raise HttpProblem(400, "invalid_json", f"The body is nested more than {MOST_DEPTH} deep")
-    if structure.count(b"[") + structure.count(b",") > MOST_VALUES:
-        raise HttpProblem(413, "body_too_large", f"The body may have {MOST_VALUES} values")
+        text = body.decode(errors="replace")
+        raise _not_json(text, *fault(text))
+    values = structure.count(b"[") + structure.count(b",")
+    if values > MOST_VALUES:
+        _check_messages(body, values)
+        detail = f"The body may have {MOST_VALUES} values, which are members of objects and elements of arrays; it has"
+        raise HttpProblem(413, "body_too_large", f"{detail} {values}")
+
+
+def _check_messages(body: bytes, values: int) -> None:
+    """Too many messages are a fault of the request with words of its own. Raises HttpProblem."""
+    if values > MOST_COUNTED_VALUES:
+        return
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(body)
+        messages = value.get("messages") if isinstance(value, dict) else None
+        if isinstance(messages, list) and len(messages) > MAX_MESSAGES:
+            raise HttpProblem(
+                422, "validation_failed", NOT_VALID, errors=[Problem("/messages", too_many_messages(len(messages)))]
+            )
 
 
 def _check_depth(value: Any) -> None:
-    """Raises HttpProblem."""
+    """Raises ValueError."""
     level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(MOST_DEPTH):
         level = [
@@ -108,7 +178,51 @@ def _check_depth(value: Any) -> None:
         ]
         if not level:
             return
-    raise HttpProblem(400, "invalid_json", f"The body is nested more than {MOST_DEPTH} deep")
+    raise ValueError("nested too deep")
+
+
+def fault(text: str) -> tuple[int, str]:
+    """The first place where a text that Python takes for JSON is none by our rules, and why. Slow, for errors only."""
+    names: list[set[str] | None] = []
+    """Of each object that is open; None for an array."""
+    for found in TOKEN.finditer(text):
+        place, piece = found.start(), found[0]
+        if piece in "[{":
+            names.append(set() if piece == "{" else None)
+            if len(names) > MOST_DEPTH:
+                return place, f"the body is nested more than {MOST_DEPTH} deep"
+        elif piece in "]}":
+            if names:
+                names.pop()
+        elif piece[0] == '"':
+            value = _string(piece)
+            if SURROGATES.search(value):
+                return place, "a string has half of a surrogate pair"
+            if found["colon"] is not None and names and names[-1] is not None:
+                if value in names[-1]:
+                    return place, "a name stands twice in an object"
+                names[-1].add(value)
+        elif why := _not_a_number(piece):
+            return place, why
+    return 0, "this is not JSON"
+
+
+def _string(piece: str) -> str:
+    """The value of a string. Of one that is wrong, its text."""
+    try:
+        return str(json.loads(piece.rstrip(" \t\r\n:")))
+    except ValueError:
+        return piece
+
+
+def _not_a_number(piece: str) -> str | None:
+    if piece.lstrip("-") in ("NaN", "Infinity"):
+        return "NaN and Infinity are not JSON"
+    try:
+        _ = float(piece) if set(piece) & set(".eE") else int(piece)
+    except ValueError:  # Python's limit of digits
+        return "a number is too long"
+    return "a number is beyond a double" if abs(float(piece)) == float("inf") else None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

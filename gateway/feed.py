@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 from datetime import datetime, timedelta
@@ -71,13 +70,15 @@ class FeedStream(EventStream):
 
     async def _tell_all(self, send: Send, joined: Feed) -> None:
         number = joined.number
-        await self.write(send, await self._first())
+        await self.write_events(send, await self._first())
         while True:
-            messages: bytes | None = KEEP_ALIVE
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(KEEP_ALIVE_SECONDS):
                     messages, number = await joined.after(number), joined.number
-            await self.write(send, await self._hello() if messages is None else messages)
+            except TimeoutError:
+                await self.write(send, KEEP_ALIVE)
+            else:
+                await self.write_events(send, await self._hello() if messages is None else messages)
 
     async def _first(self) -> bytes:
         """What a reader lacks who comes, or comes back."""

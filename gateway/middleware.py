@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.cors import Cors, Headers
 from gateway.metrics import Metrics
-from gateway.problems import PROTECTION, problem
+from gateway.problems import METHOD, PROTECTION, allowed_methods, problem
 
 log = logging.getLogger("gateway.requests")
 
@@ -48,20 +50,26 @@ class HeadAnswered(Exception):
 class Door:
     """Pure ASGI: Starlette's BaseHTTPMiddleware costs a task per request and breaks streams."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, cors: Cors) -> None:
         self._app = app
         self._metrics = metrics
+        self._cors = cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         method, began = scope["method"], time.perf_counter()
-        if method == "HEAD":
-            scope = {**scope, "method": "GET"}
-        answer = scope[ANSWER] = Answer(send, head_only=method == "HEAD", api=scope["path"].startswith("/api/"))
+        scope = {**scope, "method": "GET" if method == "HEAD" else method, METHOD: method}
+        answer = scope[ANSWER] = Answer(
+            send,
+            head_only=method == "HEAD",
+            api=scope["path"].startswith("/api/"),
+            cors=self._cors.headers(scope["headers"]),
+        )
         try:
-            await self._app(scope, receive, answer.send)
+            app = self._options(scope) if method == "OPTIONS" else self._app
+            await app(scope, receive, answer.send)
             if answer.stream is not None:
                 for name in STACKS:
                     scope.pop(name, None)
@@ -77,6 +85,17 @@ class Door:
             await problem(500, "internal", "Something went wrong here; it is in the log")(scope, receive, answer.send)
         finally:
             self._told(scope, method, answer, time.perf_counter() - began)
+
+    def _options(self, scope: Scope) -> ASGIApp:
+        """What answers a request for the options of a path; the application where there is no such path."""
+        allowed, preflight = allowed_methods(scope), self._cors.preflight(scope["headers"])
+        if not allowed and preflight is None:
+            return self._app
+        response = Response(status_code=204)
+        if allowed:
+            response.headers["Allow"] = ", ".join(allowed)
+        response.raw_headers += preflight or []
+        return response
 
     def _told(self, scope: Scope, method: str, answer: Answer, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", ELSEWHERE)
@@ -94,10 +113,11 @@ class Door:
 class Answer:
     """The answer to one request on its way out. ``status`` is 0 until it has begun."""
 
-    def __init__(self, send: Send, *, head_only: bool, api: bool) -> None:
+    def __init__(self, send: Send, *, head_only: bool, api: bool, cors: Headers) -> None:
         self._send = send
         self._head_only = head_only
         self._api = api
+        self._cors = cors
         self.status = 0
         self.is_stream = False
         self.stream: Stream | None = None
@@ -118,6 +138,7 @@ class Answer:
         self.location = given.get(b"location")
         self.is_stream = given.get(b"content-type", b"").startswith(b"text/event-stream")
         headers += [header for header in PROTECTION if header[0] not in given]
+        headers += self._cors
         if self._api and NO_STORE[0] not in given:
             headers.append(NO_STORE)
         message["headers"] = headers

@@ -8,6 +8,7 @@ and the Origin of the page it comes from. With keys the same goes for cookies, w
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -35,9 +36,13 @@ def is_loopback(host: str) -> bool:
 
 
 class Origins:
-    """``public_url`` is where people reach the gateway, if that is not what its Host header says."""
+    """``public_url`` is where people reach the gateway, if that is not what its Host header says.
 
-    def __init__(self, public_url: str | None) -> None:
+    ``listed`` are the origins whose pages may call the API, though not with the cookie of our page.
+    """
+
+    def __init__(self, public_url: str | None, listed: Sequence[str] = ()) -> None:
+        self._listed = frozenset(listed)
         self._public = _origin(public_url.rstrip("/")) if public_url else None
         self.https = bool(public_url and public_url.lower().startswith("https:"))
 
@@ -52,16 +57,21 @@ class Origins:
                 "Without keys this service answers to loopback names only; use http://127.0.0.1, or add a key",
             )
 
-    def check_origin(self, request: Request) -> None:
-        """The request does not come from a page of another origin. Raises HttpProblem."""
+    def check_origin(self, request: Request, *, listed: bool = False) -> None:
+        """The request does not come from a page of another origin. ``listed``: those on the list are allowed.
+
+        Raises HttpProblem.
+        """
         origin = request.headers.get("origin")
         if origin is None:
             foreign = request.headers.get("sec-fetch-site") in FOREIGN_SITES and request.method not in SAFE_METHODS
         else:
             came_from = _origin(origin)
-            foreign = came_from is None or came_from not in (self._public, _host(request, origin))
+            own = came_from is not None and came_from in (self._public, _host(request, origin))
+            foreign = not own and not (listed and origin in self._listed)
         if foreign:
-            raise HttpProblem(403, "origin_not_allowed", "Pages of another origin may not use this service")
+            detail = "Pages of another origin may not use this service, unless CHATJOBS_CORS_ORIGINS lists that origin"
+            raise HttpProblem(403, "origin_not_allowed", detail)
 
 
 def _origin(url: str) -> Authority | None:

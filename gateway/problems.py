@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from chatjobs.errors import ChatJobsError, InvalidRequest, JobIdConflict, Problem, StorageError
 from chatjobs.validation import reason
@@ -37,8 +40,12 @@ STATUSES: Mapping[str, int] = {
 }
 """The HTTP status of our errors' codes; 500 for the others, which nobody should see."""
 RETRY_AFTER_SECONDS = "5"
+BLANK_FOR_PLUS = re.compile(r":[0-9]{2}(?:[.,][0-9]+)? [0-9]{1,2}(?::?[0-9]{2})?$")
+"""A time, and an offset whose + was not escaped."""
 LONGEST_POINTER = 200
 """It may be made of names that the caller chose."""
+METHOD = "chatjobs.method"
+"""Where a request's scope has the method that was sent; the application sees GET for HEAD."""
 PROBLEM_TYPE = "application/problem+json"
 PROTECTION = (
     (b"x-content-type-options", b"nosniff"),
@@ -125,19 +132,34 @@ async def on_our_error(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """What the framework refuses: no such path, no such method."""
     error = cast(HTTPException, error)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return _method_not_allowed(request.scope)
     code = CODES.get(error.status_code, "http_error")
-    headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
-    return problem(error.status_code, code, HTTPStatus(error.status_code).description, headers=headers)
+    return problem(error.status_code, code, HTTPStatus(error.status_code).description, headers=error.headers)
 
 
-def _allowed(request: Request) -> str:
-    """Of all routes with this path; the framework names the methods of the first."""
-    matching = [r for r in iter_route_contexts(request.app.routes) if r.path_regex.match(request.scope["path"])]
+def _method_not_allowed(scope: Scope) -> Response:
+    allowed = ", ".join(allowed_methods(scope))
+    detail = f"This path does not take {scope[METHOD]}; it takes {allowed}"
+    return problem(405, CODES[405], detail, headers={"Allow": allowed})
+
+
+def allowed_methods(scope: Scope) -> list[str]:
+    """Of all routes with a request's path, sorted; empty where there is no such path."""
+    matching = [r for r in iter_route_contexts(scope["app"].routes) if r.path_regex.match(scope["path"])]
     methods = {method for route in matching for method in route.methods or ()}
-    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+    if "GET" in methods:
+        methods.add("HEAD")
+    return sorted(methods | {"OPTIONS"}) if methods else []
 
 
 async def on_invalid_parameters(_: Request, error: Exception) -> Response:
     error = cast(RequestValidationError, error)
-    found = [Problem("/" + "/".join(map(str, item["loc"][1:])), reason(item)) for item in error.errors()]
+    found = [Problem("/" + "/".join(map(str, item["loc"][1:])), _why(item)) for item in error.errors()]
     return problem(422, "validation_failed", "The parameters are not valid", errors=found)
+
+
+def _why(item: Mapping[str, Any]) -> str:
+    if item["type"].startswith("datetime") and BLANK_FOR_PLUS.search(str(item.get("input", ""))):
+        return "has a blank for the + of its offset: escape it as %2B, as in 2026-01-31T09:00:00%2B02:00, or use Z"
+    return reason(cast(ErrorDetails, item))

@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
+import struct
 from asyncio import TimerHandle
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import httptools
-from uvicorn._types import ASGI3Application, ASGISendEvent
+from uvicorn._types import ASGI3Application, ASGISendEvent, HTTPResponseStartEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from gateway.cors import Cors
 from gateway.problems import PROBLEM_TYPE, PROTECTION, HttpProblem, problem_body
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 
 ONCE = (b"authorization", b"content-length", b"content-type", b"idempotency-key", b"last-event-id")
 NOT_HTTP = "This is not HTTP/1.1"
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""SO_LINGER on, for 0 s."""
 
 Refused = Callable[[int], None]
 """Called with the status of a request that never reached the application."""
@@ -47,8 +52,9 @@ Refused = Callable[[int], None]
 class Protocol(HttpToolsProtocol):
     """One connection. ``most``: of how many the process takes; ``refused`` hears of what was answered here."""
 
-    def __init__(self, *args: Any, most: int, refused: Refused, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, most: int, refused: Refused, cors: Cors, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._cors = cors
         self._most = most
         self._refused = refused
         self._timer: TimerHandle | None = None
@@ -160,6 +166,7 @@ class Protocol(HttpToolsProtocol):
         # The one place where uvicorn hands a request over; it has no setting for the class.
         cycle.__class__ = Cycle
         self._running = cast(Cycle, cycle)
+        self._running.adapt_to_version()
         super()._start_asgi_task(cycle, app)
         if cycle is self.cycle and cycle.more_body:
             self._time_the_body()
@@ -222,6 +229,7 @@ class Protocol(HttpToolsProtocol):
         headers = [
             *self.server_state.default_headers,
             *PROTECTION,
+            *self._cors.headers(self.headers or ()),
             (b"content-type", PROBLEM_TYPE.encode()),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
@@ -254,6 +262,17 @@ class Cycle(RequestResponseCycle):
 
     early = False
     """The answer began before the whole body was here: the connection cannot be used again."""
+    until_close = False
+    """The body has neither a length nor chunks: it ends with the connection."""
+
+    def adapt_to_version(self) -> None:
+        """HTTP/1.0 knows no interim responses (RFC 9110, section 15.2) and no chunks."""
+        if self._is_1_0:
+            self.waiting_for_100_continue = False
+
+    @property
+    def _is_1_0(self) -> bool:
+        return self.scope["http_version"] == "1.0"
 
     def hang_up(self) -> None:
         self.disconnected = True
@@ -267,11 +286,11 @@ class Cycle(RequestResponseCycle):
         except TimeoutError:
             self._break_off("a reader took nothing for too long")
         except asyncio.CancelledError:
-            self.transport.abort()
+            self._cut()
             raise
         except Exception:
             log.exception("an answer broke off", extra={"action": "answer_broken_off"})
-            self.transport.abort()
+            self._cut()
         else:
             if not self.response_complete and not self.disconnected:
                 self._break_off("an answer was not finished")
@@ -280,15 +299,33 @@ class Cycle(RequestResponseCycle):
 
     def _break_off(self, why: str) -> None:
         log.warning("%s", why, extra={"action": "answer_broken_off"})
+        self._cut()
+
+    def _cut(self) -> None:
+        """End the connection at once; by a reset where its end would otherwise mean the end of the body."""
+        connection = self.transport.get_extra_info("socket")
+        if self.until_close and connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self.transport.abort()
 
     async def send(self, message: ASGISendEvent) -> None:
+        if self.until_close and message["type"] == "http.response.body":
+            self.expected_content_length = len(message.get("body", b""))
+        elif self._is_1_0 and message["type"] == "http.response.start":
+            self._frame_by_close(message)
         if message["type"] == "http.response.start" and self.more_body:
             message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await super().send(message)
             self.early = self.keep_alive = True  # closing is up to the protocol, which waits for the rest of the body
         else:
             await super().send(message)
+
+    def _frame_by_close(self, message: HTTPResponseStartEvent) -> None:
+        """RFC 9112, section 6.3: an HTTP/1.0 client takes chunks for a part of the body."""
+        names = {name.lower() for name, _ in message.get("headers", ())}
+        if b"content-length" not in names and self.scope["method"] != "HEAD" and message["status"] not in (204, 304):
+            self.until_close = True
+            self.chunked_encoding = False  # keeps uvicorn from choosing chunks
 
 
 def head_too_large() -> HttpProblem:

@@ -33,7 +33,9 @@ async def served(app: FastAPI, registry: Registry, listener: socket.socket) -> A
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http=functools.partial(Protocol, most=most_connections(), refused=metrics.refused),  # type: ignore[arg-type]
+        http=functools.partial(  # type: ignore[arg-type]
+            Protocol, most=most_connections(), refused=metrics.refused, cors=app.state.cors
+        ),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -27,7 +27,7 @@ from gateway.jobs import accept, body_of
 from gateway.middleware import go_on_later
 from gateway.parts import Parts, identity, parts
 from gateway.problems import HttpProblem
-from gateway.registry import HUNG_UP, REVOKED, OpenStream
+from gateway.registry import HUNG_UP, OpenStream
 from storage.values import AcceptedJob, Cursor, Slice
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ PIECE_BYTES = 64 * 1024
 """Written at once; then we wait until the reader has taken it."""
 CHARACTERS_AT_ONCE = 64 * 1024
 """The longest merged frame. What comes after it is read again from storage, not kept for a slow reader."""
-RETRY = b"retry: 1000\n\n"
+RETRY = b"retry: 1000\n"
+"""Belongs to the block of the first event: some parsers make an empty event of a block that has nothing else."""
 KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -136,11 +137,11 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._here = here
         self._caller = caller
-        self._midway = False
-        """An event is written in part."""
+        self._introduction = RETRY
+        """What the block of the next event begins with."""
 
     async def told(self, send: Send) -> None:
-        """All events, with ``write``."""
+        """All events, with ``write_events``."""
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -151,7 +152,6 @@ class EventStream(Response):
             listening = asyncio.create_task(_until_hung_up(receive, stream), name="hang-up")
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await self.write(send, RETRY)
                 await self.told(send)
                 await self.write(send, b"", more=False)
             except asyncio.CancelledError:
@@ -159,24 +159,26 @@ class EventStream(Response):
                     raise
                 stream.task.uncancel()
                 if stream.ending != HUNG_UP:
-                    await self._take_leave(send, stream.ending)
+                    await self._take_leave(send)
             finally:
                 listening.cancel()
 
     async def write(self, send: Send, data: bytes, *, more: bool = True) -> None:
         """Write within the time that a reader has to take it. Raises TimeoutError, upon which the connection is cut."""
-        self._midway = len(data) > PIECE_BYTES
         async with asyncio.timeout(STUCK_SECONDS):
             for start in range(0, max(len(data), 1), PIECE_BYTES):
                 await send({"type": "http.response.body", "body": data[start : start + PIECE_BYTES], "more_body": more})
-        self._midway = False
 
-    async def _take_leave(self, send: Send, why: str) -> None:
-        """The reader comes back to another gateway, or with another key. Half an event must not get a false end."""
-        last = b"" if why == REVOKED or self._midway else RETRY
+    async def write_events(self, send: Send, blocks: bytes) -> None:
+        """Write whole blocks, the first of which is an event."""
+        introduction, self._introduction = self._introduction, b""
+        await self.write(send, introduction + blocks)
+
+    async def _take_leave(self, send: Send) -> None:
+        """End the body. The reader comes back to another gateway, or with another key."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
-                await self.write(send, last, more=False)
+                await self.write(send, b"", more=False)
 
 
 class JobEvents(EventStream):
@@ -230,9 +232,10 @@ class JobEvents(EventStream):
             self._cursor = part.cursor
             data = _encoded(framing.frames(part))
             del piece, part  # a slow reader costs what is being written to it, not what comes after
-            await self.write(send, data)
+            if data:
+                await self.write_events(send, data)
             if whole and status.terminal and (frame := await self._last_frame()):
-                return await self.write(send, _encoded([frame]))
+                return await self.write_events(send, _encoded([frame]))
 
     async def _last_frame(self) -> Frame | None:
         """None where the job, a failed one, was reopened since."""
@@ -255,7 +258,10 @@ class JobEvents(EventStream):
                     finally:
                         self._pause = None
             place, self._place = self._place, None
-            await self.write(send, _encoded([queued_frame(place)]) if place else KEEP_ALIVE)
+            if place:
+                await self.write_events(send, _encoded([queued_frame(place)]))
+            else:
+                await self.write(send, KEEP_ALIVE)
 
     def _stands(self, place: QueuePlace) -> None:
         """Have the reader told, which is done by his own task: it may be writing just now."""

@@ -102,7 +102,7 @@ async def _existing(connection: AsyncConnection, new: _New) -> AcceptedJob | Cha
     mine = [r for r in found if r.tenant == job.tenant]  # another tenant's keys are no concern of this one
     keyed = next((r for r in mine if job.idempotency_key and r.idempotency_key == job.idempotency_key), None)
     row = keyed or found[0]
-    if row.tenant != job.tenant or row.body_hash != job.body_hash:
+    if row.tenant != job.tenant or not job.repeats(row.body_hash):
         return IdempotencyMismatch() if keyed else JobIdConflict()
     if (row.id, row.request_id, row.created_at) == (job.job_id, job.request_id, new.time):
         # Our own, committed over a connection that was cut before it could say so.

@@ -51,7 +51,8 @@ class RunRef:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job to be accepted. ``body_hash`` is contracts.fingerprint of the body as received.
+    """A job to be accepted. ``body_hash`` is contracts.fingerprint of the body as received, without nulls that say
+    nothing; ``earlier_hashes`` are those that earlier versions would have stored for it.
 
     ``request`` is None where it was not valid: the job gets a row, so that it can be found, and can only fail.
     """
@@ -68,6 +69,11 @@ class NewJob:
     batch_id: str | None = None
     run: RunRef | None = None
     """Where the workflow's id is not the job's: a run of a cron or Schedule."""
+    earlier_hashes: tuple[str, ...] = ()
+
+    def repeats(self, body_hash: str) -> bool:
+        """Whether a job with this hash was accepted for the same body."""
+        return body_hash in (self.body_hash, *self.earlier_hashes)
 
 
 @dataclass(frozen=True, slots=True)

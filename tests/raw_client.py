@@ -67,6 +67,8 @@ def _complete(data: bytes) -> bool:
     head, end, body = data.partition(b"\r\n\r\n")
     if not end:
         return False
+    if head.split(b" ")[1:2] in ([b"204"], [b"304"]):
+        return True
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length: "):
             return len(body) >= int(line.removeprefix(b"content-length: "))

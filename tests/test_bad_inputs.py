@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -390,10 +391,10 @@ def test_cancelling_twice(http: httpx2.Client, running: Stack) -> None:
 
 
 METHODS = {
-    "/api/jobs": "GET, HEAD, POST",
-    "/api/jobs/x": "DELETE, GET, HEAD",
-    "/api/jobs/x/cancel": "POST",
-    "/healthz": "GET, HEAD",
+    "/api/jobs": "GET, HEAD, OPTIONS, POST",
+    "/api/jobs/x": "DELETE, GET, HEAD, OPTIONS",
+    "/api/jobs/x/cancel": "OPTIONS, POST",
+    "/healthz": "GET, HEAD, OPTIONS",
 }
 
 
@@ -415,3 +416,133 @@ def test_every_answer_is_protected(http: httpx2.Client, finished: str) -> None:
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
     assert http.get(f"/api/jobs/{finished}").headers["cache-control"] == "no-store"
+
+
+PLACES = {
+    "a comma too many": (b'{\n  "messages": [],\n}', 3, 1),
+    "after two lines": (b'{\n"a": 1,\n  "b" 2}', 3, 7),
+    "an end too early": (b'{"messages": [', 1, 15),
+    "nothing": (b"", 1, 1),
+    "a second document": (b"{}\n {}", 2, 2),
+    "not UTF-8": (b'{"a":\n"\xff"}', 2, 2),
+    "after characters of two bytes": ('{"a": "ü", b}'.encode(), 1, 12),
+    "a name twice": (b'{"a": 1,\n "b": {"a": 1}, "a": 2}', 2, 17),
+    "a name twice, in an array": (b'[{"a": 1}, {"a": 1, "\\u0061": 2}]', 1, 21),
+    "NaN": (b'{"a":\n NaN}', 2, 2),
+    "-Infinity": (b'["NaN", -Infinity]', 1, 9),
+    "1e999": (b'{"a": 1,\n"b": 1e999}', 2, 6),
+    "5,000 digits": (b'{"a": 1,\n"b": ' + b"9" * 5_000 + b"}", 2, 6),
+    "half a pair": (b'{"a": "x",\n"b": "\\ud800"}', 2, 6),
+    "nested too deep": (b"[\n" + b"[" * 64 + b"]" * 65, 2, 64),
+    "nested far too deep": (b'{"a":\n' + b"[" * 30_000 + b"]" * 30_000 + b"}", 2, 64),
+}
+
+
+@pytest.mark.parametrize(("sent", "line", "column"), PLACES.values(), ids=PLACES.keys())
+def test_what_is_not_json_is_told_by_line_and_column(http: httpx2.Client, sent: bytes, line: int, column: int) -> None:
+    found = assert_problem(posted(http, sent), 400, "invalid_json")
+    assert f": line {line}, column {column}: " in found["detail"]
+
+
+@pytest.mark.parametrize("tail", [b'"' + b'\\"' * 1_000_000 + b"\\", b'"' * 200_001, b'[["' * 100_000])
+def test_finding_the_place_takes_no_long_time(http: httpx2.Client, tail: bytes) -> None:
+    """Each byte is looked at once, also where strings have no end."""
+    assert_problem(posted(http, b"[" * 65 + tail), 400, "invalid_json")
+
+
+UNIONS = {
+    "role": ("/messages/0/role", {"messages": [{"role": SECRET, "content": "x"}]}),
+    "no role": ("/messages/1/role", {"messages": [*user("x"), {"content": "x"}]}),
+    "a role that is no word": ("/messages/0/role", {"messages": [{"role": {"x": 1}, "content": "x"}]}),
+    "part": ("/messages/0/content/1/type", {"messages": user([{"type": "text", "text": "x"}, {"type": SECRET}])}),
+    "no type of a part": ("/messages/0/content/0/type", {"messages": user([{"text": "x"}])}),
+    "part of a thought": (
+        "/messages/0/content/0/thinking/0/type",
+        {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": [{"type": SECRET}]}]}]},
+    ),
+    "content of a resource": (
+        "/messages/0/content/0/content/type",
+        {"messages": user([{"type": "resource", "uri": "x", "content": {"type": SECRET}}])},
+    ),
+    "tool": ("/tools/0/type", {"tools": [{"type": SECRET}]}),
+    "no type of a tool": ("/tools/0/type", {"tools": [{"function": {"name": "f", "parameters": {}}}]}),
+    "tool choice": ("/tool_choice/type", {"tool_choice": {"type": SECRET, "function": {"name": "f"}}}),
+    "word of a tool choice": ("/tool_choice", {"tool_choice": SECRET}),
+    "response format": ("/response_format/type", {"response_format": {"type": SECRET}}),
+    "prediction": ("/prediction/type", {"prediction": {"type": SECRET}}),
+}
+
+
+@pytest.mark.parametrize(("pointer", "fields"), UNIONS.values(), ids=UNIONS.keys())
+def test_a_wrong_kind_is_told_where_it_stands(http: httpx2.Client, pointer: str, fields: dict[str, Any]) -> None:
+    found = assert_problem(posted(http, body(**fields)), 422, "validation_failed")
+    assert {error["pointer"] for error in found["errors"]} == {pointer}
+
+
+@pytest.mark.parametrize("count", [1_001, 10_001, 50_000])
+def test_too_many_messages_are_counted(http: httpx2.Client, count: int) -> None:
+    """Short ones: before the limit of values, which many of them are over, too."""
+    found = assert_problem(posted(http, body(messages=user("x") * count)), 422, "validation_failed")
+    (error,) = found["errors"]
+    assert error["pointer"] == "/messages"
+    assert f"must have at most 1000 messages, and has {count};" in error["message"]
+
+
+def test_a_thousand_messages_are_taken(http: httpx2.Client) -> None:
+    assert posted(http, body(messages=user("x") * 1_000)).status_code == 202
+
+
+def test_too_many_values_are_counted(http: httpx2.Client) -> None:
+    found = assert_problem(posted(http, body(guardrails=[{"a": [0] * 30_000}])), 413, "body_too_large")
+    assert "may have 20000 values" in found["detail"]
+    assert re.search(r"it has 300\d\d$", found["detail"])
+
+
+@pytest.mark.parametrize("name", ["since", "until"])
+@pytest.mark.parametrize("offset", ["+02:00", "+0530"])
+def test_a_plus_that_was_not_escaped(http: httpx2.Client, door: Gateway, name: str, offset: str) -> None:
+    """It arrives as a blank. Escaped it works."""
+    target = f"/api/jobs?{name}=2026-01-01T00:00:00{offset}"
+    reply = exchange(door.url, request("GET", target))
+    assert (reply.status, reply.code) == (422, "validation_failed")
+    (error,) = json.loads(reply.body)["errors"]
+    assert error["pointer"] == f"/{name}"
+    assert "%2B" in error["message"]
+    assert exchange(door.url, request("GET", target.replace("+", "%2B"))).status == 200
+
+
+def test_other_times_that_are_none(http: httpx2.Client) -> None:
+    for wrong in ("2026-01-01 00:00:00", "2026-01-01T00:00:00", "noon", "2026-13-01T00:00:00Z"):
+        (error,) = assert_problem(http.get("/api/jobs", params={"since": wrong}), 422, "validation_failed")["errors"]
+        assert (error["pointer"], "%2B" in error["message"], "Z" in error["message"]) == ("/since", False, True)
+
+
+def test_spellings_of_a_number_are_one_body(http: httpx2.Client) -> None:
+    """RFC 8785; two seeds that are one double are still two bodies."""
+    key = {"Idempotency-Key": new_job_id()}
+    first = posted(http, with_text(b"1"), **key)
+    for spelling in (b"1.0", b"1e0", b"10E-1"):
+        again = posted(http, with_text(spelling), **key)
+        assert (again.json()["jobId"], again.headers["idempotency-replayed"]) == (first.json()["jobId"], "true")
+    assert_problem(posted(http, with_text(b"1.1"), **key), 422, "idempotency_mismatch")
+    key = {"Idempotency-Key": new_job_id()}
+    assert posted(http, with_text(b"9007199254740992", b"random_seed"), **key).status_code == 202
+    other = posted(http, with_text(b"9007199254740993", b"random_seed"), **key)
+    assert_problem(other, 422, "idempotency_mismatch")
+
+
+def test_null_is_as_if_absent(http: httpx2.Client) -> None:
+    """Also for the key, and in a replay, where it takes a field away."""
+    key = {"Idempotency-Key": new_job_id()}
+    first = posted(http, body(temperature=0.5), **key)
+    nulls = dict.fromkeys(("metadata", "model", "limits", "webhook", "tools", "priority", "onInterrupt", "id"))
+    again = posted(http, body(temperature=0.5, **nulls), **key)
+    assert (again.status_code, again.headers.get("idempotency-replayed")) == (202, "true")
+    url = first.headers["location"]
+    assert set(http.get(f"{url}/request").json()) == {"messages", "temperature"}
+    replayed = http.post(f"{url}/replay", json={"temperature": None, "limits": {"totalSeconds": None}, "model": None})
+    assert replayed.status_code == 202
+    asked = http.get(f"{replayed.headers['location']}/request").json()
+    assert asked == {"messages": HELLO["messages"], "limits": {}}
+    assert_problem(posted(http, body(messages=None)), 422, "validation_failed")
+    assert_problem(posted(http, body(colour=None)), 422, "validation_failed")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -120,7 +122,7 @@ def test_takes_a_whole_conversation_with_tools() -> None:
         "messages": [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": "Weather?"},
-            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "assistant", "tool_calls": [call]},
             {"role": "tool", "content": "sunny", "tool_call_id": "c1", "name": "f"},
             {"role": "assistant", "content": "It is", "prefix": True},
         ]
@@ -246,3 +248,98 @@ def test_the_workflow_argument_is_one_of_two(document: Any) -> None:
     """A job id or a request, exactly one."""
     with pytest.raises(InvalidRequest):
         parse(JobStart, document)
+
+
+# ------------------------------------------------------------------------------------------------- null
+
+
+WHOLE: dict[str, Any] = {
+    "messages": [
+        {"role": "system", "content": "s"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "t"},
+                {"type": "image_url", "image_url": {"url": "https://a.example/x", "detail": "low"}},
+                {"type": "document_url", "document_url": "https://a.example/x", "document_name": "d"},
+                {"type": "resource_link", "uri": "u", "metadata": {"kept": None}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": [{"type": "thinking", "thinking": [{"type": "text", "text": "t"}], "closed": True}],
+            "tool_calls": [{"id": "c", "type": "function", "index": 0, "function": {"name": "f", "arguments": "{}"}}],
+            "prefix": False,
+        },
+        {"role": "tool", "content": "r", "tool_call_id": "c", "name": "f"},
+        {"role": "user", "content": "u"},
+    ],
+    "tools": [
+        {
+            "type": "function",
+            "function": {"name": "f", "parameters": {"kept": None}, "description": "d", "strict": True},
+        },
+        {"type": "web_search", "kept": None},
+    ],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "n", "schema": {"kept": None}, "description": "d", "strict": True},
+    },
+    "prediction": {"type": "content", "content": "c"},
+    "guardrails": [{"kept": None}],
+    "webhook": {"url": "https://a.example/", "events": ["chat.failed"]},
+    "limits": {"queueSeconds": 1, "firstTokenSeconds": 1, "stallSeconds": 1, "totalSeconds": 1, "maxTotalTokens": 1},
+    "metadata": {"k": "v"},
+    "stop": ["x"],
+}
+TAGS = ("role", "type")
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Of every member of every object that is the contract's."""
+    for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        here = (*path, name)
+        if isinstance(name, str) and name != "kept":
+            yield here
+        if isinstance(inner, (dict, list)) and here[-1] != "metadata":
+            yield from places(inner, here)
+
+
+def at(document: Any, path: tuple[str | int, ...]) -> Any:
+    for step in path:
+        document = document[step]
+    return document
+
+
+def dumped(document: Any) -> str | set[str]:
+    """The request in a document as it is stored, or the places of what is wrong with it."""
+    try:
+        return ChatRequest.parse(document).model_dump_json(exclude_unset=True)
+    except InvalidRequest as error:
+        return {problem.pointer for problem in error.problems}
+
+
+@pytest.mark.parametrize("path", list(places(WHOLE)), ids=lambda path: "/".join(map(str, path)))
+def test_null_is_as_if_absent_or_the_field_is_required(path: tuple[str | int, ...]) -> None:
+    """For every member, however deep: nothing else comes of null than of leaving it out."""
+    with_null, without = copy.deepcopy(WHOLE), copy.deepcopy(WHOLE)
+    at(with_null, path[:-1])[path[-1]] = None
+    del at(without, path[:-1])[path[-1]]
+    assert dumped(with_null) == dumped(without)
+
+
+@pytest.mark.parametrize("name", sorted(field.alias or name for name, field in ChatRequest.model_fields.items()))
+def test_every_field_but_the_messages_may_be_null(name: str) -> None:
+    body = make_body("x")
+    if name == "messages":
+        assert dumped({**body, name: None}) == {"/messages"}
+    else:
+        assert dumped({**body, name: None}) == dumped(body)
+
+
+def test_null_stays_where_json_is_not_ours() -> None:
+    stored = json.loads(ChatRequest.parse(WHOLE).model_dump_json(exclude_unset=True))
+    assert stored == WHOLE
+    assert dumped({**make_body("x"), "nothing": None}) == {"/nothing"}
+    assert dumped({**make_body("x"), "metadata": {"k": None}}) == {"/metadata/k"}

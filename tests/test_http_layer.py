@@ -263,3 +263,58 @@ def test_a_reader_that_takes_nothing_is_cut_off(built: Stack) -> None:
     assert exchange(url, HEALTHZ).status == 200
     assert "Traceback" not in process.output()
     process.kill()
+
+
+# ------------------------------------------------------------------------------------------------- HTTP/1.0
+
+
+def old(method: str, target: str, *headers: str, body: bytes = b"") -> bytes:
+    return request(method, target, *headers, body=body).replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", 1)
+
+
+ONE_POINT_0 = {
+    "an answer": (200, old("GET", "/healthz")),
+    "one that would keep the connection": (200, old("GET", "/healthz", "Connection: keep-alive")),
+    "a page": (200, old("GET", "/")),
+    "figures": (200, old("GET", "/metrics")),
+    "nothing there": (404, old("GET", "/nothing")),
+    "no such method": (405, old("DELETE", "/healthz")),
+    "no content": (204, old("OPTIONS", "/healthz")),
+    "a job": (202, old("POST", "/api/jobs", "Content-Type: application/json", body=JOB)),
+    "a job with an expectation": (
+        202,
+        old("POST", "/api/jobs", "Content-Type: application/json", "Expect: 100-continue", body=JOB),
+    ),
+    "a body refused early": (
+        413,
+        old("POST", "/api/jobs", "Content-Type: application/json", "Content-Length: 99999999"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("status", "sent"), ONE_POINT_0.values(), ids=ONE_POINT_0.keys())
+def test_http_1_0(door: Gateway, status: int, sent: bytes) -> None:
+    """No chunks, no interim responses; the connection ends after the answer, and says so."""
+    with connected(door.url) as connection:
+        connection.settimeout(5)
+        connection.sendall(sent)
+        data = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    assert lines[0].split()[1] == str(status).encode()
+    assert b"connection: close" in lines
+    assert not any(line.startswith(b"transfer-encoding") for line in lines)
+    lengths = [int(line.split()[1]) for line in lines if line.startswith(b"content-length")]
+    assert lengths in ([len(body)], [] if status == 204 else None)
+
+
+def test_an_answer_to_http_1_0_that_breaks_off_is_reset(built: Stack) -> None:
+    """Where the body ends with the connection, the end of a broken one must not look the same."""
+    process = built.run("endless-1.0", "-c", ENDLESS, ready="gateway listening on")
+    url = json.loads(process.wait_for_log("gateway listening on"))["url"]
+    with connected(url) as connection:
+        connection.sendall(old("GET", "/endless"))
+        process.wait_for_log("answer_broken_off", timeout=20)
+        with pytest.raises(ConnectionResetError):
+            list(iter(lambda: connection.recv(1 << 20), b""))
+    process.kill()

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from chatjobs.contracts import Channel, JobStatus
+from chatjobs.sse import Parser
 from gateway import streams
 from gateway.__main__ import listen
 from gateway.app import create_app
@@ -146,7 +148,7 @@ async def test_what_was_missed_comes_as_one_frame_per_channel(
     await store.seal(ending(claim.job_id), run_id="run-1")
     async with reading(events_url(door, claim.job_id)) as reader:
         events = await reader.all()
-        assert reader.raw.startswith(b'retry: 1000\n\nevent: start\nid: 1.0\ndata: {"jobId"')
+        assert reader.raw.startswith(b'retry: 1000\nevent: start\nid: 1.0\ndata: {"jobId"')
         assert reader.complete
     assert [(event.event, event.id) for event in events] == [
         ("start", "1.0"),
@@ -308,7 +310,6 @@ async def test_a_posted_stream_names_its_job_and_hanging_up_does_not_stop_it(doo
         assert reader.status == 200
         assert reader.headers["x-accel-buffering"] == "no"
         assert reader.headers["cache-control"] == "no-cache, no-transform"
-        await reader.until(lambda raw: raw == b"retry: 1000\n\n")
         job_id = reader.headers["x-job-id"]
     assert (await store.get(job_id)).status is JobStatus.QUEUED
     async with reading(f"{door.url}/api/chat/stream", body=body, headers=key) as reader:
@@ -316,17 +317,15 @@ async def test_a_posted_stream_names_its_job_and_hanging_up_does_not_stop_it(doo
 
 
 async def test_a_gateway_that_stops_takes_leave_of_its_readers(door: Gateway, store: JobStore) -> None:
-    """SIGTERM: every open stream ends in form, with the time after which to come back, and the process exits."""
+    """SIGTERM: every open stream ends in form, and the process exits."""
     urls = [events_url(door, await accepted(store)) for _ in range(5)]
     readers = [await asked(url) for url in urls]
-    for reader in readers:
-        await reader.until(lambda raw: raw == b"retry: 1000\n\n")
     began = asyncio.get_running_loop().time()
     code = await asyncio.to_thread(door.process.stop, timeout=10)
     assert (code, asyncio.get_running_loop().time() - began < 10) == (0, True)
     for reader in readers:
         assert await reader.all() == []
-        assert (reader.raw, reader.complete) == (b"retry: 1000\n\n" * 2, True)
+        assert (reader.raw, reader.complete) == (b"", True)
         reader.cut()
     door.process.start()
 
@@ -358,8 +357,6 @@ async def test_nothing_is_left_of_a_reader_who_has_gone(
     async with inside(machine, monkeypatch) as (parts, url):
         before = len(asyncio.all_tasks())
         readers = [await asked(f"{url}/api/jobs/{job_id}/events") for _ in range(10)]
-        for reader in readers:
-            await reader.until(lambda raw: raw == b"retry: 1000\n\n")
         assert len(parts.registry) == 10
         for reader in readers:
             reader.cut()
@@ -391,3 +388,93 @@ async def _taken(reader: socket.socket) -> bytes:
         while piece := await asyncio.get_running_loop().sock_recv(reader, 2**20):
             received += piece
     return received
+
+
+# ------------------------------------------------------------------------------- first blocks, and HTTP/1.0
+
+
+def blocks(raw: bytes) -> list[bytes]:
+    return raw.split(b"\n\n")[:-1]
+
+
+def assert_introduced(raw: bytes) -> None:
+    """``retry:`` stands once, in the block of the first event."""
+    events = [block for block in blocks(raw) if not block.startswith(b":")]
+    assert events[0].startswith(b"retry: 1000\nevent: ")
+    assert raw.count(b"retry:") == 1
+
+
+async def test_retry_stands_in_the_block_of_the_first_event(
+    door: Gateway, store: JobStore, writer: TranscriptWriter
+) -> None:
+    """Live, resumed, late, of an older epoch, and where nothing but the end is missing."""
+    claim = await claimed(store, await accepted(store))
+    url = events_url(door, claim.job_id)
+    async with reading(url) as early:
+        pen = await wrote(writer, claim, "One ", "two ")
+        await early.until(lambda raw: b"two" in raw)
+        await pen.finish(finished(claim))
+        await store.seal(ending(claim.job_id), run_id="run-1")
+        await early.all()
+        assert_introduced(early.raw)
+    for last in ("", "1.4", "1.8", "7.99"):
+        async with reading(url, last_event_id=last) as reader:
+            await reader.all()
+            assert_introduced(reader.raw)
+
+
+async def test_a_keep_alive_before_the_first_event_is_a_comment(
+    machine: Stack, store: JobStore, writer: TranscriptWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "KEEP_ALIVE_SECONDS", 0.05)
+    claim = await claimed(store, await accepted(store))
+    async with inside(machine, monkeypatch) as (_, url), reading(f"{url}/api/jobs/{claim.job_id}/events") as reader:
+        await reader.until(lambda raw: raw.count(b": keep-alive\n\n") >= 2)
+        assert b"retry" not in reader.raw
+        await wrote(writer, claim, "One ")
+        await reader.until(lambda raw: b"One" in raw)
+        assert_introduced(reader.raw)
+
+
+async def test_the_feed_is_introduced_in_its_first_event(door: Gateway) -> None:
+    async with reading(f"{door.url}/api/feed") as reader:
+        assert await reader.next()
+        assert_introduced(reader.raw)
+
+
+async def test_an_http_1_0_reader_of_a_long_stream(door: Gateway, store: JobStore, writer: TranscriptWriter) -> None:
+    """Live and late, on a socket and with curl: no chunks, and the body ends with the connection."""
+    claim = await claimed(store, await accepted(store))
+    pen = writer.open(claim)
+    live = asyncio.create_task(read_1_0(door, claim.job_id))
+    for number in range(200):
+        pen.append(Channel.CONTENT, f"{number:04} " * 200)
+        await pen.flush()
+    await pen.finish(finished(claim))
+    await store.seal(ending(claim.job_id), run_id="run-1")
+    late = await read_1_0(door, claim.job_id)
+    curl = await asyncio.create_subprocess_exec(
+        *("curl", "--http1.0", "-sS", "-N", events_url(door, claim.job_id)), stdout=asyncio.subprocess.PIPE
+    )
+    text = (await store.get(claim.job_id)).content
+    for raw in (await live, late, (await curl.communicate())[0]):
+        assert len(raw) > 200_000
+        events = list(Parser().feed(raw))
+        assert "".join(json.loads(event.data)["content"] for event in events if event.event == "chunk") == text
+        assert events[-1].event == "complete"
+    assert curl.returncode == 0
+
+
+async def read_1_0(door: Gateway, job_id: str) -> bytes:
+    """The body of the answer to an HTTP/1.0 request, up to the end of the connection."""
+    parts = urlsplit(door.url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(f"GET /api/jobs/{job_id}/events HTTP/1.0\r\nHost: {parts.netloc}\r\n\r\n".encode())
+    async with asyncio.timeout(30):
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        body = await reader.read(-1)
+    writer.close()
+    assert b"\r\nconnection: close\r\n" in head
+    assert b"transfer-encoding" not in head
+    assert b"content-length" not in head
+    return body
