@@ -588,8 +588,8 @@ def _problems(error: ValidationError, body: Any, model: type[BaseModel]) -> list
     """Where and why, as JSON pointers (RFC 6901), without the input; only the most precise of nested places."""
     found = [(*_place(item, body), item) for item in error.errors(include_url=False)]
     outer = {place[:cut] for place, _, _ in found for cut, letter in enumerate(place) if letter == "/"}
-    told = [(place, why or _why(item, model)) for place, why, item in found if place not in outer]
-    return [Problem(place, why) for place, why in told[:MAX_PROBLEMS]]
+    told = [(place, why, item) for place, why, item in found if place not in outer][:MAX_PROBLEMS]
+    return [Problem(place, why or _why(item, model)) for place, why, item in told]
 
 
 def _place(item: ErrorDetails, body: Any) -> tuple[str, str | None]:

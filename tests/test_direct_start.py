@@ -82,11 +82,11 @@ GOOD = value({"request": make_body()})
 ONE_OF_THEM = 'give {"request": {…}} or {"jobId": "…"}, one of them'
 INVALID: dict[str, tuple[list[RawValue], str]] = {
     "no messages": ([value({"request": {"messages": []}})], "/messages: "),
-    "a string": ([value("hello")], "/: "),
-    "null": ([value(None)], "/: "),
-    "a null of another kind": ([raw(b"", "binary/null")], "/: "),
-    "a number": ([value(5)], "/: "),
-    "an array": ([value([])], "/: "),
+    "a string": ([value("hello")], "must be an object"),
+    "null": ([value(None)], "must be an object"),
+    "a null of another kind": ([raw(b"", "binary/null")], "must be an object"),
+    "a number": ([value(5)], "must be an object"),
+    "an array": ([value([])], "must be an object"),
     "an empty object": ([value({})], ONE_OF_THEM),
     "another field": ([value({"request": make_body(), "tenant": "acme"})], "/tenant: "),
     "a request that is text": ([value({"request": "hello"})], "/request: "),

@@ -33,7 +33,8 @@ FunctionName FunctionTool HostedTool ImageUrl ImageUrlPart Job JobAccepted JobEr
 JobStatus JsonSchema Limits PlacedPart Prediction QueuePlace QueuedEvent Redelivering Redelivery ReferencePart
 ResetEvent ResourceLinkPart ResourcePart ResponseFormat Retry StartEvent SystemMessage TextPart ThinkingPart ToolCall
 ToolChoice ToolMessage ToolReferencePart Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType
-WebhookTest WebhookTestEvent WireModel WorkflowStatus canonical_json fingerprint message_text parse read_json rfc3339
+WebhookTest WebhookTestEvent WireModel WorkflowStatus canonical_json earlier_fingerprint fingerprint message_text parse
+read_json rfc3339 too_many_messages without_nulls
 """
 
 
