@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 from urllib.parse import quote
 
 from temporalio.api.enums.v1 import TaskQueueType
@@ -14,26 +19,37 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionDescription
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.envconfig import ClientConfig
+from temporalio.envconfig import ClientConfig, ClientConnectConfig
+from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode
 
-from chatjobs.errors import TemporalUnavailable
+from chatjobs.errors import ConfigurationError, TemporalUnavailable
 from chatjobs.names import SEARCH_ATTRIBUTES
 from storage.values import RunRef
 
 log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=5)
+POLLS_WITHIN = timedelta(seconds=75)
+"""A worker's poll lasts 60 s at most, and Temporal remembers the pollers of five minutes."""
+
+T = TypeVar("T")
 
 
 async def connect(environment: Mapping[str, str] | None = None, *, lazy: bool = False) -> Client:
-    """A client by the files and ``TEMPORAL_*`` variables of the `temporal` command. Raises TemporalUnavailable.
+    """A client by the files and ``TEMPORAL_*`` variables of the `temporal` command.
+
+    Raises TemporalUnavailable, ConfigurationError.
 
     ``environment`` takes the place of this process's own. ``lazy``: connect at the first call, which may fail then.
     """
-    config = ClientConfig.load_client_connect_config(override_env_vars=environment)
+    config = configured(environment)
     address = config.setdefault("target_host", "localhost:7233")
     try:
         return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy)
+    except ValueError:
+        raise ConfigurationError(
+            f"TEMPORAL_ADDRESS must be host:port, such as localhost:7233; it is {address}"
+        ) from None
     except RuntimeError as error:
         reason = _reason(error)
         raise TemporalUnavailable(
@@ -41,10 +57,54 @@ async def connect(environment: Mapping[str, str] | None = None, *, lazy: bool = 
         ) from None
 
 
+def silence_core() -> None:
+    """Keep the SDK's native part from writing its own log to standard output. For programs without a log."""
+    Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=None)), error_if_already_set=False)
+
+
+def configured(environment: Mapping[str, str] | None = None) -> ClientConnectConfig:
+    """What files and variables say of the connection to Temporal. Raises ConfigurationError."""
+    try:
+        return ClientConfig.load_client_connect_config(override_env_vars=environment)
+    except RuntimeError as error:  # the SDK's class for it is private
+        raise ConfigurationError(f"TEMPORAL_PROFILE or TEMPORAL_CONFIG_FILE is wrong: {_reason(error)}") from None
+
+
 def _reason(error: Exception) -> str:
     """The operating system's words, if they are somewhere in the Rust core's; else the first line."""
+    if "dns error" in str(error):
+        return "its name is not known"
     words = re.search(r'message: "([^"]+)"', str(error))
     return words[1] if words else str(error).splitlines()[0]
+
+
+async def dial(host: str, port: int, seconds: float) -> str | None:
+    """Why nothing can be reached there by TCP; None if something can. It takes no longer than ``seconds``."""
+    try:
+        async with asyncio.timeout(seconds):
+            await apart(lambda: socket.create_connection((host, port), seconds).close())
+    except TimeoutError:
+        return f"no answer within {seconds:g} s"
+    except UnicodeError:
+        return "its name is not valid"
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None
+
+
+async def apart(work: Callable[[], T]) -> T:
+    """Do it in a thread that nobody waits for: what hangs in the operating system can not be cancelled."""
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="apart", daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 async def indexed(client: Client) -> bool:
@@ -126,6 +186,16 @@ async def runs_of(client: Client, run: RunRef) -> list[WorkflowExecutionDescript
             return found
         run_id = reset_to
     return found
+
+
+async def pollers(client: Client, queue: str, kind: TaskQueueType.ValueType) -> int:
+    """How many workers lately asked a queue for work. Raises RPCError."""
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind
+    )
+    found = await client.workflow_service.describe_task_queue(request, timeout=RPC_TIMEOUT)
+    since = datetime.now(UTC) - POLLS_WITHIN
+    return len({one.identity for one in found.pollers if one.last_access_time.ToDatetime(UTC) > since})
 
 
 def run_url(ui: str, namespace: str, job_id: str) -> str:

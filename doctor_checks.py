@@ -11,11 +11,9 @@ import re
 import shutil
 import socket
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
@@ -29,10 +27,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
-    DescribeTaskQueueRequest,
     GetSystemInfoRequest,
 )
 from temporalio.client import Client
@@ -42,7 +38,7 @@ from chatjobs.contracts import ChatRequest, rfc3339
 from chatjobs.errors import ChatJobsError, InvalidSecret, StorageError, TemporalUnavailable, UpstreamError, bounded
 from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from chatjobs.webhooks import TOLERANCE, sign
-from connection import RPC_TIMEOUT, creating_search_attributes, missing_search_attributes
+from connection import RPC_TIMEOUT, apart, creating_search_attributes, missing_search_attributes, pollers
 from gateway.origins import is_loopback
 from providers.mistral_account import SERVER, Account, account, ahead_of_us
 from settings import Settings
@@ -64,8 +60,6 @@ GATEWAY_SECONDS = 4.0
 MAX_ANSWER_BYTES = 64 * 1024
 CLOCKS_DIFFER = timedelta(seconds=30)
 """Worth knowing; webhook signatures stop to be accepted at TOLERANCE."""
-POLLS_WITHIN = timedelta(seconds=75)
-"""A worker's poll lasts 60 s at most, and Temporal remembers the pollers of five minutes."""
 LITTLE_SPACE, TOO_LITTLE_SPACE = 2 * 1024**3, 200 * 1024**2
 LONG_LOG_BYTES = 512 * 1024**2
 SHORTEST_SECRET = 24
@@ -264,7 +258,7 @@ async def _workers(client: Client) -> Finding:
         WEBHOOKS_QUEUE: TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
     }
     try:
-        counts = await asyncio.gather(*(_pollers(client, queue, kind) for queue, kind in kinds.items()))
+        counts = await asyncio.gather(*(pollers(client, queue, kind) for queue, kind in kinds.items()))
     except RPCError as error:
         return Finding("workers", "warning", f"unknown: the server answers {error.status.name}")
     told = ", ".join(f"{queue}: {count}" for queue, count in zip(kinds, counts, strict=True))
@@ -272,16 +266,6 @@ async def _workers(client: Client) -> Finding:
         return Finding("workers", "ok", f"polling {told}")
     fix = "start a worker (`make run`, `python worker.py`): until then jobs are kept and wait"
     return Finding("workers", "problem", f"not every queue is polled ({told})", fix)
-
-
-async def _pollers(client: Client, queue: str, kind: TaskQueueType.ValueType) -> int:
-    """How many workers lately asked a queue for work. Raises RPCError."""
-    request = DescribeTaskQueueRequest(
-        namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind
-    )
-    found = await client.workflow_service.describe_task_queue(request, timeout=RPC_TIMEOUT)
-    since = datetime.now(UTC) - POLLS_WITHIN
-    return len({one.identity for one in found.pollers if one.last_access_time.ToDatetime(UTC) > since})
 
 
 # ------------------------------------------------------------------------------------------------ database
@@ -615,21 +599,6 @@ def _installed(name: str) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------ what is common
-
-
-async def apart(work: Callable[[], T]) -> T:
-    """Do it in a thread that nobody waits for: what hangs in the operating system can not be cancelled."""
-    done: Future[T] = Future()
-    done.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="doctor", daemon=True).start()
-    return await asyncio.wrap_future(done)
 
 
 def _addresses(host: str) -> list[str]:

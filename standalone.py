@@ -74,9 +74,10 @@ class Stack:
 
     async def client(self) -> Client:
         """Raises TemporalUnavailable."""
-        from connection import connect
+        from connection import connect, silence_core
 
         if self._client is None:
+            silence_core()
             self._client = await connect(self._service_environment())
         return self._client
 

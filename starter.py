@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 OK, USAGE, UNREACHABLE, INTERRUPTED = 0, 2, 3, 130
 """And 1 where the job failed: terminal.service."""
 EPILOG = """
-Exit codes: 0 ok (also: the answer is incomplete, a watcher detached) · 1 the job failed or was cancelled · 2 usage:
-invalid request, unknown job · 3 the database is unreachable, or Temporal where nothing was stored. A job whose row was
-written is started when Temporal is back: that is 0, with a notice.
+Exit codes: 0 ok (also: the answer is incomplete) · 1 the job failed or was cancelled · 2 usage: invalid request,
+unknown job · 3 no service runs here, the database is unreachable, or Temporal where nothing was stored · 130 Ctrl-C: a
+watcher has left, the job goes on. A job whose row was written is started when Temporal is back: that is 0, with a
+notice.
 
 The running service is found through endpoints.json in CHATJOBS_DATA_DIR (default .chatjobs), or TEMPORAL_* and
 CHATJOBS_DATABASE_URL.
@@ -127,7 +128,7 @@ def chat(
     options = _fields(model, max_tokens, temperature, callback, metadata)
     body = {"messages": _messages(prompt, system), **options}
 
-    return _run(lambda service: service.chat(body, reasoning=reasoning), as_json=as_json, create=True)
+    return _run(lambda service: service.chat(body, reasoning=reasoning), as_json=as_json, runs=True)
 
 
 @app.command()
@@ -159,8 +160,8 @@ def start(
         raise typer.BadParameter("with --direct, jobId in the request takes the place of --idempotency-key")
 
     if direct:
-        return _run(lambda service: service.start_direct(body, wait=wait), as_json=as_json, database=False)
-    return _run(lambda service: service.start(body, idempotency_key, wait=wait), as_json=as_json, create=True)
+        return _run(lambda service: service.start_direct(body, wait=wait), as_json=as_json, database=False, runs=True)
+    return _run(lambda service: service.start(body, idempotency_key, wait=wait), as_json=as_json, runs=True)
 
 
 @app.command()
@@ -228,7 +229,7 @@ def replay(
 ) -> int:
     """Start a new job with the stored request of another one, and print its id."""
     overrides = _fields(model, max_tokens, temperature, callback, None) | _changes(changes)
-    return _run(lambda service: service.replay(job, overrides, wait=wait), as_json=as_json)
+    return _run(lambda service: service.replay(job, overrides, wait=wait), as_json=as_json, runs=True)
 
 
 @app.command()
@@ -515,24 +516,27 @@ def _place(given: str | None) -> tuple[int, int]:
 # --------------------------------------------------------------------------------------------- the frame
 
 
-def _run(
-    work: Callable[[Service], Awaitable[int]], *, as_json: bool, database: bool = True, create: bool = False
-) -> int:
+def _run(work: Callable[[Service], Awaitable[int]], *, as_json: bool, database: bool = True, runs: bool = False) -> int:
     """Run a command's own part with what it needs, closed again at the end; its exit code.
 
-    ``create``: it may be the first to use its database.
+    ``runs``: a running service is needed, not its database alone, which may be empty yet.
     """
+    _expect_something(needs_service=runs)
     from terminal.service import opened
 
     async def main() -> int:
-        async with opened(as_json=as_json, database=database, create=create) as service:
+        async with opened(as_json=as_json, database=database, create=runs) as service:
             return await work(service)
 
     return _ran(main())
 
 
 def _administer(work: Callable[[Administration], Awaitable[int]], *, as_json: bool, create: bool = False) -> int:
-    """The same for `keys` and `secrets`, which need nothing but the database."""
+    """The same for `keys` and `secrets`, which need nothing but the database.
+
+    ``create``: the command may be the first to use it.
+    """
+    _expect_something(first=create)
     from terminal.keys import opened
 
     async def main() -> int:
@@ -544,6 +548,7 @@ def _administer(work: Callable[[Administration], Awaitable[int]], *, as_json: bo
 
 def _webhooks(work: Callable[[Webhooks], Awaitable[int]], *, as_json: bool) -> int:
     """The same for `redeliver` and `endpoints`."""
+    _expect_something()
     from terminal.deliveries import opened
 
     async def main() -> int:
@@ -555,6 +560,7 @@ def _webhooks(work: Callable[[Webhooks], Awaitable[int]], *, as_json: bool) -> i
 
 def _limits(work: Callable[[Limits], Awaitable[int]], *, as_json: bool, create: bool = False) -> int:
     """The same for `limits`."""
+    _expect_something(first=create)
     from terminal.limits import opened
 
     async def main() -> int:
@@ -562,6 +568,13 @@ def _limits(work: Callable[[Limits], Awaitable[int]], *, as_json: bool, create: 
             return await work(limits)
 
     return _ran(main())
+
+
+def _expect_something(*, needs_service: bool = False, first: bool = False) -> None:
+    """Say that nothing runs here before the libraries are imported that would look for it."""
+    from terminal.local import expect_something
+
+    expect_something(os.environ, needs_service=needs_service, first=first)
 
 
 def _ran(main: Coroutine[Any, Any, int]) -> int:

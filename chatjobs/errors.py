@@ -28,6 +28,7 @@ ChatJobsError
 │   ├── FenceLost
 │   └── SealConflict
 ├── TemporalUnavailable
+│   └── ServiceNotRunning
 ├── ConfigurationError
 └── WebhookError
     ├── InvalidSecret
@@ -286,6 +287,12 @@ class TemporalUnavailable(ChatJobsError):
     """Temporal is not reachable; check that the server runs and TEMPORAL_ADDRESS."""
 
     code = "temporal_unavailable"
+
+
+class ServiceNotRunning(TemporalUnavailable):
+    """No service runs here; start one with `make run`, or set TEMPORAL_ADDRESS and CHATJOBS_DATABASE_URL."""
+
+    code = "service_not_running"
 
 
 class ConfigurationError(ChatJobsError):

@@ -174,7 +174,7 @@ async def opened(*, as_json: bool, create: bool) -> AsyncIterator[Administration
     """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
     logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
     place = find()
-    database = await place.open_database(create=create)
+    database = await place.open_database(create=create, first=True)
     try:
         yield Administration(database, place.settings.chatjobs_direct_tenant, as_json=as_json)
     finally:

@@ -105,7 +105,7 @@ async def opened(*, as_json: bool, create: bool) -> AsyncIterator[Limits]:
     """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
     logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
     place = find()
-    database = await place.open_database(create=create)
+    database = await place.open_database(create=create, first=True)
     try:
         yield Limits(database, place.settings.mistral_requests_per_second, as_json=as_json)
     finally:

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from chatjobs.contracts import Attempt, Delivery, Job
 from terminal.output import COLOURS, local_time, safe, seconds
-from terminal.views import advice, standing
+from terminal.views import advice
+from terminal.waiting import standing
 
 
 def job_page(job: Job) -> RenderableType:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from temporalio.client import Client
-from temporalio.envconfig import ClientConfig
 
 from chatjobs.errors import ConfigurationError, StorageUnavailable, TemporalUnavailable
-from connection import connect, run_url
+from connection import configured, connect, dial, run_url, silence_core
 from settings import Settings, problems
 from storage.database import Database
+from terminal.local import WHERE_IS_TEMPORAL, LocalService
 
-CONNECT_SECONDS = 10
-WHERE_IS_TEMPORAL = ("TEMPORAL_ADDRESS", "TEMPORAL_PROFILE", "TEMPORAL_CONFIG_FILE")
+CONNECT_SECONDS = 5.0
+DIAL_SECONDS = 2.0
 NOTHING_RUNS = "Is `make run` running, with the same CHATJOBS_DATA_DIR?"
 
 
@@ -39,22 +38,45 @@ class Place:
     def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
         self.settings = settings
         self._environment = environment
+        self._local = LocalService(settings.chatjobs_data_dir)
+
+    def expect_service(self) -> None:
+        """Refuse what only a service could carry out, before anything is stored. Raises ServiceNotRunning.
+
+        A service somewhere else, which the environment names, is not looked for: its database takes a job whether
+        the rest of it is there or not.
+        """
+        if not self._told_where and not self._told_database:
+            self._local.expect()
 
     async def connect(self) -> Client:
-        """Raises TemporalUnavailable."""
+        """Only to a Temporal that a setting names, or `make run`: any other would be a stranger's.
+
+        Raises TemporalUnavailable, ConfigurationError.
+        """
+        if not self._told_where:
+            self._local.expect()
+        address = configured(self._temporal).get("target_host", "localhost:7233")
+        host, _, port = address.rpartition(":")
+        if host and port.isdigit() and (why := await dial(host.strip("[]"), int(port), DIAL_SECONDS)):
+            hint = "is TEMPORAL_ADDRESS right, does it run?" if self._told_where else "`make run` starts it again"
+            raise TemporalUnavailable(f"Temporal is not reachable at {address} ({why}); {hint}")
+        silence_core()
         try:
             return await asyncio.wait_for(connect(self._temporal), CONNECT_SECONDS)
         except TimeoutError:
-            raise TemporalUnavailable from None
-        except TemporalUnavailable as error:
-            if self._endpoints or self._told_where:
-                raise
-            raise TemporalUnavailable(f"{error.message} {NOTHING_RUNS}") from None
+            raise TemporalUnavailable(f"What listens at {address} does not answer as Temporal does") from None
 
-    async def open_database(self, *, create: bool) -> Database:
-        """``create``: it may be empty. Raises ConfigurationError, StorageUnavailable."""
-        if not create:
-            self._expect_file()
+    async def open_database(self, *, create: bool, first: bool = False) -> Database:
+        """``create``: it may be made where its URL is set or a service runs; ``first``: or its directory is set. Raises ConfigurationError, StorageUnavailable.
+
+        And ServiceNotRunning where there is none and nothing says where one should be.
+        """
+        url = self._database_url()
+        if url is not None and url.get_backend_name() == "sqlite":
+            self._expect_file(Path(url.database or ""), create=create and self._may_make(first=first))
+        elif url is not None:
+            await self._expect_server(url)
         try:
             return await Database.open(self.settings.database_url)
         except OSError as error:
@@ -62,10 +84,10 @@ class Place:
 
     def run_url(self, job_id: str) -> str:
         """Where the Temporal UI shows a job's run."""
-        config = ClientConfig.load_client_connect_config(override_env_vars=self._temporal)
-        configured = "chatjobs_temporal_ui" in self.settings.model_fields_set
-        ui = None if configured else self._endpoints.get("temporalUi")
-        return run_url(ui or self.settings.chatjobs_temporal_ui, config.get("namespace", "default"), job_id)
+        namespace = configured(self._temporal).get("namespace", "default")
+        told = "chatjobs_temporal_ui" in self.settings.model_fields_set
+        ui = None if told else self._endpoints.get("temporalUi")
+        return run_url(ui or self.settings.chatjobs_temporal_ui, namespace, job_id)
 
     @property
     def gateway(self) -> str | None:
@@ -81,26 +103,51 @@ class Place:
         """`make run` is up, and answers come from its simulator."""
         return "simulator" in self._endpoints
 
-    def _expect_file(self) -> None:
-        """To look for a job in the wrong directory must not leave an empty database there."""
-        try:
-            url = make_url(self.settings.database_url)
-        except (ArgumentError, ValueError):
-            return  # Database.open says what is wrong with it
-        if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-            raise StorageUnavailable(f"There is no database at {url.database}. {NOTHING_RUNS}")
+    def _may_make(self, *, first: bool) -> bool:
+        named = first and "chatjobs_data_dir" in self.settings.model_fields_set
+        return named or self._told_database or bool(self._endpoints)
 
-    @cached_property
-    def _endpoints(self) -> Mapping[str, str]:
+    def _expect_file(self, path: Path, *, create: bool) -> None:
+        """To look for a job in the wrong directory must not leave an empty database there."""
+        if path.exists() or str(path) in ("", ".", ":memory:"):
+            return
+        if create:
+            return
+        if not (self._told_where or self._told_database):
+            self._local.expect()
+        raise StorageUnavailable(f"There is no database at {path}: no service has run with it. {NOTHING_RUNS}")
+
+    async def _expect_server(self, url: URL) -> None:
+        """What does not even take a TCP connection is said at once. Raises StorageUnavailable."""
+        if not url.host or "," in url.host or "host" in url.query:
+            return
+        port = url.port or 5432
+        if why := await dial(url.host, port, DIAL_SECONDS):
+            where = f"{url.host}:{port}"
+            raise StorageUnavailable(
+                f"The database of CHATJOBS_DATABASE_URL is not reachable at {where} ({why}); is it running?"
+            )
+
+    def _database_url(self) -> URL | None:
+        """None for what is no URL: Database.open says what is wrong with it."""
         try:
-            found = json.loads((self.settings.chatjobs_data_dir / "endpoints.json").read_bytes())
-            return {name: value for name, value in found.items() if isinstance(value, str)}
-        except (OSError, ValueError, AttributeError):  # not there, not JSON, not an object
-            return {}
+            return make_url(self.settings.database_url)
+        except (ArgumentError, ValueError):
+            return None
 
     @property
+    def _endpoints(self) -> Mapping[str, str]:
+        return self._local.endpoints
+
+    @property
+    def _told_database(self) -> bool:
+        return self.settings.chatjobs_database_url is not None
+
+    @cached_property
     def _told_where(self) -> bool:
-        return any(name in self._environment for name in WHERE_IS_TEMPORAL)
+        """Whether variables, or where `make run` has not run a file of the `temporal` command, name a Temporal."""
+        looked_at = any(self._environment.get(name) for name in WHERE_IS_TEMPORAL) or not self._endpoints
+        return looked_at and "target_host" in configured()
 
     @property
     def _temporal(self) -> Mapping[str, str] | None:

@@ -37,10 +37,11 @@ from terminal.output import console, one_line, write
 from terminal.pages import job_list, job_page
 from terminal.place import Place, find
 from terminal.views import View, Voice, view
+from terminal.waiting import WaitReporter
 from upkeep import delete_runs
 from webhook_rules import WebhookRules
 
-OK, JOB_FAILED = 0, 1
+OK, JOB_FAILED, INTERRUPTED = 0, 1, 130
 LOOK_AGAIN_SECONDS = 0.5
 """For a job that only Temporal knows yet, and while the database is away."""
 PATIENCE_SECONDS = 60
@@ -60,6 +61,7 @@ class Service:
     # -------------------------------------------------------------------------------------------- commands
 
     async def chat(self, body: dict[str, Any], *, reasoning: bool) -> int:
+        self._place.expect_service()
         job = await self._row(await (await self._intake()).accept(body, tenant=self._tenant))
         with view(as_json=self._as_json, job=job, reasoning=reasoning) as seen:
             seen.notice(f"job {job.job_id}")
@@ -71,10 +73,12 @@ class Service:
         return self._outcome(job, ended, seen)
 
     async def start(self, body: dict[str, Any], idempotency_key: str | None, *, wait: bool) -> int:
+        self._place.expect_service()
         accepted = await (await self._intake()).accept(body, tenant=self._tenant, idempotency_key=idempotency_key)
         return await self._started(accepted, wait=wait)
 
     async def replay(self, job_id: str, overrides: dict[str, Any], *, wait: bool) -> int:
+        self._place.expect_service()
         accepted = await (await self._intake()).replay(job_id, tenant=self._tenant, overrides=overrides)
         return await self._started(accepted, wait=wait)
 
@@ -90,6 +94,8 @@ class Service:
 
     async def watch(self, job_id: str, epoch: int, position: int, *, reasoning: bool) -> int:
         job = await self._found(job_id)
+        if not job.status.terminal:
+            self._place.expect_service()
         with view(as_json=self._as_json, job=job, reasoning=reasoning) as seen:
             ended = await self._followed(job, Cursor(job_id, epoch, position), seen)
         return self._outcome(job, ended, seen)
@@ -205,10 +211,11 @@ class Service:
             if not await self._runs(job_id):
                 raise
         self._voice.notice("no worker has taken the job yet; waiting for one")
-        while await self._runs(job_id):
-            with suppress(JobNotFound):
-                return await self._jobs.get(job_id)
-            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        async with WaitReporter(job_id, self._temporal, self._voice.waits).told():
+            while await self._runs(job_id):
+                with suppress(JobNotFound):
+                    return await self._jobs.get(job_id)
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
         return await self._jobs.get(job_id)
 
     async def _runs(self, job_id: str) -> bool:
@@ -221,25 +228,32 @@ class Service:
     async def _followed(self, job: Job, cursor: Cursor, seen: View) -> Job | None:
         """Show a stream to its end; the job as it ended, or None if the watcher left."""
 
+        waiting = WaitReporter(job.job_id, self._temporal, seen.waits)
+
         def stands(place: QueuePlace) -> None:
+            waiting.stands(place)
             seen.show(queued_frame(place))
 
         try:
             async with (
                 TranscriptReader(self._opened).running() as reader,
                 QueueReader(self._limiter).running() as queue,
+                waiting.told(),
             ):
                 with queue.watched(job.job_id, stands):
-                    return await self._follow(reader, job, cursor, seen)
+                    return await self._follow(reader, job, cursor, seen, waiting)
         except asyncio.CancelledError:  # Ctrl-C
             return None
 
-    async def _follow(self, reader: TranscriptReader, job: Job, cursor: Cursor, seen: View) -> Job:
+    async def _follow(
+        self, reader: TranscriptReader, job: Job, cursor: Cursor, seen: View, waiting: WaitReporter
+    ) -> Job:
         framing = Framing(job, resumed=cursor.position > 0)
         away_since: float | None = None
         while True:
             try:
                 async for piece in reader.follow(cursor):
+                    waiting.moved()
                     for frame in framing.frames(piece):
                         seen.show(frame)
                     cursor, away_since = piece.cursor, None
@@ -260,7 +274,7 @@ class Service:
     def _outcome(self, job: Job, ended: Job | None, seen: View) -> int:
         if ended is None:
             seen.notice(f"detached; the job goes on. To watch it again: starter.py watch {job.job_id}")
-            return OK
+            return INTERRUPTED
         seen.ended(ended)
         return OK if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE) else JOB_FAILED
 
@@ -269,7 +283,13 @@ class Service:
         if not self._as_json:
             write(f"{handle.id}\n")
         try:
-            result = await handle.result()
+            async with WaitReporter(handle.id, self._temporal, self._voice.waits).told():
+                result = await handle.result()
+        except asyncio.CancelledError:  # Ctrl-C
+            self._voice.notice(f"detached; the job goes on. Its result: starter.py show {handle.id}")
+            return INTERRUPTED
+        except RPCError as error:
+            raise TemporalUnavailable(f"Temporal does not answer ({error.status.name}); the job goes on") from None
         except WorkflowFailureError as error:
             failed = isinstance(error.cause, ApplicationError)
             self._voice.notice(f"failed: {error.cause}" if failed else "cancelled")

@@ -22,12 +22,12 @@ from chatjobs.contracts import (
     Job,
     JobStatus,
     QueuedEvent,
-    QueuePlace,
     ResetEvent,
     StartEvent,
 )
 from framing import Frame
 from terminal.output import COLOURS, complain, console, one_line, place_in_file, safe, seconds, write
+from terminal.waiting import standing
 
 REFRESHES_PER_SECOND = 10
 STARTS_OVER = "— the answer starts over —"
@@ -46,6 +46,10 @@ class View(Protocol):
 
     def notice(self, text: str) -> None:
         """Something beside the answer that a person should know."""
+        ...
+
+    def waits(self, reason: str) -> None:
+        """Why nothing comes, now; said again while it lasts."""
         ...
 
     def ended(self, job: Job) -> None:
@@ -80,6 +84,9 @@ class Voice:
 
     def notice(self, text: str) -> None:
         complain(one_line({"notice": text}) if self._as_json else f"starter: {safe(text)}")
+
+    def waits(self, reason: str) -> None:
+        self.notice(f"waiting: {reason}")
 
     def ended(self, job: Job) -> None:
         if not self._as_json and (job.status is not JobStatus.COMPLETED or job.tool_calls):
@@ -139,6 +146,7 @@ class LiveView:
         self._status = job.status
         self._attempt = 0
         self._place: QueuedEvent | None = None
+        self._waits: str | None = None
         self._line = Text()
         self._channel: Channel | None = None
         self._live = Live(
@@ -159,7 +167,7 @@ class LiveView:
         self._finish_line()
 
     def show(self, frame: Frame) -> None:
-        self._place = None  # whatever else comes, it waits no more
+        self._place = self._waits = None  # whatever else comes, it waits no more
         match frame.event:
             case QueuedEvent() as place:
                 self._place = place
@@ -198,7 +206,8 @@ class LiveView:
     def __rich__(self) -> RenderableType:
         """What is below the lines that have scrolled by, as it is at the moment of drawing."""
         place = self._place
-        facts = [self._status.replace("_", " "), *([standing(place)] if place else self._pace.facts())]
+        waits = standing(place) if place else self._waits
+        facts = [self._status.replace("_", " "), *([waits] if waits else self._pace.facts())]
         if self._attempt > 1:
             facts.append(f"attempt {self._attempt}")
         status = Text(" · ".join([*facts, "Ctrl-C detaches"]), style="cyan", no_wrap=True, overflow="ellipsis")
@@ -208,17 +217,16 @@ class LiveView:
         self._finish_line()
         self._console.print(Text(safe(text), style="dim"), soft_wrap=True)
 
+    def waits(self, reason: str) -> None:
+        self._waits = safe(reason)
+        if not sys.stderr.isatty():
+            complain(f"starter: waiting: {safe(reason)}")
+
     def ended(self, job: Job) -> None:
         first, *others = outcome(job, self._pace)
         self._console.print(Text(safe(first), style=COLOURS.get(job.status, "")), soft_wrap=True)
         for line in others:
             self._console.print(Text(safe(line), style="dim"), soft_wrap=True)
-
-
-def standing(place: QueuePlace | QueuedEvent) -> str:
-    """Where a job stands that waits for its turn, as of now."""
-    wait = max(place.expected_start_at - datetime.now(UTC), timedelta())
-    return f"number {place.position} in the queue, expected in {wait.total_seconds():.0f} s"
 
 
 class Pace:

@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import pytest
 
 import starter
 from tests.simulator_process import prompt
-from tests.stack import ROOT, Stack, free_port, stack
+from tests.stack import OURS, ROOT, Stack, free_port, stack
 
 PROGRAM = [sys.executable, "starter.py"]
 PATIENCE = 60
@@ -316,7 +317,7 @@ def test_ctrl_c_detaches_and_watching_goes_on_from_there(running: Stack) -> None
             lines.append(json.loads(process.stdout.readline()))
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0
+        assert process.returncode == 130
     lines += [json.loads(line) for line in out.splitlines()]
     job = lines[0]["data"]["jobId"]
     assert f"starter.py watch {job}" in json.loads(err.splitlines()[-1])["notice"]
@@ -408,7 +409,7 @@ def test_a_screen_shows_progress_and_ctrl_c_detaches(running: Stack) -> None:
         shown.wait_for(r"in progress · 20 tokens · [\d.]+ tokens/s · first token [\d.]+ s")
         shown.press(b"\x03")
         shown.wait_for(f"starter.py watch {job}")
-        assert shown.end() == 0
+        assert shown.end() == 130
     with screen(running, "watch", job) as shown:
         shown.wait_for(r"completed · 40 tokens · [\d.]+ tokens/s · first token [\d.]+ s")
         assert shown.end() == 0
@@ -469,6 +470,152 @@ def test_a_running_service_is_found_through_its_data_directory(
     found = call("start", prompt(tokens=1), "--json", CHATJOBS_DATA_DIR=str(tmp_path))
     assert found.err == ""
     assert found.json()["temporalUrl"].startswith("http://127.0.0.1:4242/")
+
+
+COMMANDS = [
+    ("chat", "hi"),
+    ("start", "hi"),
+    ("start", "--direct", "--wait", "hi"),
+    ("watch", "job_1"),
+    ("show", "job_1"),
+    ("list",),
+    ("cancel", "job_1"),
+    ("delete", "job_1"),
+    ("replay", "job_1"),
+    ("redeliver", "job_1"),
+    ("endpoints",),
+    ("keys", "list"),
+    ("secrets", "list"),
+    ("limits", "list"),
+]
+
+
+@pytest.fixture
+def bare(running: Stack, tmp_path: Path) -> dict[str, str]:
+    """An environment that says nothing of any service."""
+    env = {name: value for name, value in running.env.items() if not name.startswith(OURS)}
+    return env | {"CHATJOBS_DATA_DIR": str(tmp_path / "data")}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_where_no_service_runs_a_command_says_so(
+    command: tuple[str, ...], bare: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Whatever listens at Temporal's usual port is not asked; nothing is made."""
+    in_bare(bare, monkeypatch)
+    monkeypatch.setattr("socket.socket", None)  # nothing is dialled
+    began = time.monotonic()
+    code, told = starter.main(command), capfd.readouterr()
+    assert (code, told.out) == (3, "")
+    assert time.monotonic() - began < 2
+    assert told.err.startswith("starter: No service runs here")
+    assert "make run" in told.err
+    assert "TEMPORAL_ADDRESS" in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [("keys", "add"), ("limits", "set", "0a1b2c3d:x", "5")], ids=" ".join)
+def test_administration_before_the_first_start_wants_a_named_directory(
+    command: tuple[str, ...], bare: dict[str, str], tmp_path: Path
+) -> None:
+    """The gateway wants a key before it listens to the network: then the directory or the database is set."""
+    unnamed = {name: value for name, value in bare.items() if name != "CHATJOBS_DATA_DIR"}
+    program = [sys.executable, str(ROOT / "starter.py"), *command]
+    refused = subprocess.run(program, cwd=tmp_path, env=unnamed, capture_output=True, text=True, timeout=PATIENCE)
+    assert (refused.returncode, "No service runs here" in refused.stderr) == (3, True)
+    assert list(tmp_path.iterdir()) == []
+    named = subprocess.run(program, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=PATIENCE)
+    assert (named.returncode, [one.name for one in tmp_path.iterdir()]) == (0, ["data"])
+
+
+def in_bare(bare: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(OURS)]:
+        monkeypatch.delenv(name)
+    for name, value in bare.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("command", COMMANDS[:3], ids=" ".join)
+def test_a_service_that_was_killed_is_told_from_one_that_runs(
+    command: tuple[str, ...], running: Stack, bare: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Another Temporal may have its port by now."""
+    directory = Path(bare["CHATJOBS_DATA_DIR"])
+    directory.mkdir()
+    (directory / "endpoints.json").write_text(json.dumps({"temporal": running.temporal_address}))
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    (directory / "lock").write_text(f"{dead.pid}\n")
+    in_bare(bare, monkeypatch)
+    code, told = starter.main(command), capfd.readouterr()
+    assert (code, told.out) == (3, "")
+    assert "it was killed" in told.err
+    assert sorted(one.name for one in directory.iterdir()) == ["endpoints.json", "lock"]
+
+
+def test_servers_that_are_away_are_named(running: Stack, tmp_path: Path) -> None:
+    port, directory = free_port(), {"CHATJOBS_DATA_DIR": str(tmp_path)}
+    temporal = run(running, "start", "--direct", "hi", env={"TEMPORAL_ADDRESS": f"127.0.0.1:{port}"})
+    assert (temporal.code, temporal.err.startswith(f"starter: Temporal is not reachable at 127.0.0.1:{port} (")) == (
+        3,
+        True,
+    )
+    database = run(running, "chat", "hi", env={"CHATJOBS_DATABASE_URL": f"postgresql://a:sesame@127.0.0.1:{port}/x"})
+    assert (database.code, f"not reachable at 127.0.0.1:{port}" in database.err) == (3, True)
+    missing = run(running, "start", "hi", env=directory)
+    assert (missing.code, "There is no database at" in missing.err) == (3, True)
+    assert list(tmp_path.iterdir()) == []
+    wrong = run(running, "start", "--direct", "hi", env={"TEMPORAL_ADDRESS": "nonsense:port"})
+    assert (wrong.code, "TEMPORAL_ADDRESS must be host:port" in wrong.err) == (2, True)
+
+
+def test_a_silent_server_is_not_waited_for(running: Stack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        direct = run(running, "start", "--direct", "hi", env={"TEMPORAL_ADDRESS": where})
+    assert (direct.code, f"What listens at {where} does not answer as Temporal does" in direct.err) == (3, True)
+
+
+# ------------------------------------------------------------------------------------ what one waits for
+
+
+def said(process: subprocess.Popen[str], words: str, times: int) -> None:
+    """Wait until standard error has had a line with these words so often."""
+    assert process.stderr is not None
+    seen: list[str] = []
+    while sum(words in line for line in seen) < times:
+        line = process.stderr.readline()
+        assert line, f"{words!r} was not said {times} times: {seen}"
+        seen.append(line)
+
+
+def test_why_nothing_comes_is_said_again_and_again(running: Stack) -> None:
+    """Without a worker, with one again, and without Temporal; standard output has the answer and nothing else."""
+    question = prompt("patience", tokens=3)
+    (worker,) = running.workers
+    worker.stop()
+    try:
+        with begun(running, "chat", question) as process:
+            said(process, "waiting: no worker", times=2)
+            running.temporal.kill()
+            said(process, "waiting: Temporal", times=2)
+            running.temporal.start()
+            worker.start()
+            out, _ = process.communicate(timeout=PATIENCE)
+            assert (process.returncode, out) == (0, running.simulator.answer(question)["text"])
+    finally:
+        if not running.temporal.running:
+            running.temporal.start()
+        if not worker.running:
+            worker.start()
+
+
+def test_a_silent_model_is_said(running: Stack) -> None:
+    stalled = [{"kind": "stall", "after": 2, "seconds": 20}]
+    with begun(running, "chat", prompt("silence", tokens=4, faults=stalled), "--json") as process:
+        said(process, "waiting: a worker has the job; the model has not sent anything", times=2)
+        out, _ = process.communicate(timeout=PATIENCE)
+    assert {json.loads(line)["event"] for line in out.splitlines()} == {"start", "chunk", "complete"}
 
 
 def test_short_lived_clients_end_in_order(running: Stack) -> None:
