@@ -68,9 +68,9 @@ class Place:
             raise TemporalUnavailable(f"What listens at {address} does not answer as Temporal does") from None
 
     async def open_database(self, *, create: bool, first: bool = False) -> Database:
-        """``create``: it may be made where its URL is set or a service runs; ``first``: or its directory is set. Raises ConfigurationError, StorageUnavailable.
+        """``create``: it may be made where its URL is set or a service runs; ``first``: or its directory is set.
 
-        And ServiceNotRunning where there is none and nothing says where one should be.
+        Raises ConfigurationError, StorageUnavailable, and ServiceNotRunning where nothing says where one should be.
         """
         url = self._database_url()
         if url is not None and url.get_backend_name() == "sqlite":
