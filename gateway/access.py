@@ -24,6 +24,7 @@ COOKIE = "chatjobs_session"
 SESSION_LASTS = timedelta(days=7)
 STREAM_TOKEN_LASTS = timedelta(minutes=15)
 """An EventSource comes back with the same URL, so it should outlive a deploy; in a proxy's log it is soon worthless."""
+LOGIN_RETRY_SECONDS = "30"
 NO_KEY = "none"
 """The key id in a ticket that was issued where no keys are configured; it is no key's."""
 STREAM_PATH = re.compile(r"/api/jobs/([^/]+)/events")
@@ -115,6 +116,26 @@ class Access:
     async def by_key(self, key: str) -> Identity:
         """Raises HttpProblem (401), StorageUnavailable."""
         return _identity(await self._keys.find(key))
+
+    async def log_in(self, key: str) -> Identity:
+        """As ``by_key``, but the holder of a key that was valid is told what became of it.
+
+        Raises HttpProblem (401, 429), StorageUnavailable.
+        """
+        found = await self._keys.find(key)
+        if found is not None:
+            return _identity(found)
+        refused = await self._keys.refused(key)
+        if refused == "too_many":
+            detail = "Too many keys were tried that are not known here; wait before the next try"
+            raise HttpProblem(429, "too_many_tries", detail, headers={"Retry-After": LOGIN_RETRY_SECONDS})
+        if refused == "unknown":
+            raise unauthorized()
+        if refused.revoked_at is not None:
+            raise HttpProblem(401, "key_revoked", f"This key was revoked on {refused.revoked_at:%Y-%m-%d}.")
+        if refused.expires_at is not None and not refused.valid(now()):
+            raise HttpProblem(401, "key_expired", f"This key expired on {refused.expires_at:%Y-%m-%d}.")
+        return _identity(refused)  # added at this moment
 
     def check_page(self, request: Request) -> None:
         """For what a browser may send without being asked to by our own page. Raises HttpProblem (403, 421)."""

@@ -7,6 +7,7 @@ import hmac
 import logging
 import time
 from collections.abc import Set as AbstractSet
+from typing import Literal
 
 from chatjobs.errors import StorageError
 from storage.keys import ApiKey, KeyStore, Mark, digest_of
@@ -19,6 +20,8 @@ LONGEST_KEY = 256
 """Characters. Ours have 46; nobody has to hash more for whoever has none."""
 LOOKUPS_PER_SECOND = 10.0
 MOST_LOOKUPS = 20
+REASONS_PER_SECOND = 0.5
+MOST_REASONS = 10
 MOST_REFUSED = 10_000
 NOBODY = "0" * 64
 """Compared with where there is nothing to compare with: it takes the same time."""
@@ -50,6 +53,7 @@ class KeyRing:
         self._by_id: dict[str, ApiKey] = {}
         self._mark: Mark | None = None
         self._lookups = Allowance(MOST_LOOKUPS, LOOKUPS_PER_SECOND)
+        self._reasons = Allowance(MOST_REASONS, REASONS_PER_SECOND)
         self._refused: set[str] = set()
         self._loading = asyncio.Lock()  # what was read first must not be written last
         self._away = False
@@ -101,6 +105,16 @@ class KeyRing:
             else:
                 await self.reload()
         return found
+
+    async def refused(self, presented: str) -> ApiKey | Literal["unknown", "too_many"]:
+        """Why ``find`` has just found nothing: the key as it is, expired or revoked, of which only its holder is told.
+
+        Raises StorageUnavailable.
+        """
+        if not self._reasons.take():
+            return "too_many"
+        digest = digest_of(presented if len(presented) <= LONGEST_KEY else "")
+        return await self._store.find(digest) or "unknown"
 
     def _refuse(self, digest: str) -> None:
         """What is no key now will not be one later: keys are random."""

@@ -89,6 +89,35 @@ def answer(request: Request, asset: Asset) -> Response:
     return response
 
 
+def missing() -> Response:
+    """What a person sees at an address where nothing is."""
+    asset = assets()["missing.html"]
+    headers = {name: value for name, value in asset.headers.items() if name != "ETag"}
+    return Response(asset.content, 404, headers | {"Cache-Control": "no-store", "Vary": "Accept"})
+
+
+def is_persons(request: Request) -> bool:
+    """A browser asks for a page: it names HTML, which no client of the API does, outside of what the API answers."""
+    if request.method not in ("GET", "HEAD") or request.url.path.startswith(("/api/", "/v1/", "/assets/")):
+        return False
+    ranges = [one.split(";") for one in request.headers.get("accept", "").lower().split(",")]
+    return any(one[0].strip() == "text/html" and not _refuses(one[1:]) for one in ranges)
+
+
+def _refuses(parameters: list[str]) -> bool:
+    """``q=0``: this is what the client does not want."""
+    weights = [value for name, _, value in (one.strip().partition("=") for one in parameters) if name == "q"]
+    return any(not weight.strip("0.") for weight in weights)
+
+
+@router.api_route("/jobs", methods=["GET", "HEAD"])
+@router.api_route("/jobs/", methods=["GET", "HEAD"])
+async def the_list(request: Request) -> Response:
+    """What people type who look for the list."""
+    query = request.url.query
+    return Response(None, 307, {**HEADERS, "Location": f"/?{query}" if query else "/"})
+
+
 @router.api_route("/", methods=["GET", "HEAD"])
 @router.api_route("/jobs/{job_id}", methods=["GET", "HEAD"])
 async def document(request: Request) -> Response:

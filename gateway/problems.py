@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from chatjobs.errors import ChatJobsError, InvalidRequest, JobIdConflict, Problem, StorageError
 from chatjobs.validation import reason
+from gateway import page
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     error = cast(HTTPException, error)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return _method_not_allowed(request.scope)
+    if error.status_code == HTTPStatus.NOT_FOUND and page.is_persons(request):
+        return page.missing()
     code = CODES.get(error.status_code, "http_error")
     return problem(error.status_code, code, HTTPStatus(error.status_code).description, headers=error.headers)
 

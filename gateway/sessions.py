@@ -53,7 +53,7 @@ class StreamToken(WireModel):
 async def log_in(request: Request, here: Here) -> Response:
     """Exchange a key for a cookie."""
     here.access.check_page(request)
-    caller = await here.access.by_key(_key(await json_body(request, LARGEST_LOGIN)))
+    caller = await here.access.log_in(_key(await json_body(request, LARGEST_LOGIN)))
     response = _session(here, caller)
     response.set_cookie(
         COOKIE,

@@ -519,7 +519,7 @@ def test_what_a_model_says_is_text(door: Gateway, tab: Watched) -> None:
     expect(page.get_by_text("No job matches")).to_be_visible()
     tab.tolerated = AWAY
     page.goto(f"{door.url}/?{urlencode({'model': EVIL})}")
-    expect(page.get_by_role("alert")).to_contain_text("/model")
+    expect(page.get_by_role("alert")).to_contain_text("cannot be a model’s name")
     page.goto(door.url)
     expect(row(page, job_id)).to_contain_text("url=javascript:")
     assert page.evaluate("window.hacked") is None
@@ -537,7 +537,7 @@ def test_text_that_streams_is_text(door: Gateway, tab: Watched) -> None:
 def test_an_unknown_job_says_so(door: Gateway, tab: Watched) -> None:
     tab.tolerated = AWAY
     page = tab.open(job_url(door, "job_nobody"))
-    expect(page.get_by_role("alert")).to_contain_text("no job with this id")
+    expect(page.get_by_text("There is no job with this id here")).to_be_visible()
 
 
 # ------------------------------------------------------------------------------------------------------- keys

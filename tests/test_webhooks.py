@@ -6,13 +6,11 @@ import base64
 import hashlib
 import hmac
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,12 +21,12 @@ from hypothesis import strategies as st
 from chatjobs.contracts import JobStatus, Usage, WebhookData, WebhookEvent, WebhookEventType, rfc3339
 from chatjobs.errors import InvalidSecret, InvalidSignature
 from chatjobs.webhooks import sign, verify, verify_seed
+from tests.npm import NODE, installed
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 PLAIN_SECRET = "schlüssel, not base64!"
-NODE = Path(__file__).parent / "node"
 
 
 def make_event(content: str = "Hello there, général Kenobi…") -> WebhookEvent:
@@ -336,28 +334,14 @@ Verified = Callable[[str, Mapping[str, str], bytes], "subprocess.CompletedProces
 @pytest.fixture(scope="module")
 def node_verify(tmp_path_factory: pytest.TempPathFactory) -> Verified:
     """tests/node/verify.mjs with its one dependency, installed once from the lock file into a copy."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if not node or not npm:
-        pytest.skip("node and npm are not on this machine: verification by the npm package was not tested")
-    home = tmp_path_factory.mktemp("node")
-    shutil.copytree(NODE, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
-    install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    installed = subprocess.run(install, cwd=home, capture_output=True, text=True, timeout=60, check=False)
-    if _offline(installed.stderr):
-        pytest.skip("the npm registry is not reachable: verification by the npm package was not tested")
-    assert installed.returncode == 0, installed.stderr
+    home = installed(tmp_path_factory.mktemp("node"), "verification by the npm package was not tested")
 
     def run(secret: str, headers: Mapping[str, str], body: bytes) -> subprocess.CompletedProcess[str]:
         message = json.dumps({"secret": secret, "headers": dict(headers), "body": body.decode()})
-        command = [node, "verify.mjs"]
+        command = ["node", "verify.mjs"]
         return subprocess.run(command, cwd=home, input=message, capture_output=True, text=True, timeout=20, check=False)
 
     return run
-
-
-def _offline(complaint: str) -> bool:
-    codes = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "ERR_SOCKET_TIMEOUT")
-    return any(code in complaint for code in codes)
 
 
 @pytest.mark.parametrize(

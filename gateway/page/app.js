@@ -1,10 +1,11 @@
 // The page: who is looking, and which view the address names.
 
-import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
+import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { call, signedOut } from "./api.js";
 import { JobView } from "./job.js";
 import { ListView } from "./list.js";
-import { Link, Notices, Trouble, useAddress } from "./parts.js";
+import { Alone, Notices, Trouble } from "./parts.js";
+import { BackToList, Link, keepPlaces, useAddress } from "./places.js";
 
 const CONNECTION = { live: "Live", reconnecting: "Reconnecting", paused: "Paused", ended: "Finished" };
 
@@ -19,7 +20,7 @@ function useSession() {
     );
   useEffect(() => {
     look();
-    const onSignedOut = () => set((now) => (now?.keysRequired ? { ...now, authenticated: false } : (look(), now)));
+    const onSignedOut = () => set((now) => (now?.keysRequired ? { ...now, authenticated: false, ended: now.authenticated || now.ended } : (look(), now)));
     signedOut.addEventListener("signed-out", onSignedOut);
     return () => signedOut.removeEventListener("signed-out", onSignedOut);
   }, []);
@@ -39,23 +40,24 @@ function App() {
   }, [problem]);
 
   if (!session) {
-    return html`<main class="alone">${problem ? html`<${Trouble} problem=${problem} />` : html`<p class="muted">Loading…</p>`}</main>`;
+    if (problem) return html`<${Alone} title="The service is not there"><${Trouble} problem=${problem} /><p class="muted">The page keeps trying.</p><//>`;
+    return html`<main class="alone"><h1 class="hidden">chatjobs</h1><p class="muted">Loading…</p></main>`;
   }
-  if (session.keysRequired && !session.authenticated) return html`<${Login} onDone=${look} />`;
+  if (session.keysRequired && !session.authenticated) return html`<${Login} onDone=${look} ended=${session.ended} />`;
   const view = jobId
     ? html`<${JobView} key=${jobId} id=${jobId} session=${session} onConnection=${setConnection} />`
     : html`<${ListView} address=${address} onConnection=${setConnection} />`;
-  return html`<${Bar} connection=${connection} session=${session} onSignedOut=${look} />${view}<${Notices} />`;
+  return html`<${Bar} jobId=${jobId} connection=${connection} session=${session} onSignedOut=${look} />${view}<${Notices} />`;
 }
 
-function Bar({ connection, session, onSignedOut }) {
+function Bar({ jobId, connection, session, onSignedOut }) {
   const signOut = async () => {
     await call("DELETE", "/api/session");
     onSignedOut();
   };
   return html`<header class="bar">
     <${Link} href="/" class="mark"><img src="/assets/icon.svg" alt="" width="22" height="22" />chatjobs<//>
-    <nav aria-label="Main"><${Link} href="/">Jobs<//><a href="/docs">API</a></nav>
+    <nav aria-label="Main">${jobId ? html`<${BackToList}>Jobs<//>` : html`<${Link} href="/" aria-current="page">Jobs<//>`}<a href="/docs">API</a></nav>
     ${connection &&
     html`<span class="connection" data-state=${connection} role="status"><i aria-hidden="true" />${CONNECTION[connection]}</span>`}
     ${session.authenticated && session.keysRequired
@@ -64,30 +66,48 @@ function Bar({ connection, session, onSignedOut }) {
   </header>`;
 }
 
-function Login({ onDone }) {
+/** What went wrong with a sign-in, for the person who holds the key. */
+function wordsOf(problem) {
+  if (problem.status === 0) return "The service does not answer. Your key was not checked; try again in a moment.";
+  if (problem.status === 429) return "Too many keys were tried that are not known here. Wait half a minute, then try again.";
+  if (problem.status >= 500) return "The service cannot check keys just now. Your key may be right; try again in a moment.";
+  return { key_expired: `${problem.message} Ask for a new one.`, key_revoked: `${problem.message} Ask for a new one.`, unauthorized: "This key is not known here. See whether it was copied whole: it begins with cj_ and has 46 characters." }[problem.code] ?? problem.message;
+}
+
+function Login({ onDone, ended }) {
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
+  const field = useRef(null);
+  useEffect(() => {
+    if (!problem) return;
+    field.current.focus();
+    field.current.select(); // the next key takes the place of this one
+  }, [problem]);
+  useEffect(() => field.current.focus(), []);
   const submit = async (event) => {
     event.preventDefault();
-    const form = event.currentTarget;
+    const key = field.current.value.trim();
     setBusy(true);
+    setProblem(null);
     try {
-      await call("POST", "/api/session", { body: { key: new FormData(form).get("key").trim() } });
-      form.reset();
+      if (!key) throw new Error("Paste your API key into the field.");
+      await call("POST", "/api/session", { body: { key } });
+      field.current.value = "";
       await onDone();
     } catch (error) {
-      setProblem(error);
+      setProblem({ message: error.status === undefined ? error.message : wordsOf(error) });
       setBusy(false);
     }
   };
   return html`<main class="alone">
-    <form class="card login" onSubmit=${submit}>
+    <form class="card login" onSubmit=${submit} novalidate>
       <img src="/assets/icon.svg" alt="" width="40" height="40" />
       <h1>Sign in to chatjobs</h1>
-      <p class="muted">With an API key. It is exchanged for a cookie that scripts cannot read.</p>
-      <label class="field"><span>API key</span><input name="key" type="password" autocomplete="current-password" required autofocus /></label>
-      <${Trouble} problem=${problem} />
-      <button class="primary" disabled=${busy}>Sign in</button>
+      <p class="muted">${ended ? "Your session has ended: its key has expired or was revoked. " : ""}With an API key. It is exchanged for a cookie that scripts cannot read.</p>
+      <label class="field"><span>API key</span><input name="key" type="password" autocomplete="current-password" required ref=${field}
+        aria-invalid=${problem ? "true" : undefined} aria-describedby=${problem ? "login-trouble" : undefined} /></label>
+      <div id="login-trouble"><${Trouble} problem=${problem} /></div>
+      <button class="primary" disabled=${busy}>${busy ? "Signing in…" : "Sign in"}</button>
     </form>
   </main>`;
 }
@@ -100,4 +120,5 @@ function decoded(text) {
   }
 }
 
+keepPlaces();
 render(html`<${App} />`, document.getElementById("app"));

@@ -3,9 +3,9 @@
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { call } from "./api.js";
 import { count, date, hourAndMinute, span, timeOfDay, when } from "./format.js";
-import { Link } from "./parts.js";
+import { WINDOWS } from "./filters.js";
+import { Link } from "./places.js";
 
-export const WINDOWS = { "15m": "15 min", "1h": "1 hour", "6h": "6 hours", "24h": "24 hours", "7d": "7 days" };
 const REFRESH_MS = { "15m": 3000, "1h": 5000, "6h": 15_000, "24h": 30_000, "7d": 60_000 };
 const HEIGHT = 96;
 const DAY_SECONDS = 86_400;
@@ -78,7 +78,7 @@ export function Charts({ window, hrefOf }) {
         ([name, title]) => html`<${Link} href=${hrefOf(name)} aria-current=${name === window ? "true" : undefined}>${title}<//>`,
       )}
     </nav>
-    <div class="three">${CHARTS.map((chart) => html`<${Chart} key=${chart.title} chart=${chart} stats=${stats} />`)}</div>
+    <div class="three" tabindex="0" role="group" aria-label="Charts">${CHARTS.map((chart) => html`<${Chart} key=${chart.title} chart=${chart} stats=${stats} />`)}</div>
   </section>`;
 }
 

@@ -2,7 +2,8 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { call, newKey } from "./api.js";
-import { Field, ModelField, PriorityField, Trouble, USUAL_PRIORITY, go } from "./parts.js";
+import { Field, ModelField, PriorityField, Trouble, USUAL_PRIORITY } from "./parts.js";
+import { go, leavingList } from "./places.js";
 
 const MODEL = "chatjobs.model";
 
@@ -33,8 +34,10 @@ export function Composer({ title, placeholder, before = [], rest = {}, focus = f
   const sent = useRef({ text: null, key: null });
 
   useEffect(() => {
-    if (focus) form.current.elements.prompt.focus({ preventScroll: true });
-  }, [focus]);
+    // Whoever reads with the keyboard, or by touch, keeps the page; an answer that was watched to its end goes on here.
+    const elsewhere = !["BODY", "H1"].includes(document.activeElement?.tagName);
+    if (focus && !elsewhere && matchMedia("(pointer: fine)").matches) form.current.elements.prompt.focus({ preventScroll: true });
+  }, []);
 
   const submit = async (event) => {
     event?.preventDefault();
@@ -50,6 +53,7 @@ export function Composer({ title, placeholder, before = [], rest = {}, focus = f
       sent.current = { text: null, key: null };
       if (form.current) form.current.elements.prompt.value = "";
       setBusy(false);
+      if (location.pathname === "/") leavingList();
       go(`/jobs/${encodeURIComponent(accepted.jobId)}`);
     } catch (error) {
       setProblem(error);

@@ -47,7 +47,7 @@ function Docs() {
       <a href="/" class="mark"><img src="/assets/icon.svg" alt="" width="22" height="22" />chatjobs</a>
       <nav aria-label="Main"><a href="/">Jobs</a><a href="/docs" aria-current="page">API</a></nav>
     </header>
-    ${api ? html`<${Reference} api=${api} groups=${groups} />` : html`<main class="alone">${problem ? html`<${Trouble} problem=${problem} />` : html`<p class="muted">Loading…</p>`}</main>`}`;
+    ${api ? html`<${Reference} api=${api} groups=${groups} />` : html`<main class="alone"><h1 class="hidden">API</h1>${problem ? html`<${Trouble} problem=${problem} />` : html`<p class="muted">Loading…</p>`}</main>`}`;
 }
 
 function Reference({ api, groups }) {
@@ -55,10 +55,10 @@ function Reference({ api, groups }) {
   return html`<div class="reference">
     <nav class="contents" aria-label="Contents">
       ${groups.map(
-        ([name, operations]) => html`<h2>${name}</h2>
+        ([name, operations]) => html`<p class="of">${name}</p>
           <ul>${operations.map((one) => html`<li><a href=${`#${one.id}`}><${Method} name=${one.method} /><${Path} path=${one.path} /></a></li>`)}</ul>`,
       )}
-      <h2><a href="#schemas">Schemas</a></h2>
+      <p class="of"><a href="#schemas">Schemas</a></p>
     </nav>
     <main class="docs">
       <h1>${api.info.title} API</h1>

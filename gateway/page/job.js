@@ -1,42 +1,70 @@
 // One job: what was asked, the answer as it appears, and everything that happened to it.
 
-import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { call, jobPath, newKey } from "./api.js";
 import { Composer } from "./chat.js";
 import { count, curl, isOpen, label, many, rate, shortId, span, standing, timeOfDay, webAddress, when } from "./format.js";
 import { follow } from "./live.js";
-import { Card, Dialog, Field, Link, ModelField, Status, Trouble, USUAL_PRIORITY, copy, go, say, useNow } from "./parts.js";
+import { useFollowing } from "./following.js";
+import { Alone, Card, Dialog, Field, Heading, ModelField, Status, Trouble, USUAL_PRIORITY, copy, say, useNow } from "./parts.js";
+import { BackToList, Link, go, placeHere } from "./places.js";
 import { Text, Transcript } from "./transcript.js";
 
 const DELIVERY_PAUSES_MS = [500, 1000, 2000, 4000, 8000, 15_000];
+const DELETED = new Set([404, 410]);
+const DELETION_MS = 5000;
 const RETRY_MS = 2000;
 const SHORT = 700;
 const GOOD = new Set(["finished", "segment"]);
+const GONE = new Set([404, 422]); // an id that no job can have is nobody's, too
 
 export function JobView({ id, session, onConnection }) {
   const { job, request, transcript, problem, reload, restarted } = useJob(id, onConnection);
   useEffect(() => {
     document.title = job ? `${label(job.status)} · ${shortId(id)}` : shortId(id);
   }, [id, job?.status]);
-  if (!job) {
-    return html`<main class="alone">${problem ? html`<${Trouble} problem=${problem} /><p><${Link} href="/">All jobs<//></p>` : html`<p class="muted">Loading…</p>`}</main>`;
+  if (!job || (problem && GONE.has(problem.status))) return html`<${NoJob} id=${id} problem=${problem} seen=${Boolean(job)} />`;
+  return html`<${Shown} ...${{ job, request, transcript, restarted, problem, reload, session }} />`;
+}
+
+function NoJob({ id, problem, seen }) {
+  if (!problem) return html`<main class="alone"><h1 class="hidden">Job</h1><p class="muted">Loading…</p></main>`;
+  const back = html`<p><${BackToList}>All jobs<//></p>`;
+  if (!GONE.has(problem.status)) {
+    return html`<${Alone} title="The job is not shown"><${Trouble} problem=${problem} /><p class="muted">The page keeps trying.</p>${back}<//>`;
   }
+  const why = seen
+    ? "It was removed while you had it open."
+    : "There is no job with this id here. It may have been removed, it may belong to another tenant, or the address is not whole.";
+  return html`<${Alone} title="No such job"><p>${why}</p><p class="id">${id}</p>${back}<//>`;
+}
+
+function Shown({ job, request, transcript, restarted, problem, reload, session }) {
+  const open = isOpen(job.status);
+  const [began] = useState(open);
+  const answer = useRef(null);
+  const [following, jump] = useFollowing(answer, open);
+  useLayoutEffect(() => {
+    const place = placeHere(); // the reader has come back to it
+    if (!open && place) scrollTo(0, place.y);
+  }, []);
   return html`<main class="job">
     <${Head} job=${job} request=${request} session=${session} reload=${reload} />
     <${Trouble} problem=${problem} />
     <div class="columns">
       <div class="talk">
-        <${Talk} job=${job} request=${request} transcript=${transcript} restarted=${restarted} />
-        <${FollowUp} job=${job} request=${request} />
+        <${Talk} job=${job} request=${request} transcript=${transcript} restarted=${restarted} answer=${answer} />
+        <${FollowUp} job=${job} request=${request} focus=${began && following} />
       </div>
-      <aside>
+      <aside aria-label="About this job">
         <${Timeline} job=${job} request=${request} transcript=${transcript} />
         <${Attempts} job=${job} />
         <${Deliveries} job=${job} reload=${reload} />
         <${Details} job=${job} request=${request} />
       </aside>
     </div>
-    <p class="hidden" role="status" aria-live="polite">${isOpen(job.status) ? "The answer is being written" : `The job is ${label(job.status).toLowerCase()}`}</p>
+    ${open && !following ? html`<button type="button" class="jump" onClick=${jump}>Jump to the end ↓</button>` : null}
+    <p class="hidden" role="status" aria-live="polite">${open ? "The answer is being written" : `The job is ${label(job.status).toLowerCase()}`}</p>
   </main>`;
 }
 
@@ -131,8 +159,29 @@ function useJob(id, onConnection) {
     };
   }, [id]);
 
+  useDeletion(job, async () => {
+    const found = await reload();
+    if (!alive.current || found instanceof Error || !found.deletedAt) return;
+    transcript.fill(null, null);
+    setRequest(null);
+  });
   useDeliveries(job, request, reload);
   return { job, request, transcript, problem, reload, restarted };
+}
+
+/** Call `onDeleted` once somebody has deleted the finished job, of which no stream tells. */
+function useDeletion(job, onDeleted) {
+  const watched = job && !isOpen(job.status) && !job.deletedAt;
+  useEffect(() => {
+    if (!watched) return undefined;
+    const look = () => document.hidden || call("HEAD", jobPath(job.jobId, "/request")).catch((error) => DELETED.has(error.status) && onDeleted());
+    const timer = setInterval(look, DELETION_MS);
+    document.addEventListener("visibilitychange", look);
+    return () => {
+      clearInterval(timer);
+      document.removeEventListener("visibilitychange", look);
+    };
+  }, [watched, job?.jobId]);
 }
 
 /** Look again until each webhook is delivered or given up. */
@@ -183,9 +232,9 @@ function Head({ job, request, session, reload }) {
   };
 
   return html`<div class="head">
-    <${Link} href="/" class="back">← Jobs<//>
+    <${BackToList} class="back">← Jobs<//>
     <div class="title">
-      <h1><code title=${job.jobId}>${shortId(job.jobId)}</code></h1>
+      <${Heading}><code title=${job.jobId}>${shortId(job.jobId)}</code><//>
       <${Status} status=${job.status} pill />
       <span class="model">${job.model}</span>
     </div>
@@ -255,14 +304,15 @@ function overridesOf(form, request) {
 
 // -------------------------------------------------------------------------------------------------------- talk
 
-function Talk({ job, request, transcript, restarted }) {
+function Talk({ job, request, transcript, restarted, answer }) {
   const now = useNow(isOpen(job.status) ? 500 : 60_000);
   const reasons = Boolean(transcript.texts.reasoning);
   const nothing = !transcript.texts.content && !job.toolCalls?.length;
   return html`<section aria-label="Conversation" class="messages">
+    <h2 class="hidden">Conversation</h2>
     ${request?.messages.map((message, place) => html`<${Message} key=${place} message=${message} />`)}
     ${job.deletedAt ? html`<p class="muted">The content was deleted on ${when(job.deletedAt)}.</p>` : null}
-    <article class="message assistant" aria-label="Answer" data-open=${isOpen(job.status)}>
+    <article class="message assistant" ref=${answer} aria-label="Answer" data-open=${isOpen(job.status)}>
       <h3>${job.model || "Answer"}</h3>
       ${restarted ? html`<p class="remark">The answer started over (${restarted}).</p>` : null}
       <details class="reasoning" open=${isOpen(job.status)} hidden=${!reasons}>
@@ -302,12 +352,12 @@ function textOf(content) {
 }
 
 /** The next question of the same conversation, as a job of its own. */
-function FollowUp({ job, request }) {
+function FollowUp({ job, request, focus }) {
   if (!request || isOpen(job.status) || !job.content?.trim() || request.tools?.length) return null;
   if (request.messages.at(-1).role === "assistant") return null; // the answer went on from words that were put there
   const { messages, id, jobId, metadata, webhook, ...rest } = request;
   const before = [...messages, { role: "assistant", content: job.content }];
-  return html`<${Composer} title="Follow up" placeholder="Follow up…" before=${before} rest=${{ ...rest, model: job.model }} focus />`;
+  return html`<${Composer} title="Follow up" placeholder="Follow up…" before=${before} rest=${{ ...rest, model: job.model }} focus=${focus} />`;
 }
 
 // ------------------------------------------------------------------------------------------------------- aside

@@ -1,80 +1,83 @@
 // All jobs: a chat box, figures, and a list that is live. What is chosen stands in the address.
 
-import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { call } from "./api.js";
-import { Charts, WINDOWS } from "./charts.js";
+import { Charts } from "./charts.js";
 import { Composer } from "./chat.js";
+import { UNFILTERED, hrefOf, isFiltered, listUrl, matches, readFilters } from "./filters.js";
 import { STATUSES, ago, count, isOpen, label, shortId, span, when } from "./format.js";
 import { follow } from "./live.js";
-import { Field, Link, Status, Trouble, go, useNow } from "./parts.js";
+import { Field, Heading, Status, Trouble, useNow } from "./parts.js";
+import { Link, go, keepingPlace, leavingList, placeHere } from "./places.js";
 
+const PAGE = 50;
 const MOST_ROWS = 500;
 const REFETCH_MS = 3000;
 const TYPING_MS = 300;
 
 export function ListView({ address, onConnection }) {
-  const chosen = readChosen(address.searchParams);
-  const { jobs, counts, more, problem, loadMore } = useJobs(chosen, onConnection);
+  const chosen = useMemo(() => readFilters(address.searchParams), [address]);
+  const { jobs, fresh, counts, more, problem, loadMore } = useJobs(chosen, onConnection);
+  usePlace(address, fresh ? jobs : null);
   useEffect(() => {
     document.title = "Jobs · chatjobs";
   }, []);
+  const unread = chosen.troubles.size > 0;
   return html`<main class="list">
-    <h1 class="hidden">Jobs</h1>
+    <${Heading} hidden>Jobs<//>
     <${Composer} title="New chat" placeholder="Ask Mistral something…" />
     <${Charts} window=${chosen.window} hrefOf=${(window) => hrefOf({ ...chosen, window })} />
     <section class="card jobs" aria-label="Jobs">
+      <h2 class="hidden">All jobs</h2>
       <${Tabs} chosen=${chosen} counts=${counts} />
       <${Filters} chosen=${chosen} />
-      <${Trouble} problem=${problem} />
-      ${problem && !jobs?.length ? null : html`<${Rows} jobs=${jobs} chosen=${chosen} />`}
-      ${more && jobs?.length < MOST_ROWS
+      ${unread ? html`<${Unread} troubles=${chosen.troubles} />` : html`<${Trouble} problem=${problem} />`}
+      ${unread || (problem && !jobs?.length) ? null : html`<${Rows} jobs=${jobs} chosen=${chosen} />`}
+      ${more && !unread && jobs?.length < MOST_ROWS
         ? html`<button type="button" class="more" onClick=${loadMore}>Show older jobs</button>`
+        : null}
+      ${more && !unread && jobs?.length >= MOST_ROWS
+        ? html`<p class="empty muted">These are ${count(jobs.length)} jobs, the most that are shown at once. Older ones come with a filter, for example “Until”.</p>`
         : null}
     </section>
   </main>`;
 }
 
-// ------------------------------------------------------------------------------------------------ what is chosen
+/** Filters that are not understood find nothing and everything: neither is shown. */
+const Unread = ({ troubles }) => html`<div class="trouble" role="alert">
+  <p><strong>The list is not shown, as ${troubles.size === 1 ? "a filter is" : "some filters are"} not understood.</strong></p>
+  <ul>${[...troubles].map(([name, why]) => html`<li id=${`trouble-${name}`}>${why}</li>`)}</ul>
+  <p><${Link} href="/">Show all jobs<//></p>
+</div>`;
 
-function readChosen(query) {
-  const status = query.get("status");
-  const window = query.get("window");
-  return {
-    status: STATUSES.includes(status) ? status : null,
-    window: Object.hasOwn(WINDOWS, window ?? "") ? window : "1h",
-    model: query.get("model") ?? "",
-    metadata: query.get("metadata") ?? "",
-  };
+// ------------------------------------------------------------------------------------------------------- place
+
+/** Keep the place in the list, and return to it once the rows are there. */
+function usePlace(address, jobs) {
+  const wanted = useRef(null);
+  const loaded = useRef(jobs);
+  loaded.current = jobs;
+  useLayoutEffect(() => {
+    wanted.current = placeHere() ?? null;
+  }, [address]);
+  useEffect(() => keepingPlace(() => ({ rows: loaded.current?.length, ...rowInSight() })), []);
+  useLayoutEffect(() => {
+    const place = wanted.current;
+    if (!jobs || !place) return;
+    wanted.current = null;
+    const row = rowOf(place.row);
+    scrollTo(0, row ? row.getBoundingClientRect().top + scrollY - place.offset : place.y);
+    rowOf(place.focus)?.querySelector("a")?.focus({ preventScroll: true });
+  }, [jobs, address]);
 }
 
-function hrefOf({ status, window, model, metadata }) {
-  const query = new URLSearchParams();
-  if (status) query.set("status", status);
-  if (model) query.set("model", model);
-  if (metadata) query.set("metadata", metadata);
-  if (window !== "1h") query.set("window", window);
-  return query.size ? `/?${query}` : "/";
-}
+const rowOf = (id) => id && document.querySelector(`tr[data-job="${CSS.escape(id)}"]`);
 
-/** `key=value` as a pair; null while it is not one. */
-function pairOf(metadata) {
-  const [, key, value] = /^\s*([^=]+?)\s*=\s*(.*?)\s*$/.exec(metadata) ?? [];
-  return key ? [key, value] : null;
-}
-
-function matches(job, { status, model, metadata }) {
-  const pair = pairOf(metadata);
-  return (!status || job.status === status) && (!model || job.model === model) && (!pair || job.metadata?.[pair[0]] === pair[1]);
-}
-
-function listUrl({ status, model, metadata }, cursor) {
-  const query = new URLSearchParams({ limit: "50" });
-  const pair = pairOf(metadata);
-  if (status) query.set("status", status);
-  if (model) query.set("model", model);
-  if (pair) query.set(`metadata.${pair[0]}`, pair[1]);
-  if (cursor) query.set("cursor", cursor);
-  return `/api/jobs?${query}`;
+/** The first row that is not above the window, by its job: newer jobs may have come when the reader is back. */
+function rowInSight() {
+  const focus = document.activeElement?.closest?.("tr[data-job]")?.dataset.job;
+  const row = scrollY > 0 && [...document.querySelectorAll("tr[data-job]")].find((one) => one.getBoundingClientRect().bottom > 0);
+  return row ? { row: row.dataset.job, offset: row.getBoundingClientRect().top, focus } : { focus };
 }
 
 // -------------------------------------------------------------------------------------------------------- data
@@ -82,25 +85,32 @@ function listUrl({ status, model, metadata }, cursor) {
 /** The jobs that match, newest first, kept up to date by the feed. */
 function useJobs(chosen, onConnection) {
   const [counts, setCounts] = useState(null);
-  const [page, setPage] = useState({ jobs: null, cursor: null });
+  const [page, setPage] = useState({ key: null, jobs: null, cursor: null });
   const [problem, setProblem] = useState(null);
   const now = useRef(null);
   const failed = useRef(false); // it may go better as soon as the feed is back
-  const key = listUrl(chosen);
+  const unread = chosen.troubles.size > 0;
+  const key = unread ? null : listUrl(chosen);
+  const fresh = page.key === key;
+  const wanted = useRef(PAGE);
+  if (fresh) wanted.current = Math.max(wanted.current, page.jobs?.length ?? 0);
   now.current = { chosen, key };
 
+  /** As many rows as are wanted from the newest on, or the next ones after a cursor. */
   const load = async (cursor) => {
-    const asked = key;
+    const asked = now.current.key;
+    if (asked === null) return;
+    const limit = cursor ? PAGE : Math.min(wanted.current, MOST_ROWS);
     try {
-      const found = await call("GET", listUrl(now.current.chosen, cursor));
+      const found = await call("GET", listUrl(now.current.chosen, { limit, cursor }));
       if (now.current.key !== asked) return;
-      setPage((page) => ({ jobs: cursor ? [...page.jobs, ...found.jobs.filter((job) => !page.jobs.some((one) => one.jobId === job.jobId))] : found.jobs, cursor: found.nextCursor }));
+      setPage((page) => (cursor ? further(page, cursor, found) : renewed(page, asked, found)));
       setProblem(null);
       failed.current = false;
     } catch (error) {
       if (now.current.key !== asked) return;
       failed.current = !error.status || error.status >= 500;
-      if (!failed.current) setPage({ jobs: [], cursor: null });
+      if (!failed.current) setPage({ key: asked, jobs: [], cursor: null });
       setProblem(error);
     }
   };
@@ -108,6 +118,8 @@ function useJobs(chosen, onConnection) {
   loadNow.current = load;
 
   useEffect(() => {
+    wanted.current = Math.max(PAGE, placeHere()?.rows ?? 0);
+    setProblem(null);
     load();
   }, [key]);
 
@@ -122,8 +134,7 @@ function useJobs(chosen, onConnection) {
     const handlers = {
       hello: (data) => {
         setCounts(data.counts);
-        if (now.current.key === listUrl({ metadata: "" })) setPage({ jobs: data.jobs, cursor: data.nextCursor });
-        else loadNow.current();
+        loadNow.current();
       },
       jobs: (data) => {
         setCounts(data.counts);
@@ -138,7 +149,20 @@ function useJobs(chosen, onConnection) {
       onConnection(null);
     };
   }, []);
-  return { ...page, counts, more: page.cursor, problem, loadMore: () => load(page.cursor) };
+  return { ...page, fresh, counts, more: page.cursor, problem, loadMore: () => load(page.cursor) };
+}
+
+/** The next rows below those of the page; not those after a cursor that is no longer its end. */
+function further(page, cursor, { jobs, nextCursor }) {
+  if (page.cursor !== cursor) return page;
+  return { ...page, jobs: [...page.jobs, ...jobs.filter((job) => !page.jobs.some((one) => one.jobId === job.jobId))], cursor: nextCursor };
+}
+
+/** The newest rows anew; older ones that were loaded meanwhile stay. */
+function renewed(page, key, { jobs, nextCursor }) {
+  const last = jobs.at(-1);
+  const older = page.key === key && nextCursor ? page.jobs.filter((job) => newerFirst(job, last) > 0) : [];
+  return older.length ? { key, jobs: [...jobs, ...older], cursor: page.cursor } : { key, jobs, cursor: nextCursor };
 }
 
 /** Changed jobs put where they belong; those that match no longer go, and what is older than the page stays away. */
@@ -179,7 +203,7 @@ function Filters({ chosen }) {
   now.current = chosen;
   useEffect(() => {
     if (!timer.current) setTyped({}); // or somebody is still typing
-  }, [chosen.model, chosen.metadata]);
+  }, [chosen.model, chosen.metadata, chosen.since, chosen.until]);
   const onInput = (event) => {
     const { name, value } = event.currentTarget;
     const all = { ...typed, [name]: value };
@@ -191,12 +215,12 @@ function Filters({ chosen }) {
     }, TYPING_MS);
   };
   useEffect(() => () => clearTimeout(timer.current), []);
-  const pairless = chosen.metadata && !pairOf(chosen.metadata);
+  const field = (name, title, more) => html`<${Field} name=${name} title=${title} spellcheck=${false} autocomplete="off" ...${more}
+    trouble=${chosen.troubles.has(name)} value=${typed[name] ?? chosen[name]} onInput=${onInput} />`;
   return html`<form class="filters" role="search" aria-label="Filter jobs" onSubmit=${(event) => event.preventDefault()}>
-    <${Field} name="model" title="Model" placeholder="any" spellcheck=${false} autocomplete="off" value=${typed.model ?? chosen.model} onInput=${onInput} />
-    <${Field} name="metadata" title="Metadata" placeholder="key=value" spellcheck=${false} autocomplete="off"
-      aria-invalid=${pairless ? "true" : undefined} value=${typed.metadata ?? chosen.metadata} onInput=${onInput} />
-    ${chosen.model || chosen.metadata ? html`<${Link} href=${hrefOf({ ...chosen, model: "", metadata: "" })} class="clear">Clear<//>` : null}
+    ${field("model", "Model", { placeholder: "any" })} ${field("metadata", "Metadata", { placeholder: "key=value" })}
+    ${field("since", "From", { placeholder: "2026-11-26" })} ${field("until", "Until", { placeholder: "2026-11-27T10:00" })}
+    ${isFiltered({ ...chosen, status: null }) ? html`<${Link} href=${hrefOf({ ...chosen, ...UNFILTERED, status: chosen.status })} class="clear">Clear<//>` : null}
   </form>`;
 }
 
@@ -216,10 +240,10 @@ function Row({ job, now }) {
   const from = new Date(job.createdAt);
   const took = job.completedAt ? new Date(job.completedAt) - from : now - from;
   const tags = useMemo(() => Object.entries(job.metadata ?? {}).slice(0, 3), [job]);
-  return html`<tr>
+  return html`<tr data-job=${job.jobId}>
     <td class="c-status"><${Status} status=${job.status} /></td>
     <td class="c-job">
-      <${Link} href=${`/jobs/${encodeURIComponent(job.jobId)}`} title=${job.jobId}>${shortId(job.jobId)}<//>
+      <${Link} href=${`/jobs/${encodeURIComponent(job.jobId)}`} title=${job.jobId} onLeave=${leavingList}>${shortId(job.jobId)}<//>
       ${job.replayOf ? html`<span class="tag">replay</span>` : null}
       ${tags.map(([key, value]) => html`<span class="tag" title=${`${key}=${value}`}>${key}=${value}</span>`)}
       ${job.error ? html`<span class="why">${job.error.code}</span>` : null}
@@ -232,8 +256,8 @@ function Row({ job, now }) {
 }
 
 function Empty({ chosen }) {
-  if (chosen.status || chosen.model || chosen.metadata) {
-    return html`<p class="empty muted">No job matches. <${Link} href=${hrefOf({ ...chosen, status: null, model: "", metadata: "" })}>Show all<//></p>`;
+  if (isFiltered(chosen)) {
+    return html`<p class="empty muted">No job matches. <${Link} href=${hrefOf({ ...chosen, ...UNFILTERED })}>Show all<//></p>`;
   }
   return html`<p class="empty muted">No jobs yet. Ask something above, or post to <code>/api/jobs</code>: it shows here at once.</p>`;
 }

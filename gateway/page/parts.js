@@ -2,42 +2,21 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { label } from "./format.js";
+import { takeArrival } from "./places.js";
 
-// ------------------------------------------------------------------------------------------------ addresses
+// ---------------------------------------------------------------------------------------------------- focus
 
-const moved = new EventTarget();
-
-export function go(url, { replace = false } = {}) {
-  if (url === location.pathname + location.search) return;
-  history[replace ? "replaceState" : "pushState"](null, "", url);
-  moved.dispatchEvent(new Event("moved"));
-  if (!replace) scrollTo(0, 0);
-}
-
-/** Where we are; changes with links, the back button and `go`. */
-export function useAddress() {
-  const [address, set] = useState(() => new URL(location.href));
+/** The heading of a view. It has the focus when the reader has come to the view by a link or by going back. */
+export function Heading({ hidden = false, children }) {
+  const ref = useRef(null);
   useEffect(() => {
-    const look = () => set(new URL(location.href));
-    addEventListener("popstate", look);
-    moved.addEventListener("moved", look);
-    return () => {
-      removeEventListener("popstate", look);
-      moved.removeEventListener("moved", look);
-    };
+    if (takeArrival()) ref.current.focus({ preventScroll: true });
   }, []);
-  return address;
+  return html`<h1 ref=${ref} tabindex="-1" class=${hidden ? "hidden" : undefined}>${children}</h1>`;
 }
 
-/** A real link, so that it opens in new tabs too, which stays on the page for a plain click. */
-export function Link({ href, children, ...rest }) {
-  const onClick = (event) => {
-    if (event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
-    event.preventDefault();
-    go(href);
-  };
-  return html`<a href=${href} onClick=${onClick} ...${rest}>${children}</a>`;
-}
+/** A view with nothing but a message: a heading, what it means, and the way on. */
+export const Alone = ({ title, children }) => html`<main class="alone"><div class="note"><${Heading}>${title}<//>${children}</div></main>`;
 
 // ----------------------------------------------------------------------------------------------------- time
 
@@ -73,11 +52,12 @@ export const Card = ({ title, children, extra, ...rest }) => html`<section class
 </section>`;
 
 /** `initial` is what stands in it at first; a `value` would be put there again whenever something else changes. */
-export function Field({ name, title, hint, initial, ...input }) {
+export function Field({ name, title, hint, initial, trouble, ...input }) {
+  const described = trouble ? { "aria-invalid": "true", "aria-describedby": `trouble-${name}` } : {};
   const value = initial === undefined ? {} : { defaultValue: initial };
   return html`<label class="field">
     <span>${title}${hint ? html` <small>${hint}</small>` : null}</span>
-    <input name=${name} ...${value} ...${input} />
+    <input name=${name} ...${value} ...${described} ...${input} />
   </label>`;
 }
 

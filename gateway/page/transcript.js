@@ -76,10 +76,8 @@ export function Text({ transcript, channel, ...rest }) {
     let frame = 0;
     const write = () => {
       frame = 0;
-      const stays = innerHeight + scrollY >= document.documentElement.scrollHeight - 120;
       node.appendData(waiting);
       waiting = "";
-      if (stays) scrollTo(0, document.documentElement.scrollHeight);
     };
     const watch = (change) => {
       if (change === null) {

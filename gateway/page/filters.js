@@ -1,0 +1,111 @@
+// What the list shows, as it stands in the address; and in words what of it is not understood.
+
+import { STATUSES } from "./format.js";
+
+export const WINDOWS = { "15m": "15 min", "1h": "1 hour", "6h": "6 hours", "24h": "24 hours", "7d": "7 days" };
+const USUAL_WINDOW = "1h";
+const NAMES = ["status", "model", "metadata", "since", "until", "window"];
+const MODEL = /^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$/;
+const TIME = /^\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?$/i;
+const LONGEST_QUOTE = 60;
+
+/** `troubles` has a sentence for each part that is not understood, by the name of the part. */
+export function readFilters(query) {
+  const given = Object.fromEntries(NAMES.map((name) => [name, query.get(name) ?? ""]));
+  const troubles = Object.entries(READ).flatMap(([name, why]) => (given[name] && why(given[name]) ? [[name, why(given[name])]] : []));
+  for (const name of new Set(query.keys())) {
+    if (!NAMES.includes(name)) troubles.push([name, `There is no filter ${quoted(name)}${suggested(name, NAMES)}.`]);
+    else if (query.getAll(name).length > 1) troubles.push([name, `The filter ${name} is there more than once; one value is possible.`]);
+  }
+  const [since, until] = [timeOf(given.since), timeOf(given.until)];
+  if (since && until && since >= until) troubles.push(["until", "“Until” has to be later than “From”: no job lies between them."]);
+  return {
+    ...given,
+    status: given.status || null,
+    window: Object.hasOwn(WINDOWS, given.window) ? given.window : USUAL_WINDOW,
+    troubles: new Map(troubles),
+  };
+}
+
+const READ = {
+  status: (text) => (STATUSES.includes(text) ? null : `There is no status ${quoted(text)}${suggested(text, STATUSES)}. The statuses are ${STATUSES.join(", ")}.`),
+  model: (text) => (MODEL.test(text) ? null : `${quoted(text)} cannot be a model’s name: it has 1 to 64 letters, digits, dots, colons and dashes.`),
+  metadata: (text) => (pairOf(text) ? null : `Metadata is asked for as key=value, for example order=42; ${quoted(text)} has no key and value.`),
+  since: (text) => (timeOf(text) ? null : notATime("From", text)),
+  until: (text) => (timeOf(text) ? null : notATime("Until", text)),
+  window: (text) => (Object.hasOwn(WINDOWS, text) ? null : `There is no time window ${quoted(text)} for the charts. The windows are ${Object.keys(WINDOWS).join(", ")}.`),
+};
+
+const notATime = (name, text) => `“${name}” is no date: ${quoted(text)}. Write it as 2026-11-26 or 2026-11-26T10:00.`;
+const quoted = (text) => `“${text.length > LONGEST_QUOTE ? `${text.slice(0, LONGEST_QUOTE)}…` : text}”`;
+
+/** `; did you mean …?` where one of some words is meant, by its letters. */
+function suggested(text, words) {
+  const near = words.find((word) => distance(text.toLowerCase(), word) <= Math.max(1, Math.floor(word.length / 4)));
+  return near ? ` (did you mean ${near}?)` : "";
+}
+
+/** How many letters have to be changed, put in, taken out or swapped with the next one. */
+function distance(one, other) {
+  if (Math.abs(one.length - other.length) > 4) return Infinity;
+  const rows = Array.from({ length: one.length + 1 }, (_, i) => [i]);
+  for (let j = 1; j <= other.length; j++) rows[0][j] = j;
+  for (let i = 1; i <= one.length; i++) {
+    for (let j = 1; j <= other.length; j++) {
+      const same = one[i - 1] === other[j - 1] ? 0 : 1;
+      rows[i][j] = Math.min(rows[i - 1][j] + 1, rows[i][j - 1] + 1, rows[i - 1][j - 1] + same);
+      if (i > 1 && j > 1 && one[i - 1] === other[j - 2] && one[i - 2] === other[j - 1]) rows[i][j] = Math.min(rows[i][j], rows[i - 2][j - 2] + 1);
+    }
+  }
+  return rows[one.length][other.length];
+}
+
+/** The time in a text as milliseconds; a time without an offset is the reader's own. NaN becomes null: no such day. */
+function timeOf(text) {
+  if (!TIME.test(text)) return null;
+  const day = text.length === 10;
+  const [, year, month, date] = /^(\d{4})-(\d{2})-(\d{2})/.exec(text).map(Number);
+  if (date > new Date(year, month, 0).getDate()) return null; // 31 February
+  const at = Date.parse(day ? `${text}T00:00` : text.replace(" ", "T"));
+  return Number.isNaN(at) ? null : at;
+}
+
+/** `key=value` as a pair; null where it is not one. */
+export function pairOf(metadata) {
+  const [, key, value] = /^\s*([^=]+?)\s*=\s*(.*?)\s*$/s.exec(metadata) ?? [];
+  return key ? [key, value] : null;
+}
+
+export function hrefOf(filters) {
+  const query = new URLSearchParams();
+  for (const name of NAMES) if (filters[name] && !(name === "window" && filters.window === USUAL_WINDOW)) query.set(name, filters[name]);
+  return query.size ? `/?${query}` : "/";
+}
+
+export const isFiltered = ({ status, model, metadata, since, until }) => Boolean(status || model || metadata || since || until);
+export const UNFILTERED = { status: null, model: "", metadata: "", since: "", until: "" };
+
+export function matches(job, { status, model, metadata, since, until }) {
+  const pair = pairOf(metadata);
+  const at = Date.parse(job.createdAt);
+  return (
+    (!status || job.status === status) &&
+    (!model || job.model === model) &&
+    (!pair || job.metadata?.[pair[0]] === pair[1]) &&
+    (!since || at >= timeOf(since)) &&
+    (!until || at < timeOf(until))
+  );
+}
+
+/** Where the API lists what is chosen. */
+export function listUrl({ status, model, metadata, since, until }, { limit, cursor } = {}) {
+  const query = new URLSearchParams({ limit });
+  const pair = pairOf(metadata);
+  if (status) query.set("status", status);
+  if (model) query.set("model", model);
+  if (pair) query.set(`metadata.${pair[0]}`, pair[1]);
+  if (since) query.set("since", new Date(timeOf(since)).toISOString());
+  if (until) query.set("until", new Date(timeOf(until)).toISOString());
+  if (cursor) query.set("cursor", cursor);
+  return `/api/jobs?${query}`;
+}

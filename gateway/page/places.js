@@ -1,0 +1,151 @@
+// Where the reader is: addresses, and for each entry of the browser's history the place on its page.
+
+import { html, useEffect, useState } from "./vendor/htm-preact.js";
+
+const MOST_PLACES = 50;
+const KEPT = "chatjobs.places";
+const moved = new EventTarget();
+
+/** By the key of their history entry, oldest first. The session's storage outlives a reload; it may be forbidden. */
+const places = new Map(stored());
+let key = history.state?.key;
+let arrived = false;
+let describe = () => ({ y: scrollY });
+
+/** From here on the page returns to its places itself: the browser would scroll before there is anything to scroll to. */
+export function keepPlaces() {
+  history.scrollRestoration = "manual";
+  if (!key) {
+    key = newEntry();
+    history.replaceState({ key }, "");
+  }
+  addEventListener("pagehide", remember);
+}
+
+function stored() {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEPT)) ?? [];
+  } catch {
+    return [];
+  }
+}
+
+function newEntry() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function remember() {
+  places.delete(key);
+  places.set(key, describe());
+  for (const oldest of [...places.keys()].slice(0, -MOST_PLACES)) places.delete(oldest);
+  try {
+    sessionStorage.setItem(KEPT, JSON.stringify([...places]));
+  } catch {
+    // Then a place lasts until the next reload.
+  }
+}
+
+/** The place on this page that was left, where it was left by going back or by a reload. */
+export const placeHere = () => places.get(key);
+
+/** A view says what has to be kept of its place, beside how far it is scrolled; until the returned function is called. */
+export function keepingPlace(of) {
+  describe = () => ({ y: scrollY, ...of() });
+  return () => {
+    describe = () => ({ y: scrollY });
+  };
+}
+
+/** Whether the view has just been changed by the reader, so that it should have the focus. Once. */
+export function takeArrival() {
+  const found = arrived;
+  arrived = false;
+  return found;
+}
+
+const here = () => location.pathname + location.search;
+
+export function go(url, { replace = false, place } = {}) {
+  if (url === here()) return;
+  const before = location.pathname;
+  if (replace) {
+    history.replaceState(history.state, "", url);
+  } else {
+    remember();
+    const from = here();
+    key = newEntry();
+    if (place) places.set(key, place);
+    history.pushState({ key, from }, "", url);
+  }
+  arrived ||= location.pathname !== before;
+  if (location.pathname !== before) scrollTo(0, 0);
+  moved.dispatchEvent(new Event("moved"));
+}
+
+/** The list as it was left: its address and place. */
+const LIST = "chatjobs.list";
+
+export function leavingList() {
+  const left = { url: here(), place: describe() };
+  try {
+    sessionStorage.setItem(LIST, JSON.stringify(left));
+  } catch {
+    // Then the way back leads to the whole list.
+  }
+}
+
+function listLeft() {
+  try {
+    return JSON.parse(sessionStorage.getItem(LIST)) ?? { url: "/" };
+  } catch {
+    return { url: "/" };
+  }
+}
+
+/** A link to the list as it was left. Where that is the entry before this one, the link goes back to it. */
+export function BackToList({ children, ...rest }) {
+  const { url, place } = listLeft();
+  const onClick = (event) => {
+    if (isOtherTab(event)) return;
+    event.preventDefault();
+    if (history.state?.from === url) history.back();
+    else go(url, { place });
+  };
+  return html`<a href=${url} onClick=${onClick} ...${rest}>${children}</a>`;
+}
+
+/** The address; changes with links, the back button and `go`. */
+export function useAddress() {
+  const [address, set] = useState(() => new URL(location.href));
+  useEffect(() => {
+    const look = () => set(new URL(location.href));
+    const onBack = () => {
+      remember(); // of the entry that was left: the page still shows it
+      const before = address.pathname;
+      key = history.state?.key ?? newEntry();
+      history.replaceState({ ...history.state, key }, "");
+      arrived ||= location.pathname !== before;
+      look();
+    };
+    addEventListener("popstate", onBack);
+    moved.addEventListener("moved", look);
+    return () => {
+      removeEventListener("popstate", onBack);
+      moved.removeEventListener("moved", look);
+    };
+  }, [address]);
+  return address;
+}
+
+const isOtherTab = (event) => event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey;
+
+/** A real link, so that it opens in new tabs too, which stays on the page for a plain click. */
+export function Link({ href, children, onLeave, ...rest }) {
+  const onClick = (event) => {
+    if (isOtherTab(event)) return;
+    event.preventDefault();
+    onLeave?.();
+    go(href);
+  };
+  return html`<a href=${href} onClick=${onClick} ...${rest}>${children}</a>`;
+}
