@@ -15,6 +15,11 @@ const DELETED = new Set([404, 410]);
 const DELETION_MS = 5000;
 const RETRY_MS = 2000;
 const SHORT = 700;
+const WAITING_FOR = {
+  rate_limit: "Waiting for the model's rate limit",
+  model_down: "The model does not answer at the moment; one job tries it again, the others wait",
+  paused: "The model has asked to be left alone for a while",
+};
 const GOOD = new Set(["finished", "segment"]);
 const GONE = new Set([404, 422]); // an id that no job can have is nobody's, too
 
@@ -324,13 +329,14 @@ function Talk({ job, request, transcript, restarted, answer }) {
       ${job.toolCalls?.length ? html`<pre class="code">${JSON.stringify(job.toolCalls, null, 2)}</pre>` : null}
       ${job.status === "incomplete" ? html`<p class="remark">The model stopped at a length limit; the text so far is kept.</p>` : null}
       ${job.status === "cancelled" ? html`<p class="remark">Cancelled; the text so far is kept.</p>` : null}
-      ${job.error ? html`<div class="trouble"><p><code>${job.error.code}</code> ${job.error.message}</p></div>` : null}
+      ${job.error ? html`<div class="trouble"><p><code>${job.error.code}</code> ${job.error.message}</p>
+        ${job.error.cause ? html`<p>What kept it from ending in time: <code>${job.error.cause.code}</code> ${job.error.cause.message}</p>` : null}</div>` : null}
     </article>
   </section>`;
 }
 
 function waitingFor(job, now) {
-  if (job.queue) return `Waiting for the model's rate limit: ${standing(job.queue, now)}`;
+  if (job.queue) return `${WAITING_FOR[job.queue.reason] ?? WAITING_FOR.rate_limit}: ${standing(job.queue, now)}`;
   return job.status === "queued" ? "Queued…" : "Waiting for the first token…";
 }
 
