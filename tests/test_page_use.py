@@ -101,6 +101,17 @@ def test_a_running_answer_is_followed_until_the_reader_scrolls_up(door: Gateway,
     HTTP.post(f"{door.url}/api/jobs/{job_id}/cancel")
 
 
+def test_a_limit_says_what_kept_the_job_from_ending(door: Gateway, tab: Watched) -> None:
+    """The code of the limit, and under it what went wrong last."""
+    faults = [{"kind": 503}] * 30
+    fields = {"limits": {"totalSeconds": 3}, "retry": {"attempts": 20, "backoff": {"type": "fixed", "delay": 500}}}
+    page = tab.open(job_url(door, post(door, fields=fields, faults=faults)))
+    expect(head(page)).to_have_text("Failed")
+    trouble = page.get_by_role("article", name="Answer").locator(".trouble")
+    expect(trouble).to_contain_text("total_timeout")
+    expect(trouble).to_contain_text("What kept it from ending in time: upstream")
+
+
 # ------------------------------------------------------------------------------------------------------- places
 
 
