@@ -287,13 +287,17 @@ def _content(delta: JsonObject) -> Iterator[ModelEvent]:
 
 def _part(part: JsonObject) -> Iterator[ModelEvent]:
     match part:
-        case {"type": "text", "text": str(text)}:
+        case {"type": "text" | "output_text", "text": str(text)}:
             yield from _text(Channel.CONTENT, text)
-        case {"type": "thinking", "thinking": str(text)}:
-            yield from _text(Channel.REASONING, text)
         case {"type": "thinking", "thinking": list(parts)}:
             for one in parts:
                 yield from _thought(expect(one, dict))
+        case {"type": "thinking" | "reasoning"} if text := _thoughts(part):
+            yield from _text(Channel.REASONING, text)
+        case {"type": "thinking", "thinking": ""}:
+            pass
+        case {"text": str(text)} if "type" not in part:
+            yield from _text(Channel.CONTENT, text)
         case _:
             yield PartDelta(legal(part))
 
@@ -312,6 +316,7 @@ def _text(channel: Channel, text: str) -> Iterator[ModelEvent]:
 
 
 _REASONING_FIELDS: Final = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+_DEEPEST_THOUGHT: Final = 4
 _THOUGHT_FIELDS: Final = ("text", "content", "summary", "thinking", "reasoning")
 
 
@@ -335,14 +340,16 @@ def _thinking_in_content(delta: JsonObject) -> Iterator[TextDelta]:
             yield from (event for event in _part(part) if isinstance(event, TextDelta))
 
 
-def _thoughts(value: Any) -> str:
+def _thoughts(value: Any, depth: int = 0) -> str:
     """The text of a string, of an object that holds it, or of a list of both."""
     if isinstance(value, str):
         return value
+    if depth > _DEEPEST_THOUGHT:
+        return ""
     if isinstance(value, list):
-        return "".join(_thoughts(one) for one in value if isinstance(one, str | dict))
+        return "".join(_thoughts(one, depth + 1) for one in value if isinstance(one, str | dict))
     if isinstance(value, dict):
-        return next((text for name in _THOUGHT_FIELDS if (text := _thoughts(value.get(name)))), "")
+        return next((text for name in _THOUGHT_FIELDS if (text := _thoughts(value.get(name), depth + 1))), "")
     return ""
 
 
@@ -410,7 +417,8 @@ def _says_what(value: Any) -> bool:
 
 
 def _truthy(value: Any) -> bool:
-    return any(map(_truthy, value.values())) if isinstance(value, dict) else bool(value)
+    """Some servers have an error without words, and the code 0, in every chunk."""
+    return any(value.values()) if isinstance(value, dict) else bool(value)
 
 
 def _word(value: Any) -> str:

@@ -13,6 +13,8 @@ from chatjobs.errors import UpstreamInterrupted
 OK: Final = 200
 """The status of every response whose body is read as an answer."""
 DONE: Final = "[DONE]"
+DEEPEST: Final = 50
+"""Levels of what is stored as it came; libraries that write JSON have limits, and fail at them."""
 
 T = TypeVar("T")
 
@@ -58,13 +60,20 @@ def decoded(text: str) -> Any:
 
 
 def legal(part: JsonObject) -> JsonObject:
-    """``part``, fit to be stored as JSON: numbers finite, text whole Unicode."""
+    """``part``, fit to be stored as JSON: numbers finite, text whole Unicode, nothing deeper than DEEPEST."""
+    if _deeper(part, DEEPEST):
+        raise protocol("a part of the answer is nested too deep")
     try:
         text = json.dumps(part, allow_nan=False, ensure_ascii=False)
     except (ValueError, RecursionError):
         raise protocol("a part of the answer has a number that JSON does not have") from None
     whole = whole_text(text)
     return part if whole is text else expect(json.loads(whole), dict)
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _deeper(one, levels - 1) for one in inner)
 
 
 def whole_text(text: str) -> str:

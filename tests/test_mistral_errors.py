@@ -13,19 +13,20 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import pytest
 from mistralai.client import Mistral, models
 from mistralai.client._hooks import AfterSuccessContext
 
-from activities.ports import Finish, ModelEvent, TextDelta
+from activities.ports import Finish, ModelEvent, Progress, TextDelta
 from chatjobs.contracts import Channel, ChatRequest
 from chatjobs.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
 from providers import mistral
 from providers.mistral import MistralChat
 from providers.mistral_errors import Private
-from tests.mistral_stream import DONE, END, HELLO, USAGE, sse, text
+from tests.mistral_stream import DONE, END, HELLO, USAGE, call, chunk, sse, text
 from tests.raw_http import STREAM_HEAD, RawServer, Reply, Visit, head, part, plain, raw_server, stream
 
 KEY = "sk-live-abcdef1234567890"
@@ -242,6 +243,71 @@ async def test_words_that_repeat_the_request_are_left_out(said: Any) -> None:
     assert "Mistral says" not in (await failure(in_stream)).message
 
 
+@pytest.mark.parametrize("prompt", ["日本語のとても秘密の計画について", "clé secrète très privée"])
+async def test_a_prompt_that_comes_back_escaped_is_recognised(prompt: str) -> None:
+    """As JSON, as a URL, as HTML."""
+    private = Private(json.dumps({"messages": [{"content": prompt}]}).encode())
+    ways = [json.dumps(prompt), quote(prompt), "".join(f"&#{ord(one)};" for one in prompt), json.dumps({"m": prompt})]
+    assert all(private.appears_in(f"cannot answer {way}") for way in ways)
+
+
+async def test_long_reasons_are_shortened_at_a_word() -> None:
+    error = await failure(plain("400 Bad Request", {"message": "The tool has no schema. " * 20}))
+    assert "Mistral says: The tool has no schema. The" in error.message
+    assert error.message.endswith(" …")
+
+
+async def test_places_and_codes_are_shown_only_where_they_are_names() -> None:
+    """And never where they stand in the request."""
+    details = [
+        {"loc": ["body", "messages", 0, "content"], "msg": "Field required"},
+        {"loc": ["body", "The launch code is"], "msg": "Not this one"},
+        {"loc": "Marvin", "msg": "Nor this"},
+        {"loc": ["body", "x"], "msg": SECRET_PROMPT},
+    ]
+    said = (await failure(plain("422 x", {"detail": details, "code": "Marvin"}))).message
+    shown = ["Field required (at body.messages.0.content)", "Not this one", "Nor this", "at body.x"]
+    assert said.partition("Mistral says: ")[2].split("; ") == shown
+
+
+CAPACITY = "Service tier capacity exceeded for this model."
+BODIES: dict[str, tuple[dict[str, Any], type[UpstreamError]]] = {
+    "capacity": ({"object": "error", "message": CAPACITY, "type": "invalid_request_error", "code": None}, LIMITED),
+    "rate limit": ({"message": "Requests rate limit exceeded"}, LIMITED),
+    "gateway's": ({"error": {"message": "litellm.RateLimitError: MistralException - busy", "type": None}}, LIMITED),
+    "quota": ({"error": {"message": "quota exceeded"}}, LIMITED),
+    "code 3505": ({"error": {"type": "x", "code": 3505}}, LIMITED),
+    "credit": ({"error": {"message": "You exceeded your quota", "type": "insufficient_quota"}}, REFUSED),
+    "too long": ({"error": {"message": "x", "type": "exceed_context_size_error"}}, REFUSED),
+    "too long in words": ({"error": "Prompt is too long: the context capacity is exceeded, 9 tokens"}, REFUSED),
+    "overloaded": ({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, INTERRUPTED),
+    "anything": ({"error": {"message": "A thing happened."}}, INTERRUPTED),
+}
+
+
+@pytest.mark.parametrize("case", BODIES.values(), ids=BODIES)
+async def test_a_body_without_a_status_is_classified_by_its_words(
+    case: tuple[dict[str, Any], type[UpstreamError]],
+) -> None:
+    """In a stream, and in a document with the status of a success."""
+    body, error = case
+    assert type(await failure(stream(sse(text("Hel"), body)))) is error
+    assert type(await failure(plain("200 OK", body, content_type="application/json"))) is error
+
+
+@pytest.mark.parametrize("status_code", [400, 401, 404, 422, 429, 500, 503])
+@pytest.mark.parametrize("words", ["Something is off.", CAPACITY, "Requests rate limit exceeded"])
+async def test_a_status_within_a_stream_is_as_good_as_one_before_it(status_code: int, words: str) -> None:
+    """The same class and code, whether the status is the response's or the error's own."""
+    body = {"object": "error", "message": words, "type": "invalid_request_error", "code": status_code}
+    alone = await failure(plain(f"{status_code} x", body | {"code": None}))
+    for within in (body, {"error": body}, {"error": json.dumps(body)}):
+        streamed = await failure(stream(sse(text("Hel"), within)))
+        assert (type(streamed), streamed.reason) == (type(alone), alone.reason)
+    field = await failure(stream(b"error: " + json.dumps(body).encode() + b"\n\n"))
+    assert (type(field), field.reason) == (type(alone), alone.reason)
+
+
 async def test_other_words_are_passed_on_in_one_line() -> None:
     error = await failure(plain("400 Bad Request", {"message": "Invalid model:\n mistral-small-latest\x00"}))
     assert error.message.endswith("(HTTP 400). Mistral says: Invalid model: mistral-small-latest\ufffd")
@@ -429,6 +495,101 @@ async def test_nothing_can_undo_a_finished_answer(
     assert said == FINISHED
     assert isinstance(end, Finish)
     assert (end.reason, end.usage and end.usage.model_dump()) == ("stop", usage)
+
+
+FRAMELESS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("frames", "whole"),
+    [
+        (sse(text("Hello", "stop")), False),
+        (sse(text("Hello", "stop")) + DONE, True),
+        (sse(text("Hel"), text("lo", "stop")), True),
+    ],
+    ids=["doubtful", "[DONE]", "certain"],
+)
+async def test_the_end_of_a_connection_is_no_proper_end(frames: bytes, whole: bool) -> None:
+    """Where nothing else ends a response, it ends there, and so does one that is cut."""
+
+    async def reply(visit: Visit) -> None:
+        await visit.send(FRAMELESS, frames)
+        visit.writer.close()
+
+    async with raw_server(reply, stream(frames)) as server, chat(server) as model:
+        if whole:
+            assert isinstance((await events(model))[-1], Finish)
+        else:
+            with pytest.raises(UpstreamInterrupted) as failed:
+                await events(model)
+            assert failed.value.reason == "upstream_cut"
+        assert isinstance((await events(model))[-1], Finish)  # a response that says where it ends
+
+
+async def test_a_doubtful_end_is_not_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finish reason beside all there is, then silence: there may be more, and the clock on silence decides."""
+    monkeypatch.setattr(mistral, "LATE_SECONDS", 0.05)
+
+    async def reply(visit: Visit) -> None:
+        await visit.send(STREAM_HEAD, part(sse(text("Hello", "stop"))))
+        await asyncio.sleep(30)
+
+    async with raw_server(reply) as server, chat(server) as model:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await events(model)
+
+
+async def test_what_comes_late_belongs_to_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text and calls behind the finish reason; waiting for them is no silence; pings do not make it longer."""
+    monkeypatch.setattr(mistral, "LATE_SECONDS", 0.6)
+    monkeypatch.setattr(mistral, "SIGN_OF_LIFE_SECONDS", 0.1)
+    called = chunk({"tool_calls": [call("{}", name="f", id="1")]}, "tool_calls")
+
+    async def reply(visit: Visit) -> None:
+        await visit.send(STREAM_HEAD, part(sse(text("Hel"), text("", "stop"))))
+        await asyncio.sleep(0.4)
+        await visit.send(part(sse(LATE_USAGE)))
+        await asyncio.sleep(0.4)
+        await visit.send(part(sse(text("lo"), called)))
+        await asyncio.sleep(0.8)
+        await visit.send(part(sse(text("", "stop"))))
+        await visit.send(part(DONE))
+
+    async with raw_server(reply) as server, chat(server) as model:
+        *said, end = await events(model)
+    assert [event for event in said if not isinstance(event, Progress)] == FINISHED
+    assert said.count(Progress()) > 3
+    assert isinstance(end, Finish)
+    assert (end.reason, [one.function.name for one in end.tool_calls]) == ("tool_calls", ["f"])
+
+    async def pings(visit: Visit) -> None:
+        await visit.send(STREAM_HEAD, part(sse(text("Hello"), text("", "stop"))))
+        while True:
+            await visit.send(part(sse({"type": "ping"})))
+            await asyncio.sleep(0.05)
+
+    async with raw_server(pings) as server, chat(server) as model, asyncio.timeout(5):
+        assert isinstance((await events(model))[-1], Finish)
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "text/plain", "application/octet-stream"])
+async def test_an_answer_that_is_labelled_as_something_else(media_type: str) -> None:
+    """A whole completion in place of a stream, with blanks in front as keep-alive, and a stream with another label."""
+    message = {"role": "assistant", "content": "Hello"}
+    document = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": USAGE}
+    for body in (b" \n \n" + json.dumps(document).encode(), HELLO, b": ping\n\n" + HELLO):
+        async with raw_server(plain("200 OK", body, content_type=media_type)) as server, chat(server) as model:
+            *said, end = await events(model)
+        assert "".join(event.text for event in said if isinstance(event, TextDelta)) == "Hello"
+        assert isinstance(end, Finish)
+
+
+async def test_a_document_in_place_of_a_stream_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mistral, "MAX_RESPONSE_BYTES", 1000)
+    for body in (b'{"x": "' + b"x" * 2000, b" " * 20_000):
+        error = await failure(plain("200 OK", body, content_type="application/json"))
+        assert error.reason in ("upstream_too_large", "upstream_protocol")
 
 
 # ---------------------------------------------------------------------------------------------- further kindness

@@ -199,6 +199,34 @@ def test_reasoning_in_two_fields_and_the_content_counts_once() -> None:
     assert ours([sse(chunk({"reasoning_content": "a", "reasoning": "b"}), END)]).reasoning == "ab"
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"type": "text", "text": "Hi"}, ("Hi", "")),
+        ([{"text": "Hi"}, {"type": "output_text", "text": "!"}], ("Hi!", "")),
+        ([{"type": "thinking", "thinking": "hm"}, {"type": "reasoning", "text": "?"}], ("", "hm?")),
+        ([{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}], ("", "hm")),
+        ([{"type": "thinking", "thinking": ""}], ("", "")),
+    ],
+    ids=repr,
+)
+def test_parts_in_other_words(content: Any, said: tuple[str, str]) -> None:
+    found = ours([sse(text(content), END)])
+    assert (found.content, found.reasoning, found.parts) == (*said, [])
+
+
+@pytest.mark.parametrize("field", ["error", "reasoning", "content", "usage", "detail"])
+def test_what_is_nested_deep_does_no_harm(field: str) -> None:
+    """Deeper than the libraries that read and write JSON go."""
+    for depth in (60, 400, 900):
+        deep: Any = 1
+        for _ in range(depth):
+            deep = {"a": deep}
+        delta = {field: [deep] if field == "content" else deep}
+        odd = chunk(delta, **{field: deep}) if field in ("error", "usage", "detail") else chunk(delta)
+        assert ours([sse(odd, END)]).end in ("stop", "upstream_protocol", "error object")
+
+
 def test_a_refusal_is_what_the_model_says() -> None:
     assert ours([sse(chunk({"content": None, "refusal": "I would rather not."}), END)]).content == "I would rather not."
 
