@@ -238,6 +238,15 @@ def test_cuts_never_matter(data: st.DataObject) -> None:
     tokens = st.sampled_from(
         [b"\r", b"\n", b"\r\n", b"data: ", b"data:", b"data", b": x", b"\xef\xbb\xbf", b"\xff", b"\\ud83d", b" ", DONE]
         + [sse(text(word))[:-2] for word in ("a", "é😀", "\ud83d")]
+        + [
+            sse(text("b"))[:-1],
+            b"event: error\n",
+            b"error: x\n",
+            b'{"usage": {}}',
+            DONE[:-1],
+            b"data: data: ",
+            b"null\n\n",
+        ]
         + [sse(END)[:-1], sse({"object": "error"}), b'data: {"choices": 1}\n', sse(calls(call("{")))]
     )
     whole = b"".join(data.draw(st.lists(tokens, max_size=14)))
