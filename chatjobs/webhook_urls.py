@@ -9,7 +9,7 @@ or tells an address: a tenant must not learn from it what the network looks like
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -65,6 +65,8 @@ _URL = re.compile(r"(?i)(?P<scheme>https?)://(?P<authority>[^/?]*)(?P<rest>.*)")
 _AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(?::(?P<port>.*))?")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_LISTED_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+"""Also with underscores, as containers are named that a compose file starts."""
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
@@ -141,7 +143,7 @@ class WebhookPolicy:
 
         Raises WebhookUrlRefused with the reason; WebhookAddressDenied, a kind of it, where the reason is the address.
         """
-        target = _parsed(url)
+        target = _parsed(url, self._allowed)
         if target.address is None:
             self._check_name(target)
         else:
@@ -217,8 +219,10 @@ def parse_allow(text: str) -> tuple[str, ...]:
 # --------------------------------------------------------------------------------------------- taking URLs apart
 
 
-def _parsed(url: str) -> Target:
-    """Raises WebhookUrlRefused for what is no URL, and for what not everyone reads alike."""
+def _parsed(url: str, allowed: Container[str | Network]) -> Target:
+    """``allowed`` are the names to which the rule for labels does not apply.
+
+    Raises WebhookUrlRefused for what is no URL, and for what not everyone reads alike."""
     if len(url) > MAX_URL_CHARACTERS:
         raise WebhookUrlRefused(f"the URL may have {MAX_URL_CHARACTERS} characters")
     if not url.isascii():
@@ -229,11 +233,11 @@ def _parsed(url: str) -> Target:
     if match is None:
         raise WebhookUrlRefused("the URL must begin with https:// and a host name")
     scheme, rest = match["scheme"].lower(), match["rest"]
-    host, address, port = _authority(match["authority"])
+    host, address, port = _authority(match["authority"], allowed)
     return Target(scheme, host, address, port or DEFAULT_PORTS[scheme], rest if rest[:1] == "/" else f"/{rest}")
 
 
-def _authority(text: str) -> tuple[str, Address | None, int | None]:
+def _authority(text: str, allowed: Container[str | Network]) -> tuple[str, Address | None, int | None]:
     """Host, its address if it is one, and port if there is one."""
     if "@" in text or "%" in text:
         raise WebhookUrlRefused("the URL may have no user name, password or escapes before its path")
@@ -245,7 +249,7 @@ def _authority(text: str) -> tuple[str, Address | None, int | None]:
         v6 = _ipv6(match["v6"])
         return str(v6), v6, port
     host = match["name"].lower().removesuffix(".")
-    labels = _labels(host)
+    labels = host.split(".") if host in allowed else _labels(host)
     v4 = _ipv4(host) if _NUMBER.fullmatch(labels[-1]) else None
     return host, v4, port
 
@@ -275,7 +279,8 @@ def _labels(host: str) -> list[str]:
     """Raises WebhookUrlRefused unless each is letters, digits and hyphens (RFC 1123), in punycode that means a name."""
     labels = host.split(".")
     if len(host) > MAX_HOST_CHARACTERS or not all(map(_LABEL.fullmatch, labels)):
-        raise WebhookUrlRefused("the host must be labels of letters, digits and hyphens, at most 63 characters each")
+        exception = "; a name with an underscore must be listed in CHATJOBS_WEBHOOK_ALLOW" if "_" in host else ""
+        raise WebhookUrlRefused(f"the host must be labels of letters, digits and hyphens, up to 63 each{exception}")
     try:
         for label in labels:
             if label.startswith("xn--"):
@@ -325,7 +330,7 @@ def _allowed(entry: str) -> str | Network:
 
 def _allowed_name(entry: str) -> str:
     labels = entry.split(".")
-    if not all(map(_LABEL.fullmatch, labels)) or _NUMBER.fullmatch(labels[-1]):
+    if not all(map(_LISTED_LABEL.fullmatch, labels)) or _NUMBER.fullmatch(labels[-1]):
         raise ConfigurationError(
             f"CHATJOBS_WEBHOOK_ALLOW: {entry!r} is neither a host name nor a CIDR; write hooks.internal or 10.0.0.0/8"
         )

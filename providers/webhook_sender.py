@@ -8,15 +8,18 @@ Which URLs and addresses may be called is a WebhookPolicy; providers/guard.py ho
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from socket import gaierror
 from typing import Any, Self
 
+import anyio
 import httpcore2
 import httpx2
 
@@ -24,6 +27,7 @@ from activities.ports import BUSY, WebhookResponse
 from chatjobs.errors import WebhookAddressDenied, WebhookUrlRefused, bounded
 from providers.guard import GuardedNetwork, NetworkBusy, Policy, Resolve, in_force
 from providers.retry_after import retry_after
+from providers.webhook_answer import BodyReader, Head, HeadReader, NoStatus
 
 TOTAL_SECONDS = 15.0
 """Of one POST, from the name look-up to the end of the answer (the specification advises 15 to 30 s)."""
@@ -48,22 +52,100 @@ _FAILURES = (httpx2.HTTPError, httpx2.InvalidURL, WebhookUrlRefused, UnicodeErro
 """What a stranger's URL and server can bring about; TimeoutError, gaierror and ssl.SSLError are OSErrors."""
 
 
-class DirectTransport(httpx2.AsyncHTTPTransport):
+class DirectTransport(httpx2.AsyncBaseTransport):
     """HTTP/1.1 straight to the host that the URL names, a new connection for every request.
 
-    ``tls`` is the operating system's trust store unless given.
+    ``tls`` is the operating system's trust store unless given. The request target is the extension ``target``; the
+    extension ``status`` is called with the status as soon as it is known, perhaps long before the head is complete.
     """
 
     def __init__(self, network: GuardedNetwork | None = None, *, tls: ssl.SSLContext | None = None) -> None:
-        # Not the base's __init__, which takes no network: without one it would dial whatever it likes.
-        self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=tls or httpx2.create_ssl_context(trust_env=False),
-            http1=True,
-            http2=False,
-            max_connections=None,
-            max_keepalive_connections=0,
-            network_backend=network or GuardedNetwork(),
-        )
+        self._network = network or GuardedNetwork()
+        self._tls = tls or httpx2.create_ssl_context(trust_env=False)
+        self._tls.set_alpn_protocols(["http/1.1"])
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Raises httpx2.TransportError and what the network refuses."""
+        message = _serialised(request)
+        with _transport_errors():
+            stream = await self._connect(request.url)
+            try:
+                await request.extensions["trace"]("http11.send_request_headers.started", {})
+                with contextlib.suppress(httpcore2.WriteError):  # it has answered early; that may still be read
+                    await stream.write(message)
+                head = await _head(stream, request.extensions["status"])
+            except BaseException:
+                await _close(stream)
+                raise
+        fields = [(name, value) for name, value in head.fields if name == b"retry-after"]
+        return httpx2.Response(head.status, headers=fields, stream=_Body(stream, head))
+
+    async def _connect(self, url: httpx2.URL) -> httpcore2.AsyncNetworkStream:
+        host, secure = url.raw_host.decode("ascii"), url.scheme == "https"
+        stream = await self._network.connect_tcp(host, url.port or (443 if secure else 80))
+        return await stream.start_tls(self._tls, host) if secure else stream
+
+
+def _serialised(request: httpx2.Request) -> bytes:
+    """Raises httpx2.LocalProtocolError for what would make two headers of one."""
+    lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.extensions["target"])]
+    for name, value in request.headers.raw:
+        if re.search(rb"[\r\n\0]", name + value):
+            raise httpx2.LocalProtocolError("a header has a line break")
+        lines.append(name + b": " + value)
+    return b"\r\n".join([*lines, b"", b""]) + request.content
+
+
+async def _head(stream: httpcore2.AsyncNetworkStream, known: Callable[[int], None]) -> Head:
+    """Raises httpx2.RemoteProtocolError where there is no status."""
+    reader = HeadReader()
+    try:
+        while True:
+            try:
+                piece = await stream.read(MAX_READ_BYTES)
+            except httpcore2.ReadError:
+                if reader.status is None:
+                    raise
+                piece = b""
+            head = reader.feed(piece) if piece else reader.end()
+            if reader.status is not None:
+                known(reader.status)
+            if head is not None:
+                return head
+    except NoStatus:
+        raise httpx2.RemoteProtocolError("the answer has no status") from None
+
+
+class _Body(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpcore2.AsyncNetworkStream, head: Head) -> None:
+        self._stream = stream
+        self._reader = BodyReader(head)
+        self._first = head.rest
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _transport_errors():
+            piece, self._first = self._first, b""
+            if piece:
+                yield self._reader.feed(piece)
+            while not self._reader.ended and (piece := await self._stream.read(MAX_READ_BYTES)):
+                yield self._reader.feed(piece)
+
+    async def aclose(self) -> None:
+        await _close(self._stream)
+
+
+async def _close(stream: httpcore2.AsyncNetworkStream) -> None:
+    with anyio.CancelScope(shield=True), contextlib.suppress(httpcore2.NetworkError, OSError):
+        await stream.aclose()
+
+
+@contextlib.contextmanager
+def _transport_errors() -> Iterator[None]:
+    """The network's errors as httpx2's of the same names."""
+    try:
+        yield
+    except (httpcore2.NetworkError, httpcore2.TimeoutException) as error:
+        raise getattr(httpx2, type(error).__name__)(str(error)) from error
 
 
 class HttpWebhookSender:
@@ -99,6 +181,7 @@ class HttpWebhookSender:
         try:
             policy = self._policy()
             request = _request(policy.check(url) if policy else url, headers, body)
+            request.extensions["status"] = answer.note
             async with self._places.of(request.url.netloc), asyncio.timeout(self.total_seconds):
                 started = time.monotonic()
                 await self._exchange(request, answer)
@@ -110,7 +193,7 @@ class HttpWebhookSender:
         """Send, and note what comes as it comes: the time may run out at any point."""
         response = await self._until_headers(request)
         try:
-            answer.status = response.status_code
+            answer.note(response.status_code)
             answer.retry_after = retry_after(response.headers, datetime.now(UTC))
             async with aclosing(response.aiter_raw()) as pieces:
                 async for piece in pieces:
@@ -198,6 +281,9 @@ class _Answer:
     retry_after: float | None = None
     body: bytearray = field(default_factory=bytearray)
 
+    def note(self, status: int) -> None:
+        self.status = status
+
     def response(self, latency_ms: int, error: str | None) -> WebhookResponse:
         if self.status is None:
             return WebhookResponse(latency_ms, error=error)
@@ -214,10 +300,19 @@ def _request(url: str, headers: Mapping[str, str], body: bytes) -> httpx2.Reques
     """Our own headers win. Raises InvalidURL, and UnicodeError for names and headers that cannot be encoded."""
     merged = httpx2.Headers(dict(headers))
     merged.update(OWN_HEADERS)
-    request = httpx2.Request("POST", url, headers=merged, content=body)
+    request = httpx2.Request("POST", url, headers=merged, content=body, extensions={"target": _target(url)})
     if not 0 < (request.url.port or 443) < 65_536:  # the socket's complaint would come in an ExceptionGroup
         raise httpx2.InvalidURL("the port is not in 1 to 65535")
     return request
+
+
+def _target(url: str) -> bytes:
+    """Path and query to the byte as given: a receiver may have signed them. Raises UnicodeError, InvalidURL."""
+    found = re.fullmatch(r"[^:/?#]+://[^/?#]*([^#]*)(?:#.*)?", url, re.DOTALL)
+    target = (found[1] if found else "").encode("ascii")
+    if not re.fullmatch(rb"[!-~]*", target):
+        raise httpx2.InvalidURL("the URL has blanks or control characters")
+    return target if target.startswith(b"/") else b"/" + target
 
 
 # ------------------------------------------------------------------------------------------ what went wrong

@@ -17,8 +17,10 @@ import pytest
 
 from activities.ports import BUSY, WebhookResponse, WebhookSender
 from chatjobs.errors import WebhookAddressDenied
+from chatjobs.webhook_urls import WebhookPolicy
 from providers import guard, webhook_sender
 from providers.webhook_sender import MAX_READ_BYTES, PATIENCE_SECONDS, PER_RECEIVER, HttpWebhookSender
+from tests.raw_http import plain, raw_server
 from tests.receiver import Answer, Receiver, client_tls, gzip_bomb, receiver, server_tls
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -284,19 +286,25 @@ async def test_what_is_kept_of_an_answer_is_printable_and_short(sender: HttpWebh
         (Answer(silent=True), "protocol_error"),
         (Answer(raw=b"SSH-2.0-OpenSSH_9.6\r\n"), "protocol_error"),
         (Answer(raw=b"HTTP/1.1 9999 \r\n\r\n"), "protocol_error"),
-        (Answer(raw=b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000), "protocol_error"),
+        (Answer(raw=b"HTTP/1.1 103 Early Hints\r\n\r\n" * 4_000), "protocol_error"),
         (Answer(raw=b"", reset=True), "connection_lost"),
     ],
-    ids=["closed without an answer", "not HTTP", "no such status", "200 KB of headers", "reset without an answer"],
+    ids=[
+        "closed without an answer",
+        "not HTTP",
+        "no such status",
+        "interim answers",
+        "reset without an answer",
+    ],
 )
 async def test_an_answer_that_is_none(sender: HttpWebhookSender, hooks: Receiver, answer: Answer, error: str) -> None:
     got = await answered(sender, hooks, answer)
     assert (got.status_code, got.error) == (None, error)
 
 
-async def test_endless_interim_answers_end_with_the_time(hasty: HttpWebhookSender, hooks: Receiver) -> None:
+async def test_endless_interim_answers_are_cut_off(hasty: HttpWebhookSender, hooks: Receiver) -> None:
     answer = await answered(hasty, hooks, Answer(raw=b"HTTP/1.1 103 Early Hints\r\n\r\n", endless=True))
-    assert answer.error == "timeout"
+    assert answer.error == "protocol_error"
     assert answer.latency_ms < 5_000
 
 
@@ -476,3 +484,103 @@ async def test_the_receiver_can_go_down_and_come_back(sender: HttpWebhookSender)
 def test_a_taken_port_is_an_error() -> None:
     with receiver() as first, pytest.raises(OSError, match="in use"), receiver(port=first.port):
         pass
+
+
+# ------------------------------------------------------------------------ answers that a strict parser refuses
+
+OK = b"HTTP/1.1 200 OK\r\n"
+BODY = b"Content-Length: 2\r\n\r\nok"
+MALFORMED = {
+    "a header without a colon": OK + b"what is this\r\n" + BODY,
+    "a header without a name": OK + b": x\r\n" + BODY,
+    "a blank in a name": OK + b"My Header: x\r\n" + BODY,
+    "a blank before the colon": OK + b"X : x\r\n" + BODY,
+    "a control character in a value": OK + b"X: a\x01\x00b\r\n" + BODY,
+    "bytes that are not ASCII": OK + "X-\u00fc: \u00e9\r\n".encode() + b"Y: \xff\xfe\r\n" + BODY,
+    "a folded header": OK + b"X: a\r\n  b\r\n" + BODY,
+    "a folded first line": OK + b"  b\r\n" + BODY,
+    "bare line feeds": (OK + b"X: a\r\n" + BODY).replace(b"\r\n", b"\n"),
+    "two lengths that differ": OK + b"Content-Length: 1\r\n" + BODY,
+    "a length that is no number": OK + b"Content-Length: two\r\n\r\nok",
+    "a negative length": OK + b"Content-Length: -1\r\n\r\nok",
+    "a length and chunks": OK + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "a chunk without a size": OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n",
+    "a chunk that is too short": OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\noklahoma\r\n0\r\n\r\n",
+    "an endless chunk line": OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"0" * 100_000,
+    "an unknown coding": OK + b"Transfer-Encoding: secret\r\n\r\nok",
+    "no reason": b"HTTP/1.1 200\r\n" + BODY,
+    "a reason that is not ASCII": b"HTTP/1.1 200 \xc3\xa0 la carte\xff\r\n" + BODY,
+    "another version": b"HTTP/2 200\r\n" + BODY,
+    "blank lines before it": b"\r\n\r\n" + OK + BODY,
+    "interim answers before it": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103\r\nbad line\r\n\r\n" + OK + BODY,
+    "200 KB of headers": OK + b"x: " + b"y" * 200_000,
+    "the end within the headers": OK + b"X: a",
+    "the end after the status": b"HTTP/1.1 200 ",
+}
+
+
+@pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED.keys())
+async def test_the_status_decides_whatever_is_wrong_with_the_rest(
+    sender: HttpWebhookSender, hooks: Receiver, raw: bytes
+) -> None:
+    """Delivered, at once, by one request."""
+    got = await answered(sender, hooks, Answer(raw=raw))
+    assert (got.status_code, got.error) == (200, None)
+    assert got.latency_ms < 3_000
+    assert len(hooks.requests()) == 1
+
+
+async def test_a_head_that_never_ends_is_a_status_all_the_same(hasty: HttpWebhookSender, hooks: Receiver) -> None:
+    got = await answered(hasty, hooks, Answer(raw=OK + b"X: 1\r\n", silent=False, endless=True))
+    assert (got.status_code, got.error) == (200, None)
+
+
+async def test_other_statuses_are_read_as_leniently(sender: HttpWebhookSender, hooks: Receiver) -> None:
+    """With the Retry-After that stands among illegal lines."""
+    raw = b"HTTP/1.1 503 Busy\r\nbad line\r\nRetry-After : 7\r\n\xff\r\n\r\n"
+    got = await answered(sender, hooks, Answer(raw=raw))
+    assert (got.status_code, got.error, got.retry_after) == (503, None, 7)
+
+
+GARBAGE = (
+    b"hello\r\n",
+    b"<html>ok</html>",
+    b"HTTP/1.1 OK\r\n\r\n",
+    b"HTTP/1.1 020 OK\r\n\r\n",
+    b"HTTP",
+    b"\r\n" * 50_000,
+)
+
+
+@pytest.mark.parametrize("raw", [*GARBAGE, b"HTTP/1.1 20", b"HTTP/1.1 200", b"http/1.1 200 OK\r\n\r\n", b"x" * 500_000])
+async def test_what_has_no_status_is_a_failure(sender: HttpWebhookSender, hooks: Receiver, raw: bytes) -> None:
+    got = await answered(sender, hooks, Answer(raw=raw))
+    assert (got.status_code, got.error) == (None, "protocol_error")
+
+
+# --------------------------------------------------------------------------------------------- request targets
+
+TARGETS = [
+    "/hook?",
+    "/hook?a={b}&c={}",
+    "/{tenant}/x",
+    "/%7Euser/%2f/%e2%82%ac/%41",
+    "/a//b/../c/./d",
+    "/x?sig=a%2Bb%3D&next=https://b.example/?q=1",
+    "/x?a=b+c&d='e'&f=\"g\"&h=<i>|j^k`",
+    "/x;v=1?[]=1&y[0]=%5B%5D",
+    "/%zz?%",
+    "?bare=1",
+    "",
+    "/" + "a" * 1_500,
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+async def test_the_request_target_is_byte_identical(target: str) -> None:
+    """Through the policy, which keeps path and query as they are, to a receiver that takes bytes."""
+    async with raw_server(plain("200 OK")) as server, HttpWebhookSender(policy=WebhookPolicy(loopback=True)) as sender:
+        got = await sender.post(server.url + target, headers={}, body=b"{}")
+    assert (got.status_code, got.error) == (200, None)
+    sent = server.visits[0].head.split("\r\n")[0]
+    assert sent == f"POST {target if target.startswith('/') else '/' + target} HTTP/1.1"

@@ -196,3 +196,19 @@ def test_a_list_that_is_none(text: str, advice: str) -> None:
     for make in (parse_allow, lambda one: WebhookPolicy(allow=(one,))):
         with pytest.raises(ConfigurationError, match=advice):
             make(text)
+
+
+@pytest.mark.parametrize("host", ["my_app", "my_app_1", "_x", "web_1.my_net"])
+def test_a_name_with_an_underscore_must_be_listed(host: str) -> None:
+    """As docker compose names containers. The list is of exact names."""
+    url = f"http://{host}:3000/hook"
+    assert WebhookPolicy(allow=parse_allow(host.upper())).check(url) == url
+    for policy in (WebhookPolicy(), WebhookPolicy(allow=("other_app",)), WebhookPolicy(allow=("10.0.0.0/8",))):
+        with pytest.raises(WebhookUrlRefused, match="underscore must be listed in CHATJOBS_WEBHOOK_ALLOW"):
+            policy.check(url)
+
+
+@pytest.mark.parametrize("host", ["my_app%41", "a@my_app", "my_app..", "my_app,b", "my app", "my_\u00e4pp"])
+def test_a_listed_name_opens_nothing_else(host: str) -> None:
+    with pytest.raises(WebhookUrlRefused):
+        WebhookPolicy(allow=("my_app",)).check(f"http://{host}/hook")
