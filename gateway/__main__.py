@@ -16,7 +16,7 @@ import logs
 from chatjobs.errors import ChatJobsError, ConfigurationError
 from gateway.app import create_app
 from gateway.parts import opened
-from gateway.server import BACKLOG, served
+from gateway.server import BACKLOG, Listener, served
 from providers.webhook_sender import HttpWebhookSender
 from settings import Settings, problems
 
@@ -27,7 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ConfigurationError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = Listener(fileno=socket.create_server((host, port), family=family, backlog=BACKLOG).detach())
         # Connections inherit it. asyncio would set it, but not on those of a listener made this way (its proto is 0),
         # and then the second write of an answer waits 40 ms for the acknowledgement of the first.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -60,6 +60,8 @@ class Protocol(HttpToolsProtocol):
         self._timer: TimerHandle | None = None
         self._running: Cycle | None = None
         """The request that the application works on; ``cycle`` is the one that was read last."""
+        self._made = 0.0
+        """When the connection was made, on the event loop's clock."""
         self._deaf = False
         """Nothing that arrives is looked at any more."""
         self._in_head = False
@@ -77,12 +79,29 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._most:
+        self._made = self.loop.time()
+        if len(self.connections) > self._most and not self._displace():
             self._deaf = True
             self._answer(HttpProblem(503, "too_many_connections", "Too many connections; try again in a moment"))
             transport.close()
             return
         self._set_timer(HEAD_SECONDS, self._head_is_late)
+
+    def _displace(self) -> bool:
+        """Close the connection that has been idle for the longest, to make room for this one."""
+        idle = [one for one in cast(set[Protocol], self.connections) if one is not self and one.idle]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda one: one._made)
+        oldest._deaf = True
+        oldest.transport.close()
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is being asked or answered."""
+        busy = self._running is not None and not self._running.response_complete
+        return not (busy or self._in_head or self._deaf or self.pipeline)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_timer()

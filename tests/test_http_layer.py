@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import httpx2
+import psutil
 import pytest
 
 from tests.gateway import Gateway, alone, gateway
@@ -220,10 +221,14 @@ def test_connections_have_a_limit(built: Stack) -> None:
     few: list[socket.socket] = []
     try:
         few = [connected(url) for _ in range(100)]
+        for one in few:  # each has begun a second request when it has its first answer
+            one.sendall(HEALTHZ + HEALTHZ[:-2])
+            assert received(one, time.monotonic()).status == 200
         reply = exchange(url, b"")
         assert (reply.status, reply.code, reply.closed) == (503, "too_many_connections", True)
-        few[0].sendall(HEALTHZ)
+        few[0].sendall(HEALTHZ[-2:])
         assert received(few[0], time.monotonic()).status == 200
+        assert exchange(url, HEALTHZ).status == 200, "one that is idle now makes room"
     finally:
         for connection in few:
             connection.close()
@@ -317,4 +322,25 @@ def test_an_answer_to_http_1_0_that_breaks_off_is_reset(built: Stack) -> None:
         process.wait_for_log("answer_broken_off", timeout=20)
         with pytest.raises(ConnectionResetError):
             list(iter(lambda: connection.recv(1 << 20), b""))
+    process.kill()
+
+
+def test_few_files_and_many_idle_connections(built: Stack) -> None:
+    """``ulimit -n 64``: the idle ones make room, the database can still be written, and log and CPU stay small."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
+    process = built.run(
+        "tiny", "-c", f"{limit}; from gateway.__main__ import main; main()", ready="gateway listening on"
+    )
+    url = json.loads(process.wait_for_log("gateway listening on"))["url"]
+    with ExitStack() as closing:
+        _ = [closing.enter_context(connected(url)) for _ in range(100)]
+        before, begin = psutil.Process(process.pid).cpu_times().user, time.monotonic()
+        for _ in range(20):
+            assert exchange(url, HEALTHZ).status == 200
+            assert exchange(url, request("POST", *TO_JOBS, body=JOB)).status == 202
+        spent, passed = psutil.Process(process.pid).cpu_times().user - before, time.monotonic() - begin
+    assert spent < max(1.0, passed / 3)
+    output = process.output()
+    assert "Traceback" not in output
+    assert output.count("out_of_files") <= 1
     process.kill()
