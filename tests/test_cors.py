@@ -105,7 +105,7 @@ def test_the_login_of_our_page_is_not_for_others(door: Gateway) -> None:
     "wrong", ["*", "null", "https://a.example/", "a.example", "https://u@a.example", "https://a b"]
 )
 def test_what_is_no_origin(wrong: str) -> None:
-    with pytest.raises(ValueError, match="https://app.example"):
+    with pytest.raises(ValueError, match=r"https://app\.example"):
         parse_origins(wrong)
 
 
