@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     """Where Mistral is; None is Mistral's own address."""
     mistral_requests_per_second: float = Field(10, gt=0, le=10_000)
     """Calls per second of one key and one family of models, over all workers; `starter.py limits` changes it."""
+    chatjobs_continuation: Literal["auto", "prefix", "continue_final_message", "assistant", "none"] = "auto"
+    """How the model's server continues an interrupted answer; see README, "Other servers"."""
     webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Signing secrets of the default tenant, newest first; comma-separated in the environment."""
     chatjobs_data_dir: Path = Path(".chatjobs")

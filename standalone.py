@@ -149,6 +149,7 @@ class Stack:
             found["WEBHOOK_SECRET"] = webhook_secret(self._data)
         if self.simulated:
             found |= {"MISTRAL_API_KEY": "simulated", "MISTRAL_SERVER_URL": str(self.endpoints["simulator"])}
+            found |= {"CHATJOBS_CONTINUATION": "prefix"} if self.settings.chatjobs_continuation == "auto" else {}
             around_proxy = ",".join(filter(None, (HOST, found.get("no_proxy") or found.get("NO_PROXY"))))
             found |= {"NO_PROXY": around_proxy, "no_proxy": around_proxy}
         return found

@@ -19,6 +19,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 import logs
+import measuring
 from activities.completion import CompletionActivities
 from activities.ports import ChatModel, WebhookSender
 from activities.result import ResultActivities
@@ -154,6 +155,9 @@ async def running(parts: Parts) -> AsyncIterator[None]:
             await stack.enter_async_context(worker)
         stack.push_async_callback(_shut_down, workers)
         stack.push_async_callback(_cancelled, asyncio.create_task(sweeper.run(), name="sweeper"))
+        if isinstance(parts.model, MistralChat):
+            informing = measuring.keep_informed(parts.settings, parts.database, parts.model)
+            stack.push_async_callback(_cancelled, asyncio.create_task(informing, name="continuations"))
         scheduling = scheduled_retention(parts.client, parts.settings.chatjobs_retention_days)
         stack.push_async_callback(_cancelled, asyncio.create_task(scheduling, name="retention schedule"))
         yield
@@ -195,6 +199,7 @@ def _model(settings: Settings) -> MistralChat:
             api_key=key.get_secret_value(),
             server_url=settings.mistral_server_url,
             idle_connections=settings.chatjobs_concurrency,
+            practice=measuring.assumed(settings),
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from None

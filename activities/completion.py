@@ -23,7 +23,17 @@ from activities.continuation import Plan
 from activities.failures import Tally
 from activities.heartbeats import heartbeating
 from activities.lanes import Lanes, Postponed, waits_for_turn
-from activities.ports import CANNOT_CONTINUE, Allowance, ChatModel, Finish, ModelEvent, PartDelta, Progress, TextDelta
+from activities.ports import (
+    CANNOT_CONTINUE,
+    Allowance,
+    ChatModel,
+    Continuing,
+    Finish,
+    ModelEvent,
+    PartDelta,
+    Progress,
+    TextDelta,
+)
 from chatjobs.contracts import ChatRequest, ErrorCause, PlacedPart, Retry, Usage
 from chatjobs.errors import (
     ChatJobsError,
@@ -148,7 +158,7 @@ class CompletionActivities:
         pieces: Sequence[TextPiece] = ()
         if claim.position > 0:
             pieces = await self._jobs.written(claim.job_id, fence=claim.fence, epoch=claim.epoch)
-        reason = _void(attempt, pieces) if pieces else None
+        reason = _void(attempt, pieces, self._model.continuing(request.model)) if pieces else None
         plan = continuation.plan(request, attempt.past, () if reason else pieces)
         if plan.over_cap:
             raise _over_cap(attempt)
@@ -172,7 +182,7 @@ class CompletionActivities:
             return False
         await pen.flush()
         pieces = await self._jobs.written(pen.job_id, fence=pen.fence, epoch=pen.epoch)
-        return continuation.obstacle(request, pieces) is None
+        return continuation.obstacle(request, pieces, self._model.continuing(request.model)) is None
 
     async def _end_without_call(self, attempt: _Attempt, end: AttemptEnd) -> CompletionSummary:
         """The text so far is the answer, at its length limit, and no call says so."""
@@ -588,7 +598,7 @@ def _message(error: BaseException, failure: BaseException) -> str | None:
     return None
 
 
-def _void(attempt: _Attempt, pieces: Sequence[TextPiece]) -> str | None:
+def _void(attempt: _Attempt, pieces: Sequence[TextPiece], continuing: Continuing) -> str | None:
     """Why the text so far has to go; None where it stays. Raises, where the job ends with it."""
     past, policy = attempt.past, attempt.request.on_interrupt
     interrupted = past.segment_tokens > 0 or not past.segments
@@ -598,7 +608,7 @@ def _void(attempt: _Attempt, pieces: Sequence[TextPiece]) -> str | None:
         )
     if interrupted and policy == "restart":
         return "restart"
-    return continuation.obstacle(attempt.request, pieces)
+    return continuation.obstacle(attempt.request, pieces, continuing)
 
 
 def _comes_again(attempt: _Attempt, failure: BaseException) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from activities.ports import Continuing
 from chatjobs.contracts import Channel, ChatRequest, Usage, message_text
 from storage.estimates import prompt_tokens
 from storage.schema import CHANNELS
@@ -79,8 +80,10 @@ def content(pieces: Sequence[TextPiece]) -> str:
     return "".join(piece.text for piece in pieces if piece.channel == CONTENT)
 
 
-def obstacle(request: ChatRequest, pieces: Sequence[TextPiece]) -> str | None:
+def obstacle(request: ChatRequest, pieces: Sequence[TextPiece], continuing: Continuing) -> str | None:
     """Why the model cannot go on from this text as it would have; None if it can."""
+    if continuing is not Continuing.KNOWN:  # it may begin a new answer, which would be glued to the old one
+        return "unproven" if continuing is Continuing.UNPROVEN else "no_continuation"
     if request.tools or request.tool_choice is not None:
         return "tools"  # Mistral refuses a prefix beside them
     if request.response_format is not None and request.response_format.type != "text":

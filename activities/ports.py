@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
 from chatjobs.contracts import Channel, ChatRequest, JsonObject, ToolCall, Usage
@@ -13,8 +14,15 @@ from chatjobs.contracts import Channel, ChatRequest, JsonObject, ToolCall, Usage
 CANNOT_CONTINUE = "upstream_echo"
 """The code of an answer that does not go on from the text it was given."""
 
-
 SPENT_PAUSE = 5.0
+
+
+class Continuing(StrEnum):
+    """Whether a model goes on from a text that it is given. Only one that is known to is asked to."""
+
+    KNOWN = "known"
+    UNPROVEN = "unproven"
+    NEVER = "never"
 
 
 class TextDelta(NamedTuple):
@@ -86,6 +94,10 @@ class ChatModel(Protocol):
 
     def lane(self, model: str) -> str:
         """The rate limit that calls of ``model`` share: of one key and one family of models."""
+        ...
+
+    def continuing(self, model: str) -> Continuing:
+        """Whether ``model`` goes on from a text that it is given."""
         ...
 
     def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
-from activities.ports import Finish, ModelEvent, TextDelta, WebhookResponse
+from activities.ports import Continuing, Finish, ModelEvent, TextDelta, WebhookResponse
 from bench.bare import Bare, nothing
 from bench.table import Row, table
 from chatjobs.contracts import Channel, ChatRequest, Usage
@@ -47,6 +47,9 @@ LONG_ANSWER = 5_000_000
 
 class InstantModel:
     """Answers at once with as many characters as the request's metadata says."""
+
+    def continuing(self, model: str) -> Continuing:
+        return Continuing.KNOWN
 
     def lane(self, model: str) -> str:
         return f"instant:{model}"

@@ -68,6 +68,7 @@ class Stack:
             "MISTRAL_API_KEY": self.api_key,
             "MISTRAL_SERVER_URL": self.simulator_url,
             "MISTRAL_REQUESTS_PER_SECOND": "200",
+            "CHATJOBS_CONTINUATION": "prefix",
             "WEBHOOK_SECRET": self.secret,
             "PYTHONUNBUFFERED": "1",
         }

@@ -13,17 +13,26 @@ import hashlib
 import logging
 import re
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 import httpx2
 from mistralai.client import Mistral, models, utils
 from mistralai.client._hooks import HookContext
 
-from activities.ports import Allowance, ModelEvent, Progress
-from chatjobs.contracts import OURS, AssistantMessage, ChatRequest, TextPart, message_text
+from activities.ports import Allowance, Continuing, ModelEvent, Progress
+from chatjobs.contracts import (
+    OURS,
+    AssistantMessage,
+    ChatRequest,
+    Content,
+    ContentPart,
+    TextPart,
+    message_text,
+)
 from chatjobs.errors import UpstreamError, bounded
+from providers.continuing import AS_MISTRAL, NEVER, Practice, Way
 from providers.event_stream import MAX_RESPONSE_BYTES, too_large
 from providers.http1 import EXCHANGE, StreamTransport
 from providers.mistral_answer import Answer
@@ -68,14 +77,24 @@ class MistralChat:
     """Streams chat completions of Mistral (activities.ports.ChatModel). Close it with ``aclose``."""
 
     def __init__(
-        self, api_key: str | None = None, server_url: str | None = None, *, idle_connections: int = 100
+        self,
+        api_key: str | None = None,
+        server_url: str | None = None,
+        *,
+        idle_connections: int = 100,
+        practice: Practice | None = AS_MISTRAL,
     ) -> None:
         """Without ``api_key`` the SDK finds credentials in its own ways; without ``server_url`` it calls Mistral's own.
 
         ``idle_connections``: how many stay open for the next request; as many as completions run at once is a good
-        number. Raises ValueError for a key or URL that cannot work, without repeating it.
+        number. ``practice``: how the server continues an assistant's message; None: not known until ``learn`` is told.
+        Raises ValueError for a key or URL that cannot work, without repeating it.
         """
         check_access(api_key, server_url)
+        self._practice = practice
+        self._learned: dict[str, Practice] = {}
+        self._wanted: set[str] = set()
+        self._want = asyncio.Event()
         self._http = http_client(idle_connections)
         self._sdk = Mistral(api_key=api_key, server_url=server_url, async_client=self._http)
         self._chat = self._sdk.chat
@@ -85,18 +104,58 @@ class MistralChat:
         """See ChatModel. A key is told from others by some digits of its digest, which give nothing of it away."""
         return f"{self._account}:{_VERSION.sub('', model)}"
 
+    def learn(self, practices: Mapping[str, Practice]) -> None:
+        """How the server continues, by model, as it was measured."""
+        self._learned = dict(practices)
+
+    def practice(self, model: str) -> Practice | None:
+        """How a model is made to continue; None where that is not known."""
+        found = self._learned.get(model)
+        if self._practice is None or (found is not None and found.way == self._practice.way):
+            return found
+        return self._practice
+
+    def continuing(self, model: str) -> Continuing:
+        """See ChatModel."""
+        practice = self.practice(model)
+        if practice is None:
+            self.want(model)
+            return Continuing.UNPROVEN
+        return Continuing.NEVER if practice.way is Way.NONE else Continuing.KNOWN
+
+    def want(self, model: str) -> None:
+        """It is worth knowing how ``model`` continues."""
+        self._wanted.add(model)
+        self._want.set()
+
+    async def unproven(self, timeout: float) -> set[str]:
+        """The models of which somebody wants to know how they continue, as soon as there is one; else after
+        ``timeout`` seconds none."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._want.wait()
+        self._want.clear()
+        wanted, self._wanted = self._wanted, set()
+        return wanted
+
     async def aclose(self) -> None:
         await self._http.aclose()
 
     async def stream(
-        self, request: ChatRequest, continue_from: str | None = None, *, raw: bool = False
+        self,
+        request: ChatRequest,
+        continue_from: str | None = None,
+        *,
+        raw: bool = False,
+        practice: Practice | None = None,
     ) -> AsyncGenerator[ModelEvent, None]:
         """See ChatModel. There are no time limits on the answer here, except those after its end.
 
-        ``raw``: with the echo, for whoever wants to see what it looks like.
+        ``raw``: with the echo, for whoever wants to see what it looks like. ``practice``: another than the known one.
         """
-        body = request_body(request, continue_from)
-        echo = None if raw else expected_echo(request, continue_from)
+        practice = practice or self.practice(request.model) or NEVER
+        body = request_body(request, continue_from, practice)
+        echo = None if raw else expected_echo(request, continue_from, practice)
         private = Private(body)
         with mistral_errors(private):
             response = await self._open(body, private)
@@ -204,39 +263,71 @@ async def _note_deprecation(response: httpx2.Response) -> None:
 # --------------------------------------------------------------------------------------------------- request
 
 
-def request_body(request: ChatRequest, continue_from: str | None = None) -> bytes:
-    """``request`` as JSON for Mistral: its own fields only, without those that say nothing; always streaming."""
-    sent = continued(request, continue_from).model_copy(update={"stream": True})
-    return sent.model_dump_json(exclude=set(OURS - {"stream"}), exclude_none=True).encode()
+def request_body(request: ChatRequest, continue_from: str | None = None, practice: Practice = AS_MISTRAL) -> bytes:
+    """``request`` as JSON for the server: its own fields only, without those that say nothing; always streaming."""
+    asked = continued(request, continue_from, practice)
+    sent = asked.model_copy(update={"stream": True})
+    left_out: dict[str, Any] = dict.fromkeys(OURS - {"stream"}, True)
+    if practice.way in (Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT) and isinstance(asked.messages[-1], AssistantMessage):
+        left_out["messages"] = {len(asked.messages) - 1: {"prefix"}}
+    body = sent.model_dump_json(exclude=left_out, exclude_none=True).encode()
+    if practice.way is Way.CONTINUE_FINAL_MESSAGE and isinstance(asked.messages[-1], AssistantMessage):
+        return body[:-1] + b',"continue_final_message":true,"add_generation_prompt":false}'
+    return body
 
 
-def continued(request: ChatRequest, text: str | None) -> ChatRequest:
+def continued(request: ChatRequest, text: str | None, practice: Practice = AS_MISTRAL) -> ChatRequest:
     """``request`` with ``text`` as the beginning of the answer, behind the caller's own prefix if there is one.
 
-    Spaces at its end are not sent: Mistral's tokeniser drops them (mistral-common, ``_encode_normal_content_assistant_
-    message``) and the model, which has not seen them, says them again.
+    Whitespace at its end that the server drops is not sent. A request that is not continued, of a server that does
+    not continue or is not known to, stays as the caller wrote it.
     """
-    text = (text or "").rstrip(" ")
-    if not text:
-        return request
     *before, last = request.messages
+    own = isinstance(last, AssistantMessage)
+    if practice.way is Way.NONE or not (text or own):
+        return request
     if not isinstance(last, AssistantMessage):
         before, last = list(request.messages), AssistantMessage(content="")
-    if last.content is None or isinstance(last.content, str):
-        content: str | tuple[object, ...] = (last.content or "") + text
-    else:
-        content = (*last.content, TextPart(text=text))
-    prefix = last.model_copy(update={"content": content, "prefix": True})
-    return request.model_copy(update={"messages": (*before, prefix)})
+    _, dropped = practice.divided(message_text(last) + (text or ""))
+    message = last.model_copy(
+        update={
+            "content": _without(_with(last.content, text or ""), len(dropped)),
+            "prefix": practice.way is Way.PREFIX,
+        }
+    )
+    return request.model_copy(update={"messages": (*before, message)})
 
 
-def expected_echo(request: ChatRequest, continue_from: str | None) -> Echo | None:
+def _with(content: Content | None, text: str) -> Content:
+    if content is None or isinstance(content, str):
+        return (content or "") + text
+    return (*content, TextPart(text=text)) if text else content
+
+
+def _without(content: Content, dropped: int) -> Content:
+    """``content`` without its last characters."""
+    if isinstance(content, str):
+        return content[: len(content) - dropped]
+    kept = list[ContentPart]()
+    for part in reversed(content):
+        if dropped and isinstance(part, TextPart):
+            rest = part.text[: max(0, len(part.text) - dropped)]
+            dropped -= len(part.text) - len(rest)
+            kept += [part.model_copy(update={"text": rest})] if rest else []
+        else:
+            kept.append(part)
+    return tuple(reversed(kept))
+
+
+def expected_echo(request: ChatRequest, continue_from: str | None, practice: Practice = AS_MISTRAL) -> Echo | None:
     """What may come back at the start of the answer; None where the model is not asked to go on from anything."""
     last = request.messages[-1]
     own = message_text(last) if isinstance(last, AssistantMessage) else ""
-    text = continue_from or ""
-    sent = text.rstrip(" ")
-    return Echo(own + sent, len(text) - len(sent)) if own or text else None
+    text = own + (continue_from or "")
+    if not text or practice.way is Way.NONE:
+        return None
+    sent, dropped = practice.divided(text)
+    return Echo(sent, dropped, shown=bool(continue_from), echoes=practice.echoes, usual=practice.way is Way.PREFIX)
 
 
 def check_access(api_key: str | None, server_url: str | None) -> None:

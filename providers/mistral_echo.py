@@ -1,16 +1,21 @@
-"""The echo of a prefix at the start of an answer: told apart from the answer, and taken off. Pure.
+"""The beginning of a continued answer: the echo and the whitespace that is there already are taken off. Pure.
 
-Mistral repeats the text that an answer shall continue from: at once, in pieces, or not at all; nothing announces which.
+Some servers repeat the text that an answer shall continue: at once, in pieces, or not at all; nothing announces which.
 So the text that comes is withheld while it could be the echo, and then
 
 - all of the prefix has come: it was the echo. Only an answer that says the whole prefix once more from its very
   beginning, of a server that does not echo, is mistaken for it;
 - it turned out to be something else after fewer than ``SURE`` characters: there is no echo, and all of it is text;
-- it did after more: a server that repeats the prefix with changes has understood something else than we asked for, and
-  nobody can say where its answer begins. The text cannot be continued there (``upstream_echo``);
+- it did after more: the server repeats another text than it was sent, and nobody can say where its answer begins. The
+  text cannot be continued there (``upstream_echo``);
 - the connection broke before: what was withheld was never there. It is asked for again.
 
-An echo that lacks the prefix's blanks at the end is one, too.
+Where it is known whether the server echoes (continuing.Practice), there is less to guess.
+
+Whitespace that was not sent (``dropped``) has to come next, all of it, before anything else. If the model says
+something else there, or ends, it does not go on from the text that readers have seen: the text cannot be continued.
+The same holds where the echo lacks whitespace of the text that was sent: the model has not seen it, either.
+Nothing of an answer is passed on before that is decided.
 """
 
 from __future__ import annotations
@@ -30,30 +35,40 @@ SURE: Final = 16
 class Echo:
     """Takes the echo off one answer: ``take`` its events until ``decided``; those that follow are the answer's own.
 
-    ``prefix`` is the text as it was sent, ``blanks`` how many spaces behind it were not sent though they are there:
-    the answer says them again.
+    ``prefix`` is the text as it was sent, ``dropped`` the whitespace behind it that was not. ``shown``: readers have
+    seen that whitespace, so that it must be said again; else it is the caller's own, and an answer without it stands.
+    ``echoes``: whether the server echoes, None where that is not known; ``usual``: it probably does.
     """
 
-    def __init__(self, prefix: str, blanks: int = 0) -> None:
+    def __init__(
+        self, prefix: str, dropped: str = "", *, shown: bool = True, echoes: bool | None = None, usual: bool = True
+    ) -> None:
         self._prefix = _comparable(prefix)
-        self._blanks = blanks
+        self._dropped = dropped
+        self._again = 0
+        self._shown = shown
+        self._echoes = echoes
+        self._usual = usual
         self._matched = 0
         self._half = ""
         self._withheld: list[TextDelta] = []
-        self._echoed = not self._prefix
+        self._echoed = not self._prefix or echoes is False
 
     @property
     def decided(self) -> bool:
-        return self._echoed and not self._blanks
+        return self._echoed and not self._dropped
 
     def take(self, event: ModelEvent) -> Iterable[ModelEvent]:
         """What of an event, and of those withheld before it, is the answer's own. Raises UpstreamInterrupted."""
         if isinstance(event, TextDelta) and event.channel is Channel.CONTENT:
-            return self._without_blanks(self._text(event) if not self._echoed else [event])
+            own = self._said_again(self._text(event) if not self._echoed else [event])
+            return own or [Progress()]  # what is withheld is progress, too: it moves the clocks
         if not isinstance(event, Finish) and not self._withheld:
             return [event]
-        released = [] if self._echoed else self._deviation("")
-        return [*self._without_blanks(released), event]
+        own = self._said_again([] if self._echoed else self._deviation(""))
+        if isinstance(event, Finish) and self._dropped:
+            own = self._unsaid("")
+        return [*own, event]
 
     def _text(self, delta: TextDelta) -> list[TextDelta]:
         self._withheld.append(delta)
@@ -64,22 +79,32 @@ class Echo:
         if not self._prefix.startswith(text[:left], self._matched):
             return self._deviation(text)
         self._matched += min(len(text), left)
-        return self._own(text[left:]) if len(text) >= left else []
+        return self._whole(text[left:]) if len(text) >= left else []
+
+    def _whole(self, behind: str) -> list[TextDelta]:
+        """All of the prefix has come, and ``behind`` it."""
+        if self._echoes or self._usual or len(self._prefix) >= SURE:
+            return self._own(behind)
+        if self._shown:  # a server that probably does not echo says a few characters again: either may be meant
+            raise _cannot_continue()
+        return self._all()
 
     def _deviation(self, text: str) -> list[TextDelta]:
         """``text`` is not what the prefix has at this place (or nothing follows): what was all this?"""
         same = next((at for at, character in enumerate(text) if self._prefix[self._matched + at] != character), 0)
         matched = self._matched + same
-        if matched < SURE:
-            self._echoed = True
-            return self._withheld
-        if self._prefix[matched:].isspace():
+        if matched and self._prefix[matched:].isspace():
+            if self._shown:
+                raise _cannot_continue()
             return self._own(text[same:])
-        raise UpstreamInterrupted(
-            "Mistral did not go on from the text so far, but from a different one.",
-            code=CANNOT_CONTINUE,
-            http_status=OK,
-        )
+        if matched >= SURE or (self._echoes and self._withheld):
+            raise _cannot_continue()
+        return self._all()
+
+    def _all(self) -> list[TextDelta]:
+        """There is no echo."""
+        self._echoed = True
+        return self._withheld
 
     def _own(self, text: str) -> list[TextDelta]:
         """The echo is over, and this is what comes behind it."""
@@ -87,17 +112,36 @@ class Echo:
         text += self._half
         return [TextDelta(Channel.CONTENT, text)] if text else []
 
-    def _without_blanks(self, deltas: Iterable[TextDelta]) -> list[ModelEvent]:
-        """Without the spaces that are there already. What is withheld is progress, too: it moves the clocks."""
+    def _said_again(self, deltas: Iterable[TextDelta]) -> list[ModelEvent]:
+        """The deltas without the whitespace that is there already."""
         own: list[ModelEvent] = []
         for delta in deltas:
-            text = delta.text
-            if self._blanks:
-                text = text[len(text[: self._blanks]) - len(text[: self._blanks].lstrip(" ")) :]
-                self._blanks = 0 if text else self._blanks - len(delta.text)
-            if text:
-                own.append(TextDelta(delta.channel, text))
-        return own or [Progress()]
+            if not self._dropped:
+                own.append(delta)
+                continue
+            expected = self._dropped[self._again : self._again + len(delta.text)]
+            if not delta.text.startswith(expected):
+                own += self._unsaid(delta.text)
+                continue
+            self._again += len(expected)
+            if self._again == len(self._dropped):
+                self._dropped = ""
+                own += [TextDelta(delta.channel, rest)] if (rest := delta.text[len(expected) :]) else []
+        return own
+
+    def _unsaid(self, text: str) -> list[ModelEvent]:
+        """The answer says ``text`` (or nothing) where whitespace should have been said again."""
+        if self._shown:
+            raise _cannot_continue()
+        text = self._dropped[: self._again] + text
+        self._dropped = ""
+        return [TextDelta(Channel.CONTENT, text)] if text else []
+
+
+def _cannot_continue() -> UpstreamInterrupted:
+    return UpstreamInterrupted(
+        "Mistral did not go on from the text so far, but from a different one.", code=CANNOT_CONTINUE, http_status=OK
+    )
 
 
 def _comparable(text: str) -> str:

@@ -7,10 +7,12 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import get_args
 
 import uvicorn
 
 from simulator.app import Options, create_app
+from simulator.faults import Continues
 from simulator.player import Protocol
 
 BACKLOG = 4096
@@ -19,7 +21,9 @@ BACKLOG = 4096
 def main() -> None:
     arguments = parser().parse_args()
     listener = listen(arguments.host, arguments.port)
-    options = Options(arguments.first_token, arguments.rate, arguments.seed, arguments.requests_per_minute)
+    options = Options(
+        arguments.first_token, arguments.rate, arguments.seed, arguments.requests_per_minute, arguments.continues
+    )
     config = uvicorn.Config(
         create_app(options),
         http=Protocol,
@@ -46,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--first-token", type=span, default=Options.first_token, help="seconds, LOW:HIGH")
     found.add_argument("--rate", type=span, default=Options.rate, help="tokens per second, LOW:HIGH; 0 is no limit")
     found.add_argument("--seed", type=int, default=Options.seed, help="another seed, other answers")
+    kinds = get_args(Continues)
+    found.add_argument("--continues", choices=kinds, default=Options.continues, help="what makes it continue a text")
     found.add_argument("--requests-per-minute", type=int, help="refuse with 429 what is more")
     return found
 

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from simulator import oddities, refusals, wire
 from simulator.allowance import Allowance
 from simulator.calls import ChatCall
-from simulator.faults import DirectiveError, Odd, Rule, Script, read_directive
+from simulator.faults import Continues, DirectiveError, Odd, Rule, Script, read_directive
 from simulator.generation import Text, Thinking
 from simulator.log import MAX_PROMPT_CHARACTERS, Entry, RequestLog
 from simulator.player import Player
@@ -37,6 +37,7 @@ class Options:
     rate: tuple[float, float] = (40, 80)
     seed: int = 0
     requests_per_minute: int | None = None
+    continues: Continues = "prefix"
 
 
 class Simulator:
@@ -120,6 +121,7 @@ class Completions:
             raise Refused(refusals.unauthorized())
         try:
             call = ChatCall.model_validate_json(body)
+            call.served_as(self._simulator.script(call, spend=False).continues or self._simulator.options.continues)
             _describe(entry, call)
             found = call.refusal()
             if found is not None:
@@ -148,7 +150,7 @@ def authorized(request: Request) -> bool:
 
 
 def _describe(entry: Entry, call: ChatCall) -> None:
-    entry.model, entry.stream, entry.prefix = call.model, call.stream, call.prefix
+    entry.model, entry.stream, entry.prefix = call.model, call.stream, call.trailing
     entry.prompt = call.prompt[:MAX_PROMPT_CHARACTERS]
     entry.parameters, entry.conversation = call.parameters, call.conversation
 
@@ -211,6 +213,7 @@ class Routes:
         try:
             call = ChatCall.model_validate_json(await request.body())
             script = self._simulator.script(call, spend=False)
+            call.served_as(script.continues or self._simulator.options.continues)
         except (ValidationError, DirectiveError) as error:
             return JSONResponse({"error": str(error)}, 422)
         return JSONResponse(_told(self._simulator.reply(call, script, attempt=len(script.faults) + 1)))

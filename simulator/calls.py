@@ -10,10 +10,10 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
 
 from simulator.answers import tokenise
-from simulator.faults import without_directive
+from simulator.faults import Continues, without_directive
 
 KNOWN_MODELS = re.compile(
     r"(mistral|ministral|magistral|codestral|devstral|pixtral|voxtral|open|labs|ft:)[a-z0-9._:-]*", re.IGNORECASE
@@ -76,12 +76,39 @@ class ChatCall(BaseModel):
     prompt_cache_key: str | None = None
     service_tier: str | None = None
     safe_prompt: bool | None = None
+    # vLLM's, which Mistral refuses.
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    _continues: Continues = PrivateAttr("prefix")
+
+    def served_as(self, continues: Continues) -> None:
+        """By which kind of server. Call it first."""
+        self._continues = continues
+
+    @cached_property
+    def trailing(self) -> str | None:
+        """The text of an assistant message at the end."""
+        last = self.messages[-1]
+        return last.text if last.role == "assistant" else None
 
     @cached_property
     def prefix(self) -> str | None:
-        """The text that the answer shall continue."""
-        last = self.messages[-1]
-        return last.text if last.role == "assistant" and last.prefix else None
+        """The text that the answer continues."""
+        match self._continues:
+            case "prefix":
+                asked = self.messages[-1].prefix
+            case "continue_final_message":
+                asked = self.continue_final_message is True and self.add_generation_prompt is False
+            case "assistant":
+                asked = True
+            case "never":
+                asked = False
+        return self.trailing if asked else None
+
+    @property
+    def message_is_prefix(self) -> bool:
+        """It is continued as Mistral does."""
+        return self._continues == "prefix" and self.prefix is not None
 
     @cached_property
     def prompt(self) -> str:
@@ -95,13 +122,17 @@ class ChatCall(BaseModel):
 
     @property
     def subject(self) -> str:
-        """SHA-256 (hex) of what the answer's text depends on: the conversation without directives, and the seed."""
-        texts = [(message.role, without_directive(message.text)) for message in self._asked]
+        """SHA-256 (hex) of what the answer's text depends on: the conversation without directives, and the seed.
+
+        A trailing message that is not continued is a part of the conversation: it gets another answer.
+        """
+        asked = self.messages if self.prefix is None else self._asked
+        texts = [(message.role, without_directive(message.text)) for message in asked]
         return _digest(self.model, [texts, self.random_seed])
 
     @property
     def _asked(self) -> Sequence[Message]:
-        return self.messages if self.prefix is None else self.messages[:-1]
+        return self.messages if self.trailing is None else self.messages[:-1]
 
     @property
     def stops(self) -> Sequence[str]:
@@ -133,6 +164,10 @@ class ChatCall(BaseModel):
         """Message, type and code with which Mistral answers 400 to a well-formed request."""
         if not KNOWN_MODELS.fullmatch(self.model):
             return f"Invalid model: {self.model}", "invalid_model", "1500"
+        if self._continues != "prefix":
+            return None
+        if self.continue_final_message is not None or self.add_generation_prompt is not None:
+            return "Extra inputs are not permitted: continue_final_message", "invalid_request_error", "3000"
         return self._out_of_order()
 
     def _out_of_order(self) -> tuple[str, str, str] | None:

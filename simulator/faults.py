@@ -16,6 +16,11 @@ class DirectiveError(ValueError):
     """The ``[[sim {…}]]`` of a message is not valid."""
 
 
+Continues = Literal["prefix", "continue_final_message", "assistant", "never"]
+"""How a server continues a trailing assistant message: Mistral with ``prefix``, vLLM with ``continue_final_message``,
+llama.cpp always. Only Mistral refuses what it does not know; the others open a new answer without a word."""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -293,6 +298,10 @@ class Script(_Model):
     first_token_seconds: float | None = Field(None, ge=0)
     tokens_per_second: float | None = Field(None, ge=0)
     echo: Literal["whole", "pieces", "none", "differing"] = "whole"
+    continues: Continues | None = None
+    """How the server is made to continue a trailing assistant message; None: as the process is (``--continues``)."""
+    continuation: str | None = None
+    """What is said behind any text that is continued, in place of the rest of the answer."""
     framing: Framing = Framing()
     headers: dict[str, str] = {}
     """Response headers, added to or in place of the usual ones (``x-ratelimit-…``)."""

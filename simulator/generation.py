@@ -87,6 +87,8 @@ class Generation:
         return said or not self._tool_calls()
 
     def _content(self) -> Iterator[Piece]:
+        if self._script.continuation is not None and self._call.prefix:
+            return map(Text, answers.tokenise(self._script.continuation))
         tokens = answers.until_stop(self._text(), self._call.stops) if self._call.stops else self._text()
         number, rest = answers.resume(tokens, self._call.prefix or "")
         return with_references(map(Text, rest), self._script.references, number)

@@ -100,6 +100,12 @@ class Reply:
     def generation(self) -> Generation:
         return Generation(self.call, self.script, seed=self.seed, endless=isinstance(self.fault, Endless))
 
+    @property
+    def echo_style(self) -> str:
+        """Of the kinds of servers only Mistral repeats what it continues, unless the script says otherwise."""
+        chosen = "echo" in self.script.model_fields_set
+        return self.script.echo if chosen or self.call.message_is_prefix else "none"
+
     def usage(self, tokens: int) -> wire.Usage | None:
         return wire.usage(self.call.prompt_tokens, tokens) if self.script.usage else None
 
@@ -121,7 +127,7 @@ class Reply:
         """The answer as one JSON document, and its number of tokens."""
         pieces = list(self.generation.pieces())
         tokens = sum(piece.tokens for piece in pieces)
-        prefix = "".join(echo(self.call.prefix or "", self.script.echo))
+        prefix = "".join(echo(self.call.prefix or "", self.echo_style))
         message = wire.message(pieces, echo=prefix, as_list=self.script.content_as_list)
         reason = self.fault.reason if isinstance(self.fault, Finish) else self.generation.reason
         answer = wire.completion(self.answer_id, self.call.model, self.created, message, reason)
@@ -238,7 +244,7 @@ class _Stream:
 
     def _all(self) -> Iterator[Send]:
         script = self._reply.script
-        for text in echo(self._reply.call.prefix or "", script.echo):
+        for text in echo(self._reply.call.prefix or "", self._reply.echo_style):
             yield Send(self._frames.text(text, as_list=script.content_as_list))
         nameless = script.tool_style == "nameless"
         for piece in self._reply.generation.pieces():

@@ -274,3 +274,15 @@ endpoints = Table(
     Column("disabled_at", BigInteger),
     Column("disabled_reason", String(64)),
 )
+
+continuations = Table(
+    "continuations",
+    metadata,
+    Column("server", String(512), primary_key=True),
+    Column("model", String(128), primary_key=True),
+    Column("version", Integer, primary_key=True),  # of the measurement
+    Column("asked_at", BigInteger, nullable=False),
+    Column("way", String(32)),  # how it continues, or "none"; NULL: the measurement has not ended
+    Column("drops", String(16)),
+    Column("echoes", Boolean),
+)

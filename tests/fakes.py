@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar, cast
 
-from activities.ports import Finish, ModelEvent, TextDelta, WebhookResponse
+from activities.ports import Continuing, Finish, ModelEvent, TextDelta, WebhookResponse
 from chatjobs.contracts import Channel, ChatRequest, Usage, WebhookEvent
 from chatjobs.webhooks import verify
 from storage.jobs import JobStore
@@ -91,6 +91,9 @@ class ScriptedModel:
 
     def lane(self, model: str) -> str:
         return f"scripted:{model}"
+
+    def continuing(self, model: str) -> Continuing:
+        return Continuing.KNOWN
 
     async def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
         script = self.scripts[min(self.calls, len(self.scripts) - 1)]

@@ -161,6 +161,7 @@ def _environment(built: Stack) -> dict[str, str]:
         "TEMPORAL_ADDRESS": built.temporal_address,
         "MISTRAL_API_KEY": "a key for tests",
         "MISTRAL_SERVER_URL": f"http://127.0.0.1:{built.simulator_port}",
+        "CHATJOBS_CONTINUATION": "prefix",
         "WEBHOOK_SECRET": WEBHOOK_SECRET,
         "MISTRAL_REQUESTS_PER_SECOND": "1000",  # the limiter has tests of its own
         "PYTHONUNBUFFERED": "1",

@@ -1,0 +1,87 @@
+"""How the model's server continues an interrupted answer: by the setting, or measured once and remembered.
+
+A server other than Mistral's own is not asked to continue until it was seen to do it: it might open a new answer, which
+would be glued to the old one. What was seen is remembered per server and model, so that nobody pays for it twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from chatjobs.errors import StorageError
+from providers.continuing import AS_MISTRAL, USUAL, Drops, Practice, Way, is_mistral, server_name
+from providers.mistral import MistralChat
+from providers.mistral_probe import VERSION, measured
+from settings import Settings
+from storage.continuations import ContinuationStore, Measured
+from storage.database import Database
+
+REFRESH_SECONDS = 30.0
+"""How long another process's measurement may stay unknown to this one."""
+AGAIN_SECONDS = 600.0
+"""Until a server that did not answer is asked again."""
+MOST_AT_START = 3
+
+log = logging.getLogger(__name__)
+
+
+def assumed(settings: Settings) -> Practice | None:
+    """What the settings say of the server; None where it has to be measured."""
+    if settings.chatjobs_continuation != "auto":
+        return USUAL[Way(settings.chatjobs_continuation)]
+    return AS_MISTRAL if is_mistral(settings.mistral_server_url) else None
+
+
+def store(settings: Settings, database: Database) -> ContinuationStore:
+    return ContinuationStore(database, server_name(settings.mistral_server_url), VERSION)
+
+
+async def remembered(found: ContinuationStore) -> dict[str, Practice]:
+    """What was measured, by model. Raises StorageError."""
+    return {one.model: Practice(Way(one.way), Drops(one.drops), one.echoes) for one in await found.measured()}
+
+
+async def remember(found: ContinuationStore, model: str, practice: Practice) -> None:
+    """Raises StorageError."""
+    await found.end(Measured(model, practice.way.value, practice.drops.value, practice.echoes))
+
+
+async def keep_informed(settings: Settings, database: Database, model: MistralChat) -> None:
+    """Tell ``model`` what is remembered of its server, again and again; measure what is wanted and was never measured.
+
+    Wanted are the models of jobs that have not ended, and those of answers that had to start over because nothing was
+    known. No job waits for it.
+    """
+    if (setting := settings.chatjobs_continuation) == "none" or (setting == "auto" and assumed(settings) is not None):
+        return
+    found, pause = store(settings, database), 1 / settings.mistral_requests_per_second
+    try:
+        wanted = set(await found.models_in_use(MOST_AT_START))
+    except StorageError:
+        wanted = set()
+    while True:
+        try:
+            model.learn(await remembered(found))
+            if assumed(settings) is None:
+                for name in sorted(wanted):
+                    await _measure(found, model, name, pause)
+                model.learn(await remembered(found))
+        except StorageError as error:
+            log.warning("continuations are not remembered: %s", error, extra={"action": "continuations_unknown"})
+        wanted = await model.unproven(REFRESH_SECONDS)
+
+
+async def _measure(found: ContinuationStore, model: MistralChat, name: str, pause: float) -> None:
+    """Measure a model, unless somebody has. Raises StorageError."""
+    if not await found.begin(name):
+        return
+    log.info("seeing whether the server continues a text", extra={"action": "continuation_probe", "model": name})
+    practice = await measured(model, name, pause=pause)
+    if practice is None:
+        log.warning("the server did not answer", extra={"action": "continuation_unmeasured", "model": name})
+        asyncio.get_running_loop().call_later(AGAIN_SECONDS, model.want, name)
+        await found.forget(name)
+        return
+    await remember(found, name, practice)
+    log.info("interrupted answers continue: %s", practice.way, extra={"action": "continuation_measured", "model": name})

@@ -1,0 +1,81 @@
+"""How servers of models continue an interrupted answer, as it was measured: once per server, model and version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from storage.database import Database, retried
+from storage.schema import continuations, jobs, micros, now
+from storage.text import clean
+
+LOOKED_AT = 200
+"""Jobs that have not ended, whose models are the ones in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was seen of a model: the names are those of providers.continuing."""
+
+    model: str
+    way: str
+    drops: str
+    echoes: bool | None
+
+
+class ContinuationStore:
+    """The measurements of one ``server`` by one ``version`` of the measurement."""
+
+    def __init__(self, database: Database, server: str, version: int) -> None:
+        self._database = database
+        self._server = clean(server)
+        self._version = version
+
+    async def measured(self) -> Sequence[Measured]:
+        """All that have ended."""
+        query = select(continuations).where(
+            continuations.c.server == self._server,
+            continuations.c.version == self._version,
+            continuations.c.way.is_not(None),
+        )
+        async with self._database.single() as connection:
+            rows = (await connection.execute(query)).all()
+        return [Measured(row.model, row.way, row.drops, row.echoes) for row in rows]
+
+    @retried
+    async def begin(self, model: str) -> bool:
+        """Whether the caller may measure a model: nobody has begun to before."""
+        dialect = sqlite if self._database.is_sqlite else postgresql
+        row = {**self._key(model), "asked_at": micros(now())}
+        made = dialect.insert(continuations).values(row).on_conflict_do_nothing().returning(continuations.c.model)
+        async with self._database.write("fast") as connection:
+            return await connection.scalar(made) is not None
+
+    @retried
+    async def forget(self, model: str) -> None:
+        """As if nobody had begun to measure."""
+        async with self._database.write("fast") as connection:
+            await connection.execute(delete(continuations).where(*self._is(model)))
+
+    @retried
+    async def end(self, found: Measured) -> None:
+        """Keep what was seen. Whoever called has begun, or was told to measure again."""
+        values = {"way": found.way, "drops": found.drops, "echoes": found.echoes, "asked_at": micros(now())}
+        async with self._database.write("fast") as connection:
+            await connection.execute(update(continuations).where(*self._is(found.model)).values(values))
+
+    async def models_in_use(self, limit: int) -> Sequence[str]:
+        """The models of jobs that have not ended."""
+        newest = select(jobs.c.model).where(jobs.c.completed_at.is_(None)).order_by(jobs.c.created_at.desc())
+        async with self._database.single() as connection:
+            rows = (await connection.execute(newest.limit(LOOKED_AT))).all()
+        return list(dict.fromkeys(row.model for row in rows))[:limit]
+
+    def _key(self, model: str) -> dict[str, str | int]:
+        return {"server": self._server, "model": clean(model), "version": self._version}
+
+    def _is(self, model: str) -> Sequence[ColumnElement[bool]]:
+        return [continuations.c[name] == value for name, value in self._key(model).items()]

@@ -1,0 +1,306 @@
+"""Servers that continue a text in their own ways, or not at all: an interrupted answer is never glued.
+
+The simulator speaks as each kind of server. What is assumed of a server comes from the setting; what is not assumed is
+measured once, and remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from temporalio.client import Client
+
+import measuring
+from activities import failures
+from activities.ports import Continuing
+from chatjobs.contracts import Channel, Job, JobStatus
+from providers.continuing import AS_MISTRAL, NEVER, USUAL, Drops, Practice, Way
+from providers.mistral import MistralChat
+from providers.mistral_probe import MOST_TOKENS, PROBES, VERSION, measured
+from settings import Settings
+from storage.continuations import ContinuationStore
+from storage.database import Database
+from storage.reading import TranscriptReader
+from storage.values import Cursor
+from tests.fakes import PATIENCE
+from tests.house import House, house
+from tests.simulator_process import SimulatorProcess, prompt, simulator
+
+COMPLETED = JobStatus.COMPLETED
+WAYS = (Way.PREFIX, Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT)
+TEXT = " ".join(f"word{number}" for number in range(40))
+Submit = Callable[..., Awaitable[tuple[Job, str | None, str]]]
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[SimulatorProcess]:
+    with simulator() as running:
+        yield running
+
+
+@pytest.fixture
+async def submit(
+    client: Client, sqlite: Database, sim: SimulatorProcess, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Submit]:
+    """Run a job under a practice and a script: the job, why its text was dropped, and its message."""
+    monkeypatch.setattr(failures, "LONGEST_PAUSE", 0.01)
+    async with AsyncExitStack() as closing:
+
+        async def run(practice: Practice | None, script: dict[str, Any], **fields: Any) -> tuple[Job, str | None, str]:
+            model = MistralChat("a key", sim.url, practice=practice)
+            closing.push_async_callback(model.aclose)
+            async with house(client, sqlite, model=model) as here:
+                message = prompt("go on", **script)
+                job = await asyncio.wait_for(followed(here, message, **fields), PATIENCE)
+                return job, await reset_of(here.reader, job), message
+
+        yield run
+
+
+async def followed(here: House, message: str, **fields: Any) -> Job:
+    """The job at its end, whose reader has the stored text."""
+    job_id = await here.submit(message, **fields)
+    seen = await here.watched(job_id)
+    job = await here.ended(job_id)
+    assert seen.texts[Channel.CONTENT] == job.content
+    return job
+
+
+async def reset_of(reader: TranscriptReader, job: Job) -> str | None:
+    if job.epoch == 1:
+        return None
+    return (await reader.read(Cursor(job.job_id, 1, 1))).reset_reason
+
+
+def cut(after: int) -> dict[str, Any]:
+    return {"kind": "cut", "after": after}
+
+
+# ------------------------------------------------------------------------------------------------------ ways
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_each_way_continues(submit: Submit, sim: SimulatorProcess, way: Way) -> None:
+    """Of the server that wants it; nothing is said twice, and no reader notices."""
+    job, reset, message = await submit(USUAL[way], {"text": TEXT, "continues": way.value, "faults": [cut(20), cut(5)]})
+    assert (job.status, job.content, reset) == (COMPLETED, TEXT, None)
+    assert sum(call["tokens_sent"] for call in sim.requests(message)) == len(sim.answer(message)["tokens"])
+
+
+@pytest.mark.parametrize("continues", ["never", "continue_final_message", "assistant"])
+@pytest.mark.parametrize("practice", [None, NEVER], ids=["unproven", "never"])
+async def test_a_server_that_is_not_known_to_continue_starts_over(
+    submit: Submit, sim: SimulatorProcess, continues: str, practice: Practice | None
+) -> None:
+    """It is not asked to continue, and readers are told why their text goes."""
+    script = {"text": TEXT, "continues": continues, "faults": [cut(20), cut(5)]}
+    job, reset, message = await submit(practice, script)
+    assert (job.status, job.content) == (COMPLETED, TEXT)
+    assert reset == ("unproven" if practice is None else "no_continuation")
+    assert [call["prefix"] for call in sim.requests(message)] == [None, None, None]
+
+
+async def test_a_server_that_is_not_known_to_continue_has_one_segment(submit: Submit, sim: SimulatorProcess) -> None:
+    script = {"text": TEXT, "continues": "never"}
+    job, reset, message = await submit(None, script, max_tokens=10, maxSegments=3)
+    assert (job.status, reset, len(sim.requests(message))) == (JobStatus.INCOMPLETE, None, 1)
+
+
+async def test_the_callers_own_prefix_is_sent_as_each_server_wants_it(submit: Submit, sim: SimulatorProcess) -> None:
+    """To one that is not known to continue, as the caller wrote it; interrupted, the whole request is sent again."""
+    for way in (*WAYS, Way.NONE):
+        message = prompt("own", text=TEXT, continues="never" if way is Way.NONE else way.value, faults=[cut(10)])
+        own = {"role": "assistant", "content": "I said: ", "prefix": True}
+        messages = [{"role": "user", "content": message}, own]
+        job, reset, _ = await submit(USUAL[way], {}, messages=messages)
+        calls = [call["prefix"] for call in sim.requests(message)]
+        head = "".join(sim.answer(message)["tokens"][:10])
+        assert (job.content, reset) == (TEXT, "no_continuation" if way is Way.NONE else None)
+        assert calls == (["I said: "] * 2 if way is Way.NONE else ["I said:", f"I said: {head}"])
+
+
+# ------------------------------------------------------------------------------------------------ whitespace
+
+INDENTED = ["def f(x):\n", "    if x:\n", "        ", "return", " 1"]
+SEAMS: dict[str, tuple[list[str], int, str, str | None]] = {
+    "C1": (INDENTED, 3, "    return 1", None),
+    "C2": (INDENTED, 3, "\n\ndef g():\n", None),
+    "C3": (["I", " like", " cats", " "], 4, ", dogs and birds.", None),
+    "end": (["I", " like", " cats", " "], 4, "", None),
+    "less": (["{\n", '  "a":', " {\n", "    ", '"b": 1}}'], 4, "  }\n}", None),
+    "again": (INDENTED, 3, "        return 2", "def f(x):\n    if x:\n        return 2"),
+    "more": (INDENTED, 3, "          return 2", "def f(x):\n    if x:\n          return 2"),
+    "word": (["The", " sun", " sets"], 2, " rises", "The sun rises"),
+}
+
+
+@pytest.mark.parametrize("echo", ["whole", "pieces", "none"])
+@pytest.mark.parametrize("seam", SEAMS)
+async def test_what_was_shown_is_said_again_or_the_answer_starts_over(submit: Submit, seam: str, echo: str) -> None:
+    """The end is what was shown and what the model said after the text that it was sent; else it starts over."""
+    pieces, after, continuation, whole = SEAMS[seam]
+    script = {"pieces": pieces, "faults": [cut(after)], "continuation": continuation, "echo": echo}
+    job, reset, _ = await submit(AS_MISTRAL, script)
+    expected = ("".join(pieces), "refused") if whole is None else (whole, None)
+    assert (job.status, job.content, reset) == (COMPLETED, *expected)
+
+
+WHITE: dict[str, list[str]] = {
+    "newlines": ["A", " list", ":\n", "\n", "- one", "\n", "- two"],
+    "tabs": ["if x {\n", "\t", "\t", "go()\n", "}"],
+    "table": ["| a", " | b", " |\n", "| ", "1", " | ", "2", " |"],
+    "YAML": ["a:\n", "  ", "b:\n", "    ", "- 1", "\n", "    - 2"],
+    "Unicode": ["1", "\u00a0", "000", "\u2003", "km", "\u3000", "\n", "\u00a0 ", "end"],
+    "CRLF": ["one\r\n", "\r\n", "  ", "two"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_text_cut_after_any_whitespace(
+    client: Client, sqlite: Database, sim: SimulatorProcess, monkeypatch: pytest.MonkeyPatch, way: Way
+) -> None:
+    """A model that says the same again goes on, wherever it is cut, on every kind of server."""
+    monkeypatch.setattr(failures, "LONGEST_PAUSE", 0.01)
+    model = MistralChat("a key", sim.url, practice=USUAL[way])
+    async with house(client, sqlite, model=model, chatjobs_concurrency=50) as here:
+
+        async def cut_at(pieces: list[str], after: int) -> None:
+            script = {"pieces": pieces, "continues": way.value, "faults": [cut(after), cut(1)]}
+            job = await followed(here, prompt("white", **script))
+            assert (job.status, job.content, job.epoch) == (COMPLETED, "".join(pieces), 1)
+
+        await asyncio.gather(*(cut_at(one, after) for one in WHITE.values() for after in range(1, len(one))))
+    await model.aclose()
+
+
+# --------------------------------------------------------------------------------------------------- measuring
+
+
+@pytest.fixture
+async def chat(sim: SimulatorProcess) -> AsyncIterator[MistralChat]:
+    """A client that knows nothing of its server."""
+    sim.forget()
+    model = MistralChat("a key", sim.url, practice=None)
+    yield model
+    await model.aclose()
+    sim.drop_scripts()
+
+
+def knows_lists(sim: SimulatorProcess, continues: str, **script: Any) -> None:
+    """The model of the simulator says what the lists of the measurement go on with, as a real model does."""
+    for probe in PROBES:
+        sim.script(match=probe.prompt, text=probe.list + probe.rest + ", and so on", continues=continues, **script)
+
+
+@pytest.mark.parametrize(
+    ("continues", "script", "found"),
+    [
+        ("prefix", {}, Practice(Way.PREFIX, Drops.NOTHING, echoes=True)),
+        ("prefix", {"echo": "none"}, Practice(Way.PREFIX, Drops.NOTHING, echoes=False)),
+        ("prefix", {"usage": False}, Practice(Way.PREFIX, Drops.SPACES, echoes=True)),
+        ("continue_final_message", {}, Practice(Way.CONTINUE_FINAL_MESSAGE, Drops.NOTHING, echoes=False)),
+        ("continue_final_message", {"usage": False}, Practice(Way.CONTINUE_FINAL_MESSAGE, Drops.ALL, echoes=False)),
+        # Its first way that works: it ignores the flag.
+        ("assistant", {}, Practice(Way.PREFIX, Drops.NOTHING, echoes=False)),
+        ("never", {}, NEVER),
+        ("prefix", {"echo": "differing"}, NEVER),
+    ],
+)
+async def test_what_is_measured(
+    chat: MistralChat, sim: SimulatorProcess, continues: str, script: dict[str, Any], found: Practice
+) -> None:
+    """How each kind of server continues. One that opens a new answer, or says the list again, does not."""
+    knows_lists(sim, continues, **script)
+    assert await measured(chat, "mistral-small-latest") == found
+    calls = sim.requests()
+    assert 3 <= len(calls) <= 3 * len(WAYS) + 2
+    assert all(call["parameters"]["max_tokens"] <= MOST_TOKENS for call in calls)
+    assert all(call["parameters"]["temperature"] == 0 for call in calls)
+
+
+@pytest.mark.parametrize("said", ["4001, 4002, 4003", "4015, 4016, 4017", "Sure! 15, 4016", "", "15"])
+async def test_nothing_else_passes_for_a_continuation(chat: MistralChat, sim: SimulatorProcess, said: str) -> None:
+    for probe in PROBES:
+        sim.script(match=probe.prompt, text=probe.list + probe.rest)
+    sim.script(match=PROBES[1].prompt, continuation=said)
+    assert await measured(chat, "mistral-small-latest") == NEVER
+
+
+@pytest.mark.parametrize("fault", [{"kind": 503}, {"kind": 401}, {"kind": 429}, {"kind": "cut"}])
+async def test_a_server_that_does_not_answer_is_not_measured(
+    chat: MistralChat, sim: SimulatorProcess, fault: dict[str, Any]
+) -> None:
+    for probe in PROBES:
+        sim.script(match=probe.prompt, faults=[fault], repeat_last=True)
+    assert await measured(chat, "mistral-small-latest") is None
+    assert len(sim.requests()) == 1
+
+
+async def test_a_model_is_measured_once(chat: MistralChat, sim: SimulatorProcess, database: Database) -> None:
+    """By whichever worker is first; the others are told. Until then an answer would start over."""
+    knows_lists(sim, "continue_final_message")
+    settings = Settings(mistral_server_url=sim.url, mistral_requests_per_second=1_000)
+    other = MistralChat("a key", sim.url, practice=None)
+    tasks = [asyncio.create_task(measuring.keep_informed(settings, database, one)) for one in (chat, other)]
+    assert chat.continuing("mistral-small-latest") is Continuing.UNPROVEN
+    await sim.wait("four fruits", requests=1, ended=True)
+    calls = await settled(settings, database, sim)
+    other.want("mistral-small-latest")
+    async with asyncio.timeout(PATIENCE):
+        while {one.continuing("mistral-small-latest") for one in (chat, other)} != {Continuing.KNOWN}:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.02)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await other.aclose()
+    assert len(sim.requests()) == calls
+    assert chat.practice("mistral-small-latest") == Practice(Way.CONTINUE_FINAL_MESSAGE, Drops.NOTHING, echoes=False)
+    assert chat.continuing("another-model") is Continuing.UNPROVEN
+
+
+async def settled(settings: Settings, database: Database, sim: SimulatorProcess) -> int:
+    """The number of calls, once the measurement is stored."""
+    async with asyncio.timeout(PATIENCE):
+        while not await measuring.remembered(measuring.store(settings, database)):  # noqa: ASYNC110 - nor here
+            await asyncio.sleep(0.02)
+    return len(sim.requests())
+
+
+async def test_only_one_may_begin_a_measurement(database: Database) -> None:
+    """Of a server, a model and a version; a new version of the measurement begins anew."""
+    store = ContinuationStore(database, "http://one.example", VERSION)
+    assert [await store.begin("a"), await store.begin("a"), await store.begin("b")] == [True, False, True]
+    assert await ContinuationStore(database, "http://two.example", VERSION).begin("a")
+    assert await ContinuationStore(database, "http://one.example", VERSION + 1).begin("a")
+    await store.forget("a")
+    assert await store.begin("a")
+    assert await store.measured() == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "url", "found"),
+    [
+        ("auto", None, AS_MISTRAL),
+        ("auto", "https://api.mistral.ai", AS_MISTRAL),
+        ("auto", "http://127.0.0.1:8000", None),
+        ("prefix", "http://127.0.0.1:8000", AS_MISTRAL),
+        ("assistant", None, USUAL[Way.ASSISTANT]),
+        ("continue_final_message", "http://vllm:8000", USUAL[Way.CONTINUE_FINAL_MESSAGE]),
+        ("none", None, NEVER),
+    ],
+)
+def test_what_the_settings_say(setting: Any, url: str | None, found: Practice | None) -> None:
+    assert measuring.assumed(Settings(chatjobs_continuation=setting, mistral_server_url=url)) == found
+
+
+async def test_a_measurement_refines_what_the_setting_says() -> None:
+    """The same way, seen to give the model all whitespace; another way is not taken against the setting."""
+    fixed = MistralChat("a key", "http://127.0.0.1:1", practice=USUAL[Way.ASSISTANT])
+    fine = Practice(Way.ASSISTANT, Drops.NOTHING, echoes=False)
+    fixed.learn({"a": fine, "b": AS_MISTRAL})
+    assert (fixed.practice("a"), fixed.practice("b")) == (fine, USUAL[Way.ASSISTANT])
+    await fixed.aclose()
