@@ -42,7 +42,7 @@ class Framing:
         self._index = 0
 
     def frames(self, piece: Slice) -> Iterator[Frame]:
-        """``start`` once there is something to tell, ``reset`` where the reader's text is void, and the text."""
+        """``start`` once an attempt has begun, ``reset`` where the reader's text is void, and the text."""
         if piece.started and not self._introduced:
             self._introduced = True
             yield Frame(f"{piece.epoch}.0", self._start(piece))

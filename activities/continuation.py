@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from activities.ports import Continuing
 from chatjobs.contracts import Channel, ChatRequest, Usage, message_text
-from storage.estimates import prompt_tokens
+from storage.estimates import prompt_ceiling, prompt_tokens, text_ceiling
 from storage.schema import CHANNELS
 from storage.values import Past, TextPiece
 
@@ -59,11 +59,21 @@ class Plan:
 def plan(request: ChatRequest, past: Past, pieces: Sequence[TextPiece] = ()) -> Plan:
     """The next call: from the beginning, or, if there are ``pieces``, from their end."""
     prompt = prompt_tokens(request) + (pieces[-1].token_count if pieces else 0)
-    cap = request.limits.max_total_tokens
-    left = None if cap is None else cap - past.total_tokens - prompt
+    left = _left(request, past, pieces)
     if not pieces:
         return Plan(request, prompt, tokens_left=left)
     return Plan(_shortened(request, past.segment_tokens), prompt, content(pieces), left)
+
+
+def _left(request: ChatRequest, past: Past, pieces: Sequence[TextPiece]) -> int | None:
+    """What the cap on all tokens leaves for another call's answer, with prompts estimated high: it is a promise."""
+    cap = request.limits.max_total_tokens
+    if cap is None:
+        return None
+    prompt = prompt_ceiling(request)
+    so_far = max(pieces[-1].token_count, text_ceiling(content(pieces))) if pieces else 0
+    unsaid = past.estimated * max(prompt - prompt_tokens(request), 0)  # of earlier calls, which were estimated fairly
+    return cap - past.total_tokens - unsaid - prompt - so_far
 
 
 def _shortened(request: ChatRequest, said: int) -> ChatRequest:

@@ -67,7 +67,7 @@ class Place(NamedTuple):
     resumed: bool = False
 
     def of(self, job_id: str) -> Cursor:
-        return Cursor(job_id, self.epoch, self.position)
+        return Cursor(job_id, self.epoch, self.position, awaits_start=not self.resumed)
 
 
 @router.get("/jobs/{job_id}/events", responses=EVENTS_DOCUMENTED, response_model=None)  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ async def chat(
         headers["Idempotency-Replayed"] = "true"
         return await _stream_of(accepted.job_id, here, caller, place, headers)
     # A new job has nothing that an id could stand for.
-    return JobEvents(here, caller, Cursor(accepted.job_id), job=accepted, resumed=False, headers=headers)
+    return JobEvents(here, caller, Place().of(accepted.job_id), job=accepted, resumed=False, headers=headers)
 
 
 async def _stream_of(

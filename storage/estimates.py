@@ -2,11 +2,66 @@
 
 from __future__ import annotations
 
-from chatjobs.contracts import ChatRequest, message_text
+import re
+from collections.abc import Iterator
+
+from chatjobs.contracts import ChatRequest, ImageUrlPart, Message, message_text
 
 BYTES_PER_TOKEN = 4
 """Of English text in UTF-8; of other languages it is less, of code too."""
 TOKENS_PER_MESSAGE = 4
+NOT_READ = frozenset({"type", "image_url", "url", "input_audio", "document_url", "file_id", "signature", "detail"})
+"""Fields of messages that are no text to a model."""
+
+
+CEILING_PER_MESSAGE = 16
+"""Marks around a message and its role, and those around the whole."""
+CEILING_PER_IMAGE = 4_200
+"""Of the largest image that Mistral's models look at."""
+_LETTERS = bytes(range(65, 91)) + bytes(range(97, 123))
+_BLANKS = b" \t\r\n"
+_LEAD_BYTES_OF_TWO = bytes(range(0xC2, 0xE0))
+
+
+def text_ceiling(text: str) -> int:
+    """More tokens than a text is likely to have: one for two letters of a word, for each digit, mark and blank that
+    does not stand before a word, for each letter of an alphabet with two bytes, and for each byte of anything else."""
+    data = text.encode(errors="replace")
+    others = data.translate(None, _LETTERS)
+    words = len(re.findall(rb"[A-Za-z]+", data))
+    marks = others.translate(None, _BLANKS)
+    blanks = max(0, len(others) - len(marks) - words)
+    double = len(marks) - len(marks.translate(None, _LEAD_BYTES_OF_TWO))
+    return -(-(len(data) - len(others) + words) // 2) + blanks + len(marks) - double
+
+
+def prompt_ceiling(request: ChatRequest) -> int:
+    """At most so many tokens, for limits that must hold. Documents, files and audio do not count: nobody can tell."""
+    schemas = [tool.model_dump_json(exclude_none=True) for tool in request.tools or ()]
+    if request.response_format is not None:
+        schemas.append(request.response_format.model_dump_json(exclude_none=True, by_alias=True))
+    texts = [text for message in request.messages for text in _texts(message.model_dump(exclude={"role"}))]
+    images = sum(_images(message) for message in request.messages)
+    marks = CEILING_PER_MESSAGE * (len(request.messages) + len(schemas) + 1)
+    return sum(map(text_ceiling, [*texts, *schemas])) + images * CEILING_PER_IMAGE + marks
+
+
+def _texts(value: object, name: str = "") -> Iterator[str]:
+    """Every string of a message that a model reads as text."""
+    match value:
+        case str() if name not in NOT_READ:
+            yield value
+        case dict():
+            for key, one in value.items():
+                yield from _texts(one, str(key))
+        case list() | tuple():
+            for one in value:
+                yield from _texts(one, name)
+
+
+def _images(message: Message) -> int:
+    content = message.content
+    return 0 if content is None or isinstance(content, str) else sum(isinstance(p, ImageUrlPart) for p in content)
 
 
 def prompt_tokens(request: ChatRequest) -> int:

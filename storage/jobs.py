@@ -272,7 +272,7 @@ class JobStore:
 
     @retried
     async def delete(self, job_id: str, tenant: str | None = None) -> RunRef | None:
-        """Delete a finished job's request, texts, webhook and deliveries, durably; its row stays, with ``deletedAt``.
+        """Delete a finished job's request, texts, metadata, webhook and deliveries, durably; its row stays.
 
         Again is the same. Returns the run of a job that was started straight through Temporal, whose history has its
         request, too. Raises JobNotFound, JobRunning.

@@ -63,14 +63,16 @@ COLUMNS = """w.place, j.epoch, j.position, j.token_count, j.tail, j.tail_channel
   j.started_at, j.deleted_at, r.content, r.reasoning, r.runs, c.position, c.channel, c.text, c.token_count"""
 PIECE_AT = 14
 SQLITE_CURSORS = """(SELECT key AS place, json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS epoch,
-  json_extract(value, '$[2]') AS position FROM json_each(:cursors))"""
-POSTGRES_CURSORS = """(SELECT place - 1 AS place, id, epoch, position FROM unnest(CAST(:ids AS text[]),
-  CAST(:epochs AS int[]), CAST(:positions AS bigint[])) WITH ORDINALITY AS u(id, epoch, position, place))"""
+  json_extract(value, '$[2]') AS position, json_extract(value, '$[3]') AS awaits_start FROM json_each(:cursors))"""
+POSTGRES_CURSORS = """(SELECT place - 1 AS place, id, epoch, position, awaits_start FROM unnest(CAST(:ids AS text[]),
+  CAST(:epochs AS int[]), CAST(:positions AS bigint[]), CAST(:awaiting AS bool[]))
+  WITH ORDINALITY AS u(id, epoch, position, awaits_start, place))"""
 NEWS = """LEFT JOIN jobs j ON j.id = w.id
 LEFT JOIN results r ON r.job_id = j.id AND j.completed_at IS NOT NULL
 LEFT JOIN transcript c ON c.job_id = j.id AND c.epoch = j.epoch
   AND c.position > CASE WHEN w.epoch = j.epoch AND w.position <= j.position THEN w.position ELSE 0 END
 WHERE :all OR j.id IS NULL OR w.epoch <> j.epoch OR w.position <> j.position OR j.completed_at IS NOT NULL
+  OR (w.awaits_start AND j.started_at IS NOT NULL)
 """
 # One row with everything in it: see own_thread.py. (Only constants of this module go into these texts.)
 NEWS_SQLITE = f"SELECT json_group_array(json_array({COLUMNS})) FROM {SQLITE_CURSORS} AS w {NEWS}"  # noqa: S608
@@ -138,7 +140,7 @@ def _fetch_sqlite(cursors: str, connection: sqlite3.Connection) -> str:
 
 
 def _json(cursors: Sequence[Cursor]) -> str:
-    return json.dumps([(cursor.job_id, cursor.epoch, cursor.position) for cursor in cursors])
+    return json.dumps([tuple(cursor) for cursor in cursors])
 
 
 def _from_json(found: str | None) -> Sequence[News]:
@@ -172,6 +174,7 @@ async def _fetch_postgres(connection: AsyncConnection, cursors: Sequence[Cursor]
         "ids": [cursor.job_id for cursor in cursors],
         "epochs": [cursor.epoch for cursor in cursors],
         "positions": [cursor.position for cursor in cursors],
+        "awaiting": [cursor.awaits_start for cursor in cursors],
         "all": everything,
     }
     return _news((await connection.execute(NEWS_POSTGRES, values)).all())

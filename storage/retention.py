@@ -101,14 +101,14 @@ async def _without_deliveries(connection: AsyncConnection, job_ids: Sequence[str
 
 
 async def empty(connection: AsyncConnection, row: Row[Any]) -> None:
-    """Delete what a finished job's locked row stands for: request, texts, webhook and deliveries.
+    """Delete what a finished job's locked row stands for: request, texts, metadata, webhook and deliveries.
 
-    What it cost and how it ended stays, as do its metadata and its idempotency key.
+    What it cost and how it ended stays, as does its idempotency key.
     """
     await _without_deliveries(connection, [row.id])
     for table in (requests, transcript):
         await connection.execute(delete(table).where(table.c.job_id == row.id))
     nothing = {"content": "", "reasoning": "", "runs": "[]", "tool_calls": None, "parts": None}
     await connection.execute(update(results).where(results.c.job_id == row.id).values(nothing))
-    gone = {"deleted_at": micros(now()), "webhook": None}
+    gone: dict[str, Any] = {"deleted_at": micros(now()), "webhook": None, "metadata": {}}
     await connection.execute(update(jobs).where(jobs.c.id == row.id).values(gone))

@@ -123,6 +123,7 @@ async def past(connection: AsyncConnection, row: Row[Any], number: int, failed: 
         segments=len(ends),
         segment_tokens=row.token_count - (starts[ends[-1] + 1] if ends else 0),
         total_tokens=sum(Usage.model_validate_json(one.usage).total_tokens for one in before if one.usage),
+        estimated=sum(one.estimated for one in before),
     )
 
 

@@ -150,7 +150,7 @@ class Past:
     whose worker died. ``cause``: the last thing that went wrong. ``empties``: failures that brought nothing at all.
     ``segments``: parts of the answer of this epoch that ended at their own length limit; ``segment_tokens``: what came
     after the last of them and before it was interrupted, one delta for one token. ``total_tokens``: of all calls, as
-    far as known or estimated.
+    far as known or estimated; ``estimated``: how many of them are.
     """
 
     failures: int = 0
@@ -163,6 +163,7 @@ class Past:
     segments: int = 0
     segment_tokens: int = 0
     total_tokens: int = 0
+    estimated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +238,15 @@ class Run(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """How far a reader is: everything of ``epoch`` before ``position`` has been read."""
+    """How far a reader is: everything of ``epoch`` before ``position`` has been read.
+
+    ``awaits_start``: that the job's first attempt begins is news as well.
+    """
 
     job_id: str
     epoch: int = 1
     position: int = 0
+    awaits_start: bool = False
 
 
 class Slice(NamedTuple):

@@ -419,11 +419,31 @@ async def test_a_model_that_says_more_than_it_may(here: House, sim: SimulatorPro
 async def test_a_cap_counts_all_attempts(here: House, sim: SimulatorProcess) -> None:
     """When the calls so far have used it up there is no other."""
     script = {"tokens": 400, "faults": [cut(60), cut(60), cut(60)]}
-    told = await tell(here, sim, script, limits={"maxTotalTokens": 300})
+    told = await tell(here, sim, script, limits={"maxTotalTokens": 600})
     assert (told.job.status, told.job.error and told.job.error.code) == (FAILED, "max_total_tokens")
     assert len(told.calls) == 2
     assert told.job.content
     assert sim.answer(told.calls[0]["prompt"])["text"].startswith(told.job.content)
+
+
+PROMPTS = (
+    "0123456789 " * 20,
+    "日本語の文章です。" * 10,
+    "Съешь же ещё этих мягких французских булок. " * 5,
+    "a-b_c.d " * 30,
+)
+
+
+@pytest.mark.parametrize("words_of_caller", PROMPTS, ids=("digits", "japanese", "russian", "marks"))
+async def test_a_cap_is_never_passed(here: House, sim: SimulatorProcess, words_of_caller: str) -> None:
+    """Whatever the prompt is written in: it is estimated high."""
+    message = prompt(words_of_caller, tokens=2_000)
+    job = await here.ended(await here.submit(message, limits={"maxTotalTokens": 1_000}, tools=[WEATHER]))
+    assert job.usage
+    assert job.error
+    assert job.error.code == "max_total_tokens"
+    assert job.usage.completion_tokens > 0
+    assert job.usage.total_tokens <= 1_000
 
 
 @pytest.mark.parametrize(("fields", "faults"), [({"onInterrupt": "restart"}, []), ({}, [{"kind": 400}])])
@@ -432,7 +452,7 @@ async def test_a_cap_keeps_the_text(
 ) -> None:
     """It is not thrown away for an answer that may not come."""
     script = {"tokens": 400, "faults": [cut(100), *faults]}
-    told = await tell(here, sim, script, limits={"maxTotalTokens": 150}, **fields)
+    told = await tell(here, sim, script, limits={"maxTotalTokens": 290}, **fields)
     assert (told.job.status, told.job.error and told.job.error.code) == (FAILED, "max_total_tokens")
     assert told.job.content == "".join(sim.answer(told.calls[0]["prompt"])["tokens"][:100])
 

@@ -293,12 +293,12 @@ async def test_the_schedule_removes_what_is_too_old(scheduled: Client, sqlite: D
 async def test_a_deleted_job_keeps_what_it_cost_and_nothing_that_was_said(
     database: Database, store: JobStore, writer: TranscriptWriter
 ) -> None:
-    job_id = await ended(store, writer, prompt=SECRET, idempotency_key="k", metadata={"order": "42"})
+    job_id = await ended(store, writer, prompt=SECRET, idempotency_key="k", metadata={"order": f"{SECRET} 42"})
     before = await store.get(job_id)
     assert SECRET in await everything(database)
     await store.delete(job_id)
     after = await store.get(job_id)
-    gone = {"content": None, "deliveries": (), "deleted_at": after.deleted_at}
+    gone: dict[str, Any] = {"content": None, "deliveries": (), "metadata": {}, "deleted_at": after.deleted_at}
     assert after == before.model_copy(update=gone)
     assert isinstance(after, Job)
     assert after.deleted_at is not None
@@ -308,9 +308,10 @@ async def test_a_deleted_job_keeps_what_it_cost_and_nothing_that_was_said(
     assert HOOK not in found
     await store.delete(job_id)
     assert (await store.get(job_id)).deleted_at == after.deleted_at, "again is the same"
-    again = await store.accept(make_job(SECRET, callback=HOOK, metadata={"order": "42"}, idempotency_key="k"))
+    metadata = {"order": f"{SECRET} 42"}
+    again = await store.accept(make_job(SECRET, callback=HOOK, metadata=metadata, idempotency_key="k"))
     assert (again.created, again.job_id) == (False, job_id)
-    assert [job.deleted_at for job in await store.list()] == [after.deleted_at]
+    assert [(job.deleted_at, job.metadata) for job in await store.list()] == [(after.deleted_at, {})]
     with pytest.raises(ContentDeleted):
         await store.request(job_id)
 

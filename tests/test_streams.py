@@ -117,6 +117,17 @@ async def test_cut_before_every_frame_nothing_is_missing_and_nothing_comes_twice
     assert sum(reader.result().cuts for reader in readers) >= 500
 
 
+async def test_start_is_sent_when_the_attempt_begins(door: Gateway, store: JobStore) -> None:
+    """A reader learns of it before there is any text, and once."""
+    job_id = await accepted(store)
+    async with reading(events_url(door, job_id)) as reader:
+        await reader.until(lambda raw: b"retry" in raw)
+        claim = await claimed(store, job_id)
+        seen = await reader.until(lambda raw: b"event: start" in raw)
+        assert b"event: chunk" not in seen
+    await store.seal(failing(claim.job_id), run_id="run-1")
+
+
 async def test_a_gateway_is_killed_in_mid_stream_and_its_readers_go_on(
     door: Gateway, store: JobStore, writer: TranscriptWriter
 ) -> None:
