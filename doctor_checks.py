@@ -37,7 +37,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from chatjobs.contracts import ChatRequest, rfc3339
 from chatjobs.errors import ChatJobsError, InvalidSecret, StorageError, TemporalUnavailable, UpstreamError, bounded
 from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
-from chatjobs.webhooks import TOLERANCE, sign
+from chatjobs.webhooks import TOLERANCE, read_otherwise, sign
 from connection import RPC_TIMEOUT, apart, creating_search_attributes, missing_search_attributes, pollers
 from gateway.origins import is_loopback
 from providers.mistral_account import SERVER, Account, account, ahead_of_us
@@ -526,7 +526,7 @@ async def webhooks(patient: Patient) -> Sequence[Finding]:
 
 def _secrets(settings: Settings) -> Finding:
     secrets = [secret.get_secret_value() for secret in settings.webhook_secret]
-    fix = "WEBHOOK_SECRET=$(openssl rand -hex 32), the same for workers and gateways"
+    fix = "WEBHOOK_SECRET=whsec_$(openssl rand -base64 32), the same for workers and gateways"
     if not secrets:
         if (settings.chatjobs_data_dir / "webhook_secret").exists():
             return Finding("webhook secret", "ok", "`make run` has made one in the data directory")
@@ -540,6 +540,10 @@ def _secrets(settings: Settings) -> Finding:
         if len(secret) < SHORTEST_SECRET:
             found = f"number {number} of WEBHOOK_SECRET has fewer than {SHORTEST_SECRET} characters"
             return Finding("webhook secret", "warning", found, fix)
+    for number, secret in enumerate(secrets, 1):
+        if why := read_otherwise(secret):
+            found, _, advice = f"number {number} of WEBHOOK_SECRET {why}".partition("; ")
+            return Finding("webhook secret", "warning", found, advice)
     return Finding("webhook secret", "ok", f"{len(secrets)}, valid")
 
 

@@ -56,6 +56,11 @@ class Stack:
         self.settings = settings.model_copy(update=own)
 
     @property
+    def own_ports(self) -> list[int]:
+        """Where no webhook may go, though they are on this machine."""
+        return sorted(self._ports.values())
+
+    @property
     def endpoints(self) -> dict[str, str | None]:
         """Where everything is; None for what is not there. ``metrics`` are the Temporal server's."""
         return {
@@ -182,10 +187,17 @@ async def supervise(stack: Stack, data: DataDirectory, console: Console) -> None
         write_whole(endpoints, json.dumps(stack.endpoints, indent=2) + "\n")
         await show(stack, console)
         ui = stack.endpoints["temporalUi"]
+        console.line(f"\n{example(stack.gateway_url)}")
         console.line(f"\nready    {stack.gateway_url}  (Temporal UI {ui}); Ctrl-C stops everything")
         await asyncio.Event().wait()
     endpoints.unlink(missing_ok=True)
     console.line("stopped")
+
+
+def example(url: str) -> str:
+    """A command to paste, with the port that was free."""
+    body = '{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
+    return f"Try it:  curl -N {url}/api/chat/stream -H 'Content-Type: application/json' -d '{body}'"
 
 
 async def bring_up(stack: Stack, supervisor: Supervisor) -> None:
@@ -218,9 +230,27 @@ def introduce(stack: Stack, data: DataDirectory, console: Console) -> None:
         console.line("MISTRAL_API_KEY is not set: answers come from a simulator, NOT from Mistral")
     if not stack.settings.webhook_secret:
         console.line(f"WEBHOOK_SECRET is not set: webhooks are signed with the one in {data.path / 'webhook_secret'}")
-    console.line("Until the first `starter.py keys add` only this machine may call, and webhooks may go to it")
+    console.line("Until the first `starter.py keys add` only this machine may call, without a key")
+    for line in receivers(stack.settings, stack.own_ports):
+        console.line(line)
     if "TEMPORAL_ADDRESS" in os.environ:
         console.line("TEMPORAL_ADDRESS is set and not used: this runs a Temporal server of its own")
+
+
+def receivers(settings: Settings, own_ports: Sequence[int]) -> list[str]:
+    """Where webhooks may go, by the rules that judge them."""
+    from chatjobs.webhook_urls import FIRST_USER_PORT, HTTP_PORTS, PORTS
+
+    ports = " or ".join(map(str, sorted(PORTS)))
+    http_ports = " or ".join(map(str, sorted(PORTS | HTTP_PORTS)))
+    public = f"http and https, port {http_ports}" if settings.chatjobs_webhook_http else f"https, port {ports}"
+    allowed = ", ".join(settings.chatjobs_webhook_allow)
+    return [
+        f"Webhooks may go to public host names by {public} (CHATJOBS_WEBHOOK_HTTP=true allows http)",
+        f"  while there is no key also to this machine (127.0.0.1, ::1, localhost) by http and https, any port from "
+        f"{FIRST_USER_PORT} but the service's own: {', '.join(map(str, own_ports))}",
+        f"  and to the hosts and networks in CHATJOBS_WEBHOOK_ALLOW, any port: {allowed or 'none'}",
+    ]
 
 
 def arguments() -> argparse.Namespace:

@@ -794,12 +794,16 @@ class Redelivering(WireModel):
 
 
 class WebhookTest(WireModel):
-    """What came of a test call: a status, or an error in its place."""
+    """What came of a test call: a status, or an error in its place.
+
+    ``advice`` tells what a receiver has to know of the secret, where libraries read it in another way.
+    """
 
     delivered: bool
     status_code: int | None = None
     latency_ms: int
     error: str | None = None
+    advice: str | None = Field(None, exclude_if=lambda advice: advice is None)
 
 
 class QueuePlace(WireModel):

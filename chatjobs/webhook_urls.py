@@ -31,6 +31,8 @@ HTTP_PORTS = frozenset({80, 8080})
 """Allowed besides PORTS where plain http is."""
 FIRST_USER_PORT = 1024
 LOCALHOST = "localhost"
+LOW_PORT = "receivers on this machine are called at ports from 1024; the host in CHATJOBS_WEBHOOK_ALLOW lifts that"
+OPENS = "the host in CHATJOBS_WEBHOOK_ALLOW lifts the rules for names, addresses, http and ports"
 
 
 def _networks(text: str) -> tuple[Network, ...]:
@@ -157,35 +159,42 @@ class WebhookPolicy:
         if _within(address, NEVER):
             return "link-local and multicast addresses, metadata services and IPv4 within IPv6 are never called"
         if self._is_denied(host, address, port):
-            return "this is a part of the service itself"
+            return "this is a part of the service itself, which no setting opens"
         if self._opened(host, address, port):
             return None
         if own:
-            return "this is an address of the service itself"
-        return None if _public(address) else "private, local and reserved addresses are not called"
+            return f"this is an address of the service itself; {OPENS}"
+        if self._at_low_port(host, port):
+            return LOW_PORT
+        return None if _public(address) else f"private, local and reserved addresses are not called; {OPENS}"
 
     def _check_name(self, target: Target) -> None:
         if target.host in METADATA_NAMES:
             raise WebhookUrlRefused("metadata services are never called")
         if self._is_denied(target.host, None, target.port):
-            raise WebhookAddressDenied("the host is a part of the service itself")
+            raise WebhookAddressDenied("the host and port are a part of the service itself, which no setting opens")
         if self._opened(target.host, None, target.port):
             return
+        if self._at_low_port(target.host, target.port):
+            raise WebhookUrlRefused(LOW_PORT)
         if "." not in target.host or target.host.endswith(PRIVATE_SUFFIXES):
-            raise WebhookUrlRefused("the host must have a public name, such as hooks.example.com")
+            raise WebhookUrlRefused(f"the host must have a public name, such as hooks.example.com; {OPENS}")
 
     def _check_address(self, target: Target, address: Address) -> None:
         if reason := self.denial(target.host, address, target.port):
             raise WebhookAddressDenied(reason)
         if not self.ip_literals and not self._opened(target.host, address, target.port):
-            raise WebhookUrlRefused("the host must be a name, not an address")
+            raise WebhookUrlRefused(f"the host must be a name, not an address; {OPENS}")
 
     def _check_scheme_and_port(self, target: Target) -> None:
         if target.scheme == "http" and not self.allow_http:
-            raise WebhookUrlRefused("the URL must begin with https://")
+            raise WebhookUrlRefused("the URL must begin with https://; CHATJOBS_WEBHOOK_HTTP=true allows plain http")
         allowed = PORTS.union(self.ports, HTTP_PORTS if self.allow_http else ())
         if target.port not in allowed:
-            raise WebhookUrlRefused(f"the port must be one of {', '.join(map(str, sorted(allowed)))}")
+            raise WebhookUrlRefused(f"the port must be one of {', '.join(map(str, sorted(allowed)))}; {OPENS}")
+
+    def _at_low_port(self, host: str, port: int) -> bool:
+        return self.loopback and _is_local(host) and port < FIRST_USER_PORT
 
     def _is_denied(self, host: str, address: Address | None, port: int) -> bool:
         return any(endpoint.matches(host, address, port) for endpoint in self._denied)

@@ -25,6 +25,8 @@ from chatjobs.errors import InvalidSecret, InvalidSignature
 from chatjobs.names import SEED_SIGNATURE, SEED_TIMESTAMP, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 -- the specification's mark of a base64 secret, not a secret
+SHORTEST_KEY = 16
+"""A shorter text that happens to be base64 is a word."""
 TOLERANCE = timedelta(minutes=5)
 """How far ``webhook-timestamp`` may lie from the receiver's clock, as in the specification's libraries."""
 
@@ -100,6 +102,27 @@ def _keys(secrets: str | Sequence[str]) -> list[bytes]:
     if not keys:
         raise InvalidSecret("there is no webhook secret")
     return keys
+
+
+def read_otherwise(secret: str) -> str | None:
+    """What a receiver has to know of a secret that looks like base64 but has no ``whsec_``; None for any other.
+
+    This service signs with the UTF-8 bytes of its text; the libraries of Standard Webhooks decode it as base64, get
+    another key, and refuse every webhook. The secret itself is not in the text.
+    """
+    if secret.startswith(SECRET_PREFIX):
+        return None
+    try:
+        decoded = _base64(secret)
+    except ValueError:
+        return None
+    if len(decoded) < SHORTEST_KEY:
+        return None
+    return (
+        f"looks like base64 without whsec_: this service signs with the {len(secret)} bytes of its text, a Standard "
+        f"Webhooks library decodes it to {len(decoded)} other bytes and refuses the signature; write whsec_ before it "
+        "here and at the receiver, or give the library whsec_ and the base64 of the text"
+    )
 
 
 def _key(secret: str) -> bytes:

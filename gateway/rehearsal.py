@@ -13,7 +13,7 @@ from chatjobs.contracts import JobStatus, WebhookData, WebhookEvent, WebhookTest
 from chatjobs.errors import WebhookError
 from chatjobs.names import status_path
 from chatjobs.webhook_urls import WebhookPolicy
-from chatjobs.webhooks import sign
+from chatjobs.webhooks import read_otherwise, sign
 from gateway.keyring import Allowance
 from gateway.problems import HttpProblem
 
@@ -53,9 +53,12 @@ class Rehearsals:
         """Call a URL once. Raises WebhookUrlRefused, StorageUnavailable, and HttpProblem (429)."""
         url = self._policy().check(url)
         async with self._place(tenant):
-            return tested(await self._signed(tenant, url, datetime.now(UTC)))
+            secrets = await self._secrets_of(tenant)
+            heard = tested(await self._signed(secrets, url, datetime.now(UTC)))
+        why = next(filter(None, map(read_otherwise, secrets)), None)
+        return heard.model_copy(update={"advice": f"The secret {why}"}) if why else heard
 
-    async def _signed(self, tenant: str, url: str, now: datetime) -> WebhookResponse:
+    async def _signed(self, secrets: Sequence[str], url: str, now: datetime) -> WebhookResponse:
         body = example(now)
         try:
             headers = sign(
@@ -63,7 +66,7 @@ class Rehearsals:
                 webhook_id=f"whe_test_{uuid.uuid4().hex}",
                 timestamp=now,
                 body_timestamp=rfc3339(now),
-                secrets=await self._secrets_of(tenant),
+                secrets=secrets,
             )
         except WebhookError as error:
             return WebhookResponse(latency_ms=0, error=error.message)

@@ -352,6 +352,8 @@ def test_an_open_door_without_keys(call: Call) -> None:
         ("webhook secret", {"WEBHOOK_SECRET": ""}, "warning"),
         ("webhook secret", {"WEBHOOK_SECRET": "short"}, "warning"),
         ("webhook secret", {"WEBHOOK_SECRET": f"{SECRET},whsec_not*base64"}, "problem"),
+        ("webhook secret", {"WEBHOOK_SECRET": "C2FVsBQIhrscChlQIMV+b5sSYspob7oD"}, "warning"),
+        ("webhook secret", {"WEBHOOK_SECRET": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"}, "ok"),
         ("webhook receivers", {"CHATJOBS_WEBHOOK_ALLOW": "10.0.0.0/8,hooks.internal"}, "ok"),
         ("webhook receivers", {"CHATJOBS_WEBHOOK_ALLOW": "0.0.0.0/0"}, "warning"),
         ("webhook receivers", {"CHATJOBS_WEBHOOK_HTTP": "true"}, "warning"),

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
 
-from chatjobs.webhooks import sign
+from chatjobs.webhooks import read_otherwise, sign
 from tests.stack import ROOT, free_port, wait_until
 
 PAGE = ROOT / "docs" / "receive-webhooks.md"
@@ -81,6 +83,20 @@ def started(language: str, directory: Path) -> Iterator[Receiver]:
 def receiver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
     with started(request.param, tmp_path_factory.mktemp(request.param)) as running:
         yield running
+
+
+@pytest.mark.parametrize("secret", [*SECRETS, "C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "0123456789abcdef" * 4])
+def test_a_library_gets_the_same_key_in_the_form_of_the_page(secret: str) -> None:
+    """R8: base64 and hex without whsec_ are other bytes for the library than for us."""
+    rules: dict[str, Any] = {}
+    exec(snippet("python library"), rules)  # noqa: S102 - the page's own code
+    assert rules["receiver"](secret).verify(BODY, signed([secret]))
+    plain_base64 = read_otherwise(secret) is not None
+    if plain_base64:
+        with pytest.raises(WebhookVerificationError):
+            Webhook(secret).verify(BODY, signed([secret]))
+    assert plain_base64 == (secret not in SECRETS)
+    assert secret not in (read_otherwise(secret) or "")
 
 
 def signed(secrets: list[str], at: datetime | None = None) -> dict[str, str]:

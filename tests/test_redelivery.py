@@ -248,6 +248,21 @@ async def test_a_test_call_tells_nothing_of_inner_networks() -> None:
     assert (answers[0].error, answers[0].latency_ms, answers[0].status_code) == ("address_denied", 0, None)
 
 
+async def test_a_test_call_says_how_a_library_reads_the_secret() -> None:
+    """R8"""
+    text = "C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+
+    async def secrets(tenant: str) -> list[str]:
+        return [text] if tenant == "bare" else [f"whsec_{text}"]
+
+    rehearsals = Rehearsals(ScriptedSender(), WebhookPolicy, secrets)
+    told = (await rehearsals.post("bare", "https://receiver.example/")).advice or ""
+    assert "32 bytes of its text" in told
+    assert "whsec_" in told
+    assert text not in told
+    assert (await rehearsals.post("acme", "https://receiver.example/")).advice is None
+
+
 async def test_test_calls_are_few() -> None:
     """Per tenant; and without a secret nothing is sent."""
     sender = ScriptedSender()

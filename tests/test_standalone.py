@@ -180,6 +180,22 @@ def test_the_links_it_prints_lead_somewhere(machine: Machine) -> None:
             assert answer.status == 200, url
 
 
+def test_the_example_it_prints_works_when_pasted(machine: Machine) -> None:
+    machine.up()
+    line = machine.supervisor.wait_for_log("Try it:  curl")
+    pasted = line.partition("Try it:  ")[2].replace("curl ", "curl --silent --noproxy '*' --max-time 30 ", 1)
+    answer = subprocess.run(pasted, shell=True, capture_output=True, text=True, timeout=60)  # noqa: S602 - as people do
+    assert "event: complete" in answer.stdout, answer
+
+
+def test_it_says_where_webhooks_may_go(machine: Machine) -> None:
+    machine.up()
+    line = machine.supervisor.wait_for_log("while there is no key also to this machine")
+    for name in ("gateway", "temporalUi", "simulator"):
+        assert str(machine.endpoints()[name]).rpartition(":")[2] in line
+    assert "any port from 1024" in line
+
+
 def test_the_secret_it_makes_is_kept_private(machine: Machine) -> None:
     machine.up()
     secret = machine.data / "webhook_secret"
