@@ -1,6 +1,7 @@
 # make run · make test · make check · make drill · make bench: the same for people and CI. `make help` lists them.
 #
-# Needs Python 3.11 or newer and GNU make. Everything is installed into .venv, from the hashed lock files.
+# Needs Python 3.11 or newer and GNU make. Python packages are installed into .venv, from the hashed lock files; programs
+# that only the tests use (a browser, a proxy, Node.js) by tests/setup, where it may install them.
 # Tests mostly wait, for servers that start and for clocks: three processes at once suit two cores.
 # ARGS= is handed on:  make run ARGS='-- --rate 20:20'   make test ARGS='-k standalone'
 
@@ -12,11 +13,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench bench-full drill lock clean
+.PHONY: help run setup test test-containers check bench bench-full drill lock clean
 
 help:
 	@echo 'make run     start everything on this machine: Temporal and its UI, the worker, a simulator if there is no key'
-	@echo 'make test    run the tests'
+	@echo 'make test    run the tests; as root on Debian, install first what they need beside Python'
+	@echo 'make test-containers   both commands of the README on a new Debian, in a container (root; 5 minutes)'
 	@echo 'make check   ruff, mypy and the import contracts'
 	@echo 'make drill   break everything in every way we know, and have the outcome audited (less than 10 minutes)'
 	@echo 'make bench   run the benchmarks; make bench-full the long ones, too (20 minutes)'
@@ -27,8 +29,14 @@ help:
 run: .venv/service
 	@$(BIN)/python standalone.py --end-with-parent $(ARGS)
 
-test: .venv/dev
+setup:
+	@tests/setup
+
+test: setup .venv/dev .venv/upstreams/made
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+
+test-containers: .venv/dev
+	$(BIN)/python -m pytest tests/containers --verbose $(ARGS)
 
 check: .venv/dev
 	$(BIN)/ruff check .
@@ -65,12 +73,22 @@ bench-full: .venv/dev
 	@$(PIP) --requirement requirements-dev.lock
 	@touch $@
 
+# Others' fakes of chat APIs, which the service is tested against, have an environment of their own: what they depend on
+# (an event loop, for one) must not change what the tests of the service run on.
+.venv/upstreams/made: .venv/made tests/upstreams/requirements.lock
+	@$(PYTHON) -m venv --clear .venv/upstreams
+	@.venv/upstreams/bin/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes \
+	    --requirement tests/upstreams/requirements.lock
+	@touch $@
+
 # --no-header, because the header would name the index; --universal, because one file serves all platforms.
 lock:
 	uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 --group service pyproject.toml \
 	    -o requirements.lock
 	uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 --group dev pyproject.toml \
 	    -o requirements-dev.lock
+	uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 tests/upstreams/requirements.in \
+	    -o tests/upstreams/requirements.lock
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

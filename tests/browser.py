@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright
 
+from tests.needs import program
 from tests.stack import wait_until
 
 FLAGS = [
@@ -20,15 +20,9 @@ FLAGS = [
 TIMEOUT_MS = 15_000
 
 
-def executable(name: str, package: str) -> str:
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin")
-    assert found, f"{name} is missing, which these tests need: apt-get install {package}"
-    return found
-
-
 @contextmanager
 def chromium(playwright: Playwright) -> Iterator[Browser]:
-    browser = playwright.chromium.launch(executable_path=executable("chromium", "chromium"), args=FLAGS)
+    browser = playwright.chromium.launch(executable_path=program("chromium"), args=FLAGS)
     try:
         yield browser
     finally:
@@ -78,7 +72,7 @@ def watched(browser: Browser, *, tolerated: tuple[str, ...] = (), **options: Any
 def window(playwright: Playwright, directory: Path) -> Iterator[Watched]:
     """A window whose tabs are hidden while another one is in front. (Playwright's own browsers show all of them.)"""
     profile = directory / "profile"
-    command = [executable("chromium", "chromium"), "--headless=new", *FLAGS, f"--user-data-dir={profile}"]
+    command = [program("chromium"), "--headless=new", *FLAGS, f"--user-data-dir={profile}"]
     log = (directory / "chromium.log").open("wb")
     process = subprocess.Popen([*command, "--remote-debugging-port=0", "about:blank"], stdout=log, stderr=log)
     try:

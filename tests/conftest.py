@@ -16,8 +16,19 @@ from storage.jobs import JobStore
 from storage.reading import TranscriptReader
 from storage.transcript import TranscriptWriter
 from tests.factories import make_store
+from tests.needs import last_line
 from tests.postgres import Postgres, postgres
 from tests.temporal_server import TemporalServer, temporal_server
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Print, after pytest's own last line, what was skipped for want of what."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:  # a worker process of pytest-xdist
+        return
+    skipped = [report.longrepr for report in reporter.stats.get("skipped", [])]
+    if line := last_line(found[2] if isinstance(found, tuple) else "" for found in skipped):
+        reporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

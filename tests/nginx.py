@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import httpx2
 
+from tests.needs import program
 from tests.stack import free_port
 
-BINARY = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 CONFIG = """
 daemon off;
 master_process off;
@@ -36,13 +35,13 @@ READY_SECONDS = 10
 
 @contextmanager
 def nginx(home: Path, url: str) -> Iterator[str]:
-    """The address of the proxy, until the end of the block."""
-    assert BINARY, "nginx is not installed"
+    """The address of the proxy, until the end of the block. Skips the test where nginx is missing."""
+    binary = program("nginx")
     port = free_port()
     paths = "\n  ".join(f"{name}_temp_path {home}/{name};" for name in PATHS)
     config = home / "nginx.conf"
     config.write_text(CONFIG.format(home=home, port=port, url=url, paths=paths))
-    with subprocess.Popen([BINARY, "-c", str(config), "-e", str(home / "error.log")]) as process:
+    with subprocess.Popen([binary, "-c", str(config), "-e", str(home / "error.log")]) as process:
         try:
             _wait(f"http://127.0.0.1:{port}", process)
             yield f"http://127.0.0.1:{port}"

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pytest
+from tests.needs import lacking
 
 
 @contextmanager
 def small_disk(directory: Path, megabytes: int = 3) -> Iterator[Path]:
-    """Mounted at a new directory until the end of the block. Whoever may not mount skips the test."""
+    """Mounted at a new directory until the end of the block. The test is skipped where that is not allowed."""
     directory.mkdir()
     options = ("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", directory)
     mounted = subprocess.run(options, capture_output=True)
     if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
+        lacking("root", "it mounts a small disk")
     try:
         yield directory
     finally:

@@ -30,6 +30,7 @@ from settings import Settings
 from tests.factories import make_body
 from tests.fakes import PATIENCE, eventually
 from tests.gateway import Gateway, gateway
+from tests.needs import lacking
 from tests.postgres import Postgres
 from tests.simulator_process import prompt
 from tests.stack import ROOT, Stack, free_port, stack
@@ -64,7 +65,7 @@ def test_docker_reads_it(tmp_path: Path) -> None:
     """Where Docker Compose is there to ask."""
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
-        pytest.skip("there is no docker compose")
+        lacking("docker compose")
     (tmp_path / "env").write_text(
         "".join(f"{name}={value or 'filled-in'}\n" for name, value in EXAMPLE.items()), encoding="utf-8"
     )

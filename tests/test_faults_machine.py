@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import shutil
 import struct
 import subprocess
 import threading
@@ -17,6 +16,7 @@ import pytest
 
 from chatjobs.contracts import JobStatus
 from tests.gateway import Gateway, gateway
+from tests.needs import program
 from tests.receiver import Answer, receiver
 from tests.service import Service, service
 from tests.simulator_process import prompt
@@ -32,9 +32,7 @@ class Clock:
     """The wall clock of the processes that are started with ``env``."""
 
     def __init__(self, directory: Path) -> None:
-        compiler = shutil.which("cc")
-        if compiler is None:
-            pytest.skip("shifting the clock of a process needs a C compiler")
+        compiler = program("cc")
         library, self._offset = directory / "shifted_clock.so", directory / "offset"
         started = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(ROOT / "tests" / "shifted_clock.c")]
         subprocess.run(started, check=True)

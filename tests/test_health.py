@@ -18,6 +18,7 @@ import pytest
 
 from storage.database import Database
 from tests.gateway import Gateway, alone, gateway
+from tests.needs import lacking
 from tests.postgres import Postgres
 from tests.stack import Stack, stack, wait_until
 from tests.storage_faults import cut_connections, held_locked
@@ -141,7 +142,7 @@ def small_disk(directory: Path) -> Iterator[Path]:
     directory.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", directory], capture_output=True)
     if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
+        lacking("root", "it mounts a small disk")
     try:
         yield directory
     finally:

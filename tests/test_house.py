@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from chatjobs import contracts, errors
+from tests.needs import lacking
 
 ROOT = Path(__file__).parent.parent
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name not in ("tests", "bench"))
@@ -58,7 +59,7 @@ def project_files() -> list[Path]:
     """Every file that is, or will be, part of the repository."""
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
-        pytest.skip("not a git work tree: which files belong to the project is not known")
+        lacking("a git work tree", "which files belong to the project is not known otherwise")
     command = [git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]

@@ -16,10 +16,11 @@ from storage.transcript import TranscriptWriter
 from tests.event_reader import reading
 from tests.factories import accepted, claimed, ending, finished
 from tests.gateway import alone, gateway
-from tests.nginx import BINARY, nginx
+from tests.needs import find, reason
+from tests.nginx import nginx
 from tests.stack import Stack
 
-pytestmark = pytest.mark.skipif(BINARY is None, reason="nginx is not installed")
+pytestmark = pytest.mark.skipif(find("nginx") is None, reason=reason("nginx"))
 
 FIRST_BYTE_SECONDS = 0.2
 TOKENS = 20

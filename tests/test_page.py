@@ -22,8 +22,9 @@ import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
 from devserver import binary
-from tests.browser import TIMEOUT_MS, Watched, chromium, executable, watched, window
+from tests.browser import TIMEOUT_MS, Watched, chromium, watched, window
 from tests.gateway import Gateway, alone, gateway
+from tests.needs import program
 from tests.receiver import Answer, receiver
 from tests.simulator_process import prompt
 from tests.stack import ROOT, Process, Stack, free_port, stack
@@ -243,7 +244,7 @@ def nginx(directory: Path, door: Gateway) -> Iterator[str]:
     port = free_port()
     config = directory / "nginx.conf"
     config.write_text(NGINX.format(directory=directory, port=port, url=door.url))
-    command = [executable("nginx", "nginx"), "-c", str(config), "-p", str(directory), "-g", "error_log stderr notice;"]
+    command = [program("nginx"), "-c", str(config), "-p", str(directory), "-g", "error_log stderr notice;"]
     process = Process("nginx", command, env=os.environ, log=directory / "nginx.log", ready="start worker")
     process.start(wait=False)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from chatjobs.webhooks import read_otherwise, sign
+from tests.needs import program
 from tests.stack import ROOT, free_port, wait_until
 
 PAGE = ROOT / "docs" / "receive-webhooks.md"
@@ -57,10 +57,8 @@ def command(language: str, directory: Path, port: int) -> list[str]:
     if language == "python":
         (directory / "receiver.py").write_text(snippet("python"))
         return [sys.executable, "-m", "uvicorn", "receiver:app", "--port", str(port), "--app-dir", str(directory)]
-    if not (node := shutil.which("node")):
-        pytest.skip("node is not on this machine: its receiver was not tested")
     (directory / "receiver.mjs").write_text(snippet("js"))
-    return [node, str(directory / "receiver.mjs")]
+    return [program("node"), str(directory / "receiver.mjs")]
 
 
 @contextmanager

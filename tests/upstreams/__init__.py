@@ -1,0 +1,1 @@
+"""Upstreams that others wrote: fakes of chat APIs from PyPI and npm, so that our simulator is not the only judge."""
