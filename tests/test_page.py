@@ -66,6 +66,7 @@ def logs(place: Stack) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
+    program("chromium")  # or the test is skipped, before the driver asks for libraries that come with the browser
     with sync_playwright() as running:
         yield running
 

@@ -20,7 +20,7 @@ from tests.containers.debian import Machine, debian
 from tests.needs import PROGRAMS
 from tests.stack import ROOT, wait_until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 PACKAGES = ("python3", "python3-venv", "make", "git", "ca-certificates")
 """What the README asks for, git for the clone, and the certificates of the registries."""
@@ -32,7 +32,7 @@ ONE_OF_EACH_KIND = (
     "or test_a_chat_shows_its_answer_as_it_appears "
     "or test_the_npm_package_verifies_what_we_sign "
     "or (test_receive_webhooks and js and whsec_) "
-    "or test_a_wall_clock_that_jumps"
+    "or (test_a_wall_clock_that_jumps and -1)"
 )
 MAKE_TEST = ("make", "test", f"ARGS=-k '{ONE_OF_EACH_KIND}'")
 
@@ -101,7 +101,7 @@ def test_make_run_shows_an_answer_and_stops_with_ctrl_c(machine: Machine, tmp_pa
 
 def test_make_test_says_what_is_missing_and_what_brings_it(machine: Machine) -> None:
     """An ordinary user cannot install anything."""
-    done = machine.run(*MAKE_TEST, timeout=600, user=USER, directory=PROJECT)
+    done = machine.run(*MAKE_TEST, timeout=900, user=USER, directory=PROJECT)
     assert done.returncode == 0, done.stdout
     assert "apt-get" not in done.stdout
     last = done.stdout.splitlines()[-1]
@@ -114,7 +114,7 @@ def test_make_test_says_what_is_missing_and_what_brings_it(machine: Machine) -> 
 
 def test_make_test_as_root_brings_it_and_skips_nothing(machine: Machine) -> None:
     before = machine.packages()
-    done = machine.run(*MAKE_TEST, timeout=800, directory=PROJECT)
+    done = machine.run(*MAKE_TEST, timeout=900, directory=PROJECT)
     assert done.returncode == 0, done.stdout
     assert {"chromium", "nginx", "nodejs", "npm", "gcc"} <= machine.packages() - before
     assert re.fullmatch(r"\d+ passed in .+", done.stdout.splitlines()[-1]), done.stdout

@@ -1,7 +1,7 @@
 """llmock (PyPI) as the model: it speaks Mistral's routes, breaks answers on request and judges the client that it saw.
 
-It is installed into an environment of its own (``make .venv/upstreams/made``), since it brings an event loop with it that
-the gateway would take up.
+It is installed into an environment of its own (``make .venv/upstreams/made``), since it brings an event loop with it
+that the gateway would take up.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class LLMock:
         matched = [{"match": {"model": model}, **behaviour} for behaviour in behaviours]
         self._http.post("/_llmock/scenario", json={"behaviors": matched}).raise_for_status()
 
-    def calls(self, model: str) -> list[dict[str, Any]]:
-        """The calls of this model, in order: ``started_at``, ``status``, ``fault``, ``body`` …"""
+    def calls(self, model: str | None = None) -> list[dict[str, Any]]:
+        """All calls, or those of one model, in order: ``seq``, ``started_at``, ``status``, ``fault``, ``body`` …"""
         found = self._http.get("/_llmock/requests").raise_for_status().json()["requests"]
-        return [call for call in found if call["model"] == model]
+        return [call for call in found if model in (None, call["model"])]
 
     def verdict(self) -> list[dict[str, Any]]:
         """What this server holds against the client: ``code``, ``severity`` …"""
