@@ -1,4 +1,4 @@
-"""The npm packages of tests/node, in the versions of its lock file."""
+"""npm packages that tests use, in the versions of a lock file."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from tests.needs import lacking, program
 
 NODE = Path(__file__).parent / "node"
 OFFLINE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "ERR_SOCKET_TIMEOUT")
 
 
-def installed(home: Path, lost: str) -> Path:
-    """A copy of tests/node with its packages. Skips, saying what is ``lost``, where npm or its registry is missing."""
-    npm = shutil.which("npm")
-    if not shutil.which("node") or not npm:
-        pytest.skip(f"node and npm are not on this machine: {lost}")
-    shutil.copytree(NODE, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
+def installed(home: Path, lost: str, *, source: Path = NODE) -> Path:
+    """A copy of ``source`` with its packages. Skips, saying what is ``lost``, where npm or its registry is missing."""
+    program("node")
+    npm = program("npm")
+    shutil.copytree(source, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     done = subprocess.run(install, cwd=home, capture_output=True, text=True, timeout=60, check=False)
     if any(code in done.stderr for code in OFFLINE):
-        pytest.skip(f"the npm registry is not reachable: {lost}")
+        lacking("the npm registry", lost)
     assert done.returncode == 0, done.stderr
     return home

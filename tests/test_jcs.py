@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from chatjobs.contracts import earlier_fingerprint, fingerprint
 from chatjobs.jcs import canonical, number
-from tests.browser import executable
+from tests.needs import program
 
 APPENDIX_B = {
     "0000000000000000": "0",
@@ -92,9 +92,7 @@ def test_numbers_are_written_as_a_javascript_engine_writes_them() -> None:
     }
     console.log(JSON.stringify(found));
     """
-    done = subprocess.run(
-        [executable("node", "nodejs"), "-e", script], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([program("node"), "-e", script], capture_output=True, text=True, check=True, timeout=60)
     for bits, text in json.loads(done.stdout):
         assert number(struct.unpack(">d", bytes.fromhex(bits))[0]) == text
 

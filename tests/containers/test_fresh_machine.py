@@ -122,7 +122,7 @@ def test_make_test_as_root_brings_it_and_skips_nothing(machine: Machine) -> None
 
 
 def test_the_second_time_nothing_is_left_to_install(machine: Machine) -> None:
-    done = machine.run("sh", "-c", "time -p tests/setup", timeout=60, directory=PROJECT)
+    done = machine.run("bash", "-c", "time -p tests/setup", timeout=60, directory=PROJECT)
     assert done.returncode == 0, done.stdout
     real = re.fullmatch(r"real (\S+)\nuser \S+\nsys \S+\n", done.stdout)
     assert real, f"it says something: {done.stdout}"

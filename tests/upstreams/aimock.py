@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +12,8 @@ from typing import Any
 
 import httpx2
 
-from tests.needs import lacking, program
+from tests.needs import program
+from tests.npm import installed
 from tests.stack import Process, free_port
 
 HERE = Path(__file__).parent
@@ -24,7 +23,7 @@ HERE = Path(__file__).parent
 def aimock(directory: Path, fixtures: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The address of a running server, until the end of the block."""
     node = program("node")
-    home = _installed(directory / "aimock")
+    home = installed(directory / "aimock", "the worker was not tried against aimock", source=HERE)
     (home / "fixtures.json").write_text(json.dumps({"fixtures": list(fixtures)}))
     port = free_port()
     entry = home / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
@@ -38,25 +37,6 @@ def aimock(directory: Path, fixtures: Sequence[dict[str, Any]]) -> Iterator[str]
     finally:
         process.kill()
         sys.stdout.write(process.output()[-2000:])
-
-
-def _installed(home: Path) -> Path:
-    """A directory with the package, from the lock file."""
-    home.mkdir()
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(HERE / name, home)
-    command = [program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=100, check=False)
-    if offline(done.stderr):
-        lacking("the npm registry", "it does not answer")
-    assert done.returncode == 0, done.stderr
-    return home
-
-
-def offline(complaint: str) -> bool:
-    """Whether npm could not reach its registry."""
-    codes = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "ERR_SOCKET_TIMEOUT")
-    return any(code in complaint for code in codes)
 
 
 def _wait(url: str, process: Process, seconds: float = 30) -> None:

@@ -105,7 +105,7 @@ async def test_reasoning_has_a_channel_of_its_own(live: Service) -> None:
 async def test_tool_calls_in_pieces_are_whole(live: Service, prompt: str, wanted: list[Any], text: str) -> None:
     job, _ = await chat(live, prompt)
     assert (job.status, job.finish_reason) == (JobStatus.COMPLETED, "tool_calls")
-    calls = job.tool_calls or []
+    calls = list(job.tool_calls or ())
     assert [json.loads(str(call.function.arguments)) for call in calls] == wanted
     assert (job.content or "") == text
 

@@ -77,7 +77,7 @@ async def test_tool_calls_are_whole(live: Service, upstream: LLMock) -> None:
     upstream.script("tools", {"type": "reply", "tool_calls": wanted})
     job, _ = await chat(live, "tools", tools=[WEATHER])
     assert (job.status, job.finish_reason) == (JobStatus.COMPLETED, "tool_calls")
-    calls = job.tool_calls or []
+    calls = list(job.tool_calls or ())
     assert [(call.function.name, json.loads(str(call.function.arguments))) for call in calls] == [
         (call["name"], call["arguments"]) for call in wanted
     ]
