@@ -13,12 +13,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup test test-containers check bench bench-full drill lock clean
+.PHONY: help run setup test test-containers fuzz check bench bench-full drill lock clean
 
 help:
 	@echo 'make run     start everything on this machine: Temporal and its UI, the worker, a simulator if there is no key'
 	@echo 'make test    run the tests; as root on Debian, install first what they need beside Python'
 	@echo 'make test-containers   both commands of the README on a new Debian, in a container (root; 5 minutes)'
+	@echo 'make fuzz    bytes made up for every parser that faces strangers, 5 minutes each (Linux)'
 	@echo 'make check   ruff, mypy and the import contracts'
 	@echo 'make drill   break everything in every way we know, and have the outcome audited (less than 10 minutes)'
 	@echo 'make bench   run the benchmarks; make bench-full the long ones, too (20 minutes)'
@@ -34,6 +35,9 @@ setup:
 
 test: setup .venv/dev .venv/upstreams/made
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+
+fuzz: .venv/fuzz
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 test-containers: .venv/dev
 	$(BIN)/python -m pytest tests/containers --verbose $(ARGS)
@@ -73,6 +77,11 @@ bench-full: .venv/dev
 	@$(PIP) --requirement requirements-dev.lock
 	@touch $@
 
+# The fuzzer has no build for every platform, and only `make fuzz` needs it.
+.venv/fuzz: .venv/dev tests/fuzz/requirements.lock
+	@$(PIP) --requirement tests/fuzz/requirements.lock
+	@touch $@
+
 # Others' fakes of chat APIs, which the service is tested against, have an environment of their own: what they depend on
 # (an event loop, for one) must not change what the tests of the service run on.
 .venv/upstreams/made: .venv/made tests/upstreams/requirements.lock
@@ -89,6 +98,8 @@ lock:
 	    -o requirements-dev.lock
 	uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 tests/upstreams/requirements.in \
 	    -o tests/upstreams/requirements.lock
+	uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 tests/fuzz/requirements.in \
+	    -o tests/fuzz/requirements.lock
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

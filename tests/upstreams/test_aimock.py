@@ -16,6 +16,7 @@ from tests.upstreams.aimock import aimock
 
 TEXT = "A first line.\n\n- one\n- two “quoted” 🦉\n\n    indented = True\n\nThe end."
 REASONING = "Let me think.\nFirst this, then that."
+DEFAULTS = {"CHATJOBS_CONTINUATION": "auto"}
 QUICK = {"firstTokenSeconds": 2.0, "stallSeconds": 1.0}
 ARGUMENTS = {"city": "Zürich", "days": 3}
 
@@ -58,7 +59,7 @@ FIXTURES = [
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with aimock(tmp_path_factory.mktemp("aimock"), FIXTURES) as url:
-        environment = {"CHATJOBS_CONCURRENCY": "50", "MISTRAL_SERVER_URL": url}
+        environment = {**DEFAULTS, "CHATJOBS_CONCURRENCY": "50", "MISTRAL_SERVER_URL": url}
         with stack(tmp_path_factory.mktemp("aimock-stack"), env=environment) as running:
             yield running
 

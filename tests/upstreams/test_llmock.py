@@ -17,6 +17,7 @@ from tests.upstreams.llmock import LLMock, llmock
 TEXT = "The first line stands.\n\nThen a list:\n\n- apples, pears\n- a  gap, “quotes” and an emoji 🦉\n\nThe end."
 WORDS = 8
 """More than the chunks after which the faults come."""
+DEFAULTS = {"CHATJOBS_CONTINUATION": "auto"}
 QUICK = {"firstTokenSeconds": 10.0, "stallSeconds": 1.0}
 WEATHER = {
     "type": "function",
@@ -37,7 +38,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLMock]:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory, upstream: LLMock) -> Iterator[Stack]:
-    environment = {"CHATJOBS_CONCURRENCY": "50", "MISTRAL_SERVER_URL": upstream.server_url}
+    environment = {**DEFAULTS, "CHATJOBS_CONCURRENCY": "50", "MISTRAL_SERVER_URL": upstream.server_url}
     with stack(tmp_path_factory.mktemp("llmock-stack"), env=environment) as running:
         yield running
 
@@ -111,7 +112,7 @@ async def test_a_broken_answer_comes_whole(live: Service, upstream: LLMock, kind
     upstream.script(model, SAYS, fault)
     job, watched = await chat(live, model)
     assert_answered(job, watched, TEXT)
-    assert len(job.attempts) == len(upstream.calls(model)) == 2
+    assert len(job.attempts) == 2  # beside them the worker may have tried whether this server continues a text
     assert job.attempts[0].outcome != "finished"
 
 
@@ -123,7 +124,7 @@ async def test_an_answer_that_breaks_three_times_comes_whole(live: Service, upst
     upstream.script("three-times", SAYS, *faults)
     job, watched = await chat(live, "three-times")
     assert_answered(job, watched, TEXT)
-    assert len(job.attempts) == 4
+    assert len(job.attempts) in (3, 4)  # a fault may meet the call that tries whether this server continues a text
 
 
 async def test_a_429_is_obeyed(live: Service, upstream: LLMock) -> None:
@@ -176,7 +177,6 @@ async def test_a_length_limit_is_no_success(live: Service, upstream: LLMock) -> 
     assert (job.status, job.content) == (JobStatus.INCOMPLETE, TEXT)
 
 
-@pytest.mark.xfail(reason="a server that ignores the prefix is not yet told from one that continues it")
 async def test_two_answers_are_never_glued_together(live: Service, upstream: LLMock) -> None:
     """The second call is answered with another text, from its beginning: the beginning of the first one is dropped."""
     other = "Something else altogether: nine words of another answer."
