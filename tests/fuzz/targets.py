@@ -30,6 +30,7 @@ from providers.mistral_answer import Answer, ErrorObject
 from providers.webhook_sender import _target
 
 CUTS = 4
+CUT = "cut"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 POLICIES = (
@@ -143,7 +144,9 @@ def http1(data: bytes) -> None:
     finally:
         loop.close()
     other = _by_h11(body)
-    if other is not None and isinstance(whole, tuple):
+    if other == CUT:
+        assert isinstance(whole, str), f"a response that was cut passes for whole: {whole}"
+    elif other is not None and isinstance(whole, tuple):
         assert whole == other, (whole, other)
 
 
@@ -165,8 +168,8 @@ async def _response(chunks: list[bytes]) -> tuple[int, bytes] | str:
     return exchange.status, found
 
 
-def _by_h11(body: bytes) -> tuple[int, bytes] | None:
-    """Status and body of the one response that stands there; None where h11 does not take it."""
+def _by_h11(body: bytes) -> tuple[int, bytes] | str | None:
+    """Status and body of the one response there; CUT where its body is not whole; None where h11 does not take it."""
     reader = h11.Connection(our_role=h11.CLIENT)
     reader.send(h11.Request(method="POST", target="/", headers=[("Host", "x"), ("Content-Length", "0")]))
     reader.send(h11.EndOfMessage())
@@ -186,8 +189,8 @@ def _by_h11(body: bytes) -> tuple[int, bytes] | None:
                     pass
                 case _:
                     return None
-    except (h11.RemoteProtocolError, ValueError):
-        return None
+    except (h11.RemoteProtocolError, ValueError) as error:
+        return CUT if status and "without sending complete message body" in str(error) else None
 
 
 # ----------------------------------------------------------------------------------------------------------- SSE
