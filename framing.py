@@ -70,7 +70,7 @@ class Framing:
 
 def queued_frame(place: QueuePlace) -> Frame:
     """Where a job stands that waits for the model's rate limit."""
-    return Frame(None, QueuedEvent(position=place.position, expected_start_at=place.expected_start_at))
+    return Frame(None, QueuedEvent(**dict(place)))
 
 
 def first_part(piece: Slice, limit: int) -> Slice:

@@ -24,11 +24,11 @@ from temporalio.common import (
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from chatjobs.contracts import ChatRequest, JobError, JobStatus, earlier_fingerprint, fingerprint, without_nulls
-from chatjobs.errors import InvalidRequest, Problem, StorageUnavailable, TemporalUnavailable
+from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, StorageUnavailable, TemporalUnavailable
 from chatjobs.names import (
     CHAT_JOB,
     JOBS_QUEUE,
@@ -38,7 +38,7 @@ from chatjobs.names import (
     new_job_id,
     new_request_id,
 )
-from chatjobs.steps import DeliveryStart, Ending
+from chatjobs.steps import DeliveryOrder, DeliveryReport, DeliveryStart, Ending, Sealed
 from chatjobs.webhook_urls import WebhookPolicy, checked
 from connection import runs_of, search_attributes
 from storage.deliveries import DeliveryStore, Parcel, Wanted
@@ -55,6 +55,11 @@ wait for the database."""
 GLANCE_TIMEOUT = timedelta(seconds=0.5)
 """Whoever asks for a job that does not exist gets the answer at once, even if Temporal hangs."""
 SWEEP_SECONDS = 1.0
+EXPIRY_SECONDS = 0.5
+MOST_TOLD = 50
+"""Webhooks of expired jobs that are being sent."""
+SECOND_TRY_SECONDS = 5.0
+"""After the first try of a webhook (workflows/webhook_delivery.py has the whole schedule)."""
 PAGE = 100
 MOST_PAGES = 20
 """After an outage thousands may wait to be started; but they must not keep the cancels waiting."""
@@ -250,8 +255,24 @@ async def try_now(client: Client, deliveries: DeliveryStore, wanted: Wanted) -> 
     log.info("delivery is made again", extra={"action": "delivery_wanted", "delivery_id": wanted.id})
 
 
+Wake = Callable[[str], Awaitable[None]]
+"""Has a waiting job's activity run now, as far as that is possible (activities/waker.py)."""
+TryOnce = Callable[[DeliveryOrder], Awaitable[DeliveryReport]]
+"""Makes one try of a delivery."""
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await work()
+        await asyncio.sleep(seconds)
+
+
 class Sweeper:
-    """Finishes what was left. Several may run at once: everything it does is idempotent."""
+    """Finishes what was left. Several may run at once: everything it does is idempotent.
+
+    Jobs whose time in the queue is over are sealed by it, whether or not there is a worker. With ``try_once`` it makes
+    the first try of their webhooks itself, and with ``wake`` their workflows end at once where there is a worker.
+    """
 
     def __init__(
         self,
@@ -263,6 +284,8 @@ class Sweeper:
         unstarted_after: timedelta = UNSTARTED_AFTER,
         silent_after: timedelta = SILENT_AFTER,
         overdue_after: timedelta = OVERDUE_AFTER,
+        try_once: TryOnce | None = None,
+        wake: Wake | None = None,
     ) -> None:
         self._intake = intake
         self._jobs = jobs
@@ -271,12 +294,67 @@ class Sweeper:
         self._unstarted_after = unstarted_after
         self._silent_after = silent_after
         self._overdue_after = overdue_after
+        self._try_once = try_once
+        self._wake = wake
+        self._told: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Sweep until cancelled."""
-        while True:
-            await self.sweep()
-            await asyncio.sleep(SWEEP_SECONDS)
+        """Sweep until cancelled. The ends of queue times do not wait for what Temporal is asked."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_every(SWEEP_SECONDS, self.sweep))
+                group.create_task(_every(EXPIRY_SECONDS, self.expire))
+        finally:
+            for task in self._told:
+                task.cancel()
+            await asyncio.gather(*self._told, return_exceptions=True)
+
+    async def expire(self) -> None:
+        """End the jobs that waited longer than they may, each once, without a call of the model."""
+        try:
+            ended = await self._jobs.expire()
+        except StorageUnavailable as error:
+            log.warning("queue times are not looked at: %s", error, extra={"action": "expiry_waits"})
+            return
+        except Exception:
+            log.exception("expiry failed", extra={"action": "expiry_failed"})
+            return
+        for sealed in ended:
+            log.info("job waited too long", extra={"action": "job_expired", "job_id": sealed.job_id})
+            if len(self._told) < MOST_TOLD:  # else a sweeper has Temporal send it
+                task = asyncio.create_task(self._tell(sealed))
+                self._told.add(task)
+                task.add_done_callback(self._told.discard)
+
+    async def _tell(self, sealed: Sealed) -> None:
+        """The first try of its webhook, then its workflow."""
+        try:
+            if sealed.delivery_id is not None and self._try_once is not None:
+                await self._first_try(sealed.delivery_id, self._try_once)
+            if self._wake is not None:
+                await self._wake(sealed.job_id)
+        except (ChatJobsError, ApplicationError, RPCError, RuntimeError) as error:
+            extra = {"action": "expired_untold", "job_id": sealed.job_id}
+            log.warning("a sweeper sends this webhook later: %s", error, extra=extra)
+        except Exception:
+            log.exception("telling failed", extra={"action": "expired_untold", "job_id": sealed.job_id})
+
+    async def _first_try(self, delivery_id: str, try_once: TryOnce) -> None:
+        """One try here; the rest of the schedule is for Temporal."""
+        report = await try_once(DeliveryOrder(delivery_id=delivery_id, retry_in=SECOND_TRY_SECONDS))
+        if report.retry_in is not None:
+            tries = 1 if report.counted else 0
+            start = DeliveryStart(delivery_id=delivery_id, tries_made=tries, first_pause=report.retry_in)
+            await self._client.start_workflow(
+                WEBHOOK_DELIVERY,
+                start,
+                id=delivery_workflow_id(delivery_id),
+                task_queue=JOBS_QUEUE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                static_summary="of a job that waited too long",
+                rpc_timeout=RPC_TIMEOUT,
+            )
+        await self._deliveries.owned(delivery_id)
 
     async def sweep(self) -> None:
         """Look after everything once."""

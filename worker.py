@@ -24,6 +24,7 @@ from activities.completion import CompletionActivities
 from activities.ports import ChatModel, WebhookSender
 from activities.result import ResultActivities
 from activities.retention import RetentionActivities
+from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from chatjobs.errors import ChatJobsError, ConfigurationError
 from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
@@ -81,6 +82,21 @@ class Parts:
             public_url=self.settings.chatjobs_public_url,
         )
 
+    @property
+    def limiter(self) -> Limiter:
+        return Limiter(self.database, per_second=self.settings.mistral_requests_per_second)
+
+    @property
+    def waker(self) -> Waker:
+        heartbeat = timedelta(seconds=self.settings.chatjobs_heartbeat_seconds)
+        return Waker(limiter=self.limiter, client=self.client, heartbeat=heartbeat)
+
+    @property
+    def webhooks(self) -> WebhookActivities:
+        return WebhookActivities(
+            deliveries=DeliveryStore(self.database), sender=self.sender, secrets_of=self.secrets_of
+        )
+
     async def secrets_of(self, tenant: str) -> Sequence[str]:
         """A tenant's signing secrets, newest first. Raises StorageUnavailable."""
         return await signing_secrets(self.settings, self.database, tenant)
@@ -93,11 +109,8 @@ def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
     results = ResultActivities(
         jobs=jobs, tenant=parts.settings.chatjobs_direct_tenant, indexed=parts.indexed, policy=parts.rules
     )
-    limiter = Limiter(parts.database, per_second=parts.settings.mistral_requests_per_second)
-    completions = CompletionActivities(jobs=jobs, transcript=transcript, model=parts.model, limiter=limiter)
-    webhooks = WebhookActivities(
-        deliveries=DeliveryStore(parts.database), sender=parts.sender, secrets_of=parts.secrets_of
-    )
+    completions = CompletionActivities(jobs=jobs, transcript=transcript, model=parts.model, limiter=parts.limiter)
+    webhooks = parts.webhooks
     retention = RetentionActivities(retention=RetentionStore(parts.database), endpoints=EndpointStore(parts.database))
     grace = timedelta(seconds=parts.settings.chatjobs_grace_seconds)
     return [
@@ -144,10 +157,18 @@ def sandboxed() -> SandboxedWorkflowRunner:
 
 @asynccontextmanager
 async def running(parts: Parts) -> AsyncIterator[None]:
-    """Workers and sweeper, while the block runs. On the way out streams are handed over before the writer stops."""
+    """Workers, waker, sweeper, while the block runs. On the way out streams are handed over before the writer stops."""
     deliveries = DeliveryStore(parts.database)
     intake = Intake(jobs=parts.jobs, client=parts.client, indexed=parts.indexed)
-    sweeper = Sweeper(intake=intake, jobs=parts.jobs, deliveries=deliveries, client=parts.client)
+    waker = parts.waker
+    sweeper = Sweeper(
+        intake=intake,
+        jobs=parts.jobs,
+        deliveries=deliveries,
+        client=parts.client,
+        try_once=parts.webhooks.try_once,
+        wake=waker.wake,
+    )
     async with AsyncExitStack() as stack:
         transcript = await stack.enter_async_context(TranscriptWriter(parts.database).running())
         workers = build_workers(parts, transcript)
@@ -155,6 +176,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
             await stack.enter_async_context(worker)
         stack.push_async_callback(_shut_down, workers)
         stack.push_async_callback(_cancelled, asyncio.create_task(sweeper.run(), name="sweeper"))
+        stack.push_async_callback(_cancelled, asyncio.create_task(waker.run(), name="waker"))
         if isinstance(parts.model, MistralChat):
             informing = measuring.keep_informed(parts.settings, parts.database, parts.model)
             stack.push_async_callback(_cancelled, asyncio.create_task(informing, name="continuations"))

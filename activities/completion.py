@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, 
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, assert_never
 
 from temporalio import activity
@@ -42,14 +43,15 @@ from chatjobs.errors import (
     StorageUnavailable,
     UpstreamError,
     UpstreamInterrupted,
-    UpstreamRateLimited,
     UpstreamRefused,
 )
+from chatjobs.names import COMPLETE_CHAT
 from chatjobs.steps import CompletionSummary, JobRef
 from storage.jobs import JobStore
 from storage.limiter import Limiter
 from storage.rows import INTERNAL, SILENCE, broke_off
 from storage.schema import micros, moment
+from storage.sealing import QUEUE_TIMEOUT
 from storage.transcript import JobWriter, TranscriptWriter
 from storage.values import OK, POSTPONED, SEGMENT, TAKEN_OVER, WORKER_LOST, AttemptEnd, Claim, FinishRecord, TextPiece
 
@@ -83,7 +85,7 @@ class CompletionActivities:
         self._cancels = Cancels(jobs)
         self._recording: set[asyncio.Task[None]] = set()
 
-    @activity.defn
+    @activity.defn(name=COMPLETE_CHAT)
     async def complete_chat(self, ref: JobRef) -> CompletionSummary:
         """Call the model for a job, unless its answer is whole already; the text goes to the transcript.
 
@@ -97,6 +99,8 @@ class CompletionActivities:
                 raise waits_for_turn(claim.turn)
             if claim.outcome == "worker_lost":
                 raise _worker_lost()
+            if claim.outcome == "expired":
+                raise failures.permanent(QUEUE_TIMEOUT.code, QUEUE_TIMEOUT.message, retryable=True)
             if claim.outcome != "taken":
                 return CompletionSummary(
                     position=claim.position, finish_reason=claim.finish_reason, outcome=claim.outcome
@@ -110,16 +114,17 @@ class CompletionActivities:
 
     async def _claim(self, job_id: str) -> Claim:
         info = activity.info()
+        claim = partial(
+            self._jobs.claim,
+            job_id,
+            # Grows across retries and Resets, by the server's clock; the attempt number restarts after a Reset.
+            fence=micros(info.current_attempt_scheduled_time),
+            claimant=uuid.uuid4().hex,
+            run_id=info.workflow_run_id or "",
+            tries=info.attempt - 1,
+        )
         try:
-            return await self._jobs.claim(
-                job_id,
-                # Grows across retries and Resets, by the server's clock; the attempt number restarts after a Reset.
-                fence=micros(info.current_attempt_scheduled_time),
-                claimant=uuid.uuid4().hex,
-                run_id=info.workflow_run_id or "",
-                gate=self._lanes.gate if self._lanes else None,
-                tries=info.attempt - 1,
-            )
+            return await self._lanes.claimed(lambda gate: claim(gate=gate)) if self._lanes else await claim()
         except ChatJobsError as error:
             raise failures.from_storage(error) from None
         except Exception as error:
@@ -133,7 +138,7 @@ class CompletionActivities:
     async def _stream(self, attempt: _Attempt) -> CompletionSummary:
         attempt.planned(await self._plan(attempt))
         if self._lanes and not attempt.plan.nothing_left:
-            await self._lanes.turn_of(attempt.claim, attempt.claimed)
+            attempt.turn = await self._lanes.turn_of(attempt.claim)
         finish = await self._read(attempt) if not attempt.plan.nothing_left else None
         attempt.usage = finish.exact_usage if finish else Usage()
         if await self._goes_on(attempt, finish):
@@ -149,10 +154,6 @@ class CompletionActivities:
         """What to ask of the model: the rest of the answer, or all of it if there is nothing yet or it has to start
         over. Looks at the clocks and the cap that other attempts have used up before this one."""
         claim, request = attempt.claim, attempt.request
-        if claim.attempt == 1 and attempt.waited > request.limits.queue_seconds:
-            raise failures.permanent(
-                "queue_timeout", "The job waited too long for a worker", retryable=True, cause=attempt.past.cause
-            )
         if attempt.clocks.over:
             raise attempt.total_timeout()
         pieces: Sequence[TextPiece] = ()
@@ -202,6 +203,8 @@ class CompletionActivities:
                         if self._lanes:
                             await self._lanes.told(attempt.claim, event)
                         continue
+                    if self._lanes and not clocks.began:
+                        self._lanes.answered(attempt.claim)
                     clocks.moved()
                     attempt.heard()
                     if isinstance(event, Finish):
@@ -233,8 +236,9 @@ class CompletionActivities:
             if outcome == REFUSED and attempt.past.segments:  # whole segments are worth more than a longer answer
                 return await self._end_without_call(attempt, end)
             await self._jobs.end_attempt(claim.job_id, claim.attempt, claim.fence, end)
-            if self._lanes and isinstance(error, UpstreamRateLimited):
-                failure = await self._lanes.throttled(claim, error)
+            if self._lanes:
+                began = attempt.clocks.began
+                failure = await self._lanes.ended(claim, attempt.turn, error, began=began) or failure
             failure = failures.within(failure, attempt.clocks.left)
             if outcome == REFUSED or (attempt.parts and _comes_again(attempt, failure)):
                 await self._restart(attempt, "refused" if outcome == REFUSED else "parts")
@@ -336,18 +340,14 @@ class _Attempt:
         self.usage: Usage | None = None
         """Where it is known exactly, and no finish tells it."""
         self.parts: list[PlacedPart] = []
-        self.claimed = self._began = time.monotonic()
+        self.turn = claim.turn
+        self._began = time.monotonic()
         self._most_deltas = sys.maxsize
         self._called = False
         self._goes_on = claim.position > 0
         self._first_token: float | None = None
         self._last_event: float | None = None
         self._deltas = 0
-
-    @property
-    def waited(self) -> float:
-        """Seconds in the queue. Two clocks have to agree: the database's callers' and Temporal's."""
-        return min((self.claim.started_at - self.claim.created_at) / 1e6, _since_scheduled())
 
     @property
     def moved_on(self) -> bool:

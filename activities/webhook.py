@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 LONGEST_RETRY_AFTER = 24 * 3600.0
 BUSY_PAUSES = (4.0, 12.0)
 """Seconds before this activity asks again for a place at a receiver, as Temporal's retries, which add no history."""
+LAST_ATTEMPT = len(BUSY_PAUSES) + 1
 BUSY_REST = 60.0
 """Seconds after which a delivery that got no place asks again; until then no activity is spent on it."""
 
@@ -51,9 +52,13 @@ class WebhookActivities:
     async def deliver_webhook(self, order: DeliveryOrder) -> DeliveryReport:
         """Send a delivery once and record the try. A receiver's failure is a report, not an error."""
         async with heartbeating():
-            return await self._deliver(order)
+            return await self._deliver(order, activity.info().attempt)
 
-    async def _deliver(self, order: DeliveryOrder) -> DeliveryReport:
+    async def try_once(self, order: DeliveryOrder) -> DeliveryReport:
+        """The same outside of Temporal, for a job that was sealed without its workflow. Raises ApplicationError."""
+        return await self._deliver(order, LAST_ATTEMPT)
+
+    async def _deliver(self, order: DeliveryOrder, attempt: int) -> DeliveryReport:
         """Only a lack of places is retried by Temporal; everything else is for the delivery's own schedule."""
         try:
             parcel = await self._deliveries.parcel(order.delivery_id)
@@ -64,7 +69,7 @@ class WebhookActivities:
             began = datetime.now(UTC)
             response = await self._send(parcel, began)
             if response.error == BUSY:
-                return await self._put_off(parcel)
+                return await self._put_off(parcel, attempt)
             return await self._record(order, parcel, began, response)
         except DeliveryNotFound as error:  # its job was deleted meanwhile
             return DeliveryReport(delivered=False, tries=0, reason=error.message)
@@ -111,9 +116,8 @@ class WebhookActivities:
         except ChatJobsError as error:
             log.warning("its deliveries wait: %s", error, extra={"action": "endpoint_deliveries_wait"})
 
-    async def _put_off(self, parcel: Parcel) -> DeliveryReport:
+    async def _put_off(self, parcel: Parcel, attempt: int) -> DeliveryReport:
         """Nothing was sent, so it is no try: again in a moment, then as a report, so that no job waits for its end."""
-        attempt = activity.info().attempt
         if attempt <= len(BUSY_PAUSES):
             raise failures.again(BUSY, "the receiver has all its places taken", spread(BUSY_PAUSES[attempt - 1]))
         pause = spread(BUSY_REST)

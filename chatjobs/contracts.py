@@ -806,11 +806,18 @@ class WebhookTest(WireModel):
     advice: str | None = Field(None, exclude_if=lambda advice: advice is None)
 
 
+QueueReason = Literal["rate_limit", "paused", "model_down"]
+
+
 class QueuePlace(WireModel):
-    """Where a job stands that waits for the model's rate limit; ``position`` 1 is next."""
+    """Where a job stands that waits to call the model; ``position`` 1 is next.
+
+    ``reason``: the model's rate limit, a pause that the model asked for, or a model that fails every call.
+    """
 
     position: int
     expected_start_at: Timestamp
+    reason: QueueReason = "rate_limit"
 
 
 class ChatResult(WireModel):
@@ -953,11 +960,12 @@ class CompleteEvent(WireModel):
 
 
 class QueuedEvent(WireModel):
-    """The job waits for the model's rate limit. It has no id: it is news, not a part of the answer."""
+    """The job waits to call the model. It has no id: it is news, not a part of the answer."""
 
     type: Literal["queued"] = Field("queued", exclude=True)
     position: int
     expected_start_at: Timestamp
+    reason: QueueReason = "rate_limit"
 
 
 class ErrorEvent(WireModel):

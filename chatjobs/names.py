@@ -11,6 +11,8 @@ from chatjobs.contracts import WebhookEventType
 
 CHAT_JOB: Final = "ChatJob"
 WEBHOOK_DELIVERY: Final = "WebhookDelivery"
+COMPLETE_CHAT: Final = "complete_chat"
+"""The activity that calls the model."""
 RETENTION: Final = "Retention"
 RETENTION_SCHEDULE: Final = "chatjobs-retention"
 

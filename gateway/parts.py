@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ from starlette.requests import Request
 from temporalio.client import Client
 
 from activities.ports import WebhookSender
+from activities.waker import Waker
+from activities.webhook import WebhookActivities
 from connection import connect, run_url
 from gateway.access import Access, Identity
 from gateway.errands import Errands
@@ -101,7 +104,16 @@ async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Parts
         registry = Registry()
         access = await Access.opened(settings, database, registry)
         await stack.enter_async_context(in_background(access.run(), "access"))
-        sweeper = Sweeper(intake=intake, jobs=jobs, deliveries=deliveries, client=client)
+        webhooks = WebhookActivities(deliveries=deliveries, sender=sender, secrets_of=secrets_of)
+        heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
+        sweeper = Sweeper(
+            intake=intake,
+            jobs=jobs,
+            deliveries=deliveries,
+            client=client,
+            try_once=webhooks.try_once,
+            wake=Waker(limiter=limiter, client=client, heartbeat=heartbeat).wake,
+        )
         await stack.enter_async_context(in_background(sweeper.run(), "sweeper"))
         overview = Overview(database, run_url=jobs.run_url)
         yield Parts(

@@ -10,7 +10,7 @@ from sqlalchemy import Row, and_, bindparam, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.contracts import USUAL_PRIORITY, JobStatus, Limits
+from chatjobs.contracts import USUAL_PRIORITY, ChatRequest, JobStatus, Limits
 from chatjobs.errors import ChatJobsError, IdempotencyMismatch, JobIdConflict
 from storage.database import Database, RolledBack, reconnecting, retried
 from storage.grouping import Group
@@ -129,6 +129,11 @@ def _found(row: Row[Any], *, created: bool) -> AcceptedJob:
     )
 
 
+def queue_end(created_at: int, request: ChatRequest) -> int:
+    """Until when a job may wait for the first call of the model."""
+    return created_at + round(request.limits.queue_seconds * 1_000_000)
+
+
 def _row(job: NewJob, time: int) -> dict[str, Any]:
     webhook = job.request.target() if job.request else None
     return {
@@ -150,6 +155,7 @@ def _row(job: NewJob, time: int) -> dict[str, Any]:
         "created_at": time,
         "workflow_started_at": time if job.started else None,
         "progressed_at": time,
+        "queue_until": queue_end(time, job.request) if job.request else None,
         "fence": 0,
         "epoch": 1,
         "position": 0,

@@ -27,7 +27,7 @@ from chatjobs.errors import ConfigurationError, StorageError, StorageFull, Stora
 from storage import inline
 from storage.own_thread import SqliteThread
 
-SCHEMA_VERSION = "0006"
+SCHEMA_VERSION = "0007"
 BUSY_SECONDS = 5
 """How long a statement waits for another's lock, and a caller for its turn to write."""
 CONNECT_SECONDS = 5

@@ -253,6 +253,12 @@ class DeliveryStore:
         return [Wanted(*row) for row in found]
 
     @retried
+    async def owned(self, delivery_id: str) -> None:
+        """Its first try was made, and what follows is on its way: nobody need be told of it."""
+        async with self._database.write("fast") as connection:
+            await connection.execute(update(deliveries).where(deliveries.c.id == delivery_id).values(wanted_at=None))
+
+    @retried
     async def told(self, wanted: Wanted) -> None:
         """Temporal knows. A wish that came meanwhile stays."""
         this = (deliveries.c.id == wanted.id, deliveries.c.wanted_at == wanted.until)

@@ -21,7 +21,7 @@ from chatjobs.errors import (
 )
 from chatjobs.steps import Ending, Sealed
 from storage import presenting, retention, sealing
-from storage.accepting import Acceptor
+from storage.accepting import Acceptor, queue_end
 from storage.database import Database, retried
 from storage.limiter import Gate, Limiter
 from storage.rows import CHANGED, REQUEST, by_id, close_open_attempts, locked, lost_in_a_row, past, store_tail
@@ -118,6 +118,7 @@ class JobStore:
         """
         async with self._database.write("fast") as connection:
             row = await locked(connection, job_id)
+            await sealing.adopt(connection, row, run_id)
             if sealing.reopens(row, run_id):
                 await sealing.reopen(connection, row)
                 row = await locked(connection, job_id)
@@ -141,11 +142,13 @@ class JobStore:
         body = await connection.scalar(REQUEST, {"key": row.id})
         if body is None:
             raise JobNotFound("The job's request was not kept")
-        asker = Asker(row.id, row.tenant, row.priority, row.created_at)
+        if _queue_seconds_left(row, body, micros(now())) <= 0:
+            return _claim(row, "expired", fence), body
+        asker = Asker(row.id, row.tenant, row.priority, row.created_at, returns=row.attempt > 0)
         turn = await gate(connection, row.model, asker) if gate else None
         time = micros(now())
         if turn is not None and not turn.granted:
-            left = _seconds_left(row, ChatRequest.model_validate_json(body), time)
+            left = _seconds_left(row, body, time)
             if left > 0:
                 shorter = replace(turn, seconds=min(turn.seconds, left))
                 return replace(_claim(row, "waiting", fence), asker=asker, turn=shorter), body
@@ -170,6 +173,7 @@ class JobStore:
                 "workflow_started_at": row.workflow_started_at or time,
                 "started_at": started,
                 "progressed_at": time,
+                "queue_until": None,
                 "tail": "",
             },
         )
@@ -222,6 +226,8 @@ class JobStore:
             row = await locked(connection, job_id)
             if row.fence == fence:
                 await close_open_attempts(connection, row, end)
+                if not end.called and row.completed_at is None:
+                    await _queue_again(connection, row)
             elif row.completed_at is None:
                 closed = and_(attempts.c.job_id == job_id, attempts.c.number == number, attempts.c.outcome == LOST)
                 values = {"outcome": clean(end.outcome)[:64], "message": end.message}
@@ -267,6 +273,30 @@ class JobStore:
                 await self._database.hint(connection)
                 return sealed
             return await sealing.sealed(connection, row)
+
+    async def expire(self, limit: int = 100) -> Sequence[Sealed]:
+        """Seal jobs whose time in the queue is over and of which the model was never called, without their workflows:
+        there may be no worker to run them. Several processes may do it at once.
+
+        Their webhooks are the caller's to send for FIRST_TRY_SECONDS; then a sweeper has Temporal send them.
+        """
+        due = select(jobs.c.id).where(jobs.c.queue_until <= micros(now())).order_by(jobs.c.queue_until).limit(limit)
+        async with self._database.single() as connection:
+            found = (await connection.execute(due)).scalars().all()
+        sealed = [await self._expire(job_id) for job_id in found]
+        return [one for one in sealed if one is not None]
+
+    @retried
+    async def _expire(self, job_id: str) -> Sealed | None:
+        async with self._database.write() as connection:
+            row = await locked(connection, job_id)
+            if row.completed_at is not None or row.queue_until is None or row.queue_until > micros(now()):
+                return None
+            sealed = await sealing.seal(
+                connection, row, sealing.queue_timeout(job_id), sealing.SWEEPER, self._public_url
+            )
+            await self._database.hint(connection)
+            return sealed
 
     # ---------------------------------------------------------------------------------------------- delete
 
@@ -434,17 +464,37 @@ def _outlined(job_id: str, tenant: str | None) -> Any:
     return query if tenant is None else query.where(jobs.c.tenant == tenant)
 
 
-def _seconds_left(row: Row[Any], request: ChatRequest, time: int) -> float:
-    """Until the clock runs out that runs while a job waits."""
+def _seconds_left(row: Row[Any], body: str, time: int) -> float:
+    """Until the clock runs out that runs while a job waits; ``body`` is its request as JSON."""
     if row.started_at is None:
-        return float(request.limits.queue_seconds - (time - row.created_at) / 1e6)
-    return float(request.limits.total_seconds - (time - row.started_at) / 1e6)
+        return _queue_seconds_left(row, body, time)
+    total = ChatRequest.model_validate_json(body).limits.total_seconds
+    return float(total - (time - row.started_at) / 1e6)
 
 
 async def _lost_too_often(connection: AsyncConnection, row: Row[Any], tries: int) -> bool:
     if min(row.attempt, tries) < row.max_lost:
         return False
     return min(await lost_in_a_row(connection, row), tries) >= int(row.max_lost)
+
+
+def _queue_seconds_left(row: Row[Any], body: str, time: int) -> float:
+    """Of limits.queueSeconds; without end once the model was called."""
+    if row.queue_until is not None:
+        return float((row.queue_until - time) / 1e6)
+    if row.attempt:
+        return float("inf")
+    return (queue_end(row.created_at, ChatRequest.model_validate_json(body)) - time) / 1e6  # of an older version
+
+
+async def _queue_again(connection: AsyncConnection, row: Row[Any]) -> None:
+    """The first attempt ended without a call: the job is as it was before it, and its time in the queue goes on."""
+    if await connection.scalar(select(attempts.c.number).where(attempts.c.job_id == row.id).limit(1)) is not None:
+        return
+    body = await connection.scalar(REQUEST, {"key": row.id})
+    if body is not None:
+        until = queue_end(row.created_at, ChatRequest.model_validate_json(body))
+        await connection.execute(CHANGED, {"key": row.id, "queue_until": until, "started_at": None})
 
 
 def _nothing_to_do(row: Row[Any]) -> Any:

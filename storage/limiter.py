@@ -1,56 +1,80 @@
 """Lanes: the requests that share one of the model's rate limits, over all workers.
 
 A lane is a GCRA (generic cell rate algorithm) without bursts: its row holds the time from which the next call may
-start, and every start moves it on by one interval. Who has to wait longer than a moment queues: his place is kept while
-his worker does something else, and he comes back when it is his turn. Temporal's own task-queue limit is an average and
-lets 16 calls start in the worst second at a limit of 10; here no second sees an eleventh.
+start, and every start moves it on by one interval. A job that has to wait longer than a moment goes back to Temporal;
+its place is kept (storage/lane_queue.py), and it is called in time for its turn. Temporal's own task-queue limit is an
+average and lets 16 calls start in the worst second at a limit of 10; here no second sees an eleventh.
+
+Turns are granted in order, and only a moment ahead. A call that starts late, after its turn, is reported (``late``) and
+moves the later turns, so that the calls of a second still keep their distance without a large reserve in each interval.
 """
 
 from __future__ import annotations
 
+import time as clocks
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import Row, bindparam, exists, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.contracts import QueuePlace
+from chatjobs.contracts import QueuePlace, QueueReason
+from storage import breaker, lane_queue
 from storage.database import Database, retried
+from storage.lane_queue import LOST_SECONDS, RANKED, SECOND, LaneQueue
 from storage.schema import lane_waiters, lanes, micros, moment, now
 from storage.values import Asker, Turn
 
-SECOND = 1_000_000
-SLACK = 0.1
-"""The interval is this much longer than the limit asks for. So many seconds may pass between a call's turn and its
-arrival at the model, for some calls and not for others, before a second sees one too many."""
-LATENESS_SECONDS = 0.03
-"""Who comes later than that to his start asks for another one; the rest of the slack is for the way to the model."""
+SLACK = 0.02
+"""The interval is this much longer than the limit asks for. So many seconds may pass between a call's start here and
+its arrival at the model, for some calls and not for others, before a second sees one too many."""
+LATE_SECONDS = 0.005
+"""A start that is later than this after its turn moves the later turns."""
+FAST_PER_SECOND = 200
+"""In a lane that is as fast as this, late starts are not reported: it would cost a transaction for each call."""
+MOST_LATE_SECONDS = 0.3
+"""A start that is later than this gives its turn up and asks for another one."""
+BOOKED_SECONDS = 0.25
+"""Turns are granted so long ahead: a transaction takes less, and nobody who comes later has to wait for more."""
+ASKS_EARLY_SECONDS = 0.2
+"""How long before its turn a job that waits in a worker asks for it."""
 HORIZON_SECONDS = 1.0
-"""Who may start within this time waits where he is; the others come back."""
-EARLY_SECONDS = 0.5
-"""How long before his turn somebody comes back."""
+"""A job that may start within this time waits in the worker; the others go back to Temporal."""
+EARLY_SECONDS = 0.6
+"""How long before its turn a job is called to a worker."""
+LONGEST_FAR_SECONDS = 300.0
+"""A job asks this often although nobody calls it: the call may have been lost."""
+OVERTAKING_SECONDS = 0.125
+"""A job may start before others that are ahead of it by no more than this, so that a lane does not stand idle until the
+first in the line has asked."""
+SHORTEST_WAIT_SECONDS = 0.05
+DOWN_WAIT_SECONDS = 1.0
+"""While the model is down nobody asks more often."""
+PUNCTUAL_SECONDS = 0.25
+"""A job that comes by itself within this time need not be called."""
+MOST_CALLED = 200
+"""At once."""
+MOST_OVERDUE = 50
+"""When more were called and have not come, all workers are busy, and nobody else is called."""
 ASKED_AT_ONCE = 500
 """Jobs in one question for places: SQLite takes some ten thousand values."""
-LOST_SECONDS = 15.0
-"""A waiter who is so late for his turn does not come any more, and no longer holds up the others."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 LONGEST_ASKED_SECONDS = 300.0
 """The longest pause that the model can ask for."""
 
 # Built once: making a statement costs as much as running it, and these run for every call.
-ANYBODY = select(1).where(select(lane_waiters.c.job_id).where(lane_waiters.c.lane == bindparam("lane_name")).exists())
-LEFT = delete(lane_waiters).where(lane_waiters.c.job_id == bindparam("key"))
-COMES = update(lane_waiters).where(lane_waiters.c.job_id == bindparam("key")).values(comes_at=bindparam("comes_at"))
-LOCKED = select(lanes).where(lanes.c.name == bindparam("key")).with_for_update()
+PLAIN = select(lanes).where(lanes.c.name == bindparam("key"))
+LOCKED = PLAIN.with_for_update()
 WAITED_IN = select(lanes).where(
     lanes.c.name.in_(select(lane_waiters.c.lane).where(lane_waiters.c.job_id.in_(bindparam("job_ids", expanding=True))))
 )
-MOVED = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("free_at"))
-
+WITH_WAITERS = select(lanes).where(exists().where(lane_waiters.c.lane == lanes.c.name))
+MOVED = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("new_free_at"))
+CLOCK = text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")
 
 Gate = Callable[[AsyncConnection, str, Asker], Awaitable[Turn]]
 """When a call of a model (its name) may start, decided in the transaction that claims the job."""
@@ -58,7 +82,10 @@ Gate = Callable[[AsyncConnection, str, Asker], Awaitable[Turn]]
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """``per_second`` is the limit in force; ``set_to`` what an operator set, ``seen`` what the model's headers said."""
+    """``per_second`` is the limit in force; ``set_to`` what an operator set, ``seen`` what the model's headers said.
+
+    ``down``: the breaker is open; ``probes_at`` is when the model is tried next, ``last_error`` what it said last.
+    """
 
     name: str
     per_second: float
@@ -66,6 +93,9 @@ class Lane:
     seen: float | None
     paused_until: datetime | None
     waiting: int
+    down: bool = False
+    probes_at: datetime | None = None
+    last_error: str | None = None
 
 
 class Limiter:
@@ -92,31 +122,166 @@ class Limiter:
     async def take(self, connection: AsyncConnection, name: str, asker: Asker) -> Turn:
         """``ask``, in the caller's transaction."""
         lane, time = await self._locked(connection, name)
+        given = clocks.monotonic()
         interval = self._interval(lane)
         free = _free(lane, time, interval)
-        ahead = 0
-        if await connection.scalar(ANYBODY, {"lane_name": name}):
-            await _forget_lost(connection, name, time)
-            await _enter(connection, name, asker, time)
-            ahead = await _ahead(connection, name, asker.job_id)
+        down = breaker.is_open(lane)
+        soon = free <= time + int(BOOKED_SECONDS * SECOND)
+        queue = self._queue(connection, name, time)
+        if soon and not down and not await queue.anybody():
+            if free > time:
+                await queue.passed(asker)
+            return await self._grant(connection, lane, time, given, {"free_at": free + interval})
+        entry = await queue.enter(asker)
+        probe = down and breaker.may_probe(lane, time, asker.job_id, others=await queue.others(asker.job_id))
+        near_ahead = 0 if down else await queue.near_ahead(entry)
+        in_order = near_ahead * interval <= int(OVERTAKING_SECONDS * SECOND)
+        if soon and (probe if down else in_order):
+            await queue.served(entry)
+            changes = breaker.probing(time, asker.job_id) if probe else {}
+            return await self._grant(connection, lane, time, given, {"free_at": free + interval, **changes}, probe)
+        return await self._wait(queue, entry, lane, (free, interval), near_ahead)
+
+    async def _grant(
+        self,
+        connection: AsyncConnection,
+        lane: Row[Any],
+        time: int,
+        given: float,
+        changes: dict[str, Any],
+        probe: bool = False,
+    ) -> Turn:
+        """The lane's next start. ``given`` is the monotonic clock's reading at ``time``."""
+        seconds = (changes["free_at"] - self._interval(lane) - time) / SECOND
+        if probe:
+            await connection.execute(update(lanes).where(lanes.c.name == lane.name).values(changes))
+        else:
+            await connection.execute(MOVED, {"key": lane.name, "new_free_at": changes["free_at"]})
+        return Turn(
+            granted=True,
+            seconds=seconds,
+            lane=lane.name,
+            due=given + seconds,
+            shifted=lane.shifted if self._per_second(lane) < FAST_PER_SECOND else None,
+            probe=probe,
+            refused=lane.refusals > 0,
+            seen=lane.seen,
+        )
+
+    async def _wait(
+        self, queue: LaneQueue, entry: lane_queue.Entry, lane: Row[Any], pace: tuple[int, int], near_ahead: int
+    ) -> Turn:
+        """In the worker, if the turn is near; else until shortly before it."""
+        (free, interval), time = pace, queue.time
+        ahead = await queue.ahead(entry)
+        down = breaker.is_open(lane)
+        if down:
+            free = max(free, breaker.waits_until(lane, time))
         seconds = (free + ahead * interval - time) / SECOND
-        if seconds <= HORIZON_SECONDS:
-            await connection.execute(LEFT, {"key": asker.job_id})
-            await connection.execute(MOVED, {"key": name, "free_at": free + interval})
-            return Turn(True, (free - time) / SECOND, refused=lane.refusals > 0, seen=lane.seen)
-        pause = max(seconds - EARLY_SECONDS, EARLY_SECONDS)
-        await _enter(connection, name, asker, time)
-        await connection.execute(COMES, {"key": asker.job_id, "comes_at": time + int(pause * SECOND)})
-        return Turn(False, pause, ahead + 1)
+        near = seconds <= HORIZON_SECONDS and not down
+        if near:
+            in_line = (free + near_ahead * interval - time) / SECOND
+            pause = max(in_line - ASKS_EARLY_SECONDS, SHORTEST_WAIT_SECONDS)
+        else:
+            pause = max(
+                min(seconds, LONGEST_FAR_SECONDS) - EARLY_SECONDS,
+                DOWN_WAIT_SECONDS if down else HORIZON_SECONDS - EARLY_SECONDS,
+            )
+        await queue.waits(entry, time + int(pause * SECOND), near=near)
+        return Turn(False, pause, ahead + 1, lane=lane.name, near=near)
+
+    async def stands(self, turn: Turn, job_id: str) -> bool:
+        """Whether a turn that was granted a while ago still holds: its lane was neither paused since, nor is the model
+        down."""
+        async with self._database.single() as connection:
+            lane = (await connection.execute(PLAIN, {"key": turn.lane})).first()
+            time = await self._time(connection)
+        if lane is None:
+            return True
+        paused = time < lane.paused_until <= time + int(LONGEST_ASKED_SECONDS * SECOND)
+        return not paused and (not breaker.is_open(lane) or (lane.probe == job_id and lane.probe_until > time))
+
+    @retried
+    async def late(self, turn: Turn, seconds: float) -> None:
+        """A call started so many seconds after its turn. Calls that may start a second after it start later, too."""
+        async with self._database.write("fast") as connection:
+            lane, _ = await self._locked(connection, turn.lane)
+            shifted = (turn.shifted or 0) + int((seconds - LATE_SECONDS) * SECOND)
+            if shifted > lane.shifted:
+                changes = {"shifted": shifted, "free_at": lane.free_at + shifted - lane.shifted}
+                await connection.execute(update(lanes).where(lanes.c.name == turn.lane).values(changes))
 
     @retried
     async def leave(self, job_id: str) -> None:
         """Give up a place in whatever queue: the job was cancelled, or has ended."""
         async with self._database.write("fast") as connection:
-            await connection.execute(LEFT, {"key": job_id})
+            await lane_queue.leave(connection, job_id)
+
+    async def call(self) -> Sequence[str]:
+        """The waiting jobs that are to ask now, since their turn is near and they would come later by themselves. No
+        other process is told the same ones."""
+        async with self._database.read() as connection:
+            time = await self._time(connection)
+            found = (await connection.execute(WITH_WAITERS)).all()
+            due = [lane.name for lane in found if await self._due(self._queue(connection, lane.name, time), lane)]
+        called: list[str] = []
+        for name in due:
+            called += await self._call(name)
+        return called
 
     @retried
-    async def throttled(self, name: str, retry_after: float | None) -> float:
+    async def _call(self, name: str) -> Sequence[str]:
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, name)
+            queue = self._queue(connection, name, time)
+            called = await self._due(queue, lane)
+            await queue.called(called, time + int(PUNCTUAL_SECONDS * SECOND))
+            await queue.forget_old_turns()
+        return called
+
+    async def _due(self, queue: LaneQueue, lane: Row[Any]) -> Sequence[str]:
+        time, interval = queue.time, self._interval(lane)
+        free, but = _free(lane, time, interval), None
+        if breaker.is_open(lane):
+            free = max(free, breaker.waits_until(lane, time))
+            but = lane.probe if await queue.others(lane.probe or "") else None
+        count = (time + int(EARLY_SECONDS * SECOND) - free) // interval + 1
+        if count <= 0:
+            return []
+        count = 1 if breaker.is_open(lane) else min(count, MOST_CALLED)
+        if await queue.overdue() > max(MOST_OVERDUE, 2 * count):
+            return []
+        punctual = time + int(PUNCTUAL_SECONDS * SECOND)
+        return [row.job_id for row in await queue.first(count, but=but) if not row.near and row.asks_at > punctual]
+
+    @retried
+    async def failed(self, name: str, job_id: str, attempt: int, message: str) -> float | None:
+        """The model failed a call before it said anything. Returns for how many seconds nobody calls it, None where
+        the others go on. See storage/breaker.py."""
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, name)
+            return await breaker.failed(connection, lane, time, (job_id, attempt), message)
+
+    @retried
+    async def answered(self, name: str, job_id: str) -> None:
+        """The model answered a call, if only with a refusal of the request."""
+        async with self._database.single() as connection:
+            lane = (await connection.execute(PLAIN, {"key": name})).first()
+        if lane is None or not (lane.failures or lane.openings):
+            return
+        async with self._database.write("fast") as connection:
+            lane, _ = await self._locked(connection, name)
+            await breaker.answered(connection, lane, job_id)
+
+    @retried
+    async def released(self, name: str, job_id: str) -> None:
+        """A probe ended without telling anything of the model."""
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, name)
+            await breaker.released(connection, lane, time, job_id)
+
+    @retried
+    async def throttled(self, name: str, retry_after: float | None, job_id: str = "") -> float:
         """The model refused a call for its rate: nobody starts for ``retry_after`` seconds, which are returned.
 
         None: a pause that grows with every refusal in a row.
@@ -126,6 +291,8 @@ class Limiter:
             grown = min(FIRST_PAUSE_SECONDS * 2 ** min(lane.refusals, 10), LONGEST_PAUSE_SECONDS)
             seconds = grown if retry_after is None else retry_after
             until = max(lane.paused_until, time + int(seconds * SECOND))
+            if lane.failures or lane.openings:  # whoever refuses is there
+                await breaker.answered(connection, lane, job_id)
             values = {"paused_until": until, "refusals": lane.refusals + 1}
             await connection.execute(update(lanes).where(lanes.c.name == name).values(values))
         return float(until - time) / SECOND
@@ -166,6 +333,9 @@ class Limiter:
                 seen=row.seen,
                 paused_until=moment(row.paused_until) if row.paused_until > time else None,
                 waiting=row.waiting,
+                down=breaker.is_open(row),
+                probes_at=moment(breaker.waits_until(row, time)) if breaker.is_open(row) else None,
+                last_error=row.last_error,
             )
             for row in rows
         ]
@@ -186,11 +356,15 @@ class Limiter:
         """``queued_of``, in the caller's transaction, for up to ASKED_AT_ONCE jobs."""
         found: dict[str, QueuePlace] = {}
         for lane in (await connection.execute(WAITED_IN, {"job_ids": job_ids})).all():
-            free = _free(lane, micros(now()), self._interval(lane))
-            ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids})
+            time = await self._time(connection)
+            free = _free(lane, time, self._interval(lane))
+            if breaker.is_open(lane):
+                free = max(free, breaker.waits_until(lane, time))
+            lost = time - int(LOST_SECONDS * SECOND)
+            ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids, "lost": lost})
             for job_id, place in ranked:
                 start = moment(free + (place - 1) * self._interval(lane))
-                found[job_id] = QueuePlace(position=place, expected_start_at=start)
+                found[job_id] = QueuePlace(position=place, expected_start_at=start, reason=_reason(lane, time))
         return found
 
     async def _locked(self, connection: AsyncConnection, name: str) -> tuple[Row[Any], int]:
@@ -201,9 +375,13 @@ class Limiter:
             fresh = {"name": name, "free_at": 0, "paused_until": 0, "refusals": 0}
             await connection.execute(dialect.insert(lanes).values(fresh).on_conflict_do_nothing())
             row = (await connection.execute(LOCKED, {"key": name})).one()
-        if self._database.is_sqlite:
-            return row, micros(now())
-        return row, int(await connection.scalar(text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")))
+        return row, await self._time(connection)
+
+    async def _time(self, connection: AsyncConnection) -> int:
+        return micros(now()) if self._database.is_sqlite else int(await connection.scalar(CLOCK))
+
+    def _queue(self, connection: AsyncConnection, name: str, time: int) -> LaneQueue:
+        return LaneQueue(connection, "sqlite" if self._database.is_sqlite else "postgresql", name, time)
 
     def _per_second(self, lane: Row[Any]) -> float:
         limit = self._default if lane.set_to is None else lane.set_to
@@ -222,53 +400,20 @@ def _free(lane: Row[Any], time: int, interval: int) -> int:
     return max(time, free_at, paused_until)
 
 
-async def _enter(connection: AsyncConnection, name: str, asker: Asker, time: int) -> None:
-    """Into the queue, where he is not in it yet. A job waits in one lane at a time."""
-    there = select(lane_waiters.c.lane).where(lane_waiters.c.job_id == asker.job_id)
-    found = await connection.scalar(there)
-    if found == name:
-        return
-    if found is not None:
-        await connection.execute(LEFT, {"key": asker.job_id})
-    row = {
-        "lane": name,
-        "job_id": asker.job_id,
-        "tenant": asker.tenant,
-        "priority": asker.priority,
-        "since": asker.since,
-        "comes_at": time,
-    }
-    await connection.execute(insert(lane_waiters), row)
+def given(turn: Turn) -> Gate:
+    """The gate of a job that has its turn already."""
+
+    async def when(_connection: AsyncConnection, _model: str, _asker: Asker) -> Turn:
+        return turn
+
+    return when
 
 
-async def _forget_lost(connection: AsyncConnection, name: str, time: int) -> None:
-    late = lane_waiters.c.comes_at < time - int(LOST_SECONDS * SECOND)
-    await connection.execute(delete(lane_waiters).where(lane_waiters.c.lane == name, late))
-
-
-def _ranked() -> Select[Any]:
-    """The places of some of a lane's waiters: by priority, then one of each tenant in turn, then by age."""
-    within = func.row_number().over(
-        partition_by=(lane_waiters.c.priority, lane_waiters.c.tenant),
-        order_by=(lane_waiters.c.since, lane_waiters.c.job_id),
-    )
-    in_line = (
-        select(lane_waiters.c.job_id, lane_waiters.c.priority, lane_waiters.c.since, within.label("nth"))
-        .where(lane_waiters.c.lane == bindparam("lane_name"))
-        .subquery()
-    )
-    place = func.row_number().over(order_by=(in_line.c.priority, in_line.c.nth, in_line.c.since, in_line.c.job_id))
-    ranked = select(in_line.c.job_id, place.label("place")).subquery()
-    return select(ranked).where(ranked.c.job_id.in_(bindparam("job_ids", expanding=True)))
-
-
-RANKED = _ranked()
-
-
-async def _ahead(connection: AsyncConnection, name: str, job_id: str) -> int:
-    """How many start before a waiter."""
-    found = (await connection.execute(RANKED, {"lane_name": name, "job_ids": [job_id]})).first()
-    return int(found.place) - 1 if found else 0
+def _reason(lane: Row[Any], time: int) -> QueueReason:
+    """Why jobs of the lane wait."""
+    if breaker.is_open(lane):
+        return "model_down"
+    return "paused" if lane.paused_until > time else "rate_limit"
 
 
 def batched(values: Collection[str], size: int) -> Iterator[list[str]]:

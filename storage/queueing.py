@@ -40,7 +40,9 @@ class _Onlooker:
 
 
 def _differ(one: QueuePlace, other: QueuePlace) -> bool:
-    return one.position != other.position or abs(one.expected_start_at - other.expected_start_at) >= NEWS
+    if (one.position, one.reason) != (other.position, other.reason):
+        return True
+    return abs(one.expected_start_at - other.expected_start_at) >= NEWS
 
 
 class QueueReader:

@@ -110,13 +110,13 @@ async def past(connection: AsyncConnection, row: Row[Any], number: int, failed: 
     epoch = max(place for place, start in enumerate(starts) if start == 0 or place == 0)
     ends = [place for place in range(epoch, len(found)) if found[place] == SEGMENT]
     moved, furthest = _moved([(str(one.outcome), one.tokens_before, one.position or 0) for one in before])
-    here = before[moved:] if moved is not None else before
+    here = [one for one in (before[moved:] if moved is not None else before) if not one.excused]
     messages = [(attempt.outcome, attempt.message) for attempt in before if attempt.message]
     return Past(
-        failures=sum(map(failed, found)),
+        failures=sum(failed(str(one.outcome)) for one in before if not one.excused),
         here=sum(failed(str(attempt.outcome)) for attempt in here),
         breaks=sum(broke_off(str(one.outcome), began=one.first_token_ms is not None) for one in here),
-        lost=sum(attempt.outcome == LOST for attempt in (here if moved is None else here[1:])),
+        lost=sum(attempt.outcome == LOST for attempt in (before if moved is None else before[moved + 1 :])),
         furthest=furthest,
         cause=ErrorCause(code=messages[-1][0], message=messages[-1][1]) if messages else None,
         empties=found.count(EMPTY),

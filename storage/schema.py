@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -91,6 +92,7 @@ jobs = Table(
     Column("workflow_run_id", String(64)),
     # limits.maxLost, readable without the request.
     Column("max_lost", SmallInteger, nullable=False, server_default="5"),
+    Column("queue_until", BigInteger),  # the end of limits.queueSeconds; NULL once the model was called
     Column("deleted_at", BigInteger),  # its request, texts and deliveries are gone; the row says that it was there
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
     # Nothing that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
@@ -103,6 +105,12 @@ Index(
     jobs.c.created_at,
     sqlite_where=jobs.c.completed_at.is_(None),
     postgresql_where=jobs.c.completed_at.is_(None),
+)
+Index(
+    "jobs_queue_until",
+    jobs.c.queue_until,
+    sqlite_where=jobs.c.queue_until.is_not(None),
+    postgresql_where=jobs.c.queue_until.is_not(None),
 )
 Index("jobs_replays", jobs.c.replay_of)
 Index(
@@ -163,6 +171,7 @@ attempts = Table(
     Column("tokens_before", BigInteger, nullable=False),  # the epoch's token count when it began
     Column("position", BigInteger),  # the transcript's when it ended
     Column("message", Text),  # why it failed, for people
+    Column("excused", Boolean, nullable=False, server_default=false()),  # an outage of the lane failed it, not the job
 )
 
 deliveries = Table(
@@ -242,10 +251,19 @@ lanes = Table(
     metadata,
     Column("name", String(128), primary_key=True),
     Column("free_at", BigInteger, nullable=False),  # when the next call may start
+    Column("shifted", BigInteger, nullable=False, server_default="0"),  # by how much late calls moved free_at, in all
     Column("paused_until", BigInteger, nullable=False),
     Column("refusals", Integer, nullable=False),  # 429s in a row
     Column("set_to", Float),  # calls per second, by an operator
     Column("seen", Float),  # calls per second, by the model's headers
+    # The breaker (storage/breaker.py).
+    Column("failures", BigInteger, nullable=False, server_default="0"),  # calls in a row that the model failed
+    Column("openings", BigInteger, nullable=False, server_default="0"),  # in a row; 0: the breaker is closed
+    Column("open_until", BigInteger, nullable=False, server_default="0"),
+    Column("probe", String(128)),  # the job that tries the model while the others wait, or that tried it last
+    Column("probe_until", BigInteger, nullable=False, server_default="0"),
+    Column("suspects", Text),  # JSON: [job, attempt] of the failures in a row
+    Column("last_error", String(256)),
 )
 
 lane_waiters = Table(
@@ -255,10 +273,37 @@ lane_waiters = Table(
     Column("lane", String(128), nullable=False),
     Column("tenant", String(128), nullable=False),
     Column("priority", SmallInteger, nullable=False),
+    Column("tag", BigInteger, nullable=False),  # its round in fair queueing (storage/lane_queue.py)
     Column("since", BigInteger, nullable=False),
-    Column("comes_at", BigInteger, nullable=False),  # when it asks again
+    Column("asks_at", BigInteger, nullable=False),  # when it asks again
+    Column("near", Boolean, nullable=False),  # it waits in a worker, or has been called there
 )
-Index("lane_waiters_lane", lane_waiters.c.lane)
+Index(
+    "lane_waiters_order",
+    lane_waiters.c.lane,
+    lane_waiters.c.priority,
+    lane_waiters.c.tag,
+    lane_waiters.c.since,
+    lane_waiters.c.job_id,
+)
+Index("lane_waiters_near", lane_waiters.c.lane, sqlite_where=lane_waiters.c.near, postgresql_where=lane_waiters.c.near)
+
+lane_classes = Table(
+    "lane_classes",
+    metadata,
+    Column("lane", String(128), primary_key=True),
+    Column("priority", SmallInteger, primary_key=True),
+    Column("tag", BigInteger, nullable=False),  # the round that is being served
+)
+
+lane_tenants = Table(
+    "lane_tenants",
+    metadata,
+    Column("lane", String(128), primary_key=True),
+    Column("priority", SmallInteger, primary_key=True),
+    Column("tenant", String(128), primary_key=True),
+    Column("tag", BigInteger, nullable=False),  # the last round that the tenant has a place in
+)
 
 endpoints = Table(
     "endpoints",

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import (
     MAX_WEBHOOK_CONTENT_BYTES,
+    ChatRequest,
     ChatResult,
     JobError,
     JobStatus,
@@ -27,9 +28,8 @@ from chatjobs.contracts import (
 from chatjobs.errors import SealConflict
 from chatjobs.names import delivery_id, status_path
 from chatjobs.steps import Ending, Sealed
-from storage import presenting
-from storage.limiter import LEFT
-from storage.rows import CHANGED, close_open_attempts
+from storage import lane_queue, presenting
+from storage.rows import CHANGED, REQUEST, close_open_attempts
 from storage.schema import (
     CHANNELS,
     attempts,
@@ -48,6 +48,19 @@ LENGTH_LIMITS = ("length", "model_length")
 """Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
 SEALED = CHANGED.returning(*jobs.c)
 CANCELLED = Ending(job_id="-", status=JobStatus.CANCELLED)
+SWEEPER = "sweeper"
+"""In the place of the run that sealed a job: it was sealed without its workflow. The first run that comes adopts it."""
+FIRST_TRY_SECONDS = 20
+"""So long a sweeper that sealed a job may take for the first try of its webhook; then it is another's."""
+QUEUE_TIMEOUT = JobError(
+    code="queue_timeout",
+    message="The job waited longer than limits.queueSeconds for its first call of the model",
+    retryable=True,
+)
+
+
+def queue_timeout(job_id: str) -> Ending:
+    return Ending(job_id=job_id, status=JobStatus.FAILED, error=QUEUE_TIMEOUT)
 
 
 async def sealed(connection: AsyncConnection, row: Row[Any]) -> Sealed:
@@ -90,11 +103,12 @@ async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_i
             "finish": None,
             "tail": "",
             "sealed_by": run_id,
+            "queue_until": None,
             "error_code": clean(error.code)[:64] if error else None,
         },
     )
     row = closed.one()
-    await connection.execute(LEFT, {"key": row.id})
+    await lane_queue.leave(connection, row.id)
     return _outcome(row, sha256, error, await _store_delivery(connection, row, public_url))
 
 
@@ -203,10 +217,17 @@ async def _store_delivery(connection: AsyncConnection, row: Row[Any], public_url
             status="pending",
             created_at=row.completed_at,
             next_try_at=row.completed_at,
-            wanted_at=None if row.sealed_by else row.completed_at,  # no run is there to make the first try
+            wanted_at=_wanted_at(row),
         )
     )
     return delivery
+
+
+def _wanted_at(row: Row[Any]) -> int | None:
+    """When a sweeper has the first try made; None where the run that sealed the job makes it."""
+    if row.sealed_by == SWEEPER:
+        return int(row.completed_at) + FIRST_TRY_SECONDS * 1_000_000
+    return None if row.sealed_by else row.completed_at
 
 
 def announcement(result: ChatResult, public_url: str = "") -> WebhookEvent:
@@ -236,9 +257,18 @@ def announcement(result: ChatResult, public_url: str = "") -> WebhookEvent:
 # ------------------------------------------------------------------------------------------------- reopening
 
 
+async def adopt(connection: AsyncConnection, row: Row[Any], run_id: str) -> None:
+    """The first run of a job that was sealed without it takes the seal as its own; another run after it (a Reset)
+    reopens the job."""
+    if row.sealed_by == SWEEPER:
+        await connection.execute(CHANGED, {"key": row.id, "sealed_by": run_id})
+
+
 def reopens(row: Row[Any], run_id: str) -> bool:
     """A failed job that another run sealed: an operator reset its workflow, and it may go on, if it has its text."""
-    return row.status == JobStatus.FAILED.value and row.sealed_by not in (None, run_id) and row.deleted_at is None
+    return (
+        row.status == JobStatus.FAILED.value and row.sealed_by not in (None, run_id, SWEEPER) and row.deleted_at is None
+    )
 
 
 async def reopen(connection: AsyncConnection, row: Row[Any]) -> None:
@@ -259,5 +289,14 @@ async def reopen(connection: AsyncConnection, row: Row[Any]) -> None:
             error_code=None,
             revision=row.revision + 1,
             started_at=None,  # the clock of the whole generation starts again
+            queue_until=await _queue_until(connection, row),
         )
     )
+
+
+async def _queue_until(connection: AsyncConnection, row: Row[Any]) -> int | None:
+    """The time in the queue starts again, too, for a job whose model was never called."""
+    body = None if row.attempt else await connection.scalar(REQUEST, {"key": row.id})
+    if body is None:
+        return None
+    return micros(now()) + round(ChatRequest.model_validate_json(body).limits.queue_seconds * 1_000_000)

@@ -168,27 +168,36 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who wants to call the model. ``since`` (microseconds) is when the job was accepted: it keeps its place.
+    """A job that wants to call the model. ``since`` (microseconds) is when it was accepted.
 
-    The smaller ``priority`` goes first; within one, tenants take turns.
+    The smaller ``priority`` goes first; within one, tenants take turns. ``returns``: it had a turn before.
     """
 
     job_id: str
     tenant: str
     priority: int
     since: int
+    returns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """``granted``: the call may start in ``seconds``, and not later than limiter.LATENESS_SECONDS after that.
+    """When a job may call the model, in a lane.
 
-    Else ask again in ``seconds``; ``position`` (1 is next) is for those who look on.
+    ``granted``: the call may start in ``seconds``, at ``due`` by this process's monotonic clock. Else the job asks
+    again in ``seconds``; where it is ``near`` it waits in the worker. ``position`` (1 is next) is for people.
     """
 
     granted: bool
     seconds: float
     position: int = 0
+    lane: str = ""
+    near: bool = False
+    due: float = 0.0
+    shifted: int | None = None
+    """The lane's sum of late starts when the turn was granted, for Limiter.late; None where it need not be told."""
+    probe: bool = False
+    """The call finds out whether a model that was down answers again."""
     refused: bool = False
     """The lane's last call was refused: ``Limiter.served`` ends that."""
     seen: float | None = None
@@ -202,9 +211,10 @@ class Claim:
     ``taken``: it may write, under ``fence``, from ``position`` on. Else there is nothing to do: the answer is
     ``finished`` in storage, the job is ``sealed``, or somebody asked to cancel it. ``waiting``: it is not its ``turn``
     to call the model; nothing was taken. ``worker_lost``: too many workers died with it; nothing was taken.
+    ``expired``: its time in the queue was over before the first call.
     """
 
-    outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting", "worker_lost"]
+    outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting", "worker_lost", "expired"]
     job_id: str
     fence: int
     epoch: int

@@ -8,7 +8,7 @@ import sys
 import time
 
 from storage.database import Database
-from storage.limiter import LATENESS_SECONDS, Limiter
+from storage.limiter import LATE_SECONDS, MOST_LATE_SECONDS, Limiter
 from storage.values import Asker
 
 
@@ -16,10 +16,13 @@ async def start(limiter: Limiter, asker: Asker) -> int:
     """When the call may start: now, on return."""
     while True:
         turn = await limiter.ask("lane", asker)
-        due = time.monotonic() + turn.seconds
-        await asyncio.sleep(turn.seconds)
-        if turn.granted and time.monotonic() - due <= LATENESS_SECONDS:
-            return time.time_ns() // 1000
+        await asyncio.sleep(max(turn.due - time.monotonic(), 0) if turn.granted else turn.seconds)
+        late = time.monotonic() - turn.due
+        if turn.granted and late <= MOST_LATE_SECONDS:
+            started = time.time_ns() // 1000
+            if late > LATE_SECONDS:
+                await limiter.late(turn, late)
+            return started
 
 
 async def main(url: str, per_second: float, count: int) -> None:

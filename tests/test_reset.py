@@ -41,7 +41,7 @@ async def here(client: Client, sqlite: Database, monkeypatch: pytest.MonkeyPatch
 
 def sweeper(here: House, **after: timedelta) -> Sweeper:
     """A sweeper that does not wait, unless told."""
-    patience = {"unstarted_after": NOW, "silent_after": NOW, "overdue_after": NOW} | after
+    patience: dict[str, Any] = {"unstarted_after": NOW, "silent_after": NOW, "overdue_after": NOW} | after
     return Sweeper(intake=here.intake, jobs=here.jobs, deliveries=here.deliveries, client=here.client, **patience)
 
 

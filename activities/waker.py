@@ -1,0 +1,99 @@
+"""Calling waiting jobs to a worker when their turn is near, rather than when they were told to come back.
+
+A job that waits long for its turn is an activity in Temporal's backoff, with the delay that was right when it asked.
+When a limit is raised, a pause ends or others leave the queue, its turn comes earlier. Changing the options of such an
+activity makes Temporal compute the end of its backoff anew, from the retry policy, which is half a second: it runs
+at once, and its attempt number goes on (a reset would let it start again).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from temporalio.api.activity.v1 import ActivityOptions
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import UpdateActivityOptionsRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from chatjobs.errors import StorageError
+from chatjobs.names import COMPLETE_CHAT
+from storage.limiter import Limiter
+
+LOOK_SECONDS = 0.2
+AT_ONCE = 20
+"""Calls of Temporal under way."""
+RPC_TIMEOUT = timedelta(seconds=2)
+UNSUPPORTED = (RPCStatusCode.UNIMPLEMENTED, RPCStatusCode.PERMISSION_DENIED)
+
+log = logging.getLogger(__name__)
+
+
+class Waker:
+    """``heartbeat`` is the timeout that the activity has already: something has to be set."""
+
+    def __init__(self, *, limiter: Limiter, client: Client, heartbeat: timedelta) -> None:
+        self._limiter = limiter
+        self._client = client
+        self._heartbeat = heartbeat
+        self._silent = False
+
+    async def run(self) -> None:
+        """Call jobs until cancelled. Every worker process may: a job is called by one of them."""
+        while True:
+            try:
+                await self.look()
+            except StorageError as error:  # jobs still come when they were told to
+                log.warning("nobody is called: %s", error, extra={"action": "waker_waits"})
+            except Exception:
+                log.exception("waker failed", extra={"action": "waker_failed"})
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Call those whose turn is near."""
+        waiting = iter(await self._limiter.call())
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(self._work_off(waiting))
+
+    async def _work_off(self, waiting: Iterator[str]) -> None:
+        for job_id in waiting:
+            await self.wake(job_id)
+
+    async def wake(self, job_id: str) -> None:
+        """Have a job's completion run now, if it waits for a retry. One that does not is left as it is."""
+        options = ActivityOptions(heartbeat_timeout=_duration(self._heartbeat))
+        request = UpdateActivityOptionsRequest(
+            namespace=self._client.namespace,
+            execution=WorkflowExecution(workflow_id=job_id),
+            type=COMPLETE_CHAT,
+            activity_options=options,
+            update_mask=FieldMask(paths=["heartbeat_timeout"]),
+        )
+        try:
+            async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
+                await self._client.workflow_service.update_activity_options(request, timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            self._failed(job_id, error)
+        except (RuntimeError, TimeoutError):  # Temporal is away; then nothing runs anyway
+            log.debug("job not called: Temporal is not reachable", extra={"action": "job_uncalled", "job_id": job_id})
+
+    def _failed(self, job_id: str, error: RPCError) -> None:
+        if error.status in UNSUPPORTED:
+            if not self._silent:
+                words = "this Temporal server does not let waiting jobs be called; they come when they were told to"
+                log.warning("%s (%s)", words, error.status.name, extra={"action": "waker_unsupported"})
+            self._silent = True
+        elif error.status is not RPCStatusCode.NOT_FOUND:  # else it has just started, or ended
+            log.info("job not called: %s", error.status.name, extra={"action": "job_uncalled", "job_id": job_id})
+
+
+def _duration(value: timedelta) -> Duration:
+    found = Duration()
+    found.FromTimedelta(value)
+    return found
