@@ -26,6 +26,8 @@ its own attempts are used up."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 PROBE_SECONDS = 90.0
 """A probe that says nothing for so long is given up, and another job may try."""
+ANSWER_SECONDS = 2.0
+"""A probe is expected to tell something within this time."""
 ALONE_SECONDS = 10.0
 """The job whose probe failed lets others try; after this time, if none came, it may try again."""
 MOST_SUSPECTS = 50
@@ -48,6 +50,12 @@ def waits_until(lane: Row[Any], time: int) -> int:
     """When the next job may probe. A time that no clock of today can have written is not believed."""
     until = max(lane.open_until, lane.probe_until)
     return int(until) if until <= time + int((LONGEST_WAIT_SECONDS + PROBE_SECONDS) * SECOND) else time
+
+
+def expected(lane: Row[Any], time: int) -> int:
+    """When calls may start again, if the next probe, or the one under way, succeeds."""
+    until = waits_until(lane, time)
+    return min(until, time + int(ANSWER_SECONDS * SECOND)) if lane.probe_until > time else until
 
 
 def may_probe(lane: Row[Any], time: int, job_id: str, *, others: bool) -> bool:

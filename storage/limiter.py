@@ -176,7 +176,7 @@ class Limiter:
         ahead = await queue.ahead(entry)
         down = breaker.is_open(lane)
         if down:
-            free = max(free, breaker.waits_until(lane, time))
+            free = max(free, breaker.expected(lane, time))
         seconds = (free + ahead * interval - time) / SECOND
         near = seconds <= HORIZON_SECONDS and not down
         if near:
@@ -334,7 +334,7 @@ class Limiter:
                 paused_until=moment(row.paused_until) if row.paused_until > time else None,
                 waiting=row.waiting,
                 down=breaker.is_open(row),
-                probes_at=moment(breaker.waits_until(row, time)) if breaker.is_open(row) else None,
+                probes_at=moment(max(breaker.expected(row, time), time)) if breaker.is_open(row) else None,
                 last_error=row.last_error,
             )
             for row in rows
@@ -359,7 +359,7 @@ class Limiter:
             time = await self._time(connection)
             free = _free(lane, time, self._interval(lane))
             if breaker.is_open(lane):
-                free = max(free, breaker.waits_until(lane, time))
+                free = max(free, breaker.expected(lane, time))
             lost = time - int(LOST_SECONDS * SECOND)
             ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids, "lost": lost})
             for job_id, place in ranked:

@@ -25,6 +25,7 @@ from chatjobs.contracts import JobStatus
 from chatjobs.errors import StorageUnavailable, UpstreamError, UpstreamInterrupted, UpstreamRefused
 from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE, delivery_workflow_id
 from connection import indexed
+from storage import breaker
 from storage.database import Database
 from tests.factories import make_body
 from tests.fakes import HELLO, SECRET, STOP, Gate, GatedJobs, Gates, ScriptedSender, answered, eventually, text
@@ -91,8 +92,12 @@ async def test_the_result_of_a_stored_job(here: House) -> None:
     ],
     ids=str,
 )
-async def test_a_call_that_fails(here: House, error: Exception, calls: int) -> None:
-    """What cannot pass fails the job at once, five real failures do, and three empty answers do."""
+async def test_a_call_that_fails(here: House, error: Exception, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot pass fails the job at once, five real failures do, and three empty answers do.
+
+    That is so while other jobs' calls succeed: a lane in which all calls fail waits (tests/test_breaker.py).
+    """
+    monkeypatch.setattr(breaker, "THRESHOLD", 100)
     here.model.scripts = [[*text("Hel"), error], [error]]
     job = await here.agree(job_id := await here.submit(callback=HOOK), FAILED)
     code = error.reason if isinstance(error, UpstreamError) else "internal"

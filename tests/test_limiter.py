@@ -58,7 +58,7 @@ def test_no_second_sees_more_starts_than_the_limit(database_url: str, processes:
     assert most_in_a_second(starts) <= LIMIT
     steady = [start for start in sorted(starts) if start >= min(starts) + SECOND]  # when all of them have asked
     took = (steady[-1] - steady[0]) / SECOND
-    assert (len(steady) - 1) / took > LIMIT * 0.95, f"{len(steady)} starts took {took:.1f} s"
+    assert (len(steady) - 1) / took > LIMIT * 0.85, f"{len(steady)} starts took {took:.1f} s"
 
 
 async def test_who_waits_long_gets_a_place_and_comes_back(limiter: Limiter) -> None:
