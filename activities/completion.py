@@ -238,7 +238,7 @@ class CompletionActivities:
             await self._jobs.end_attempt(claim.job_id, claim.attempt, claim.fence, end)
             if self._lanes:
                 began = attempt.clocks.began
-                failure = await self._lanes.ended(claim, attempt.turn, error, began=began) or failure
+                failure = await self._lanes.ended(claim, attempt.turn, error, failure, began=began)
             failure = failures.within(failure, attempt.clocks.left)
             if outcome == REFUSED or (attempt.parts and _comes_again(attempt, failure)):
                 await self._restart(attempt, "refused" if outcome == REFUSED else "parts")

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from temporalio.exceptions import ApplicationError
 
 from activities import failures
-from activities.ports import CANNOT_CONTINUE, Allowance, ChatModel
+from activities.ports import CANNOT_CONTINUE, SENT, Allowance, ChatModel
 from chatjobs.errors import ChatJobsError, StorageError, UpstreamError, UpstreamRateLimited, UpstreamRefused
 from storage.limiter import HORIZON_SECONDS, LATE_SECONDS, MOST_LATE_SECONDS, Gate, Limiter, given
 from storage.values import Asker, Claim, Turn
@@ -83,12 +84,13 @@ class Lanes:
             if fresh or await self._limiter.stands(turn, claim.job_id):
                 await asyncio.sleep(max(0.0, turn.due - time.monotonic()))
                 if time.monotonic() - turn.due <= MOST_LATE_SECONDS:
-                    self._started(turn)
+                    SENT.set(partial(self._sent, turn))
                     return turn
             turn = await self._near(await self._limiter.ask(turn.lane, asker), asker)
             granted = time.monotonic()
 
-    def _started(self, turn: Turn) -> None:
+    def _sent(self, turn: Turn) -> None:
+        """The request is on its way: the calls after it keep their distance to this moment, not to the turn."""
         late = time.monotonic() - turn.due
         if late > LATE_SECONDS and turn.shifted is not None:
             self._report(self._limiter.late(turn, late))
@@ -117,12 +119,12 @@ class Lanes:
                 log.warning("rate limit not kept: %s", error, extra={"action": "limit_unkept", "job_id": claim.job_id})
 
     async def ended(
-        self, claim: Claim, turn: Turn | None, error: BaseException, *, began: bool
-    ) -> BaseException | None:
+        self, claim: Claim, turn: Turn | None, error: BaseException, failure: BaseException, *, began: bool
+    ) -> BaseException:
         """What follows for the lane from how a call ended, ``began`` if the model had said something. Returns the
-        exception for Temporal where it follows from the lane: a pause for everybody."""
+        exception for Temporal: ``failure``, or another one where the lane makes everybody wait."""
         if turn is None or not turn.granted:
-            return None
+            return failure
         match error:
             case UpstreamRateLimited():
                 return await self._throttled(claim, turn.lane, error)
@@ -131,15 +133,21 @@ class Lanes:
             case UpstreamError() if error.reason in (failures.EMPTY, CANNOT_CONTINUE):
                 await self._limiter.answered(turn.lane, claim.job_id)
             case UpstreamError() if not began:
-                return await self._failed(claim, turn.lane, error)
+                return await self._failed(claim, turn.lane, error) or failure
             case _ if turn.probe and not began:
                 await self._limiter.released(turn.lane, claim.job_id)
-        return None
+        return failure
 
     async def _failed(self, claim: Claim, lane: str, error: UpstreamError) -> ApplicationError | None:
-        """The model failed a call. While it is down, that costs the job nothing, and it waits with the others."""
-        seconds = await self._limiter.failed(lane, claim.job_id, claim.attempt, error.message)
-        return None if seconds is None else failures.again(error.reason, error.message, max(seconds, HORIZON_SECONDS))
+        """The model failed a call. While it is down, that costs the job nothing, and it waits with the others.
+
+        A job that says itself how often it wants to try gets no more from the failure that opened the breaker.
+        """
+        asked = 0.0 if error.retry_after is None else failures.throttle_pause(error.retry_after, 0)
+        outage = await self._limiter.failed(lane, claim.job_id, claim.attempt, error.message, asked)
+        if outage is None or (outage.opened and _spends_its_own(claim)):
+            return None
+        return failures.again(error.reason, error.message, max(outage.seconds, asked, HORIZON_SECONDS))
 
     async def _throttled(self, claim: Claim, lane: str, error: UpstreamRateLimited) -> ApplicationError:
         """Pause the whole lane, and put the job back to its place in it."""
@@ -151,6 +159,10 @@ class Lanes:
         if pause > HORIZON_SECONDS:
             pause = (await self._limiter.ask(lane, claim.asker)).seconds
         return failures.again(error.reason, error.message, pause)
+
+
+def _spends_its_own(claim: Claim) -> bool:
+    return claim.request is not None and "retry" in claim.request.model_fields_set
 
 
 async def _told(telling: Coroutine[Any, Any, None]) -> None:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextvars import ContextVar
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
@@ -14,6 +15,8 @@ from chatjobs.contracts import Channel, ChatRequest, JsonObject, ToolCall, Usage
 CANNOT_CONTINUE = "upstream_echo"
 """The code of an answer that does not go on from the text it was given."""
 
+SENT: ContextVar[Callable[[], None] | None] = ContextVar("SENT", default=None)
+"""Called by a model, in the context of its stream, when the request is on its way: the rate limit counts from then."""
 SPENT_PAUSE = 5.0
 
 

@@ -21,6 +21,8 @@ from typing import Final, NamedTuple, Self, cast
 import httptools
 import httpx2
 
+from activities.ports import SENT
+
 READ_BYTES: Final = 64 * 1024
 """Of one read of a socket, at most."""
 HIGH_WATER: Final = 64 * 1024
@@ -70,6 +72,8 @@ class StreamTransport(httpx2.AsyncBaseTransport):
         exchange = connection.begin(timeouts.get("read"))
         try:
             connection.transport.write(message)
+            if (sent := SENT.get()) is not None:
+                sent()
             await exchange.head()
         except BaseException:
             connection.transport.abort()

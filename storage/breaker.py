@@ -11,6 +11,7 @@ model: its failures count after all.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, tuple_, update
@@ -30,6 +31,8 @@ ANSWER_SECONDS = 2.0
 """A probe is expected to tell something within this time."""
 ALONE_SECONDS = 10.0
 """The job whose probe failed lets others try; after this time, if none came, it may try again."""
+LONGEST_ASKED_SECONDS = 300.0
+"""The longest wait that a model can ask for."""
 MOST_SUSPECTS = 50
 CLOSED: dict[str, Any] = {
     "failures": 0,
@@ -42,6 +45,14 @@ CLOSED: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """The breaker is open: nobody calls the model for so many ``seconds``. ``opened``: it was closed before."""
+
+    seconds: float
+    opened: bool
+
+
 def is_open(lane: Row[Any]) -> bool:
     return bool(lane.openings > 0)
 
@@ -49,7 +60,7 @@ def is_open(lane: Row[Any]) -> bool:
 def waits_until(lane: Row[Any], time: int) -> int:
     """When the next job may probe. A time that no clock of today can have written is not believed."""
     until = max(lane.open_until, lane.probe_until)
-    return int(until) if until <= time + int((LONGEST_WAIT_SECONDS + PROBE_SECONDS) * SECOND) else time
+    return int(until) if until <= time + int(LONGEST_ASKED_SECONDS * SECOND) else time
 
 
 def expected(lane: Row[Any], time: int) -> int:
@@ -74,23 +85,30 @@ def probing(time: int, job_id: str) -> dict[str, Any]:
 
 
 async def failed(
-    connection: AsyncConnection, lane: Row[Any], time: int, call: tuple[str, int], message: str
-) -> float | None:
-    """The model failed a job's call (job, number of the attempt). Returns for how many seconds nobody calls the model,
-    None where it did not open the breaker."""
+    connection: AsyncConnection,
+    lane: Row[Any],
+    time: int,
+    call: tuple[str, int],
+    message: str,
+    retry_after: float = 0.0,
+) -> Outage | None:
+    """The model failed a job's call (job, number of the attempt). ``retry_after``: seconds, as the model asked.
+
+    Returns None where the breaker stays closed.
+    """
     suspects = [*_suspects(lane), list(call)][-MOST_SUSPECTS:]
     changes = {"suspects": json.dumps(suspects), "last_error": clean(message)[:256], "failures": lane.failures + 1}
     openings, open_until = lane.openings, lane.open_until
     probe_failed = openings and lane.probe == call[0] and lane.probe_until
     if probe_failed or (not openings and changes["failures"] >= THRESHOLD):
         openings += 1
-        open_until = time + int(_wait(openings) * SECOND)
+        open_until = time + int(max(_wait(openings), retry_after) * SECOND)
         changes |= {"openings": openings, "open_until": open_until, "probe": call[0], "probe_until": 0}
     await _change(connection, lane, changes)
     if not openings:
         return None
     await _excuse(connection, [list(call)] if lane.openings else suspects, excused=True)
-    return max(float(open_until - time) / SECOND, 0.0)
+    return Outage(max(float(open_until - time) / SECOND, retry_after), opened=not lane.openings)
 
 
 async def answered(connection: AsyncConnection, lane: Row[Any], job_id: str) -> None:

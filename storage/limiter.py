@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import QueuePlace, QueueReason
 from storage import breaker, lane_queue
+from storage.breaker import LONGEST_ASKED_SECONDS
 from storage.database import Database, retried
 from storage.lane_queue import LOST_SECONDS, RANKED, SECOND, LaneQueue
 from storage.schema import lane_waiters, lanes, micros, moment, now
@@ -63,8 +64,6 @@ MOST_OVERDUE = 50
 ASKED_AT_ONCE = 500
 """Jobs in one question for places: SQLite takes some ten thousand values."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
-LONGEST_ASKED_SECONDS = 300.0
-"""The longest pause that the model can ask for."""
 
 # Built once: making a statement costs as much as running it, and these run for every call.
 PLAIN = select(lanes).where(lanes.c.name == bindparam("key"))
@@ -255,12 +254,14 @@ class Limiter:
         return [row.job_id for row in await queue.first(count, but=but) if not row.near and row.asks_at > punctual]
 
     @retried
-    async def failed(self, name: str, job_id: str, attempt: int, message: str) -> float | None:
-        """The model failed a call before it said anything. Returns for how many seconds nobody calls it, None where
-        the others go on. See storage/breaker.py."""
+    async def failed(
+        self, name: str, job_id: str, attempt: int, message: str, retry_after: float = 0.0
+    ) -> breaker.Outage | None:
+        """The model failed a call before it said anything. Returns what follows for everybody, None where the others
+        go on. See storage/breaker.py."""
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
-            return await breaker.failed(connection, lane, time, (job_id, attempt), message)
+            return await breaker.failed(connection, lane, time, (job_id, attempt), message, retry_after)
 
     @retried
     async def answered(self, name: str, job_id: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, update
@@ -31,8 +32,9 @@ def asker(name: str, since: int = 0) -> Asker:
     return Asker(name, "t", 3, since)
 
 
-async def fail(limiter: Limiter, job_id: str, number: int) -> float | None:
-    return await limiter.failed(LANE, job_id, number, "it is down")
+async def fail(limiter: Limiter, job_id: str, number: int, retry_after: float = 0.0) -> float | None:
+    outage = await limiter.failed(LANE, job_id, number, "it is down", retry_after)
+    return outage.seconds if outage else None
 
 
 async def wait_over(database: Database) -> None:
@@ -121,6 +123,17 @@ async def test_a_probe_that_tells_nothing_is_followed_by_another(limiter: Limite
     assert (await limiter.ask(LANE, asker("q"))).probe
 
 
+async def test_a_wait_that_the_model_asks_for_is_kept(limiter: Limiter) -> None:
+    await down(limiter)
+    await limiter.answered(LANE, "x")
+    await fail(limiter, "x", 1)
+    await fail(limiter, "x", 2)
+    assert await fail(limiter, "x", 3, 30) == pytest.approx(30, abs=0.1)
+    (lane,) = await limiter.lanes()
+    assert lane.probes_at is not None
+    assert lane.probes_at > now() + timedelta(seconds=25)
+
+
 # ------------------------------------------------------------------------------------------- the whole service
 
 DOWN = UpstreamInterrupted("Mistral is down", code="upstream_unavailable", http_status=503)
@@ -162,3 +175,10 @@ async def test_all_jobs_wait_and_all_go_on(here: House) -> None:
     jobs = await asyncio.gather(*(here.ended(job_id) for job_id in ids))
     assert {job.status for job in jobs} == {JobStatus.COMPLETED}
     assert here.model.calls == 12 + 10
+
+
+async def test_a_job_that_says_how_often_it_tries_is_taken_at_its_word(here: House) -> None:
+    """``retry``: its own calls end it as far as they came before everybody waited."""
+    job = await here.ended(await here.submit(retry={"attempts": 3}))
+    assert job.error is not None
+    assert (job.status, job.error.code, len(job.attempts)) == (JobStatus.FAILED, "upstream_unavailable", 3)

@@ -229,6 +229,6 @@ async def test_a_screen_counts_down(place: Stack, http: httpx2.AsyncClient) -> N
         await post(http)
     last = await post(http)
     with screen(place, "watch", last) as shown:
-        await asyncio.to_thread(shown.wait_for, r"queued · number \d+ in the queue, expected in \d+ s")
+        await asyncio.to_thread(shown.wait_for, r"queued · number \d+ in the queue.*, expected in \d+ s")
         shown.press(b"\x03")
-        assert await asyncio.to_thread(shown.end) == 0
+        assert await asyncio.to_thread(shown.end) == 130, "Ctrl-C: nothing ended"

@@ -20,6 +20,7 @@ from chatjobs.contracts import Job, JobStatus
 from chatjobs.errors import UpstreamInterrupted, UpstreamRefused
 from chatjobs.names import delivery_workflow_id
 from intake import Sweeper
+from storage import breaker
 from storage.database import Database
 from storage.values import Cursor
 from tests.factories import make_body
@@ -112,8 +113,11 @@ async def test_reset_of_a_failed_job(temporal: TemporalServer, here: House) -> N
     ]
 
 
-async def test_reset_of_a_job_whose_failures_are_used_up(temporal: TemporalServer, here: House) -> None:
+async def test_reset_of_a_job_whose_failures_are_used_up(
+    temporal: TemporalServer, here: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The operator gives it another five."""
+    monkeypatch.setattr(breaker, "THRESHOLD", 100)
     here.model.scripts = [*[[CUT]] * 9, HELLO]
     job_id = await here.submit()
     assert (await here.ended(job_id)).status is FAILED
