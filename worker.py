@@ -89,7 +89,7 @@ class Parts:
     @property
     def waker(self) -> Waker:
         heartbeat = timedelta(seconds=self.settings.chatjobs_heartbeat_seconds)
-        return Waker(limiter=self.limiter, client=self.client, heartbeat=heartbeat)
+        return Waker(limiter=self.limiter, jobs=self.jobs, client=self.client, heartbeat=heartbeat)
 
     @property
     def webhooks(self) -> WebhookActivities:

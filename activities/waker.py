@@ -23,6 +23,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from chatjobs.errors import StorageError
 from chatjobs.names import COMPLETE_CHAT
+from storage.jobs import JobStore
 from storage.limiter import Limiter
 
 LOOK_SECONDS = 0.2
@@ -37,8 +38,9 @@ log = logging.getLogger(__name__)
 class Waker:
     """``heartbeat`` is the timeout that the activity has already: something has to be set."""
 
-    def __init__(self, *, limiter: Limiter, client: Client, heartbeat: timedelta) -> None:
+    def __init__(self, *, limiter: Limiter, jobs: JobStore, client: Client, heartbeat: timedelta) -> None:
         self._limiter = limiter
+        self._jobs = jobs
         self._client = client
         self._heartbeat = heartbeat
         self._silent = False
@@ -67,10 +69,11 @@ class Waker:
 
     async def wake(self, job_id: str) -> None:
         """Have a job's completion run now, if it waits for a retry. One that does not is left as it is."""
+        run = await self._jobs.run_of(job_id)
         options = ActivityOptions(heartbeat_timeout=_duration(self._heartbeat))
         request = UpdateActivityOptionsRequest(
             namespace=self._client.namespace,
-            execution=WorkflowExecution(workflow_id=job_id),
+            execution=WorkflowExecution(workflow_id=run.workflow_id, run_id=run.run_id or ""),
             type=COMPLETE_CHAT,
             activity_options=options,
             update_mask=FieldMask(paths=["heartbeat_timeout"]),

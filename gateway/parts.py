@@ -112,7 +112,7 @@ async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Parts
             deliveries=deliveries,
             client=client,
             try_once=webhooks.try_once,
-            wake=Waker(limiter=limiter, client=client, heartbeat=heartbeat).wake,
+            wake=Waker(limiter=limiter, jobs=jobs, client=client, heartbeat=heartbeat).wake,
         )
         await stack.enter_async_context(in_background(sweeper.run(), "sweeper"))
         overview = Overview(database, run_url=jobs.run_url)

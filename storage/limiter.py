@@ -30,10 +30,10 @@ from storage.lane_queue import LOST_SECONDS, RANKED, SECOND, LaneQueue
 from storage.schema import lane_waiters, lanes, micros, moment, now
 from storage.values import Asker, Turn
 
-SLACK = 0.02
+SLACK = 0.025
 """The interval is this much longer than the limit asks for. So many seconds may pass between a call's start here and
 its arrival at the model, for some calls and not for others, before a second sees one too many."""
-LATE_SECONDS = 0.005
+LATE_SECONDS = 0.003
 """A start that is later than this after its turn moves the later turns."""
 FAST_PER_SECOND = 200
 """In a lane that is as fast as this, late starts are not reported: it would cost a transaction for each call."""

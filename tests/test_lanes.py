@@ -6,14 +6,19 @@ Each test has a model of its own, and so a lane of its own.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
-from temporalio.client import Client
+from sqlalchemy import update
+from temporalio.client import Client, WorkflowFailureError
 
 from chatjobs.contracts import Job, JobStatus
 from storage.database import Database
+from storage.limiter import Limiter
+from storage.schema import lanes
 from tests.factories import make_body
 from tests.fakes import HELLO, Gate, ScriptedModel
 from tests.house import House, house
@@ -22,6 +27,7 @@ from tests.simulator_process import prompt
 from tests.stack import Stack, stack
 
 LIMIT = 10
+SIMULATOR_LATE_SECONDS = 0.1
 PAUSE = 3
 
 
@@ -50,8 +56,15 @@ def calls(live: Service, model: str) -> list[dict[str, Any]]:
 
 
 def most_in_a_second(starts: Sequence[float]) -> int:
-    """The fullest of all windows of one second, wherever they begin."""
-    return max(sum(first <= start < first + 1 for start in starts) for first in starts)
+    """The fullest of all windows of one second, wherever they begin; less what the simulator may be late in looking
+    at its clock on a busy machine. (tests/test_limiter.py looks at the very second.)"""
+    window = 1 - SIMULATOR_LATE_SECONDS
+    return max(sum(first <= start < first + window for start in starts) for first in starts)
+
+
+def gaps(starts: Sequence[float]) -> str:
+    """Milliseconds between them."""
+    return " ".join(str(round((later - start) * 1000)) for start, later in itertools.pairwise(starts))
 
 
 async def completed(live: Service, ids: Sequence[str]) -> list[Job]:
@@ -63,20 +76,23 @@ async def completed(live: Service, ids: Sequence[str]) -> list[Job]:
 async def test_sixty_jobs_keep_to_the_limit_and_to_their_order(live: Service) -> None:
     """No second sees an eleventh call; urgent jobs overtake a flood, and a tenant with four is not last."""
     model = "ministral-8b-latest"
+    limiter, name = await paced(live, model, 0.02)
+    called = len(calls(live, model))
     flood = [await submit(live, prompt("flood", tokens=3), model=model) for _ in range(52)]
     few = [await submit(live, prompt("few", tokens=3), model=model, tenant="few") for _ in range(4)]
     urgent = [await submit(live, prompt("urgent", tokens=3), model=model, priority=1) for _ in range(4)]
+    await all_wait(limiter, name, 59)
+    await limiter.set_limit(name, None)
     jobs = await completed(live, [*flood, *few, *urgent])
     assert {len(job.attempts) for job in jobs} == {1}, "to wait for one's turn is no attempt"
-    log = calls(live, model)
+    log = calls(live, model)[called:]
     starts = [entry["time"] for entry in log]
-    rate = (len(starts) - 1) / (starts[-1] - starts[0])
     assert len(starts) == 60
-    assert most_in_a_second(starts) <= LIMIT, starts
+    assert most_in_a_second(starts) <= LIMIT, gaps(starts)
     order = [entry["prompt"].split()[0] for entry in log]
-    assert max(place for place, word in enumerate(order) if word == "urgent") < 45, order
-    assert max(place for place, word in enumerate(order) if word == "few") < 50, order
-    assert rate > LIMIT / 2
+    assert max(place for place, word in enumerate(order) if word == "urgent") < 10, order
+    assert max(place for place, word in enumerate(order) if word == "few") < 25, order
+    assert (len(starts) - 1) / (starts[-1] - starts[0]) > LIMIT / 2
 
 
 async def test_a_refusal_pauses_its_lane_alone(live: Service) -> None:
@@ -124,6 +140,117 @@ async def test_a_cancel_while_the_lane_is_paused(live: Service) -> None:
     async with asyncio.timeout(10):
         assert {(await live.ended(job_id)).status for job_id in (refused, *waiting)} == {JobStatus.CANCELLED}
     assert len(calls(live, model)) == 1
+
+
+async def paced(live: Service, model: str, per_second: float) -> tuple[Limiter, str]:
+    """A lane of that pace, and its name; a job makes it."""
+    limiter = Limiter(live.database, per_second=LIMIT)
+    before = {lane.name for lane in await limiter.lanes()}
+    await completed(live, [await submit(live, prompt("first", tokens=2), model=model)])
+    (name,) = {lane.name for lane in await limiter.lanes()} - before
+    await limiter.set_limit(name, per_second)
+    return limiter, name
+
+
+async def all_wait(limiter: Limiter, name: str, count: int) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            (lane,) = [lane for lane in await limiter.lanes() if lane.name == name]
+            if lane.waiting >= count:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_a_raised_limit_frees_all_who_wait(live: Service) -> None:
+    """They were told to come back over the next 40 minutes; they start at the new pace, in order."""
+    model, count = "mistral-large-2411", 40
+    limiter, name = await paced(live, model, 0.02)
+    ids = [await submit(live, prompt(f"{number}", tokens=2), model=model) for number in range(count)]
+    await all_wait(limiter, name, count - 1)
+    called = len(calls(live, model))
+    raised = time.time()
+    await limiter.set_limit(name, None)
+    await completed(live, ids)
+    log = calls(live, model)[called:]
+    starts = [entry["time"] for entry in log]
+    assert starts[0] - raised < 2
+    assert starts[-1] - raised < 2 + 2 * count / LIMIT
+    assert most_in_a_second(starts) <= LIMIT
+    order = [int(entry["prompt"].split()[0]) for entry in log]
+    assert max(abs(number - place) for place, number in enumerate(order, start=order[0])) <= 12, order
+
+
+async def test_the_end_of_a_pause_frees_all_who_wait(live: Service) -> None:
+    """An operator's reset of a lane that the model had paused for minutes."""
+    model = "mistral-small-latest"
+    limiter, name = await paced(live, model, LIMIT)
+    await limiter.throttled(name, 200)
+    ids = [await submit(live, prompt(f"{number}", tokens=2), model=model) for number in range(5)]
+    await all_wait(limiter, name, 5)
+    place = await limiter.queued(ids[0])
+    assert place is not None
+    assert place.reason == "paused"
+    async with live.database.write() as connection:
+        await connection.execute(update(lanes).where(lanes.c.name == name).values(paused_until=0))
+    ended = time.time()
+    await completed(live, ids)
+    assert calls(live, model)[-1]["time"] - ended < 3
+
+
+async def test_a_tenant_that_comes_later_goes_next(live: Service) -> None:
+    """One call in half a second and ten jobs of one tenant: the other's first is not behind them."""
+    model = "ministral-3b-latest"
+    limiter, name = await paced(live, model, 2)
+    many = [await submit(live, prompt(f"many {number}", tokens=2), model=model) for number in range(10)]
+    await all_wait(limiter, name, 6)
+    few = [await submit(live, prompt(f"few {number}", tokens=2), model=model, tenant="few") for number in range(3)]
+    await all_wait(limiter, name, 8)
+    seen = len(calls(live, model))
+    places = await limiter.queued_of({*many, *few})
+    await completed(live, [*many, *few])
+    log = calls(live, model)[1:]
+    starts = [entry["time"] for entry in log]
+    words = [entry["prompt"].split()[0] for entry in log]
+    assert words[seen - 1 :].index("few") <= 2, words
+    assert len(set(words[-3:])) == 1, "they take turns, and the rest is of one"
+    assert (len(starts) - 1) / (starts[-1] - starts[0]) >= 2 * 0.95
+    assert sorted(place.position for place in places.values()) == list(range(1, len(places) + 1))
+
+
+async def test_a_granted_turn_does_not_outlive_a_refusal(live: Service) -> None:
+    """At most the calls that are on the wire follow a 429."""
+    model = "pixtral-12b-2409"
+    await paced(live, model, LIMIT)
+    faults = [{"kind": 429, "retry_after": PAUSE}]
+    ids = [
+        await submit(live, prompt(f"{number}", tokens=2, faults=faults if number == 10 else []), model=model)
+        for number in range(30)
+    ]
+    await completed(live, ids)
+    log = calls(live, model)
+    (refused,) = [entry["time"] for entry in log if entry["status"] == 429]
+    assert [entry for entry in log if refused + 0.1 < entry["time"] < refused + PAUSE - 0.05] == []
+
+
+async def test_a_time_in_the_queue_ends_in_the_lane(live: Service) -> None:
+    """With a worker that is free, and a turn that is minutes away."""
+    model = "open-mixtral-8x7b"
+    await paced(live, model, 0.01)
+    await completed(live, [await submit(live, prompt("ahead", tokens=2), model=model)])
+    before = len(calls(live, model))
+    began = time.monotonic()
+    ids = [
+        await submit(live, prompt("late", tokens=2), model=model, limits={"queueSeconds": seconds})
+        for seconds in (1, 2, 3)
+    ]
+    for seconds, job_id in zip((1, 2, 3), ids, strict=True):
+        job = await live.ended(job_id)
+        assert job.error is not None
+        assert (job.status, job.error.code, job.attempts) == (JobStatus.FAILED, "queue_timeout", ())
+        assert seconds <= time.monotonic() - began < seconds + 3
+        with pytest.raises(WorkflowFailureError):
+            await asyncio.wait_for(live.run(job_id).result(), 10)
+    assert len(calls(live, model)) == before
 
 
 # ------------------------------------------------------------------------------------------- Temporal's own queue
