@@ -67,6 +67,9 @@ class Metrics:
         self._oldest = Gauge(
             "chatjobs_oldest_queued_job_seconds", "How long the job waits that waits longest", registry=self.registry
         )
+        self._lanes_down = Gauge(
+            "chatjobs_lanes_down", "Rate limits whose model fails every call: their jobs wait", registry=self.registry
+        )
         streams = Gauge("chatjobs_open_streams", "Event streams that are being read", registry=self.registry)
         errands = Gauge("chatjobs_errands_waiting", "Jobs to be started, cancels to be sent", registry=self.registry)
         if here is not None:
@@ -117,6 +120,7 @@ class Metrics:
         for status, count in found.ended.items():
             self._ended_jobs.labels(status.value).set(count)
         self._oldest.set(found.oldest_queued_seconds)
+        self._lanes_down.set(found.lanes_down)
 
 
 def metrics_of(app: FastAPI) -> Metrics:

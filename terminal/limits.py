@@ -80,16 +80,26 @@ def _fields(lane: Lane) -> dict[str, Any]:
         "seen": lane.seen,
         "pausedUntil": rfc3339(lane.paused_until) if lane.paused_until else None,
         "waiting": lane.waiting,
+        "down": lane.down,
+        "probesAt": rfc3339(lane.probes_at) if lane.probes_at else None,
+        "lastError": lane.last_error,
     }
 
 
 def _table(lanes: Sequence[Lane]) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("lane", "limit", "waiting", "paused until"):
+    for column in ("lane", "limit", "waiting", "paused until", "model"):
         table.add_column(column, overflow="fold")
     for lane in lanes:
-        table.add_row(safe(lane.name), _rate(lane), str(lane.waiting), local_time(lane.paused_until))
+        table.add_row(safe(lane.name), _rate(lane), str(lane.waiting), local_time(lane.paused_until), _model(lane))
     return table
+
+
+def _model(lane: Lane) -> str:
+    """Whether the model answers; what it said last where it does not."""
+    if not lane.down:
+        return "answers"
+    return f"down ({safe(lane.last_error or 'no answer')}), tried next at {local_time(lane.probes_at)}"
 
 
 def _rate(lane: Lane) -> str:

@@ -91,6 +91,9 @@ def test_a_lane_may_be_limited_before_its_first_call(call: Call) -> None:
         "seen": None,
         "pausedUntil": None,
         "waiting": 0,
+        "down": False,
+        "probesAt": None,
+        "lastError": None,
     } in lanes(call)
 
 
