@@ -92,7 +92,8 @@ async def test_sixty_jobs_keep_to_the_limit_and_to_their_order(live: Service) ->
     order = [entry["prompt"].split()[0] for entry in log]
     assert max(place for place, word in enumerate(order) if word == "urgent") < 10, order
     assert max(place for place, word in enumerate(order) if word == "few") < 25, order
-    assert (len(starts) - 1) / (starts[-1] - starts[0]) > LIMIT / 2
+    raised = starts[1:]  # the first may have started at the old pace
+    assert (len(raised) - 1) / (raised[-1] - raised[0]) > LIMIT / 2
 
 
 async def test_a_refusal_pauses_its_lane_alone(live: Service) -> None:
