@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     mistral_requests_per_second: float = Field(10, gt=0, le=10_000)
     """Calls per second of one key and one family of models, over all workers; `starter.py limits` changes it."""
     chatjobs_continuation: Literal["auto", "prefix", "continue_final_message", "assistant", "none"] = "auto"
-    """How the model's server continues an interrupted answer; see README, "Other servers"."""
+    """How the model's server continues an interrupted answer; see docs/decisions/0014-continuation.md."""
     webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Signing secrets of the default tenant, newest first; comma-separated in the environment."""
     chatjobs_data_dir: Path = Path(".chatjobs")
