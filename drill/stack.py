@@ -56,8 +56,26 @@ class Stack:
         self.simulator_url = f"http://{HOST}:{self.simulator_port}"
         self.gateway_urls = [f"http://{HOST}:{port}" for port in self.gateway_ports]
         self.database = self.database_url or f"sqlite:///{self.data / 'chatjobs.db'}"
+        self.environment = self._environment()
+        self.temporal = self._process(
+            "temporal",
+            command(self.directory / "temporal.db", port=self.temporal_port, durable=False),
+            "Temporal Server:",
+        )
+        simulator = f"-m simulator --port {self.simulator_port} --first-token 0.05:0.3 --rate 40:90"
+        self.simulator = self._python("simulator", simulator.split(), "listening on")
+        self.worker_processes = [
+            self._python(f"worker-{n + 1}", ["worker.py"], "worker ready") for n in range(self.workers)
+        ]
+        self.gateway_processes = [
+            self._python(f"gateway-{n + 1}", ["-m", "gateway"], "gateway listening on", CHATJOBS_PORT=str(port))
+            for n, port in enumerate(self.gateway_ports)
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        """Nothing of the service's own settings comes from outside."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-        self.environment = kept | {
+        environment = kept | {
             "HOME": str(self.directory),
             "XDG_CONFIG_HOME": str(self.directory),
             "CHATJOBS_DATA_DIR": str(self.data),
@@ -73,30 +91,8 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
         }
         if self.database_url:
-            self.environment["CHATJOBS_DATABASE_URL"] = self.database_url
-        self.temporal = self._process(
-            "temporal",
-            command(self.directory / "temporal.db", port=self.temporal_port, durable=False),
-            "Temporal Server:",
-        )
-        simulator = [
-            "-m",
-            "simulator",
-            "--port",
-            str(self.simulator_port),
-            "--first-token",
-            "0.05:0.3",
-            "--rate",
-            "40:90",
-        ]
-        self.simulator = self._python("simulator", simulator, "listening on")
-        self.worker_processes = [
-            self._python(f"worker-{n + 1}", ["worker.py"], "worker ready") for n in range(self.workers)
-        ]
-        self.gateway_processes = [
-            self._python(f"gateway-{n + 1}", ["-m", "gateway"], "gateway listening on", CHATJOBS_PORT=str(port))
-            for n, port in enumerate(self.gateway_ports)
-        ]
+            environment["CHATJOBS_DATABASE_URL"] = self.database_url
+        return environment
 
     @property
     def service(self) -> list[Process]:

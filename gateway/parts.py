@@ -85,14 +85,8 @@ async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Parts
         database = await Database.open(settings.database_url)
         stack.push_async_callback(database.close)
         client = await connect(lazy=True)
-        ui, namespace = settings.chatjobs_temporal_ui, client.namespace
         limiter = Limiter(database, per_second=settings.mistral_requests_per_second)
-        jobs = JobStore(
-            database,
-            run_url=lambda job_id: run_url(ui, namespace, job_id),
-            limiter=limiter,
-            public_url=settings.chatjobs_public_url,
-        )
+        jobs = _job_store(settings, database, limiter, client.namespace)
         deliveries = DeliveryStore(database)
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
         sender = await stack.enter_async_context(sender_of(rules))
@@ -106,13 +100,9 @@ async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Parts
         await stack.enter_async_context(in_background(access.run(), "access"))
         webhooks = WebhookActivities(deliveries=deliveries, sender=sender, secrets_of=secrets_of)
         heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
+        wake = Waker(limiter=limiter, jobs=jobs, client=client, heartbeat=heartbeat).wake
         sweeper = Sweeper(
-            intake=intake,
-            jobs=jobs,
-            deliveries=deliveries,
-            client=client,
-            try_once=webhooks.try_once,
-            wake=Waker(limiter=limiter, jobs=jobs, client=client, heartbeat=heartbeat).wake,
+            intake=intake, jobs=jobs, deliveries=deliveries, client=client, try_once=webhooks.try_once, wake=wake
         )
         await stack.enter_async_context(in_background(sweeper.run(), "sweeper"))
         overview = Overview(database, run_url=jobs.run_url)
@@ -133,6 +123,16 @@ async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Parts
             feeds=Feeds(overview),
             figures=Figures(overview),
         )
+
+
+def _job_store(settings: Settings, database: Database, limiter: Limiter, namespace: str) -> JobStore:
+    ui = settings.chatjobs_temporal_ui
+    return JobStore(
+        database,
+        run_url=lambda job_id: run_url(ui, namespace, job_id),
+        limiter=limiter,
+        public_url=settings.chatjobs_public_url,
+    )
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Annotated, NamedTuple
 
@@ -129,7 +130,7 @@ def _expects_events(request: Request) -> None:
         raise HttpProblem(406, "not_acceptable", "This is a stream: send Accept: text/event-stream")
 
 
-class EventStream(Response):
+class EventStream(Response, ABC):
     """One reader's stream. Written as bare ASGI: Starlette's StreamingResponse costs a task group per reader."""
 
     def __init__(self, here: Parts, caller: Identity, headers: Mapping[str, str] | None = None) -> None:
@@ -140,9 +141,9 @@ class EventStream(Response):
         self._introduction = RETRY
         """What the block of the next event begins with."""
 
+    @abstractmethod
     async def told(self, send: Send) -> None:
         """All events, with ``write_events``."""
-        raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         go_on_later(scope, self._run)
