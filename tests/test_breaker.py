@@ -81,7 +81,7 @@ async def test_one_job_probes_and_the_waits_grow_to_a_minute(limiter: Limiter, d
 async def test_the_job_whose_probe_failed_lets_another_one_try(limiter: Limiter, database: Database) -> None:
     """Else one bad prompt would keep everybody waiting."""
     for number in range(3):
-        await fail(limiter, "bad", number + 1)
+        await fail(limiter, "bad", number + 1, 30)  # so long that nobody would come by himself
     for name in ("bad", "good"):
         await limiter.ask(LANE, asker(name, since=0 if name == "bad" else 1))
     await wait_over(database)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
@@ -36,6 +37,7 @@ AWAY = ("Failed to load resource", "net::ERR")
 """What a browser says when the server is away, which no page can prevent."""
 
 HTTP = httpx2.Client(trust_env=False, timeout=30)
+atexit.register(HTTP.close)  # two modules of tests use it
 expect.set_options(timeout=TIMEOUT_MS)
 
 
@@ -49,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "CHATJOBS_CONCURRENCY": "20",
         "CHATJOBS_WEBHOOK_ALLOW": "127.0.0.1",
     }
-    with stack(tmp_path_factory.mktemp("page"), env=env) as running, HTTP:
+    with stack(tmp_path_factory.mktemp("page"), env=env) as running:
         yield running
 
 

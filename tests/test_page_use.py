@@ -363,8 +363,8 @@ def test_a_job_that_is_deleted_while_it_is_open(door: Gateway, tab: Watched) -> 
     expect(page.get_by_test_id("answer")).to_have_text("A secret answer")
     assert HTTP.delete(f"{door.url}/api/jobs/{job_id}").status_code == 204
     expect(page.get_by_text("The content was deleted on")).to_be_visible()
-    assert page.get_by_text("A secret answer").count() == 0
-    assert page.get_by_text("A question").count() == 0
+    expect(page.get_by_text("A secret answer")).to_have_count(0)
+    expect(page.get_by_text("A question")).to_have_count(0)
     expect(page.get_by_role("button", name="Replay…")).to_have_count(0)
 
 

@@ -48,6 +48,14 @@ async def streaming(sim: SimulatorProcess, request: dict[str, Any]) -> AsyncIter
         yield response
 
 
+@asynccontextmanager
+async def mistral(url: str) -> AsyncIterator[Mistral]:
+    """The SDK with a client of ours. Its own is closed whenever the garbage collector finds it, in a task that the loop of
+    another test may never run."""
+    async with httpx2.AsyncClient(timeout=30, follow_redirects=True) as http:
+        yield Mistral(api_key="test-key", server_url=url, async_client=http)
+
+
 async def post(sim: SimulatorProcess, request: Any, **options: Any) -> httpx2.Response:
     async with httpx2.AsyncClient(base_url=sim.url, timeout=10) as client:
         return await client.post("/v1/chat/completions", json=request, **({"headers": KEY} | options))
@@ -110,7 +118,7 @@ def _choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
 async def test_the_sdk_streams_completes_and_lists(sim: SimulatorProcess) -> None:
     """The real client understands all three, and streaming says the same as completing."""
     text = prompt("Tell me of the sea.")
-    async with Mistral(api_key="test-key", server_url=sim.url) as client:
+    async with mistral(sim.url) as client:
         stream = await client.chat.stream_async(model=MODEL, messages=[{"role": "user", "content": text}])
         deltas = [event.data.choices[0].delta.content async for event in stream]
         whole = await client.chat.complete_async(model=MODEL, messages=[{"role": "user", "content": text}])
@@ -157,7 +165,7 @@ async def test_the_sdk_reads_every_kind_of_content(sim: SimulatorProcess) -> Non
         content_as_list=True,
         faults=[{"kind": "unknown_chunk", "after": 4}],
     )
-    async with Mistral(api_key="test-key", server_url=sim.url) as client:
+    async with mistral(sim.url) as client:
         stream = await client.chat.stream_async(model=MODEL, messages=[{"role": "user", "content": text}])
         lists = [delta async for event in stream if isinstance(delta := event.data.choices[0].delta.content, list)]
 
@@ -321,7 +329,7 @@ async def test_any_status_has_a_json_body(sim: SimulatorProcess, status: int) ->
 
 
 async def test_the_sdk_takes_statuses_for_api_errors(sim: SimulatorProcess) -> None:
-    async with Mistral(api_key="test-key", server_url=sim.url) as client:
+    async with mistral(sim.url) as client:
         messages: Any = [{"role": "user", "content": prompt(faults=[{"kind": 503}])}]
         with pytest.raises(SDKError) as caught:
             await client.chat.stream_async(model=MODEL, messages=messages)
@@ -421,7 +429,7 @@ async def test_a_frame_that_is_not_json(sim: SimulatorProcess) -> None:
 
 async def test_an_error_in_the_stream_is_no_chunk_to_the_sdk(sim: SimulatorProcess) -> None:
     text = prompt(tokens=4, faults=[{"kind": "error", "after": 2, "message": "Overloaded", "code": "3505"}])
-    async with Mistral(api_key="test-key", server_url=sim.url) as client:
+    async with mistral(sim.url) as client:
         stream = await client.chat.stream_async(model=MODEL, messages=[{"role": "user", "content": text}])
         with pytest.raises(ResponseValidationError, match="choices"):
             [event async for event in stream]

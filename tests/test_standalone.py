@@ -321,7 +321,7 @@ def test_a_directory_that_cannot_be_written_is_named(machine: Machine, tmp_path:
 
 
 def test_a_wrong_setting_is_named(machine: Machine) -> None:
-    assert "CHATJOBS_CONCURRENCY: " in failed(machine, CHATJOBS_CONCURRENCY="many")
+    assert "CHATJOBS_CONCURRENCY must be a whole number" in failed(machine, CHATJOBS_CONCURRENCY="many")
 
 
 def test_a_child_that_cannot_start_is_named_with_its_last_words(machine: Machine, tmp_path: Path) -> None:
