@@ -49,9 +49,8 @@ async def streaming(sim: SimulatorProcess, request: dict[str, Any]) -> AsyncIter
 
 
 @asynccontextmanager
-async def mistral(url: str) -> AsyncIterator[Mistral]:
-    """The SDK with a client of ours. Its own is closed whenever the garbage collector finds it, in a task that the loop of
-    another test may never run."""
+async def mistral(url: str) -> AsyncIterator[Any]:
+    """The SDK with a client of ours: its own is closed by the garbage collector, in a task that may never run."""
     async with httpx2.AsyncClient(timeout=30, follow_redirects=True) as http:
         yield Mistral(api_key="test-key", server_url=url, async_client=http)
 

@@ -164,14 +164,12 @@ function useJob(id, onConnection) {
     };
   }, [id]);
 
-  useDeletion(job, async () => {
-    const found = await reload();
-    if (!alive.current || found instanceof Error || !found.deletedAt) return;
-    transcript.fill(null, null);
-    setRequest(null);
-  });
+  useDeletion(job, reload);
+  useEffect(() => {
+    if (job?.deletedAt) transcript.fill(null, null); // whichever look at the job was the one to find it deleted
+  }, [job?.deletedAt]);
   useDeliveries(job, request, reload);
-  return { job, request, transcript, problem, reload, restarted };
+  return { job, request: job?.deletedAt ? null : request, transcript, problem, reload, restarted };
 }
 
 /** Call `onDeleted` once somebody has deleted the finished job, of which no stream tells. */
