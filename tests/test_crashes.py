@@ -264,7 +264,7 @@ async def test_killed_again_and_again(machine: Stack, live: Service) -> None:
 async def test_a_deploy_hands_the_stream_over(machine: Stack, live: Service) -> None:
     """SIGTERM: the worker leaves with exit code 0 before its grace time, and another one goes on at once."""
     machine.add_worker()
-    message = prompt("deploy", **SLOW | {"tokens": 300})
+    message = prompt("deploy", **SLOW | {"tokens": 900})  # longer than a worker takes to start on a busy machine
     job_id = await live.submit(message)
     await machine.simulator.wait(message, tokens=5)
     machine.add_worker()

@@ -91,7 +91,7 @@ def gaps(job: Job) -> list[float]:
 
 async def test_a_rolling_restart(machine: Stack, live: Service) -> None:
     """SIGTERM to one worker after the other under thirty streams: each goes on elsewhere, within two seconds."""
-    crowd = Crowd(live, [prompt(f"rolling {n}", tokens=200, tokens_per_second=30) for n in range(JOBS)])
+    crowd = Crowd(live, [prompt(f"rolling {n}", tokens=500, tokens_per_second=30) for n in range(JOBS)])
     await crowd.start()
     for process in machine.workers:
         assert await asyncio.to_thread(process.stop, timeout=30) == 0

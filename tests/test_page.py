@@ -205,7 +205,7 @@ def test_what_is_typed_stays_while_jobs_come_and_go(door: Gateway, tab: Watched)
 
 def test_a_reload_in_mid_stream_goes_on(door: Gateway, tab: Watched) -> None:
     """Nothing is missing and nothing is there twice."""
-    page = tab.open(job_url(door, post(door, text=TEXT, **SLOW)))
+    page = tab.open(job_url(door, post(door, text=TEXT, tokens_per_second=20)))
     had = wait_for_words(page, 100)
     page.reload()
     assert wait_for_words(page, len(had)).startswith(had)

@@ -388,8 +388,8 @@ async def test_a_reader_who_takes_nothing_is_cut_off(
     await store.seal(ending(job_id), run_id="run-1")
     async with inside(machine, monkeypatch) as (parts, url):
         deaf_one = await deaf(f"{url}/api/jobs/{job_id}/events")
-        await until(lambda: len(parts.registry) == 1)
-        await until(lambda: not len(parts.registry))
+        await until(lambda: len(parts.registry) == 1, seconds=30)
+        await until(lambda: not len(parts.registry), seconds=30)
         taken = await _taken(deaf_one)
         deaf_one.close()
         assert len(taken) < MEGABYTES * 1_000_000
