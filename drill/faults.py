@@ -300,8 +300,10 @@ async def called(field: Field, job: Job) -> float:
 
 @fault("F35", within=60)
 async def the_model_fails_three_times(field: Field) -> None:
+    """Each job calls a model of its own: eight that fail together on one are an outage, which all of them wait out."""
     faults = [{"kind": 500}, {"kind": 503}, {"kind": 529}]
-    await field.jobs(Order(jobs=8, tokens=30, faults=faults))
+    for number in range(8):
+        await field.jobs(Order(jobs=1, tokens=30, faults=faults, fields={"model": f"mistral-drill{number}-latest"}))
 
 
 @fault("F43")
