@@ -41,6 +41,7 @@ from chatjobs.names import (
 from chatjobs.steps import DeliveryOrder, DeliveryReport, DeliveryStart, Ending, Sealed
 from chatjobs.webhook_urls import WebhookPolicy, checked
 from connection import runs_of, search_attributes
+from server_knowledge import PrefixRule
 from storage.deliveries import DeliveryStore, Parcel, Wanted
 from storage.jobs import JobStore
 from storage.values import AcceptedJob, NewJob, RunRef, Waiting
@@ -77,7 +78,8 @@ class Intake:
     """``client`` may be None where Temporal is not needed at once: then the sweeper of another process starts the job.
 
     ``indexed``: the namespace has our search attributes; None finds out when the first job is started. ``policy``
-    gives the rules for webhook URLs; without it they are judged only when they are called.
+    gives the rules for webhook URLs; without it they are judged only when they are called. ``prefixes`` refuses a
+    caller's own prefix that the model's server is known not to continue; without it the attempt does, before it calls.
     """
 
     def __init__(
@@ -87,11 +89,13 @@ class Intake:
         client: Client | None,
         indexed: bool | None = False,
         policy: Callable[[], WebhookPolicy] | None = None,
+        prefixes: PrefixRule | None = None,
     ) -> None:
         self._jobs = jobs
         self._client = client
         self._indexed = indexed
         self._policy = policy
+        self._prefixes = prefixes
 
     async def accept(
         self,
@@ -109,6 +113,8 @@ class Intake:
         bare = without_nulls(ChatRequest, body)
         if self._policy is not None:
             request = checked(request, self._policy())
+        if self._prefixes is not None:
+            await self._prefixes.check(request)
         return await self._jobs.accept(
             NewJob(
                 job_id=request.job_id or new_job_id(),

@@ -10,9 +10,10 @@ import asyncio
 import logging
 
 from chatjobs.errors import StorageError
-from providers.continuing import AS_MISTRAL, USUAL, Drops, Practice, Way, is_mistral, server_name
+from providers.continuing import Practice
 from providers.mistral import MistralChat
-from providers.mistral_probe import VERSION, measured
+from providers.mistral_probe import measured
+from server_knowledge import assumed, remembered, store
 from settings import Settings
 from storage.continuations import ContinuationStore, Measured
 from storage.database import Database
@@ -24,22 +25,6 @@ AGAIN_SECONDS = 600.0
 MOST_AT_START = 3
 
 log = logging.getLogger(__name__)
-
-
-def assumed(settings: Settings) -> Practice | None:
-    """What the settings say of the server; None where it has to be measured."""
-    if settings.chatjobs_continuation != "auto":
-        return USUAL[Way(settings.chatjobs_continuation)]
-    return AS_MISTRAL if is_mistral(settings.mistral_server_url) else None
-
-
-def store(settings: Settings, database: Database) -> ContinuationStore:
-    return ContinuationStore(database, server_name(settings.mistral_server_url), VERSION)
-
-
-async def remembered(found: ContinuationStore) -> dict[str, Practice]:
-    """What was measured, by model. Raises StorageError."""
-    return {one.model: Practice(Way(one.way), Drops(one.drops), one.echoes) for one in await found.measured()}
 
 
 async def remember(found: ContinuationStore, model: str, practice: Practice) -> None:

@@ -20,6 +20,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 import logs
 import measuring
+import server_knowledge
 from activities.completion import CompletionActivities
 from activities.ports import ChatModel, WebhookSender
 from activities.result import ResultActivities
@@ -221,7 +222,7 @@ def _model(settings: Settings) -> MistralChat:
             api_key=key.get_secret_value(),
             server_url=settings.mistral_server_url,
             idle_connections=settings.chatjobs_concurrency,
-            practice=measuring.assumed(settings),
+            practice=server_knowledge.assumed(settings),
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from None

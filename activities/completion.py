@@ -57,11 +57,13 @@ from storage.values import OK, POSTPONED, SEGMENT, TAKEN_OVER, WORKER_LOST, Atte
 
 LENGTH = "length"
 """The finish reason of an answer that reached ``max_tokens``."""
+NO_PREFIX = "prefix_not_continued"
+"""The code of a job whose own beginning of the answer the model's server is known not to continue."""
 REFUSED = "continuation_refused"
 """The outcome of an attempt in which the model did not go on from the text so far."""
 WITHOUT_CALL = frozenset(
     {"queue_timeout", "total_timeout", "max_total_tokens", "interrupted", "nothing_left", "handed_over", "cancelled"}
-    | {POSTPONED}
+    | {POSTPONED, NO_PREFIX}
 )
 """Outcomes that an attempt may have before it calls; then it is not in the ledger, which is one of calls."""
 CLAIM_PATIENCE_SECONDS = 600.0
@@ -156,6 +158,8 @@ class CompletionActivities:
         claim, request = attempt.claim, attempt.request
         if attempt.clocks.over:
             raise attempt.total_timeout()
+        if continuation.has_own_prefix(request) and self._model.continuing(request.model) is Continuing.NEVER:
+            raise _no_prefix()
         pieces: Sequence[TextPiece] = ()
         if claim.position > 0:
             pieces = await self._jobs.written(claim.job_id, fence=claim.fence, epoch=claim.epoch)
@@ -623,6 +627,14 @@ def _worker_lost() -> ApplicationError:
         "Workers died with this job again and again, and none of them brought a new character (limits.maxLost). The"
         " request may be what ends them: look at the workers' logs and memory before you replay it",
         retryable=True,
+    )
+
+
+def _no_prefix() -> ApplicationError:
+    return failures.permanent(
+        NO_PREFIX,
+        "The last message is the assistant's, with prefix: true, and this model's server does not continue it: it would"
+        " answer something else. Leave it out and ask for the beginning in the user's message, or choose another model",
     )
 
 

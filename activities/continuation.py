@@ -105,6 +105,11 @@ def obstacle(request: ChatRequest, pieces: Sequence[TextPiece], continuing: Cont
     return None
 
 
+def has_own_prefix(request: ChatRequest) -> bool:
+    """The caller has written the beginning of the answer."""
+    return request.messages[-1].role == "assistant"
+
+
 def own_prefix(request: ChatRequest) -> str:
     """The caller's beginning of the answer."""
     last = request.messages[-1]

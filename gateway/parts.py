@@ -23,6 +23,7 @@ from gateway.overview import Feeds, Figures
 from gateway.registry import Registry
 from gateway.rehearsal import Rehearsals
 from intake import Intake, Sweeper
+from server_knowledge import PrefixRule
 from settings import Settings
 from storage.database import Database
 from storage.deliveries import DeliveryStore
@@ -91,7 +92,7 @@ async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Parts
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
         sender = await stack.enter_async_context(sender_of(rules))
         secrets_of = partial(signing_secrets, settings, database)
-        intake = Intake(jobs=jobs, client=client, indexed=None, policy=rules)
+        intake = Intake(jobs=jobs, client=client, indexed=None, policy=rules, prefixes=PrefixRule(settings, database))
         reader = await stack.enter_async_context(TranscriptReader(database).running())
         queue = await stack.enter_async_context(QueueReader(limiter).running())
         errands = await stack.enter_async_context(Errands().running())

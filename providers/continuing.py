@@ -18,6 +18,8 @@ from enum import StrEnum
 from typing import Final
 from urllib.parse import urlsplit
 
+VERSION: Final = 1
+"""Of the measurement (mistral_probe): grows when it changes so that its older results are worth nothing."""
 MISTRAL: Final = "https://api.mistral.ai"
 _MISTRAL_DOMAIN: Final = "mistral.ai"
 

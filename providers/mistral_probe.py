@@ -21,8 +21,6 @@ from chatjobs.errors import UpstreamError, UpstreamRefused
 from providers.continuing import NEVER, USUAL, Drops, Practice, Way
 from providers.mistral import MistralChat
 
-VERSION: Final = 1
-"""Grows when the measurement changes so that its older results are worth nothing."""
 CALL_SECONDS: Final = 30.0
 MOST_TOKENS: Final = 8
 """Far fewer than any of the lists has."""

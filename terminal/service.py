@@ -27,6 +27,7 @@ from chatjobs.names import CHAT_JOB, JOBS_QUEUE, new_job_id
 from connection import indexed
 from framing import Framing, last_frame, queued_frame
 from intake import RPC_TIMEOUT, Intake
+from server_knowledge import PrefixRule
 from storage.database import Database
 from storage.jobs import JobStore
 from storage.limiter import Limiter
@@ -325,7 +326,8 @@ class Service:
 
     async def _intake(self) -> Intake:
         policy = await WebhookRules(self._place.settings, self._opened).now()
-        return Intake(jobs=self._jobs, client=None, policy=lambda: policy)
+        prefixes = PrefixRule(self._place.settings, self._opened)
+        return Intake(jobs=self._jobs, client=None, policy=lambda: policy, prefixes=prefixes)
 
     async def _row(self, accepted: AcceptedJob) -> Job:
         return await self._jobs.get(accepted.job_id)

@@ -9,24 +9,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from temporalio.client import Client
 
 import measuring
+import server_knowledge
 from activities import failures
 from activities.ports import Continuing
-from chatjobs.contracts import Channel, Job, JobStatus
-from providers.continuing import AS_MISTRAL, NEVER, USUAL, Drops, Practice, Way
+from chatjobs.contracts import Channel, ChatRequest, Job, JobStatus
+from chatjobs.errors import InvalidRequest
+from providers.continuing import AS_MISTRAL, NEVER, USUAL, VERSION, Drops, Practice, Way
 from providers.mistral import MistralChat
-from providers.mistral_probe import MOST_TOKENS, PROBES, VERSION, measured
+from providers.mistral_probe import MOST_TOKENS, PROBES, measured
+from server_knowledge import PrefixRule
 from settings import Settings
-from storage.continuations import ContinuationStore
+from storage.continuations import ContinuationStore, Measured
 from storage.database import Database
 from storage.reading import TranscriptReader
 from storage.values import Cursor
 from tests.fakes import PATIENCE
+from tests.gateway import alone, gateway
 from tests.house import House, house
 from tests.simulator_process import SimulatorProcess, prompt, simulator
 
@@ -110,17 +115,86 @@ async def test_a_server_that_is_not_known_to_continue_has_one_segment(submit: Su
     assert (job.status, reset, len(sim.requests(message))) == (JobStatus.INCOMPLETE, None, 1)
 
 
-async def test_the_callers_own_prefix_is_sent_as_each_server_wants_it(submit: Submit, sim: SimulatorProcess) -> None:
-    """To one that is not known to continue, as the caller wrote it; interrupted, the whole request is sent again."""
-    for way in (*WAYS, Way.NONE):
-        message = prompt("own", text=TEXT, continues="never" if way is Way.NONE else way.value, faults=[cut(10)])
-        own = {"role": "assistant", "content": "I said: ", "prefix": True}
-        messages = [{"role": "user", "content": message}, own]
-        job, reset, _ = await submit(USUAL[way], {}, messages=messages)
-        calls = [call["prefix"] for call in sim.requests(message)]
-        head = "".join(sim.answer(message)["tokens"][:10])
-        assert (job.content, reset) == (TEXT, "no_continuation" if way is Way.NONE else None)
-        assert calls == (["I said: "] * 2 if way is Way.NONE else ["I said:", f"I said: {head}"])
+OWN = {"role": "assistant", "content": "I said: ", "prefix": True}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_callers_own_prefix_is_sent_as_each_server_wants_it(
+    submit: Submit, sim: SimulatorProcess, way: Way
+) -> None:
+    message = prompt("own", text=TEXT, continues=way.value, faults=[cut(10)])
+    job, reset, _ = await submit(USUAL[way], {}, messages=[{"role": "user", "content": message}, OWN])
+    head = "".join(sim.answer(message)["tokens"][:10])
+    assert (job.content, reset) == (TEXT, None)
+    assert [call["prefix"] for call in sim.requests(message)] == ["I said:", f"I said: {head}"]
+
+
+async def test_a_prefix_that_the_server_is_not_known_to_continue(submit: Submit, sim: SimulatorProcess) -> None:
+    """It goes as the caller wrote it; interrupted, the whole request is sent again."""
+    message = prompt("own", text=TEXT, continues="never", faults=[cut(10)])
+    job, reset, _ = await submit(None, {}, messages=[{"role": "user", "content": message}, OWN])
+    assert (job.content, reset) == (TEXT, "unproven")
+    assert [call["prefix"] for call in sim.requests(message)] == ["I said: "] * 2
+
+
+async def test_a_prefix_that_the_server_does_not_continue_fails_without_a_call(
+    submit: Submit, sim: SimulatorProcess
+) -> None:
+    """The model would answer something else, and nobody would know; a trailing message of the user is no matter."""
+    message = prompt("own", text=TEXT, continues="never")
+    job, _, _ = await submit(NEVER, {}, messages=[{"role": "user", "content": message}, OWN])
+    assert (job.status, job.error and job.error.code) == (JobStatus.FAILED, "prefix_not_continued")
+    assert job.error is not None
+    assert (job.error.retryable, job.attempts, sim.requests(message)) == (False, (), [])
+    assert (await submit(NEVER, {"text": TEXT, "continues": "never"}))[0].status is COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("setting", "found", "refused"),
+    [
+        ("none", None, True),
+        ("prefix", None, False),
+        ("auto", None, False),
+        ("auto", Measured("mistral-small-latest", "none", "nothing", None), True),
+        ("auto", Measured("mistral-small-latest", "continue_final_message", "all", False), False),
+        ("auto", Measured("another-model", "none", "nothing", None), False),
+    ],
+)
+async def test_a_prefix_is_refused_when_it_is_submitted(
+    database: Database, setting: Any, found: Measured | None, refused: bool
+) -> None:
+    """As far as it is known by then that the server does not continue, with the place of the field and what to do."""
+    settings = Settings(chatjobs_continuation=setting, mistral_server_url="http://127.0.0.1:8000")
+    if found is not None:
+        known = server_knowledge.store(settings, database)
+        assert await known.begin(found.model)
+        await known.end(found)
+    rule = PrefixRule(settings, database)
+    user = {"role": "user", "content": "Go on"}
+    await rule.check(ChatRequest.parse({"messages": [user]}))
+    request = ChatRequest.parse({"messages": [user, OWN]})
+    if not refused:
+        await rule.check(request)
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        await rule.check(request)
+    (problem,) = caught.value.problems
+    assert problem.pointer == "/messages/1/prefix"
+    assert "leave the message out" in problem.message
+
+
+async def test_the_gateway_says_where_the_prefix_is_and_what_to_do(tmp_path: Path) -> None:
+    """As a problem of the field, before there is a job."""
+    with alone(tmp_path, {"CHATJOBS_CONTINUATION": "none"}) as stack:
+        async with gateway(stack).client() as http:
+            user = {"role": "user", "content": "Go on"}
+            refused = await http.post("/api/jobs", json={"messages": [user, OWN]})
+            (problem,) = refused.json()["errors"]
+            assert (refused.status_code, refused.json()["code"]) == (422, "validation_failed")
+            assert problem["pointer"] == "/messages/1/prefix"
+            assert "leave the message out" in problem["message"]
+            assert (await http.get("/api/jobs")).json()["jobs"] == []
+            assert (await http.post("/api/jobs", json={"messages": [user]})).status_code == 202
 
 
 # ------------------------------------------------------------------------------------------------ whitespace
@@ -265,7 +339,7 @@ async def test_a_model_is_measured_once(chat: MistralChat, sim: SimulatorProcess
 async def settled(settings: Settings, database: Database, sim: SimulatorProcess) -> int:
     """The number of calls, once the measurement is stored."""
     async with asyncio.timeout(PATIENCE):
-        while not await measuring.remembered(measuring.store(settings, database)):  # noqa: ASYNC110 - nor here
+        while not await server_knowledge.remembered(server_knowledge.store(settings, database)):  # noqa: ASYNC110 - nor here
             await asyncio.sleep(0.02)
     return len(sim.requests())
 
@@ -294,7 +368,7 @@ async def test_only_one_may_begin_a_measurement(database: Database) -> None:
     ],
 )
 def test_what_the_settings_say(setting: Any, url: str | None, found: Practice | None) -> None:
-    assert measuring.assumed(Settings(chatjobs_continuation=setting, mistral_server_url=url)) == found
+    assert server_knowledge.assumed(Settings(chatjobs_continuation=setting, mistral_server_url=url)) == found
 
 
 async def test_a_measurement_refines_what_the_setting_says() -> None:
