@@ -21,7 +21,7 @@ COPY providers providers
 COPY storage storage
 COPY gateway gateway
 COPY terminal terminal
-COPY connection.py doctor.py doctor_checks.py doctor_live.py framing.py intake.py logs.py measuring.py server_knowledge.py settings.py starter.py upkeep.py webhook_rules.py worker.py requirements.lock ./
+COPY connection.py doctor.py doctor_checks.py doctor_live.py framing.py intake.py logs.py measuring.py process_exit.py server_knowledge.py settings.py starter.py upkeep.py webhook_rules.py worker.py requirements.lock ./
 RUN /opt/venv/bin/python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001:10001

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import base64
 import contextlib
-import gc
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chatjobs.errors import ChatJobsError, ConfigurationError
+from process_exit import exit_now
 from supervisor import (
     GRACE_SECONDS,
     HOST,
@@ -85,11 +85,6 @@ class Stack:
             silence_core()
             self._client = await connect(self._service_environment())
         return self._client
-
-    def forget_client(self) -> None:
-        """temporalio can abort Python where a client is left to the interpreter's exit."""
-        self._client = None
-        gc.collect()
 
     # --------------------------------------------------------------------------------------------- Temporal
 
@@ -283,10 +278,7 @@ def run() -> None:
     data.claim()
     stack = Stack(settings, data, given.simulator)
     introduce(stack, data, console)
-    try:
-        asyncio.run(supervise(stack, data, console))
-    finally:
-        stack.forget_client()
+    asyncio.run(supervise(stack, data, console))
 
 
 def main() -> int:
@@ -304,4 +296,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_now(main())

@@ -7,7 +7,6 @@ imported before a command runs: `--help` answers at once.
 from __future__ import annotations
 
 import asyncio
-import gc
 import io
 import json
 import os
@@ -24,6 +23,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from chatjobs.errors import ChatJobsError, InvalidRequest, StorageError, TemporalUnavailable
+from process_exit import exit_now
 
 if TYPE_CHECKING:
     from terminal.deliveries import Webhooks
@@ -622,5 +622,4 @@ def _described(error: ChatJobsError | TyperException, told: str) -> dict[str, An
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
-    gc.collect()  # a Temporal client that is left to the interpreter's exit can abort it
-    sys.exit(code)
+    exit_now(code)

@@ -31,6 +31,7 @@ from chatjobs.errors import ChatJobsError, ConfigurationError
 from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from connection import connect, indexed, run_url
 from intake import Intake, Sweeper
+from process_exit import exit_now
 from providers.mistral import MistralChat
 from providers.webhook_sender import HttpWebhookSender
 from settings import Settings, problems
@@ -256,4 +257,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    exit_now(asyncio.run(main()))

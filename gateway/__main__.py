@@ -17,6 +17,7 @@ from chatjobs.errors import ChatJobsError, ConfigurationError
 from gateway.app import create_app
 from gateway.parts import opened
 from gateway.server import BACKLOG, Listener, served
+from process_exit import exit_now
 from providers.webhook_sender import HttpWebhookSender
 from settings import Settings, problems
 
@@ -72,4 +73,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_now(main())

@@ -208,6 +208,11 @@ class Routes:
         matching = [entry.as_json() for entry in log.entries(asked.contains)]
         return JSONResponse({"error": "timeout", "matching": len(matching), "requests": matching[-3:]}, 408)
 
+    async def release(self, request: Request) -> Response:
+        """Held answers to prompts that contain ``contains`` go on; the others of this kind are not held at all."""
+        self._simulator.log.release(request.query_params.get("contains", ""))
+        return JSONResponse({})
+
     async def answer(self, request: Request) -> Response:
         """What a chat completion with this body would say, at once, without faults and without a trace in the log."""
         try:
@@ -254,6 +259,7 @@ def create_app(options: Options) -> Starlette:
             Route("/sim/requests", routes.requests, methods=["GET"]),
             Route("/sim/requests", routes.forget_requests, methods=["DELETE"]),
             Route("/sim/wait", routes.wait),
+            Route("/sim/release", routes.release, methods=["POST"]),
             Route("/sim/answer", routes.answer, methods=["POST"]),
         ]
     )

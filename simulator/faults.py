@@ -307,6 +307,9 @@ class Script(_Model):
     """Response headers, added to or in place of the usual ones (``x-ratelimit-…``)."""
     faults: list[Fault | None] = []
     repeat_last: bool = False
+    hold: int | None = Field(None, ge=0)
+    """Tokens of each attempt after which the model falls silent until ``POST /sim/release`` names its prompt: what a
+    test has to see in the middle of an answer does not depend on how fast the machine is."""
 
     def fault(self, attempt: int) -> Fault | None:
         """What goes wrong in this attempt, counted from 1."""

@@ -70,6 +70,8 @@ class RequestLog:
         self._entries: deque[Entry] = deque(maxlen=MAX_ENTRIES)
         self._attempts: OrderedDict[str, int] = OrderedDict()
         self._waiting: set[_Waiter] = set()
+        self._released: set[str] = set()
+        self._release = asyncio.Event()
         self._count = 0
 
     def begin(self, headers: dict[str, str]) -> Entry:
@@ -95,6 +97,17 @@ class RequestLog:
         entry.tokens_sent += tokens
         self._changed(entry)
 
+    def release(self, contains: str) -> None:
+        """Requests whose prompt contains this text are not held: neither those that wait, nor those to come."""
+        self._released.add(contains)
+        self._release.set()
+        self._release = asyncio.Event()
+
+    async def released(self, entry: Entry) -> None:
+        """Returns once a release has named the request."""
+        while not any(contains in entry.prompt for contains in self._released):
+            await self._release.wait()
+
     def end(self, entry: Entry, outcome: Outcome) -> None:
         """The first outcome stands."""
         if entry.outcome is None:
@@ -114,6 +127,7 @@ class RequestLog:
         count = len(self._entries)
         self._entries.clear()
         self._attempts.clear()
+        self._released.clear()
         return count
 
     async def wait(self, contains: str, requests: int, tokens: int, *, ended: bool, timeout: float) -> Entry | None:

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from simulator import wire
 from simulator.log import Entry, RequestLog
-from simulator.replies import Abort, Close, Send, Start, Step, Wait
+from simulator.replies import Abort, Close, Hold, Send, Start, Step, Wait
 
 _logger = logging.getLogger(__name__)
 _TRANSPORT = "simulator.transport"
@@ -74,6 +74,9 @@ class Player:
                     await self._send(data, tokens)
                 case Wait(seconds, comments_every):
                     await self._wait(seconds, comments_every)
+                case Hold():
+                    await self._log.released(self._entry)
+                    self._due = self._clock()
                 case Start(status, headers):
                     await self._start(status, headers)
                 case Close(outcome):

@@ -58,6 +58,10 @@ class Wait(NamedTuple):
     comments_every: float | None = None
 
 
+class Hold(NamedTuple):
+    """Silence until the request is released."""
+
+
 class Close(NamedTuple):
     """The clean end of the response."""
 
@@ -70,7 +74,7 @@ class Abort(NamedTuple):
     reset: bool
 
 
-Step = Start | Send | Wait | Close | Abort
+Step = Start | Send | Wait | Hold | Close | Abort
 
 
 class Tempo(NamedTuple):
@@ -192,6 +196,7 @@ class _Stream:
         self._frames = reply.frames
         self._body = self._all()
         self._sent = 0
+        self._hold = reply.script.hold
 
     def steps(self) -> Iterator[Step]:
         yield Send(self._frames.role())
@@ -233,9 +238,12 @@ class _Stream:
             case Huge():
                 yield Send(self._frames.text("x" * fault.bytes))
 
-    def _until(self, tokens: int | None) -> Iterator[Send]:
+    def _until(self, tokens: int | None) -> Iterator[Step]:
         """Frames until so many tokens have gone in this attempt; with None, all that are left."""
         while tokens is None or self._sent < tokens:
+            if self._hold is not None and self._sent >= self._hold:
+                self._hold = None
+                yield Hold()
             step = next(self._body, None)
             if step is None:
                 return

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from gateway.__main__ import main
+from process_exit import exit_now
 from storage.jobs import JobStore
 from tests.dying_worker import dying
 
 if __name__ == "__main__":
     setattr(JobStore, "accept", dying(JobStore.accept, before=False))  # noqa: B010 - as in dying_worker
-    sys.exit(main())
+    exit_now(main())

@@ -16,6 +16,7 @@ from typing import Any
 import storage.jobs
 import worker
 from activities.webhook import WebhookActivities
+from process_exit import exit_now
 from providers.webhook_sender import HttpWebhookSender
 from storage.batches import Entry, PostgresBatches, SqliteBatches
 from storage.jobs import JobStore
@@ -76,4 +77,4 @@ def main(point: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    exit_now(main(sys.argv[1]))

@@ -52,6 +52,10 @@ class SimulatorProcess:
         assert status == 200, found
         return dict(found)
 
+    def release(self, contains: str) -> None:
+        """Answers that are held (``hold`` in their script) go on, where the last user message contains the text."""
+        self._ok("POST", "/sim/release", contains=contains)
+
     def script(self, *, match: str = "", times: int | None = None, **script: Any) -> None:
         """The script of all following requests without a directive whose last user message contains ``match``."""
         self._ok("POST", "/sim/script", {"script": script, "match": match, "times": times})

@@ -504,6 +504,7 @@ async def test_killed_workers(machine: Stack, live: Service) -> None:
         job, answer = await live.ended(job_id), machine.simulator.answer(message)
         calls = machine.simulator.requests(message)
         assert (job.status, job.content, job.epoch) == (COMPLETED, answer["text"], 1)
-        assert len(calls) == len(job.attempts)
+        unsent = 0 if message in messages[:3] else outcomes(job).count("lost")  # a kill may come before the request
+        assert len(job.attempts) - unsent <= len(calls) <= len(job.attempts)
         assert sum(call["tokens_sent"] for call in calls) <= len(answer["tokens"]) + WINDOW * (len(calls) - 1)
     assert outcomes(await live.jobs.get(job_ids[0])) == ["lost", "lost", "lost", "handed_over", FINISHED]

@@ -33,6 +33,8 @@ from tests.stack import ROOT, Process, Stack, free_port, stack
 IMAGES = ROOT / "docs" / "images"
 TEXT = " ".join(f"word{number}" for number in range(120)) + " 🌊 end"
 SLOW: dict[str, Any] = {"tokens_per_second": 60}
+HELD: dict[str, Any] = {"text": TEXT, "tokens_per_second": 200, "hold": 100}
+"""An answer that stops in the middle, until ``place.simulator.release(words)``."""
 AWAY = ("Failed to load resource", "net::ERR")
 """What a browser says when the server is away, which no page can prevent."""
 
@@ -150,11 +152,14 @@ def picture(page: Page, tmp_path: Path, name: str) -> None:
 # -------------------------------------------------------------------------------------------------------- chat
 
 
-def test_a_chat_shows_its_answer_as_it_appears(door: Gateway, tab: Watched) -> None:
+def test_a_chat_shows_its_answer_as_it_appears(place: Stack, door: Gateway, tab: Watched) -> None:
     page = tab.open(door.url)
-    ask(page, prompt("Tell me", text=TEXT, **SLOW))
+    words = prompt("Tell me", **HELD)
+    ask(page, words)
     wait_for_words(page)
     expect(head(page)).to_have_text("In progress")
+    expect(page.locator(".timeline")).to_contain_text("characters")
+    place.simulator.release(words)
     expect(page.get_by_text("characters ·")).to_be_visible()
     expect(head(page)).to_have_text("Completed")
     assert answer_of(page) == TEXT
@@ -203,21 +208,24 @@ def test_what_is_typed_stays_while_jobs_come_and_go(door: Gateway, tab: Watched)
         expect(chat.get_by_label(name)).to_have_value(value)
 
 
-def test_a_reload_in_mid_stream_goes_on(door: Gateway, tab: Watched) -> None:
+def test_a_reload_in_mid_stream_goes_on(place: Stack, door: Gateway, tab: Watched) -> None:
     """Nothing is missing and nothing is there twice."""
-    page = tab.open(job_url(door, post(door, text=TEXT, tokens_per_second=20)))
+    words = uuid.uuid4().hex
+    page = tab.open(job_url(door, post(door, words, **HELD)))
     had = wait_for_words(page, 100)
     page.reload()
-    assert wait_for_words(page, len(had)).startswith(had)
+    assert wait_for_words(page, len(had) - 1).startswith(had)
+    place.simulator.release(words)
     expect(head(page)).to_have_text("Completed")
     assert answer_of(page) == TEXT
 
 
-def test_an_answer_that_starts_over_is_shown_once(door: Gateway, tab: Watched) -> None:
+def test_an_answer_that_starts_over_is_shown_once(place: Stack, door: Gateway, tab: Watched) -> None:
     """A reset drops the text so far, and says so."""
-    faults = [{"kind": "cut", "after": 40}]
-    fields = {"onInterrupt": "restart"}
-    page = tab.open(job_url(door, post(door, fields=fields, text=TEXT, faults=faults, **SLOW)))
+    words, faults = uuid.uuid4().hex, [{"kind": "cut", "after": 120}]
+    page = tab.open(job_url(door, post(door, words, fields={"onInterrupt": "restart"}, faults=faults, **HELD)))
+    wait_for_words(page)
+    place.simulator.release(words)
     expect(page.get_by_text("The answer started over")).to_be_visible()
     expect(head(page)).to_have_text("Completed")
     assert answer_of(page) == TEXT
@@ -260,14 +268,16 @@ def nginx(directory: Path, door: Gateway) -> Iterator[str]:
 
 
 def test_the_gateway_is_killed_behind_nginx_and_the_text_goes_on(
-    door: Gateway, browser: Browser, tmp_path: Path
+    place: Stack, door: Gateway, browser: Browser, tmp_path: Path
 ) -> None:
+    words = prompt(**HELD)
     with nginx(tmp_path, door) as url, watched(browser, tolerated=AWAY) as tab:
         page = tab.open(url)
-        ask(page, prompt(text=TEXT, **SLOW))
+        ask(page, words)
         wait_for_words(page)  # in pieces: nginx does not collect the stream
         door.process.kill()
         expect(page.get_by_text("Reconnecting")).to_be_visible()
+        place.simulator.release(words)
         door.process.start()
         expect(head(page)).to_have_text("Completed")
         assert answer_of(page) == TEXT
@@ -441,15 +451,17 @@ def test_the_reference_on_a_phone(door: Gateway, browser: Browser) -> None:
 # -------------------------------------------------------------------------------------------------------- list
 
 
-def test_the_list_is_live(door: Gateway, tab: Watched) -> None:
+def test_the_list_is_live(place: Stack, door: Gateway, tab: Watched) -> None:
     """Jobs that others start appear, and change, without a reload."""
     page = tab.open(door.url)
     expect(page.get_by_role("banner").get_by_text("Live")).to_be_visible()
     completed = page.locator('.tabs a[data-status="completed"] .number')
     expect(completed).to_have_text(re.compile(r"\d"))
     before = int((completed.text_content() or "").replace(",", ""))
-    job_id = post(door, text=TEXT, **SLOW)
+    words = uuid.uuid4().hex
+    job_id = post(door, words, **HELD)
     expect(row(page, job_id)).to_contain_text("In progress")
+    place.simulator.release(words)
     expect(row(page, job_id)).to_contain_text("Completed")
     expect(completed).to_have_text(f"{before + 1:,}")
 
@@ -584,14 +596,16 @@ def keys(place: Stack, *arguments: str) -> Any:
 # ------------------------------------------------------------------------------------------------------- tabs
 
 
-def test_a_hidden_tab_closes_its_stream(door: Gateway, playwright: Playwright, tmp_path: Path) -> None:
+def test_a_hidden_tab_closes_its_stream(place: Stack, door: Gateway, playwright: Playwright, tmp_path: Path) -> None:
     """And goes on where it was when it is shown."""
+    words = uuid.uuid4().hex
     with window(playwright, tmp_path) as tabs:
-        page = tabs.open(job_url(door, post(door, text=TEXT, **SLOW)))
+        page = tabs.open(job_url(door, post(door, words, **HELD)))
         wait_for_words(page)
         other = tabs.open(door.url)
         expect(page.locator(".connection")).to_have_attribute("data-state", "paused")
         had = answer_of(page)
+        place.simulator.release(words)
         expect(row(other, page.url.rpartition("/")[2])).to_contain_text("Completed")
         assert answer_of(page) == had
         assert len(had) < len(TEXT)
@@ -686,10 +700,11 @@ def test_pictures(place: Stack, door: Gateway, tab: Watched, tmp_path: Path) -> 
     expect(page.locator("tbody tr").nth(1)).to_contain_text("chars")
     picture(page, tmp_path, "list.png")
     question = "What does the harbour look like at dawn?"
-    place.simulator.script(match=question, times=1, tokens=300, tokens_per_second=90)
+    place.simulator.script(match=question, times=1, tokens=300, tokens_per_second=90, hold=160)
     ask(page, question)
     wait_for_words(page, 520)
     picture(page, tmp_path, "job.png")
+    place.simulator.release(question)
 
 
 def test_on_a_phone_in_the_dark(door: Gateway, browser: Browser, tmp_path: Path) -> None:
