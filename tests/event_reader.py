@@ -15,7 +15,7 @@ from chatjobs.sse import Parser, ServerEvent
 
 TERMINAL = ("complete", "error", "cancelled")
 RECEIVE_BUFFER = 4096
-SECONDS = 20.0
+SECONDS = 40.0
 
 
 @dataclass

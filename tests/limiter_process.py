@@ -1,4 +1,4 @@
-"""A process that takes starts from a lane as fast as it may, and prints when (microseconds): for tests."""
+"""A process that takes starts from a lane as fast as it may, and prints when each was and how late (microseconds)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from storage.limiter import LATE_SECONDS, MOST_LATE_SECONDS, Limiter
 from storage.values import Asker
 
 
-async def start(limiter: Limiter, asker: Asker) -> int:
-    """When the call may start: now, on return."""
+async def start(limiter: Limiter, asker: Asker) -> tuple[int, int]:
+    """When the call may start: now, on return. And how long after its turn that is."""
     while True:
         turn = await limiter.ask("lane", asker)
         await asyncio.sleep(max(turn.due - time.monotonic(), 0) if turn.granted else turn.seconds)
@@ -22,7 +22,7 @@ async def start(limiter: Limiter, asker: Asker) -> int:
             started = time.time_ns() // 1000
             if late > LATE_SECONDS:
                 await limiter.late(turn, late)
-            return started
+            return started, int(late * 1_000_000)
 
 
 async def main(url: str, per_second: float, count: int) -> None:
@@ -32,7 +32,7 @@ async def main(url: str, per_second: float, count: int) -> None:
     sys.stdin.readline()
 
     async def one(number: int) -> None:
-        print(await start(limiter, Asker(f"job-{os.getpid()}-{number}", "t", 3, number)), flush=True)  # noqa: T201
+        print(*await start(limiter, Asker(f"job-{os.getpid()}-{number}", "t", 3, number)), flush=True)  # noqa: T201
 
     await asyncio.gather(*(one(number) for number in range(count)))
     await database.close()

@@ -30,7 +30,7 @@ http {{
 }}
 """
 PATHS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-READY_SECONDS = 10
+READY_SECONDS = 30
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Receiver:
         with self._news:
             return [one for one in self._received if path in (None, one.path)]
 
-    def wait_for(self, n: int = 1, *, path: str | None = None, timeout: float = 10) -> list[Received]:
+    def wait_for(self, n: int = 1, *, path: str | None = None, timeout: float = 30) -> list[Received]:
         """Block until there are ``n`` requests; return all. Raises TimeoutError, which says what did arrive."""
         with self._news:
             if not self._news.wait_for(lambda: len(self.requests(path)) >= n, timeout):
@@ -110,7 +110,7 @@ class Receiver:
                 raise TimeoutError(f"waited {timeout} s for {n} requests to {path or 'any path'}; seen: {seen}")
             return self.requests(path)
 
-    async def arrived(self, n: int = 1, *, path: str | None = None, timeout: float = 10) -> list[Received]:
+    async def arrived(self, n: int = 1, *, path: str | None = None, timeout: float = 30) -> list[Received]:
         """``wait_for`` that leaves the event loop free."""
         return await asyncio.to_thread(self.wait_for, n, path=path, timeout=timeout)
 

@@ -39,7 +39,7 @@ class SimulatorProcess:
         return list(self._ok("GET", "/sim/requests", contains=contains))
 
     async def wait(
-        self, contains: str = "", *, requests: int = 1, tokens: int = 0, ended: bool = False, timeout: float = 10
+        self, contains: str = "", *, requests: int = 1, tokens: int = 0, ended: bool = False, timeout: float = 30
     ) -> dict[str, Any]:
         """The log entry of matching request number ``requests``, once it has sent ``tokens`` tokens, or has ended.
 
@@ -77,7 +77,7 @@ class SimulatorProcess:
         assert status == 200, found
         return found
 
-    def _call(self, method: str, path: str, query: dict[str, Any], body: Any, timeout: float = 10) -> tuple[int, Any]:
+    def _call(self, method: str, path: str, query: dict[str, Any], body: Any, timeout: float = 30) -> tuple[int, Any]:
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=timeout)
         try:
             target = f"{path}?{urlencode(query)}"

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from chatjobs.contracts import Job, JobStatus
+from connection import RPC_TIMEOUT
 from intake import Sweeper
 from storage.deliveries import DeliveryStore
 from storage.values import Cursor
@@ -26,7 +27,7 @@ from tests.service import Service, service
 from tests.simulator_process import prompt
 from tests.stack import Process, Stack, stack
 
-STARTED_WITHIN = 5.0
+STARTED_WITHIN = 10.0
 """Seconds after Temporal's return."""
 WAITING = 30
 
@@ -91,7 +92,7 @@ async def started(live: Service, job_id: str) -> None:
 
 
 async def ended(live: Service, job_id: str) -> Job:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         async for _ in live.reader.follow(Cursor(job_id)):
             pass
     return await live.jobs.get(job_id)
@@ -119,7 +120,9 @@ async def test_jobs_are_accepted_without_temporal_and_started_once_it_is_back(
     assert {job.status for job in jobs} == {JobStatus.COMPLETED}
     first = min(job.started_at.timestamp() for job in jobs if job.started_at)
     assert time.time() - first > time.monotonic() - back - STARTED_WITHIN
-    assert statistics.median(times) < 3 * statistics.median(before) + 0.02
+    assert statistics.median(times) < statistics.median(before) + RPC_TIMEOUT.total_seconds() / 2, (
+        "it waits for Temporal"
+    )
     assert machine.simulator.requests(unwanted) == []
     assert (await live.jobs.get(cancelled)).status is JobStatus.CANCELLED
 

@@ -54,7 +54,7 @@ async def scene(directory: Path) -> AsyncIterator[Scene]:
             try:
                 jobs = await load.submit(Order(jobs=3, tokens=20, rate=0, readers=1))
                 await load.settled(jobs, 30)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     while not {str(job.path) for job in jobs} <= {post.path for post in hooks.log}:  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
                 yield Scene(stack, load, client, jobs)

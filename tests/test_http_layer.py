@@ -301,7 +301,7 @@ ONE_POINT_0 = {
 def test_http_1_0(door: Gateway, status: int, sent: bytes) -> None:
     """No chunks, no interim responses; the connection ends after the answer, and says so."""
     with connected(door.url) as connection:
-        connection.settimeout(5)
+        connection.settimeout(30)
         connection.sendall(sent)
         data = b"".join(iter(lambda: connection.recv(65536), b""))
     head, _, body = data.partition(b"\r\n\r\n")

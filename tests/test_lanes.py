@@ -140,7 +140,7 @@ async def test_a_cancel_while_the_lane_is_paused(live: Service) -> None:
     waiting = [await submit(live, prompt(tokens=3), model=model) for _ in range(3)]
     for job_id in (refused, *waiting):
         await live.intake.cancel(job_id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert {(await live.ended(job_id)).status for job_id in (refused, *waiting)} == {JobStatus.CANCELLED}
     assert len(calls(live, model)) == 1
 

@@ -60,7 +60,7 @@ def filled(path: str, job_id: str) -> str:
 def head_of(door: Gateway, method: str, target: str) -> Reply:
     """An answer, of which the body may go on for ever."""
     with connected(door.url) as connection:
-        connection.settimeout(5)
+        connection.settimeout(30)
         connection.sendall(request(method, target, "Connection: close"))
         data = b""
         while b"\r\n\r\n" not in data:

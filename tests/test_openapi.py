@@ -97,7 +97,7 @@ def test_the_service_does_what_the_document_says(door: Gateway, path: str, metho
     )
     @given(cases)
     def run(case: Any) -> None:
-        case.call_and_validate(base_url=door.url, checks=CHECKS, timeout=10)
+        case.call_and_validate(base_url=door.url, checks=CHECKS, timeout=30)
 
     run()
 
@@ -115,5 +115,5 @@ def test_what_is_done_to_a_job_is_as_described(door: Gateway, path: str, method:
             assert http.post(f"/api/jobs/{job_id}/cancel").status_code == 202
             known["delivery_id"] = http.get(f"/api/jobs/{job_id}").json()["deliveries"][0]["id"]
     case = schemathesis.openapi.from_dict(DOCUMENTED)[path][method.upper()].Case(path_parameters=known)
-    answer = case.call_and_validate(base_url=door.url, checks=CHECKS, timeout=10)
+    answer = case.call_and_validate(base_url=door.url, checks=CHECKS, timeout=30)
     assert 200 <= answer.status_code < 300

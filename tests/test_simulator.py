@@ -371,7 +371,7 @@ async def test_a_stall_is_silent_until_the_client_goes(sim: SimulatorProcess) ->
         assert (await sim.wait(text, tokens=3))["outcome"] is None
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(lines), 0.1)
-    assert (await sim.wait(text, ended=True, timeout=2))["outcome"] == "client_gone"
+    assert (await sim.wait(text, ended=True))["outcome"] == "client_gone"
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ async def test_comments_drip_for_ever(sim: SimulatorProcess, fault: dict[str, An
             comments += line.startswith(":")
             if comments == 5:
                 break
-    entry = await sim.wait(text, ended=True, timeout=2)
+    entry = await sim.wait(text, ended=True)
     assert (entry["outcome"], entry["tokens_sent"]) == ("client_gone", fault.get("after", 0))
 
 
@@ -447,7 +447,7 @@ async def test_an_endless_answer_ignores_max_tokens(sim: SimulatorProcess) -> No
         async for _ in response.aiter_raw():
             if (await sim.wait(text))["tokens_sent"] > 500:
                 break
-    assert (await sim.wait(text, ended=True, timeout=2))["outcome"] == "client_gone"
+    assert (await sim.wait(text, ended=True))["outcome"] == "client_gone"
 
 
 async def test_an_empty_stream(sim: SimulatorProcess) -> None:
@@ -637,7 +637,7 @@ async def test_a_client_that_goes_is_noticed_at_once(sim: SimulatorProcess) -> N
     text = prompt(tokens=1_000, tokens_per_second=50)
     async with streaming(sim, body(text)):
         await sim.wait(text, tokens=3)
-    entry = await sim.wait(text, ended=True, timeout=2)
+    entry = await sim.wait(text, ended=True)
     assert entry["outcome"] == "client_gone"
     assert 3 <= entry["tokens_sent"] < 100
 

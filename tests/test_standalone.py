@@ -84,7 +84,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     built.kill_leftovers()
 
 
-def gone(*processes: psutil.Process, timeout: float = 5) -> bool:
+def gone(*processes: psutil.Process, timeout: float = 20) -> bool:
     return bool(wait_until(lambda: not any(alive(process) for process in processes), timeout=timeout))
 
 
@@ -176,7 +176,7 @@ def test_the_links_it_prints_lead_somewhere(machine: Machine) -> None:
     run = machine.supervisor.wait_for_log("run      ").split()[1]
     assert run.startswith(f"{endpoints['temporalUi']}/namespaces/default/workflows/job_")
     for url in (run, endpoints["metrics"], f"{endpoints['simulator']}/sim/requests", f"{endpoints['gateway']}/healthz"):
-        with urllib.request.urlopen(str(url), timeout=5) as answer:  # noqa: S310 - our own addresses
+        with urllib.request.urlopen(str(url), timeout=20) as answer:  # noqa: S310 - our own addresses
             assert answer.status == 200, url
 
 

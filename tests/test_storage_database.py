@@ -117,7 +117,7 @@ async def test_cancelled_calls_leave_no_half_and_no_lock(store: JobStore, databa
         await asyncio.sleep(number * 0.00004)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await store.request(await accepted(store))
     halves = select(func.count()).where(jobs.c.id.not_in(select(requests.c.job_id)))
     async with database.read() as connection:
@@ -143,7 +143,7 @@ async def test_a_locked_database_is_waited_for_only_so_long(database_url: str, m
     job_id = await accepted(store)
     async with held_locked(database):
         calls = [accepted(store, str(number)) for number in range(8)]
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(15):
             results = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(result) for result in results] == [StorageUnavailable] * 8
         assert (await store.get(job_id)).job_id == job_id  # reading goes on

@@ -27,7 +27,7 @@ from tests.factories import Copy, accepted, answered, claimed, ending, failing, 
 from tests.postgres import Postgres
 from tests.storage_faults import cut_connections
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 # ------------------------------------------------------------------------------------------------ the property
 
