@@ -27,7 +27,7 @@ from tests.service import Service, service
 from tests.simulator_process import prompt
 from tests.stack import Process, Stack, stack
 
-STARTED_WITHIN = 10.0
+STARTED_WITHIN = 30.0
 """Seconds after Temporal's return."""
 WAITING = 30
 
