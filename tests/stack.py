@@ -34,6 +34,7 @@ from drill.processes import ROOT as ROOT
 from drill.processes import Process as Process
 from drill.processes import free_port as free_port
 from drill.processes import wait_until as wait_until
+from tests import migrated
 from tests.simulator_process import SimulatorProcess
 
 OURS = ("CHATJOBS_", "TEMPORAL_", "MISTRAL_", "WEBHOOK_", "OTEL_")
@@ -49,6 +50,8 @@ class Stack:
         self.temporal_address = f"127.0.0.1:{free_port()}"
         self.simulator_port = free_port()
         self.env = {**_environment(self), **env}
+        if not self.env.get("CHATJOBS_DATABASE_URL"):
+            migrated.sqlite_file(self.data_dir / "chatjobs.db")
         self.processes: list[Process] = []
         self.temporal = self._temporal(temporal or {})
         self.simulator_process: Process

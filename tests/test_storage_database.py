@@ -23,7 +23,7 @@ from tests.storage_faults import cut_connections, held_locked, other
 # -------------------------------------------------------------------------------------------------------- opening
 
 
-async def test_the_migrations_make_the_tables_that_the_code_expects(database: Database) -> None:
+async def test_the_migrations_make_the_tables_that_the_code_expects(empty_database_url: str) -> None:
     def described(connection: Any) -> dict[str, set[tuple[str, bool]]]:
         found = inspect(connection)
         return {
@@ -36,9 +36,11 @@ async def test_the_migrations_make_the_tables_that_the_code_expects(database: Da
         name: {(column.name, bool(column.nullable)) for column in table.columns}
         for name, table in metadata.tables.items()
     }
+    database = await Database.open(empty_database_url)
     async with database.read() as connection:
         assert await connection.run_sync(described) == expected
         assert await connection.scalar(text("SELECT version_num FROM alembic_version")) == SCHEMA_VERSION
+    await database.close()
 
 
 async def test_opening_again_finds_everything(database: Database, database_url: str, store: JobStore) -> None:

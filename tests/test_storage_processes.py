@@ -66,12 +66,12 @@ async def test_writers_a_reader_and_a_compaction_at_once(
     assert "".join(run.text for run in late.runs if run.channel is Channel.CONTENT) == job.content
 
 
-async def test_processes_that_start_together_make_one_schema(database_url: str) -> None:
-    together = [started(open_database, database_url) for _ in range(4)]
+async def test_processes_that_start_together_make_one_schema(empty_database_url: str) -> None:
+    together = [started(open_database, empty_database_url) for _ in range(4)]
     for process in together:
         await asyncio.to_thread(process.join)
     assert [process.exitcode for process in together] == [0] * 4
-    database = await Database.open(database_url)
+    database = await Database.open(empty_database_url)
     async with database.read() as connection:
         versions = await connection.run_sync(lambda sync: sync.exec_driver_sql("SELECT * FROM alembic_version").all())
     assert len(versions) == 1
