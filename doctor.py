@@ -1,7 +1,8 @@
 """`starter.py doctor`: is everything there that the service needs, and what to do where it is not.
 
 Every check has a time limit of its own, and all run at once. Nothing is changed: no database is made or migrated. No
-key and no secret is shown. What is checked is in doctor_checks.py, and with --live in doctor_live.py.
+key and no secret is shown. What is checked is in doctor_checks.py, and with --live in doctor_live.py, which also
+remembers what it measured for the workers.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ OK, PROBLEM = 0, 1
 COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
-async def run(*, live: bool, as_json: bool) -> int:
-    """Print what was found; the exit code."""
+async def run(*, live: bool, as_json: bool, model: str | None = None) -> int:
+    """Print what was found; the exit code. ``model``: the one to call with ``live``."""
     logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is in the findings
     report = Report(as_json=as_json)
     try:
@@ -37,7 +38,7 @@ async def run(*, live: bool, as_json: bool) -> int:
         return report.end()
     report.add(await examined(patient))
     if live:
-        await _live(patient, report)
+        await _live(patient, report, model)
     return report.end()
 
 
@@ -58,11 +59,12 @@ async def _within_time(check: Check, patient: Patient) -> Sequence[Finding]:
     return [Finding(check.__name__, "problem", found, "see whether what it asks is running and can be reached")]
 
 
-async def _live(patient: Patient, report: Report) -> None:
+async def _live(patient: Patient, report: Report, model: str | None) -> None:
     import doctor_live
 
-    complain(doctor_live.BOUND)
-    report.add(await doctor_live.examined(patient.settings))
+    name = model or doctor_live.MODEL
+    complain(doctor_live.bound(name))
+    report.add(await doctor_live.examined(patient.settings, name))
 
 
 class Report:

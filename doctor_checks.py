@@ -290,7 +290,7 @@ async def _within(seconds: float, patient: Patient) -> list[Finding]:
 async def _database(patient: Patient) -> list[Finding]:
     """Raises ConfigurationError, StorageError."""
     settings = patient.settings
-    opened = Database.as_it_is(settings.database_url) if _is_there(settings.database_url) else None
+    opened = Database.as_it_is(settings.database_url) if is_there(settings.database_url) else None
     if opened is None:
         path = Path(make_url(settings.database_url).database or "")
         return [_no_file(path), *_files(path), _door(settings, keys=False)]
@@ -304,7 +304,7 @@ async def _database(patient: Patient) -> list[Finding]:
         await opened.close()
 
 
-def _is_there(url: str) -> bool:
+def is_there(url: str) -> bool:
     """Whether there is something to open: to look must not make a file. What is no URL, Database refuses."""
     try:
         parsed = make_url(url)

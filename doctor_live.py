@@ -1,4 +1,8 @@
-"""`starter.py doctor --live`: what the real API does when an answer is cut and continued, seen with two small calls."""
+"""`starter.py doctor --live`: what the real API does when an answer is cut and continued, seen with a few small calls.
+
+Two calls cut an answer and continue it. Then the server is measured as a worker with ``auto`` measures it in the
+background (providers/mistral_probe.py), and the result is remembered where the workers look for it.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,26 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal
 
+import measuring
+import server_knowledge
 from activities.ports import Allowance, Finish, ModelEvent, TextDelta
 from chatjobs.contracts import Channel, ChatRequest
-from chatjobs.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited
-from doctor_checks import Finding, Status
+from chatjobs.errors import ChatJobsError, UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
+from connection import apart
+from doctor_checks import Finding, Status, is_there
+from providers.continuing import NEVER, Drops, Practice, Way
 from providers.mistral import MistralChat, expected_echo
+from providers.mistral_probe import NOT_TAKEN, measured
 from settings import Settings
+from storage.database import SCHEMA_VERSION, Database
 
 MODEL = "mistral-small-latest"
 PROMPT = "Count from one to a hundred in English words, separated by commas. No other words."
 FIRST_TOKENS, MORE_TOKENS = 80, 60
-BOUND = f"--live makes two calls of {MODEL}: at most 300 tokens together, less than a cent."
 CUT_CHARACTERS = 96
 """Six times what an echo needs to be told from chance (mistral_echo.SURE)."""
 CALL_SECONDS = 30.0
+DATABASE_SECONDS = 5.5
 CHANCE_CHARACTERS = 8
 """An overlap of fewer says nothing."""
 
@@ -43,8 +53,13 @@ class Heard:
         return "".join(self.pieces)
 
 
-async def examined(settings: Settings) -> list[Finding]:
-    """What was seen. A refusal of Mistral's is a finding, too."""
+def bound(name: str) -> str:
+    """What it costs, told before anything is called."""
+    return f"--live makes at most 14 calls of {name}: at most 2000 tokens together, less than a cent."
+
+
+async def examined(settings: Settings, name: str = MODEL) -> list[Finding]:
+    """What was seen of the model ``name``. A refusal of Mistral's is a finding, too."""
     key = settings.mistral_api_key
     if key is None:
         return [Finding("live", "problem", "there is no key to call with", "set MISTRAL_API_KEY")]
@@ -53,7 +68,7 @@ async def examined(settings: Settings) -> list[Finding]:
     except ValueError as error:
         return [Finding("live", "problem", str(error), "correct it")]
     try:
-        return await _cut_and_continued(model)
+        return [*await _cut_and_continued(model, name), await _continuing(settings, model, name)]
     except TimeoutError:
         return [Finding("live", "problem", f"a call took more than {CALL_SECONDS:g} s", "try again later")]
     except UpstreamRateLimited as error:
@@ -65,20 +80,26 @@ async def examined(settings: Settings) -> list[Finding]:
         await model.aclose()
 
 
-async def _cut_and_continued(model: MistralChat) -> list[Finding]:
+async def _cut_and_continued(model: MistralChat, name: str) -> list[Finding]:
     """Raises UpstreamError, TimeoutError."""
-    first = await heard(model.stream(_request(FIRST_TOKENS)), cut=CUT_CHARACTERS)
+    first = await heard(model.stream(_request(name, FIRST_TOKENS)), cut=CUT_CHARACTERS)
     text = up_to_a_space(first.text)
     if not text.strip():
         return [Finding("live", "problem", "the answer had no text to be continued", "try again")]
-    more = _request(MORE_TOKENS)
-    second = await heard(model.stream(more, text, raw=True))
+    more = _request(name, MORE_TOKENS)
+    try:
+        second = await heard(model.stream(more, text, raw=True))
+    except UpstreamRefused as error:
+        if error.http_status not in NOT_TAKEN:
+            raise
+        found = f"the server refuses a message with prefix: true: {error.message}"
+        return [Finding("live: echo", "warning", found, "see how it continues, below"), _rate(first)]
     return judged(first, second, text, *without_echo(more, text, second.pieces))
 
 
-def _request(tokens: int) -> ChatRequest:
+def _request(name: str, tokens: int) -> ChatRequest:
     message = {"role": "user", "content": PROMPT}
-    return ChatRequest.parse({"model": MODEL, "messages": [message], "temperature": 0, "max_tokens": tokens})
+    return ChatRequest.parse({"model": name, "messages": [message], "temperature": 0, "max_tokens": tokens})
 
 
 async def heard(events: AsyncGenerator[ModelEvent, None], *, cut: int | None = None) -> Heard:
@@ -199,3 +220,75 @@ def _tempo(first: Heard, second: Heard) -> Finding:
     return Finding(
         "live: first token", status, f"after {' and '.join(times)}; {len(first.pieces)} pieces up to the cut"
     )
+
+
+# ------------------------------------------------------------------------------------------------ continuing
+
+ASKED = {
+    Way.PREFIX: "prefix: true",
+    Way.CONTINUE_FINAL_MESSAGE: "continue_final_message",
+    Way.ASSISTANT: "an assistant's message at the end",
+}
+ECHOED = {True: "repeats it first", False: "does not repeat it", None: "repeats it at times"}
+SEEN = {
+    Drops.NOTHING: "its model sees all of it: interrupted answers go on from their last character",
+    Drops.SPACES: "its model does not see spaces at the end: interrupted answers go on, but one that was cut behind a"
+    " space starts over (reset) unless the model says the space again",
+    Drops.ALL: "its model does not see whitespace at the end: interrupted answers go on, but one that was cut behind"
+    " some starts over (reset) unless the model says it again",
+}
+
+
+async def _continuing(settings: Settings, model: MistralChat, name: str) -> Finding:
+    """How the server continues, measured anew, and what it means for interrupted answers."""
+    practice = await measured(model, name, pause=1 / settings.mistral_requests_per_second)
+    if practice is None:
+        found = "a call that measures how the server continues a text had no answer"
+        return Finding("live: continuing", "warning", found, "try again; what was known of it before still holds")
+    status, found, fix = meaning(practice, server_knowledge.assumed(settings), settings.chatjobs_continuation)
+    return Finding("live: continuing", status, f"{found}; {await _remembered(settings, name, practice)}", fix)
+
+
+def meaning(practice: Practice, assumed: Practice | None, setting: str) -> tuple[Status, str, str]:
+    """What a measurement means where the settings say ``assumed``: status, words, and what to do."""
+    if practice.way is Way.NONE:
+        found = "the server does not go on with a text that breaks off"
+        if assumed not in (None, NEVER):
+            glued = (
+                f"{found}, and CHATJOBS_CONTINUATION={setting} asks it to: a new answer would be glued to the old one"
+            )
+            return "problem", glued, "set CHATJOBS_CONTINUATION=none"
+        return "warning", f"{found}: interrupted answers start over (reset)", "none needed; nothing is glued"
+    found = (
+        f"the server goes on with a text ({ASKED[practice.way]}) and {ECHOED[practice.echoes]}; {SEEN[practice.drops]}"
+    )
+    if assumed is not None and assumed.way != practice.way:
+        unused = f"{found}. CHATJOBS_CONTINUATION={setting} does not use that"
+        return "warning", unused, "set CHATJOBS_CONTINUATION=auto"
+    return "ok", found, ""
+
+
+async def _remembered(settings: Settings, name: str, practice: Practice) -> str:
+    """Keeps a measurement for the workers, which look every half a minute. Words for how that went."""
+    try:
+        # What SQLite waits for, the whole event loop would.
+        return await apart(lambda: asyncio.run(_keep(settings, name, practice)))
+    except TimeoutError:
+        return "not remembered, since the database does not answer"
+    except ChatJobsError as error:
+        return f"not remembered: {error.message}"
+
+
+async def _keep(settings: Settings, name: str, practice: Practice) -> str:
+    """Raises ConfigurationError, StorageError, TimeoutError."""
+    if not is_there(settings.database_url):
+        return "not remembered, since there is no database yet"
+    database = Database.as_it_is(settings.database_url)
+    try:
+        async with asyncio.timeout(DATABASE_SECONDS):
+            if await database.version() != SCHEMA_VERSION:
+                return "not remembered, since the database has another schema"
+            await measuring.remember(server_knowledge.store(settings, database), name, practice)
+    finally:
+        await database.close()
+    return f"remembered for {name}"

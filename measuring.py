@@ -36,9 +36,10 @@ async def keep_informed(settings: Settings, database: Database, model: MistralCh
     """Tell ``model`` what is remembered of its server, again and again; measure what is wanted and was never measured.
 
     Wanted are the models of jobs that have not ended, and those of answers that had to start over because nothing was
-    known. No job waits for it.
+    known. No job waits for it. Where the settings say how the server continues, nothing is measured here; what
+    `starter.py doctor --live` has measured is learned all the same.
     """
-    if (setting := settings.chatjobs_continuation) == "none" or (setting == "auto" and assumed(settings) is not None):
+    if settings.chatjobs_continuation == "none":
         return
     found, pause = store(settings, database), 1 / settings.mistral_requests_per_second
     try:

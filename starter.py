@@ -287,18 +287,22 @@ app.add_typer(limits_app, name="limits")
 @app.command()
 def doctor(
     live: Annotated[
-        bool, typer.Option("--live", help="Also call Mistral twice, for less than a cent, and tell what it does.")
+        bool,
+        typer.Option("--live", help="Also call the model, for less than a cent: does it continue a text, and how?"),
     ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="The model that --live calls; mistral-small-latest if absent.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Check what the service needs, and say what to do where something is missing. Changes nothing.
+    """Check what the service needs, and say what to do where something is missing.
 
-    Key, way out, Temporal, workers, database, gateway, webhooks, clock, versions; within 20 seconds. The exit code is 1
-    where there is a problem.
+    Key, way out, Temporal, workers, database, gateway, webhooks, clock, versions; within 20 seconds. Changes nothing;
+    only --live remembers how the server continues interrupted answers. The exit code is 1 where there is a problem.
     """
     from doctor import run
 
-    return _ran(run(live=live, as_json=as_json))
+    return _ran(run(live=live, as_json=as_json, model=model))
 
 
 @app.command()

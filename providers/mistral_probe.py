@@ -5,7 +5,7 @@ that continues says the rest of the word. One that ignores what it is asked open
 begin with the rest of a word; and though it may say the list again, it cannot come to the end of it in so few tokens.
 All calls of a way have to show it.
 
-At most three calls per way and two about whitespace: about a hundred tokens each.
+At most three calls per way and three about whitespace: about a hundred tokens each.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Database, retried
@@ -62,10 +62,13 @@ class ContinuationStore:
 
     @retried
     async def end(self, found: Measured) -> None:
-        """Keep what was seen. Whoever called has begun, or was told to measure again."""
+        """Keep what was seen, in place of what was seen before."""
+        dialect = sqlite if self._database.is_sqlite else postgresql
         values = {"way": found.way, "drops": found.drops, "echoes": found.echoes, "asked_at": micros(now())}
+        row = dialect.insert(continuations).values(self._key(found.model) | values)
+        kept = row.on_conflict_do_update(index_elements=["server", "model", "version"], set_=values)
         async with self._database.write("fast") as connection:
-            await connection.execute(update(continuations).where(*self._is(found.model)).values(values))
+            await connection.execute(kept)
 
     async def models_in_use(self, limit: int) -> Sequence[str]:
         """The models of jobs that have not ended."""

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +26,7 @@ from activities.ports import Finish, TextDelta
 from chatjobs.contracts import Channel
 from doctor_checks import differing, file_system
 from doctor_live import FIRST_TOKENS, MORE_TOKENS, heard, judged, overlap
+from providers.mistral_probe import PROBES
 from storage.database import SCHEMA_VERSION
 from tests.gateway import gateway
 from tests.postgres import Postgres
@@ -399,10 +400,13 @@ def test_packages_that_are_not_as_pinned() -> None:
 
 @pytest.fixture
 def scripted(running: Stack) -> Iterator[Callable[..., None]]:
-    """Scripts the simulator, for one test."""
+    """Scripts the simulator, for one test: what it says, and how it continues the lists of the measurement."""
 
     def script(**fields: Any) -> None:
         running.simulator.script(match="Count from one", **fields)
+        for probe in PROBES:
+            text = probe.list + probe.rest + ", and so on"
+            running.simulator.script(match=probe.prompt, **{"text": text} | fields)
 
     running.simulator.forget()
     yield script
@@ -425,8 +429,8 @@ def test_live_tells_the_echo(
     scripted(echo=echo)
     report = call("--live")
     assert report.code == (status == "problem")
-    assert (
-        report.err == "--live makes two calls of mistral-small-latest: at most 300 tokens together, less than a cent.\n"
+    assert report.err == (
+        "--live makes at most 14 calls of mistral-small-latest: at most 2000 tokens together, less than a cent.\n"
     )
     assert (report["live: echo"][0], words in report["live: echo"][1]) == (status, True)
     assert "in the last chunk" in report["live: usage"][1]
@@ -468,6 +472,97 @@ def test_live_without_usage_or_headers(call: Call, scripted: Callable[..., None]
 def test_live_without_a_key(call: Call) -> None:
     report = call("--live", MISTRAL_API_KEY="")
     assert report["live"][:2] == ("problem", "there is no key to call with")
+
+
+@pytest.fixture
+def measured(running: Stack) -> Iterator[Callable[[], list[tuple[str, str, bool | None]]]]:
+    """What is remembered of a model's continuations: way, drops, echoes; nothing before and after."""
+
+    def rows(query: str) -> list[tuple[str, str, bool | None]]:
+        with closing(sqlite3.connect(running.data_dir / "chatjobs.db")) as connection, connection:
+            return connection.execute(query).fetchall()
+
+    rows("DELETE FROM continuations")
+    yield lambda: rows("SELECT way, drops, echoes FROM continuations WHERE model = 'mistral-small-latest'")
+    rows("DELETE FROM continuations")
+
+
+@pytest.mark.parametrize(
+    ("setting", "script", "status", "words", "kept"),
+    [
+        ("prefix", {}, "ok", "and repeats it first; its model sees all of it", ("prefix", "nothing", 1)),
+        ("auto", {"echo": "none"}, "ok", "and does not repeat it", ("prefix", "nothing", 0)),
+        ("auto", {"usage": False}, "ok", "does not see spaces at the end", ("prefix", "spaces", 1)),
+        ("auto", {"continues": "never"}, "warning", "interrupted answers start over", ("none", "nothing", None)),
+        ("prefix", {"continues": "never"}, "problem", "would be glued to the old one", ("none", "nothing", None)),
+        (
+            "prefix",
+            {"continues": "continue_final_message"},
+            "warning",
+            "CHATJOBS_CONTINUATION=prefix does not use that",
+            ("continue_final_message", "nothing", 0),
+        ),
+        (
+            "auto",
+            {"continues": "continue_final_message"},
+            "ok",
+            "(continue_final_message) and does not repeat it",
+            ("continue_final_message", "nothing", 0),
+        ),
+    ],
+)
+def test_live_measures_how_the_server_continues_and_remembers_it(
+    call: Call,
+    scripted: Callable[..., None],
+    measured: Callable[[], Any],
+    setting: str,
+    script: dict[str, Any],
+    status: str,
+    words: str,
+    kept: tuple[Any, ...],
+) -> None:
+    """In one line, with what it means for interrupted answers under the setting; the workers look there, too."""
+    scripted(**script)
+    report = call("--live", CHATJOBS_CONTINUATION=setting)
+    found = report["live: continuing"]
+    assert (found[0], words in found[1], "remembered for mistral-small-latest" in found[1]) == (status, True, True), (
+        found
+    )
+    assert bool(found[2]) == (status != "ok")
+    assert measured() == [kept]
+
+
+def test_live_measures_a_server_that_refuses_a_prefix(
+    call: Call, running: Stack, scripted: Callable[..., None], measured: Callable[[], Any]
+) -> None:
+    """Its refusal is no end: other ways are tried, and where none is taken, answers start over."""
+    scripted(faults=[{"kind": 422}], repeat_last=True)
+    running.simulator.script(match="Count from one", faults=[{"kind": "no_done"}, {"kind": 422}])
+    report = call("--live", CHATJOBS_CONTINUATION="auto")
+    assert (report["live: echo"][0], "refuses a message with prefix" in report["live: echo"][1]) == ("warning", True)
+    assert (report["live: continuing"][0], report.code) == ("warning", 0)
+    assert measured() == [("none", "nothing", None)]
+
+
+def test_a_measurement_that_had_no_answer_changes_nothing(
+    call: Call, running: Stack, scripted: Callable[..., None], measured: Callable[[], Any]
+) -> None:
+    scripted()
+    call("--live")
+    running.simulator.script(match=PROBES[1].prompt, faults=[{"kind": 503}], repeat_last=True)
+    status, found, _ = call("--live")["live: continuing"]
+    assert (status, "had no answer" in found) == ("warning", True)
+    assert measured() == [("prefix", "nothing", 1)]
+
+
+def test_a_measurement_without_a_database_is_not_remembered(
+    call: Call, scripted: Callable[..., None], tmp_path: Path
+) -> None:
+    """And to look must not make one."""
+    scripted()
+    found = call("--live", CHATJOBS_DATA_DIR=str(tmp_path / "new"))["live: continuing"]
+    assert (found[0], "no database yet" in found[1]) == ("ok", True)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_model_that_says_again_what_was_there_is_found_out() -> None:

@@ -378,3 +378,23 @@ async def test_a_measurement_refines_what_the_setting_says() -> None:
     fixed.learn({"a": fine, "b": AS_MISTRAL})
     assert (fixed.practice("a"), fixed.practice("b")) == (fine, USUAL[Way.ASSISTANT])
     await fixed.aclose()
+
+
+@pytest.mark.parametrize(("setting", "url"), [("auto", None), ("prefix", "http://127.0.0.1:1")])
+async def test_what_the_doctor_has_measured_is_learned_under_every_setting(
+    database: Database, setting: Any, url: str | None
+) -> None:
+    """Of Mistral's own server as well, which nobody measures unasked."""
+    settings = Settings(chatjobs_continuation=setting, mistral_server_url=url)
+    fine = Practice(Way.PREFIX, Drops.NOTHING, echoes=True)
+    await measuring.remember(server_knowledge.store(settings, database), "a", fine)
+    model = MistralChat("a key", url, practice=server_knowledge.assumed(settings))
+    assert model.practice("a") == AS_MISTRAL
+    learning = asyncio.create_task(measuring.keep_informed(settings, database, model))
+    async with asyncio.timeout(PATIENCE):
+        while model.practice("a") != fine:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.02)
+    assert model.practice("b") == AS_MISTRAL
+    learning.cancel()
+    await asyncio.gather(learning, return_exceptions=True)
+    await model.aclose()
