@@ -20,6 +20,10 @@ FAIRNESS = "matching.enableFairness=true"
 ONE_LINE = ("matching.numTaskqueueReadPartitions=1", "matching.numTaskqueueWritePartitions=1")
 """Priority and fairness hold within a partition of a task queue; by default it has four."""
 
+KEEP_ALIVE = ('frontend.keepAliveTime="2s"', 'frontend.keepAliveTimeout="3s"')
+"""A worker that answers no ping of the server's for 5 s in all loses its connection, and its open polls with it; by
+default after 70 s. Both together stay below the heartbeat timeout (10 s): by then its jobs go to workers that run."""
+
 
 def binary(name: str = "temporal") -> str:
     """The program that a package has installed beside our Python. Raises ConfigurationError."""
@@ -51,6 +55,7 @@ def command(
             PUNCTUAL_TIMERS,
             FAIRNESS,
             *ONE_LINE,
+            *KEEP_ALIVE,
             *configuration,
         ],
         "--log-level": ["error"],

@@ -22,6 +22,7 @@ from activities import continuation, failures
 from activities.cancels import Cancels
 from activities.continuation import Plan
 from activities.failures import Tally
+from activities.freezes import Freezes, Watch
 from activities.heartbeats import heartbeating
 from activities.lanes import Lanes, Postponed, waits_for_turn
 from activities.ports import (
@@ -53,7 +54,18 @@ from storage.rows import INTERNAL, SILENCE, broke_off
 from storage.schema import micros, moment
 from storage.sealing import QUEUE_TIMEOUT
 from storage.transcript import JobWriter, TranscriptWriter
-from storage.values import OK, POSTPONED, SEGMENT, TAKEN_OVER, WORKER_LOST, AttemptEnd, Claim, FinishRecord, TextPiece
+from storage.values import (
+    FROZEN,
+    OK,
+    POSTPONED,
+    SEGMENT,
+    TAKEN_OVER,
+    WORKER_LOST,
+    AttemptEnd,
+    Claim,
+    FinishRecord,
+    TextPiece,
+)
 
 LENGTH = "length"
 """The finish reason of an answer that reached ``max_tokens``."""
@@ -63,7 +75,7 @@ REFUSED = "continuation_refused"
 """The outcome of an attempt in which the model did not go on from the text so far."""
 WITHOUT_CALL = frozenset(
     {"queue_timeout", "total_timeout", "max_total_tokens", "interrupted", "nothing_left", "handed_over", "cancelled"}
-    | {POSTPONED, NO_PREFIX}
+    | {POSTPONED, NO_PREFIX, FROZEN}
 )
 """Outcomes that an attempt may have before it calls; then it is not in the ledger, which is one of calls."""
 CLAIM_PATIENCE_SECONDS = 600.0
@@ -85,6 +97,7 @@ class CompletionActivities:
         self._model = model
         self._lanes = Lanes(model, limiter) if limiter else None
         self._cancels = Cancels(jobs)
+        self._freezes = Freezes()
         self._recording: set[asyncio.Task[None]] = set()
 
     @activity.defn(name=COMPLETE_CHAT)
@@ -95,24 +108,17 @@ class CompletionActivities:
         from its last durable character, or starts over in a new epoch where it cannot.
         """
         report = _Report()
-        async with heartbeating(report.now) as beats:  # to the end: claim and last flush may wait for the database
-            claim = await self._claim(ref.job_id)
-            if claim.outcome == "waiting":
-                raise waits_for_turn(claim.turn)
-            if claim.outcome == "worker_lost":
-                raise _worker_lost()
-            if claim.outcome == "expired":
-                raise failures.permanent(QUEUE_TIMEOUT.code, QUEUE_TIMEOUT.message, retryable=True)
-            if claim.outcome != "taken":
-                return CompletionSummary(
-                    position=claim.position, finish_reason=claim.finish_reason, outcome=claim.outcome
-                )
-            attempt = report.attempt = _Attempt(claim, self._transcript.open(claim))
-            try:
-                with self._cancels.of(ref.job_id) as cancel:
-                    return await _undisturbed(self._stream(attempt), beats, cancel)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translated once, in _verdict
-                return await self._ended(attempt, error)
+        with self._freezes.watched(_heartbeat_timeout()) as watch:
+            async with heartbeating(report.now) as beats:  # to the end: claim and last flush may wait for the database
+                claim = await self._claim(ref.job_id)
+                if summary := _without_attempt(claim):
+                    return summary
+                attempt = report.attempt = _Attempt(claim, self._transcript.open(claim, watch.frozen), watch)
+                try:
+                    with self._cancels.of(ref.job_id) as cancel:
+                        return await _undisturbed(self._stream(attempt), beats, cancel, watch)
+                except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - translated once, in _verdict
+                    return await self._ended(attempt, error)
 
     async def _claim(self, job_id: str) -> Claim:
         info = activity.info()
@@ -230,10 +236,13 @@ class CompletionActivities:
 
         An answer that turns out to be whole in storage is not called for again: its summary is returned.
         """
+        frozen = attempt.watch.frozen()
+        if frozen and not isinstance(error, asyncio.CancelledError):
+            error = _Frozen()  # whatever went wrong as well: clocks ran out meanwhile, connections were given up
         outcome, status, failure = _verdict(attempt, error)
         claim, end = attempt.claim, attempt.end(outcome, status, _message(error, failure))
         try:
-            if not isinstance(error, StorageError):
+            if not frozen and not isinstance(error, StorageError):
                 await attempt.pen.flush()
                 if attempt.finish is not None:
                     return attempt.summary(attempt.finish)
@@ -248,6 +257,10 @@ class CompletionActivities:
                 await self._restart(attempt, "refused" if outcome == REFUSED else "parts")
         except ApplicationError as known:  # there is no other way
             failure = known
+        except asyncio.CancelledError:
+            if not frozen:
+                raise
+            self._record_later(claim, end, at_once=True)  # Temporal has noticed as well
         except ChatJobsError as problem:
             # A claim that comes first closes this attempt as lost, until the true end is written.
             log.warning("attempt not recorded: %s", problem, extra=attempt.log("attempt_unrecorded"))
@@ -255,15 +268,16 @@ class CompletionActivities:
         log.info("attempt ended: %s", outcome, extra=attempt.log("attempt_ended"))
         raise failure from None
 
-    def _record_later(self, claim: Claim, end: AttemptEnd) -> None:
-        task = asyncio.create_task(self._record(claim, end), name="attempt's end")
+    def _record_later(self, claim: Claim, end: AttemptEnd, *, at_once: bool = False) -> None:
+        pauses = (0.0, *RECORDING_PAUSES) if at_once else RECORDING_PAUSES
+        task = asyncio.create_task(self._record(claim, end, pauses), name="attempt's end")
         self._recording.add(task)
         task.add_done_callback(self._recording.discard)
 
-    async def _record(self, claim: Claim, end: AttemptEnd) -> None:
+    async def _record(self, claim: Claim, end: AttemptEnd, pauses: Sequence[float]) -> None:
         """Write how an attempt ended once the database takes it: a job that has lost too many workers fails, and this
         one was not lost."""
-        for pause in RECORDING_PAUSES:
+        for pause in pauses:
             await asyncio.sleep(pause)
             try:
                 await self._jobs.end_attempt(claim.job_id, claim.attempt, claim.fence, end)
@@ -274,17 +288,38 @@ class CompletionActivities:
             return
 
 
+def _without_attempt(claim: Claim) -> CompletionSummary | None:
+    """The summary of a job of which nothing is left to be done; None where the claim was taken. Raises, where the job
+    has to wait or to end, the exception for Temporal."""
+    if claim.outcome == "waiting":
+        raise waits_for_turn(claim.turn)
+    if claim.outcome == "worker_lost":
+        raise _worker_lost()
+    if claim.outcome == "expired":
+        raise failures.permanent(QUEUE_TIMEOUT.code, QUEUE_TIMEOUT.message, retryable=True)
+    if claim.outcome == "taken":
+        return None
+    return CompletionSummary(position=claim.position, finish_reason=claim.finish_reason, outcome=claim.outcome)
+
+
 async def _undisturbed(
-    stream: Coroutine[Any, Any, CompletionSummary], beats: asyncio.Task[None], cancel: asyncio.Future[None]
+    stream: Coroutine[Any, Any, CompletionSummary],
+    beats: asyncio.Task[None],
+    cancel: asyncio.Future[None],
+    watch: Watch,
 ) -> CompletionSummary:
     """The stream's summary. Ends it with _HandedOver once the worker is told to stop, or if the heartbeats stop; with
-    _CancelWanted, where our database knows of a cancel before Temporal tells."""
+    _CancelWanted, where our database knows of a cancel before Temporal tells; with _Frozen, once this process is known
+    to have stood still."""
     streaming = asyncio.create_task(stream)
     stopping = asyncio.create_task(activity.wait_for_worker_shutdown())
     try:
-        done, _ = await asyncio.wait((streaming, stopping, beats, cancel), return_when=asyncio.FIRST_COMPLETED)
+        disturbances = (stopping, beats, cancel, watch.noticed)
+        done, _ = await asyncio.wait((streaming, *disturbances), return_when=asyncio.FIRST_COMPLETED)
         if streaming in done:
             return streaming.result()
+        if watch.noticed in done:
+            raise _Frozen
         if cancel in done:
             raise _CancelWanted
         if beats in done:
@@ -317,6 +352,10 @@ class _HandedOver(Exception):
     """The worker stops; another one takes the job."""
 
 
+class _Frozen(Exception):
+    """This process stood still for so long that Temporal has taken it for dead."""
+
+
 class _CancelWanted(Exception):
     """Somebody asked to cancel the job."""
 
@@ -328,7 +367,7 @@ class _SegmentOver(Exception):
 class _Attempt:
     """One call's state: what has come, and when."""
 
-    def __init__(self, claim: Claim, pen: JobWriter) -> None:
+    def __init__(self, claim: Claim, pen: JobWriter, watch: Watch) -> None:
         if claim.request is None:
             raise AssertionError("a claim that was taken has a request")
         self.claim = claim
@@ -336,6 +375,7 @@ class _Attempt:
         self.past = claim.past
         self.plan = Plan(self.request)
         self.pen = pen
+        self.watch = watch
         self.number = claim.attempt
         """Of the attempt whose call brought the end of the answer."""
         self.clocks = _Clocks(self.request, claim.started_at)
@@ -504,6 +544,12 @@ class _Attempt:
         return {"action": action, "job_id": self.claim.job_id, "attempt": self.claim.attempt}
 
 
+def _heartbeat_timeout() -> float:
+    """Seconds without a heartbeat after which Temporal gives an attempt to another worker."""
+    timeout = activity.info().heartbeat_timeout
+    return timeout.total_seconds() if timeout else float("inf")
+
+
 def _since_scheduled() -> float:
     """Seconds from Temporal's clock: between the job's turn in the queue and this attempt."""
     info = activity.info()
@@ -563,6 +609,8 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
     match error:
         case asyncio.CancelledError() if _job_cancelled():
             return "cancelled", None, error
+        case _Frozen() | asyncio.CancelledError() if attempt.watch.frozen():
+            return FROZEN, None, failures.again(FROZEN, "This worker stood still; another attempt goes on", 0)
         case _HandedOver() | asyncio.CancelledError():
             return "handed_over", None, failures.again("handed_over", "This attempt had to stop; another goes on", 0)
         case _CancelWanted():  # the next attempt finds the wish, and says so

@@ -24,10 +24,11 @@ from storage import presenting, retention, sealing
 from storage.accepting import Acceptor, queue_end
 from storage.database import Database, retried
 from storage.limiter import Gate, Limiter
-from storage.rows import CHANGED, REQUEST, by_id, close_open_attempts, locked, lost_in_a_row, past, store_tail
+from storage.rows import CHANGED, REQUEST, by_id, close_open_attempts, excuse, locked, lost_in_a_row, past, store_tail
 from storage.schema import attempts, jobs, micros, now, results, transcript
 from storage.text import clean, clean_json
 from storage.values import (
+    FROZEN,
     LOST,
     POSTPONED,
     SEGMENT,
@@ -47,7 +48,7 @@ from storage.values import (
 TERMINAL = [status.value for status in JobStatus if status.terminal]
 NOT_FAILURES = (
     *("finished", SEGMENT, POSTPONED, "nothing_left"),
-    *(LOST, TAKEN_OVER, "handed_over", "cancelled", "upstream_rate_limited"),
+    *(LOST, FROZEN, TAKEN_OVER, "handed_over", "cancelled", "upstream_rate_limited"),
     "continuation_refused",  # it follows an interruption, and the next attempt starts over
 )
 """Outcomes that do not use up the budget of real failures."""
@@ -230,7 +231,7 @@ class JobStore:
                     await _queue_again(connection, row)
             elif row.completed_at is None:
                 closed = and_(attempts.c.job_id == job_id, attempts.c.number == number, attempts.c.outcome == LOST)
-                values = {"outcome": clean(end.outcome)[:64], "message": end.message}
+                values = {"outcome": clean(end.outcome)[:64], "message": end.message} | excuse(end.outcome)
                 await connection.execute(update(attempts).where(closed).values(values))
 
     # ---------------------------------------------------------------------------------------------- cancel

@@ -13,7 +13,7 @@ from chatjobs.errors import JobNotFound
 from storage.estimates import prompt_tokens
 from storage.schema import attempts, jobs, micros, now, requests, transcript
 from storage.text import clean
-from storage.values import LOST, OK, SEGMENT, AttemptEnd, Past
+from storage.values import FROZEN, LOST, OK, SEGMENT, AttemptEnd, Past
 
 # Built once: making a statement costs as much as running it, and these run for every job.
 LOCKED = select(jobs).where(jobs.c.id == bindparam("key")).with_for_update()
@@ -82,8 +82,14 @@ async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: A
                 usage=usage.model_dump_json(),
                 position=row.position,
                 message=end.message,
+                **excuse(end.outcome),
             )
         )
+
+
+def excuse(outcome: str) -> dict[str, bool]:
+    """Columns of an attempt that keep earlier versions, which do not know its outcome, from taking it for a failure."""
+    return {"excused": True} if outcome == FROZEN else {}
 
 
 async def _estimated(connection: AsyncConnection, job_id: str, before: int, written: int, *, answered: bool) -> Usage:

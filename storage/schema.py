@@ -171,7 +171,7 @@ attempts = Table(
     Column("tokens_before", BigInteger, nullable=False),  # the epoch's token count when it began
     Column("position", BigInteger),  # the transcript's when it ended
     Column("message", Text),  # why it failed, for people
-    Column("excused", Boolean, nullable=False, server_default=false()),  # an outage of the lane failed it, not the job
+    Column("excused", Boolean, nullable=False, server_default=false()),  # the lane's outage, or a freeze, ended it
 )
 
 deliveries = Table(

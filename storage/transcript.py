@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -60,9 +60,10 @@ class TranscriptWriter:
                 await cancelled(task)
                 self._stop()
 
-    def open(self, claim: Claim) -> JobWriter:
-        """A writer for the attempt that holds ``claim``."""
-        return JobWriter(self, claim)
+    def open(self, claim: Claim, stale: Callable[[], bool] = lambda: False) -> JobWriter:
+        """A writer for the attempt that holds ``claim``. ``stale``, asked directly before each batch, says that what
+        waits is not wanted any more."""
+        return JobWriter(self, claim, stale)
 
     @property
     def full(self) -> bool:
@@ -99,15 +100,15 @@ class TranscriptWriter:
             log.exception("transcript writer failed", extra={"action": "transcript_failed"})
             failure = StorageError(f"The transcript could not be written ({type(error).__name__})")
             for job in batch:
-                self._settle(job, failure)
+                self.settle(job, failure)
         else:
             for job, entry in batch.items():
-                self._settle(job, None if entry in accepted else FenceLost())
+                self.settle(job, None if entry in accepted else FenceLost())
 
     async def _bisect(self, place: Batches, batch: dict[JobWriter, Entry], error: StorageRefused) -> None:
         if len(batch) == 1:
             (job,) = batch
-            self._settle(job, error)
+            self.settle(job, error)
             return
         halves, middle = list(batch.items()), len(batch) // 2
         await self._commit(place, dict(halves[:middle]))
@@ -126,7 +127,8 @@ class TranscriptWriter:
                 await asyncio.sleep(RETRY_PAUSES[min(attempt, len(RETRY_PAUSES) - 1)])
         raise AssertionError("unreachable")
 
-    def _settle(self, job: JobWriter, error: ChatJobsError | None) -> None:
+    def settle(self, job: JobWriter, error: ChatJobsError | None) -> None:
+        """What was taken from a job is in, or, with an error, will never be; nor will anything after it."""
         self._in_flight.discard(job)
         job.settled(error)
         self._room.set()
@@ -135,7 +137,7 @@ class TranscriptWriter:
         """Whoever still waits for the database is told; what they wait for may be in or not."""
         self.stopped = StorageUnavailable("The transcript writer has stopped")
         for job in [*self._in_flight, *self._dirty]:
-            self._settle(job, self.stopped)
+            self.settle(job, self.stopped)
 
 
 @dataclass(slots=True)
@@ -191,7 +193,7 @@ class _Tail:
 class JobWriter:
     """The pen of one attempt. Text gets its position when it is appended and is durable a moment later."""
 
-    def __init__(self, writer: TranscriptWriter, claim: Claim) -> None:
+    def __init__(self, writer: TranscriptWriter, claim: Claim, stale: Callable[[], bool] = lambda: False) -> None:
         self.job_id = claim.job_id
         self.fence = claim.fence
         self.epoch = claim.epoch
@@ -200,6 +202,7 @@ class JobWriter:
         self.token_count = claim.token_count
         self.committed = claim.position
         self._writer = writer
+        self._stale = stale
         self._normalisers = [Normaliser() for _ in CHANNELS]
         self._tail = _Tail()
         self._pending: _Pending | None = None
@@ -260,6 +263,9 @@ class JobWriter:
     def take(self) -> Entry | None:
         """What is pending, once what was taken before is settled."""
         if self._in_flight or not self._pending:
+            return None
+        if self._stale():
+            self._writer.settle(self, FenceLost("The process stood still, and Temporal took it for dead"))
             return None
         pending, self._pending = self._pending, None
         pieces, tail, channel = self._tail.add(pending.collected)

@@ -32,6 +32,8 @@ LOST = "lost"
 """The outcome of an attempt of which nothing was heard again: its worker died."""
 WORKER_LOST = "worker_lost"
 """The code of a job that has lost too many workers."""
+FROZEN = "frozen"
+"""The outcome of an attempt whose worker stood still for so long that Temporal took it for dead, and then went on."""
 TAKEN_OVER = "taken_over"
 """The outcome of an attempt that another one took the job from while its worker lived."""
 

@@ -195,8 +195,8 @@ class GatedTranscript(TranscriptWriter):
 
     gates = Gates()
 
-    def open(self, claim: Claim) -> JobWriter:
-        pen = _GatedPen(self, claim)
+    def open(self, claim: Claim, stale: Callable[[], bool] = lambda: False) -> JobWriter:
+        pen = _GatedPen(self, claim, stale)
         pen.gates = self.gates
         return pen
 

@@ -187,7 +187,7 @@ def test_the_server_is_tuned_as_on_one_machine() -> None:
     known = " ".join(devserver.command(Path("x"), port=1))
     for name, [entry] in dynamic.items():
         assert f"{name}={json.dumps(entry['value'])}" in known
-    local = set(re.findall(r"((?:history|matching)\.\w+)=", known))
+    local = set(re.findall(r"((?:frontend|history|matching)\.\w+)=", known))
     # Several machines need the partitions of a task queue.
     assert local - set(dynamic) == {setting.partition("=")[0] for setting in devserver.ONE_LINE}
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from sqlalchemy import select
 
 from chatjobs.contracts import Channel, JobStatus, Usage
 from chatjobs.errors import FenceLost, JobNotFound
+from storage.database import Database
 from storage.jobs import JobStore
 from storage.reading import TranscriptReader
+from storage.schema import attempts
 from storage.transcript import JobWriter, TranscriptWriter
-from storage.values import SEGMENT, TAKEN_OVER, AttemptEnd, Cursor
+from storage.values import FROZEN, SEGMENT, TAKEN_OVER, AttemptEnd, Cursor
 from tests.factories import accepted, answered, claimed, ending, failing, finished, wrote
 
 
@@ -326,3 +329,21 @@ async def test_workers_that_die_with_a_job_are_counted_since_its_last_new_text(
     await store.end_attempt(job_id, dying.attempt, dying.fence, AttemptEnd(TAKEN_OVER))
     assert (await claimed(store, job_id)).outcome == "taken"
     assert (await claimed(store, job_id)).outcome == "worker_lost"
+
+
+async def test_a_frozen_worker_is_neither_a_failure_nor_a_death(store: JobStore, database: Database) -> None:
+    """Whether it says so in time, or after others had taken it for dead. Processes of an earlier version, to which the
+    outcome is a failure like any, see that it is excused."""
+    job_id = await accepted(store, limits={"maxLost": 2})
+    for _ in range(3):
+        claim = await claimed(store, job_id)
+        await store.end_attempt(job_id, claim.attempt, claim.fence, AttemptEnd(FROZEN))
+    late = await claimed(store, job_id)
+    heir = await claimed(store, job_id)
+    await store.end_attempt(job_id, late.attempt, late.fence, AttemptEnd(FROZEN))
+    await store.end_attempt(job_id, heir.attempt, heir.fence, AttemptEnd("handed_over"))
+    last = await claimed(store, job_id)
+    assert (last.outcome, last.past.failures, last.past.here, last.past.lost) == ("taken", 0, 0, 0)
+    async with database.read() as connection:
+        ledger = await connection.execute(select(attempts.c.outcome, attempts.c.excused).order_by(attempts.c.number))
+        assert ledger.all() == [(FROZEN, True)] * 4 + [("handed_over", False), (None, False)]

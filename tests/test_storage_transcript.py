@@ -11,8 +11,8 @@ import pytest
 
 import storage.database
 import storage.transcript
-from chatjobs.contracts import Channel
-from chatjobs.errors import StorageError, StorageRefused, StorageUnavailable
+from chatjobs.contracts import Channel, JobStatus
+from chatjobs.errors import FenceLost, StorageError, StorageRefused, StorageUnavailable
 from storage import batches
 from storage.batches import Entry
 from storage.database import Database
@@ -116,6 +116,20 @@ async def test_what_waits_weighs_no_more_than_its_text(store: JobStore, writer: 
 
 
 # ------------------------------------------------------------------------------------------------------- faults
+
+
+async def test_what_is_stale_by_the_time_of_its_batch_is_not_written(store: JobStore, writer: TranscriptWriter) -> None:
+    """The writer asks before each batch; the attempt's end is dropped with its text."""
+    claim = await claimed(store, await accepted(store))
+    answers = iter([False, True])
+    pen = writer.open(claim, lambda: next(answers))
+    pen.append(Channel.CONTENT, "kept")
+    await pen.flush()
+    pen.append(Channel.CONTENT, " and dropped")
+    with pytest.raises(FenceLost):
+        await pen.finish(finished(claim))
+    job = await store.get(claim.job_id)
+    assert (job.content, job.status, writer.pending_bytes) == ("kept", JobStatus.IN_PROGRESS, 0)
 
 
 async def test_a_commit_whose_answer_got_lost_is_not_done_twice(
