@@ -2,11 +2,15 @@
 #
 # Needs Python 3.11 or newer and GNU make. Python packages are installed into .venv, from the hashed lock files; programs
 # that only the tests use (a browser, a proxy, Node.js) by tests/setup, where it may install them.
-# Tests mostly wait, for servers that start and for clocks: three processes at once suit two cores.
-# ARGS= is handed on:  make run ARGS='-- --rate 20:20'   make test ARGS='-k standalone'
+# Tests mostly wait, for servers that start and for clocks: three processes at once suit two cores. Another number:
+# make test PROCESSES=6. ARGS= is handed on:  make run ARGS='-- --rate 20:20'   make test ARGS='-k standalone'
 
 PYTHON ?= python3
 ARGS ?=
+PROCESSES ?= 3
+
+# The tests start the service's programs some three hundred times: compiled once, they start sooner.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes
@@ -34,7 +38,7 @@ setup:
 	@tests/setup
 
 test: setup .venv/dev .venv/upstreams/made
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: .venv/fuzz
 	$(BIN)/python -m tests.fuzz $(ARGS)

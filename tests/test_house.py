@@ -15,6 +15,7 @@ import pytest
 
 from chatjobs import contracts, errors
 from tests.needs import lacking
+from tests.order import LONGEST_FIRST
 
 ROOT = Path(__file__).parent.parent
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name not in ("tests", "bench"))
@@ -203,3 +204,8 @@ def test_a_clock_in_a_workflow_would_be_found(tmp_path: Path) -> None:
     path = tmp_path / "bad.py"
     path.write_text("import asyncio\nimport time\nfrom datetime import datetime\nasyncio.to_thread(print)\n")
     assert foreign_uses(path) == {"time.", "datetime.datetime", "asyncio.to_thread"}
+
+
+def test_the_files_that_begin_first_are_there() -> None:
+    assert set(LONGEST_FIRST) <= {path.name for path in sources("tests")}
+    assert len(set(LONGEST_FIRST)) == len(LONGEST_FIRST)
