@@ -37,7 +37,7 @@ run: .venv/service
 setup:
 	@tests/setup
 
-test: setup .venv/dev .venv/upstreams/made
+test: setup .venv/dev .venv/upstreams/made .venv/real_model/made
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: .venv/fuzz
@@ -93,6 +93,11 @@ bench-full: .venv/dev
 	@.venv/upstreams/bin/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes \
 	    --requirement tests/upstreams/requirements.lock
 	@touch $@
+
+# A small language model and what runs it, for tests/real_model. Where it cannot be had, there is no stamp and no error:
+# its tests are skipped, and the next `make test` tries again.
+.venv/real_model/made: .venv/made tests/real_model/model.lock tests/real_model/package-lock.json
+	@$(BIN)/python -m tests.real_model.install
 
 # --no-header, because the header would name the index; --universal, because one file serves all platforms.
 lock:
