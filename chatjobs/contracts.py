@@ -12,15 +12,19 @@ import json
 import re
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache
+from itertools import islice
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
+    FailFast,
     Field,
     JsonValue,
     PlainSerializer,
@@ -31,7 +35,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from pydantic_core import ErrorDetails
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticKnownError
 
 from chatjobs.errors import InvalidRequest, Problem
 from chatjobs.jcs import canonical
@@ -43,12 +48,23 @@ USUAL_PRIORITY = 3
 MAX_TEXT_CHARACTERS = 2_000_000
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_PROBLEMS = 100
+"""How many are told of one request, and how many unknown fields of one object are looked at: a body of 8 MiB may have a
+million, and each takes time of the event loop."""
+MAX_METADATA = 16
 MAX_INLINE_RESULT_BYTES = 1024 * 1024
 MAX_WEBHOOK_CONTENT_BYTES = 64 * 1024
 
+
+class _FirstOnly(FailFast):
+    """With a hash, which a member of a union needs before Python 3.14."""
+
+    __hash__ = object.__hash__
+
+
 T = TypeVar("T")
-Many = Annotated[tuple[T, ...], Strict(False)]
-"""A JSON array; a list given from Python is accepted and frozen into a tuple."""
+Many = Annotated[tuple[T, ...], Strict(False), _FirstOnly()]
+"""A JSON array; a list given from Python is accepted and frozen into a tuple. Only its first wrong element is told: a
+million wrong ones are refused as fast as one."""
 
 
 def rfc3339(moment: datetime) -> str:
@@ -405,6 +421,17 @@ class Retry(WireModel):
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+def _few(value: Any) -> Any:
+    """Refused by its length before its values are looked at, which pydantic would do first."""
+    if isinstance(value, dict) and len(value) > MAX_METADATA:
+        limits = {"field_type": "Dictionary", "max_length": MAX_METADATA, "actual_length": len(value)}
+        raise PydanticKnownError("too_long", limits)
+    return value
+
+
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA), BeforeValidator(_few)]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
 RequestId = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,128}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
@@ -460,7 +487,7 @@ class ChatRequest(_Wire):
     job_id: JobId | None = Field(None, alias="jobId")
     callback: Annotated[str, StringConstraints(max_length=2_048), AfterValidator(_http_url)] | None = None
     webhook: Webhook | None = None
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = {}
+    metadata: Metadata = {}
     on_interrupt: Literal["continue", "restart", "fail"] = Field("continue", alias="onInterrupt")
     max_segments: Annotated[int, Field(ge=1, le=100)] = Field(1, alias="maxSegments")
     limits: Limits = Limits()
@@ -532,12 +559,21 @@ def without_nulls(annotation: Any, value: Any) -> Any:
 
 
 def _without_nulls(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
-    fields = {name: field for key, field in model.model_fields.items() for name in (key, field.alias or key)}
+    """Without most of its unknown fields, too, where there are many: those that are left are refused."""
+    fields = _fields_of(model)
+    most = MAX_PROBLEMS if model.model_config.get("extra") == "forbid" else None
+    unknown = set(islice((name for name in value if name not in fields), most))
     return {
         name: without_nulls(fields[name].annotation, inner) if name in fields else inner
         for name, inner in value.items()
-        if inner is not None or name not in fields or fields[name].is_required()
+        if (inner is not None or fields[name].is_required() if name in fields else name in unknown)
     }
+
+
+@cache
+def _fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """By both of their names, that in Python and that on the wire."""
+    return {name: field for key, field in model.model_fields.items() for name in (key, field.alias or key)}
 
 
 TAGS = ("role", "type")
@@ -546,21 +582,47 @@ TAGS = ("role", "type")
 
 def _model_of(annotation: Any, value: dict[str, Any]) -> type[BaseModel] | None:
     """The model that an object is meant to be: the only one there is, or that with its role or type."""
-    models = [one for one in _members(annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
+    models = _kinds_of(annotation).models
     if len(models) > 1 and any(value.get(name) is not None for name in TAGS):
         models = [one for one in models if _has_tag_of(one, value)]
     return models[0] if models else None
 
 
 def _has_tag_of(model: type[BaseModel], value: dict[str, Any]) -> bool:
+    return any(isinstance(tag := value.get(name), str) and tag in known for name, known in _tags_of(model))
+
+
+@cache
+def _tags_of(model: type[BaseModel]) -> list[tuple[str, tuple[Any, ...]]]:
     fields = model.model_fields
-    return any(value.get(name) in get_args(fields[name].annotation) for name in TAGS if name in fields)
+    return [(name, get_args(fields[name].annotation)) for name in TAGS if name in fields]
 
 
 def _elements_of(annotation: Any) -> Any:
     """What the elements of an array are; None where it may not be one, or one of anything."""
-    arrays = [get_args(one)[0] for one in _members(annotation) if get_origin(one) is tuple]
-    return arrays[0] if arrays else None
+    return _kinds_of(annotation).elements
+
+
+class _Kinds(NamedTuple):
+    """What an annotation lets an object and the elements of an array be."""
+
+    annotation: Any
+    models: list[type[BaseModel]]
+    elements: Any
+
+
+_KINDS: dict[int, _Kinds] = {}
+"""By the annotation's ``id``, since not every annotation has a hash; each is a part of a model here, and stays."""
+
+
+def _kinds_of(annotation: Any) -> _Kinds:
+    if (known := _KINDS.get(id(annotation))) and known.annotation is annotation:
+        return known
+    members = _members(annotation)
+    arrays = [get_args(one)[0] for one in members if get_origin(one) is tuple]
+    models = [one for one in members if isinstance(one, type) and issubclass(one, BaseModel)]
+    found = _KINDS[id(annotation)] = _Kinds(annotation, models, arrays[0] if arrays else None)
+    return found
 
 
 def _members(annotation: Any) -> list[Any]:

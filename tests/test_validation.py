@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
-from chatjobs.contracts import ChatRequest
+from chatjobs.contracts import MAX_PROBLEMS, ChatRequest, Usage, parse
 from chatjobs.errors import InvalidRequest
 from tests.factories import make_body
 
@@ -50,3 +51,41 @@ def test_a_value_is_not_repeated(field: str) -> None:
         with pytest.raises(InvalidRequest) as refused:
             ChatRequest.parse(make_body() | {name: field})
         assert field not in str(refused.value)
+
+
+MANY = 200_000
+LARGE: dict[str, dict[str, Any]] = {
+    "unknown fields": {f"f{number}": 1 for number in range(MANY)},
+    "unknown fields of messages": {"messages": [HI | {f"f{number}": 1 for number in range(200)}] * 1_000},
+    "messages": {"messages": [1] * MANY},
+    "stops": {"stop": [1] * MANY},
+    "metadata": {"metadata": {f"k{number}": 1 for number in range(MANY)}},
+    "tools": {"tools": [{"type": "function", "function": {"name": "x"}}] * 50_000},
+}
+
+
+@pytest.mark.parametrize("changes", LARGE.values(), ids=LARGE.keys())
+def test_as_much_wrong_as_a_body_can_hold_is_refused_soon(changes: dict[str, Any]) -> None:
+    """It holds up whatever else the gateway does. By the time of this process, which others' load does not lengthen."""
+    body, began = make_body() | changes, time.process_time()
+    with pytest.raises(InvalidRequest) as refused:
+        ChatRequest.parse(body)
+    assert time.process_time() - began < 1
+    assert 1 <= len(refused.value.problems) <= MAX_PROBLEMS
+
+
+def test_of_an_array_the_first_wrong_element_is_told_with_all_that_is_wrong_in_it() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        ChatRequest.parse(make_body(temperature=9, messages=[HI, {"role": "user", "contnt": "x", "nam": 1}, {"x": 1}]))
+    assert {problem.pointer for problem in refused.value.problems} == {
+        "/temperature",
+        "/messages/1/content",
+        "/messages/1/contnt",
+        "/messages/1/nam",
+    }
+
+
+def test_fields_that_a_model_does_not_know_but_keeps_are_kept() -> None:
+    counters = {f"counter_{number}": number for number in range(2 * MAX_PROBLEMS)}
+    usage = parse(Usage, {"prompt_tokens": 1} | counters)
+    assert usage.model_dump() == {"prompt_tokens": 1, "completion_tokens": 0, "total_tokens": 0} | counters
