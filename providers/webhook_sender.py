@@ -77,7 +77,7 @@ class DirectTransport(httpx2.AsyncBaseTransport):
             except BaseException:
                 await _close(stream)
                 raise
-        fields = [(name, value) for name, value in head.fields if name == b"retry-after"]
+        fields = [(name, value) for name, value in head.fields if name in (b"retry-after", b"date")]
         return httpx2.Response(head.status, headers=fields, stream=_Body(stream, head))
 
     async def _connect(self, url: httpx2.URL) -> httpcore2.AsyncNetworkStream:

@@ -172,6 +172,17 @@ async def test_retry_after_is_reported(
     assert answer.retry_after == expected
 
 
+async def test_a_date_to_retry_after_counts_from_the_receivers_own_clock(
+    sender: HttpWebhookSender, hooks: Receiver
+) -> None:
+    """Which may be a year behind ours."""
+    raw = (
+        b"HTTP/1.1 503 Busy\r\nDate: Wed, 01 Jan 2025 00:00:00 GMT\r\n"
+        b"Retry-After: Wed, 01 Jan 2025 00:02:00 GMT\r\n\r\n"
+    )
+    assert (await answered(sender, hooks, Answer(raw=raw))).retry_after == 120
+
+
 async def test_switching_protocols_is_no_success(hasty: HttpWebhookSender, hooks: Receiver) -> None:
     raw = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"
     assert not (await answered(hasty, hooks, Answer(raw=raw))).delivered
@@ -449,9 +460,6 @@ async def test_a_handshake_without_an_answer_times_out(
         answer = await post(sender, f"https://127.0.0.1:{mute.getsockname()[1]}/")
     assert answer.error == "timeout"
     assert answer.latency_ms < 2_500
-
-
-# -------------------------------------------------------------------------------------------- Retry-After
 
 
 # ---------------------------------------------------------------------------------- the receiver itself
