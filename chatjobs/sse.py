@@ -193,6 +193,8 @@ class JobEvents:
                 raise StreamBroken("a piece of the text is missing or comes twice")
             case CompleteEvent() | CancelledEvent() | ErrorEvent() if here not in (None, to):
                 raise StreamBroken("the end of the text is missing")
+            case None if here not in (None, to):  # unknown here; if it had text, the next event will tell of the gap
+                return False
             case _:
                 self._place = to
                 return True

@@ -252,6 +252,18 @@ def test_what_a_newer_service_adds_is_skipped() -> None:
     assert [type(event) for event in found] == [StartEvent, CompleteEvent]
 
 
+def test_an_unknown_event_does_not_hide_that_text_is_missing() -> None:
+    """Found by fuzzing: its id moved the reader past text that was never told, or back to text that was."""
+    for unknown in (encode("mood", "1.4", "[]"), encode("mood", "1.0", "[]")):
+        events = JobEvents()
+        assert texts(told(events, START_FRAME, chunk("ab", 2), unknown)) == ["ab"]
+        assert events.last_event_id == "1.2"
+        for missing in (chunk("e", 5), chunk("ab", 2), encode("complete", "1.4.end", END)):
+            with pytest.raises(StreamBroken):
+                told(events, missing)
+        assert texts(told(events, chunk("cd", 4))) == ["cd"]
+
+
 def test_an_event_without_an_id_is_skipped() -> None:
     assert told(JobEvents(), f"event: chunk\ndata: {CHUNK}\n\n".encode()) == []
 

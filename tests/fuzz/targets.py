@@ -19,15 +19,31 @@ import httpx2
 from httpx_sse import SSEError
 from httpx_sse._decoders import SSEDecoder
 
-from activities.ports import PartDelta, TextDelta
-from chatjobs.errors import ChatJobsError, InvalidSignature, WebhookUrlRefused
-from chatjobs.sse import Parser, ServerEvent
+from activities.ports import PartDelta, TextDelta, WebhookResponse
+from chatjobs.contracts import (
+    CancelledEvent,
+    ChunkEvent,
+    CompleteEvent,
+    ErrorEvent,
+    QueuedEvent,
+    StartEvent,
+    StreamEvent,
+)
+from chatjobs.errors import (
+    ChatJobsError,
+    InvalidSignature,
+    ResponseTooLarge,
+    StreamBroken,
+    WebhookUrlRefused,
+    bounded,
+)
+from chatjobs.sse import JobEvents, Parser, ServerEvent
 from chatjobs.webhook_urls import WebhookPolicy
 from chatjobs.webhooks import sign, verify
 from providers.event_stream import EventStream
 from providers.http1 import _Exchange
 from providers.mistral_answer import Answer, ErrorObject
-from providers.webhook_sender import _target
+from providers.webhook_sender import MAX_KEPT_BYTES, DirectTransport, HttpWebhookSender, _target
 
 CUTS = 4
 CUT = "cut"
@@ -222,7 +238,92 @@ def _by_httpx_sse(body: bytes) -> list[ServerEvent]:
     return [ServerEvent(event.event or "message", event.id, event.data) for event in found if event.data]
 
 
+def job_events(data: bytes) -> None:
+    """The same events however the bytes are cut, each where the one before has ended; else the stream is broken."""
+    body, cut = pieces(data)
+    whole, why = _job_events([body])
+    assert (whole, why) == _job_events(cut)
+    here: tuple[int, int] | None = None
+    for event_id, event in whole:
+        if isinstance(event, QueuedEvent):
+            continue
+        epoch, position = (int(number) for number in event_id.split(".")[:2])
+        if isinstance(event, ChunkEvent) and here is not None:
+            assert (epoch, position) == (here[0], here[1] + len(event.content)), "a gap, or text that comes twice"
+        if isinstance(event, (CompleteEvent, ErrorEvent, CancelledEvent)) and here is not None:
+            assert (epoch, position) == here, "an end before the text's"
+        here = epoch, position
+    if whole:  # a reader who goes on from there is not told the same again
+        later, _ = _job_events([body], whole[-1][0])
+        assert not [event for _, event in later if isinstance(event, StartEvent)]
+
+
+def _job_events(chunks: list[bytes], last_event_id: str = "") -> tuple[list[tuple[str, StreamEvent]], str | None]:
+    """What was told, and why no more."""
+    found = list[tuple[str, StreamEvent]]()
+    try:
+        events = JobEvents(last_event_id=last_event_id, limit=1_000)
+        for chunk in chunks:
+            for one in events.feed(chunk):
+                found.append(one)  # what came before the error is kept
+    except (StreamBroken, ResponseTooLarge) as error:
+        return found, type(error).__name__
+    return found, None
+
+
 # ------------------------------------------------------------------------------------------------------ webhooks
+
+
+class _Receiver:
+    """A network with one receiver, which answers whatever it is asked with these pieces, and hangs up."""
+
+    def __init__(self) -> None:
+        self.answer: list[bytes] = []
+
+    async def connect_tcp(self, *_: Any) -> _Receiver:
+        return self
+
+    async def write(self, *_: Any) -> None: ...
+
+    async def read(self, *_: Any) -> bytes:
+        return self.answer.pop(0) if self.answer else b""
+
+    async def aclose(self) -> None: ...
+
+
+_RECEIVER = _Receiver()
+_TRANSPORT = DirectTransport(_RECEIVER)  # type: ignore[arg-type]  # what it uses of a network
+
+
+def webhook_answer(data: bytes) -> None:
+    """The status decides, however the answer is cut; and it is the one that h11 reads, where that reads any."""
+    body, cut = pieces(data)
+    loop = asyncio.new_event_loop()
+    try:
+        whole = loop.run_until_complete(_heard([body]))
+        assert whole == loop.run_until_complete(_heard(cut)), "cut differently, read differently"
+        assert whole == loop.run_until_complete(_heard([body[at : at + 1] for at in range(len(body))]))
+    finally:
+        loop.close()
+    if whole.status_code is None:
+        assert whole.error == "protocol_error"
+    else:
+        assert 200 <= whole.status_code <= 999 or whole.status_code == 101
+        assert whole.error == ("redirect" if 300 <= whole.status_code < 400 else None)
+        assert len(whole.response or "") <= MAX_KEPT_BYTES
+    other = _by_h11(body)
+    if isinstance(other, tuple):
+        kept = bounded(other[1][:MAX_KEPT_BYTES].decode(errors="replace"), MAX_KEPT_BYTES)
+        assert (whole.status_code, whole.response) == (other[0], kept), (whole, other)
+
+
+async def _heard(answer: list[bytes]) -> WebhookResponse:
+    _RECEIVER.answer = [piece for piece in answer if piece]
+    sender = HttpWebhookSender(_TRANSPORT)
+    heard = await sender.post("http://receiver.example/", headers={}, body=b"{}")
+    assert heard.retry_after is None or 0 <= heard.retry_after < float("inf")
+    there = None if heard.retry_after is None else 1.0  # a date counts from now, which is later each time
+    return heard._replace(latency_ms=0, retry_after=there)
 
 
 def webhooks(data: bytes) -> None:
@@ -277,7 +378,8 @@ def webhook_urls(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    function.__name__: function for function in (answer, event_stream, http1, sse, webhooks, webhook_urls)
+    function.__name__: function
+    for function in (answer, event_stream, http1, sse, job_events, webhooks, webhook_answer, webhook_urls)
 }
 
 
