@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,34 @@ def test_every_answer_says_so(door: Gateway, status: int, method: str, path: str
     exposed = reply.headers["access-control-expose-headers"].lower().split(", ")
     assert {"x-job-id", "location", "idempotency-replayed", "retry-after"} <= set(exposed)
     assert "access-control-allow-credentials" not in reply.headers
+
+
+BROKEN = """
+import sys
+from gateway import health
+from gateway.__main__ import main
+
+@health.router.get("/api/broken")
+async def broken() -> None:
+    raise RuntimeError("a defect of ours")
+
+sys.exit(main())
+"""
+
+
+def test_a_page_elsewhere_can_read_a_500(tmp_path: Path) -> None:
+    """Else its script would see a network error and no code. What went wrong is in the log alone."""
+    with alone(tmp_path, {"CHATJOBS_CORS_ORIGINS": LISTED}) as built:
+        process = built.run("broken", "-c", BROKEN, ready="gateway listening on")
+        url = json.loads(process.wait_for_log("gateway listening on"))["url"]
+        for origin, allowed in ((LISTED, LISTED), ("https://other.example", None)):
+            answer = httpx2.get(f"{url}/api/broken", headers={"Origin": origin}, trust_env=False)
+            assert (answer.status_code, answer.json()["code"], cors(answer.headers)) == (500, "internal", allowed)
+            assert (answer.headers["vary"], answer.headers["cache-control"]) == ("Origin", "no-store")
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert "defect" not in answer.text
+        assert "a defect of ours" in process.output()
+        assert httpx2.get(f"{url}/healthz", trust_env=False).status_code == 200
 
 
 def test_the_login_of_our_page_is_not_for_others(door: Gateway) -> None:

@@ -10,11 +10,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import datetime, timedelta
+from itertools import pairwise
 
 import httpx2
 import psutil
 import pytest
 
+from gateway.server import TOLD_EVERY_SECONDS
 from tests.gateway import Gateway, alone, gateway
 from tests.raw_client import Reply, connected, exchange, received, request
 from tests.stack import Stack
@@ -343,4 +346,52 @@ def test_few_files_and_many_idle_connections(built: Stack) -> None:
     output = process.output()
     assert "Traceback" not in output
     assert output.count("out_of_files") <= 1
+    process.kill()
+
+
+NO_FILES = """
+import os, resource, sys
+from gateway import health, server
+from gateway.__main__ import main
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+server.TOLD_EVERY_SECONDS = 3.0
+handle, held, began = server._Exhaustion.handle, [], []
+
+def seen(self, loop, context):
+    os.write(2, b"no file for a connection\\n")
+    began.append(loop.time())
+    handle(self, loop, context)
+    while held and loop.time() > began[0] + 4:
+        os.close(held.pop())
+
+server._Exhaustion.handle = seen
+
+@health.router.post("/take")
+async def take() -> None:
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+
+sys.exit(main())
+"""
+
+
+def test_that_no_files_are_left_is_told_now_and_then(built: Stack) -> None:
+    """Each second asyncio tries again to take the connection that waits; the log says so once in a while. Here: 3 s."""
+    assert TOLD_EVERY_SECONDS == 60
+    process = built.run("no-files", "-c", NO_FILES, ready="gateway listening on")
+    url = json.loads(process.wait_for_log("gateway listening on"))["url"]
+    assert exchange(url, request("POST", "/take", "Content-Length: 0")).status == 200
+    # The kernel has this connection until there are files again.
+    assert httpx2.get(f"{url}/healthz", trust_env=False, timeout=60).status_code == 200
+    output = process.output()
+    lines = [json.loads(line) for line in output.splitlines() if '"out_of_files"' in line]
+    times = [datetime.fromisoformat(line["timestamp"]) for line in lines]
+    assert len(times) >= 2
+    assert output.count("no file for a connection") > len(times)
+    assert all(later - before > timedelta(seconds=2.9) for before, later in pairwise(times)), times
+    assert "Traceback" not in output
     process.kill()

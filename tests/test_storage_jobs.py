@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import select, update
 
 from chatjobs.contracts import ChatRequest, JobStatus
 from chatjobs.errors import IdempotencyMismatch, JobFinished, JobIdConflict, JobNotFound, StorageRefused
+from intake import Intake
+from storage.database import Database
 from storage.jobs import JobStore
-from storage.schema import micros
+from storage.schema import jobs, micros
 from storage.transcript import TranscriptWriter
 from storage.values import NewJob
 from tests.factories import accepted, answered, claimed, ending, failing, make_job
@@ -47,6 +52,33 @@ async def test_a_key_belongs_to_one_body(store: JobStore) -> None:
     await store.accept(make_job("one", idempotency_key="k"))
     with pytest.raises(IdempotencyMismatch):
         await store.accept(make_job("two", idempotency_key="k"))
+
+
+EARLIER = {
+    "numbers as they were spelled": '{"messages":[{"content":"Hello","role":"user"}],"temperature":1.0,"top_p":1e-05}',
+    "nulls that say nothing": '{"metadata":null,"messages":[{"content":"Hello","role":"user"}]}',
+}
+"""Bodies whose hash an earlier version took over JSON as Python writes it, with sorted keys."""
+
+
+@pytest.mark.parametrize("body", EARLIER.values(), ids=EARLIER.keys())
+async def test_the_row_of_an_earlier_version_is_found_by_its_key(
+    store: JobStore, database: Database, body: str
+) -> None:
+    """A caller who tries again after the deploy gets the first job, and with another body is refused."""
+    given = json.loads(body)
+    text = json.dumps(given, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    earlier = hashlib.sha256(text.encode()).hexdigest()
+    intake = Intake(jobs=store, client=None)
+    first = await intake.accept(given, tenant="default", idempotency_key="k")
+    async with database.write() as connection:
+        row = (await connection.execute(select(jobs.c.body_hash).where(jobs.c.id == first.job_id))).scalar_one()
+        assert row != earlier, "this body's hash has not changed: it shows nothing"
+        await connection.execute(update(jobs).where(jobs.c.id == first.job_id).values(body_hash=earlier))
+    again = await intake.accept(given, tenant="default", idempotency_key="k")
+    assert (again.job_id, again.created) == (first.job_id, False)
+    with pytest.raises(IdempotencyMismatch):
+        await intake.accept(given | {"max_tokens": 5}, tenant="default", idempotency_key="k")
 
 
 async def test_a_key_belongs_to_one_tenant(store: JobStore) -> None:
