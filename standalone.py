@@ -15,7 +15,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from chatjobs.errors import ChatJobsError, ConfigurationError
@@ -126,8 +126,7 @@ class Stack:
         )
 
     def gateway(self) -> Spec:
-        port = self._ports["gateway"]
-        environment = self._service_environment() | {"CHATJOBS_PORT": str(port)}
+        port, environment = self._ports["gateway"], self._service_environment()
         return Spec("gateway", [sys.executable, "-m", "gateway"], environment, lambda pid: accepts(port, pid))
 
     async def _worker_polls(self, pid: int) -> bool:
@@ -142,8 +141,11 @@ class Stack:
         found = _environment() | {
             "TEMPORAL_ADDRESS": str(self.endpoints["temporal"]),
             "CHATJOBS_DATA_DIR": str(self._data.path),
+            "CHATJOBS_PORT": str(self._ports["gateway"]),  # the worker's, too: no webhook may go there
             "CHATJOBS_TEMPORAL_UI": self.settings.chatjobs_temporal_ui,
-            "CHATJOBS_WEBHOOK_DENY": ",".join(f"{HOST}:{port}" for port in self._ports.values()),
+            "CHATJOBS_WEBHOOK_DENY": ",".join(
+                [*(f"{HOST}:{port}" for port in self._ports.values()), *self.settings.chatjobs_webhook_deny]
+            ),
         }
         if not self.settings.webhook_secret:
             found["WEBHOOK_SECRET"] = webhook_secret(self._data)
@@ -236,15 +238,21 @@ def receivers(settings: Settings, own_ports: Sequence[int]) -> list[str]:
     """Where webhooks may go, by the rules that judge them."""
     from chatjobs.webhook_urls import FIRST_USER_PORT, HTTP_PORTS, PORTS
 
-    ports = " or ".join(map(str, sorted(PORTS)))
-    http_ports = " or ".join(map(str, sorted(PORTS | HTTP_PORTS)))
-    public = f"http and https, port {http_ports}" if settings.chatjobs_webhook_http else f"https, port {ports}"
-    allowed = ", ".join(settings.chatjobs_webhook_allow)
+    def listed(ports: Iterable[int]) -> str:
+        return " or ".join(map(str, sorted(ports)))
+
+    http = f"http and https, port {listed(PORTS | HTTP_PORTS)}"
+    https = f"https, port {listed(PORTS)} (CHATJOBS_WEBHOOK_HTTP=true allows http, too, and port {listed(HTTP_PORTS)})"
+    allowed, denied = (
+        ", ".join(given) or "none" for given in (settings.chatjobs_webhook_allow, settings.chatjobs_webhook_deny)
+    )
     return [
-        f"Webhooks may go to public host names by {public} (CHATJOBS_WEBHOOK_HTTP=true allows http)",
-        f"  while there is no key also to this machine (127.0.0.1, ::1, localhost) by http and https, any port from "
-        f"{FIRST_USER_PORT} but the service's own: {', '.join(map(str, own_ports))}",
-        f"  and to the hosts and networks in CHATJOBS_WEBHOOK_ALLOW, any port: {allowed or 'none'}",
+        f"Webhooks may go to public host names by {http if settings.chatjobs_webhook_http else https}",
+        "  while there is no key also to this machine (127.0.0.1, ::1, localhost) by http and https, any port from "
+        f"{FIRST_USER_PORT}",
+        f"  and to the hosts and networks in CHATJOBS_WEBHOOK_ALLOW by http and https, any port: {allowed}",
+        f"  but never to this service's own ports: {', '.join(map(str, own_ports))}; nor to CHATJOBS_WEBHOOK_DENY: "
+        f"{denied}",
     ]
 
 

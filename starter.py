@@ -6,38 +6,51 @@ imported before a command runs: `--help` answers at once.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # while the rest is imported there is nothing to leave in order, and no traceback to show
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import asyncio
 import io
 import json
 import os
 import re
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeVar, get_args
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from chatjobs.errors import ChatJobsError, InvalidRequest, StorageError, TemporalUnavailable
 from process_exit import exit_now
 
 if TYPE_CHECKING:
+    from providers.webhook_sender import HttpWebhookSender
     from terminal.deliveries import Webhooks
     from terminal.keys import Administration
     from terminal.limits import Limits
     from terminal.service import Service
+    from webhook_rules import WebhookRules
 
-OK, USAGE, UNREACHABLE, INTERRUPTED = 0, 2, 3, 130
-"""And 1 where the job failed: terminal.service."""
+OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 EPILOG = """
-Exit codes: 0 ok (also: the answer is incomplete) · 1 the job failed or was cancelled · 2 usage: invalid request,
-unknown job · 3 no service runs here, the database is unreachable, or Temporal where nothing was stored · 130 Ctrl-C: a
-watcher has left, the job goes on. A job whose row was written is started when Temporal is back: that is 0, with a
-notice.
+\b
+Exit codes:
+  0    ok; also: the answer is incomplete, or the job is stored and is started
+       when Temporal is back
+  1    the job failed or was cancelled; a receiver did not take the test call;
+       doctor found a problem
+  2    usage: invalid request, unknown job
+  3    no service runs here, the database is unreachable, or Temporal where
+       nothing was stored
+  130  Ctrl-C: a watcher has left, the job goes on
 
 The running service is found through endpoints.json in CHATJOBS_DATA_DIR (default .chatjobs), or TEMPORAL_* and
 CHATJOBS_DATABASE_URL.
@@ -45,6 +58,10 @@ CHATJOBS_DATABASE_URL.
 
 VERSION = "0.1.0"
 """That of pyproject.toml, which a container image does not have."""
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+WIDEST = 80
 
 
 class Commands(TyperGroup):
@@ -57,13 +74,30 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-def group(help_text: str, **options: Any) -> typer.Typer:
-    return typer.Typer(
+class Command(TyperCommand):
+    """A command whose usage names a required argument without typer's braces around it."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
+class CommandLine(typer.Typer):
+    """Commands of this kind."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
+        return super().command(name, cls=Command, **options)
+
+
+def group(help_text: str, **options: Any) -> CommandLine:
+    return CommandLine(
         cls=Commands,
         help=help_text,
         rich_markup_mode=None,  # plain help answers sooner, and its paragraphs fit the screen
         suggest_commands=False,  # terminal/usage.py does
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "terminal_width": min(get_terminal_size().columns, WIDEST),  # typer's own is 50 at least
+        },
         **options,
     )
 
@@ -110,7 +144,7 @@ Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "i
 
 @app.command()
 def chat(
-    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from standard input.")],
     model: Model = None,
     system: System = None,
     max_tokens: MaxTokens = None,
@@ -133,7 +167,9 @@ def chat(
 
 @app.command()
 def start(
-    prompt: Annotated[str | None, typer.Argument(help="What to ask; - reads it from standard input.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from standard input.")
+    ] = None,
     file: Annotated[
         str | None, typer.Option(help="A request as JSON, as for POST /api/jobs; - is standard input.")
     ] = None,
@@ -180,13 +216,18 @@ def watch(
 
 @app.command()
 def show(job: JobId, as_json: AsJson = False) -> int:
-    """Show everything about a job: outcome, usage, attempts, deliveries, the link to its run, the answer."""
+    """Show everything about a job.
+
+    Outcome, usage, attempts, deliveries, the link to its run, the answer.
+    """
     return _run(lambda service: service.show(job), as_json=as_json)
 
 
 @app.command("list")
 def list_jobs(
-    status: Annotated[Status | None, typer.Option(help="Only jobs that are there.")] = None,
+    status: Annotated[
+        Status | None, typer.Option(metavar="STATUS", help=f"Only jobs that are there: {', '.join(get_args(Status))}.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; repeatable.")] = None,
     since: Annotated[
@@ -227,7 +268,7 @@ def replay(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the exit code tells the outcome.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Start a new job with the stored request of another one, and print its id."""
+    """Start a new job with a job's request; print its id."""
     overrides = _fields(model, max_tokens, temperature, callback, None) | _changes(changes)
     return _run(lambda service: service.replay(job, overrides, wait=wait), as_json=as_json, runs=True)
 
@@ -246,7 +287,10 @@ def redeliver(
     tenant: Annotated[str | None, typer.Option(help="Whose; by default the default tenant's.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Make webhooks again, now: the same bodies under the same ids, with fresh signatures."""
+    """Make webhooks again, now.
+
+    The same bodies under the same ids, with fresh signatures.
+    """
     from chatjobs.contracts import Redelivery
 
     begin = _moment(since, "--since")
@@ -272,6 +316,30 @@ def endpoints(
     return _webhooks(lambda webhooks: webhooks.enable(enable, tenant), as_json=as_json)
 
 
+webhooks_app = group("Whether a receiver hears webhooks.")
+app.add_typer(webhooks_app, name="webhooks")
+
+
+@webhooks_app.command("test")
+def call_webhook(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The receiver's.")],
+    tenant: Annotated[str | None, typer.Option(help="Whose; by default the default tenant's.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Call a URL once, from here, and print what it answers.
+
+    With the event webhook.test, signed like every webhook and judged by the same rules. The exit code is 1 where it is
+    not delivered.
+    """
+
+    def sender_of(rules: WebhookRules) -> HttpWebhookSender:
+        from providers.webhook_sender import HttpWebhookSender
+
+        return HttpWebhookSender(policy=rules)
+
+    return _webhooks(lambda webhooks: webhooks.test(url, tenant, sender_of), as_json=as_json)
+
+
 # --------------------------------------------------------------------------------------- administration
 
 keys_app = group("Keys of the HTTP API. Once there is one, nobody gets in without.")
@@ -279,7 +347,7 @@ secrets_app = group("Webhook secrets of tenants. The default tenant's are in WEB
 app.add_typer(keys_app, name="keys")
 app.add_typer(secrets_app, name="secrets")
 limits_app = group(
-    "How fast calls of the model may start, over all workers: one limit for each key and family of models."
+    "How fast calls of the model may start. One limit for each key and family of models, over all workers."
 )
 app.add_typer(limits_app, name="limits")
 
@@ -295,7 +363,7 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Check what the service needs, and say what to do where something is missing.
+    """Say what is missing or wrong here, and how to mend it.
 
     Key, way out, Temporal, workers, database, gateway, webhooks, clock, versions; within 20 seconds. Changes nothing;
     only --live remembers how the server continues interrupted answers. The exit code is 1 where there is a problem.
@@ -320,13 +388,16 @@ def drill(
     keep: Annotated[str | None, typer.Option(metavar="DIRECTORY", help="Where to keep data and logs.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Break a stack of its own in every way we know, and have an auditor judge what became of its jobs.
+    """Break a stack of its own, and judge what became of its jobs.
+
+    In every way we know; an auditor judges from outside.
 
     Starts its own Temporal, simulator, workers and gateways on free ports; a running service is not touched. The exit
     code is 1 where an invariant is violated.
     """
     from drill.run import Plan, run
 
+    _heed_ctrl_c()
     plan = Plan(jobs, kills, scale, workers, gateways, seed, only, database, keep)
     return run(plan, as_json=as_json)
 
@@ -427,9 +498,17 @@ def _messages(prompt: str, system: str | None) -> list[dict[str, str]]:
 
 def _standard_input() -> str:
     try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
+        return _read_standard_input().decode().removesuffix("\n")
     except UnicodeDecodeError:
         raise typer.BadParameter("standard input is not UTF-8") from None
+
+
+def _read_standard_input() -> bytes:
+    if sys.stdin.isatty():
+        typer.echo("starter: reading from the terminal; Ctrl-D on a line of its own ends it", err=True)
+    if not (found := sys.stdin.buffer.read()).strip():
+        raise typer.BadParameter("standard input is empty")
+    return found
 
 
 def _request(prompt: str | None, file: str | None, system: str | None) -> dict[str, Any]:
@@ -445,7 +524,7 @@ def _request(prompt: str | None, file: str | None, system: str | None) -> dict[s
 
 def _json_object(file: str) -> dict[str, Any]:
     try:
-        found = json.loads(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
+        found = json.loads(_read_standard_input() if file == "-" else Path(file).read_bytes())
     except OSError as error:
         raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="--file") from None
     except json.JSONDecodeError as error:
@@ -551,7 +630,7 @@ def _administer(work: Callable[[Administration], Awaitable[int]], *, as_json: bo
 
 
 def _webhooks(work: Callable[[Webhooks], Awaitable[int]], *, as_json: bool) -> int:
-    """The same for `redeliver` and `endpoints`."""
+    """The same for `redeliver`, `endpoints` and `webhooks`."""
     _expect_something()
     from terminal.deliveries import opened
 
@@ -582,15 +661,37 @@ def _expect_something(*, needs_service: bool = False, first: bool = False) -> No
 
 
 def _ran(main: Coroutine[Any, Any, int]) -> int:
+    _heed_ctrl_c()
     try:
         return asyncio.run(main)
     except BrokenPipeError:  # `| head` has seen enough; the job goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return OK
+
+
+def _heed_ctrl_c() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _discard(stream: TextIO) -> None:
+    """What is still in its buffer goes nowhere: the interpreter's exit would complain of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_closed_streams() -> None:
+    """A stream that was closed by who started this is nothing to read from and nowhere to write to, and its number not
+    that of the next file."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            if (opened := os.open(os.devnull, os.O_RDWR)) != number:
+                os.dup2(opened, number)
+            setattr(sys, name, os.fdopen(number, mode))
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code. Errors become one sentence, or one JSON object, on standard error."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -606,6 +707,13 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         typer.echo("starter: interrupted", err=True)
         return INTERRUPTED
+    except SystemExit:  # of typer, where nobody reads its help
+        _discard(sys.stdout)
+        return OK
+    except OSError as error:  # a full disk, for one
+        _discard(sys.stdout)
+        typer.echo(f"starter: {error.filename or 'the output cannot be written'}: {error.strerror}", err=True)
+        return FAILED
 
 
 def _complain(error: ChatJobsError | TyperException, as_json: bool) -> None:
@@ -613,7 +721,8 @@ def _complain(error: ChatJobsError | TyperException, as_json: bool) -> None:
 
     told = sentence(error)
     line = json.dumps({"error": _described(error, told)}, ensure_ascii=False) if as_json else f"starter: {told}"
-    typer.echo(line, err=True)
+    with suppress(BrokenPipeError):
+        typer.echo(line, err=True)
 
 
 def _described(error: ChatJobsError | TyperException, told: str) -> dict[str, Any]:

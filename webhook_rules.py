@@ -28,10 +28,11 @@ class WebhookRules:
     Without keys the service is for the people of this machine, and so may be its receivers.
     """
 
-    def __init__(self, settings: Settings, database: Database) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, database: Database, temporal: str | None = None) -> None:
+        """``temporal`` is the server's ``host:port``; by default what the environment names."""
+        temporal = temporal or ClientConfig.load_client_connect_config().get("target_host", "localhost:7233")
         self._keys = KeyStore(database)
-        self._open, self._closed = (_policy(settings, loopback=loopback) for loopback in (True, False))
+        self._open, self._closed = (_policy(settings, temporal, loopback=loopback) for loopback in (True, False))
         self._current = self._closed
 
     def __call__(self) -> WebhookPolicy:
@@ -72,21 +73,20 @@ async def signing_secrets(settings: Settings, database: Database, tenant: str) -
     return [secret.get_secret_value() for secret in settings.webhook_secret]
 
 
-def _policy(settings: Settings, *, loopback: bool) -> WebhookPolicy:
+def _policy(settings: Settings, temporal: str, *, loopback: bool) -> WebhookPolicy:
     public = urlsplit(settings.chatjobs_public_url or "").hostname
     return WebhookPolicy(
         allow=settings.chatjobs_webhook_allow,
         allow_http=settings.chatjobs_webhook_http,
         loopback=loopback,
         own_hosts=(public,) if public else (),
-        deny=tuple(_own_servers(settings)),
+        deny=tuple(_own_servers(settings, temporal)),
     )
 
 
-def _own_servers(settings: Settings) -> list[str]:
+def _own_servers(settings: Settings, temporal: str) -> list[str]:
     """``address:port`` of what a webhook must not reach even where its network is allowed."""
-    found = [ClientConfig.load_client_connect_config().get("target_host", "localhost:7233")]
-    found.append(f"{settings.chatjobs_host}:{settings.chatjobs_port}")
+    found = [temporal, f"{settings.chatjobs_host}:{settings.chatjobs_port}"]
     database = urlsplit(settings.database_url)
     if database.hostname:
         found.append(f"{database.hostname}:{database.port or OWN_PORTS.get(database.scheme.partition('+')[0], 0)}")

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 
-from activities.ports import WebhookResponse, WebhookSender
-from chatjobs.contracts import JobStatus, WebhookData, WebhookEvent, WebhookTest, WebhookTestEvent, rfc3339
-from chatjobs.errors import WebhookError
-from chatjobs.names import status_path
+from activities.example_webhook import post_example
+from activities.ports import WebhookSender
+from chatjobs.contracts import WebhookTest
 from chatjobs.webhook_urls import WebhookPolicy
-from chatjobs.webhooks import read_otherwise, sign
 from gateway.keyring import Allowance
 from gateway.problems import HttpProblem
 
@@ -23,8 +18,6 @@ MOST_TESTS = 10
 TESTS_PER_SECOND = 1 / 6
 MOST_TENANTS = 10_000
 DENIED = "address_denied"
-CONTENT = "This is a test."
-EXAMPLE_JOB = "job_test"
 
 
 class _Caller:
@@ -53,24 +46,7 @@ class Rehearsals:
         """Call a URL once. Raises WebhookUrlRefused, StorageUnavailable, and HttpProblem (429)."""
         url = self._policy().check(url)
         async with self._place(tenant):
-            secrets = await self._secrets_of(tenant)
-            heard = tested(await self._signed(secrets, url, datetime.now(UTC)))
-        why = next(filter(None, map(read_otherwise, secrets)), None)
-        return heard.model_copy(update={"advice": f"The secret {why}"}) if why else heard
-
-    async def _signed(self, secrets: Sequence[str], url: str, now: datetime) -> WebhookResponse:
-        body = example(now)
-        try:
-            headers = sign(
-                body,
-                webhook_id=f"whe_test_{uuid.uuid4().hex}",
-                timestamp=now,
-                body_timestamp=rfc3339(now),
-                secrets=secrets,
-            )
-        except WebhookError as error:
-            return WebhookResponse(latency_ms=0, error=error.message)
-        return await self._sender.post(url, headers=headers, body=body)
+            return told(await post_example(self._sender, url, await self._secrets_of(tenant)))
 
     @asynccontextmanager
     async def _place(self, tenant: str) -> AsyncIterator[None]:
@@ -88,30 +64,9 @@ class Rehearsals:
             caller.under_way -= 1
 
 
-def tested(response: WebhookResponse) -> WebhookTest:
+def told(heard: WebhookTest) -> WebhookTest:
     """What the caller may know. Of an address that is denied neither why nor how long it took to find out: both would
     tell of names and networks that only this machine can see."""
-    if (response.error or "").startswith(DENIED):
-        return WebhookTest(delivered=False, latency_ms=0, error=DENIED)
-    return WebhookTest(
-        delivered=response.delivered,
-        status_code=response.status_code,
-        latency_ms=response.latency_ms,
-        error=response.error,
-    )
-
-
-def example(now: datetime) -> bytes:
-    """The body: what a receiver would get of a job that is complete, under an event of its own."""
-    data = WebhookData(
-        job_id=EXAMPLE_JOB,
-        request_id="test",
-        status=JobStatus.COMPLETED,
-        model="test",
-        content=CONTENT,
-        finish_reason="stop",
-        completed_at=now,
-        sha256=hashlib.sha256(CONTENT.encode()).hexdigest(),
-        status_url=status_path(EXAMPLE_JOB),
-    )
-    return WebhookEvent(event=WebhookTestEvent.TEST, timestamp=now, data=data).model_dump_json().encode()
+    if not (heard.error or "").startswith(DENIED):
+        return heard
+    return WebhookTest(delivered=False, latency_ms=0, error=DENIED, advice=heard.advice)

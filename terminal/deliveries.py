@@ -1,35 +1,42 @@
-"""The commands `redeliver` and `endpoints`: webhooks made again, and how the URLs that they go to do."""
+"""The commands `redeliver`, `endpoints` and `webhooks test`: made again, how their URLs fare, and a test call."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from chatjobs.contracts import Endpoint, EndpointList, Redelivering, Redelivery, WireModel
+from activities.example_webhook import post_example
+from activities.ports import WebhookSender
+from chatjobs.contracts import Endpoint, EndpointList, Redelivering, Redelivery, WebhookTest, WireModel
 from chatjobs.errors import DeliveryNotFound
 from storage.database import Database
 from storage.deliveries import DeliveryStore
 from storage.endpoints import EndpointStore
-from terminal.output import complain, console, local_time, one_line, safe, write
-from terminal.place import find
+from terminal.output import Records, complain, console, local_time, one_line, safe, write
+from terminal.place import Place, find
+from webhook_rules import WebhookRules, signing_secrets
 
-OK = 0
+OK, NOT_DELIVERED = 0, 1
 DELIVERY_PREFIX = "whe_"
 COLOURS = {"ok": "green", "failing": "yellow", "disabled": "red"}
+
+SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]
+"""Makes what posts to strangers by these rules; the entry point knows one."""
 
 
 class Webhooks:
     """Each command is a method: it prints, and returns the exit code. Workers and gateways do what is stored here."""
 
-    def __init__(self, database: Database, default_tenant: str, *, as_json: bool) -> None:
+    def __init__(self, place: Place, database: Database, *, as_json: bool) -> None:
+        self._place = place
+        self._database = database
         self._deliveries = DeliveryStore(database)
         self._endpoints = EndpointStore(database)
-        self._default_tenant = default_tenant
+        self._default_tenant = place.settings.chatjobs_direct_tenant
         self._as_json = as_json
 
     async def redeliver(self, name: str) -> int:
@@ -58,6 +65,22 @@ class Webhooks:
             complain("what failed meanwhile is not sent by itself: `starter.py redeliver --since … --url …`")
         return OK
 
+    async def test(self, url: str, tenant: str | None, sender_of: SenderOf) -> int:
+        """From this process, by the rules and with the secrets of the service. Raises WebhookUrlRefused."""
+        rules = self._place.webhook_rules(self._database)
+        url = (await rules.now()).check(url)
+        settings, owner = self._place.service_settings, tenant or self._default_tenant
+        secrets = await signing_secrets(settings, self._database, owner)
+        async with sender_of(rules) as sender:
+            heard = await post_example(sender, url, secrets)
+        if self._as_json:
+            self._print(heard)
+        else:
+            write(f"{_came_of(heard)}\n")
+            if heard.advice:
+                complain(safe(heard.advice))
+        return OK if heard.delivered else NOT_DELIVERED
+
     async def _again(self, name: str) -> int:
         if name.startswith(DELIVERY_PREFIX):
             with suppress(DeliveryNotFound):
@@ -78,10 +101,16 @@ class Webhooks:
         write(f"{one_line(value.model_dump(mode='json'))}\n")
 
 
+def _came_of(heard: WebhookTest) -> str:
+    """``delivered: answered 204 in 12 ms``; ``not delivered: connect_error``."""
+    answer = f"answered {heard.status_code}" if heard.status_code else ""
+    why = ", ".join(filter(None, (answer, safe(heard.error or ""))))
+    took = f" in {heard.latency_ms} ms" if heard.latency_ms else ""
+    return f"{'delivered' if heard.delivered else 'not delivered'}: {why}{took}"
+
+
 def _table(endpoints: Sequence[Endpoint]) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("status", "to", "delivered", "failed", "since", "last error"):
-        table.add_column(column, overflow="fold")
+    table = Records("status", "to", "delivered", "failed", "since", "last error")
     for one in endpoints:
         status = Text(one.status + (f" ({one.disabled_reason})" if one.disabled_reason else ""), COLOURS[one.status])
         counts = (str(one.successes), str(one.failures))
@@ -97,6 +126,6 @@ async def opened(*, as_json: bool) -> AsyncIterator[Webhooks]:
     place = find()
     database = await place.open_database(create=False)
     try:
-        yield Webhooks(database, place.settings.chatjobs_direct_tenant, as_json=as_json)
+        yield Webhooks(place, database, as_json=as_json)
     finally:
         await database.close()

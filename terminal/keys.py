@@ -10,14 +10,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from chatjobs.contracts import rfc3339
 from chatjobs.errors import ConfigurationError, InvalidRequest, Problem
 from storage.database import Database
 from storage.keys import OLD_SECRET_SIGNS, ApiKey, KeyStore, SecretStore, TenantSecret
-from terminal.output import complain, console, local_time, one_line, safe, write
+from terminal.output import Records, complain, console, local_time, one_line, safe, write
 from terminal.place import find
 
 OK = 0
@@ -146,7 +145,7 @@ def _secret_fields(secret: TenantSecret) -> dict[str, Any]:
 
 
 def _key_table(keys: Sequence[ApiKey]) -> RenderableType:
-    table = _table("key", "tenant", "name", "state", "created", "expires")
+    table = Records("key", "tenant", "name", "state", "created", "expires")
     for key in keys:
         state = Text(_state(key), COLOURS[_state(key)])
         times = (local_time(key.created_at), local_time(key.expires_at))
@@ -155,17 +154,10 @@ def _key_table(keys: Sequence[ApiKey]) -> RenderableType:
 
 
 def _secret_table(secrets: Sequence[TenantSecret]) -> RenderableType:
-    table = _table("tenant", "fingerprint", "created", "signs until")
+    table = Records("tenant", "fingerprint", "created", "signs until")
     for secret in secrets:
         until = local_time(secret.signs_until) or "it is replaced"
         table.add_row(safe(secret.tenant), secret.fingerprint, local_time(secret.created_at), until)
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
     return table
 
 

@@ -9,13 +9,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 
 from chatjobs.contracts import rfc3339
 from chatjobs.errors import InvalidRequest, Problem
 from storage.database import Database
 from storage.limiter import Lane, Limiter
-from terminal.output import complain, console, local_time, one_line, safe, write
+from terminal.output import Records, complain, console, local_time, one_line, safe, write
 from terminal.place import find
 
 OK = 0
@@ -44,7 +43,9 @@ class Limits:
     async def set(self, name: str, per_second: float) -> int:
         """Raises InvalidRequest."""
         if not LANE.fullmatch(name):
-            raise InvalidRequest([Problem("/lane", "is not the name of a lane; look at `starter.py limits list`")])
+            raise InvalidRequest(
+                [Problem("/lane", "must be a name as in `starter.py limits list`, such as 0a1b2c3d:mistral-small")]
+            )
         if not SLOWEST <= per_second <= FASTEST:
             raise InvalidRequest([Problem("/perSecond", f"must be a number from {SLOWEST:g} to {FASTEST}")])
         if await self._lane(name) is None:
@@ -87,9 +88,7 @@ def _fields(lane: Lane) -> dict[str, Any]:
 
 
 def _table(lanes: Sequence[Lane]) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("lane", "limit", "waiting", "paused until", "model"):
-        table.add_column(column, overflow="fold")
+    table = Records("lane", "limit", "waiting", "paused until", "model")
     for lane in lanes:
         table.add_row(safe(lane.name), _rate(lane), str(lane.waiting), local_time(lane.paused_until), _model(lane))
     return table

@@ -39,6 +39,18 @@ class LocalService:
         except (OSError, ValueError, AttributeError):  # not there, not JSON, not an object
             return {}
 
+    @cached_property
+    def webhook_secret(self) -> str | None:
+        """What signs the default tenant's webhooks where WEBHOOK_SECRET is not set. Raises ConfigurationError."""
+        path = self.directory / "webhook_secret"
+        try:
+            return path.read_text().strip() or None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            why = f"{path} cannot be read ({error.strerror}); use the account that runs the service"
+            raise ConfigurationError(why) from None
+
     def expect(self) -> None:
         """Raises ServiceNotRunning where it does not run, and ConfigurationError."""
         if "temporal" not in self.endpoints:

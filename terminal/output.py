@@ -7,14 +7,19 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, OverflowMethod, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 COLOURS = {"completed": "green", "incomplete": "yellow", "failed": "red", "cancelled": "magenta", "delivered": "green"}
 PLAIN_WIDTH = 1_000
 """Columns where nobody looks at a screen: a program that reads a table wants whole values."""
+NARROW = 60
+"""Columns below which a table would break its words."""
 CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -34,6 +39,41 @@ def console() -> Console:
     """Standard output as it is, without rich's own ideas about what words mean."""
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
     return Screen(highlight=False, markup=False, emoji=False, width=width)
+
+
+class Records:
+    """Rows with names for their columns: a table, and on a narrow screen a block of lines for each row.
+
+    ``least``: columns that the table takes at least; on a screen with fewer it is blocks.
+    """
+
+    def __init__(self, *names: str, overflow: OverflowMethod = "fold", least: int = NARROW) -> None:
+        self.table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in names:
+            self.table.add_column(name, overflow=overflow)
+        self._names = names
+        self._least = least
+        self._rows: list[tuple[str | Text, ...]] = []
+
+    def add_row(self, *values: str | Text) -> None:
+        self._rows.append(values)
+        self.table.add_row(*values)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        if options.max_width >= self._least:
+            yield self.table
+            return
+        for number, row in enumerate(self._rows):
+            if number:
+                yield ""
+            block = Table.grid(padding=(0, 1))
+            block.add_column(style="dim")
+            block.add_column(overflow="fold")
+            for name, value in zip(self._names[1:], row[1:], strict=False):
+                if value:
+                    block.add_row(name, value)
+            yield row[0]  # alone, so that an id fits on a line and can be copied
+            yield block
 
 
 def one_line(document: Any) -> str:

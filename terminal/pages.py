@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from rich.console import Group, OverflowMethod, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from chatjobs.contracts import Attempt, Delivery, Job
-from terminal.output import COLOURS, local_time, safe, seconds
+from terminal.output import COLOURS, Records, local_time, safe, seconds
 from terminal.views import advice
 from terminal.waiting import standing
 
@@ -71,8 +71,8 @@ def _named_facts(job: Job) -> Iterator[tuple[str, str | None]]:
     yield "run", job.temporal_url
 
 
-def _attempts(attempts: Sequence[Attempt]) -> Table:
-    table = _table("#", "started", "took", "outcome", "http", "tokens", "first token", "tokens/s")
+def _attempts(attempts: Sequence[Attempt]) -> RenderableType:
+    table = Records("#", "started", "took", "outcome", "http", "tokens", "first token", "tokens/s")
     for one in attempts:
         tokens = f"{'~' if one.estimated else ''}{one.usage.completion_tokens}" if one.usage else ""
         table.add_row(
@@ -88,8 +88,8 @@ def _attempts(attempts: Sequence[Attempt]) -> Table:
     return table
 
 
-def _deliveries(deliveries: Sequence[Delivery]) -> Table:
-    table = _table("event", "to", "status", "try", "at", "answer", "took")
+def _deliveries(deliveries: Sequence[Delivery]) -> RenderableType:
+    table = Records("event", "to", "status", "try", "at", "answer", "took")
     for delivery in deliveries:
         waits = f", next {local_time(delivery.next_try_at)}" if delivery.next_try_at else ""
         status = Text(delivery.status + waits, style=COLOURS.get(delivery.status, ""))
@@ -101,27 +101,21 @@ def _deliveries(deliveries: Sequence[Delivery]) -> Table:
 
 
 def job_list(jobs: Sequence[Job]) -> RenderableType:
-    """One line per job; on a narrow screen the last columns are cut."""
-    table = _table("job", "status", "created", "tokens", "model", "note", "metadata", overflow="ellipsis")
-    for column in table.columns:
-        column.no_wrap = True
+    """One line per job; on a narrow screen the last columns are cut, on a very narrow one a job has several lines."""
+    names = ("job", "status", "created", "tokens", "model", "note", "metadata")
     whole = (max((len(job.job_id) for job in jobs), default=0), len("in_progress"), len("01-31 00:00:00"))
-    for column, width in zip(table.columns, whole, strict=False):
+    list_ = Records(*names, overflow="ellipsis", least=sum(whole) + 2 * len(whole))
+    for column in list_.table.columns:
+        column.no_wrap = True
+    for column, width in zip(list_.table.columns, whole, strict=False):
         column.min_width = width
     for job in jobs:
         note = job.error.code if job.error else "replay" if job.replay_of else ""
         status = Text(job.status.value, style=COLOURS.get(job.status, "cyan"))
         tokens = str(job.usage.completion_tokens) if job.usage else ""
         created = f"{job.created_at.astimezone():%m-%d %H:%M:%S}"
-        table.add_row(job.job_id, status, created, tokens, job.model, safe(note), safe(_pairs(job.metadata)))
-    return table
-
-
-def _table(*columns: str, overflow: OverflowMethod = "fold") -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in columns:
-        table.add_column(name, overflow=overflow)
-    return table
+        list_.add_row(job.job_id, status, created, tokens, job.model, safe(note), safe(_pairs(job.metadata)))
+    return list_
 
 
 def _heading(name: str) -> Text:

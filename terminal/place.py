@@ -7,8 +7,10 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from temporalio.client import Client
@@ -18,6 +20,7 @@ from connection import configured, connect, dial, run_url, silence_core
 from settings import Settings, problems
 from storage.database import Database
 from terminal.local import WHERE_IS_TEMPORAL, LocalService
+from webhook_rules import WebhookRules
 
 CONNECT_SECONDS = 5.0
 DIAL_SECONDS = 2.0
@@ -39,6 +42,30 @@ class Place:
         self.settings = settings
         self._environment = environment
         self._local = LocalService(settings.chatjobs_data_dir)
+
+    def webhook_rules(self, database: Database) -> WebhookRules:
+        """Those that the service judges by. Raises ConfigurationError."""
+        temporal = None if self._told_where else self._endpoints.get("temporal")
+        return WebhookRules(self.service_settings, database, temporal)
+
+    @cached_property
+    def service_settings(self) -> Settings:
+        """The settings as the processes of `make run` have them, if it runs: its ports, its secret.
+
+        Raises ConfigurationError.
+        """
+        running = self._endpoints
+        if not running:
+            return self.settings
+        changes: dict[str, Any] = {
+            "chatjobs_webhook_deny": (*map(_server, running.values()), *self.settings.chatjobs_webhook_deny),
+            "chatjobs_temporal_ui": running.get("temporalUi", self.settings.chatjobs_temporal_ui),
+        }
+        if port := urlsplit(running.get("gateway", "")).port:
+            changes["chatjobs_port"] = port
+        if not self.settings.webhook_secret and (secret := self._local.webhook_secret):
+            changes["webhook_secret"] = (SecretStr(secret),)
+        return self.settings.model_copy(update=changes)
 
     def expect_service(self) -> None:
         """Refuse what only a service could carry out, before anything is stored. Raises ServiceNotRunning.
@@ -156,3 +183,8 @@ class Place:
         if address is None or self._told_where:
             return None
         return {"TEMPORAL_ADDRESS": address, "TEMPORAL_CONFIG_FILE": os.devnull}
+
+
+def _server(address: str) -> str:
+    """``127.0.0.1:8000`` of a URL, or of what is that already."""
+    return urlsplit(address).netloc or address

@@ -40,7 +40,6 @@ from terminal.place import Place, find
 from terminal.views import View, Voice, view
 from terminal.waiting import WaitReporter
 from upkeep import delete_runs
-from webhook_rules import WebhookRules
 
 OK, JOB_FAILED, INTERRUPTED = 0, 1, 130
 LOOK_AGAIN_SECONDS = 0.5
@@ -325,7 +324,7 @@ class Service:
         return Limiter(self._opened, per_second=self._place.settings.mistral_requests_per_second)
 
     async def _intake(self) -> Intake:
-        policy = await WebhookRules(self._place.settings, self._opened).now()
+        policy = await self._place.webhook_rules(self._opened).now()
         prefixes = PrefixRule(self._place.settings, self._opened)
         return Intake(jobs=self._jobs, client=None, policy=lambda: policy, prefixes=prefixes)
 

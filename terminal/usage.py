@@ -9,11 +9,11 @@ import typer
 from pydantic import ValidationError
 from typer._click.core import Command, Context  # typer exports none of these, and pins what is in them
 from typer._click.exceptions import BadOptionUsage, MissingParameter, NoSuchOption, UsageError
-from typer.core import TyperGroup
+from typer.core import TyperGroup, TyperOption
 from typer.exceptions import TyperException
 
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem
-from chatjobs.validation import choice, did_you_mean, reason
+from chatjobs.validation import choice, did_you_mean, reason, resembling
 
 PREDICATE = re.compile(r"(must|may|is|are|has|have|needs|takes|cannot|goes)\b")
 """How a message begins that goes on a sentence which begins with a name."""
@@ -82,11 +82,8 @@ def _missing(error: MissingParameter) -> str:
 
 
 def _synopsis(ctx: Context) -> str:
-    """``starter.py chat [OPTIONS] PROMPT``; typer marks a required argument with braces."""
-    pieces = [
-        piece[1:-1].upper() if piece.startswith("{") else piece for piece in ctx.command.collect_usage_pieces(ctx)
-    ]
-    return " ".join([ctx.command_path, *pieces])
+    """``starter.py chat [OPTIONS] PROMPT``."""
+    return " ".join([ctx.command_path, *ctx.command.collect_usage_pieces(ctx)])
 
 
 def _bad_value(error: typer.BadParameter) -> str:
@@ -112,5 +109,16 @@ def _usage(error: UsageError) -> str:
         return f"No such command: {found[2]}{did_you_mean(found[2], command.commands)}"
     if found := EXTRA_ARGUMENTS.fullmatch(error.message):
         prompts = command is not None and any(one.name == "prompt" for one in command.params)
-        return f"Unexpected argument: {found[1]}{'; put a prompt of several words in quotes' if prompts else ''}"
+        hint = "; put a prompt of several words in quotes" if prompts else _as_option(found[1], command)
+        return f"Unexpected argument: {found[1]}{hint}"
     return error.format_message().rstrip(".")
+
+
+def _as_option(word: str, command: Command | None) -> str:
+    """``; did you mean --status failed?`` of a word that is a value of an option."""
+    for parameter in command.params if command else ():
+        known = parameter.type_descriptor.choices if isinstance(parameter, TyperOption) else None
+        choices = [str(one) for one in known or ()]
+        if found := resembling(word, choices):
+            return f"; did you mean {parameter.opts[0]} {found}?"
+    return ""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -311,3 +313,44 @@ async def test_by_the_command_line(
     for arguments in ((), ("x", "--since", "2h"), ("x", "--url", url), ("nobody",), ("whe_nobody",)):
         assert (await call("redeliver", *arguments))[0] == 2
     assert (await call("endpoints", "--enable", "https://nobody.example/"))[0] == 2
+
+
+async def test_a_test_call_by_the_command_line(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the secret and the closed ports of the service in the data directory; 1 where it is not delivered."""
+    monkeypatch.setenv("CHATJOBS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("CHATJOBS_DATABASE_URL", here.stack.database_url)
+    monkeypatch.setenv("CHATJOBS_WEBHOOK_ALLOW", "127.0.0.1")
+    monkeypatch.delenv("WEBHOOK_SECRET", raising=False)
+    (tmp_path / "webhook_secret").write_text(f"{SECRET}\n")
+    endpoints = {"temporal": here.stack.temporal_address, "gateway": "http://127.0.0.1:4343"}
+    (tmp_path / "endpoints.json").write_text(json.dumps(endpoints))
+
+    async def call(*arguments: str) -> tuple[int, str, str]:
+        code = await asyncio.to_thread(starter.main, ("webhooks", "test", *arguments))
+        return code, *capsys.readouterr()
+
+    here.hooks.answer("/tried", [Answer(204), Answer(503), Answer(200), Answer(200)])
+    url = here.hooks.url("/tried")
+    code, out, err = await call(url)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"delivered: answered 204 in \d+ ms\n", out)
+    received = here.hooks.requests("/tried")[0]
+    event = verify(received.body, received.headers, secrets=SECRET, now=received.at)
+    assert (event.event.value, event.data.job_id) == ("webhook.test", "job_test")
+    code, out, _ = await call(url)
+    assert (code, out.startswith("not delivered: answered 503 in ")) == (1, True)
+    code, out, _ = await call(url, "--json")
+    assert (code, json.loads(out)["delivered"], json.loads(out)["statusCode"]) == (0, True, 200)
+    _, _, err = await call(url, "--tenant", "acme")
+    acme = here.hooks.requests("/tried")[-1]
+    assert verify(acme.body, acme.headers, secrets=here.acme_secret, now=acme.at).event.value == "webhook.test"
+    code, out, _ = await call("http://127.0.0.1:9/")
+    assert (code, out.startswith("not delivered: connect_error")) == (1, True)
+    for refused in ("http://127.0.0.1:4343/api", f"http://{here.stack.temporal_address}/"):
+        code, out, err = await call(refused)
+        assert (code, out, "a part of the service itself" in err) == (2, "", True), err
+    assert (await call("nonsense"))[0] == 2
+    code, _, err = await call("http://10.1.2.3/", "--json")
+    assert (code, json.loads(err)["error"]["code"]) == (2, "webhook_url_refused")

@@ -13,7 +13,9 @@ import sys
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -21,12 +23,14 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from chatjobs.contracts import Job, JobStatus
+from chatjobs.webhooks import verify
 from intake import Intake
 from storage.database import Database
 from storage.jobs import JobStore
 from storage.reading import TranscriptReader
 from storage.values import Cursor
 from tests.factories import make_body
+from tests.receiver import receiver
 from tests.simulator_process import prompt, simulator
 from tests.stack import OURS, ROOT, Process, wait_until
 
@@ -39,12 +43,13 @@ SAMPLE_RATE = "150:150"
 class Machine:
     """A data directory and the standalone.py that runs on it, now and then another one."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **env: str) -> None:
         self.data = directory / "data"
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | {
             "HOME": str(directory),
             "CHATJOBS_DATA_DIR": str(self.data),
             "CHATJOBS_HEARTBEAT_SECONDS": "1",
+            **env,
         }
         self.command = [sys.executable, "standalone.py", "--", "--first-token", "0.01:0.02", "--rate", SAMPLE_RATE]
         self.supervisor = Process("standalone", self.command, env=self.env, log=directory / "output", ready=READY)
@@ -55,6 +60,11 @@ class Machine:
         if not self.supervisor.running:
             self.supervisor.start()
         self.children()
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of starter.py."""
+        command = [sys.executable, "starter.py", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=60)
 
     def children(self) -> dict[str, psutil.Process]:
         """The processes now, by their names in the output."""
@@ -190,10 +200,38 @@ def test_the_example_it_prints_works_when_pasted(machine: Machine) -> None:
 
 def test_it_says_where_webhooks_may_go(machine: Machine) -> None:
     machine.up()
-    line = machine.supervisor.wait_for_log("while there is no key also to this machine")
+    assert "any port from 1024" in machine.supervisor.wait_for_log("while there is no key also to this machine")
+    line = machine.supervisor.wait_for_log("but never to this service's own ports")
     for name in ("gateway", "temporalUi", "simulator"):
         assert str(machine.endpoints()[name]).rpartition(":")[2] in line
-    assert "any port from 1024" in line
+
+
+def test_a_receiver_at_the_gateways_usual_port_is_no_part_of_the_service(tmp_path: Path) -> None:
+    """The gateway takes another port where that one is taken; worker and command line judge by the port it took."""
+    with receiver() as hooks:
+        url = hooks.url("/")
+        port = urlsplit(url).port
+        machine = Machine(tmp_path, CHATJOBS_PORT=str(port))
+        try:
+            machine.up()
+            gateway = str(machine.endpoints()["gateway"])
+            assert urlsplit(gateway).port != port
+            job = machine.call("start", prompt(tokens=1), "--callback", url)
+            assert job.returncode == 0, job.stderr
+            (received,) = hooks.wait_for(1, timeout=PATIENCE)
+            assert json.loads(received.body)["data"]["jobId"] == job.stdout.strip()
+            tested = machine.call("webhooks", "test", url)
+            assert (tested.returncode, tested.stdout.startswith("delivered: ")) == (0, True), tested
+            assert verify(
+                hooks.requests()[-1].body,
+                hooks.requests()[-1].headers,
+                secrets=(machine.data / "webhook_secret").read_text().strip(),
+                now=datetime.now(UTC),
+            )
+            refused = machine.call("start", "hi", "--callback", f"{gateway}/")
+            assert (refused.returncode, "a part of the service itself" in refused.stderr) == (2, True)
+        finally:
+            machine.kill_leftovers()
 
 
 def test_the_secret_it_makes_is_kept_private(machine: Machine) -> None:

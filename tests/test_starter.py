@@ -144,6 +144,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["chat"], "PROMPT is missing; usage: starter.py chat [OPTIONS] PROMPT"),
         (["chat", "why", "me"], "Unexpected argument: me; put a prompt of several words in quotes"),
         (["list", "--since", "yesterday"], "neither a time"),
+        (["list", "failed"], "Unexpected argument: failed; did you mean --status failed?"),
+        (["webhook", "test"], "did you mean webhooks?"),
+        (["webhooks", "test"], "URL is missing; usage: starter.py webhooks test [OPTIONS] URL"),
     ],
 )
 def test_mistyped_is_2_and_says_what_is_wrong(
@@ -158,6 +161,61 @@ def test_mistyped_is_2_and_says_what_is_wrong(
     error = json.loads(capsys.readouterr().err)["error"]
     assert error["code"] == "usage"
     assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("chat -", 2, "starter: standard input is empty\n"),
+        ("start --file -", 2, "starter: standard input is empty\n"),
+        ("--help", 0, ""),
+    ],
+)
+def test_a_stream_that_was_closed_is_an_empty_one(command: str, code: int, told: str) -> None:
+    """``<&-`` and ``>&-`` of the shell: Python then has no such stream at all."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" <&- >&-', "sh", *PROGRAM, *command.split()],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == (code, told)
+
+
+def test_output_that_cannot_be_written_is_said() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*PROGRAM, "-h"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (1, "starter: the output cannot be written: No space left on device\n")
+
+
+def test_help_that_nobody_reads_is_no_error() -> None:
+    with subprocess.Popen([*PROGRAM, "-h"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(PATIENCE), process.stderr.read()) == (0, b"")
+
+
+def test_ctrl_c_while_it_starts_leaves_no_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", *PROGRAM[1:], "list"], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stderr is not None
+        while "asyncio" not in process.stderr.readline():  # it has begun to import
+            continue
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+    assert process.returncode in (-signal.SIGINT, starter.INTERRUPTED)
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_help_fits_the_screen(columns: int) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "list", "-h"], capture_output=True, text=True, cwd=ROOT, env=os.environ | {"COLUMNS": str(columns)}
+    )
+    assert max(map(len, done.stdout.splitlines())) <= columns
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["keys"], ["limits", "-h"], ["list", "--help"]])
@@ -350,16 +408,16 @@ def test_a_position_from_another_epoch_gets_the_whole_answer(running: Stack, cal
 
 
 class Screen:
-    """The program on a terminal of 80 columns."""
+    """The program on a terminal."""
 
-    def __init__(self, running: Stack, *arguments: str) -> None:
+    def __init__(self, running: Stack, *arguments: str, columns: int) -> None:
         self.text = ""
         environment = {**running.env, "TERM": "xterm-256color"}
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:  # the child is the program from here on
             os.chdir(ROOT)
             os.execve(sys.executable, [*PROGRAM, *arguments], environment)  # noqa: S606 - no shell is wanted
-        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def wait_for(self, words: str) -> re.Match[str]:
         deadline = time.monotonic() + PATIENCE
@@ -392,8 +450,8 @@ class Screen:
 
 
 @contextmanager
-def screen(running: Stack, *arguments: str) -> Iterator[Screen]:
-    shown = Screen(running, *arguments)
+def screen(running: Stack, *arguments: str, columns: int = 80) -> Iterator[Screen]:
+    shown = Screen(running, *arguments, columns=columns)
     try:
         yield shown
     finally:
@@ -413,6 +471,21 @@ def test_a_screen_shows_progress_and_ctrl_c_detaches(running: Stack) -> None:
     with screen(running, "watch", job) as shown:
         shown.wait_for(r"completed · 40 tokens · [\d.]+ tokens/s · first token [\d.]+ s")
         assert shown.end() == 0
+
+
+def test_on_a_narrow_screen_a_row_is_a_block_of_lines(running: Stack, call: Call) -> None:
+    """No id is broken, so that it can be copied."""
+    job = call("start", "--wait", prompt("narrow", tokens=2), "--metadata", "a=b").out.strip()
+    with screen(running, "list", "--limit", "1", columns=40) as shown:
+        assert shown.end() == 0
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.text)
+    lines = [line.rstrip() for line in plain.splitlines()]
+    assert job in lines
+    assert re.search(r"^status +completed *\r?$", plain, re.MULTILINE)
+    assert max(map(len, lines)) <= 40
+    with screen(running, "list", "--limit", "1", columns=80) as wide:
+        assert wide.end() == 0
+    assert re.search(rf"{job} .*completed", re.sub(r"\x1b\[[0-9;]*m", "", wide.text))
 
 
 def test_an_answer_cannot_control_the_screen(running: Stack, call: Call) -> None:
@@ -484,6 +557,7 @@ COMMANDS = [
     ("replay", "job_1"),
     ("redeliver", "job_1"),
     ("endpoints",),
+    ("webhooks", "test", "http://127.0.0.1:9999/"),
     ("keys", "list"),
     ("secrets", "list"),
     ("limits", "list"),
