@@ -35,7 +35,7 @@ from bench.table import Row, table
 from chatjobs.contracts import ChatRequest
 from providers.mistral import MistralChat
 
-TARGET_RATIO = 14
+TARGET_RATIO = 20
 TARGET_REQUEST_MS = 4
 ROUNDS = 3
 REQUESTS = 40

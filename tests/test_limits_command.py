@@ -100,7 +100,7 @@ def test_a_lane_may_be_limited_before_its_first_call(call: Call) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["set", "mistral-large", "5"], "not the name of a lane"),
+        (["set", "mistral-large", "5"], "must be a name as in"),
         (["set", "0a1b2c3d:x", "0"], "from 0.001 to 10000"),
         (["set", "0a1b2c3d:x", "nan"], "from 0.001 to 10000"),
         (["set", "0a1b2c3d:x", "1e9"], "from 0.001 to 10000"),
