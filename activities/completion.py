@@ -21,6 +21,7 @@ from temporalio.exceptions import ApplicationError
 from activities import continuation, failures
 from activities.cancels import Cancels
 from activities.continuation import Plan
+from activities.counting import Counter
 from activities.failures import Tally
 from activities.freezes import Freezes, Watch
 from activities.heartbeats import heartbeating
@@ -53,6 +54,7 @@ from storage.limiter import Limiter
 from storage.rows import INTERNAL, SILENCE, broke_off
 from storage.schema import micros, moment
 from storage.sealing import QUEUE_TIMEOUT
+from storage.tokens import Sample
 from storage.transcript import JobWriter, TranscriptWriter
 from storage.values import (
     FROZEN,
@@ -60,10 +62,12 @@ from storage.values import (
     POSTPONED,
     SEGMENT,
     TAKEN_OVER,
+    TOPPED_UP,
     WORKER_LOST,
     AttemptEnd,
     Claim,
     FinishRecord,
+    Stretch,
     TextPiece,
 )
 
@@ -78,6 +82,10 @@ WITHOUT_CALL = frozenset(
     | {POSTPONED, NO_PREFIX, FROZEN}
 )
 """Outcomes that an attempt may have before it calls; then it is not in the ledger, which is one of calls."""
+NOT_WORTH_A_CALL = 0.02
+"""The part of an answer that may be missing at its length limit: another call would pay for the prompt again."""
+RUN_ON = 32
+"""Tokens beyond the length limit after which a server is taken not to keep to it."""
 CLAIM_PATIENCE_SECONDS = 600.0
 """How long errors of our own in claiming a job are tried again."""
 RECORDING_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, *(15.0,) * 40)
@@ -151,6 +159,8 @@ class CompletionActivities:
         attempt.usage = finish.exact_usage if finish else Usage()
         if await self._goes_on(attempt, finish):
             raise _SegmentOver
+        if finish is not None and await self._is_short(attempt, finish):
+            raise _TooShort
         if finish is None:
             return await self._end_without_call(attempt, attempt.end("nothing_left", None, None))
         if attempt.reached_cap(finish):
@@ -170,12 +180,40 @@ class CompletionActivities:
         if claim.position > 0:
             pieces = await self._jobs.written(claim.job_id, fence=claim.fence, epoch=claim.epoch)
         reason = _void(attempt, pieces, self._model.continuing(request.model)) if pieces else None
-        plan = continuation.plan(request, attempt.past, () if reason else pieces)
+        if pieces and not reason:
+            plan = await self._plan_to_continue(attempt, pieces)
+        else:
+            plan = continuation.plan(request, attempt.past)
         if plan.over_cap:
             raise _over_cap(attempt)
         if reason:
             await self._restart(attempt, reason)
         return plan
+
+    async def _plan_to_continue(self, attempt: _Attempt, pieces: Sequence[TextPiece]) -> Plan:
+        request, past = attempt.request, attempt.past
+        if not continuation.counted(request, past):
+            attempt.samples = await self._jobs.samples(request.model)
+        unsent = self._model.unsent(request, continuation.content(pieces))
+        return continuation.plan(request, past, pieces, attempt.samples, unsent)
+
+    async def _is_short(self, attempt: _Attempt, finish: Finish) -> bool:
+        """Whether the length limit of a continued answer was estimated too low, and another call is worth it.
+
+        The call has shown how its server's deltas and tokens relate: an estimate that was high for want of that is put
+        right by it. Once for a segment.
+        """
+        request, past, most = attempt.request, attempt.past, attempt.request.max_tokens
+        usage = finish.exact_usage
+        if most is None or usage is None or finish.reason != LENGTH or attempt.plan.continue_from is None:
+            return False
+        if past.topped_up or attempt.plan.ends_at_cap or attempt.parts or continuation.counted(request, past):
+            return False
+        await attempt.pen.flush()
+        pieces = await self._jobs.written(attempt.pen.job_id, fence=attempt.pen.fence, epoch=attempt.pen.epoch)
+        stretches = (*past.stretches, attempt.stretch(usage.completion_tokens))
+        missing = most - continuation.said(stretches, pieces, attempt.samples).tokens
+        return missing > most * NOT_WORTH_A_CALL
 
     async def _restart(self, attempt: _Attempt, reason: str) -> None:
         """Throw the text so far away, unless the cap allows no other."""
@@ -220,6 +258,11 @@ class CompletionActivities:
                     if isinstance(event, Finish):
                         finish = event
                         break
+                    if attempt.is_beyond(event):
+                        if attempt.runs_on:
+                            finish = Finish(LENGTH)
+                            break
+                        continue
                     attempt.take(event)
                     if attempt.pen.full:
                         with clocks.paused():  # the database is slow, not the model
@@ -229,7 +272,7 @@ class CompletionActivities:
                 raise (attempt.timeout() if isinstance(error, TimeoutError) else error) from None
         if finish is None:
             raise UpstreamInterrupted(code="upstream_cut")
-        return finish
+        return finish._replace(reason=LENGTH) if attempt.trimmed else finish
 
     async def _ended(self, attempt: _Attempt, error: BaseException) -> CompletionSummary:
         """Keep what came and write down how the attempt ended. Raises the exception for Temporal.
@@ -246,7 +289,7 @@ class CompletionActivities:
                 await attempt.pen.flush()
                 if attempt.finish is not None:
                     return attempt.summary(attempt.finish)
-            if outcome == REFUSED and attempt.past.segments:  # whole segments are worth more than a longer answer
+            if _is_enough(attempt, outcome, failure):
                 return await self._end_without_call(attempt, end)
             await self._jobs.end_attempt(claim.job_id, claim.attempt, claim.fence, end)
             if self._lanes:
@@ -360,6 +403,10 @@ class _CancelWanted(Exception):
     """Somebody asked to cancel the job."""
 
 
+class _TooShort(Exception):
+    """The answer ended at a length limit that was estimated too low, and goes on up to the true one."""
+
+
 class _SegmentOver(Exception):
     """The answer has reached the length limit of a segment, and goes on in another."""
 
@@ -386,12 +433,15 @@ class _Attempt:
         self.parts: list[PlacedPart] = []
         self.turn = claim.turn
         self._began = time.monotonic()
-        self._most_deltas = sys.maxsize
+        self._most_tokens = sys.maxsize
         self._called = False
         self._goes_on = claim.position > 0
         self._first_token: float | None = None
         self._last_event: float | None = None
-        self._deltas = 0
+        self._counter = Counter()
+        self._beyond = 0
+        self.samples: Sequence[Sample] = ()
+        """Calls of the same model that were counted; looked up where the answer's length has to be estimated."""
 
     @property
     def moved_on(self) -> bool:
@@ -452,11 +502,11 @@ class _Attempt:
     def planned(self, plan: Plan) -> None:
         self.plan = plan
         if plan.tokens_left is not None:
-            self._most_deltas = plan.tokens_left
+            self._most_tokens = plan.tokens_left
 
     def restarted(self, epoch: int) -> None:
         """The text so far was thrown away."""
-        self.past = replace(self.past, segments=0, segment_tokens=0)
+        self.past = replace(self.past, segments=0, segment_tokens=0, stretches=(), topped_up=False)
         self.pen.restarted(epoch)
         self._goes_on = False
 
@@ -466,7 +516,8 @@ class _Attempt:
 
     def reached_cap(self, finish: Finish) -> bool:
         """The answer ended where limits.maxTotalTokens made it end."""
-        used = finish.usage.completion_tokens if finish.usage else self._deltas
+        reported = finish.usage.completion_tokens if finish.usage else 0
+        used = reported or max(self._counter.count, self._counter.most)
         return finish.reason == LENGTH and self.plan.ends_at_cap and used >= (self.plan.tokens_left or 0)
 
     def cannot_continue(self, error: UpstreamError) -> bool:
@@ -474,7 +525,7 @@ class _Attempt:
         refused = (
             isinstance(error, UpstreamRefused) and error.reason == "upstream_rejected" and error.http_status != 404
         )
-        asked = self.plan.continue_from is not None and not self._deltas
+        asked = self.plan.continue_from is not None and not self._counter.deltas
         return asked and (refused or error.reason == CANNOT_CONTINUE)
 
     def heard(self) -> None:
@@ -484,17 +535,40 @@ class _Attempt:
 
     def take(self, event: ModelEvent) -> None:
         match event:
-            case TextDelta(channel, text):
-                self._deltas += 1
-                self.pen.append(channel, text)
-                if self._deltas > self._most_deltas:
+            case TextDelta(channel, text, told):
+                self.pen.append(channel, text, self._counter.take(text, told))
+                if self._counter.least > self._most_tokens:
                     raise _over_cap(self)
             case PartDelta(part):
                 self.parts.append(PlacedPart(position=self.pen.position, part=part))
-            case Progress() | Allowance() | Finish():
+            case Progress(told):
+                self._counter.skip(told)
+            case Allowance() | Finish():
                 pass
             case _:
                 assert_never(event)
+
+    def is_beyond(self, event: ModelEvent) -> bool:
+        """Text that the answer may not have (see Plan.is_full)."""
+        if not isinstance(event, TextDelta) or not self.plan.is_full(self._counter):
+            return False
+        self._beyond += 1
+        return True
+
+    @property
+    def trimmed(self) -> bool:
+        """Text came that the answer may not have."""
+        return self._beyond > 0
+
+    @property
+    def runs_on(self) -> bool:
+        """The server does not keep to the length limit."""
+        return self._beyond > self.plan.room + RUN_ON
+
+    def stretch(self, tokens: int) -> Stretch:
+        """What this attempt wrote, of which the server has counted ``tokens``."""
+        start = self.past.stretches[-1].end if self.past.stretches else 0
+        return Stretch(start, self.pen.position, self._counter.count, tokens)
 
     @property
     def first_token_ms(self) -> int | None:
@@ -502,7 +576,7 @@ class _Attempt:
 
     def tokens_per_second(self, tokens: int | None = None) -> float | None:
         """Over the time since the first token; a single token has no rate."""
-        count = self._deltas if tokens is None else tokens
+        count = self._counter.count if tokens is None else tokens
         if self._first_token is None or count < 2:
             return None
         return round((count - 1) / max(time.monotonic() - self._first_token, 1e-3), 1)
@@ -522,7 +596,7 @@ class _Attempt:
         return CompletionSummary(position=self.pen.position, finish_reason=finish.reason)
 
     def _record(self, finish: Finish) -> FinishRecord:
-        usage, estimated = finish.counted(self.plan.estimated(self._deltas)) if self.number else (None, False)
+        usage, estimated = finish.counted(self.plan.estimated(self._counter.most)) if self.number else (None, False)
         return FinishRecord(
             reason=finish.reason,
             usage=usage,
@@ -538,7 +612,17 @@ class _Attempt:
     def end(self, outcome: str, http_status: int | None, message: str | None) -> AttemptEnd:
         status = http_status or (OK if self.clocks.began else None)
         called = self._called or outcome not in WITHOUT_CALL
-        return AttemptEnd(outcome, status, self.first_token_ms, self.tokens_per_second(), self.usage, called, message)
+        usage = self.usage or self._counter.usage
+        return AttemptEnd(
+            outcome=outcome,
+            http_status=status,
+            first_token_ms=self.first_token_ms,
+            tokens_per_second=self.tokens_per_second(),
+            usage=usage,
+            called=called,
+            message=message,
+            tokens=self._counter.most if self._counter.deltas else None,
+        )
 
     def log(self, action: str) -> dict[str, Any]:
         return {"action": action, "job_id": self.claim.job_id, "attempt": self.claim.attempt}
@@ -617,6 +701,8 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
             return "cancelled", None, failures.again("cancelled", "Somebody asked to cancel the job", 0)
         case _SegmentOver():
             return SEGMENT, None, failures.again(SEGMENT, "The answer goes on in another segment", 0)
+        case _TooShort():
+            return TOPPED_UP, None, failures.again(TOPPED_UP, "The answer goes on up to its length limit", 0)
         case Postponed():
             return POSTPONED, None, waits_for_turn(error.turn)
         case UpstreamError() if attempt.cannot_continue(error):
@@ -661,6 +747,15 @@ def _void(attempt: _Attempt, pieces: Sequence[TextPiece], continuing: Continuing
     if interrupted and policy == "restart":
         return "restart"
     return continuation.obstacle(attempt.request, pieces, continuing)
+
+
+def _is_enough(attempt: _Attempt, outcome: str, failure: BaseException) -> bool:
+    """The text so far stands as the answer, at its length limit, although the attempt to make it longer went wrong:
+    whole segments, and an answer that lacks a little, are worth more than what is missing."""
+    ends = isinstance(failure, ApplicationError) and failure.non_retryable and outcome not in ("cancelled", TAKEN_OVER)
+    return (outcome == REFUSED and attempt.past.segments > 0) or (
+        attempt.past.topped_up and (ends or outcome == REFUSED)
+    )
 
 
 def _comes_again(attempt: _Attempt, failure: BaseException) -> bool:

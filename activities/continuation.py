@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from activities.counting import Counter
 from activities.ports import Continuing
 from chatjobs.contracts import Channel, ChatRequest, Usage, message_text
 from storage.estimates import prompt_ceiling, prompt_tokens, text_ceiling
 from storage.schema import CHANNELS
-from storage.values import Past, TextPiece
+from storage.tokens import Estimate, Sample, estimated
+from storage.values import Past, Stretch, TextPiece
 
 CONTENT = CHANNELS.index(Channel.CONTENT)
+MOST_ROOM = 16
+"""Tokens for whitespace that is said again, where the deltas show how many it took; else one has to do."""
+LEAST_SAMPLE = 2
+"""Tokens of a call that tell something of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +25,15 @@ class Plan:
     """One call of the model.
 
     ``prompt_tokens``: a rough count, with the text so far. ``continue_from``: the content so far; None for a call from
-    the beginning. ``tokens_left``: how many more the cap on the whole job allows; None without a cap.
+    the beginning. ``tokens_left``: how many more the cap on the whole job allows; None without a cap. ``room``: tokens
+    that the model needs for saying whitespace again, beside those of ``request.max_tokens``, which is what may be new.
     """
 
     request: ChatRequest
     prompt_tokens: int = 0
     continue_from: str | None = None
     tokens_left: int | None = None
+    room: int = 0
 
     def estimated(self, completion_tokens: int) -> Usage:
         """Of a call about whose usage Mistral said nothing."""
@@ -37,6 +45,12 @@ class Plan:
         """The answer has reached its length limit already."""
         return self.request.max_tokens is not None and self.request.max_tokens <= 0
 
+    def is_full(self, counter: Counter) -> bool:
+        """The answer may have no more text: the model had room for whitespace that it would say again, and has not
+        needed it. Only where each delta is a token can that be told."""
+        most = self.request.max_tokens
+        return self.room > 0 and most is not None and not counter.merged and counter.count >= most
+
     @property
     def over_cap(self) -> bool:
         """The cap allows no call, and the answer needs one."""
@@ -45,9 +59,14 @@ class Plan:
     @property
     def sent(self) -> ChatRequest:
         """The request for the model. It may not say more than the cap allows, whatever becomes of us meanwhile."""
-        if not self.ends_at_cap:
+        if self.ends_at_cap:
+            return self.request.model_copy(update={"max_tokens": self.tokens_left})
+        if not self.room or self.request.max_tokens is None:
             return self.request
-        return self.request.model_copy(update={"max_tokens": self.tokens_left})
+        most = self.request.max_tokens + self.room
+        return self.request.model_copy(
+            update={"max_tokens": most if self.tokens_left is None else min(most, self.tokens_left)}
+        )
 
     @property
     def ends_at_cap(self) -> bool:
@@ -56,13 +75,50 @@ class Plan:
         return self.tokens_left is not None and (most is None or self.tokens_left < most)
 
 
-def plan(request: ChatRequest, past: Past, pieces: Sequence[TextPiece] = ()) -> Plan:
-    """The next call: from the beginning, or, if there are ``pieces``, from their end."""
+def plan(
+    request: ChatRequest,
+    past: Past,
+    pieces: Sequence[TextPiece] = (),
+    samples: Sequence[Sample] = (),
+    unsent: str = "",
+) -> Plan:
+    """The next call: from the beginning, or, if there are ``pieces``, from their end.
+
+    ``samples``: calls of the model that were counted. ``unsent``: whitespace at the end of the content that the model
+    has to say again.
+    """
     prompt = prompt_tokens(request) + (pieces[-1].token_count if pieces else 0)
     left = _left(request, past, pieces)
     if not pieces:
         return Plan(request, prompt, tokens_left=left)
-    return Plan(_shortened(request, past.segment_tokens), prompt, content(pieces), left)
+    so_far = said(past.stretches, pieces, samples)
+    singly = so_far.sure and not any(one.tokens for one in past.stretches if not one.closed)
+    room = min(len(unsent), MOST_ROOM if singly else 1)
+    return Plan(_shortened(request, so_far.tokens), prompt, content(pieces), left, room)
+
+
+def said(stretches: Sequence[Stretch], pieces: Sequence[TextPiece], samples: Sequence[Sample]) -> Estimate:
+    """Tokens that the present segment has by now, rather too many than too few."""
+    text = "".join(piece.text for piece in pieces)
+    known = [
+        Sample(one.tokens, one.deltas, text[one.start : one.end])
+        for one in stretches
+        if one.tokens and one.deltas and one.tokens >= LEAST_SAMPLE
+    ]
+    found = [_of_stretch(one, text, [*known, *samples]) for one in stretches if not one.closed]
+    return Estimate(sum(one.tokens for one in found), all(one.sure for one in found))
+
+
+def _of_stretch(stretch: Stretch, text: str, samples: Sequence[Sample]) -> Estimate:
+    if stretch.tokens is not None:
+        return Estimate(stretch.tokens, sure=True)
+    return estimated(text[stretch.start : stretch.end], stretch.deltas, samples, stretch.most)
+
+
+def counted(request: ChatRequest, past: Past) -> bool:
+    """Nobody has to estimate how long the answer is."""
+    limited = request.max_tokens is not None or request.min_tokens is not None
+    return not limited or all(one.closed or not one.deltas or one.tokens is not None for one in past.stretches)
 
 
 def _left(request: ChatRequest, past: Past, pieces: Sequence[TextPiece]) -> int | None:
@@ -73,6 +129,9 @@ def _left(request: ChatRequest, past: Past, pieces: Sequence[TextPiece]) -> int 
     prompt = prompt_ceiling(request)
     so_far = max(pieces[-1].token_count, text_ceiling(content(pieces))) if pieces else 0
     unsaid = past.estimated * max(prompt - prompt_tokens(request), 0)  # of earlier calls, which were estimated fairly
+    lost = [one for one in past.stretches if one.tokens is None and one.most is None]  # and counted in deltas
+    text = "".join(piece.text for piece in pieces)
+    unsaid += sum(max(_of_stretch(one, text, ()).tokens - one.deltas, 0) for one in lost)
     return cap - past.total_tokens - unsaid - prompt - so_far
 
 
@@ -82,7 +141,7 @@ def _shortened(request: ChatRequest, said: int) -> ChatRequest:
     if request.max_tokens is not None:
         limits["max_tokens"] = request.max_tokens - said
     if request.min_tokens is not None:
-        limits["min_tokens"] = max(0, request.min_tokens - said)
+        limits["min_tokens"] = max(0, request.min_tokens - said)  # as many less as of the most: never more than that
     return request.model_copy(update=limits)
 
 

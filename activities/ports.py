@@ -28,11 +28,22 @@ class Continuing(StrEnum):
     NEVER = "never"
 
 
+class Told(NamedTuple):
+    """What the server says in the middle of an answer that the call has used up to there."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class TextDelta(NamedTuple):
-    """A piece of text, never empty, as it came (it may end in half of a surrogate pair)."""
+    """A piece of text, never empty, as it came (it may end in half of a surrogate pair).
+
+    ``told``: the count up to its end, where the server counts as it goes.
+    """
 
     channel: Channel
     text: str
+    told: Told | None = None
 
 
 class PartDelta(NamedTuple):
@@ -42,7 +53,12 @@ class PartDelta(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The model is working on something that is only whole at the end (a tool call)."""
+    """The model is working on something that is only whole at the end (a tool call), or says again what is there.
+
+    ``told``: the count up to here, which is none of new text.
+    """
+
+    told: Told | None = None
 
 
 class Allowance(NamedTuple):
@@ -101,6 +117,11 @@ class ChatModel(Protocol):
 
     def continuing(self, model: str) -> Continuing:
         """Whether ``model`` goes on from a text that it is given."""
+        ...
+
+    def unsent(self, request: ChatRequest, text: str) -> str:
+        """The whitespace at the end of ``text`` that is not sent when the model is to go on from it: the model has to
+        say it again, which costs tokens of that call and is no new text."""
         ...
 
     def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:

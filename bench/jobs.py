@@ -51,6 +51,9 @@ class InstantModel:
     def continuing(self, model: str) -> Continuing:
         return Continuing.KNOWN
 
+    def unsent(self, request: ChatRequest, text: str) -> str:
+        return ""
+
     def lane(self, model: str) -> str:
         return f"instant:{model}"
 

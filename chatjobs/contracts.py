@@ -992,7 +992,8 @@ class StartEvent(WireModel):
 
 
 class ChunkEvent(WireModel):
-    """``index`` counts frames of this connection, ``tokenCount`` the deltas of the epoch so far."""
+    """``index`` counts frames of this connection, ``tokenCount`` the deltas of the epoch so far, or its tokens where
+    the model's server counts them as it goes."""
 
     type: Literal["chunk"] = Field("chunk", exclude=True)
     content: str

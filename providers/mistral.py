@@ -123,6 +123,11 @@ class MistralChat:
             return Continuing.UNPROVEN
         return Continuing.NEVER if practice.way is Way.NONE else Continuing.KNOWN
 
+    def unsent(self, request: ChatRequest, text: str) -> str:
+        """See ChatModel."""
+        _, dropped = (self.practice(request.model) or NEVER).divided(own_prefix(request) + text)
+        return dropped[-len(text) :] if text else ""
+
     def want(self, model: str) -> None:
         """It is worth knowing how ``model`` continues."""
         self._wanted.add(model)
@@ -321,13 +326,17 @@ def _without(content: Content, dropped: int) -> Content:
 
 def expected_echo(request: ChatRequest, continue_from: str | None, practice: Practice = AS_MISTRAL) -> Echo | None:
     """What may come back at the start of the answer; None where the model is not asked to go on from anything."""
-    last = request.messages[-1]
-    own = message_text(last) if isinstance(last, AssistantMessage) else ""
-    text = own + (continue_from or "")
+    text = own_prefix(request) + (continue_from or "")
     if not text or practice.way is Way.NONE:
         return None
     sent, dropped = practice.divided(text)
     return Echo(sent, dropped, shown=bool(continue_from), echoes=practice.echoes, usual=practice.way is Way.PREFIX)
+
+
+def own_prefix(request: ChatRequest) -> str:
+    """The caller's beginning of the answer."""
+    last = request.messages[-1]
+    return message_text(last) if isinstance(last, AssistantMessage) else ""
 
 
 def check_access(api_key: str | None, server_url: str | None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any, Final
 
-from activities.ports import Finish, ModelEvent, PartDelta, Progress, TextDelta
+from activities.ports import Finish, ModelEvent, PartDelta, Progress, TextDelta, Told
 from chatjobs.contracts import Channel, JsonObject
 from chatjobs.errors import UpstreamError, UpstreamInterrupted
 from providers.event_stream import ErrorData, EventStream
@@ -165,21 +165,24 @@ class Answer:
     def _read_any(self, chunk: JsonObject) -> Iterator[ModelEvent]:
         if _is_error(chunk):
             raise ErrorObject(chunk)
-        self._take_usage(chunk)
+        told = self._take_usage(chunk)
         for choice in optional(chunk.get("choices"), list):
             if expect(choice, dict).get("index") in (0, None, "0"):
-                yield from self._read_choice(choice)
+                yield from self._read_choice(choice, told)
 
-    def _take_usage(self, chunk: JsonObject) -> None:
+    def _take_usage(self, chunk: JsonObject) -> Told | None:
         """At the top; Groq and Moonshot have places of their own for it."""
-        groq = chunk.get("x_groq")
+        groq, told = chunk.get("x_groq"), None
         for reported in (chunk.get("usage"), groq.get("usage") if isinstance(groq, dict) else None):
             self.said += self._counts.take(reported)
+            told = told or self._counts.told(reported)
+        return told
 
-    def _read_choice(self, choice: JsonObject) -> Iterator[ModelEvent]:
+    def _read_choice(self, choice: JsonObject, told: Told | None) -> Iterator[ModelEvent]:
         if _truthy(choice.get("error")):
             raise ErrorObject({"error": choice["error"]})
         self.said += self._counts.take(choice.get("usage"))
+        told = told or self._counts.told(choice.get("usage"))
         delta = self._delta(choice)
         calls = _tool_calls(delta)
         events = [*_reasoning(delta), *_content(delta)]
@@ -189,7 +192,7 @@ class Answer:
         for event in events:
             if isinstance(event, TextDelta) and event.channel is _CONTENT:
                 self._characters += len(event.text)
-            yield event
+            yield event._replace(told=told) if told and isinstance(event, TextDelta) else event
         for _ in calls:
             yield Progress()
         self._calls.take(calls)

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from activities.ports import CANNOT_CONTINUE, Finish, ModelEvent, Progress, TextDelta
+from activities.ports import CANNOT_CONTINUE, Finish, ModelEvent, Progress, TextDelta, Told
 from chatjobs.contracts import Channel
 from chatjobs.errors import UpstreamInterrupted
 from providers.mistral_values import OK, whole_text
@@ -53,6 +53,7 @@ class Echo:
         self._half = ""
         self._withheld: list[TextDelta] = []
         self._echoed = not self._prefix or echoes is False
+        self._told: Told | None = None  # at the end of the last delta that was echo and nothing else
 
     @property
     def decided(self) -> bool:
@@ -61,7 +62,12 @@ class Echo:
     def take(self, event: ModelEvent) -> Iterable[ModelEvent]:
         """What of an event, and of those withheld before it, is the answer's own. Raises UpstreamInterrupted."""
         if isinstance(event, TextDelta) and event.channel is Channel.CONTENT:
-            own = self._said_again(self._text(event) if not self._echoed else [event])
+            echoed = self._echoed
+            own = self._said_again(self._text(event) if not echoed else [event])
+            if own and not echoed and self._told is not None:
+                return [Progress(self._told), *own]
+            if not own and self._echoed:  # said again, every bit of it
+                return [Progress(event.told)]
             return own or [Progress()]  # what is withheld is progress, too: it moves the clocks
         if not isinstance(event, Finish) and not self._withheld:
             return [event]
@@ -71,6 +77,7 @@ class Echo:
         return [*own, event]
 
     def _text(self, delta: TextDelta) -> list[TextDelta]:
+        self._told = self._withheld[-1].told if self._withheld else None
         self._withheld.append(delta)
         text = self._half + delta.text
         self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""  # its other half may come in the next one
@@ -103,14 +110,14 @@ class Echo:
 
     def _all(self) -> list[TextDelta]:
         """There is no echo."""
-        self._echoed = True
+        self._echoed, self._told = True, None
         return self._withheld
 
     def _own(self, text: str) -> list[TextDelta]:
         """The echo is over, and this is what comes behind it."""
         self._echoed = True
         text += self._half
-        return [TextDelta(Channel.CONTENT, text)] if text else []
+        return [TextDelta(Channel.CONTENT, text, self._withheld[-1].told if self._withheld else None)] if text else []
 
     def _said_again(self, deltas: Iterable[TextDelta]) -> list[ModelEvent]:
         """The deltas without the whitespace that is there already."""
@@ -121,21 +128,21 @@ class Echo:
                 continue
             expected = self._dropped[self._again : self._again + len(delta.text)]
             if not delta.text.startswith(expected):
-                own += self._unsaid(delta.text)
+                own += self._unsaid(delta.text, delta.told)
                 continue
             self._again += len(expected)
             if self._again == len(self._dropped):
                 self._dropped = ""
-                own += [TextDelta(delta.channel, rest)] if (rest := delta.text[len(expected) :]) else []
+                own += [delta._replace(text=rest)] if (rest := delta.text[len(expected) :]) else []
         return own
 
-    def _unsaid(self, text: str) -> list[ModelEvent]:
+    def _unsaid(self, text: str, told: Told | None = None) -> list[ModelEvent]:
         """The answer says ``text`` (or nothing) where whitespace should have been said again."""
         if self._shown:
             raise _cannot_continue()
         text = self._dropped[: self._again] + text
         self._dropped = ""
-        return [TextDelta(Channel.CONTENT, text)] if text else []
+        return [TextDelta(Channel.CONTENT, text, told)] if text else []
 
 
 def _cannot_continue() -> UpstreamInterrupted:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from activities.ports import Told
 from chatjobs.contracts import Usage
 from chatjobs.errors import UpstreamInterrupted
 from providers.mistral_values import legal
@@ -37,6 +38,17 @@ class Counts:
         further = {name: value for name, value in reported.items() if name not in _COUNTS}
         self._values |= {name: value for name, value in (found | further).items() if value or value is False}
         return any(found.values())
+
+    def told(self, reported: Any) -> Told | None:
+        """What one chunk of many says that was used up to there; None where it does not."""
+        completion = self._count_in(reported, _COMPLETION)
+        return Told(self._count_in(reported, _PROMPT), completion) if completion else None
+
+    @staticmethod
+    def _count_in(reported: Any, name: str) -> int:
+        if not isinstance(reported, dict):
+            return 0
+        return _count(reported.get(name)) or _count(reported.get(_OTHER_NAMES[name]))
 
     def usage(self) -> Usage | None:
         """None where nothing was reported. A count that is missing is 0 where the others do not tell it."""

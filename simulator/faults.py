@@ -279,7 +279,8 @@ class Reference(_Model):
 class Script(_Model):
     """What an answer says and how. Everything has a default; an empty script is an ordinary answer.
 
-    Times are in seconds. The text is ``pieces`` (exact deltas), else ``text``, else prose of ``tokens`` tokens.
+    Times are in seconds. The text is ``pieces`` (each a token; an empty one is a token without text of its own, such as
+    the first bytes of a character), else ``text``, else prose of ``tokens`` tokens.
     ``tokens_per_second`` 0 is as fast as possible. ``faults`` holds one fault, or null, for each attempt of the same
     conversation; after the last come none, or with ``repeat_last`` the last again.
     """
@@ -294,7 +295,8 @@ class Script(_Model):
     references: list[Reference] = []
     content_as_list: bool = False
     finish_reason: str | None = None
-    usage: bool = True
+    usage: bool | Literal["chunks"] = True
+    """At the end of the answer, not at all, or from the first token on in every chunk, counted up to there."""
     first_token_seconds: float | None = Field(None, ge=0)
     tokens_per_second: float | None = Field(None, ge=0)
     echo: Literal["whole", "pieces", "none", "differing"] = "whole"

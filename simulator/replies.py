@@ -256,7 +256,8 @@ class _Stream:
             yield Send(self._frames.text(text, as_list=script.content_as_list))
         nameless = script.tool_style == "nameless"
         for piece in self._reply.generation.pieces():
-            *early, frame = self._frames.piece(piece, as_list=script.content_as_list, nameless=nameless)
+            used = self._reply.usage(self._sent + piece.tokens) if script.usage == "chunks" else None
+            *early, frame = self._frames.piece(piece, as_list=script.content_as_list, nameless=nameless, used=used)
             yield from map(Send, early)
             yield Send(frame, piece.tokens)
 

@@ -48,9 +48,11 @@ class Frames:
         self._encode = _escaped if framing.ascii else _compact
         self._around: dict[str, tuple[str, str]] = {}
 
-    def piece(self, piece: Piece, *, as_list: bool, nameless: bool) -> list[bytes]:
-        """The frame of a piece; of a text, two, if its surrogates are to be split."""
+    def piece(self, piece: Piece, *, as_list: bool, nameless: bool, used: Usage | None = None) -> list[bytes]:
+        """The frame of a piece, with what was used up to its end; of a text, two, if its surrogates are to be split."""
         match piece:
+            case Text(text) if used is not None:
+                return [self._counted(part, used, as_list=as_list) for part in self._parts(text)]
             case Text(text):
                 return [self.text(part, as_list=as_list) for part in self._parts(text)]
             case Thinking(text):
@@ -65,6 +67,13 @@ class Frames:
 
     def text(self, text: str, *, as_list: bool = False) -> bytes:
         return self._filled("list" if as_list else "text", text)
+
+    def _counted(self, text: str, used: Usage, *, as_list: bool) -> bytes:
+        content = [{"type": "text", "text": text}] if as_list else text
+        payload = self._json({"content": content}, used=used)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            payload = _escaped(json.loads(payload))
+        return self.data(payload)
 
     def delta(self, delta: dict[str, Any]) -> bytes:
         return self.data(self._json(delta))

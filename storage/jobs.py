@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Row, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.contracts import Attempt, ChatRequest, Job, JobStatus
+from chatjobs.contracts import Attempt, ChatRequest, Job, JobStatus, Usage
 from chatjobs.errors import (
     ContentDeleted,
     FenceLost,
@@ -27,12 +27,14 @@ from storage.limiter import Gate, Limiter
 from storage.rows import CHANGED, REQUEST, by_id, close_open_attempts, excuse, locked, lost_in_a_row, past, store_tail
 from storage.schema import attempts, jobs, micros, now, results, transcript
 from storage.text import clean, clean_json
+from storage.tokens import Sample
 from storage.values import (
     FROZEN,
     LOST,
     POSTPONED,
     SEGMENT,
     TAKEN_OVER,
+    TOPPED_UP,
     AcceptedJob,
     Asker,
     AttemptEnd,
@@ -45,9 +47,14 @@ from storage.values import (
     Waiting,
 )
 
+SAMPLES_AMONG = 200
+"""Jobs that ended last, among which those of a model are looked for."""
+MOST_SAMPLES = 8
+LONGEST_SAMPLE = 16_384
+"""Characters: more text tells no more about its tokens."""
 TERMINAL = [status.value for status in JobStatus if status.terminal]
 NOT_FAILURES = (
-    *("finished", SEGMENT, POSTPONED, "nothing_left"),
+    *("finished", SEGMENT, TOPPED_UP, POSTPONED, "nothing_left"),
     *(LOST, FROZEN, TAKEN_OVER, "handed_over", "cancelled", "upstream_rate_limited"),
     "continuation_refused",  # it follows an interruption, and the next attempt starts over
 )
@@ -60,6 +67,26 @@ UNSTARTED = select(jobs.c.id, jobs.c.tenant, jobs.c.model, jobs.c.replay_of, job
 
 CANCELS = select(jobs.c.id).where(
     jobs.c.id.in_(bindparam("keys", expanding=True)), jobs.c.cancel_requested_at.is_not(None)
+)
+
+
+_LATELY = (
+    select(jobs.c.id)
+    .where(jobs.c.completed_at.is_not(None))
+    .order_by(jobs.c.completed_at.desc())
+    .limit(SAMPLES_AMONG)
+    .scalar_subquery()
+)
+SAMPLES = (
+    select(jobs.c.token_count, attempts.c.usage, results.c.content, results.c.reasoning)
+    .join(results, results.c.job_id == jobs.c.id)
+    .join(attempts, and_(attempts.c.job_id == jobs.c.id, attempts.c.number == jobs.c.attempt))
+    .where(jobs.c.id.in_(_LATELY), jobs.c.model == bindparam("model"), jobs.c.token_count > 0)
+    .where(attempts.c.outcome == "finished", attempts.c.estimated.is_(False), attempts.c.tokens_before == 0)
+    .where(results.c.tool_calls.is_(None), results.c.parts.is_(None))
+    .where(func.length(results.c.content) + func.length(results.c.reasoning) <= LONGEST_SAMPLE)
+    .order_by(jobs.c.completed_at.desc())
+    .limit(MOST_SAMPLES)
 )
 
 
@@ -191,6 +218,15 @@ class JobStore:
             if row is None or (row.fence, row.epoch) != (fence, epoch):
                 raise FenceLost
             return await presenting.transcript_pieces(connection, row)
+
+    async def samples(self, model: str) -> Sequence[Sample]:
+        """Calls of a model that ended lately and were counted, each of which brought all the text of its job."""
+        async with self._database.single() as connection:
+            rows = (await connection.execute(SAMPLES, {"model": model})).all()
+        return [
+            Sample(Usage.model_validate_json(row.usage).completion_tokens, row.token_count, row.reasoning + row.content)
+            for row in rows
+        ]
 
     @retried
     async def restart(self, job_id: str, *, fence: int, reason: str) -> int:

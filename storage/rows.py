@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Row, and_, bindparam, delete, insert, select, update
@@ -13,7 +13,17 @@ from chatjobs.errors import JobNotFound
 from storage.estimates import prompt_tokens
 from storage.schema import attempts, jobs, micros, now, requests, transcript
 from storage.text import clean
-from storage.values import FROZEN, LOST, OK, SEGMENT, AttemptEnd, Past
+from storage.values import (
+    FROZEN,
+    LOST,
+    OK,
+    SEGMENT,
+    TAKEN_OVER,
+    TOPPED_UP,
+    AttemptEnd,
+    Past,
+    Stretch,
+)
 
 # Built once: making a statement costs as much as running it, and these run for every job.
 LOCKED = select(jobs).where(jobs.c.id == bindparam("key")).with_for_update()
@@ -68,7 +78,8 @@ async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: A
         written = max(0, row.token_count - before)
         status = end.http_status or (OK if written else None)
         answered = written > 0 or status == OK
-        usage = end.usage or await _estimated(connection, row.id, before, written, answered=answered)
+        tokens = written if end.tokens is None else end.tokens
+        usage = end.usage or await _estimated(connection, row.id, before, tokens, answered=answered)
         await connection.execute(
             update(attempts)
             .where(is_open, attempts.c.number == number)
@@ -89,15 +100,15 @@ async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: A
 
 def excuse(outcome: str) -> dict[str, bool]:
     """Columns of an attempt that keep earlier versions, which do not know its outcome, from taking it for a failure."""
-    return {"excused": True} if outcome == FROZEN else {}
+    return {"excused": True} if outcome in (FROZEN, TOPPED_UP) else {}
 
 
-async def _estimated(connection: AsyncConnection, job_id: str, before: int, written: int, *, answered: bool) -> Usage:
-    """One delta is one token, and so is one of the text that the call went on from. A call that was refused, or of
-    which nothing is known, used nothing that we can tell."""
+async def _estimated(connection: AsyncConnection, job_id: str, before: int, tokens: int, *, answered: bool) -> Usage:
+    """One delta of the text that the call went on from is one token. A call that was refused, or of which nothing is
+    known, used nothing that we can tell."""
     body = await connection.scalar(REQUEST, {"key": job_id}) if answered else None
     prompt = prompt_tokens(ChatRequest.model_validate_json(body)) + before if body else 0
-    return Usage(prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written)
+    return Usage(prompt_tokens=prompt, completion_tokens=tokens, total_tokens=prompt + tokens)
 
 
 def broke_off(outcome: str, *, began: bool) -> bool:
@@ -115,6 +126,7 @@ async def past(connection: AsyncConnection, row: Row[Any], number: int, failed: 
     starts = [*(attempt.tokens_before for attempt in before), row.token_count]
     epoch = max(place for place, start in enumerate(starts) if start == 0 or place == 0)
     ends = [place for place in range(epoch, len(found)) if found[place] == SEGMENT]
+    present = ends[-1] + 1 if ends else epoch
     moved, furthest = _moved([(str(one.outcome), one.tokens_before, one.position or 0) for one in before])
     here = [one for one in (before[moved:] if moved is not None else before) if not one.excused]
     messages = [(attempt.outcome, attempt.message) for attempt in before if attempt.message]
@@ -128,9 +140,31 @@ async def past(connection: AsyncConnection, row: Row[Any], number: int, failed: 
         empties=found.count(EMPTY),
         segments=len(ends),
         segment_tokens=row.token_count - (starts[ends[-1] + 1] if ends else 0),
+        stretches=tuple(_stretches(before[epoch:], starts[epoch:], present - epoch)),
+        topped_up=TOPPED_UP in found[present:],
         total_tokens=sum(Usage.model_validate_json(one.usage).total_tokens for one in before if one.usage),
         estimated=sum(one.estimated for one in before),
     )
+
+
+def _stretches(attempts: Sequence[Row[Any]], starts: Sequence[int], present: int) -> Iterator[Stretch]:
+    """What the attempts of an epoch wrote; ``starts`` are their token counts before it, and the last one's after.
+    ``present``: the first of those in the segment that is not over."""
+    position = 0
+    for place, one in enumerate(attempts):
+        end, deltas = max(one.position or 0, position), starts[place + 1] - starts[place]
+        counted = Usage.model_validate_json(one.usage).completion_tokens if one.usage else 0
+        exact, whole = counted > 0 and not one.estimated, one.outcome in (SEGMENT, TOPPED_UP)
+        yield Stretch(
+            start=position,
+            end=end,
+            deltas=deltas,
+            # Counted while it came, the count is in the text's own; what else the call used is no part of it.
+            tokens=(counted if whole else deltas) if exact else None,
+            most=counted if counted and not exact and one.outcome not in (LOST, FROZEN, TAKEN_OVER) else None,
+            closed=place < present,
+        )
+        position = end
 
 
 def _moved(before: Sequence[tuple[str, int, int]]) -> tuple[int | None, int]:

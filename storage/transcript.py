@@ -211,11 +211,12 @@ class JobWriter:
         self._changed = asyncio.Event()
         self._error: ChatJobsError | None = None
 
-    def append(self, channel: Channel, text: str) -> None:
-        """Add one delta. Raises what made the writer stop: FenceLost, StorageRefused, StorageUnavailable."""
+    def append(self, channel: Channel, text: str, tokens: int = 1) -> None:
+        """Add one delta, of so many tokens. Raises what made the writer stop: FenceLost, StorageRefused,
+        StorageUnavailable."""
         self._check()
         number = CHANNELS.index(channel)
-        self.token_count += 1
+        self.token_count += tokens
         self._add(number, self._normalisers[number].feed(text))
 
     @property

@@ -25,6 +25,9 @@ OK = 200
 SEGMENT = "segment"
 """The outcome of an attempt that ended at its length limit, and whose answer goes on in the next one."""
 
+TOPPED_UP = "topped_up"
+"""The outcome of an attempt that ended at a length limit that was estimated too low; the next one brings the rest."""
+
 POSTPONED = "postponed"
 """The outcome of an attempt whose lane was paused before it could call: it costs nothing."""
 
@@ -125,11 +128,28 @@ class FinishRecord(WireModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """What one attempt wrote of its epoch: the text from position ``start`` to ``end``, in ``deltas`` deltas.
+
+    ``tokens``: as the model's server counted them; None where it did not. ``most``: as the attempt estimated them from
+    its deltas; None where its worker died. ``closed``: it belongs to a segment that is over.
+    """
+
+    start: int
+    end: int
+    deltas: int
+    tokens: int | None = None
+    most: int | None = None
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptEnd:
     """How an attempt ended that did not finish its answer. ``outcome`` is an error's code or one of our words.
 
-    ``usage`` is exact; without it, it is estimated from the text that came. ``called``: the model was called; where it
-    was not, there is nothing for the ledger of calls. ``message`` says why it failed, for people.
+    ``usage`` is exact; without it, it is estimated: ``tokens`` for the answer, or one for each delta. ``called``: the
+    model was called; where it was not, there is nothing for the ledger of calls. ``message`` says why it failed, for
+    people.
     """
 
     outcome: str
@@ -139,6 +159,7 @@ class AttemptEnd:
     usage: Usage | None = None
     called: bool = True
     message: str | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +172,9 @@ class Past:
     it. ``breaks``: of these, answers that were paid for and broke off. ``lost``: attempts after the last that moved on
     whose worker died. ``cause``: the last thing that went wrong. ``empties``: failures that brought nothing at all.
     ``segments``: parts of the answer of this epoch that ended at their own length limit; ``segment_tokens``: what came
-    after the last of them and before it was interrupted, one delta for one token. ``total_tokens``: of all calls, as
-    far as known or estimated; ``estimated``: how many of them are.
+    after the last of them and before it was interrupted, one delta for one token. ``stretches``: what each attempt
+    wrote of this epoch. ``topped_up``: the present segment is already being brought up to its limit. ``total_tokens``:
+    of all calls, as far as known or estimated; ``estimated``: how many of them are.
     """
 
     failures: int = 0
@@ -164,6 +186,8 @@ class Past:
     empties: int = 0
     segments: int = 0
     segment_tokens: int = 0
+    stretches: tuple[Stretch, ...] = ()
+    topped_up: bool = False
     total_tokens: int = 0
     estimated: int = 0
 

@@ -95,6 +95,9 @@ class ScriptedModel:
     def continuing(self, model: str) -> Continuing:
         return Continuing.KNOWN
 
+    def unsent(self, request: ChatRequest, text: str) -> str:
+        return ""
+
     async def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
         script = self.scripts[min(self.calls, len(self.scripts) - 1)]
         self.requests.append(request)

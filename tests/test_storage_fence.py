@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -13,8 +14,9 @@ from storage.database import Database
 from storage.jobs import JobStore
 from storage.reading import TranscriptReader
 from storage.schema import attempts
+from storage.tokens import Sample
 from storage.transcript import JobWriter, TranscriptWriter
-from storage.values import FROZEN, SEGMENT, TAKEN_OVER, AttemptEnd, Cursor
+from storage.values import FROZEN, SEGMENT, TAKEN_OVER, TOPPED_UP, AttemptEnd, Cursor, Stretch
 from tests.factories import accepted, answered, claimed, ending, failing, finished, wrote
 
 
@@ -347,3 +349,52 @@ async def test_a_frozen_worker_is_neither_a_failure_nor_a_death(store: JobStore,
     async with database.read() as connection:
         ledger = await connection.execute(select(attempts.c.outcome, attempts.c.excused).order_by(attempts.c.number))
         assert ledger.all() == [(FROZEN, True)] * 4 + [("handed_over", False), (None, False)]
+
+
+async def test_a_claim_tells_what_each_attempt_wrote(store: JobStore, writer: TranscriptWriter) -> None:
+    """Counted by the server, or estimated by the attempt, unless its worker died; in this segment, or one before."""
+    job_id = await accepted(store)
+
+    async def wrote_and_ended(outcome: str | None, usage: int | None = None, tokens: int | None = None) -> None:
+        claim = await claimed(store, job_id)
+        await wrote(writer, claim, "ab", "c")
+        counted = None if usage is None else Usage(prompt_tokens=9, completion_tokens=usage, total_tokens=9 + usage)
+        if outcome:
+            end = AttemptEnd(outcome, 200, usage=counted, tokens=tokens)
+            await store.end_attempt(job_id, claim.attempt, claim.fence, end)
+
+    await wrote_and_ended(SEGMENT, usage=8)
+    await wrote_and_ended("upstream_cut", tokens=5)
+    await wrote_and_ended(None)
+    await wrote_and_ended("upstream_cut", usage=3)
+    await wrote_and_ended(TOPPED_UP, usage=7)
+    past = (await claimed(store, job_id)).past
+    assert past.stretches == (
+        Stretch(0, 3, 2, tokens=8, closed=True),
+        Stretch(3, 6, 2, most=5),
+        Stretch(6, 9, 2),
+        Stretch(9, 12, 2, tokens=2),
+        Stretch(12, 15, 2, tokens=7),
+    )
+    assert (past.segments, past.segment_tokens, past.topped_up, past.failures) == (1, 8, True, 2)
+
+
+async def test_calls_that_were_counted_are_samples(store: JobStore, writer: TranscriptWriter) -> None:
+    """Of the same model, with all the text of the job, newest first; not estimates, not the rests of answers."""
+
+    async def ended(*deltas: str, estimated: bool = False, cut: bool = False, **fields: Any) -> None:
+        job_id = await accepted(store, **fields)
+        if cut:
+            await wrote(writer, await claimed(store, job_id), "x")
+        claim = await claimed(store, job_id)
+        pen = await wrote(writer, claim, *deltas)
+        usage = Usage(prompt_tokens=4, completion_tokens=3 * len(deltas), total_tokens=4 + 3 * len(deltas))
+        await pen.finish(finished(claim, usage=usage, estimated=estimated))
+        await store.seal(ending(job_id, position=pen.position), run_id="run-1")
+
+    await ended("a b c", "d e f")
+    await ended("other", model="another-model")
+    await ended("guessed", estimated=True)
+    await ended("rest", cut=True)
+    await ended("g h i")
+    assert await store.samples("mistral-small-latest") == [Sample(3, 1, "g h i"), Sample(6, 2, "a b cd e f")]

@@ -20,7 +20,7 @@ const WAITING_FOR = {
   model_down: "The model does not answer at the moment; one job tries it again, the others wait",
   paused: "The model has asked to be left alone for a while",
 };
-const GOOD = new Set(["finished", "segment"]);
+const GOOD = new Set(["finished", "segment", "topped_up"]);
 const GONE = new Set([404, 422]); // an id that no job can have is nobody's, too
 
 export function JobView({ id, session, onConnection }) {

@@ -1,0 +1,201 @@
+"""How many tokens a text is that a model said, where its server has not counted them. Pure.
+
+Servers count at the end of an answer, and an interrupted one has none. What there is: the text, the number of deltas
+that it came in, and calls of the same model whose end was counted (``Sample``). From these:
+
+- most servers send each token as a delta of its own. Where the samples say so, or nothing speaks against it, deltas
+  are tokens. A delta of several words speaks against it; of scripts without blanks, each character may be a token;
+- a server that puts so many tokens in each delta (vLLM's ``--stream-interval``) is known by its samples: that many;
+- else a share of ``ceiling``, as large as in the samples of the same script; without samples, all of it.
+
+An estimate is meant to be high rather than low: what is left of ``max_tokens`` is what it leaves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, sqrt
+from typing import Final
+
+MOST_PER_DELTA: Final = 64
+"""A regular number of tokens in each delta is looked for up to here."""
+HIDDEN_PER_SIGN: Final = 3
+"""An emoji has up to four bytes, each of which may be a token; only the last of them brings text."""
+LONG_ENOUGH: Final = 8
+"""Deltas of a sample that may have had tokens without text."""
+MARGIN: Final = 1.0
+"""A share that was measured over n tokens may be larger elsewhere by this divided by the square root of n."""
+
+_WORDS: Final = re.compile(r"[^\W\d_]+")
+_BLANKS: Final = re.compile(r"\s+")
+_UNITS: Final = re.compile(r"\w+|[^\w\s]+")
+_DENSE: Final = (
+    *((0x3000, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000)),
+    *((0xAC00, 0xD7B0), (0xF900, 0xFB00), (0xFF00, 0xFFF0)),
+)
+"""Kana, ideographs, Hangul and their marks: written without blanks, about a token for a character."""
+_FIRST_SIGN: Final = 0x2190
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A call that was counted: ``tokens`` of ``text``, which came in ``deltas``."""
+
+    tokens: int
+    deltas: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """``tokens``: so many at most, as far as can be told. ``sure``: each delta was a token, or the server counted."""
+
+    tokens: int
+    sure: bool
+
+
+def signs(text: str) -> int:
+    """Emoji and the like, which may be several tokens and come in one delta."""
+    return 0 if text.isascii() else sum(map(_is_sign, text))
+
+
+def _is_sign(character: str) -> bool:
+    number = ord(character)
+    return number >= _FIRST_SIGN and not character.isalnum() and not _is_dense(number)
+
+
+def dense(text: str) -> int:
+    """Characters of scripts without blanks."""
+    return 0 if text.isascii() else sum(_is_dense(ord(character)) for character in text)
+
+
+def _is_dense(number: int) -> bool:
+    return any(start <= number < end for start, end in _DENSE)
+
+
+def ceiling(text: str) -> int:
+    """More tokens than nearly every text has in a large vocabulary: a token for a word, and one for every three letters
+    more; one for each digit, mark and line break, each run of other blanks but one before a word, and each character of
+    scripts without blanks; four for each emoji, and two for every other mark beyond ASCII."""
+    found = 0
+    words = list(_WORDS.finditer(text))
+    for word in words:
+        found += _of_word(word[0])
+    rest = _WORDS.sub("", text)
+    for run in _BLANKS.findall(rest):
+        found += run.count("\n") + run.count("\t") + (1 if len(run) > 1 and run.strip("\n\t") else 0)
+    return found + sum(_of_sign(character) for character in rest if not character.isspace())
+
+
+def _of_word(word: str) -> int:
+    if word.isascii():
+        return 1 + (len(word) - 1) // 3
+    close = dense(word)
+    others = [len(character.encode(errors="replace")) for character in word if not _is_dense(ord(character))]
+    return close + (1 + (sum(size if size < 3 else 2 * size for size in others) - 1) // 3 if others else 0)
+
+
+def _of_sign(character: str) -> int:
+    if character.isascii() or _is_dense(ord(character)):
+        return 1
+    return 1 + HIDDEN_PER_SIGN if _is_sign(character) else 2
+
+
+def of_delta(delta: str, words: int) -> int:
+    """Tokens of one delta, if nothing else is known of the server. ``words``, between blanks: tokens do not go over
+    blanks into another word."""
+    if words > 1:
+        return max(words, ceiling(delta))
+    if delta.isalnum() and delta.isascii():
+        return 1
+    units = len(_UNITS.findall(delta))  # a word and the mark behind it are two tokens
+    return max(1, units, dense(delta)) + signs(delta) * HIDDEN_PER_SIGN
+
+
+def estimated(text: str, deltas: int, samples: Sequence[Sample], most: int | None = None) -> Estimate:
+    """Tokens of ``text``, which came in ``deltas``. ``most``: the sum of ``of_delta``, where somebody saw them."""
+    if not deltas:
+        return Estimate(0, sure=True)
+    bursts = len(text.split()) > deltas or (most is None and len(_UNITS.findall(text)) > deltas)  # words share a delta
+    if samples and _single(samples):
+        hidden = _hidden(text, samples)
+        if any(one.tokens > one.deltas + 1 for one in samples):  # or else they had few tokens in many deltas
+            return Estimate(max(deltas, len(_UNITS.findall(text)), dense(text)) + hidden, sure=False)
+        if not bursts:
+            return Estimate(deltas + hidden, sure=not hidden and all(one.tokens >= one.deltas - 1 for one in samples))
+        return Estimate(max(deltas, ceiling(text) if most is None else most), sure=False)
+    if not samples:
+        return _unknown(text, deltas, most, bursts=bursts)
+    return Estimate(max(deltas, _by_samples(text, deltas, samples)), sure=False)
+
+
+def _unknown(text: str, deltas: int, most: int | None, *, bursts: bool) -> Estimate:
+    """Nothing is known of the server but this text."""
+    if most is None:
+        thick = dense(text) + len(_WORDS.findall(text)) if dense(text) else 0
+        most = ceiling(text) if bursts else max(deltas, thick) + signs(text) * HIDDEN_PER_SIGN
+    return Estimate(max(deltas, most), sure=most <= deltas)
+
+
+def _single(samples: Iterable[Sample]) -> bool:
+    """In all of them, every token that brought text was a delta."""
+    return all(map(_is_single, samples))
+
+
+def _is_single(sample: Sample) -> bool:
+    """The end of the answer may be counted as a token, too. A short one proves nothing of what has to be explained."""
+    if sample.tokens <= sample.deltas:
+        return True
+    explained = sample.deltas + 1 + HIDDEN_PER_SIGN * signs(sample.text)
+    enough = sample.deltas >= LONG_ENOUGH and len(sample.text.split()) <= sample.deltas
+    return enough and sample.tokens <= explained
+
+
+def _hidden(text: str, samples: Iterable[Sample]) -> int:
+    """Tokens without text of their own that emoji consist of."""
+    found = signs(text)
+    if not found:
+        return 0
+    shares = [(one.tokens - one.deltas) / signs(one.text) for one in samples if signs(one.text)]
+    return ceil(found * min(max([*shares, 0.0]) if shares else HIDDEN_PER_SIGN, HIDDEN_PER_SIGN))
+
+
+def _by_samples(text: str, deltas: int, samples: Sequence[Sample]) -> int:
+    """Where deltas hold several tokens."""
+    shares = [one for one in samples if _alike(one.text, text)]
+    tokens = sum(one.tokens for one in shares)
+    by_text = ceiling(text)
+    if tokens:
+        share = max(one.tokens / max(ceiling(one.text), 1) for one in shares)
+        by_text = ceil(by_text * share * (1 + MARGIN / sqrt(tokens)))
+    regular = set.intersection(*(regular_sizes(one.tokens, one.deltas) for one in samples))
+    if len(regular) == 1:
+        return regular.pop() * deltas
+    if regular:
+        return min(max(regular) * deltas, max(by_text, min(regular) * (deltas - 1)))
+    ratio = max(one.tokens / max(one.deltas, 1) for one in samples)
+    return max(by_text, ceil(deltas * ratio * (1 + MARGIN / sqrt(max(tokens, 1)))))
+
+
+def regular_sizes(tokens: int, deltas: int) -> set[int]:
+    """The numbers of tokens that each delta but the last may have had, or each but the first, which then has one.
+
+    The end of the answer may be counted as a token.
+    """
+    return {size for size in range(1, MOST_PER_DELTA + 1) if deltas in _numbers_of_deltas(tokens, size)}
+
+
+def _numbers_of_deltas(tokens: int, size: int) -> set[int]:
+    return {
+        ceil(tokens / size),
+        ceil((tokens - 1) / size),
+        1 + ceil((tokens - 1) / size),
+        1 + ceil((tokens - 2) / size),
+    }
+
+
+def _alike(one: str, other: str) -> bool:
+    """Both are mostly in scripts without blanks, or both are not."""
+    return (2 * dense(one) > len(one)) == (2 * dense(other) > len(other))
