@@ -549,7 +549,7 @@ def _secrets(settings: Settings) -> Finding:
 
 def _allowed(settings: Settings) -> Finding:
     allowed = settings.chatjobs_webhook_allow
-    found = f"private receivers: {', '.join(allowed) or 'none'}"
+    found = f"on this machine while there is no key; private: {', '.join(allowed) or 'none'} (CHATJOBS_WEBHOOK_ALLOW)"
     if wide := [one for one in allowed if _is_wide(one)]:
         fix = "name the receivers' own networks in CHATJOBS_WEBHOOK_ALLOW"
         return Finding("webhook receivers", "warning", f"{found}; {', '.join(wide)} is nearly everything", fix)
