@@ -30,7 +30,7 @@ MARGIN: Final = 1.0
 
 _WORDS: Final = re.compile(r"[^\W\d_]+")
 _BLANKS: Final = re.compile(r"\s+")
-_UNITS: Final = re.compile(r"\w+|[^\w\s]+")
+_UNITS: Final = re.compile(r"\w+|[^\w\s]+|\n+|[^\S\n]{2,}|\t")
 _DENSE: Final = (
     *((0x3000, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000)),
     *((0xAC00, 0xD7B0), (0xF900, 0xFB00), (0xFF00, 0xFFF0)),
@@ -110,7 +110,7 @@ def of_delta(delta: str, words: int) -> int:
         return max(words, ceiling(delta))
     if delta.isalnum() and delta.isascii():
         return 1
-    units = len(_UNITS.findall(delta))  # a word and the mark behind it are two tokens
+    units = len(_UNITS.findall(delta))  # a word is one token, and the mark behind it another
     return max(1, units, dense(delta)) + signs(delta) * HIDDEN_PER_SIGN
 
 
@@ -155,11 +155,12 @@ def _is_single(sample: Sample) -> bool:
 
 def _hidden(text: str, samples: Iterable[Sample]) -> int:
     """Tokens without text of their own that emoji consist of."""
-    found = signs(text)
-    if not found:
-        return 0
-    shares = [(one.tokens - one.deltas) / signs(one.text) for one in samples if signs(one.text)]
-    return ceil(found * min(max([*shares, 0.0]) if shares else HIDDEN_PER_SIGN, HIDDEN_PER_SIGN))
+    found, known = signs(text), [one for one in samples if signs(one.text)]
+    if not found or not known:
+        return found * HIDDEN_PER_SIGN
+    share = max(max(one.tokens - one.deltas, 0) / signs(one.text) for one in known)
+    likely = share * (1 + MARGIN / sqrt(sum(signs(one.text) for one in known)))
+    return ceil(found * min(likely, HIDDEN_PER_SIGN))
 
 
 def _by_samples(text: str, deltas: int, samples: Sequence[Sample]) -> int:
@@ -171,10 +172,11 @@ def _by_samples(text: str, deltas: int, samples: Sequence[Sample]) -> int:
         share = max(one.tokens / max(ceiling(one.text), 1) for one in shares)
         by_text = ceil(by_text * share * (1 + MARGIN / sqrt(tokens)))
     regular = set.intersection(*(regular_sizes(one.tokens, one.deltas) for one in samples))
-    if len(regular) == 1:
-        return regular.pop() * deltas
     if regular:
-        return min(max(regular) * deltas, max(by_text, min(regular) * (deltas - 1)))
+        # A delta that is nothing but the first bytes of an emoji has no text and was not counted.
+        unseen = HIDDEN_PER_SIGN * signs(text) if min(regular) <= HIDDEN_PER_SIGN else 0
+        least, most = min(regular) * (deltas - 1), max(regular) * deltas
+        return (most if len(regular) == 1 else min(most, max(by_text, least))) + unseen
     ratio = max(one.tokens / max(one.deltas, 1) for one in samples)
     return max(by_text, ceil(deltas * ratio * (1 + MARGIN / sqrt(max(tokens, 1)))))
 
