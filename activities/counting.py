@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from activities.ports import Told
@@ -12,6 +13,17 @@ MOST_IDLE: Final = 4
 """Deltas in a row that may come without a token: pieces of one."""
 SLACK: Final = 8
 """Tokens without text of their own that a delta may have beside one for each of its bytes."""
+
+
+SHORT: Final = 32
+"""Characters of deltas that are remembered."""
+
+
+@lru_cache(maxsize=8_192)
+def _judged(text: str) -> tuple[int, int, int]:
+    """Words of a delta, and its tokens at most: if it is one, and if it is several. Deltas repeat: most are words."""
+    words = len(text.split())
+    return words, of_delta(text, words), max(words, ceiling(text))
 
 
 class Counter:
@@ -37,14 +49,14 @@ class Counter:
 
     def take(self, text: str, told: Told | None) -> int:
         """Count one delta: its tokens, or 1 where the server does not say."""
-        words = len(text.split())
+        words, singly, most = _judged(text) if len(text) <= SHORT else _judged.__wrapped__(text)
         step = self._step(text, words, told)
         self.deltas += 1
         if step is None:
             self._believed = False
             step = 0 if "\udc00" <= text[0] <= "\udfff" else 1  # the second half of a character is no token more
-            self._singly += of_delta(text, words)
-            self._ceiling += max(step, words, ceiling(text))
+            self._singly += singly
+            self._ceiling += max(step, most)
             self.least += max(step, words)
         else:
             self._singly += step
