@@ -199,7 +199,11 @@ def test_help_that_nobody_reads_is_no_error() -> None:
 
 def test_ctrl_c_while_it_starts_leaves_no_traceback() -> None:
     with subprocess.Popen(
-        [sys.executable, "-X", "importtime", *PROGRAM[1:], "list"], stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-X", "importtime", *PROGRAM[1:], "list"],
+        stderr=subprocess.PIPE,
+        pipesize=4096,  # it cannot get far ahead of who reads its lines
+        text=True,
+        cwd=ROOT,
     ) as process:
         assert process.stderr is not None
         while "asyncio" not in process.stderr.readline():  # it has begun to import
