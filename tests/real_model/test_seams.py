@@ -189,12 +189,13 @@ async def test_killed_workers(live: Service, wire: Proxy, machine: Stack) -> Non
     """kill -9, five times, in the middle of two answers each."""
     bench = Bench(live, wire, "prefix", "smollm2")
     wholes = {prompt: await bench.whole(prompt) for prompt in ("prose", "class")}
-    keys = {prompt: wire.job(*[Fault(10, hold=True)] * KILLS) for prompt in wholes}
+    keys = {prompt: wire.job(*[Fault(6, hold=True)] * KILLS) for prompt in wholes}
     jobs = {prompt: await bench.submit(prompt, key) for prompt, key in keys.items()}
     watching = {prompt: asyncio.create_task(live.watched(job_id)) for prompt, job_id in jobs.items()}
     for _ in range(KILLS):
         for prompt, key in keys.items():
-            await asyncio.to_thread(wire.held(key).wait)
+            while not await asyncio.to_thread(wire.held(key).wait, 0.5):
+                assert not watching[prompt].done(), "the answer ended before it was to be interrupted"
             await shown(live, jobs[prompt], lambda key=key: wire.seen(key)[-1].text)  # type: ignore[misc]
             wire.held(key).clear()
         machine.workers[0].restart()
