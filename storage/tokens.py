@@ -118,7 +118,7 @@ def estimated(text: str, deltas: int, samples: Sequence[Sample], most: int | Non
     """Tokens of ``text``, which came in ``deltas``. ``most``: the sum of ``of_delta``, where somebody saw them."""
     if not deltas:
         return Estimate(0, sure=True)
-    bursts = len(text.split()) > deltas or (most is None and len(_UNITS.findall(text)) > deltas)  # words share a delta
+    bursts = len(text.split()) > deltas or (most is None and _is_crowded(text, deltas, samples))  # words share a delta
     if samples and _single(samples):
         hidden = _hidden(text, samples)
         if any(one.tokens > one.deltas + 1 for one in samples):  # or else they had few tokens in many deltas
@@ -129,6 +129,16 @@ def estimated(text: str, deltas: int, samples: Sequence[Sample], most: int | Non
     if not samples:
         return _unknown(text, deltas, most, bursts=bursts)
     return Estimate(max(deltas, _by_samples(text, deltas, samples)), sure=False)
+
+
+def _is_crowded(text: str, deltas: int, samples: Sequence[Sample]) -> bool:
+    """There are more words and marks than the deltas can have held, if they were tokens. In code a token may be a mark
+    and a word (``(self``), or several marks: where each delta was a token, the samples say how many of them it held."""
+    units = len(_UNITS.findall(text))
+    if units <= deltas or not samples or not _single(samples):
+        return units > deltas
+    share = max(len(_UNITS.findall(one.text)) / max(one.deltas, 1) for one in samples)
+    return units > deltas * max(share, 1.0) * (1 + MARGIN / sqrt(deltas))
 
 
 def _unknown(text: str, deltas: int, most: int | None, *, bursts: bool) -> Estimate:

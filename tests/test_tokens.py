@@ -21,7 +21,7 @@ from activities.ports import Finish, ModelEvent, TextDelta, Told
 from chatjobs.contracts import Channel, ChatRequest, Job, JobStatus, Usage
 from providers.mistral import MistralChat
 from storage.database import Database
-from storage.tokens import Sample, ceiling, estimated, regular_sizes, signs
+from storage.tokens import Estimate, Sample, ceiling, estimated, regular_sizes, signs
 from storage.values import Past, Stretch, TextPiece
 from tests.fakes import ScriptedModel
 from tests.house import House, house
@@ -107,6 +107,14 @@ def test_deltas_that_are_tokens_are_counted_without_knowing_more() -> None:
             tokens, text, count, most = interrupted(name, 1, cut)
             assert estimated(text, count, (), most) == estimated(text, count, [sample(TEXTS["words"], 1)], most)
             assert estimated(text, count, (), most).tokens == tokens
+
+
+def test_code_of_a_server_that_sends_each_token_alone_is_not_taken_for_several_in_a_delta() -> None:
+    """A token may be two marks and a word, so that a piece of code has more of them than tokens."""
+    whole = "class Stack:\n    def __init__(self, max_size):\n        self.stack = []\n\n    def push(self, item):"
+    lost = "stack = []\n\n    def push(self, item"  # what a worker that died had stored of its ten deltas
+    assert estimated(lost, 10, [Sample(40, 40, whole)]) == Estimate(10, sure=True)
+    assert estimated(lost * 2, 10, [Sample(40, 40, whole)]).tokens >= 20, "these deltas held more"
 
 
 def test_tokens_that_bring_no_text_are_known_from_samples() -> None:
