@@ -2,12 +2,12 @@
 #
 # Needs Python 3.11 or newer and GNU make. Python packages are installed into .venv, from the hashed lock files; programs
 # that only the tests use (a browser, a proxy, Node.js) by tests/setup, where it may install them.
-# Tests mostly wait, for servers that start and for clocks: three processes at once suit two cores. Another number:
+# Tests mostly wait, for servers that start and for clocks: four processes at once suit two cores. Another number:
 # make test PROCESSES=6. ARGS= is handed on:  make run ARGS='-- --rate 20:20'   make test ARGS='-k standalone'
 
 PYTHON ?= python3
 ARGS ?=
-PROCESSES ?= 3
+PROCESSES ?= 4
 
 # The tests start the service's programs some three hundred times: compiled once, they start sooner.
 unexport PYTHONDONTWRITEBYTECODE

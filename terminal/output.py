@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from shutil import get_terminal_size
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, OverflowMethod, RenderableType
@@ -36,9 +37,13 @@ class Screen(Console):
 
 
 def console() -> Console:
-    """Standard output as it is, without rich's own ideas about what words mean."""
-    width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    return Screen(highlight=False, markup=False, emoji=False, width=width)
+    """Standard output as it is, without rich's own ideas about what words mean.
+
+    Nor about how wide it is: rich takes a terminal without a name (TERM unset, or dumb) for one of 80 columns.
+    """
+    columns, lines = get_terminal_size()
+    width = columns if sys.stdout.isatty() else PLAIN_WIDTH
+    return Screen(highlight=False, markup=False, emoji=False, width=width, height=lines)
 
 
 class Records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
@@ -80,6 +81,17 @@ async def schedule(here: House, request: Any, workflow_id: str = "daily") -> Sch
     action = ScheduleActionStartWorkflow(CHAT_JOB, {"request": request}, id=workflow_id, task_queue=JOBS_QUEUE)
     policy = SchedulePolicy(overlap=ScheduleOverlapPolicy.ALLOW_ALL)
     return await here.client.create_schedule(new_job_id(), Schedule(action=action, spec=ScheduleSpec(), policy=policy))
+
+
+async def closed(here: House, job: Job) -> None:
+    """Its run has ended; while it is open, Temporal starts no other one with its workflow id."""
+    run = await here.jobs.run_of(job.job_id)
+    handle = here.client.get_workflow_handle(run.workflow_id, run_id=run.run_id)
+
+    async def ended() -> bool:
+        return (await handle.describe()).status is not WorkflowExecutionStatus.RUNNING
+
+    await eventually(ended)
 
 
 def delivered(job: Job) -> bool:
@@ -283,7 +295,7 @@ async def test_each_action_of_a_schedule_is_a_job(here: House) -> None:
     handle = await schedule(here, make_body(callback=HOOK), "daily-report")
     for number in (1, 2, 3):
         await handle.trigger()
-        await jobs_of(here, number, delivered)
+        await asyncio.gather(*(closed(here, job) for job in await jobs_of(here, number, delivered)))
     found = await jobs_of(here, 3, delivered)
     await handle.delete()
     assert [job.content for job in found] == ["first", "second", "third"]
