@@ -362,7 +362,7 @@ def seen(self, loop, context):
     os.write(2, b"no file for a connection\\n")
     began.append(loop.time())
     handle(self, loop, context)
-    while held and loop.time() > began[0] + 4:
+    while held and loop.time() > began[0] + 9:
         os.close(held.pop())
 
 server._Exhaustion.handle = seen

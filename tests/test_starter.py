@@ -416,7 +416,8 @@ class Screen:
 
     def __init__(self, running: Stack, *arguments: str, columns: int) -> None:
         self.text = ""
-        environment = {**running.env, "TERM": "xterm-256color"}
+        inherited = {name: value for name, value in running.env.items() if name not in ("COLUMNS", "LINES")}
+        environment = {**inherited, "TERM": "xterm-256color"}
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:  # the child is the program from here on
             os.chdir(ROOT)
