@@ -89,7 +89,8 @@ class BodyReader:
 
     def __init__(self, head: Head) -> None:
         self._chunked = any(b"chunked" in value.lower() for value in head.values(b"transfer-encoding"))
-        lengths = set(head.values(b"content-length"))
+        # The same length may be said again, in a field or after a comma (RFC 9110 §8.6).
+        lengths = {length.strip() for value in head.values(b"content-length") for length in value.split(b",")}
         self._left: int | None = None
         """Of the body or, in a chunked one, of the chunk and the line break after it."""
         self._data = bytearray()

@@ -508,6 +508,7 @@ MALFORMED = {
     "a folded header": OK + b"X: a\r\n  b\r\n" + BODY,
     "a folded first line": OK + b"  b\r\n" + BODY,
     "bare line feeds": (OK + b"X: a\r\n" + BODY).replace(b"\r\n", b"\n"),
+    "one length, said again": OK + b"Content-Length: 2, 2\r\n" + BODY,
     "two lengths that differ": OK + b"Content-Length: 1\r\n" + BODY,
     "a length that is no number": OK + b"Content-Length: two\r\n\r\nok",
     "a negative length": OK + b"Content-Length: -1\r\n\r\nok",
