@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Protocol, TypeVar
 
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
@@ -18,6 +18,22 @@ READY_SECONDS = 30.0
 LOG_TAIL = 4_000
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork: after it, only calls are safe
+
+
+class Running(Protocol):
+    """What is used of a subprocess.Popen."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 class Process:
@@ -30,14 +46,14 @@ class Process:
         self._env = env
         self._ready = ready
         self._begin = 0
-        self._popen: subprocess.Popen[str] | None = None
+        self._popen: Running | None = None
 
     @property
     def pid(self) -> int:
         return self.popen.pid
 
     @property
-    def popen(self) -> subprocess.Popen[str]:
+    def popen(self) -> Running:
         assert self._popen is not None, f"{self.name} was not started"
         return self._popen
 
@@ -50,17 +66,7 @@ class Process:
         assert not self.running, f"{self.name} runs already"
         self._begin = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as out:
-            self._popen = subprocess.Popen(
-                self._command,
-                cwd=ROOT,
-                env=self._env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,  # a Ctrl-C of the person who runs the tests is for pytest
-                preexec_fn=_die_with_parent,
-            )
+            self._popen = self._begun(out)
         if wait:
             self.wait_until_ready()
 
@@ -103,6 +109,18 @@ class Process:
         """kill -9, and start again."""
         self.kill()
         self.start()
+
+    def _begun(self, out: IO[bytes]) -> Running:
+        return subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C of the person who runs the tests is for pytest
+            preexec_fn=_die_with_parent,
+        )
 
     def _end(self, number: signal.Signals, *, timeout: float) -> int:
         if self.running:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from drill.processes import Running
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -30,7 +32,7 @@ def prompt(words: str = "", /, **fields: Any) -> str:
 class SimulatorProcess:
     """A running simulator. Only ``wait`` takes time, so only it is async."""
 
-    def __init__(self, url: str, process: subprocess.Popen[str]) -> None:
+    def __init__(self, url: str, process: Running) -> None:
         self.url = url
         self.process = process
 

@@ -6,7 +6,6 @@ They come from a fork server that has everything imported, so that a test can af
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import random
 import time
@@ -20,9 +19,8 @@ from storage.database import Database
 from storage.jobs import JobStore
 from storage.transcript import TranscriptWriter
 from storage.values import Claim
+from tests.fork_server import processes
 
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.storage_process"])
 dice = random.Random()  # noqa: S311 - decides nothing but the course of a test
 PIECES = ("Lorem ", "ipsum 😀 ", "dolor é ", "sit ", "amet\n", "\ufffd ")
 

@@ -24,6 +24,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from chatjobs.contracts import Job, JobStatus
 from chatjobs.webhooks import verify
+from drill.processes import Process
 from intake import Intake
 from storage.database import Database
 from storage.jobs import JobStore
@@ -32,7 +33,7 @@ from storage.values import Cursor
 from tests.factories import make_body
 from tests.receiver import receiver
 from tests.simulator_process import prompt, simulator
-from tests.stack import OURS, ROOT, Process, wait_until
+from tests.stack import OURS, ROOT, wait_until
 
 CHILDREN = ("temporal", "simulator", "worker", "gateway")
 PATIENCE = 30.0
