@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PR_SET_PDEATHSIG = 1
 OF_THE_INTERPRETER = ("LD_PRELOAD", "PYTHONDEVMODE", "PYTHONWARNINGS", "PYTHONTRACEMALLOC", "PYTHONIOENCODING")
-IMPORTED = ("gateway.app", "intake", "providers.mistral", "temporalio.worker", "tests.storage_process", "uvicorn")
+IMPORTED = ("gateway.__main__", "mistralai.client.chat", "simulator.__main__", "tests.storage_process", "worker")
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.fork_server", *IMPORTED])
