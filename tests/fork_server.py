@@ -91,6 +91,7 @@ def _run(arguments: list[str], env: dict[str, str], log: str) -> None:
     sys.path[0:1] = [str(ROOT)]
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
+        sys.modules.pop(f"{arguments[1]}.__main__", None)  # runpy would warn that it was imported
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments

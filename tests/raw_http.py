@@ -50,6 +50,8 @@ class RawServer:
     url: str = ""
     visits: list[Visit] = field(default_factory=list)
     connections: int = 0
+    visited: asyncio.Event = field(default_factory=asyncio.Event)
+    """There was a request."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number, self.connections = self.connections, self.connections + 1
@@ -61,6 +63,7 @@ class RawServer:
                     visit = Visit(head, b"", writer, number, gone)
                     visit.body = await reader.readexactly(int(visit.headers.get("content-length", 0)))
                     self.visits.append(visit)
+                    self.visited.set()
                     await self._answer(visit, reader)
         finally:
             gone.set()

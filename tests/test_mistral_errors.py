@@ -411,6 +411,7 @@ async def silent_after_a_token(visit: Visit) -> None:
 async def test_cancelling_closes_the_connection(reply: Reply) -> None:
     async with raw_server(reply) as server, chat(server) as model:
         call = asyncio.ensure_future(events(model))
+        await asyncio.wait_for(server.visited.wait(), 30)
         await asyncio.sleep(0.1)
         call.cancel()
         began = time.monotonic()
@@ -423,9 +424,11 @@ async def test_cancelling_closes_the_connection(reply: Reply) -> None:
 async def test_a_callers_clock_is_not_mistaken_for_a_failure() -> None:
     """First token, stall and total are the caller's: TimeoutError comes out as it is."""
     async with raw_server(silent_after_a_token) as server, chat(server) as model:
+        call = asyncio.ensure_future(events(model))
+        await asyncio.wait_for(server.visited.wait(), 30)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
-                await events(model)
+                await call
         await asyncio.wait_for(server.visits[0].gone.wait(), 2)
 
 

@@ -167,7 +167,7 @@ async def test_cut_in_text(live: Service, wire: Proxy, prompt: str) -> None:
     """In words, between them, at the ends of lines and cells."""
     bench = Bench(live, wire, "prefix", "smollm2")
     deltas = await bench.whole(prompt)
-    await asyncio.gather(*(bench.cut(prompt, deltas, after) for after in spread(deltas, 8)))
+    await asyncio.gather(*(bench.cut(prompt, deltas, after) for after in spread(deltas, 5)))
 
 
 @pytest.mark.parametrize("prompt", ["class", "JSON"])
@@ -232,7 +232,7 @@ async def test_auto(live: Service, wire: Proxy, machine: Stack) -> None:
         ends = await asyncio.gather(*(bench.cut(prompt, deltas, after) for after in indented(deltas)))
         assert "reset" not in {one.end for one in ends}
     deltas = await bench.whole("table")
-    await asyncio.gather(*(bench.cut("table", deltas, after) for after in spread(deltas, 4)))
+    await asyncio.gather(*(bench.cut("table", deltas, after) for after in spread(deltas, 2)))
 
 
 async def test_prefix_as_the_doctor_has_measured_it(live: Service, wire: Proxy, machine: Stack) -> None:
