@@ -96,4 +96,3 @@ def _run(arguments: list[str], env: dict[str, str], log: str) -> None:
     else:
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
-
