@@ -15,13 +15,15 @@ RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonex
 COPY --from=built /opt/venv /opt/venv
 WORKDIR /app
 COPY chatjobs chatjobs
-COPY workflows workflows
-COPY activities activities
-COPY providers providers
+COPY domain domain
 COPY storage storage
+COPY dispatch dispatch
+COPY activities activities
+COPY workflows workflows
+COPY providers providers
 COPY gateway gateway
-COPY terminal terminal
-COPY connection.py doctor.py doctor_checks.py doctor_live.py framing.py intake.py logs.py measuring.py process_exit.py server_knowledge.py settings.py starter.py upkeep.py webhook_rules.py worker.py requirements.lock ./
+COPY cli cli
+COPY worker.py starter.py requirements.lock ./
 RUN /opt/venv/bin/python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001:10001

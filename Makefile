@@ -32,7 +32,7 @@ help:
 
 # Make may be killed as well: then there is nobody left to hear a Ctrl-C.
 run: .venv/service
-	@$(BIN)/python standalone.py --end-with-parent $(ARGS)
+	@$(BIN)/python -m local --end-with-parent $(ARGS)
 
 setup:
 	@tests/setup

@@ -18,32 +18,32 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-import logs
-import measuring
-import server_knowledge
 from activities.completion import CompletionActivities
-from activities.ports import ChatModel, WebhookSender
 from activities.result import ResultActivities
 from activities.retention import RetentionActivities
 from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from chatjobs.errors import ChatJobsError, ConfigurationError
-from chatjobs.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
-from connection import connect, indexed, run_url
-from intake import Intake, Sweeper
-from process_exit import exit_now
-from providers.mistral import MistralChat
-from providers.webhook_sender import HttpWebhookSender
-from settings import Settings, problems
-from storage.database import Database
-from storage.deliveries import DeliveryStore
-from storage.endpoints import EndpointStore
-from storage.jobs import JobStore
-from storage.limiter import Limiter
-from storage.retention import RetentionStore
-from storage.transcript import TranscriptWriter
-from upkeep import scheduled_retention
-from webhook_rules import WebhookRules, signing_secrets
+from dispatch import measuring, server_knowledge
+from dispatch.intake import Intake, Sweeper
+from dispatch.schedules import scheduled_retention
+from dispatch.temporal import connect, indexed, run_url
+from dispatch.webhook_rules import WebhookRules, signing_secrets
+from domain import logs
+from domain.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
+from domain.ports import ChatModel, WebhookSender
+from domain.process_exit import exit_now
+from domain.settings import Settings, problems
+from providers.mistral.chat import MistralChat
+from providers.mistral.probe import measured
+from providers.webhooks.sender import HttpWebhookSender
+from storage.engine.database import Database
+from storage.jobs.retention import RetentionStore
+from storage.jobs.store import JobStore
+from storage.rate_limits.limiter import Limiter
+from storage.transcript.writer import TranscriptWriter
+from storage.webhooks.deliveries import DeliveryStore
+from storage.webhooks.endpoints import EndpointStore
 from workflows import options
 from workflows.chat_job import ChatJob
 from workflows.retention import Retention
@@ -63,7 +63,7 @@ WORKFLOW_TASK_POLLS = 2
 
 
 @dataclass(frozen=True)
-class Parts:
+class WorkerParts:
     """What a worker is made of; tests put in their own model or sender."""
 
     settings: Settings
@@ -104,7 +104,7 @@ class Parts:
         return await signing_secrets(self.settings, self.database, tenant)
 
 
-def build_workers(parts: Parts, transcript: TranscriptWriter) -> list[Worker]:
+def build_workers(parts: WorkerParts, transcript: TranscriptWriter) -> list[Worker]:
     """One worker per task queue, so that slow receivers never hold up completions."""
     options.configure(heartbeat=timedelta(seconds=parts.settings.chatjobs_heartbeat_seconds))
     jobs = parts.jobs
@@ -153,12 +153,12 @@ def sandboxed() -> SandboxedWorkflowRunner:
 
     Our own modules are only referred to; importing them anew for every run would double its cost.
     """
-    rooms = ("chatjobs", "activities", "storage", "providers", "workflows.options", "pydantic", "sqlalchemy")
+    rooms = ("chatjobs", "domain", "storage", "activities", "providers", "workflows.options", "pydantic", "sqlalchemy")
     return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*rooms))
 
 
 @asynccontextmanager
-async def running(parts: Parts) -> AsyncIterator[None]:
+async def running(parts: WorkerParts) -> AsyncIterator[None]:
     """Workers, waker, sweeper, while the block runs. On the way out streams are handed over before the writer stops."""
     deliveries = DeliveryStore(parts.database)
     intake = Intake(jobs=parts.jobs, client=parts.client, indexed=parts.indexed)
@@ -180,7 +180,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(_cancelled, asyncio.create_task(sweeper.run(), name="sweeper"))
         stack.push_async_callback(_cancelled, asyncio.create_task(waker.run(), name="waker"))
         if isinstance(parts.model, MistralChat):
-            informing = measuring.keep_informed(parts.settings, parts.database, parts.model)
+            informing = measuring.keep_informed(parts.settings, parts.database, parts.model, measured)
             stack.push_async_callback(_cancelled, asyncio.create_task(informing, name="continuations"))
         scheduling = scheduled_retention(parts.client, parts.settings.chatjobs_retention_days)
         stack.push_async_callback(_cancelled, asyncio.create_task(scheduling, name="retention schedule"))
@@ -199,7 +199,7 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 @asynccontextmanager
-async def parts_from(settings: Settings) -> AsyncIterator[Parts]:
+async def parts_from(settings: Settings) -> AsyncIterator[WorkerParts]:
     """The real parts. Raises ChatJobsError with what to do where one is missing."""
     if not settings.webhook_secret:
         log.warning("WEBHOOK_SECRET is not set: webhooks wait until it is", extra={"action": "no_webhook_secret"})
@@ -211,7 +211,7 @@ async def parts_from(settings: Settings) -> AsyncIterator[Parts]:
         client = await connect()
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
         sender = await stack.enter_async_context(HttpWebhookSender(policy=rules))
-        yield Parts(settings, client, database, model, sender, await indexed(client), rules=rules)
+        yield WorkerParts(settings, client, database, model, sender, await indexed(client), rules=rules)
 
 
 def _model(settings: Settings) -> MistralChat:

@@ -19,27 +19,16 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import continuation, failures
-from activities.cancels import Cancels
-from activities.continuation import Plan
-from activities.counting import Counter
+from activities.cancellation import Cancels
+from activities.continuation import CallPlan
 from activities.failures import Tally
-from activities.freezes import Freezes, Watch
+from activities.freezes import Freezes, FreezeWatch
 from activities.heartbeats import heartbeating
-from activities.lanes import Lanes, Postponed, waits_for_turn
-from activities.ports import (
-    CANNOT_CONTINUE,
-    Allowance,
-    ChatModel,
-    Continuing,
-    Finish,
-    ModelEvent,
-    PartDelta,
-    Progress,
-    TextDelta,
-)
+from activities.rate_limits import Lanes, Postponed, waits_for_turn
+from activities.token_counts import Counter
 from chatjobs.contracts import ChatRequest, ErrorCause, PlacedPart, Retry, Usage
-from chatjobs.errors import (
-    ChatJobsError,
+from chatjobs.errors import ChatJobsError
+from domain.errors import (
     FenceLost,
     StorageError,
     StorageUnavailable,
@@ -47,16 +36,21 @@ from chatjobs.errors import (
     UpstreamInterrupted,
     UpstreamRefused,
 )
-from chatjobs.names import COMPLETE_CHAT
-from chatjobs.steps import CompletionSummary, JobRef
-from storage.jobs import JobStore
-from storage.limiter import Limiter
-from storage.rows import INTERNAL, SILENCE, broke_off
-from storage.schema import micros, moment
-from storage.sealing import QUEUE_TIMEOUT
-from storage.tokens import Sample
-from storage.transcript import JobWriter, TranscriptWriter
-from storage.values import (
+from domain.names import COMPLETE_CHAT
+from domain.payloads import CompletionSummary, JobRef
+from domain.ports import (
+    CANNOT_CONTINUE,
+    Allowance,
+    ChatModel,
+    Continuing,
+    Finish,
+    ModelEvent,
+    PartDelta,
+    StillWorking,
+    TextDelta,
+)
+from domain.tokens import Sample
+from domain.values import (
     FROZEN,
     OK,
     POSTPONED,
@@ -70,6 +64,12 @@ from storage.values import (
     Stretch,
     TextPiece,
 )
+from storage.engine.schema import micros, moment
+from storage.jobs.rows import INTERNAL, SILENCE, broke_off
+from storage.jobs.sealing import QUEUE_TIMEOUT
+from storage.jobs.store import JobStore
+from storage.rate_limits.limiter import Limiter
+from storage.transcript.writer import JobWriter, TranscriptWriter
 
 LENGTH = "length"
 """The finish reason of an answer that reached ``max_tokens``."""
@@ -168,7 +168,7 @@ class CompletionActivities:
         await attempt.keep(finish)
         return attempt.summary(finish)
 
-    async def _plan(self, attempt: _Attempt) -> Plan:
+    async def _plan(self, attempt: _Attempt) -> CallPlan:
         """What to ask of the model: the rest of the answer, or all of it if there is nothing yet or it has to start
         over. Looks at the clocks and the cap that other attempts have used up before this one."""
         claim, request = attempt.claim, attempt.request
@@ -190,7 +190,7 @@ class CompletionActivities:
             await self._restart(attempt, reason)
         return plan
 
-    async def _plan_to_continue(self, attempt: _Attempt, pieces: Sequence[TextPiece]) -> Plan:
+    async def _plan_to_continue(self, attempt: _Attempt, pieces: Sequence[TextPiece]) -> CallPlan:
         request, past = attempt.request, attempt.past
         if not continuation.counted(request, past):
             attempt.samples = await self._jobs.samples(request.model)
@@ -209,8 +209,10 @@ class CompletionActivities:
             return False
         if past.topped_up or attempt.plan.ends_at_cap or attempt.parts or continuation.counted(request, past):
             return False
-        await attempt.pen.flush()
-        pieces = await self._jobs.written(attempt.pen.job_id, fence=attempt.pen.fence, epoch=attempt.pen.epoch)
+        await attempt.job_writer.flush()
+        pieces = await self._jobs.written(
+            attempt.job_writer.job_id, fence=attempt.job_writer.fence, epoch=attempt.job_writer.epoch
+        )
         stretches = (*past.stretches, attempt.stretch(usage.completion_tokens))
         missing = most - continuation.said(stretches, pieces, attempt.samples).tokens
         return missing > most * NOT_WORTH_A_CALL
@@ -224,13 +226,13 @@ class CompletionActivities:
     async def _goes_on(self, attempt: _Attempt, finish: Finish | None) -> bool:
         """Whether the answer, at its length limit now, shall have another segment. ``finish`` is None if it had
         reached the limit before this attempt."""
-        request, pen = attempt.request, attempt.pen
+        request, job_writer = attempt.request, attempt.job_writer
         if attempt.past.segments + 1 >= request.max_segments or attempt.parts:
             return False
         if finish is not None and (finish.reason != LENGTH or finish.tool_calls or attempt.reached_cap(finish)):
             return False
-        await pen.flush()
-        pieces = await self._jobs.written(pen.job_id, fence=pen.fence, epoch=pen.epoch)
+        await job_writer.flush()
+        pieces = await self._jobs.written(job_writer.job_id, fence=job_writer.fence, epoch=job_writer.epoch)
         return continuation.obstacle(request, pieces, self._model.continuing(request.model)) is None
 
     async def _end_without_call(self, attempt: _Attempt, end: AttemptEnd) -> CompletionSummary:
@@ -264,9 +266,9 @@ class CompletionActivities:
                             break
                         continue
                     attempt.take(event)
-                    if attempt.pen.full:
+                    if attempt.job_writer.full:
                         with clocks.paused():  # the database is slow, not the model
-                            await attempt.pen.room()
+                            await attempt.job_writer.room()
         except (TimeoutError, UpstreamError) as error:
             if finish is None:  # else only hanging up went wrong
                 raise (attempt.timeout() if isinstance(error, TimeoutError) else error) from None
@@ -286,7 +288,7 @@ class CompletionActivities:
         claim, end = attempt.claim, attempt.end(outcome, status, _message(error, failure))
         try:
             if not frozen and not isinstance(error, StorageError):
-                await attempt.pen.flush()
+                await attempt.job_writer.flush()
                 if attempt.finish is not None:
                     return attempt.summary(attempt.finish)
             if _is_enough(attempt, outcome, failure):
@@ -349,7 +351,7 @@ async def _undisturbed(
     stream: Coroutine[Any, Any, CompletionSummary],
     beats: asyncio.Task[None],
     cancel: asyncio.Future[None],
-    watch: Watch,
+    watch: FreezeWatch,
 ) -> CompletionSummary:
     """The stream's summary. Ends it with _HandedOver once the worker is told to stop, or if the heartbeats stop; with
     _CancelWanted, where our database knows of a cancel before Temporal tells; with _Frozen, once this process is known
@@ -386,7 +388,7 @@ class _Report:
         return {
             "attempt": self.attempt.claim.attempt,
             "phase": self.attempt.phase,
-            "characters": self.attempt.pen.position,
+            "characters": self.attempt.job_writer.position,
             "tokensPerSecond": self.attempt.tokens_per_second(),
         }
 
@@ -414,14 +416,14 @@ class _SegmentOver(Exception):
 class _Attempt:
     """One call's state: what has come, and when."""
 
-    def __init__(self, claim: Claim, pen: JobWriter, watch: Watch) -> None:
+    def __init__(self, claim: Claim, job_writer: JobWriter, watch: FreezeWatch) -> None:
         if claim.request is None:
             raise AssertionError("a claim that was taken has a request")
         self.claim = claim
         self.request: ChatRequest = claim.request
         self.past = claim.past
-        self.plan = Plan(self.request)
-        self.pen = pen
+        self.plan = CallPlan(self.request)
+        self.job_writer = job_writer
         self.watch = watch
         self.number = claim.attempt
         """Of the attempt whose call brought the end of the answer."""
@@ -446,7 +448,7 @@ class _Attempt:
     @property
     def moved_on(self) -> bool:
         """It has brought the answer further than any attempt before it (see values.Past)."""
-        return self.pen.position > self.past.furthest and (self._goes_on or not self.past.furthest)
+        return self.job_writer.position > self.past.furthest and (self._goes_on or not self.past.furthest)
 
     def tally(self, reason: str) -> Tally:
         """The job's real failures, if this attempt is one, with the code ``reason``.
@@ -495,11 +497,11 @@ class _Attempt:
 
     def _silence(self) -> ErrorCause:
         seconds = time.monotonic() - (self._last_event or self._began)
-        place = f"after {self.pen.position} characters" if self.clocks.began else "and no first token"
+        place = f"after {self.job_writer.position} characters" if self.clocks.began else "and no first token"
         message = f"Nothing came from the model for {seconds:.0f} s, {place}; comments and empty chunks do not count"
         return ErrorCause(code="silence", message=message)
 
-    def planned(self, plan: Plan) -> None:
+    def planned(self, plan: CallPlan) -> None:
         self.plan = plan
         if plan.tokens_left is not None:
             self._most_tokens = plan.tokens_left
@@ -507,7 +509,7 @@ class _Attempt:
     def restarted(self, epoch: int) -> None:
         """The text so far was thrown away."""
         self.past = replace(self.past, segments=0, segment_tokens=0, stretches=(), topped_up=False)
-        self.pen.restarted(epoch)
+        self.job_writer.restarted(epoch)
         self._goes_on = False
 
     def called(self, model: ChatModel) -> AsyncGenerator[ModelEvent, None]:
@@ -536,12 +538,12 @@ class _Attempt:
     def take(self, event: ModelEvent) -> None:
         match event:
             case TextDelta(channel, text, told):
-                self.pen.append(channel, text, self._counter.take(text, told))
+                self.job_writer.append(channel, text, self._counter.take(text, told))
                 if self._counter.least > self._most_tokens:
                     raise _over_cap(self)
             case PartDelta(part):
-                self.parts.append(PlacedPart(position=self.pen.position, part=part))
-            case Progress(told):
+                self.parts.append(PlacedPart(position=self.job_writer.position, part=part))
+            case StillWorking(told):
                 self._counter.skip(told)
             case Allowance() | Finish():
                 pass
@@ -568,7 +570,7 @@ class _Attempt:
     def stretch(self, tokens: int) -> Stretch:
         """What this attempt wrote, of which the server has counted ``tokens``."""
         start = self.past.stretches[-1].end if self.past.stretches else 0
-        return Stretch(start, self.pen.position, self._counter.count, tokens)
+        return Stretch(start, self.job_writer.position, self._counter.count, tokens)
 
     @property
     def first_token_ms(self) -> int | None:
@@ -590,10 +592,10 @@ class _Attempt:
     async def keep(self, finish: Finish) -> None:
         """Make the end of the answer durable."""
         self.finish = finish
-        await self.pen.finish(self._record(finish))
+        await self.job_writer.finish(self._record(finish))
 
     def summary(self, finish: Finish) -> CompletionSummary:
-        return CompletionSummary(position=self.pen.position, finish_reason=finish.reason)
+        return CompletionSummary(position=self.job_writer.position, finish_reason=finish.reason)
 
     def _record(self, finish: Finish) -> FinishRecord:
         usage, estimated = finish.counted(self.plan.estimated(self._counter.most)) if self.number else (None, False)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from activities.counting import Counter
-from activities.ports import Continuing
+from activities.token_counts import Counter
 from chatjobs.contracts import Channel, ChatRequest, Usage, message_text
-from storage.estimates import prompt_ceiling, prompt_tokens, text_ceiling
-from storage.schema import CHANNELS
-from storage.tokens import Estimate, Sample, estimated
-from storage.values import Past, Stretch, TextPiece
+from domain.estimates import prompt_ceiling, prompt_tokens, text_ceiling
+from domain.ports import Continuing
+from domain.tokens import Estimate, Sample, estimated
+from domain.values import AttemptHistory, Stretch, TextPiece
+from storage.engine.schema import CHANNELS
 
 CONTENT = CHANNELS.index(Channel.CONTENT)
 MOST_ROOM = 16
@@ -21,7 +21,7 @@ LEAST_SAMPLE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CallPlan:
     """One call of the model.
 
     ``prompt_tokens``: a rough count, with the text so far. ``continue_from``: the content so far; None for a call from
@@ -77,11 +77,11 @@ class Plan:
 
 def plan(
     request: ChatRequest,
-    past: Past,
+    past: AttemptHistory,
     pieces: Sequence[TextPiece] = (),
     samples: Sequence[Sample] = (),
     unsent: str = "",
-) -> Plan:
+) -> CallPlan:
     """The next call: from the beginning, or, if there are ``pieces``, from their end.
 
     ``samples``: calls of the model that were counted. ``unsent``: whitespace at the end of the content that the model
@@ -90,11 +90,11 @@ def plan(
     prompt = prompt_tokens(request) + (pieces[-1].token_count if pieces else 0)
     left = _left(request, past, pieces)
     if not pieces:
-        return Plan(request, prompt, tokens_left=left)
+        return CallPlan(request, prompt, tokens_left=left)
     so_far = said(past.stretches, pieces, samples)
     singly = so_far.sure and not any(one.tokens for one in past.stretches if not one.closed)
     room = min(len(unsent), MOST_ROOM if singly else 1)
-    return Plan(_shortened(request, so_far.tokens), prompt, content(pieces), left, room)
+    return CallPlan(_shortened(request, so_far.tokens), prompt, content(pieces), left, room)
 
 
 def said(stretches: Sequence[Stretch], pieces: Sequence[TextPiece], samples: Sequence[Sample]) -> Estimate:
@@ -115,13 +115,13 @@ def _of_stretch(stretch: Stretch, text: str, samples: Sequence[Sample]) -> Estim
     return estimated(text[stretch.start : stretch.end], stretch.deltas, samples, stretch.most)
 
 
-def counted(request: ChatRequest, past: Past) -> bool:
+def counted(request: ChatRequest, past: AttemptHistory) -> bool:
     """Nobody has to estimate how long the answer is."""
     limited = request.max_tokens is not None or request.min_tokens is not None
     return not limited or all(one.closed or not one.deltas or one.tokens is not None for one in past.stretches)
 
 
-def _left(request: ChatRequest, past: Past, pieces: Sequence[TextPiece]) -> int | None:
+def _left(request: ChatRequest, past: AttemptHistory, pieces: Sequence[TextPiece]) -> int | None:
     """What the cap on all tokens leaves for another call's answer, with prompts estimated high: it is a promise."""
     cap = request.limits.max_total_tokens
     if cap is None:

@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from activities.ports import WebhookResponse, WebhookSender
 from chatjobs.contracts import JobStatus, WebhookData, WebhookEvent, WebhookTest, WebhookTestEvent, rfc3339
 from chatjobs.errors import WebhookError
-from chatjobs.names import status_path
 from chatjobs.webhooks import read_otherwise, sign
+from domain.names import status_path
+from domain.ports import WebhookResponse, WebhookSender
 
 CONTENT = "This is a test."
 EXAMPLE_JOB = "job_test"

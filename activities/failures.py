@@ -12,14 +12,8 @@ from datetime import timedelta
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from chatjobs.contracts import Backoff, ErrorCause, Retry
-from chatjobs.errors import (
-    MAX_MESSAGE_CHARACTERS,
-    ChatJobsError,
-    StorageUnavailable,
-    UpstreamError,
-    UpstreamRateLimited,
-    bounded,
-)
+from chatjobs.errors import MAX_MESSAGE_CHARACTERS, ChatJobsError, bounded
+from domain.errors import StorageUnavailable, UpstreamError, UpstreamRateLimited
 
 EMPTY = "upstream_empty"
 FAILURE_BUDGET = Retry().attempts

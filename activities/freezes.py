@@ -18,7 +18,7 @@ CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """It goes on while the machine is suspended, and nobody can set it. Where the system has none: the monotonic clock."""
 
 
-class Watch:
+class FreezeWatch:
     """One attempt's view of the clock, from the attempt's beginning on. ``timeout``: seconds."""
 
     def __init__(self, timeout: float) -> None:
@@ -40,13 +40,13 @@ class Freezes:
     """One task that looks at the clock for all attempts of this process, while there are any."""
 
     def __init__(self) -> None:
-        self._watches: set[Watch] = set()
+        self._watches: set[FreezeWatch] = set()
         self._looking: asyncio.Task[None] | None = None
 
     @contextmanager
-    def watched(self, timeout: float) -> Iterator[Watch]:
+    def watched(self, timeout: float) -> Iterator[FreezeWatch]:
         """A watch for one attempt, which looks by itself while the block runs."""
-        watch = Watch(timeout)
+        watch = FreezeWatch(timeout)
         self._watches.add(watch)
         if self._looking is None:
             self._looking = asyncio.create_task(self._look(), name="freezes")

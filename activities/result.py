@@ -25,11 +25,11 @@ from chatjobs.contracts import (
     without_nulls,
 )
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, WebhookUrlRefused
-from chatjobs.names import new_request_id, status_path
-from chatjobs.steps import Accepted, Ending, Sealed
-from chatjobs.webhook_urls import WebhookPolicy, checked
-from storage.jobs import JobStore
-from storage.values import NewJob, RunRef
+from domain.names import new_request_id, status_path
+from domain.payloads import Accepted, Ending, Sealed
+from domain.values import NewJob, RunRef
+from domain.webhook_urls import WebhookPolicy, checked
+from storage.jobs.store import JobStore
 
 USAGE = 'start ChatJob with {"request": {…}} or {"jobId": "…"}'
 OWN_ID = 'must be left out: each run of a cron or Schedule is a new job; give {"request": {…}}'

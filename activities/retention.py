@@ -12,9 +12,9 @@ from temporalio import activity
 from activities import failures
 from activities.heartbeats import heartbeating
 from chatjobs.errors import ChatJobsError
-from chatjobs.steps import RetentionOrder, RetentionReport
-from storage.endpoints import FORGOTTEN_AT_ONCE, EndpointStore
-from storage.retention import Place, Removed, RetentionStore
+from domain.payloads import RetentionOrder, RetentionReport
+from storage.jobs.retention import RemovalPosition, Removed, RetentionStore
+from storage.webhooks.endpoints import FORGOTTEN_AT_ONCE, EndpointStore
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class RetentionActivities:
 
     async def _remove(self, before: datetime, progress: RetentionReport) -> Removed:
         try:
-            return await self._retention.remove(before, after=Place(progress.completed_at, progress.job_id))
+            return await self._retention.remove(before, after=RemovalPosition(progress.completed_at, progress.job_id))
         except ChatJobsError as error:
             raise failures.from_storage(error, pause=None) from None
 
@@ -77,7 +77,7 @@ def _progress() -> RetentionReport:
 
 
 def _after(progress: RetentionReport, found: Removed) -> RetentionReport:
-    place = found.place or Place(progress.completed_at, progress.job_id)
+    place = found.place or RemovalPosition(progress.completed_at, progress.job_id)
     return RetentionReport(
         removed=progress.removed + found.jobs,
         completed_at=place.completed_at,

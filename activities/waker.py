@@ -21,10 +21,10 @@ from temporalio.api.workflowservice.v1 import UpdateActivityOptionsRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from chatjobs.errors import StorageError
-from chatjobs.names import COMPLETE_CHAT
-from storage.jobs import JobStore
-from storage.limiter import Limiter
+from domain.errors import StorageError
+from domain.names import COMPLETE_CHAT
+from storage.jobs.store import JobStore
+from storage.rate_limits.limiter import Limiter
 
 LOOK_SECONDS = 0.2
 AT_ONCE = 20

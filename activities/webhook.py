@@ -12,13 +12,13 @@ from temporalio.exceptions import ApplicationError
 
 from activities import failures
 from activities.heartbeats import heartbeating
-from activities.ports import BUSY, WebhookResponse, WebhookSender
 from chatjobs.contracts import DeliveryTry
 from chatjobs.errors import ChatJobsError, DeliveryNotFound, WebhookError
-from chatjobs.steps import DeliveryOrder, DeliveryReport
 from chatjobs.webhooks import sign
-from storage.deliveries import DeliveryStore, Parcel
-from storage.endpoints import ENDPOINT_DISABLED, GONE
+from domain.payloads import DeliveryOrder, DeliveryReport
+from domain.ports import BUSY, WebhookResponse, WebhookSender
+from storage.webhooks.deliveries import DeliveryStore, OutgoingWebhook
+from storage.webhooks.endpoints import ENDPOINT_DISABLED, GONE
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +61,16 @@ class WebhookActivities:
     async def _deliver(self, order: DeliveryOrder, attempt: int) -> DeliveryReport:
         """Only a lack of places is retried by Temporal; everything else is for the delivery's own schedule."""
         try:
-            parcel = await self._deliveries.parcel(order.delivery_id)
-            if parcel.status != "pending":
-                return DeliveryReport(delivered=parcel.status == "delivered", tries=parcel.tries, reason="given up")
-            if parcel.disabled:
-                return await self._refuse(parcel)
+            webhook = await self._deliveries.outgoing(order.delivery_id)
+            if webhook.status != "pending":
+                return DeliveryReport(delivered=webhook.status == "delivered", tries=webhook.tries, reason="given up")
+            if webhook.disabled:
+                return await self._refuse(webhook)
             began = datetime.now(UTC)
-            response = await self._send(parcel, began)
+            response = await self._send(webhook, began)
             if response.error == BUSY:
-                return await self._put_off(parcel, attempt)
-            return await self._record(order, parcel, began, response)
+                return await self._put_off(webhook, attempt)
+            return await self._record(order, webhook, began, response)
         except DeliveryNotFound as error:  # its job was deleted meanwhile
             return DeliveryReport(delivered=False, tries=0, reason=error.message)
         except ChatJobsError as error:
@@ -83,59 +83,59 @@ class WebhookActivities:
             raise failures.permanent("internal", message, retryable=True) from None
 
     async def _record(
-        self, order: DeliveryOrder, parcel: Parcel, began: datetime, response: WebhookResponse
+        self, order: DeliveryOrder, webhook: OutgoingWebhook, began: datetime, response: WebhookResponse
     ) -> DeliveryReport:
         pause = retry_pause(order, response)
         recorded = await self._deliveries.record(
             order.delivery_id,
-            as_recorded(parcel.tries + 1, began, response),
+            as_recorded(webhook.tries + 1, began, response),
             delivered=response.delivered,
             next_try_at=None if pause is None else datetime.now(UTC) + timedelta(seconds=pause),
             sent=not isinstance(response, Unsigned),
         )
         if recorded.endpoint == "just_disabled":
-            await self._disabled(parcel)
+            await self._disabled(webhook)
         reason = response.error or f"HTTP {response.status_code}"
         open_still = recorded.endpoint == "enabled"
         return DeliveryReport(
             delivered=response.delivered, tries=recorded.tries, retry_in=pause if open_still else None, reason=reason
         )
 
-    async def _refuse(self, parcel: Parcel) -> DeliveryReport:
+    async def _refuse(self, webhook: OutgoingWebhook) -> DeliveryReport:
         """Nothing is sent to a disabled endpoint, and the delivery says so."""
-        tries = await self._deliveries.refuse(parcel.id)
+        tries = await self._deliveries.refuse(webhook.id)
         return DeliveryReport(delivered=False, tries=tries, reason=ENDPOINT_DISABLED)
 
-    async def _disabled(self, parcel: Parcel) -> None:
+    async def _disabled(self, webhook: OutgoingWebhook) -> None:
         """Say so, and end what else is on its way there; what this does not reach ends when its next try is due."""
         words = "a webhook endpoint is disabled; `starter.py endpoints` shows which"
-        told = {"action": "endpoint_disabled", "tenant": parcel.tenant, "delivery_id": parcel.id}
+        told = {"action": "endpoint_disabled", "tenant": webhook.tenant, "delivery_id": webhook.id}
         log.error(words, extra=told)
         try:
-            await self._deliveries.hurry(parcel.tenant, parcel.url)
+            await self._deliveries.hurry(webhook.tenant, webhook.url)
         except ChatJobsError as error:
             log.warning("its deliveries wait: %s", error, extra={"action": "endpoint_deliveries_wait"})
 
-    async def _put_off(self, parcel: Parcel, attempt: int) -> DeliveryReport:
+    async def _put_off(self, webhook: OutgoingWebhook, attempt: int) -> DeliveryReport:
         """Nothing was sent, so it is no try: again in a moment, then as a report, so that no job waits for its end."""
         if attempt <= len(BUSY_PAUSES):
             raise failures.again(BUSY, "the receiver has all its places taken", spread(BUSY_PAUSES[attempt - 1]))
         pause = spread(BUSY_REST)
-        await self._deliveries.put_off(parcel.id, datetime.now(UTC) + timedelta(seconds=pause))
-        return DeliveryReport(delivered=False, tries=parcel.tries, retry_in=pause, reason=BUSY, counted=False)
+        await self._deliveries.put_off(webhook.id, datetime.now(UTC) + timedelta(seconds=pause))
+        return DeliveryReport(delivered=False, tries=webhook.tries, retry_in=pause, reason=BUSY, counted=False)
 
-    async def _send(self, parcel: Parcel, now: datetime) -> WebhookResponse:
+    async def _send(self, webhook: OutgoingWebhook, now: datetime) -> WebhookResponse:
         try:
             headers = sign(
-                parcel.body,
-                webhook_id=parcel.id,
+                webhook.body,
+                webhook_id=webhook.id,
                 timestamp=now,
-                body_timestamp=parcel.body_timestamp,
-                secrets=await self._secrets_of(parcel.tenant),
+                body_timestamp=webhook.body_timestamp,
+                secrets=await self._secrets_of(webhook.tenant),
             )
         except WebhookError as error:  # tried again by the schedule: the operator may set a secret until then
             return Unsigned(latency_ms=0, error=error.message)
-        return await self._sender.post(parcel.url, headers=headers, body=parcel.body)
+        return await self._sender.post(webhook.url, headers=headers, body=webhook.body)
 
 
 def spread(seconds: float) -> float:

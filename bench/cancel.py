@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.table import Row, table
-from tests.gateway import Gateway, gateway
-from tests.service import Service, service
-from tests.simulator_process import prompt
-from tests.stack import stack
+from tests.support.gateway import Gateway, gateway
+from tests.support.service import Service, service
+from tests.support.simulator_process import prompt
+from tests.support.stack import stack
 
 CANCELS = 40
 """In each way; all of them stream at the same time."""

@@ -30,10 +30,10 @@ import httpx2
 from mistralai.client import Mistral
 from mistralai.client.models import UserMessage
 
-from activities.ports import TextDelta
 from bench.table import Row, table
 from chatjobs.contracts import ChatRequest
-from providers.mistral import MistralChat
+from domain.ports import TextDelta
+from providers.mistral.chat import MistralChat
 
 TARGET_RATIO = 20
 TARGET_REQUEST_MS = 4
@@ -44,7 +44,7 @@ SETTLE_SECONDS = 0.3
 """Between the last stream's opening and its second token: by then all clients have read their first one."""
 
 
-class Load(NamedTuple):
+class StreamLoad(NamedTuple):
     """``tokens`` on each of ``streams`` streams, ``rate`` tokens a second on each; 0 is as fast as it goes."""
 
     streams: int
@@ -66,8 +66,15 @@ class Load(NamedTuple):
         return self.streams > 1 or not self.rate
 
 
-LOADS = (Load(1, 1_500, 0), Load(50, 30, 0), Load(200, 10, 0), Load(1, 800, 1_000), Load(50, 30, 50), Load(200, 15, 50))
-SHORTEST = Load(1, 1, 0)
+LOADS = (
+    StreamLoad(1, 1_500, 0),
+    StreamLoad(50, 30, 0),
+    StreamLoad(200, 10, 0),
+    StreamLoad(1, 800, 1_000),
+    StreamLoad(50, 30, 50),
+    StreamLoad(200, 15, 50),
+)
+SHORTEST = StreamLoad(1, 1, 0)
 PROMPT = [UserMessage(role="user", content="Hi")]
 
 
@@ -92,7 +99,7 @@ USAGE = {"prompt_tokens": 5, "completion_tokens": 100, "total_tokens": 105}
 END = _frame("", "stop", usage=USAGE) + _part(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
-class Server:
+class LoadServer:
     """Answers each request with the load that its model names, all streams of a load beginning together."""
 
     def __init__(self) -> None:
@@ -108,13 +115,13 @@ class Server:
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
-    async def _asked(self, reader: asyncio.StreamReader) -> Load:
+    async def _asked(self, reader: asyncio.StreamReader) -> StreamLoad:
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
         body = json.loads(await reader.readexactly(length))
-        return Load(*map(int, body["model"].split(":")))
+        return StreamLoad(*map(int, body["model"].split(":")))
 
-    async def _together(self, load: Load) -> float:
+    async def _together(self, load: StreamLoad) -> float:
         """When the streams of a load begin: some time after the last one was opened."""
         waiting = self._waiting[load.model]
         mine: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -128,7 +135,7 @@ class Server:
         await asyncio.sleep(began - time.monotonic())
         return began
 
-    async def _answer(self, writer: asyncio.StreamWriter, load: Load, began: float) -> None:
+    async def _answer(self, writer: asyncio.StreamWriter, load: StreamLoad, began: float) -> None:
         for number in range(1, load.tokens):
             if load.rate:
                 await asyncio.sleep(max(0, began + number / load.rate - time.monotonic()))
@@ -139,7 +146,7 @@ class Server:
 
 
 async def _serve() -> None:
-    server = await asyncio.start_server(Server().connected, "127.0.0.1", 0)
+    server = await asyncio.start_server(LoadServer().connected, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
@@ -158,7 +165,7 @@ def server() -> Iterator[str]:
 
 # --------------------------------------------------------------------------------------------------- clients
 
-Client = Callable[[Load, Callable[[], None]], Awaitable[int]]
+Client = Callable[[StreamLoad, Callable[[], None]], Awaitable[int]]
 """Reads one answer; calls back at its first token; returns the number of tokens."""
 
 
@@ -168,7 +175,7 @@ async def sdk(url: str) -> AsyncIterator[Client]:
     async with httpx2.AsyncClient(follow_redirects=True, limits=limits) as http:
         mistral = Mistral(api_key="none", server_url=url, async_client=http)
 
-        async def read(load: Load, opened: Callable[[], None]) -> int:
+        async def read(load: StreamLoad, opened: Callable[[], None]) -> int:
             tokens = 0
             stream = await mistral.chat.stream_async(model=load.model, messages=PROMPT)
             async for event in stream:
@@ -185,7 +192,7 @@ async def ours(url: str) -> AsyncIterator[Client]:
     model = MistralChat("none", url, idle_connections=200)
     messages = [message.model_dump() for message in PROMPT]
 
-    async def read(load: Load, opened: Callable[[], None]) -> int:
+    async def read(load: StreamLoad, opened: Callable[[], None]) -> int:
         tokens = 0
         async with aclosing(model.stream(ChatRequest.parse({"messages": messages, "model": load.model}))) as events:
             async for event in events:
@@ -222,7 +229,7 @@ class _Start:
         return opened
 
 
-async def tokens_per_cpu_second(client: Client, load: Load) -> float:
+async def tokens_per_cpu_second(client: Client, load: StreamLoad) -> float:
     start = _Start(load.streams)
     counts = await asyncio.gather(*(client(load, start.one()) for _ in range(load.streams)))
     spent = time.process_time() - start.cpu
@@ -247,10 +254,10 @@ async def _measure(url: str) -> list[Row]:
     rows = []
     async with sdk(url) as them, ours(url) as us:
         for client in (them, us):
-            await tokens_per_cpu_second(client, Load(2, 20, 0))  # imports, caches, connections
+            await tokens_per_cpu_second(client, StreamLoad(2, 20, 0))  # imports, caches, connections
         for load in LOADS:
 
-            async def tokens(client: Client, load: Load = load) -> float:
+            async def tokens(client: Client, load: StreamLoad = load) -> float:
                 return await tokens_per_cpu_second(client, load)
 
             rows.append(_decoding(load, *await _compare(tokens, us, them)))
@@ -258,7 +265,7 @@ async def _measure(url: str) -> list[Row]:
     return rows
 
 
-def _decoding(load: Load, value: float, baseline: float) -> Row:
+def _decoding(load: StreamLoad, value: float, baseline: float) -> Row:
     ratio = value / baseline
     return Row(
         name=load.name,

@@ -20,9 +20,9 @@ from typing import Any
 
 from bench.model import plan
 from bench.table import Row, table
-from bench.wire import Connection, Reader, percentile
-from tests.gateway import Gateway, gateway
-from tests.stack import Stack, free_port, stack
+from bench.wire import BenchReader, Connection, percentile
+from tests.support.gateway import Gateway, gateway
+from tests.support.stack import Stack, free_port, stack
 
 POSTS_PER_SECOND = 50
 SECONDS = 8
@@ -62,7 +62,7 @@ def body(tokens: int, rate: float = 0, first: float = 0, **fields: Any) -> dict[
 async def under_load(url: str) -> list[float]:
     """Milliseconds of each of the posts, at a steady rate whatever the answers take, beside running streams."""
     length = int((SECONDS + 4) * 50)
-    readers = [await Reader.open(url, "/api/chat/stream", body(length, 50)) for _ in range(STREAMS)]
+    readers = [await BenchReader.open(url, "/api/chat/stream", body(length, 50)) for _ in range(STREAMS)]
     await asyncio.gather(*(reader.first for reader in readers))
     spare = [Connection(url) for _ in range(20)]
     for connection in spare:
@@ -121,7 +121,7 @@ async def burst(url: str, database: str) -> tuple[float, float]:
 async def first_token(url: str, path: str) -> float:
     """Milliseconds from before the connection is made to the first token, beyond what the model took."""
     began = time.perf_counter()
-    reader = await Reader.open(url, path, body(5, 50, FIRST_TOKEN_SECONDS))
+    reader = await BenchReader.open(url, path, body(5, 50, FIRST_TOKEN_SECONDS))
     await reader.first
     taken = time.perf_counter() - began - FIRST_TOKEN_SECONDS
     await reader.ended

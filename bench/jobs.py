@@ -23,16 +23,16 @@ from pydantic import SecretStr
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
-from activities.ports import Continuing, Finish, ModelEvent, TextDelta, WebhookResponse
 from bench.bare import Bare, nothing
 from bench.table import Row, table
 from chatjobs.contracts import Channel, ChatRequest, Usage
-from connection import connect, indexed
-from intake import Intake
-from settings import Settings
-from storage.database import Database
-from tests.temporal_server import temporal_server
-from worker import Parts, running
+from dispatch.intake import Intake
+from dispatch.temporal import connect, indexed
+from domain.ports import Continuing, Finish, ModelEvent, TextDelta, WebhookResponse
+from domain.settings import Settings
+from storage.engine.database import Database
+from tests.support.temporal_server import temporal_server
+from worker import WorkerParts, running
 
 ROUNDS = 4
 JOBS_PER_ROUND = 60
@@ -73,7 +73,7 @@ class InstantReceiver:
 class Bench:
     """The two things to compare."""
 
-    def __init__(self, client: Client, parts: Parts) -> None:
+    def __init__(self, client: Client, parts: WorkerParts) -> None:
         self._client = client
         self._parts = parts
         self._intake = Intake(jobs=parts.jobs, client=client, indexed=parts.indexed)
@@ -125,7 +125,7 @@ async def stack(directory: Path) -> AsyncIterator[Bench]:
         settings = Settings(
             chatjobs_concurrency=IN_FLIGHT, webhook_secret=(SecretStr("bench"),), mistral_requests_per_second=NO_LIMIT
         )
-        parts = Parts(settings, client, database, InstantModel(), InstantReceiver(), await indexed(client))
+        parts = WorkerParts(settings, client, database, InstantModel(), InstantReceiver(), await indexed(client))
         bare_worker = Worker(client, task_queue=BARE_QUEUE, workflows=[Bare], activities=[nothing])
         async with contextlib.AsyncExitStack() as closing:
             closing.push_async_callback(database.close)

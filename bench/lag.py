@@ -17,9 +17,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from bench.door import bench_stack, body
 from bench.table import Row, table
-from bench.wire import Reader, percentile
-from tests.gateway import Gateway
-from tests.stack import Stack, free_port
+from bench.wire import BenchReader, percentile
+from tests.support.gateway import Gateway
+from tests.support.stack import Stack, free_port
 
 STREAMS = 100
 RATE = 50
@@ -31,7 +31,7 @@ REDIS = shutil.which("redis-server")
 WORKFLOW_STREAMS = 10
 """So many, because with 100 most of their updates are refused."""
 
-Open = Callable[[], Awaitable[Reader]]
+Open = Callable[[], Awaitable[BenchReader]]
 
 
 async def lags(open_reader: Open, streams: int = STREAMS) -> array[float]:
@@ -59,7 +59,7 @@ def length() -> int:
 
 
 async def ours(door: Gateway, streams: int = STREAMS) -> array[float]:
-    return await lags(lambda: Reader.open(door.url, "/api/chat/stream", body(length(), RATE)), streams)
+    return await lags(lambda: BenchReader.open(door.url, "/api/chat/stream", body(length(), RATE)), streams)
 
 
 async def through_redis(built: Stack) -> array[float]:
@@ -72,7 +72,7 @@ async def through_redis(built: Stack) -> array[float]:
                 arguments = ("-m", "bench.redis_rival", role, str(port), str(redis_port))
                 built.run(f"redis-{role}", *arguments, ready=f"redis rival {role} ready")
             await _answers(port)
-            return await lags(lambda: Reader.open(f"http://127.0.0.1:{port}", "/chat", body(length(), RATE)))
+            return await lags(lambda: BenchReader.open(f"http://127.0.0.1:{port}", "/chat", body(length(), RATE)))
         finally:
             _stop(built, "redis-")
             server.kill()
@@ -86,7 +86,7 @@ async def through_workflow_streams(built: Stack) -> array[float]:
     await _answers(port)
     try:
         url = f"http://127.0.0.1:{port}"
-        return await lags(lambda: Reader.open(url, "/chat", body(length(), RATE)), WORKFLOW_STREAMS)
+        return await lags(lambda: BenchReader.open(url, "/chat", body(length(), RATE)), WORKFLOW_STREAMS)
     finally:
         _stop(built, "workflow-streams-")
 

@@ -15,14 +15,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from bench.table import Row, table
-from bench.wire import Reader
+from bench.wire import BenchReader
 from chatjobs.contracts import Channel
-from storage.database import Database
-from storage.jobs import JobStore
-from storage.transcript import TranscriptWriter
-from tests.event_reader import read_in_pieces
-from tests.factories import accepted, claimed, ending, finished, make_store
-from tests.gateway import Gateway, alone, gateway
+from storage.engine.database import Database
+from storage.jobs.store import JobStore
+from storage.transcript.writer import TranscriptWriter
+from tests.support.event_reader import read_in_pieces
+from tests.support.factories import accepted, claimed, ending, finished, make_store
+from tests.support.gateway import Gateway, alone, gateway
 
 IDLE = 1_000
 IDLE_MEGABYTES = 35
@@ -50,11 +50,11 @@ async def idle_readers(door: Gateway, store: JobStore) -> float:
     return taken
 
 
-async def _opened(door: Gateway, ids: Sequence[str]) -> list[Reader]:
+async def _opened(door: Gateway, ids: Sequence[str]) -> list[BenchReader]:
     """A few at a time: what a thousand requests need while they are under way is another figure."""
-    readers: list[Reader] = []
+    readers: list[BenchReader] = []
     for start in range(0, len(ids), AT_ONCE):
-        some = [await Reader.open(door.url, f"/api/jobs/{one}/events") for one in ids[start : start + AT_ONCE]]
+        some = [await BenchReader.open(door.url, f"/api/jobs/{one}/events") for one in ids[start : start + AT_ONCE]]
         await asyncio.gather(*(reader.opened for reader in some))
         readers += some
     return readers
@@ -82,12 +82,12 @@ async def _cut_reader(door: Gateway, store: JobStore, writer: TranscriptWriter) 
 async def _write(store: JobStore, writer: TranscriptWriter, job_id: str, turn: asyncio.Semaphore) -> None:
     """The next token once the reader has the one before."""
     claim = await claimed(store, job_id)
-    pen = writer.open(claim)
+    job_writer = writer.open(claim)
     for number in range(TOKENS):
         await turn.acquire()
-        pen.append(Channel.CONTENT, f"tök{number} ")
-        await pen.flush()
-    await pen.finish(finished(claim))
+        job_writer.append(Channel.CONTENT, f"tök{number} ")
+        await job_writer.flush()
+    await job_writer.finish(finished(claim))
     await store.seal(ending(job_id), run_id="run-1")
 
 

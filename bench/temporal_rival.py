@@ -24,7 +24,7 @@ from temporalio.client import Client
 from temporalio.contrib.workflow_streams import WorkflowStream, WorkflowStreamClient
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from connection import connect
+from dispatch.temporal import connect
 
 QUEUE = "bench-workflow-streams"
 FLUSH = timedelta(milliseconds=50)

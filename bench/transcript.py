@@ -116,9 +116,9 @@ def cpu_share(report: dict[str, Any]) -> Iterator[None]:
 
 async def write(url: str, phases: list[Phase]) -> None:
     """The writer: one process with the group commit, all streams through it."""
-    from storage.database import Database
-    from storage.transcript import TranscriptWriter
-    from tests.factories import accepted, claimed, make_store
+    from storage.engine.database import Database
+    from storage.transcript.writer import TranscriptWriter
+    from tests.support.factories import accepted, claimed, make_store
 
     database = await Database.open(url)
     store = make_store(database)
@@ -153,8 +153,8 @@ async def _generate(phase: Phase, appends: list[Callable[..., None]]) -> None:
 
 async def read(url: str, phases: list[Phase]) -> None:
     """The reader: one task per stream, as the gateway has one per connection."""
-    from storage.database import Database
-    from storage.reading import TranscriptReader
+    from storage.engine.database import Database
+    from storage.transcript.reader import TranscriptReader
 
     database = await Database.open(url)
     async with TranscriptReader(database).running() as reader:
@@ -174,7 +174,7 @@ async def read(url: str, phases: list[Phase]) -> None:
 
 
 async def _follow(reader: Any, phase: Phase, stream: int, stamps: Stamps, lags: array[float]) -> None:
-    from storage.values import Cursor
+    from domain.values import Cursor
 
     cursor = Cursor(phase.job(stream))
     texts: list[str] = []
@@ -274,7 +274,7 @@ def _raw_poll(connection: sqlite3.Connection, phase: Phase, lags: array[float]) 
 # ------------------------------------------------------------------------------------------------- the parent
 
 
-class Child:
+class RoleProcess:
     """One of the two processes; they speak JSON lines over their pipes."""
 
     def __init__(self, role: str, url: str, phases: list[Phase]) -> None:
@@ -310,7 +310,7 @@ def _stream(pipe: IO[str] | None) -> IO[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Lags:
     """Lags in milliseconds, CPU as a share of one core."""
 
     lags: dict[str, float]
@@ -318,11 +318,11 @@ class Measured:
     reader_cpu: float
 
 
-def measure(store: str, url: str, roles: tuple[str, str], folder: Path) -> dict[int, Measured]:
+def measure(store: str, url: str, roles: tuple[str, str], folder: Path) -> dict[int, Lags]:
     """All phases on one store, by their number of streams."""
     phases = [Phase(f"{s}", s, seconds, str(folder / f"{store}-{s}.stamps")) for s, seconds in PHASES]
     with contextlib.ExitStack() as stack:
-        writer, reader = (Child(role, url, phases) for role in roles)
+        writer, reader = (RoleProcess(role, url, phases) for role in roles)
         stack.callback(reader.close)
         stack.callback(writer.close)
         measured = {}
@@ -332,12 +332,12 @@ def measure(store: str, url: str, roles: tuple[str, str], folder: Path) -> dict[
             for child in (reader, writer):
                 child.go()
             wrote, seen = writer.hear(), reader.hear()
-            measured[phase.streams] = Measured(seen["lags"], wrote["cpu"], seen["cpu"])
+            measured[phase.streams] = Lags(seen["lags"], wrote["cpu"], seen["cpu"])
     return measured
 
 
-def measure_all() -> dict[str, dict[int, Measured]]:
-    from tests.postgres import postgres
+def measure_all() -> dict[str, dict[int, Lags]]:
+    from tests.support.postgres import postgres
 
     with tempfile.TemporaryDirectory(prefix="chatjobs-bench-") as home:
         folder = Path(home)
@@ -360,7 +360,7 @@ def _fill_log(server: Any) -> None:
 
 
 def _migrated(url: str) -> None:
-    from storage.database import Database
+    from storage.engine.database import Database
 
     async def migrate() -> None:
         await (await Database.open(url)).close()

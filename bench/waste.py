@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.table import Row, table
-from tests.service import Service, service
-from tests.simulator_process import prompt
-from tests.stack import Stack, stack
+from tests.support.service import Service, service
+from tests.support.simulator_process import prompt
+from tests.support.stack import Stack, stack
 
 TOKENS = 400
 JOBS = 8

@@ -14,7 +14,7 @@ from bench.model import STAMP, ages
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     status: int
     body: bytes
 
@@ -30,7 +30,7 @@ class Connection:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def post(self, path: str, body: Any, headers: str = "") -> Answer:
+    async def post(self, path: str, body: Any, headers: str = "") -> HttpResponse:
         """``headers`` are whole lines."""
         if self._reader is None or self._writer is None:
             name, port = self._host.rsplit(":", 1)
@@ -38,7 +38,7 @@ class Connection:
         self._writer.write(request("POST", self._host, path, json.dumps(body).encode(), headers))
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"(?i)content-length: *([0-9]+)", head)
-        return Answer(int(head[9:12]), await self._reader.readexactly(int(length[1]) if length else 0))
+        return HttpResponse(int(head[9:12]), await self._reader.readexactly(int(length[1]) if length else 0))
 
     def close(self) -> None:
         if self._writer is not None:
@@ -50,7 +50,7 @@ def request(method: str, host: str, path: str, body: bytes = b"", headers: str =
     return f"{method} {path} HTTP/1.1\r\nhost: {host}\r\n{length}{headers}\r\n".encode() + body
 
 
-class Reader(asyncio.Protocol):
+class BenchReader(asyncio.Protocol):
     """One event stream: ``first`` once a token has come, ``ended`` with the whole of it.
 
     ``lags``: in milliseconds, of the tokens that come while ``measuring``.
@@ -70,7 +70,7 @@ class Reader(asyncio.Protocol):
         self.tokens = 0
 
     @classmethod
-    async def open(cls, url: str, path: str, body: Any = None, *, until: bytes = b"event: complete") -> Reader:
+    async def open(cls, url: str, path: str, body: Any = None, *, until: bytes = b"event: complete") -> BenchReader:
         host = urlsplit(url).netloc
         data = b"" if body is None else json.dumps(body).encode()
         asked = request("GET" if body is None else "POST", host, path, data, "accept: text/event-stream\r\n")

@@ -22,8 +22,12 @@ from standardwebhooks import Webhook
 
 from chatjobs.contracts import WebhookEvent
 from chatjobs.errors import InvalidSecret, InvalidSignature
-from chatjobs.names import SEED_SIGNATURE, SEED_TIMESTAMP, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP
 
+WEBHOOK_ID = "webhook-id"
+WEBHOOK_TIMESTAMP = "webhook-timestamp"
+WEBHOOK_SIGNATURE = "webhook-signature"
+LEGACY_SIGNATURE = "x-webhook-signature"
+LEGACY_TIMESTAMP = "x-webhook-timestamp"
 SECRET_PREFIX = "whsec_"  # noqa: S105 -- the specification's mark of a base64 secret, not a secret
 SHORTEST_KEY = 16
 """A shorter text that happens to be base64 is a word."""
@@ -47,8 +51,8 @@ def sign(
         WEBHOOK_ID: webhook_id,
         WEBHOOK_TIMESTAMP: str(seconds),
         WEBHOOK_SIGNATURE: " ".join(_signature(key, webhook_id, seconds, body) for key in keys),
-        SEED_SIGNATURE: _seed_signature(keys[0], body),
-        SEED_TIMESTAMP: body_timestamp,
+        LEGACY_SIGNATURE: _legacy_signature(keys[0], body),
+        LEGACY_TIMESTAMP: body_timestamp,
     }
 
 
@@ -87,9 +91,9 @@ def verify_seed(body: bytes, headers: Mapping[str, str], *, secrets: str | Seque
     verifies for ever, so prefer ``verify``. Raises InvalidSignature and InvalidSecret.
     """
     keys = _keys(secrets)
-    offered = _header(_lower_case(headers), SEED_SIGNATURE)
-    if not any(_same(_seed_signature(key, body), offered) for key in keys):
-        raise InvalidSignature(f"{SEED_SIGNATURE} does not match; check the secret and the raw body")
+    offered = _header(_lower_case(headers), LEGACY_SIGNATURE)
+    if not any(_same(_legacy_signature(key, body), offered) for key in keys):
+        raise InvalidSignature(f"{LEGACY_SIGNATURE} does not match; check the secret and the raw body")
     return _event(body)
 
 
@@ -151,7 +155,7 @@ def _signature(key: bytes, webhook_id: str, seconds: int, body: bytes) -> str:
     return Webhook(key).sign(webhook_id, moment, body.decode())
 
 
-def _seed_signature(key: bytes, body: bytes) -> str:
+def _legacy_signature(key: bytes, body: bytes) -> str:
     return hmac.digest(key, body, "sha256").hex()
 
 

@@ -31,9 +31,9 @@ from typing import Any
 
 import httpx2
 
-from drill.load import CANARY, Job, Load
+from drill.load import CANARY, DrillJob, Load
 from drill.readers import ReaderLog
-from drill.stack import TENANTS, Stack
+from drill.stack import TENANTS, DrillStack
 
 RSS_CAP_MB = 700
 """Of any process at any time since its start."""
@@ -64,13 +64,13 @@ class Verdict:
 
 
 class Auditor:
-    def __init__(self, stack: Stack, load: Load, client: httpx2.AsyncClient) -> None:
+    def __init__(self, stack: DrillStack, load: Load, client: httpx2.AsyncClient) -> None:
         self._stack = stack
         self._load = load
         self._client = client
         self._results: dict[str, str] = {}
 
-    async def audit(self, jobs: Sequence[Job], *, within: float, since: float) -> Verdict:
+    async def audit(self, jobs: Sequence[DrillJob], *, within: float, since: float) -> Verdict:
         """Judge the jobs of one fault. ``since`` is when the fault ended, ``within`` how long recovery may take."""
         verdict = Verdict()
         tables = await self._tables([job.id for job in jobs])
@@ -85,7 +85,7 @@ class Auditor:
         return verdict
 
     async def _job(
-        self, job: Job, tables: Tables, calls: dict[str, list[dict[str, Any]]], verdict: Verdict
+        self, job: DrillJob, tables: Tables, calls: dict[str, list[dict[str, Any]]], verdict: Verdict
     ) -> list[str]:
         row, result = tables.jobs.get(job.id), tables.results.get(job.id)
         if row is None:
@@ -111,14 +111,14 @@ class Auditor:
         verdict.needed += len(answer["tokens"]) if whole else 0
         return wrong
 
-    def _unchanged(self, job: Job, result: dict[str, Any]) -> Iterator[str]:
+    def _unchanged(self, job: DrillJob, result: dict[str, Any]) -> Iterator[str]:
         digest = hashlib.sha256(result["content"].encode()).hexdigest()
         if digest != result["sha256"]:
             yield "I2 the stored digest is not that of the stored text"
         if self._results.setdefault(job.id, digest) != digest:
             yield "I2 the result has changed since it was stored"
 
-    def _deliveries(self, job: Job, row: dict[str, Any], tables: Tables) -> Iterator[str]:
+    def _deliveries(self, job: DrillJob, row: dict[str, Any], tables: Tables) -> Iterator[str]:
         if job.path is None:
             return
         posts = [post for post in self._load.receiver.log if post.path == job.path]
@@ -148,7 +148,7 @@ class Auditor:
         right = "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
         return right in headers["webhook-signature"].split()
 
-    def _called(self, job: Job, calls: list[dict[str, Any]], status: str) -> Iterator[str]:
+    def _called(self, job: DrillJob, calls: list[dict[str, Any]], status: str) -> Iterator[str]:
         """Each call but one was hit: by the script, or by something that the drill did while it ran."""
         hits = job.scripted + self._hits(calls)
         if len(calls) > 1 + hits:
@@ -246,7 +246,7 @@ class Auditor:
             found.setdefault(entry["prompt"], []).append(entry)
         return found
 
-    async def _answer(self, job: Job) -> dict[str, Any]:
+    async def _answer(self, job: DrillJob) -> dict[str, Any]:
         body = {"model": job.body.get("model", "mistral-small-latest"), "messages": job.body["messages"]}
         body |= {name: job.body[name] for name in ("max_tokens",) if name in job.body}
         response = await self._client.post(f"{self._stack.simulator_url}/sim/answer", json=body)

@@ -9,9 +9,9 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from drill.load import Job, Load, Order
+from drill.load import DrillJob, Load, Order
 from drill.processes import Process
-from drill.stack import Stack
+from drill.stack import DrillStack
 
 MOMENT_SECONDS = 1.0
 PAUSE_SECONDS = 8
@@ -24,12 +24,12 @@ FILE_BYTES = 64 * 1024
 class Field:
     """What a fault works on. ``scale`` multiplies its number of jobs; what it sees itself goes into ``wrong``."""
 
-    stack: Stack
+    stack: DrillStack
     load: Load
     wrong: list[str]
     scale: int = 1
 
-    async def jobs(self, order: Order) -> list[Job]:
+    async def jobs(self, order: Order) -> list[DrillJob]:
         return await self.load.submit(replace(order, jobs=order.jobs * self.scale))
 
     # Threads, so that readers and receivers go on meanwhile.
@@ -289,7 +289,7 @@ async def one_model_refuses_and_another_one_goes_on(field: Field) -> None:
         field.wrong.append(f"I5 a model was called {min(calls) - began:.1f} s after it asked for {PAUSE_SECONDS} s")
 
 
-async def called(field: Field, job: Job) -> float:
+async def called(field: Field, job: DrillJob) -> float:
     """When the model was called for a job, in unix seconds; waits for it."""
     words = job.body["messages"][-1]["content"].split(" ")[0]
     query: dict[str, Any] = {"contains": words, "requests": 1, "timeout": 30}
@@ -325,7 +325,7 @@ async def receivers_are_down_for_a_moment(field: Field) -> None:
 
 @fault("F05, F47, F53", within=60)
 async def receivers_are_slow_broken_or_hang_up(field: Field) -> None:
-    jobs: list[Job] = []
+    jobs: list[DrillJob] = []
     for manner in ("slow", "refusing", "dropping"):
         some = await field.jobs(Order(jobs=4, tokens=100, rate=50))
         field.load.receiver.manners |= {str(job.path): manner for job in some}
@@ -335,7 +335,7 @@ async def receivers_are_slow_broken_or_hang_up(field: Field) -> None:
     await delivered(field, jobs)
 
 
-async def delivered(field: Field, jobs: list[Job]) -> None:
+async def delivered(field: Field, jobs: list[DrillJob]) -> None:
     """Wait for the second try, 5 s after the first."""
     for _ in range(150):
         seen = {post.path for post in field.load.receiver.log if post.status == 200}

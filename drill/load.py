@@ -15,9 +15,9 @@ from typing import Any
 
 import httpx2
 
-from drill.readers import Reader, ReaderLog
+from drill.readers import ReaderLog, StreamReader
 from drill.receiver import Receiver
-from drill.stack import TENANTS, Stack
+from drill.stack import TENANTS, DrillStack
 
 CANARY = "canary"
 TERMINAL = ("completed", "failed", "cancelled", "incomplete")
@@ -26,7 +26,7 @@ POLL_SECONDS = 0.2
 
 
 @dataclass
-class Job:
+class DrillJob:
     """A job that was answered with 202, and what the drill expects of it."""
 
     id: str
@@ -69,20 +69,20 @@ class Order:
 
 
 class Load:
-    def __init__(self, stack: Stack, receiver: Receiver, client: httpx2.AsyncClient, seed: int) -> None:
+    def __init__(self, stack: DrillStack, receiver: Receiver, client: httpx2.AsyncClient, seed: int) -> None:
         self.stack = stack
         self.receiver = receiver
         self.client = client
-        self.jobs: list[Job] = []
+        self.jobs: list[DrillJob] = []
         self.random = Random(seed)  # noqa: S311 - a drill is repeatable
         self._numbers = itertools.count(1)
         self._reading: set[asyncio.Task[None]] = set()
 
-    async def submit(self, order: Order) -> list[Job]:
+    async def submit(self, order: Order) -> list[DrillJob]:
         """Start jobs, all at once, and their readers."""
         return list(await asyncio.gather(*(self._start(order) for _ in range(order.jobs))))
 
-    async def _start(self, order: Order) -> Job:
+    async def _start(self, order: Order) -> DrillJob:
         number = next(self._numbers)
         tenant = TENANTS[number % len(TENANTS)]
         path = f"/hook/{number}" if order.webhook else None
@@ -92,7 +92,7 @@ class Load:
         job_id, *others = await asyncio.gather(
             *(self._posted(body, tenant, key, _turned(urls, nth), order.patience) for nth in range(order.copies))
         )
-        job = Job(job_id, tenant, body, path, order.expects, len(order.faults), time.time(), time.time() - began)
+        job = DrillJob(job_id, tenant, body, path, order.expects, len(order.faults), time.time(), time.time() - began)
         job.others = set(others) - {job_id}
         self.jobs.append(job)
         for nth in range(order.readers):
@@ -123,9 +123,9 @@ class Load:
             await asyncio.sleep(POLL_SECONDS)
         raise AssertionError("there is no gateway")
 
-    def _read(self, job: Job, nth: int, order: Order) -> None:
+    def _read(self, job: DrillJob, nth: int, order: Order) -> None:
         """Only the first reader of a job misbehaves."""
-        reader = Reader(
+        reader = StreamReader(
             _turned(self.stack.gateway_urls, nth),
             job.id,
             key=self.stack.keys[job.tenant],
@@ -138,7 +138,7 @@ class Load:
         self._reading.add(task)
         task.add_done_callback(self._reading.discard)
 
-    async def get(self, job: Job) -> dict[str, Any] | None:
+    async def get(self, job: DrillJob) -> dict[str, Any] | None:
         """A job as a gateway shows it; None where none answers."""
         headers = {"authorization": f"Bearer {self.stack.keys[job.tenant]}"}
         for url in self.stack.gateway_urls:
@@ -148,15 +148,15 @@ class Load:
                     return dict(response.json())
         return None
 
-    async def post(self, job: Job, action: str) -> httpx2.Response:
+    async def post(self, job: DrillJob, action: str) -> httpx2.Response:
         headers = {"authorization": f"Bearer {self.stack.keys[job.tenant]}"}
         return await self.client.post(f"{self.stack.gateway_urls[0]}/api/jobs/{job.id}/{action}", headers=headers)
 
-    async def streaming(self, jobs: Sequence[Job], characters: int = 1, *, timeout: float = 30) -> None:
+    async def streaming(self, jobs: Sequence[DrillJob], characters: int = 1, *, timeout: float = 30) -> None:
         """Wait until so much of every job's answer is there."""
         await self._until(jobs, lambda shown: shown["position"] >= characters or shown["status"] in TERMINAL, timeout)
 
-    async def settled(self, jobs: Sequence[Job], timeout: float) -> None:
+    async def settled(self, jobs: Sequence[DrillJob], timeout: float) -> None:
         """Wait until every job has ended and its readers know. Jobs that do not are for the auditor."""
         with suppress(TimeoutError):
             await self._until(jobs, lambda shown: shown["status"] in TERMINAL, timeout)
@@ -164,7 +164,7 @@ class Load:
                 while any(not log.ended for job in jobs for log in job.logs):  # noqa: ASYNC110 - no event to wait for
                     await asyncio.sleep(POLL_SECONDS)
 
-    async def _until(self, jobs: Sequence[Job], there: Any, timeout: float) -> None:
+    async def _until(self, jobs: Sequence[DrillJob], there: Any, timeout: float) -> None:
         waiting = list(jobs)
         async with asyncio.timeout(timeout):
             while waiting:

@@ -23,7 +23,7 @@ DEAF_AFTER = 3
 
 
 @dataclass(frozen=True)
-class Frame:
+class ReceivedFrame:
     id: str | None
     event: str
     data: dict[str, Any]
@@ -35,7 +35,7 @@ class ReaderLog:
     """What one reader of one job has seen, over all its connections."""
 
     job_id: str
-    frames: list[Frame] = field(default_factory=list)
+    frames: list[ReceivedFrame] = field(default_factory=list)
     connections: int = 0
     ended: bool = False
     refused: set[int] = field(default_factory=set)
@@ -46,7 +46,7 @@ class ReaderLog:
         return next((frame.id for frame in reversed(self.frames) if frame.id is not None), None)
 
 
-class Reader:
+class StreamReader:
     """Reads a job's stream from the gateways in turn; hangs up by itself after every ``cut_after`` frames.
 
     Once, after its first frames, it takes nothing for ``deaf_seconds``, and leaves the connection open.
@@ -101,7 +101,7 @@ class Reader:
                     await asyncio.sleep(seconds)
 
 
-async def _frames(pieces: AsyncIterator[str]) -> AsyncIterator[Frame]:
+async def _frames(pieces: AsyncIterator[str]) -> AsyncIterator[ReceivedFrame]:
     """Whole frames; what a cut leaves unfinished is dropped, as the format's specification says."""
     rest = ""
     async for piece in pieces:
@@ -109,4 +109,6 @@ async def _frames(pieces: AsyncIterator[str]) -> AsyncIterator[Frame]:
         for block in blocks:
             fields = dict(line.split(": ", 1) for line in block.split("\n") if ": " in line and line[0] != ":")
             if "data" in fields:
-                yield Frame(fields.get("id"), fields.get("event", "message"), json.loads(fields["data"]), time.time())
+                yield ReceivedFrame(
+                    fields.get("id"), fields.get("event", "message"), json.loads(fields["data"]), time.time()
+                )

@@ -19,13 +19,13 @@ from drill.auditor import Auditor, Verdict
 from drill.faults import CATALOGUE, Fault, Field
 from drill.load import Load
 from drill.receiver import receiver
-from drill.stack import Stack, running
+from drill.stack import DrillStack, running
 
 SETTLE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class DrillPlan:
     """``jobs`` and ``kills``: rounds of faults until there were so many. ``scale`` multiplies each fault's jobs."""
 
     jobs: int = 0
@@ -40,7 +40,7 @@ class Plan:
 
 
 @dataclass
-class Report:
+class DrillReport:
     """``wrong`` is empty where all is well."""
 
     faults: list[dict[str, object]] = field(default_factory=list)
@@ -65,17 +65,17 @@ class Report:
         self.tokens_needed += verdict.needed
 
 
-def chosen(plan: Plan) -> list[Fault]:
+def chosen(plan: DrillPlan) -> list[Fault]:
     """What a plan breaks."""
     kind = "postgres" if plan.database_url else "sqlite"
     return [one for one in CATALOGUE if plan.only in one.name and one.database in (kind, "any")]
 
 
-async def drill(plan: Plan, say: Callable[[str], None] = print) -> Report:
+async def drill(plan: DrillPlan, say: Callable[[str], None] = print) -> DrillReport:
     """Run a plan. Raises what keeps the drill itself from working; what it finds stands in the report."""
     with tempfile.TemporaryDirectory(prefix="chatjobs-drill-", ignore_cleanup_errors=True) as temporary:
         directory = Path(plan.directory or temporary)
-        stack = Stack(directory, plan.workers, plan.gateways, plan.database_url)
+        stack = DrillStack(directory, plan.workers, plan.gateways, plan.database_url)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=50)
         say(f"starting Temporal, the simulator, {plan.workers} workers, {plan.gateways} gateways; logs in {directory}")
         with running(stack):
@@ -84,14 +84,14 @@ async def drill(plan: Plan, say: Callable[[str], None] = print) -> Report:
 
 
 async def _rounds(
-    plan: Plan,
+    plan: DrillPlan,
     faults: Sequence[Fault],
-    stack: Stack,
+    stack: DrillStack,
     load: Load,
     client: httpx2.AsyncClient,
     say: Callable[[str], None],
-) -> Report:
-    report, began, auditor = Report(), time.monotonic(), Auditor(stack, load, client)
+) -> DrillReport:
+    report, began, auditor = DrillReport(), time.monotonic(), Auditor(stack, load, client)
     order = list(faults)
     shuffle = random.Random(plan.seed)  # noqa: S311 - a drill is repeatable
     try:
@@ -114,7 +114,13 @@ async def _rounds(
 
 
 async def _one(
-    one: Fault, plan: Plan, stack: Stack, load: Load, auditor: Auditor, report: Report, say: Callable[[str], None]
+    one: Fault,
+    plan: DrillPlan,
+    stack: DrillStack,
+    load: Load,
+    auditor: Auditor,
+    report: DrillReport,
+    say: Callable[[str], None],
 ) -> None:
     began, first, found = time.monotonic(), len(load.jobs), list[str]()
     try:
@@ -134,7 +140,7 @@ async def _one(
         say(f"      {wrong}")
 
 
-def summary(report: Report) -> str:
+def summary(report: DrillReport) -> str:
     waste = report.tokens_generated - report.tokens_needed
     share = waste / report.tokens_needed if report.tokens_needed else 0
     kinds = len({str(one["fault"]) for one in report.faults})
@@ -150,7 +156,7 @@ def summary(report: Report) -> str:
     )
 
 
-def run(plan: Plan, *, as_json: bool) -> int:
+def run(plan: DrillPlan, *, as_json: bool) -> int:
     """The exit code: 0 where all invariants hold."""
     out = sys.stderr if as_json else sys.stdout
     if not chosen(plan):

@@ -16,8 +16,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from devserver import binary, command
 from drill.processes import ROOT, Process, free_port, wait_until
+from local.temporal_server import binary, command
 
 HOST = "127.0.0.1"
 OURS = ("CHATJOBS_", "TEMPORAL_", "MISTRAL_", "WEBHOOK_", "OTEL_")
@@ -36,7 +36,7 @@ class Event:
 
 
 @dataclass
-class Stack:
+class DrillStack:
     """``api_key`` of the model and ``secret`` of the webhooks must turn up nowhere: the auditor looks for them."""
 
     directory: Path
@@ -199,7 +199,7 @@ class Stack:
 
 
 @contextmanager
-def running(stack: Stack) -> Iterator[Stack]:
+def running(stack: DrillStack) -> Iterator[DrillStack]:
     stack.directory.mkdir(parents=True, exist_ok=True)
     try:
         stack.start()
@@ -208,4 +208,4 @@ def running(stack: Stack) -> Iterator[Stack]:
         stack.stop()
 
 
-__all__ = ["HEARTBEAT_SECONDS", "Event", "Stack", "running", "wait_until"]
+__all__ = ["HEARTBEAT_SECONDS", "DrillStack", "Event", "running", "wait_until"]

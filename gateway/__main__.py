@@ -12,14 +12,14 @@ from contextlib import AsyncExitStack
 
 from pydantic import ValidationError
 
-import logs
 from chatjobs.errors import ChatJobsError, ConfigurationError
+from domain import logs
+from domain.process_exit import exit_now
+from domain.settings import Settings, problems
 from gateway.app import create_app
-from gateway.parts import opened
-from gateway.server import BACKLOG, Listener, served
-from process_exit import exit_now
-from providers.webhook_sender import HttpWebhookSender
-from settings import Settings, problems
+from gateway.dependencies import opened
+from gateway.serving.server import BACKLOG, Listener, served
+from providers.webhooks.sender import HttpWebhookSender
 
 log = logging.getLogger("gateway")
 
@@ -48,7 +48,7 @@ async def serve(settings: Settings) -> None:
         parts = await stack.enter_async_context(opened(settings, lambda rules: HttpWebhookSender(policy=rules)))
         parts.access.refuse_open_door()
         listener = listen(settings.chatjobs_host, settings.chatjobs_port)
-        await stack.enter_async_context(served(create_app(parts), parts.registry, listener))
+        await stack.enter_async_context(served(create_app(parts), parts.open_streams, listener))
         # What was imported stays for good. Looking through it again and again stops the process for 25 ms at a time.
         gc.collect()
         gc.freeze()
@@ -56,7 +56,7 @@ async def serve(settings: Settings) -> None:
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         log.info("gateway listening on %s", url, extra={"action": "gateway_ready", "url": url})
         await stop.wait()
-        log.info("gateway stops", extra={"action": "gateway_stops", "streams": len(parts.registry)})
+        log.info("gateway stops", extra={"action": "gateway_stops", "streams": len(parts.open_streams)})
 
 
 def main() -> int:

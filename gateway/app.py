@@ -7,14 +7,16 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from chatjobs.errors import ChatJobsError
-from gateway import feed, health, jobs, metrics, page, problems, sessions, streams, webhooks
-from gateway.cors import Cors
-from gateway.document import described
-from gateway.health import Readiness
-from gateway.metrics import Metrics
-from gateway.middleware import Door
+from gateway import problems
+from gateway.dependencies import Dependencies
+from gateway.page import files as page
 from gateway.parameters import Parameters
-from gateway.parts import Parts
+from gateway.routes import feed, health, jobs, metrics, sessions, streams, webhooks
+from gateway.routes.document import described
+from gateway.routes.health import Readiness
+from gateway.routes.metrics import Metrics
+from gateway.serving.cors import Cors
+from gateway.serving.middleware import RequestMiddleware
 
 DESCRIPTION = "Durable chat jobs for Mistral AI: start one, watch its answer appear, receive it by signed webhook."
 
@@ -28,7 +30,7 @@ CHECKED = (
 OTHERS = (("Sessions", sessions.router), ("Operation", health.router), ("Operation", metrics.router))
 
 
-def create_app(parts: Parts | None) -> FastAPI:
+def create_app(parts: Dependencies | None) -> FastAPI:
     """``parts`` may be None where only the OpenAPI document is wanted."""
     app = FastAPI(
         title="chatjobs",
@@ -47,7 +49,7 @@ def create_app(parts: Parts | None) -> FastAPI:
         app.include_router(router, tags=[tag])
     app.include_router(page.router)
     app.state.cors = Cors(parts.settings.chatjobs_cors_origins if parts else ())
-    app.add_middleware(Door, metrics=app.state.metrics, cors=app.state.cors)
+    app.add_middleware(RequestMiddleware, metrics=app.state.metrics, cors=app.state.cors)
     app.add_exception_handler(problems.HttpProblem, problems.on_http_problem)
     app.add_exception_handler(ChatJobsError, problems.on_our_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)

@@ -11,8 +11,8 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 
 from chatjobs.errors import Problem
-from gateway.access import Identity
-from gateway.parts import identity
+from gateway.auth.access import Identity
+from gateway.dependencies import identity
 from gateway.problems import HttpProblem
 
 READ_BY_HAND = {

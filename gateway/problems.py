@@ -17,9 +17,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from chatjobs.errors import ChatJobsError, InvalidRequest, JobIdConflict, Problem, StorageError
+from chatjobs.errors import ChatJobsError, InvalidRequest, JobIdConflict, Problem
 from chatjobs.validation import reason
-from gateway import page
+from domain.errors import StorageError
+from gateway.page import files as page
 
 log = logging.getLogger(__name__)
 

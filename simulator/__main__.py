@@ -13,7 +13,7 @@ import uvicorn
 
 from simulator.app import Options, create_app
 from simulator.faults import Continues
-from simulator.player import Protocol
+from simulator.player import BreakableProtocol
 
 BACKLOG = 4096
 
@@ -26,7 +26,7 @@ def main() -> None:
     )
     config = uvicorn.Config(
         create_app(options),
-        http=Protocol,
+        http=BreakableProtocol,
         loop="asyncio",
         ws="none",
         lifespan="off",

@@ -10,7 +10,7 @@ WINDOW_SECONDS = 60
 TOKENS_PER_MINUTE = 50_000_000
 
 
-class Allowance:
+class MinuteWindow:
     """A fixed window of one minute. Without ``enforced`` the headers count down, but nothing is refused."""
 
     def __init__(self, requests_per_minute: int, *, enforced: bool, clock: Callable[[], float]) -> None:

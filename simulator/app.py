@@ -16,11 +16,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from simulator import oddities, refusals, wire
-from simulator.allowance import Allowance
+from simulator.allowance import MinuteWindow
 from simulator.calls import ChatCall
 from simulator.faults import Continues, DirectiveError, Odd, Rule, Script, read_directive
 from simulator.generation import Text, Thinking
-from simulator.log import MAX_PROMPT_CHARACTERS, Entry, RequestLog
+from simulator.log import MAX_PROMPT_CHARACTERS, LogEntry, RequestLog
 from simulator.player import Player
 from simulator.refusals import Refused
 from simulator.replies import Reply, Tempo, refused
@@ -49,7 +49,7 @@ class Simulator:
         self.rules: list[Rule] = []
         self.started = int(time.time())
         limit = options.requests_per_minute
-        self.allowance = Allowance(
+        self.allowance = MinuteWindow(
             limit or UNLIMITED_REQUESTS_PER_MINUTE, enforced=limit is not None, clock=time.monotonic
         )
 
@@ -115,7 +115,7 @@ class Completions:
             player.pace(interval=reply.tempo.interval, split=reply.script.framing.split)
             await player.play(reply.steps(headers | told), receive)
 
-    def _accept(self, request: Request, body: bytes, entry: Entry) -> tuple[Reply, refusals.Headers]:
+    def _accept(self, request: Request, body: bytes, entry: LogEntry) -> tuple[Reply, refusals.Headers]:
         """The reply, and the headers that tell what is left of the allowance. Raises Refused."""
         if not authorized(request):
             raise Refused(refusals.unauthorized())
@@ -133,7 +133,7 @@ class Completions:
         except DirectiveError as error:
             raise Refused(refusals.error(400, str(error), "invalid_directive", None)) from error
 
-    def _reply(self, call: ChatCall, entry: Entry) -> Reply:
+    def _reply(self, call: ChatCall, entry: LogEntry) -> Reply:
         script = self._simulator.script(call)
         entry.attempt = self._simulator.log.attempt(entry.conversation)
         reply = self._simulator.reply(call, script, entry.attempt)
@@ -149,7 +149,7 @@ def authorized(request: Request) -> bool:
     return scheme.lower() == "bearer" and bool(key.strip())
 
 
-def _describe(entry: Entry, call: ChatCall) -> None:
+def _describe(entry: LogEntry, call: ChatCall) -> None:
     entry.model, entry.stream, entry.prefix = call.model, call.stream, call.trailing
     entry.prompt = call.prompt[:MAX_PROMPT_CHARACTERS]
     entry.parameters, entry.conversation = call.parameters, call.conversation

@@ -166,7 +166,7 @@ class WrongType(_Fault):
     body: str | None = None
 
 
-class Finish(_Fault):
+class FinishFault(_Fault):
     """Another finish reason (``error``, ``model_length``, one unknown), at the end or after so many tokens."""
 
     kind: Literal["finish"] = "finish"
@@ -174,7 +174,7 @@ class Finish(_Fault):
     after: After | None = None
 
 
-class Frame(_Model):
+class ScriptedFrame(_Model):
     """One step of a scripted stream, by the field that is set.
 
     ``json`` is a frame with this JSON; ``delta``, one with a single choice, beside ``finish`` and ``usage``; ``raw`` is
@@ -199,14 +199,14 @@ class Frame(_Model):
         return document | {"usage": self.usage} if "usage" in self.model_fields_set else document
 
 
-class Frames(_Fault):
+class FramesFault(_Fault):
     """An answer of these frames and nothing else, whatever it was asked; then the proper end of the response.
 
     ``ending`` adds the chunk with finish reason ``stop``, and ``[DONE]``.
     """
 
     kind: Literal["frames"] = "frames"
-    frames: list[Frame]
+    frames: list[ScriptedFrame]
     ending: bool = True
     content_type: str = "text/event-stream"
 
@@ -231,13 +231,13 @@ def _long_form(fault: Any) -> Any:
 
 Fault = Annotated[
     Status | Cut | Stall | Drip | Slow | Eof | NoDone | Malformed | UnknownChunk | StreamError | Huge | Endless | Empty
-    | WrongType | Finish | Frames | Odd,
+    | WrongType | FinishFault | FramesFault | Odd,
     Field(discriminator="kind"),
     BeforeValidator(_long_form),
 ]  # fmt: skip
 
 
-class Framing(_Model):
+class FrameStyle(_Model):
     """How the frames of an event stream are written. ``split`` is the number of bytes per write (HTTP chunk)."""
 
     eol: Literal["lf", "cr", "crlf"] = "lf"
@@ -257,7 +257,7 @@ class Framing(_Model):
     split: int | None = Field(None, ge=1)
 
 
-class ToolCall(_Model):
+class ScriptedCall(_Model):
     """A call the model makes; ``arguments`` as an object is written as JSON, as a string as it stands."""
 
     name: str
@@ -290,7 +290,7 @@ class Script(_Model):
     pieces: list[str] | None = None
     tokens_per_chunk: int = Field(1, ge=1)
     reasoning: str | None = None
-    tool_calls: list[ToolCall] = []
+    tool_calls: list[ScriptedCall] = []
     tool_style: Literal["pieces", "whole", "nameless"] = "pieces"
     references: list[Reference] = []
     content_as_list: bool = False
@@ -304,7 +304,7 @@ class Script(_Model):
     """How the server is made to continue a trailing assistant message; None: as the process is (``--continues``)."""
     continuation: str | None = None
     """What is said behind any text that is continued, in place of the rest of the answer."""
-    framing: Framing = Framing()
+    framing: FrameStyle = FrameStyle()
     headers: dict[str, str] = {}
     """Response headers, added to or in place of the usual ones (``x-ratelimit-…``)."""
     faults: list[Fault | None] = []

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from simulator import answers
 from simulator.calls import ChatCall
-from simulator.faults import Reference, Script, ToolCall
+from simulator.faults import Reference, Script, ScriptedCall
 
 MIN_TOKENS, MAX_TOKENS = 60, 105
 """An ordinary answer ends with the first sentence after a number of tokens between these."""
@@ -109,12 +109,12 @@ class Generation:
         at_least = Random(f"{self._seed} length").randint(MIN_TOKENS, MAX_TOKENS)  # noqa: S311 - the same each time
         return answers.whole_sentences(prose, at_least)
 
-    def _tool_calls(self) -> list[ToolCall]:
+    def _tool_calls(self) -> list[ScriptedCall]:
         if self._script.tool_calls or self._call.forced_tool is None:
             return self._script.tool_calls
-        return [ToolCall(name=self._call.forced_tool)]
+        return [ScriptedCall(name=self._call.forced_tool)]
 
-    def _call_pieces(self, index: int, call: ToolCall) -> Iterator[CallPiece]:
+    def _call_pieces(self, index: int, call: ScriptedCall) -> Iterator[CallPiece]:
         dice = Random(f"{self._seed} call {index}")  # noqa: S311 - the same id each time
         name = call.id or "".join(dice.choices("abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789", k=9))
         arguments = answers.tokenise(call.arguments_text)

@@ -17,7 +17,7 @@ MAX_PROMPT_CHARACTERS = 20_000
 
 
 @dataclass(eq=False)
-class Entry:
+class LogEntry:
     """One request. Times are unix seconds; ``outcome`` is None while the answer is on its way."""
 
     number: int
@@ -67,16 +67,16 @@ class RequestLog:
     """The requests in the order of their arrival; the oldest are forgotten."""
 
     def __init__(self) -> None:
-        self._entries: deque[Entry] = deque(maxlen=MAX_ENTRIES)
+        self._entries: deque[LogEntry] = deque(maxlen=MAX_ENTRIES)
         self._attempts: OrderedDict[str, int] = OrderedDict()
         self._waiting: set[_Waiter] = set()
         self._released: set[str] = set()
         self._release = asyncio.Event()
         self._count = 0
 
-    def begin(self, headers: dict[str, str]) -> Entry:
+    def begin(self, headers: dict[str, str]) -> LogEntry:
         self._count += 1
-        entry = Entry(self._count, headers=headers)
+        entry = LogEntry(self._count, headers=headers)
         self._entries.append(entry)
         return entry
 
@@ -93,7 +93,7 @@ class RequestLog:
         for waiter in self._waiting:
             waiter.search(self)
 
-    def sent(self, entry: Entry, tokens: int) -> None:
+    def sent(self, entry: LogEntry, tokens: int) -> None:
         entry.tokens_sent += tokens
         self._changed(entry)
 
@@ -103,22 +103,22 @@ class RequestLog:
         self._release.set()
         self._release = asyncio.Event()
 
-    async def released(self, entry: Entry) -> None:
+    async def released(self, entry: LogEntry) -> None:
         """Returns once a release has named the request."""
         while not any(contains in entry.prompt for contains in self._released):
             await self._release.wait()
 
-    def end(self, entry: Entry, outcome: Outcome) -> None:
+    def end(self, entry: LogEntry, outcome: Outcome) -> None:
         """The first outcome stands."""
         if entry.outcome is None:
             entry.outcome, entry.ended = outcome, time.time()
             self._changed(entry)
 
-    def _changed(self, entry: Entry) -> None:
+    def _changed(self, entry: LogEntry) -> None:
         for waiter in self._waiting:
             waiter.look(entry)
 
-    def entries(self, contains: str = "") -> list[Entry]:
+    def entries(self, contains: str = "") -> list[LogEntry]:
         """Those whose last user message contains the text."""
         return [entry for entry in self._entries if contains in entry.prompt]
 
@@ -130,7 +130,7 @@ class RequestLog:
         self._released.clear()
         return count
 
-    async def wait(self, contains: str, requests: int, tokens: int, *, ended: bool, timeout: float) -> Entry | None:
+    async def wait(self, contains: str, requests: int, tokens: int, *, ended: bool, timeout: float) -> LogEntry | None:
         """The matching request of this number, once it has sent so many tokens (or ended); None after ``timeout``."""
         waiter = _Waiter(contains, requests, tokens, ended)
         self._waiting.add(waiter)
@@ -147,8 +147,8 @@ class RequestLog:
 class _Waiter:
     def __init__(self, contains: str, requests: int, tokens: int, ended: bool) -> None:
         self._contains, self._requests, self._tokens, self._ended = contains, requests, tokens, ended
-        self._entry: Entry | None = None
-        self.found: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
+        self._entry: LogEntry | None = None
+        self.found: asyncio.Future[LogEntry] = asyncio.get_running_loop().create_future()
 
     def search(self, log: RequestLog) -> None:
         """Find the request; too dear to be done with each token of other requests."""
@@ -156,7 +156,7 @@ class _Waiter:
             self._entry = matching[self._requests - 1]
             self.look(self._entry)
 
-    def look(self, entry: Entry) -> None:
+    def look(self, entry: LogEntry) -> None:
         """Is this the request, and has what was waited for come?"""
         if entry is not self._entry or self.found.done():
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from simulator.faults import DirectiveError, Frame, Frames
+from simulator.faults import DirectiveError, FramesFault, ScriptedFrame
 
 TEXT: Final = "The tide turns at noon, and the boats come home."
 REASONING: Final = "Let me think about boats."
@@ -60,7 +60,7 @@ STOP: Final = c({}, "stop")
 DONE: Final = raw("data: [DONE]\n\n")
 SAID: Final = [text(piece) for piece in PIECES]
 HALF: Final = SAID[:2]
-ENDING: Final = tuple(map(Frame.model_validate, (STOP, DONE)))
+ENDING: Final = tuple(map(ScriptedFrame.model_validate, (STOP, DONE)))
 
 WEATHER: Final = '{"city": "Lyon"}'
 TIME: Final = '{"zone": "CET"}'
@@ -290,7 +290,7 @@ _ERRORS: Final[dict[str, list[Step]]] = {
 }
 
 
-def named(name: str) -> Frames:
+def named(name: str) -> FramesFault:
     """Raises DirectiveError."""
     if name not in (*WHOLE, *BROKEN, *ERRORS):
         raise DirectiveError(f"no odd stream is called {name!r}; see simulator/oddities.py")
@@ -300,8 +300,8 @@ def named(name: str) -> Frames:
     return _frames(_BROKEN[name] if name in _BROKEN else _ERRORS[name], ending=False)
 
 
-def _frames(steps: list[Step], *, ending: bool) -> Frames:
-    return Frames(frames=[Frame.model_validate(step) for step in steps], ending=ending)
+def _frames(steps: list[Step], *, ending: bool) -> FramesFault:
+    return FramesFault(frames=[ScriptedFrame.model_validate(step) for step in steps], ending=ending)
 
 
 WHOLE: Final = tuple(_WHOLE)

@@ -14,7 +14,7 @@ from starlette.types import Send as AsgiSend
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from simulator import wire
-from simulator.log import Entry, RequestLog
+from simulator.log import LogEntry, RequestLog
 from simulator.replies import Abort, Close, Hold, Send, Start, Step, Wait
 
 _logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """``struct linger``: on, zero seconds."""
 
 
-class Protocol(HttpToolsProtocol):
+class BreakableProtocol(HttpToolsProtocol):
     """uvicorn's, but it hands its transport to the application, which could not break a connection otherwise."""
 
     def on_message_begin(self) -> None:
@@ -34,7 +34,7 @@ class Protocol(HttpToolsProtocol):
 class Player:
     """One answer on its way."""
 
-    def __init__(self, scope: Scope, send: AsgiSend, log: RequestLog, entry: Entry) -> None:
+    def __init__(self, scope: Scope, send: AsgiSend, log: RequestLog, entry: LogEntry) -> None:
         self._transport: asyncio.Transport = scope["state"][_TRANSPORT]
         self._asgi_send = send
         self._log = log

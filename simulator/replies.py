@@ -17,8 +17,8 @@ from simulator.faults import (
     Endless,
     Eof,
     Fault,
-    Finish,
-    Frames,
+    FinishFault,
+    FramesFault,
     Huge,
     Malformed,
     NoDone,
@@ -97,8 +97,8 @@ class Reply:
     created: int
 
     @cached_property
-    def frames(self) -> wire.Frames:
-        return wire.Frames(self.answer_id, self.call.model, self.created, self.script.framing)
+    def frames(self) -> wire.FrameWriter:
+        return wire.FrameWriter(self.answer_id, self.call.model, self.created, self.script.framing)
 
     @cached_property
     def generation(self) -> Generation:
@@ -121,7 +121,7 @@ class Reply:
                 return refused(of_fault(self.fault), headers)
             case WrongType():
                 return self._wrong_type(self.fault, headers)
-            case Frames():
+            case FramesFault():
                 return _scripted(self.fault, headers)
             case Odd(name=name):
                 return _scripted(oddities.named(name), headers)
@@ -133,7 +133,7 @@ class Reply:
         tokens = sum(piece.tokens for piece in pieces)
         prefix = "".join(echo(self.call.prefix or "", self.echo_style))
         message = wire.message(pieces, echo=prefix, as_list=self.script.content_as_list)
-        reason = self.fault.reason if isinstance(self.fault, Finish) else self.generation.reason
+        reason = self.fault.reason if isinstance(self.fault, FinishFault) else self.generation.reason
         answer = wire.completion(self.answer_id, self.call.model, self.created, message, reason)
         used = self.usage(tokens)
         return wire.json_bytes(answer if used is None else answer | {"usage": used}), tokens
@@ -180,7 +180,7 @@ class Reply:
         if isinstance(fault, Drip):
             yield Wait(fault.seconds, fault.every)
         yield Wait(fault.seconds if isinstance(fault, Slow) and fault.before == "token" else self.tempo.first)
-        yield from self._empty(fault) if isinstance(fault, Empty) else _Stream(self).steps()
+        yield from self._empty(fault) if isinstance(fault, Empty) else _EventStream(self).steps()
 
     def _empty(self, fault: Empty) -> Iterator[Step]:
         if fault.done:
@@ -188,7 +188,7 @@ class Reply:
         yield Close("cut")
 
 
-class _Stream:
+class _EventStream:
     """The frames of one event stream; knows how many tokens have gone."""
 
     def __init__(self, reply: Reply) -> None:
@@ -212,7 +212,7 @@ class _Stream:
                 yield from self._until(fault.after)
                 yield Send(self._frames.error(fault))
                 yield Close("cut")
-            case Finish() as fault:
+            case FinishFault() as fault:
                 yield from self._until(fault.after)
                 yield from self._end(fault.reason)
             case NoDone():
@@ -278,7 +278,7 @@ class _Stream:
         return Send(self._frames.last(reason, self._reply.usage(self._sent)))
 
 
-def _scripted(fault: Frames, headers: Headers) -> Iterator[Step]:
+def _scripted(fault: FramesFault, headers: Headers) -> Iterator[Step]:
     yield Start(200, headers | {"content-type": fault.content_type, "cache-control": "no-cache"})
     for frame in [*fault.frames, *(oddities.ENDING if fault.ending else ())]:
         if frame.cut is not None:

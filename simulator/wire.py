@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from simulator.faults import Frame, Framing, StreamError
+from simulator.faults import FrameStyle, ScriptedFrame, StreamError
 from simulator.generation import CallPiece, Piece, References, Text, Thinking
 
 BOM: Final = b"\xef\xbb\xbf"
@@ -38,10 +38,10 @@ def json_bytes(document: Any) -> bytes:
         return _escaped(document).encode()
 
 
-class Frames:
+class FrameWriter:
     """The frames of one streamed answer. All that does not change from token to token is serialised once."""
 
-    def __init__(self, answer_id: str, model: str, created: int, framing: Framing) -> None:
+    def __init__(self, answer_id: str, model: str, created: int, framing: FrameStyle) -> None:
         self._chunk = {"id": answer_id, "object": "chat.completion.chunk", "created": created, "model": model}
         self._framing = framing
         self._eol = _EOL[framing.eol]
@@ -137,7 +137,7 @@ class Frames:
         return f"{comment}{lines}{self._eol}"
 
 
-def scripted(frame: Frame) -> bytes:
+def scripted(frame: ScriptedFrame) -> bytes:
     """The bytes of a frame of a scripted stream; none for its pauses."""
     if frame.raw is not None:
         return frame.raw.encode()

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from storage.database import Database, retried
-from storage.schema import continuations, jobs, micros, now
-from storage.text import clean
+from domain.text import clean
+from storage.engine.database import Database, retried
+from storage.engine.schema import continuations, jobs, micros, now
 
 LOOKED_AT = 200
 """Jobs that have not ended, whose models are the ones in use."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredPractice:
     """What was seen of a model: the names are those of providers.continuing."""
 
     model: str
@@ -34,7 +34,7 @@ class ContinuationStore:
         self._server = clean(server)
         self._version = version
 
-    async def measured(self) -> Sequence[Measured]:
+    async def measured(self) -> Sequence[MeasuredPractice]:
         """All that have ended."""
         query = select(continuations).where(
             continuations.c.server == self._server,
@@ -43,7 +43,7 @@ class ContinuationStore:
         )
         async with self._database.single() as connection:
             rows = (await connection.execute(query)).all()
-        return [Measured(row.model, row.way, row.drops, row.echoes) for row in rows]
+        return [MeasuredPractice(row.model, row.way, row.drops, row.echoes) for row in rows]
 
     @retried
     async def begin(self, model: str) -> bool:
@@ -61,7 +61,7 @@ class ContinuationStore:
             await connection.execute(delete(continuations).where(*self._is(model)))
 
     @retried
-    async def end(self, found: Measured) -> None:
+    async def end(self, found: MeasuredPractice) -> None:
         """Keep what was seen, in place of what was seen before."""
         dialect = sqlite if self._database.is_sqlite else postgresql
         values = {"way": found.way, "drops": found.drops, "echoes": found.echoes, "asked_at": micros(now())}

@@ -18,11 +18,11 @@ from sqlalchemy import Row, delete, func, insert, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.errors import KeyNotFound
 from chatjobs.webhooks import SECRET_PREFIX
-from storage.database import Database, retried
-from storage.schema import api_keys, micros, moment, now, service_secrets, webhook_secrets
-from storage.text import clean
+from domain.errors import KeyNotFound
+from domain.text import clean
+from storage.engine.database import Database, retried
+from storage.engine.schema import api_keys, micros, moment, now, service_secrets, webhook_secrets
 
 KEY_PREFIX = "cj_"
 SECRET_BYTES = 32

@@ -10,16 +10,16 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from devserver import binary
-from storage.database import Database
-from storage.jobs import JobStore
-from storage.reading import TranscriptReader
-from storage.transcript import TranscriptWriter
-from tests import migrated, order
-from tests.factories import make_store
-from tests.needs import last_line
-from tests.postgres import Postgres, postgres
-from tests.temporal_server import TemporalServer, temporal_server
+from local.temporal_server import binary
+from storage.engine.database import Database
+from storage.jobs.store import JobStore
+from storage.transcript.reader import TranscriptReader
+from storage.transcript.writer import TranscriptWriter
+from tests.support import migrated, order
+from tests.support.factories import make_store
+from tests.support.needs import last_line
+from tests.support.postgres import Postgres, postgres
+from tests.support.temporal_server import TemporalServer, temporal_server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,9 +15,10 @@ from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlrea
 from temporalio.workflow import ParentClosePolicy
 
 from chatjobs.contracts import ChatResult, ErrorCause, JobError, JobOutcome, JobStatus, WorkflowStatus
-from chatjobs.errors import FenceLost, bounded
-from chatjobs.names import CHAT_JOB, STATUS_QUERY, delivery_workflow_id, job_id_of_run
-from chatjobs.steps import Accepted, DeliveryReport, DeliveryStart, Ending, JobRef, Sealed
+from chatjobs.errors import bounded
+from domain.errors import FenceLost
+from domain.names import CHAT_JOB, STATUS_QUERY, delivery_workflow_id, job_id_of_run
+from domain.payloads import Accepted, DeliveryReport, DeliveryStart, Ending, JobRef, Sealed
 from workflows import options
 from workflows.inputs import Input, lenient
 from workflows.webhook_delivery import WebhookDelivery, deliver, tries_after

@@ -8,7 +8,7 @@ from typing import Any
 from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType
 
-from chatjobs.names import COMPLETIONS_QUEUE, WEBHOOKS_QUEUE
+from domain.names import COMPLETIONS_QUEUE, WEBHOOKS_QUEUE
 
 _heartbeat = timedelta(seconds=10)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from temporalio import workflow
 
-from chatjobs.names import RETENTION
-from chatjobs.steps import RetentionOrder, RetentionReport
+from domain.names import RETENTION
+from domain.payloads import RetentionOrder, RetentionReport
 from workflows import options
 from workflows.inputs import Input, lenient
 

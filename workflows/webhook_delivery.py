@@ -10,8 +10,8 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 from chatjobs.errors import bounded
-from chatjobs.names import RETRY_NOW, WEBHOOK_DELIVERY
-from chatjobs.steps import DeliveryOrder, DeliveryReport, DeliveryStart
+from domain.names import RETRY_NOW, WEBHOOK_DELIVERY
+from domain.payloads import DeliveryOrder, DeliveryReport, DeliveryStart
 from workflows import options
 from workflows.inputs import Input, lenient
 

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.needs import lacking
-from tests.stack import wait_until
+from tests.support.needs import lacking
+from tests.support.stack import wait_until
 
 SUITE = "bookworm"
 SETTINGS = ("etc/apt", "etc/pip.conf", "etc/xdg/pip", "usr/etc/npmrc")

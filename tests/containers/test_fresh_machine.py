@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from tests.containers.debian import Machine, debian
-from tests.needs import PROGRAMS
-from tests.stack import ROOT, wait_until
+from tests.support.needs import PROGRAMS
+from tests.support.stack import ROOT, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -88,7 +88,7 @@ def test_make_run_shows_an_answer_and_stops_with_ctrl_c(machine: Machine, tmp_pa
         assert "<title>" in httpx2.get(url[1], trust_env=False, timeout=10).text
         # Ctrl-C reaches every process of the terminal's foreground group. nsenter itself is not part of the scene.
         for process in psutil.Process(running.pid).children(recursive=True):
-            if process.name() == "make" or "standalone.py" in " ".join(process.cmdline()):
+            if process.name() == "make" or "-m local" in " ".join(process.cmdline()):
                 process.send_signal(signal.SIGINT)
         running.wait(30)
         assert "\nstopped\n" in log.read_text()

@@ -19,7 +19,6 @@ import httpx2
 from httpx_sse import SSEError
 from httpx_sse._decoders import SSEDecoder
 
-from activities.ports import PartDelta, TextDelta, WebhookResponse
 from chatjobs.contracts import (
     CancelledEvent,
     ChunkEvent,
@@ -38,12 +37,13 @@ from chatjobs.errors import (
     bounded,
 )
 from chatjobs.sse import JobEvents, Parser, ServerEvent
-from chatjobs.webhook_urls import WebhookPolicy
 from chatjobs.webhooks import sign, verify
-from providers.event_stream import EventStream
-from providers.http1 import _Exchange
-from providers.mistral_answer import Answer, ErrorObject
-from providers.webhook_sender import MAX_KEPT_BYTES, DirectTransport, HttpWebhookSender, _target
+from domain.ports import PartDelta, TextDelta, WebhookResponse
+from domain.webhook_urls import WebhookPolicy
+from providers.mistral.answer import Answer, ErrorObject
+from providers.mistral.stream import EventStream
+from providers.mistral.transport import _Exchange
+from providers.webhooks.sender import MAX_KEPT_BYTES, DirectTransport, HttpWebhookSender, _target
 
 CUTS = 4
 CUT = "cut"

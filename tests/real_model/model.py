@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.needs import lacking, program
 from tests.real_model.install import HERE, HOME, MADE, WEIGHTS
-from tests.stack import Process, free_port, wait_until
+from tests.support.needs import lacking, program
+from tests.support.stack import Process, free_port, wait_until
 
 LOADING_SECONDS = 300.0
 """Far more than loading takes on any machine that is still of use."""

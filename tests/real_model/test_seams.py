@@ -22,15 +22,15 @@ from dataclasses import dataclass
 
 import pytest
 
-import server_knowledge
 from chatjobs.contracts import Channel, Job, JobStatus
-from providers.continuing import Drops, Practice, Way
-from settings import Settings
-from storage.values import Cursor
+from dispatch import server_knowledge
+from domain.continuing import Drops, Practice, Way
+from domain.settings import Settings
+from domain.values import Cursor
 from tests.real_model.model import real_model
 from tests.real_model.proxy import Fault, Proxy, proxy
-from tests.service import Service, Watched, service
-from tests.stack import ROOT, Stack, stack
+from tests.support.service import Service, Watched, service
+from tests.support.stack import ROOT, Stack, stack
 
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("real_model")]
 

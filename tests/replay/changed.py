@@ -7,7 +7,7 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.common import RawValue
 
-from chatjobs.names import CHAT_JOB, COMPLETIONS_QUEUE
+from domain.names import CHAT_JOB, COMPLETIONS_QUEUE
 
 
 @workflow.defn(name=CHAT_JOB)

@@ -1,4 +1,4 @@
-"""Record the histories that tests/test_replay.py replays.
+"""Record the histories that tests/workflows/test_replay.py replays.
 
     python -m tests.replay.record                      # the scenarios that have no history yet
     python -m tests.replay.record completed inline     # these, anew
@@ -25,15 +25,15 @@ from temporalio.client import WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from activities.ports import Finish
-from chatjobs.errors import UpstreamRefused
-from chatjobs.names import JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_workflow_id
-from chatjobs.steps import DeliveryStart, RetentionOrder
-from storage.database import Database
-from tests.factories import make_body
-from tests.fakes import HELLO, OK, Gate, answered, eventually, text
-from tests.house import HOOK, House, house
-from tests.temporal_server import binary, temporal_server
+from domain.errors import UpstreamRefused
+from domain.names import JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_workflow_id
+from domain.payloads import DeliveryStart, RetentionOrder
+from domain.ports import Finish
+from storage.engine.database import Database
+from tests.support.factories import make_body
+from tests.support.fakes import HELLO, OK, Gate, answered, eventually, text
+from tests.support.house import HOOK, House, house
+from tests.support.temporal_server import binary, temporal_server
 
 HISTORIES = Path(__file__).parent / "histories"
 IDENTITY = "a recorder"

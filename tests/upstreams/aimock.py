@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx2
 
-from tests.needs import program
-from tests.npm import installed
-from tests.stack import Process, free_port
+from tests.support.needs import program
+from tests.support.npm import installed
+from tests.support.stack import Process, free_port
 
 HERE = Path(__file__).parent
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx2
 
-from tests.needs import lacking
-from tests.stack import ROOT, Process, free_port
+from tests.support.needs import lacking
+from tests.support.stack import ROOT, Process, free_port
 
 BINARY = ROOT / ".venv" / "upstreams" / "bin" / "llmock"
 

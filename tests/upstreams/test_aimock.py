@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from chatjobs.contracts import Channel, Job, JobStatus
-from tests.service import Service, Watched, service
-from tests.stack import Stack, stack
+from tests.support.service import Service, Watched, service
+from tests.support.stack import Stack, stack
 from tests.upstreams.aimock import aimock
 
 TEXT = "A first line.\n\n- one\n- two “quoted” 🦉\n\n    indented = True\n\nThe end."

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from chatjobs.contracts import Channel, Job, JobStatus
-from tests.service import Service, Watched, service
-from tests.stack import Stack, stack
+from tests.support.service import Service, Watched, service
+from tests.support.stack import Stack, stack
 from tests.upstreams.llmock import LLMock, llmock
 
 TEXT = "The first line stands.\n\nThen a list:\n\n- apples, pears\n- a  gap, “quotes” and an emoji 🦉\n\nThe end."

@@ -1,0 +1,147 @@
+"""Options and arguments that several commands share, and what is made of the text that was typed in.
+
+The functions raise typer.BadParameter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; errors are JSON on standard error.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")]
+Model = Annotated[str | None, typer.Option(help="Mistral's name of the model.")]
+System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
+MaxTokens = Annotated[int | None, typer.Option(help="The longest answer, in tokens.")]
+Temperature = Annotated[float | None, typer.Option(help="0 to 2.")]
+Callback = Annotated[str | None, typer.Option(metavar="URL", help="A webhook that hears of the outcome.")]
+Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the job; repeatable.")]
+Reasoning = Annotated[
+    bool, typer.Option("--reasoning", help="Print the model's reasoning, too, where it is no screen.")
+]
+Tenant = Annotated[str | None, typer.Option(help="Whose; by default the default tenant's.")]
+OfTenant = Annotated[str | None, typer.Option("--tenant", help="Only this tenant's.")]
+
+
+def fields(
+    model: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    callback: str | None,
+    metadata: list[str] | None,
+) -> dict[str, Any]:
+    """The fields of a request that were given."""
+    fields = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "callback": callback}
+    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    return given | ({"metadata": pairs(metadata)} if metadata else {})
+
+
+def messages(prompt: str, system: str | None) -> list[dict[str, str]]:
+    first = [{"role": "system", "content": system}] if system is not None else []
+    return [*first, {"role": "user", "content": _standard_input() if prompt == "-" else prompt}]
+
+
+def _standard_input() -> str:
+    try:
+        return _read_standard_input().decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise typer.BadParameter("standard input is not UTF-8") from None
+
+
+def _read_standard_input() -> bytes:
+    if sys.stdin.isatty():
+        typer.echo("starter: reading from the terminal; Ctrl-D on a line of its own ends it", err=True)
+    if not (found := sys.stdin.buffer.read()).strip():
+        raise typer.BadParameter("standard input is empty")
+    return found
+
+
+def request(prompt: str | None, file: str | None, system: str | None) -> dict[str, Any]:
+    """A request from a prompt or from a file."""
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give a prompt or --file, one of them")
+    if prompt is not None:
+        return {"messages": messages(prompt, system)}
+    if system is not None:
+        raise typer.BadParameter("--system goes with a prompt; in a file, write a system message")
+    return _json_object(str(file))
+
+
+def _json_object(file: str) -> dict[str, Any]:
+    try:
+        found = json.loads(_read_standard_input() if file == "-" else Path(file).read_bytes())
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="--file") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise typer.BadParameter(f"{file} is not JSON: {error.msg} at {where}", param_hint="--file") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise typer.BadParameter(f"{file} is not JSON in UTF-8, or far too deep", param_hint="--file") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{file} must have a JSON object", param_hint="--file")
+    return found
+
+
+def pairs(given: list[str] | None) -> dict[str, str]:
+    return dict(_split(one, "--metadata", "KEY=VALUE") for one in given or ())
+
+
+def changes(given: list[str] | None) -> dict[str, Any]:
+    changes = {}
+    for name, value in (_split(one, "--set", "FIELD=JSON") for one in given or ()):
+        try:
+            changes[name] = json.loads(value)
+        except json.JSONDecodeError:
+            hint = f"the value of {name} is not JSON; a text needs its quotes: '{name}=\"…\"'"
+            raise typer.BadParameter(hint, param_hint="--set") from None
+    return changes
+
+
+def _split(pair: str, option: str, form: str) -> tuple[str, str]:
+    name, separator, value = pair.partition("=")
+    if not (name and separator):
+        raise typer.BadParameter(f"must be {form}", param_hint=option)
+    return name, value
+
+
+def moment(given: str | None, option: str) -> datetime | None:
+    """A time, or how long ago; without a zone it is local."""
+    if given is None:
+        return None
+    if span := _span(given):
+        return datetime.now().astimezone() - span
+    try:
+        return datetime.fromisoformat(given).astimezone()
+    except ValueError:
+        why = "is neither a time (2026-01-31T12:00Z) nor a length of time (90s, 30m, 2h, 7d)"
+        raise typer.BadParameter(why, param_hint=option) from None
+
+
+def expiry(given: str | None) -> datetime | None:
+    """A time to come, or in how long."""
+    span = _span(given or "")
+    end = datetime.now().astimezone() + span if span else moment(given, "--expires")
+    if end is not None and end <= datetime.now().astimezone():
+        raise typer.BadParameter("must be a time to come", param_hint="--expires")
+    return end
+
+
+def _span(given: str) -> timedelta | None:
+    """``90s``, ``30m``, ``2h``, ``7d``."""
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    found = re.fullmatch(r"(\d{1,6})([smhd])", given)
+    return timedelta(**{units[found[2]]: int(found[1])}) if found else None
+
+
+def place(given: str | None) -> tuple[int, int]:
+    """Epoch and position of an event's id."""
+    found = re.fullmatch(r"(\d{1,9})\.(\d{1,12})(\.end)?", given or "1.0")
+    if not found:
+        raise typer.BadParameter("must be EPOCH.POSITION, as in an event's id", param_hint="--from")
+    return int(found[1]), int(found[2])

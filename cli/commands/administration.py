@@ -1,0 +1,92 @@
+"""Keys of the API, secrets of webhooks, limits of the model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli import arguments, running
+from cli.arguments import (
+    AsJson,
+    OfTenant,
+    Tenant,
+)
+from cli.groups import CommandLine, group
+
+app = CommandLine()
+keys_app = group("Keys of the HTTP API. Once there is one, nobody gets in without.")
+secrets_app = group("Webhook secrets of tenants. The default tenant's are in WEBHOOK_SECRET.")
+app.add_typer(keys_app, name="keys")
+app.add_typer(secrets_app, name="secrets")
+limits_app = group(
+    "How fast calls of the model may start. One limit for each key and family of models, over all workers."
+)
+app.add_typer(limits_app, name="limits")
+Lane = Annotated[str, typer.Argument(metavar="LANE", help="Its name, as in the list: 0a1b2c3d:mistral-small.")]
+
+
+@keys_app.command("add")
+def add_key(
+    tenant: Tenant = None,
+    name: Annotated[str, typer.Option(help="What to call it in lists.")] = "",
+    expires: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="A time (2027-01-31T12:00Z), or in how long: 30m, 2h, 90d.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Make a key and print it. It is shown this once."""
+    until = arguments.expiry(expires)
+    return running.with_keys(lambda commands: commands.add_key(tenant, name, until), as_json=as_json, create=True)
+
+
+@keys_app.command("list")
+def list_keys(tenant: OfTenant = None, as_json: AsJson = False) -> int:
+    """List keys, also those that are revoked or expired."""
+    return running.with_keys(lambda commands: commands.list_keys(tenant), as_json=as_json)
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The id of a key, as in the list: key_…")],
+    as_json: AsJson = False,
+) -> int:
+    """End a key, for good. Streams that it opened are closed within seconds."""
+    return running.with_keys(lambda commands: commands.revoke_key(key), as_json=as_json)
+
+
+@secrets_app.command("rotate")
+def rotate_secret(tenant: Tenant = None, as_json: AsJson = False) -> int:
+    """Make a new secret and print it. The one before signs for another 24 hours, so that receivers can follow."""
+    return running.with_keys(lambda commands: commands.rotate_secret(tenant), as_json=as_json, create=True)
+
+
+@secrets_app.command("list")
+def list_secrets(tenant: OfTenant = None, as_json: AsJson = False) -> int:
+    """List the secrets that sign, by fingerprint: the first 12 hex digits of their SHA-256."""
+    return running.with_keys(lambda commands: commands.list_secrets(tenant), as_json=as_json)
+
+
+@limits_app.command("list")
+def list_limits(as_json: AsJson = False) -> int:
+    """List lanes: the limit of each, where it comes from, how many jobs wait, whether the model has paused it."""
+    return running.with_limits(lambda limits: limits.list(), as_json=as_json)
+
+
+@limits_app.command("set")
+def set_limit(
+    lane: Lane,
+    per_second: Annotated[float, typer.Argument(metavar="PER_SECOND", help="Calls that may start in a second.")],
+    as_json: AsJson = False,
+) -> int:
+    """Change a lane's limit, for all workers, from their next call on.
+
+    Where the model's headers tell of a lower one, that holds.
+    """
+    return running.with_limits(lambda limits: limits.set(lane, per_second), as_json=as_json, create=True)
+
+
+@limits_app.command("reset")
+def reset_limit(lane: Lane, as_json: AsJson = False) -> int:
+    """Back to MISTRAL_REQUESTS_PER_SECOND."""
+    return running.with_limits(lambda limits: limits.reset(lane), as_json=as_json)

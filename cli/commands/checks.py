@@ -1,0 +1,65 @@
+"""Whether everything is well here, and whether it stays so when everything breaks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli import running
+from cli.arguments import (
+    AsJson,
+)
+from cli.groups import CommandLine
+
+app = CommandLine()
+
+
+@app.command()
+def doctor(
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Also call the model, for less than a cent: does it continue a text, and how?"),
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="The model that --live calls; mistral-small-latest if absent.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Say what is missing or wrong here, and how to mend it.
+
+    Key, way out, Temporal, workers, database, gateway, webhooks, clock, versions; within 20 seconds. Changes nothing;
+    only --live remembers how the server continues interrupted answers. The exit code is 1 where there is a problem.
+    """
+    from cli.doctor.command import run
+
+    return running.exit_code_of(run(live=live, as_json=as_json, model=model))
+
+
+@app.command()
+def drill(
+    jobs: Annotated[int, typer.Option(min=0, help="Go on with rounds of all faults until so many jobs ran.")] = 0,
+    kills: Annotated[int, typer.Option(min=0, help="The same for killed processes.")] = 0,
+    scale: Annotated[int, typer.Option(min=1, max=100, help="So many times the jobs in each fault.")] = 1,
+    only: Annotated[str, typer.Option(metavar="WORDS", help="Only faults whose name has these words.")] = "",
+    workers: Annotated[int, typer.Option(min=2, max=16)] = 3,
+    gateways: Annotated[int, typer.Option(min=1, max=8)] = 2,
+    seed: Annotated[int, typer.Option(help="Another seed, another order of faults.")] = 1,
+    database: Annotated[
+        str | None, typer.Option(metavar="URL", help="An empty Postgres database; without it, SQLite.")
+    ] = None,
+    keep: Annotated[str | None, typer.Option(metavar="DIRECTORY", help="Where to keep data and logs.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Break a stack of its own, and judge what became of its jobs.
+
+    In every way we know; an auditor judges from outside.
+
+    Starts its own Temporal, simulator, workers and gateways on free ports; a running service is not touched. The exit
+    code is 1 where an invariant is violated.
+    """
+    from drill.run import DrillPlan, run
+
+    running.heed_ctrl_c()
+    plan = DrillPlan(jobs, kills, scale, workers, gateways, seed, only, database, keep)
+    return run(plan, as_json=as_json)

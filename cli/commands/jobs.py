@@ -1,0 +1,161 @@
+"""Start jobs, watch them, look after them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+import typer
+
+from cli import arguments, running
+from cli.arguments import (
+    AsJson,
+    Callback,
+    JobId,
+    MaxTokens,
+    Metadata,
+    Model,
+    Reasoning,
+    System,
+    Temperature,
+)
+from cli.groups import CommandLine
+
+Status = Literal["queued", "in_progress", "completed", "failed", "cancelled", "incomplete"]
+app = CommandLine()
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from standard input.")],
+    model: Model = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    callback: Callback = None,
+    metadata: Metadata = None,
+    reasoning: Reasoning = False,
+    as_json: AsJson = False,
+) -> int:
+    """Start a job and watch its answer appear.
+
+    On a screen with progress; elsewhere standard output gets the answer and nothing else. With --json: the events of
+    the stream, one per line. Ctrl-C detaches, the job goes on.
+    """
+    options = arguments.fields(model, max_tokens, temperature, callback, metadata)
+    body = {"messages": arguments.messages(prompt, system), **options}
+
+    return running.with_service(lambda service: service.chat(body, reasoning=reasoning), as_json=as_json, runs=True)
+
+
+@app.command()
+def start(
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from standard input.")
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option(help="A request as JSON, as for POST /api/jobs; - is standard input.")
+    ] = None,
+    model: Model = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    callback: Callback = None,
+    metadata: Metadata = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key makes the same job, not another.")] = None,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="Pass the request through Temporal; needs no database.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the exit code tells the outcome.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Start a job and print its id.
+
+    Options are added to what --file has. Without --direct the job is durable once its id is printed, whether Temporal
+    is there or not.
+    """
+    body = arguments.request(prompt, file, system) | arguments.fields(
+        model, max_tokens, temperature, callback, metadata
+    )
+    if direct and idempotency_key:
+        raise typer.BadParameter("with --direct, jobId in the request takes the place of --idempotency-key")
+
+    if direct:
+        return running.with_service(
+            lambda service: service.start_direct(body, wait=wait), as_json=as_json, database=False, runs=True
+        )
+    return running.with_service(
+        lambda service: service.start(body, idempotency_key, wait=wait), as_json=as_json, runs=True
+    )
+
+
+@app.command()
+def watch(
+    job: JobId,
+    position: Annotated[
+        str | None, typer.Option("--from", metavar="EPOCH.POSITION", help="Where to go on, as in an event's id.")
+    ] = None,
+    reasoning: Reasoning = False,
+    as_json: AsJson = False,
+) -> int:
+    """Watch a job's answer, from its beginning to its end. Ctrl-C detaches, the job goes on."""
+    place = arguments.place(position)
+    return running.with_service(lambda service: service.watch(job, *place, reasoning=reasoning), as_json=as_json)
+
+
+@app.command()
+def show(job: JobId, as_json: AsJson = False) -> int:
+    """Show everything about a job.
+
+    Outcome, usage, attempts, deliveries, the link to its run, the answer.
+    """
+    return running.with_service(lambda service: service.show(job), as_json=as_json)
+
+
+@app.command("list")
+def list_jobs(
+    status: Annotated[
+        Status | None, typer.Option(metavar="STATUS", help=f"Only jobs that are there: {', '.join(get_args(Status))}.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; repeatable.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="A time (2026-01-31T12:00Z), or how long ago: 90s, 30m, 2h, 7d.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="The same, for the end.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, the newest.")] = 50,
+    as_json: AsJson = False,
+) -> int:
+    """List jobs, newest first."""
+    filters: dict[str, Any] = {"status": status, "model": model, "metadata": arguments.pairs(metadata), "limit": limit}
+    filters |= {"since": arguments.moment(since, "--since"), "until": arguments.moment(until, "--until")}
+    return running.with_service(lambda service: service.list(**filters), as_json=as_json)
+
+
+@app.command()
+def cancel(job: JobId, as_json: AsJson = False) -> int:
+    """Cancel a job. The wish is stored: where Temporal is away, it is sent when it is back."""
+    return running.with_service(lambda service: service.cancel(job), as_json=as_json)
+
+
+@app.command()
+def delete(job: JobId, as_json: AsJson = False) -> int:
+    """Delete a finished job's request, answer and deliveries. What it cost and how it ended stays."""
+    return running.with_service(lambda service: service.delete(job), as_json=as_json)
+
+
+@app.command()
+def replay(
+    job: JobId,
+    model: Model = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    callback: Callback = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=JSON", help="Change any field; null unsets; repeatable.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the exit code tells the outcome.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Start a new job with a job's request; print its id."""
+    overrides = arguments.fields(model, max_tokens, temperature, callback, None) | arguments.changes(changes)
+    return running.with_service(lambda service: service.replay(job, overrides, wait=wait), as_json=as_json, runs=True)

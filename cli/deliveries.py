@@ -1,0 +1,131 @@
+"""The commands `redeliver`, `endpoints` and `webhooks test`: made again, how their URLs fare, and a test call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from activities.example_webhook import post_example
+from chatjobs.contracts import Endpoint, EndpointList, Redelivering, Redelivery, WebhookTest, WireModel
+from chatjobs.errors import DeliveryNotFound
+from cli.output import Records, complain, console, local_time, one_line, safe, write
+from cli.place import ServiceLocation, find
+from dispatch.webhook_rules import WebhookRules, signing_secrets
+from domain.ports import WebhookSender
+from storage.engine.database import Database
+from storage.webhooks.deliveries import DeliveryStore
+from storage.webhooks.endpoints import EndpointStore
+
+OK, NOT_DELIVERED = 0, 1
+DELIVERY_PREFIX = "whe_"
+COLOURS = {"ok": "green", "failing": "yellow", "disabled": "red"}
+
+SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]
+"""Makes what posts to strangers by these rules; the entry point knows one."""
+
+
+class WebhookCommands:
+    """Each command is a method: it prints, and returns the exit code. Workers and gateways do what is stored here."""
+
+    def __init__(self, place: ServiceLocation, database: Database, *, as_json: bool) -> None:
+        self._place = place
+        self._database = database
+        self._deliveries = DeliveryStore(database)
+        self._endpoints = EndpointStore(database)
+        self._default_tenant = place.settings.chatjobs_direct_tenant
+        self._as_json = as_json
+
+    async def redeliver(self, name: str) -> int:
+        """``name`` is a delivery's id or a job's."""
+        return self._told(Redelivering(count=await self._again(name)))
+
+    async def redeliver_some(self, chosen: Redelivery, tenant: str | None) -> int:
+        return self._told(await self._deliveries.redeliver_some(chosen, tenant or self._default_tenant))
+
+    async def list_endpoints(self, tenant: str | None) -> int:
+        found = await self._endpoints.list(tenant or self._default_tenant)
+        if self._as_json:
+            self._print(EndpointList(endpoints=tuple(found)))
+        elif found:
+            console().print(_table(found))
+        else:
+            complain("no webhook was sent lately")
+        return OK
+
+    async def enable(self, url: str, tenant: str | None) -> int:
+        enabled = await self._endpoints.enable(tenant or self._default_tenant, url)
+        if self._as_json:
+            self._print(enabled)
+        else:
+            write(f"{safe(enabled.url)} enabled\n")
+            complain("what failed meanwhile is not sent by itself: `starter.py redeliver --since … --url …`")
+        return OK
+
+    async def test(self, url: str, tenant: str | None, sender_of: SenderOf) -> int:
+        """From this process, by the rules and with the secrets of the service. Raises WebhookUrlRefused."""
+        rules = self._place.webhook_rules(self._database)
+        url = (await rules.now()).check(url)
+        settings, owner = self._place.service_settings, tenant or self._default_tenant
+        secrets = await signing_secrets(settings, self._database, owner)
+        async with sender_of(rules) as sender:
+            heard = await post_example(sender, url, secrets)
+        if self._as_json:
+            self._print(heard)
+        else:
+            write(f"{_came_of(heard)}\n")
+            if heard.advice:
+                complain(safe(heard.advice))
+        return OK if heard.delivered else NOT_DELIVERED
+
+    async def _again(self, name: str) -> int:
+        if name.startswith(DELIVERY_PREFIX):
+            with suppress(DeliveryNotFound):
+                await self._deliveries.redeliver(name, telling=False)
+                return 1
+        return len(await self._deliveries.redeliver_job(name, telling=False))
+
+    def _told(self, made: Redelivering) -> int:
+        if self._as_json:
+            self._print(made)
+            return OK
+        write(f"{made.count} {'delivery' if made.count == 1 else 'deliveries'} will be made again\n")
+        if made.more:
+            complain("there are more: give this command again")
+        return OK
+
+    def _print(self, value: WireModel) -> None:
+        write(f"{one_line(value.model_dump(mode='json'))}\n")
+
+
+def _came_of(heard: WebhookTest) -> str:
+    """``delivered: answered 204 in 12 ms``; ``not delivered: connect_error``."""
+    answer = f"answered {heard.status_code}" if heard.status_code else ""
+    why = ", ".join(filter(None, (answer, safe(heard.error or ""))))
+    took = f" in {heard.latency_ms} ms" if heard.latency_ms else ""
+    return f"{'delivered' if heard.delivered else 'not delivered'}: {why}{took}"
+
+
+def _table(endpoints: Sequence[Endpoint]) -> RenderableType:
+    table = Records("status", "to", "delivered", "failed", "since", "last error")
+    for one in endpoints:
+        status = Text(one.status + (f" ({one.disabled_reason})" if one.disabled_reason else ""), COLOURS[one.status])
+        counts = (str(one.successes), str(one.failures))
+        since = local_time(one.disabled_at or one.failing_since)
+        table.add_row(status, safe(one.url), *counts, since, safe(one.last_error or ""))
+    return table
+
+
+@asynccontextmanager
+async def opened(*, as_json: bool) -> AsyncIterator[WebhookCommands]:
+    """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
+    place = find()
+    database = await place.open_database(create=False)
+    try:
+        yield WebhookCommands(place, database, as_json=as_json)
+    finally:
+        await database.close()

@@ -1,0 +1,1 @@
+"""What is missing or wrong here, and how to mend it."""

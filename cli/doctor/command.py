@@ -1,0 +1,100 @@
+"""`starter.py doctor`: is everything there that the service needs, and what to do where it is not.
+
+Every check has a time limit of its own, and all run at once. Nothing is changed: no database is made or migrated. No
+key and no secret is shown. What is checked is in cli/doctor/checks.py, and with --live in cli/doctor/live.py, which
+also remembers what it measured for the workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from chatjobs.errors import ChatJobsError
+from cli.doctor import checks as doctor_checks
+from cli.doctor.checks import Environment, Examination, Finding, Status
+from cli.output import complain, console, one_line, safe, write
+from cli.place import find
+
+CHECK_SECONDS = 6.0
+OK, PROBLEM = 0, 1
+COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+async def run(*, live: bool, as_json: bool, model: str | None = None) -> int:
+    """Print what was found; the exit code. ``model``: the one to call with ``live``."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is in the findings
+    report = Report(as_json=as_json)
+    try:
+        environment = Environment(find(), os.environ)
+    except ChatJobsError as error:
+        broken = Finding("settings", "problem", error.message, "correct the variables that are named")
+        report.add([broken, *await doctor_checks.versions()])
+        return report.end()
+    report.add(await examined(environment))
+    if live:
+        await _live(environment, report, model)
+    return report.end()
+
+
+async def examined(environment: Environment) -> list[Finding]:
+    """What all checks found, in their order."""
+    found = await asyncio.gather(*(_within_time(check, environment) for check in doctor_checks.CHECKS))
+    return [finding for findings in found for finding in findings]
+
+
+async def _within_time(check: Examination, environment: Environment) -> Sequence[Finding]:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            return await check(environment)
+    except TimeoutError:
+        found = f"no answer within {CHECK_SECONDS:g} s"
+    except (ChatJobsError, OSError) as error:
+        found = str(error)
+    return [Finding(check.__name__, "problem", found, "see whether what it asks is running and can be reached")]
+
+
+async def _live(environment: Environment, report: Report, model: str | None) -> None:
+    from cli.doctor import live as doctor_live
+
+    name = model or doctor_live.MODEL
+    complain(doctor_live.bound(name))
+    report.add(await doctor_live.examined(environment.settings, name))
+
+
+class Report:
+    """Findings as they come, or as one JSON object at the end."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._findings: list[Finding] = []
+
+    def add(self, findings: Sequence[Finding]) -> None:
+        self._findings += findings
+        if not self._as_json:
+            for finding in findings:
+                self._print(finding)
+
+    def end(self) -> int:
+        """Print what is left to be said; the exit code."""
+        count = {status: sum(one.status == status for one in self._findings) for status in COLOURS}
+        if self._as_json:
+            checks = [finding._asdict() for finding in self._findings]
+            write(f"{one_line({'ok': not count['problem'], 'checks': checks})}\n")
+        elif count["problem"] or count["warning"]:
+            write(f"problems: {count['problem']}, warnings: {count['warning']}\n")
+        else:
+            write("Everything is well.\n")
+        sys.stdout.flush()
+        return PROBLEM if count["problem"] else OK
+
+    def _print(self, finding: Finding) -> None:
+        line = Text.assemble((f"{finding.status:8}", COLOURS[finding.status]), f"{finding.check:18} ")
+        console().print(line.append(safe(finding.found)), soft_wrap=True)
+        if finding.fix:
+            console().print(Text(f"{'':27}→ {safe(finding.fix)}"), soft_wrap=True)

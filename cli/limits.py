@@ -1,0 +1,121 @@
+"""The commands `limits`: how fast the calls of one key and one family of models may start, over all workers."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from rich.console import RenderableType
+
+from chatjobs.contracts import rfc3339
+from chatjobs.errors import InvalidRequest, Problem
+from cli.output import Records, complain, console, local_time, one_line, safe, write
+from cli.place import find
+from storage.engine.database import Database
+from storage.rate_limits.limiter import Lane, Limiter
+
+OK = 0
+LANE = re.compile(r"[0-9a-f]{8}:[!-~]{1,128}")
+"""As providers make them: some digits of the key's digest, and the family of models."""
+SLOWEST, FASTEST = 0.001, 10_000
+
+
+class LimitCommands:
+    """Each command is a method: it prints, and returns the exit code. Workers follow with their next call."""
+
+    def __init__(self, database: Database, per_second: float, *, as_json: bool) -> None:
+        self._limiter = Limiter(database, per_second=per_second)
+        self._as_json = as_json
+
+    async def list(self) -> int:
+        lanes = await self._limiter.lanes()
+        if self._as_json:
+            write(f"{one_line({'lanes': [_fields(lane) for lane in lanes]})}\n")
+        elif lanes:
+            console().print(_table(lanes))
+        else:
+            complain("there are no lanes yet; the first call of a model makes its own")
+        return OK
+
+    async def set(self, name: str, per_second: float) -> int:
+        """Raises InvalidRequest."""
+        if not LANE.fullmatch(name):
+            raise InvalidRequest(
+                [Problem("/lane", "must be a name as in `starter.py limits list`, such as 0a1b2c3d:mistral-small")]
+            )
+        if not SLOWEST <= per_second <= FASTEST:
+            raise InvalidRequest([Problem("/perSecond", f"must be a number from {SLOWEST:g} to {FASTEST}")])
+        if await self._lane(name) is None:
+            complain("no call has been made in this lane yet")
+        return await self._changed(name, per_second)
+
+    async def reset(self, name: str) -> int:
+        """Raises InvalidRequest."""
+        if await self._lane(name) is None:
+            raise InvalidRequest([Problem("/lane", "there is no such lane; look at `starter.py limits list`")])
+        return await self._changed(name, None)
+
+    async def _changed(self, name: str, per_second: float | None) -> int:
+        await self._limiter.set_limit(name, per_second)
+        lane = await self._lane(name)
+        if lane is None:
+            raise AssertionError("a lane that was changed is there")
+        if self._as_json:
+            write(f"{one_line(_fields(lane))}\n")
+        else:
+            write(f"{safe(name)}: {_rate(lane)}\n")
+        return OK
+
+    async def _lane(self, name: str) -> Lane | None:
+        return next((lane for lane in await self._limiter.lanes() if lane.name == name), None)
+
+
+def _fields(lane: Lane) -> dict[str, Any]:
+    return {
+        "lane": lane.name,
+        "perSecond": lane.per_second,
+        "setTo": lane.set_to,
+        "seen": lane.seen,
+        "pausedUntil": rfc3339(lane.paused_until) if lane.paused_until else None,
+        "waiting": lane.waiting,
+        "down": lane.down,
+        "probesAt": rfc3339(lane.probes_at) if lane.probes_at else None,
+        "lastError": lane.last_error,
+    }
+
+
+def _table(lanes: Sequence[Lane]) -> RenderableType:
+    table = Records("lane", "limit", "waiting", "paused until", "model")
+    for lane in lanes:
+        table.add_row(safe(lane.name), _rate(lane), str(lane.waiting), local_time(lane.paused_until), _model(lane))
+    return table
+
+
+def _model(lane: Lane) -> str:
+    """Whether the model answers; what it said last where it does not."""
+    if not lane.down:
+        return "answers"
+    return f"down ({safe(lane.last_error or 'no answer')}), tried next at {local_time(lane.probes_at)}"
+
+
+def _rate(lane: Lane) -> str:
+    """The limit in force and where it comes from; that of the setting is this process's own."""
+    rate = f"{lane.per_second:.4g}/s"
+    if lane.seen is not None and lane.per_second == lane.seen:
+        return f"{rate}, as the model's headers say"
+    return f"{rate}, by MISTRAL_REQUESTS_PER_SECOND" if lane.set_to is None else f"{rate}, set here"
+
+
+@asynccontextmanager
+async def opened(*, as_json: bool, create: bool) -> AsyncIterator[LimitCommands]:
+    """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
+    place = find()
+    database = await place.open_database(create=create, first=True)
+    try:
+        yield LimitCommands(database, place.settings.mistral_requests_per_second, as_json=as_json)
+    finally:
+        await database.close()

@@ -1,0 +1,191 @@
+"""Where the running service is: its Temporal, its database, by the environment or by what `make run` has written."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr, ValidationError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from temporalio.client import Client
+
+from chatjobs.errors import ConfigurationError
+from cli.endpoints_file import WHERE_IS_TEMPORAL, LocalService
+from dispatch.temporal import configured, connect, dial, run_url, silence_core
+from dispatch.webhook_rules import WebhookRules
+from domain.errors import StorageUnavailable, TemporalUnavailable
+from domain.settings import Settings, problems
+from storage.engine.database import Database
+
+CONNECT_SECONDS = 5.0
+DIAL_SECONDS = 2.0
+NOTHING_RUNS = "Is `make run` running, with the same CHATJOBS_DATA_DIR?"
+
+
+def find() -> ServiceLocation:
+    """By this process's environment. Raises ConfigurationError."""
+    try:
+        return ServiceLocation(Settings(), os.environ)
+    except ValidationError as error:
+        raise ConfigurationError(f"The settings are not valid: {problems(error)}") from None
+
+
+class ServiceLocation:
+    """What ``endpoints.json`` in the data directory says holds where the environment says nothing."""
+
+    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+        self.settings = settings
+        self._environment = environment
+        self._local = LocalService(settings.chatjobs_data_dir)
+
+    def webhook_rules(self, database: Database) -> WebhookRules:
+        """Those that the service judges by. Raises ConfigurationError."""
+        temporal = None if self._told_where else self._endpoints.get("temporal")
+        return WebhookRules(self.service_settings, database, temporal)
+
+    @cached_property
+    def service_settings(self) -> Settings:
+        """The settings as the processes of `make run` have them, if it runs: its ports, its secret.
+
+        Raises ConfigurationError.
+        """
+        running = self._endpoints
+        if not running:
+            return self.settings
+        changes: dict[str, Any] = {
+            "chatjobs_webhook_deny": (*map(_server, running.values()), *self.settings.chatjobs_webhook_deny),
+            "chatjobs_temporal_ui": running.get("temporalUi", self.settings.chatjobs_temporal_ui),
+        }
+        if port := urlsplit(running.get("gateway", "")).port:
+            changes["chatjobs_port"] = port
+        if not self.settings.webhook_secret and (secret := self._local.webhook_secret):
+            changes["webhook_secret"] = (SecretStr(secret),)
+        return self.settings.model_copy(update=changes)
+
+    def expect_service(self) -> None:
+        """Refuse what only a service could carry out, before anything is stored. Raises ServiceNotRunning.
+
+        A service somewhere else, which the environment names, is not looked for: its database takes a job whether
+        the rest of it is there or not.
+        """
+        if not self._told_where and not self._told_database:
+            self._local.expect()
+
+    async def connect(self) -> Client:
+        """Only to a Temporal that a setting names, or `make run`: any other would be a stranger's.
+
+        Raises TemporalUnavailable, ConfigurationError.
+        """
+        if not self._told_where:
+            self._local.expect()
+        address = configured(self._temporal).get("target_host", "localhost:7233")
+        host, _, port = address.rpartition(":")
+        if host and port.isdigit() and (why := await dial(host.strip("[]"), int(port), DIAL_SECONDS)):
+            hint = "is TEMPORAL_ADDRESS right, does it run?" if self._told_where else "`make run` starts it again"
+            raise TemporalUnavailable(f"Temporal is not reachable at {address} ({why}); {hint}")
+        silence_core()
+        try:
+            return await asyncio.wait_for(connect(self._temporal), CONNECT_SECONDS)
+        except TimeoutError:
+            raise TemporalUnavailable(f"What listens at {address} does not answer as Temporal does") from None
+
+    async def open_database(self, *, create: bool, first: bool = False) -> Database:
+        """``create``: it may be made where its URL is set or a service runs; ``first``: or its directory is set.
+
+        Raises ConfigurationError, StorageUnavailable, and ServiceNotRunning where nothing says where one should be.
+        """
+        url = self._database_url()
+        if url is not None and url.get_backend_name() == "sqlite":
+            self._expect_file(Path(url.database or ""), create=create and self._may_make(first=first))
+        elif url is not None:
+            await self._expect_server(url)
+        try:
+            return await Database.open(self.settings.database_url)
+        except OSError as error:
+            raise StorageUnavailable(f"The database cannot be opened ({error.strerror}). {NOTHING_RUNS}") from None
+
+    def run_url(self, job_id: str) -> str:
+        """Where the Temporal UI shows a job's run."""
+        namespace = configured(self._temporal).get("namespace", "default")
+        told = "chatjobs_temporal_ui" in self.settings.model_fields_set
+        ui = None if told else self._endpoints.get("temporalUi")
+        return run_url(ui or self.settings.chatjobs_temporal_ui, namespace, job_id)
+
+    @property
+    def gateway(self) -> str | None:
+        """Where the gateway should answer; None where it takes a free port and nothing says which."""
+        if running := self._endpoints.get("gateway"):
+            return running
+        host, port = self.settings.chatjobs_host, self.settings.chatjobs_port
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - only asked
+        return f"http://{f'[{local}]' if ':' in local else local}:{port}" if port else None
+
+    @property
+    def simulated(self) -> bool:
+        """`make run` is up, and answers come from its simulator."""
+        return "simulator" in self._endpoints
+
+    def _may_make(self, *, first: bool) -> bool:
+        named = first and "chatjobs_data_dir" in self.settings.model_fields_set
+        return named or self._told_database or bool(self._endpoints)
+
+    def _expect_file(self, path: Path, *, create: bool) -> None:
+        """To look for a job in the wrong directory must not leave an empty database there."""
+        if path.exists() or str(path) in ("", ".", ":memory:"):
+            return
+        if create:
+            return
+        if not (self._told_where or self._told_database):
+            self._local.expect()
+        raise StorageUnavailable(f"There is no database at {path}: no service has run with it. {NOTHING_RUNS}")
+
+    async def _expect_server(self, url: URL) -> None:
+        """What does not even take a TCP connection is said at once. Raises StorageUnavailable."""
+        if not url.host or "," in url.host or "host" in url.query:
+            return
+        port = url.port or 5432
+        if why := await dial(url.host, port, DIAL_SECONDS):
+            where = f"{url.host}:{port}"
+            raise StorageUnavailable(
+                f"The database of CHATJOBS_DATABASE_URL is not reachable at {where} ({why}); is it running?"
+            )
+
+    def _database_url(self) -> URL | None:
+        """None for what is no URL: Database.open says what is wrong with it."""
+        try:
+            return make_url(self.settings.database_url)
+        except (ArgumentError, ValueError):
+            return None
+
+    @property
+    def _endpoints(self) -> Mapping[str, str]:
+        return self._local.endpoints
+
+    @property
+    def _told_database(self) -> bool:
+        return self.settings.chatjobs_database_url is not None
+
+    @cached_property
+    def _told_where(self) -> bool:
+        """Whether variables, or where `make run` has not run a file of the `temporal` command, name a Temporal."""
+        looked_at = any(self._environment.get(name) for name in WHERE_IS_TEMPORAL) or not self._endpoints
+        return looked_at and "target_host" in configured()
+
+    @property
+    def _temporal(self) -> Mapping[str, str] | None:
+        """The environment by which to find Temporal; None: this process's own, as the `temporal` command reads it."""
+        address = self._endpoints.get("temporal")
+        if address is None or self._told_where:
+            return None
+        return {"TEMPORAL_ADDRESS": address, "TEMPORAL_CONFIG_FILE": os.devnull}
+
+
+def _server(address: str) -> str:
+    """``127.0.0.1:8000`` of a URL, or of what is that already."""
+    return urlsplit(address).netloc or address

@@ -1,0 +1,352 @@
+"""What the commands do, each in a method: it prints, and returns the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from typing import Any
+
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError
+
+from chatjobs.contracts import ChatRequest, Job, JobStatus, QueuePlace
+from chatjobs.errors import ChatJobsError, JobIdConflict, JobNotFound
+from cli.output import console, one_line, write
+from cli.pages import job_list, job_page
+from cli.place import ServiceLocation, find
+from cli.views import View, Voice, view
+from cli.waiting import WaitReporter
+from dispatch.intake import RPC_TIMEOUT, Intake
+from dispatch.schedules import delete_runs
+from dispatch.server_knowledge import PrefixRule
+from dispatch.stream_events import Framing, last_frame, queued_frame
+from dispatch.temporal import indexed
+from domain.errors import StorageUnavailable, TemporalUnavailable
+from domain.names import CHAT_JOB, JOBS_QUEUE, new_job_id
+from domain.values import AcceptedJob, Cursor, RunRef, Waiting
+from storage.engine.database import Database
+from storage.jobs.store import JobStore
+from storage.rate_limits.limiter import Limiter
+from storage.rate_limits.queueing import QueueReader
+from storage.transcript.reader import TranscriptReader
+
+OK, JOB_FAILED, INTERRUPTED = 0, 1, 130
+LOOK_AGAIN_SECONDS = 0.5
+"""For a job that only Temporal knows yet, and while the database is away."""
+PATIENCE_SECONDS = 60
+"""How long the database may be away before a watcher gives up."""
+
+
+class Service:
+    """Storage and Temporal, as far as a command needs them. ``database`` is None for what goes through Temporal."""
+
+    def __init__(self, place: ServiceLocation, database: Database | None, *, as_json: bool) -> None:
+        self._place = place
+        self._database = database
+        self._as_json = as_json
+        self._voice = Voice(as_json=as_json)
+        self._client: Client | None = None
+
+    # -------------------------------------------------------------------------------------------- commands
+
+    async def chat(self, body: dict[str, Any], *, reasoning: bool) -> int:
+        self._place.expect_service()
+        job = await self._row(await (await self._intake()).accept(body, tenant=self._tenant))
+        with view(as_json=self._as_json, job=job, reasoning=reasoning) as seen:
+            seen.notice(f"job {job.job_id}")
+            starting = asyncio.create_task(self._start(job, seen))
+            try:
+                ended = await self._followed(job, Cursor(job.job_id), seen)
+            finally:
+                starting.cancel()
+        return self._outcome(job, ended, seen)
+
+    async def start(self, body: dict[str, Any], idempotency_key: str | None, *, wait: bool) -> int:
+        self._place.expect_service()
+        accepted = await (await self._intake()).accept(body, tenant=self._tenant, idempotency_key=idempotency_key)
+        return await self._started(accepted, wait=wait)
+
+    async def replay(self, job_id: str, overrides: dict[str, Any], *, wait: bool) -> int:
+        self._place.expect_service()
+        accepted = await (await self._intake()).replay(job_id, tenant=self._tenant, overrides=overrides)
+        return await self._started(accepted, wait=wait)
+
+    async def start_direct(self, body: dict[str, Any], *, wait: bool) -> int:
+        request = ChatRequest.parse(body)
+        job_id = request.job_id or new_job_id()
+        handle = await self._start_workflow(job_id, body, request.model)
+        if wait:
+            return await self._result(handle)
+        known = {"jobId": job_id, "status": JobStatus.QUEUED, "temporalUrl": self._place.run_url(job_id)}
+        write(f"{one_line(known) if self._as_json else job_id}\n")
+        return OK
+
+    async def watch(self, job_id: str, epoch: int, position: int, *, reasoning: bool) -> int:
+        job = await self._found(job_id)
+        if not job.status.terminal:
+            self._place.expect_service()
+        with view(as_json=self._as_json, job=job, reasoning=reasoning) as seen:
+            ended = await self._followed(job, Cursor(job_id, epoch, position), seen)
+        return self._outcome(job, ended, seen)
+
+    async def show(self, job_id: str) -> int:
+        self._print(await self._jobs.get(job_id))
+        return OK
+
+    async def list(
+        self,
+        *,
+        status: str | None,
+        model: str | None,
+        metadata: Mapping[str, str],
+        since: datetime | None,
+        until: datetime | None,
+        limit: int,
+    ) -> int:
+        chosen = JobStatus(status) if status else None
+        jobs = await self._jobs.list(
+            status=chosen, model=model, metadata=metadata, since=since, until=until, limit=limit
+        )
+        if self._as_json:
+            write(f"{one_line({'jobs': [job.model_dump(mode='json') for job in jobs]})}\n")
+        elif jobs:
+            console().print(job_list(jobs))
+        else:
+            self._voice.notice("there are no such jobs")
+        return OK
+
+    async def cancel(self, job_id: str) -> int:
+        status = await self._jobs.request_cancel(job_id)
+        if not status.terminal:
+            await self._or_say(self._send_cancel(job_id), "the cancel is stored and will be sent", self._voice)
+        if self._as_json:
+            self._print(await self._jobs.get(job_id))
+        else:
+            write(f"{job_id} {status if status.terminal else f'{status}, asked to cancel'}\n")
+        return OK
+
+    async def delete(self, job_id: str) -> int:
+        if run := await self._jobs.delete(job_id):
+            again = "its history has the job's request: give this command again"
+            await self._or_say(self._delete_runs(run), again, self._voice)
+        if self._as_json:
+            self._print(await self._jobs.get(job_id))
+        else:
+            write(f"{job_id} deleted\n")
+        return OK
+
+    # --------------------------------------------------------------------------------------------- starting
+
+    async def _started(self, accepted: AcceptedJob, *, wait: bool) -> int:
+        job = await self._row(accepted)
+        if not self._as_json:
+            write(f"{job.job_id}\n")  # at once: from here on the job is durable
+        elif not wait:
+            self._print(job)
+        await self._start(job, self._voice)
+        if not wait:
+            return OK
+        ended = await self._followed(job, Cursor(job.job_id), self._voice)
+        if ended and self._as_json:
+            self._print(ended)
+        return self._outcome(job, ended, self._voice)
+
+    async def _start(self, job: Job, voice: View) -> None:
+        if not job.status.terminal:
+            await self._or_say(self._start_stored(job), "the job is stored and will be started", voice)
+
+    async def _start_stored(self, job: Job) -> None:
+        client = await self._temporal()
+        intake = Intake(jobs=self._jobs, client=client, indexed=await indexed(client))
+        await intake.start(Waiting(job.job_id, self._tenant, job.model, job.replay_of))
+
+    async def _start_workflow(self, job_id: str, body: dict[str, Any], model: str) -> WorkflowHandle[Any, Any]:
+        client = await self._temporal()
+        try:
+            return await client.start_workflow(
+                CHAT_JOB,
+                {"request": body},
+                id=job_id,
+                task_queue=JOBS_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                static_summary=f"chat with {model}",
+                rpc_timeout=RPC_TIMEOUT,
+            )
+        except WorkflowAlreadyStartedError:
+            raise JobIdConflict from None
+        except RPCError as error:
+            raise TemporalUnavailable(f"Temporal did not take the job ({error.status.name})") from None
+
+    async def _send_cancel(self, job_id: str) -> None:
+        await Intake(jobs=self._jobs, client=await self._temporal()).send_cancel(job_id)
+
+    async def _delete_runs(self, run: RunRef) -> None:
+        await delete_runs(await self._temporal(), run)
+
+    async def _or_say(self, action: Awaitable[None], consequence: str, voice: View) -> None:
+        """Do something in Temporal; if it is away, say what comes of that."""
+        try:
+            await action
+        except ChatJobsError as error:
+            voice.notice(f"{error.message}; {consequence} when Temporal is back")
+
+    # --------------------------------------------------------------------------------------------- watching
+
+    async def _found(self, job_id: str) -> Job:
+        """The job, waited for if only Temporal knows it yet. Raises JobNotFound."""
+        try:
+            return await self._jobs.get(job_id)
+        except JobNotFound:
+            if not await self._runs(job_id):
+                raise
+        self._voice.notice("no worker has taken the job yet; waiting for one")
+        async with WaitReporter(job_id, self._temporal, self._voice.waits).told():
+            while await self._runs(job_id):
+                with suppress(JobNotFound):
+                    return await self._jobs.get(job_id)
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        return await self._jobs.get(job_id)
+
+    async def _runs(self, job_id: str) -> bool:
+        try:
+            run = await (await self._temporal()).get_workflow_handle(job_id).describe(rpc_timeout=RPC_TIMEOUT)
+        except (RPCError, TemporalUnavailable):
+            return False
+        return run.workflow_type == CHAT_JOB and run.status is WorkflowExecutionStatus.RUNNING
+
+    async def _followed(self, job: Job, cursor: Cursor, seen: View) -> Job | None:
+        """Show a stream to its end; the job as it ended, or None if the watcher left."""
+
+        waiting = WaitReporter(job.job_id, self._temporal, seen.waits)
+
+        def stands(place: QueuePlace) -> None:
+            waiting.stands(place)
+            seen.show(queued_frame(place))
+
+        try:
+            async with (
+                TranscriptReader(self._opened).running() as reader,
+                QueueReader(self._limiter).running() as queue,
+                waiting.told(),
+            ):
+                with queue.watched(job.job_id, stands):
+                    return await self._follow(reader, job, cursor, seen, waiting)
+        except asyncio.CancelledError:  # Ctrl-C
+            return None
+
+    async def _follow(
+        self, reader: TranscriptReader, job: Job, cursor: Cursor, seen: View, waiting: WaitReporter
+    ) -> Job:
+        framing = Framing(job, resumed=cursor.position > 0)
+        away_since: float | None = None
+        while True:
+            try:
+                async for piece in reader.follow(cursor):
+                    waiting.moved()
+                    for frame in framing.frames(piece):
+                        seen.show(frame)
+                    cursor, away_since = piece.cursor, None
+                ended = await self._jobs.get(job.job_id)
+            except StorageUnavailable as error:
+                if away_since is None:
+                    away_since = time.monotonic()
+                    seen.notice(f"{error.message}; waiting for it")
+                if time.monotonic() - away_since > PATIENCE_SECONDS:
+                    raise
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                continue
+            # Another outcome than the one followed: the job was reopened meanwhile, and is followed on.
+            if ended.status.terminal and (ended.epoch, ended.position) == (cursor.epoch, cursor.position):
+                seen.show(last_frame(ended))
+                return ended
+
+    def _outcome(self, job: Job, ended: Job | None, seen: View) -> int:
+        if ended is None:
+            seen.notice(f"detached; the job goes on. To watch it again: starter.py watch {job.job_id}")
+            return INTERRUPTED
+        seen.ended(ended)
+        return OK if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE) else JOB_FAILED
+
+    async def _result(self, handle: WorkflowHandle[Any, Any]) -> int:
+        """Wait for a job by its run, since there may be no database here."""
+        if not self._as_json:
+            write(f"{handle.id}\n")
+        try:
+            async with WaitReporter(handle.id, self._temporal, self._voice.waits).told():
+                result = await handle.result()
+        except asyncio.CancelledError:  # Ctrl-C
+            self._voice.notice(f"detached; the job goes on. Its result: starter.py show {handle.id}")
+            return INTERRUPTED
+        except RPCError as error:
+            raise TemporalUnavailable(f"Temporal does not answer ({error.status.name}); the job goes on") from None
+        except WorkflowFailureError as error:
+            failed = isinstance(error.cause, ApplicationError)
+            self._voice.notice(f"failed: {error.cause}" if failed else "cancelled")
+            return JOB_FAILED
+        if self._as_json:
+            write(f"{one_line(result)}\n")
+        return OK
+
+    # ------------------------------------------------------------------------------------------------ parts
+
+    @property
+    def _tenant(self) -> str:
+        return self._place.settings.chatjobs_direct_tenant
+
+    @property
+    def _opened(self) -> Database:
+        if self._database is None:
+            raise StorageUnavailable("This command was started without a database")
+        return self._database
+
+    @property
+    def _jobs(self) -> JobStore:
+        return JobStore(
+            self._opened,
+            run_url=self._place.run_url,
+            limiter=self._limiter,
+            public_url=self._place.settings.chatjobs_public_url,
+        )
+
+    @property
+    def _limiter(self) -> Limiter:
+        return Limiter(self._opened, per_second=self._place.settings.mistral_requests_per_second)
+
+    async def _intake(self) -> Intake:
+        policy = await self._place.webhook_rules(self._opened).now()
+        prefixes = PrefixRule(self._place.settings, self._opened)
+        return Intake(jobs=self._jobs, client=None, policy=lambda: policy, prefixes=prefixes)
+
+    async def _row(self, accepted: AcceptedJob) -> Job:
+        return await self._jobs.get(accepted.job_id)
+
+    async def _temporal(self) -> Client:
+        """Raises TemporalUnavailable."""
+        if self._client is None:
+            self._client = await self._place.connect()
+        return self._client
+
+    def _print(self, job: Job) -> None:
+        if self._as_json:
+            write(f"{one_line(job.model_dump(mode='json'))}\n")
+        else:
+            console().print(job_page(job), soft_wrap=True)
+
+
+@asynccontextmanager
+async def opened(*, as_json: bool, database: bool, create: bool) -> AsyncIterator[Service]:
+    """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
+    place = find()
+    storage = await place.open_database(create=create) if database else None
+    try:
+        yield Service(place, storage, as_json=as_json)
+    finally:
+        if storage is not None:
+            await storage.close()

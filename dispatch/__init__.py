@@ -1,0 +1,1 @@
+"""Between storage and Temporal: accept, start, cancel and look after jobs."""

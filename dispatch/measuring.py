@@ -1,0 +1,93 @@
+"""How the model's server continues an interrupted answer: by the setting, or measured once and remembered.
+
+A server other than Mistral's own is not asked to continue until it was seen to do it: it might open a new answer, which
+would be glued to the old one. What was seen is remembered per server and model, so that nobody pays for it twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+from dispatch.server_knowledge import assumed, remembered, store
+from domain.continuing import Practice
+from domain.errors import StorageError
+from domain.settings import Settings
+from storage.continuations import ContinuationStore, MeasuredPractice
+from storage.engine.database import Database
+
+REFRESH_SECONDS = 30.0
+"""How long another process's measurement may stay unknown to this one."""
+AGAIN_SECONDS = 600.0
+"""Until a server that did not answer is asked again."""
+MOST_AT_START = 3
+
+log = logging.getLogger(__name__)
+
+
+class Learner(Protocol):
+    """A model's client that is told how its server continues, and says of which models it does not know it."""
+
+    def learn(self, practices: Mapping[str, Practice]) -> None: ...
+
+    def want(self, model: str) -> None: ...
+
+    async def unproven(self, timeout: float) -> set[str]: ...
+
+
+Model = TypeVar("Model", bound=Learner)
+Model_contra = TypeVar("Model_contra", bound=Learner, contravariant=True)
+
+
+class Measure(Protocol[Model_contra]):
+    """Finds how the server of a model continues; None where it did not answer. ``pause``: seconds between calls."""
+
+    async def __call__(self, chat: Model_contra, model: str, *, pause: float) -> Practice | None: ...
+
+
+async def remember(found: ContinuationStore, model: str, practice: Practice) -> None:
+    """Raises StorageError."""
+    await found.end(MeasuredPractice(model, practice.way.value, practice.drops.value, practice.echoes))
+
+
+async def keep_informed(settings: Settings, database: Database, model: Model, measure: Measure[Model]) -> None:
+    """Tell ``model`` what is remembered of its server, again and again; measure what is wanted and was never measured.
+
+    Wanted are the models of jobs that have not ended, and those of answers that had to start over because nothing was
+    known. No job waits for it. Where the settings say how the server continues, nothing is measured here; what
+    `starter.py doctor --live` has measured is learned all the same.
+    """
+    if settings.chatjobs_continuation == "none":
+        return
+    found, pause = store(settings, database), 1 / settings.mistral_requests_per_second
+    try:
+        wanted = set(await found.models_in_use(MOST_AT_START))
+    except StorageError:
+        wanted = set()
+    while True:
+        try:
+            model.learn(await remembered(found))
+            if assumed(settings) is None:
+                for name in sorted(wanted):
+                    await _measure(found, model, name, measure, pause)
+                model.learn(await remembered(found))
+        except StorageError as error:
+            log.warning("continuations are not remembered: %s", error, extra={"action": "continuations_unknown"})
+        wanted = await model.unproven(REFRESH_SECONDS)
+
+
+async def _measure(found: ContinuationStore, model: Model, name: str, measure: Measure[Model], pause: float) -> None:
+    """Measure a model, unless somebody has. Raises StorageError."""
+    if not await found.begin(name):
+        return
+    log.info("seeing whether the server continues a text", extra={"action": "continuation_probe", "model": name})
+    practice = await measure(model, name, pause=pause)
+    if practice is None:
+        log.warning("the server did not answer", extra={"action": "continuation_unmeasured", "model": name})
+        asyncio.get_running_loop().call_later(AGAIN_SECONDS, model.want, name)
+        await found.forget(name)
+        return
+    await remember(found, name, practice)
+    log.info("interrupted answers continue: %s", practice.way, extra={"action": "continuation_measured", "model": name})

@@ -1,0 +1,111 @@
+"""Slices of a transcript to the events of a stream as on the wire, for one reader. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from chatjobs.contracts import (
+    CancelledEvent,
+    ChunkEvent,
+    CompleteEvent,
+    ErrorEvent,
+    Job,
+    JobError,
+    JobStatus,
+    QueuedEvent,
+    QueuePlace,
+    ResetEvent,
+    StartEvent,
+    StreamEvent,
+)
+from domain.values import AcceptedJob, Slice
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """An event of a job's stream and its id, as on the wire. News that no reader resumes from has none."""
+
+    id: str | None
+    event: StreamEvent
+
+
+class Framing:
+    """Slices to frames, for one reader. ``resumed``: the reader has the beginning already, of ``epoch``."""
+
+    def __init__(self, job: Job | AcceptedJob, *, resumed: bool, epoch: int | None = None) -> None:
+        self._epoch = epoch
+        self._job_id, self._request_id, self._model = job.job_id, job.request_id, job.model
+        self._started_at = job.started_at if isinstance(job, Job) else None
+        self._introduced = resumed
+        self._index = 0
+
+    def frames(self, piece: Slice) -> Iterator[Frame]:
+        """``start`` once an attempt has begun, ``reset`` where the reader's text is void, and the text."""
+        if piece.started and not self._introduced:
+            self._introduced = True
+            yield Frame(f"{piece.epoch}.0", self._start(piece))
+        # Who has the beginning of an older epoch and no text yet lacks nothing, but its ids are of that epoch.
+        if piece.reset or self._epoch not in (None, piece.epoch):
+            reason = piece.reset_reason or "position"  # a reader that came with a position this job never had
+            yield Frame(f"{piece.epoch}.0", ResetEvent(attempt=piece.attempt, reason=reason))
+        self._epoch = piece.epoch
+        position = piece.position - sum(len(run.text) for run in piece.runs)
+        for run in piece.runs:
+            position += len(run.text)
+            chunk = ChunkEvent(content=run.text, channel=run.channel, index=self._index, token_count=run.token_count)
+            self._index += 1
+            yield Frame(f"{piece.epoch}.{position}", chunk)
+
+    def _start(self, piece: Slice) -> StartEvent:
+        return StartEvent(
+            job_id=self._job_id,
+            request_id=self._request_id,
+            model=self._model,
+            attempt=piece.attempt,
+            timestamp=self._started_at or datetime.now(UTC),
+        )
+
+
+def queued_frame(place: QueuePlace) -> Frame:
+    """Where a job stands that waits for the model's rate limit."""
+    return Frame(None, QueuedEvent(**dict(place)))
+
+
+def first_part(piece: Slice, limit: int) -> Slice:
+    """A slice with at most ``limit`` characters: itself, or its beginning."""
+    if sum(len(run.text) for run in piece.runs) <= limit:
+        return piece
+    runs, position = [], piece.position - sum(len(run.text) for run in piece.runs)
+    for run in piece.runs:
+        runs.append(run._replace(text=run.text[:limit]))
+        position += len(runs[-1].text)
+        limit -= len(runs[-1].text)
+        if not limit:
+            break
+    return piece._replace(runs=tuple(runs), position=position)
+
+
+def last_frame(job: Job) -> Frame:
+    """The terminal frame of a job that has ended."""
+    return Frame(f"{job.epoch}.{job.position}.end", _ending(job))
+
+
+def _ending(job: Job) -> StreamEvent:
+    sha256 = job.sha256 or ""
+    match job.status:
+        case JobStatus.COMPLETED | JobStatus.INCOMPLETE:
+            return CompleteEvent(
+                status=job.status,
+                total_tokens=job.usage.total_tokens if job.usage else None,
+                usage=job.usage,
+                finish_reason=job.finish_reason,
+                tool_calls=job.tool_calls,
+                sha256=sha256,
+            )
+        case JobStatus.CANCELLED:
+            return CancelledEvent(usage=job.usage, sha256=sha256)
+        case _:
+            error = job.error or JobError(code="internal", message="The job failed")
+            return ErrorEvent(code=error.code, message=error.message, retryable=error.retryable, cause=error.cause)

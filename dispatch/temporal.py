@@ -1,0 +1,204 @@
+"""Reaching Temporal, the same way from every entry point."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+from urllib.parse import quote
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import Client, WorkflowExecutionDescription
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.envconfig import ClientConfig, ClientConnectConfig
+from temporalio.runtime import Runtime, TelemetryConfig
+from temporalio.service import RPCError, RPCStatusCode
+
+from chatjobs.errors import ConfigurationError
+from domain.errors import TemporalUnavailable
+from domain.names import SEARCH_ATTRIBUTES
+from domain.values import RunRef
+
+log = logging.getLogger(__name__)
+RPC_TIMEOUT = timedelta(seconds=5)
+POLLS_WITHIN = timedelta(seconds=75)
+"""A worker's poll lasts 60 s at most, and Temporal remembers the pollers of five minutes."""
+
+T = TypeVar("T")
+
+
+async def connect(environment: Mapping[str, str] | None = None, *, lazy: bool = False) -> Client:
+    """A client by the files and ``TEMPORAL_*`` variables of the `temporal` command.
+
+    Raises TemporalUnavailable, ConfigurationError.
+
+    ``environment`` takes the place of this process's own. ``lazy``: connect at the first call, which may fail then.
+    """
+    config = configured(environment)
+    address = config.setdefault("target_host", "localhost:7233")
+    try:
+        return await Client.connect(**config, data_converter=pydantic_data_converter, lazy=lazy)
+    except ValueError:
+        raise ConfigurationError(
+            f"TEMPORAL_ADDRESS must be host:port, such as localhost:7233; it is {address}"
+        ) from None
+    except RuntimeError as error:
+        reason = _reason(error)
+        raise TemporalUnavailable(
+            f"Temporal is not reachable at {address} ({reason}); is the server running, is TEMPORAL_ADDRESS right?"
+        ) from None
+
+
+def silence_core() -> None:
+    """Keep the SDK's native part from writing its own log to standard output. For programs without a log."""
+    Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=None)), error_if_already_set=False)
+
+
+def configured(environment: Mapping[str, str] | None = None) -> ClientConnectConfig:
+    """What files and variables say of the connection to Temporal. Raises ConfigurationError."""
+    try:
+        return ClientConfig.load_client_connect_config(override_env_vars=environment)
+    except RuntimeError as error:  # the SDK's class for it is private
+        raise ConfigurationError(f"TEMPORAL_PROFILE or TEMPORAL_CONFIG_FILE is wrong: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's words, if they are somewhere in the Rust core's; else the first line."""
+    if "dns error" in str(error):
+        return "its name is not known"
+    words = re.search(r'message: "([^"]+)"', str(error))
+    return words[1] if words else str(error).splitlines()[0]
+
+
+async def dial(host: str, port: int, seconds: float) -> str | None:
+    """Why nothing can be reached there by TCP; None if something can. It takes no longer than ``seconds``."""
+    try:
+        async with asyncio.timeout(seconds):
+            await apart(lambda: socket.create_connection((host, port), seconds).close())
+    except TimeoutError:
+        return f"no answer within {seconds:g} s"
+    except UnicodeError:
+        return "its name is not valid"
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None
+
+
+async def apart(work: Callable[[], T]) -> T:
+    """Do it in a thread that nobody waits for: what hangs in the operating system can not be cancelled."""
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="apart", daemon=True).start()
+    return await asyncio.wrap_future(done)
+
+
+async def indexed(client: Client) -> bool:
+    """Whether the namespace has our search attributes; if not, or if Temporal does not say, the log says so."""
+    try:
+        return await search_attributes(client)
+    except TemporalUnavailable as error:
+        log.warning("search attributes unknown: %s", error, extra={"action": "search_attributes_unknown"})
+        return False
+
+
+async def search_attributes(client: Client) -> bool:
+    """Whether the namespace has our search attributes; if not, the log says how to create them.
+
+    Raises TemporalUnavailable.
+    """
+    missing = await missing_search_attributes(client)
+    if missing:
+        log.warning(
+            "jobs run without search attributes; create them with: %s",
+            creating_search_attributes(client.namespace, missing),
+            extra={"action": "search_attributes_missing"},
+        )
+    return not missing
+
+
+async def missing_search_attributes(client: Client) -> list[str]:
+    """Which of ours the namespace lacks. Raises TemporalUnavailable."""
+    request = ListSearchAttributesRequest(namespace=client.namespace)
+    try:
+        known = await client.operator_service.list_search_attributes(request, timeout=RPC_TIMEOUT)
+    except (RPCError, RuntimeError) as error:  # the latter: a lazy client that cannot connect
+        raise TemporalUnavailable(f"Temporal is not reachable ({_reason(error)})") from None
+    return [name for name in SEARCH_ATTRIBUTES if name not in known.custom_attributes]
+
+
+def creating_search_attributes(namespace: str, names: Sequence[str]) -> str:
+    """The command that creates them."""
+    options = " ".join(f"--name {name} --type Keyword" for name in names)
+    return f"temporal operator search-attribute create --namespace {namespace} {options}"
+
+
+async def polls(client: Client, queue: str, pid: int) -> bool:
+    """Whether Temporal hears a process ask for a queue's activities.
+
+    The process, not any: the names of dead ones stay on the server's list for minutes.
+    """
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=queue),
+        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+    )
+    try:
+        found = await client.workflow_service.describe_task_queue(request, timeout=RPC_TIMEOUT)
+    except RPCError:
+        return False
+    return any(poller.identity.startswith(f"{pid}@") for poller in found.pollers)
+
+
+async def runs_of(client: Client, run: RunRef) -> list[WorkflowExecutionDescription]:
+    """A run and those that an operator's Resets made of it, oldest first; nothing where Temporal knows none.
+
+    Raises RPCError, RuntimeError.
+    """
+    found: list[WorkflowExecutionDescription] = []
+    run_id, seen = run.run_id, set[str | None]()
+    while run_id not in seen:
+        seen.add(run_id)
+        handle = client.get_workflow_handle(run.workflow_id, run_id=run_id)
+        try:
+            described = await handle.describe(rpc_timeout=RPC_TIMEOUT)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return found
+            raise
+        found.append(described)
+        reset_to = described.raw_description.workflow_extended_info.reset_run_id
+        if run.run_id is None or not reset_to:  # a workflow's newest run was asked for
+            return found
+        run_id = reset_to
+    return found
+
+
+async def pollers(client: Client, queue: str, kind: TaskQueueType.ValueType) -> int:
+    """How many workers lately asked a queue for work. Raises RPCError."""
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind
+    )
+    found = await client.workflow_service.describe_task_queue(request, timeout=RPC_TIMEOUT)
+    since = datetime.now(UTC) - POLLS_WITHIN
+    return len({one.identity for one in found.pollers if one.last_access_time.ToDatetime(UTC) > since})
+
+
+def run_url(ui: str, namespace: str, job_id: str) -> str:
+    """Where the Temporal UI shows a job's run."""
+    return f"{ui.rstrip('/')}/namespaces/{quote(namespace, safe='')}/workflows/{quote(job_id, safe='')}"

@@ -1,0 +1,1 @@
+"""What the inner rooms share. Imports chatjobs only."""

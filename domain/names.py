@@ -1,0 +1,73 @@
+"""Every string that two rooms must agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from typing import Final
+
+from chatjobs.contracts import WebhookEventType
+
+CHAT_JOB: Final = "ChatJob"
+WEBHOOK_DELIVERY: Final = "WebhookDelivery"
+COMPLETE_CHAT: Final = "complete_chat"
+"""The activity that calls the model."""
+RETENTION: Final = "Retention"
+RETENTION_SCHEDULE: Final = "chatjobs-retention"
+
+JOBS_QUEUE: Final = "chatjobs"
+"""Workflows and the short local steps: accept, store."""
+COMPLETIONS_QUEUE: Final = "chatjobs-completions"
+"""Calls of the model; a worker's slots here are its CHATJOBS_CONCURRENCY."""
+WEBHOOKS_QUEUE: Final = "chatjobs-webhooks"
+"""Delivery tries, apart, so that slow receivers never hold up completions."""
+
+SEARCH_ATTRIBUTES: Final = ("ChatStatus", "ChatModel", "ChatTenant", "ChatReplayOf")
+"""All of type Keyword."""
+
+RETRY_NOW: Final = "retry_now"
+STATUS_QUERY: Final = "status"
+
+
+SCHEDULED: Final = re.compile(r"(.+)-([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)", re.DOTALL)
+"""The workflow id of a Schedule's action: the id in the action, and the time that Temporal appends."""
+
+
+def new_job_id() -> str:
+    return f"job_{uuid.uuid4().hex}"
+
+
+def job_id_of_run(workflow_id: str, run_id: str, *, cron: bool) -> str:
+    """The id of the job that a run of ``ChatJob`` is: the workflow's id, where that names one run.
+
+    A cron uses one workflow id for all its runs, and a Schedule's workflow id has the time of the action to the second,
+    with colons, so that two actions of one second share it. The job of such a run has the end of the run's id in its
+    own. ``run_id`` is the one that the run was started with, which a Reset keeps.
+    """
+    scheduled = SCHEDULED.fullmatch(workflow_id)
+    if scheduled is None and not cron:
+        return workflow_id
+    stem = f"{scheduled[1]}-{scheduled[2].replace(':', '')}" if scheduled else workflow_id
+    return f"{stem}-{run_id.rpartition('-')[2]}"
+
+
+def new_request_id() -> str:
+    return str(uuid.uuid4())
+
+
+def delivery_id(job_id: str, event: WebhookEventType, revision: int) -> str:
+    """The ``webhook-id`` of a job's event: the same for every try and after every crash.
+
+    ``revision`` counts the outcomes of the job: 1, and one more for each Reset of a failed job.
+    """
+    digest = hashlib.sha256(f"{job_id}\n{event.value}".encode()).hexdigest()[:32]
+    return f"whe_{digest}" + (f".{revision}" if revision > 1 else "")
+
+
+def delivery_workflow_id(delivery: str) -> str:
+    return f"delivery-{delivery}"
+
+
+def status_path(job_id: str) -> str:
+    return f"/api/jobs/{job_id}"

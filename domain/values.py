@@ -1,0 +1,307 @@
+"""What storage takes and gives beside the contracts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from chatjobs.contracts import (
+    USUAL_PRIORITY,
+    Channel,
+    ChatRequest,
+    ErrorCause,
+    JobStatus,
+    Many,
+    PlacedPart,
+    Timestamp,
+    ToolCall,
+    Usage,
+    WireModel,
+)
+from domain.names import SCHEDULED
+
+OK = 200
+"""The HTTP status of a call that brought a part of an answer."""
+SEGMENT = "segment"
+"""The outcome of an attempt that ended at its length limit, and whose answer goes on in the next one."""
+
+TOPPED_UP = "topped_up"
+"""The outcome of an attempt that ended at a length limit that was estimated too low; the next one brings the rest."""
+
+POSTPONED = "postponed"
+"""The outcome of an attempt whose lane was paused before it could call: it costs nothing."""
+
+LOST = "lost"
+"""The outcome of an attempt of which nothing was heard again: its worker died."""
+WORKER_LOST = "worker_lost"
+"""The code of a job that has lost too many workers."""
+FROZEN = "frozen"
+"""The outcome of an attempt whose worker stood still for so long that Temporal took it for dead, and then went on."""
+TAKEN_OVER = "taken_over"
+"""The outcome of an attempt that another one took the job from while its worker lived."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRef:
+    """A workflow run in Temporal. Without ``run_id``: the workflow's newest one, which is the job's only one."""
+
+    workflow_id: str
+    run_id: str | None = None
+
+    @property
+    def is_cron(self) -> bool:
+        """Other runs of the same workflow follow, and are other jobs."""
+        return self.run_id is not None and SCHEDULED.fullmatch(self.workflow_id) is None
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be accepted. ``body_hash`` is contracts.fingerprint of the body as received, without nulls that say
+    nothing; ``earlier_hashes`` are those that earlier versions would have stored for it.
+
+    ``request`` is None where it was not valid: the job gets a row, so that it can be found, and can only fail.
+    """
+
+    job_id: str
+    tenant: str
+    request_id: str
+    body_hash: str
+    request: ChatRequest | None
+    started: bool = False
+    """It comes from its own workflow, which need not be started."""
+    idempotency_key: str | None = None
+    replay_of: str | None = None
+    batch_id: str | None = None
+    run: RunRef | None = None
+    """Where the workflow's id is not the job's: a run of a cron or Schedule."""
+    earlier_hashes: tuple[str, ...] = ()
+
+    def repeats(self, body_hash: str) -> bool:
+        """Whether a job with this hash was accepted for the same body."""
+        return body_hash in (self.body_hash, *self.earlier_hashes)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job that somebody has to look after: start it, cancel it, see whether it is alive."""
+
+    job_id: str
+    tenant: str
+    model: str
+    replay_of: str | None
+    priority: int = USUAL_PRIORITY
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedJob:
+    """``created`` is False where the same job was there already."""
+
+    job_id: str
+    request_id: str
+    status: JobStatus
+    created: bool
+    tenant: str
+    model: str
+    replay_of: str | None = None
+    priority: int = USUAL_PRIORITY
+
+    @property
+    def waiting(self) -> Waiting:
+        """What is needed to start it."""
+        return Waiting(self.job_id, self.tenant, self.model, self.replay_of, self.priority)
+
+
+class FinishRecord(WireModel):
+    """The end of an answer as data, committed with its last text."""
+
+    reason: str
+    usage: Usage | None = None
+    tool_calls: Many[ToolCall] = ()
+    parts: Many[PlacedPart] = ()
+    attempt: int
+    """Its number in the ledger; 0 where the end was known without a call of the model."""
+    ended_at: Timestamp
+    first_token_ms: int | None = None
+    tokens_per_second: float | None = None
+    estimated: bool = False
+    """Mistral did not say what the call used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What one attempt wrote of its epoch: the text from position ``start`` to ``end``, in ``deltas`` deltas.
+
+    ``tokens``: as the model's server counted them; None where it did not. ``most``: as the attempt estimated them from
+    its deltas; None where its worker died. ``closed``: it belongs to a segment that is over.
+    """
+
+    start: int
+    end: int
+    deltas: int
+    tokens: int | None = None
+    most: int | None = None
+    closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """How an attempt ended that did not finish its answer. ``outcome`` is an error's code or one of our words.
+
+    ``usage`` is exact; without it, it is estimated: ``tokens`` for the answer, or one for each delta. ``called``: the
+    model was called; where it was not, there is nothing for the ledger of calls. ``message`` says why it failed, for
+    people.
+    """
+
+    outcome: str
+    http_status: int | None = None
+    first_token_ms: int | None = None
+    tokens_per_second: float | None = None
+    usage: Usage | None = None
+    called: bool = True
+    message: str | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptHistory:
+    """What the ledger says of a job's attempts before this one.
+
+    ``furthest`` is the most characters that the transcript had after any of them. An attempt moves on if it goes on
+    from the text so far and brings it further than that, and does not end with an error of this service. ``failures``
+    are the real ones of all; ``here`` those at the present place: of the last attempt that moved on and of those after
+    it. ``breaks``: of these, answers that were paid for and broke off. ``lost``: attempts after the last that moved on
+    whose worker died. ``cause``: the last thing that went wrong. ``empties``: failures that brought nothing at all.
+    ``segments``: parts of the answer of this epoch that ended at their own length limit; ``segment_tokens``: what came
+    after the last of them and before it was interrupted, one delta for one token. ``stretches``: what each attempt
+    wrote of this epoch. ``topped_up``: the present segment is already being brought up to its limit. ``total_tokens``:
+    of all calls, as far as known or estimated; ``estimated``: how many of them are.
+    """
+
+    failures: int = 0
+    here: int = 0
+    breaks: int = 0
+    lost: int = 0
+    furthest: int = 0
+    cause: ErrorCause | None = None
+    empties: int = 0
+    segments: int = 0
+    segment_tokens: int = 0
+    stretches: tuple[Stretch, ...] = ()
+    topped_up: bool = False
+    total_tokens: int = 0
+    estimated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """A job that wants to call the model. ``since`` (microseconds) is when it was accepted.
+
+    The smaller ``priority`` goes first; within one, tenants take turns. ``returns``: it had a turn before.
+    """
+
+    job_id: str
+    tenant: str
+    priority: int
+    since: int
+    returns: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """When a job may call the model, in a lane.
+
+    ``granted``: the call may start in ``seconds``, at ``due`` by this process's monotonic clock. Else the job asks
+    again in ``seconds``; where it is ``near`` it waits in the worker. ``position`` (1 is next) is for people.
+    """
+
+    granted: bool
+    seconds: float
+    position: int = 0
+    lane: str = ""
+    near: bool = False
+    due: float = 0.0
+    shifted: int | None = None
+    """The lane's sum of late starts when the turn was granted, for Limiter.late; None where it need not be told."""
+    probe: bool = False
+    """The call finds out whether a model that was down answers again."""
+    refused: bool = False
+    """The lane's last call was refused: ``Limiter.served`` ends that."""
+    seen: float | None = None
+    """The limit that the lane knows from the model's headers, in calls per second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an attempt finds when it takes a job over.
+
+    ``taken``: it may write, under ``fence``, from ``position`` on. Else there is nothing to do: the answer is
+    ``finished`` in storage, the job is ``sealed``, or somebody asked to cancel it. ``waiting``: it is not its ``turn``
+    to call the model; nothing was taken. ``worker_lost``: too many workers died with it; nothing was taken.
+    ``expired``: its time in the queue was over before the first call.
+    """
+
+    outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting", "worker_lost", "expired"]
+    job_id: str
+    fence: int
+    epoch: int
+    position: int
+    token_count: int
+    finish_reason: str | None = None
+    attempt: int = 0
+    past: AttemptHistory = AttemptHistory()
+    request: ChatRequest | None = None
+    created_at: int = 0
+    started_at: int = 0
+    asker: Claimant | None = None
+    turn: Reservation | None = None
+
+
+class TextPiece(NamedTuple):
+    """A piece of a transcript as it is stored; ``position`` and ``token_count`` are those after it."""
+
+    position: int
+    channel: int
+    text: str
+    token_count: int
+
+
+class Run(NamedTuple):
+    """Neighbouring text of one channel. ``token_count``: deltas of the epoch up to its end."""
+
+    channel: Channel
+    text: str
+    token_count: int
+
+
+class Cursor(NamedTuple):
+    """How far a reader is: everything of ``epoch`` before ``position`` has been read.
+
+    ``awaits_start``: that the job's first attempt begins is news as well.
+    """
+
+    job_id: str
+    epoch: int = 1
+    position: int = 0
+    awaits_start: bool = False
+
+
+class Slice(NamedTuple):
+    """What a reader at a cursor lacks.
+
+    ``reset``: the reader's text is not a prefix of this one (another epoch, or a position from the future); drop it,
+    ``runs`` has the whole text. ``status`` is of the same snapshot: terminal means that nothing follows.
+    """
+
+    job_id: str
+    epoch: int
+    position: int
+    runs: tuple[Run, ...]
+    reset: bool
+    status: JobStatus
+    attempt: int
+    reset_reason: str | None
+    started: bool
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.job_id, self.epoch, self.position)

@@ -1,0 +1,204 @@
+"""Who is asking: keys, cookies, stream tokens; without keys, only this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from starlette.requests import Request
+
+from chatjobs.errors import ConfigurationError
+from domain.settings import Settings
+from gateway.auth.key_cache import RELOAD_SECONDS, KeyCache
+from gateway.auth.origins import Origins, is_loopback
+from gateway.auth.signed_tokens import SECRET_NAME, SESSION, STREAM, SignedTokens
+from gateway.problems import HttpProblem
+from gateway.serving.open_streams import OpenStreams
+from storage.engine.database import Database
+from storage.engine.schema import now
+from storage.keys import ApiKey, KeyStore, shared_secret
+
+COOKIE = "chatjobs_session"
+SESSION_LASTS = timedelta(days=7)
+STREAM_TOKEN_LASTS = timedelta(minutes=15)
+"""An EventSource comes back with the same URL, so it should outlive a deploy; in a proxy's log it is soon worthless."""
+LOGIN_RETRY_SECONDS = "30"
+NO_KEY = "none"
+"""The key id in a ticket that was issued where no keys are configured; it is no key's."""
+STREAM_PATH = re.compile(r"/api/jobs/([^/]+)/events")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """``key_id`` is None where no keys are configured."""
+
+    tenant: str
+    key_id: str | None = None
+
+
+def unauthorized() -> HttpProblem:
+    """The same for whatever is wrong with a key: which it was is nobody's business."""
+    detail = "A valid key is needed, as in Authorization: Bearer cj_…"
+    return HttpProblem(401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class Access:
+    """Made with ``Access.opened``. ``local``: only this machine can reach the gateway."""
+
+    def __init__(
+        self,
+        keys: KeyCache,
+        signed_tokens: SignedTokens,
+        origins: Origins,
+        open_streams: OpenStreams,
+        *,
+        default: Identity,
+        local: bool,
+    ) -> None:
+        self._keys = keys
+        self._signed_tokens = signed_tokens
+        self._origins = origins
+        self._open_streams = open_streams
+        self._default = default
+        self._local = local
+
+    @classmethod
+    async def opened(cls, settings: Settings, database: Database, open_streams: OpenStreams) -> Access:
+        """Raises StorageUnavailable."""
+        keys = KeyCache(KeyStore(database))
+        await keys.reload()
+        return cls(
+            keys,
+            SignedTokens(await shared_secret(database, SECRET_NAME)),
+            Origins(settings.chatjobs_public_url, settings.chatjobs_cors_origins),
+            open_streams,
+            default=Identity(settings.chatjobs_direct_tenant),
+            local=is_loopback(settings.chatjobs_host),
+        )
+
+    def refuse_open_door(self) -> None:
+        """Call it before listening. Raises ConfigurationError where anybody in the network could use the service."""
+        if self._keys.open and not self._local:
+            raise ConfigurationError(
+                "Without keys the gateway listens on loopback only; "
+                "add a key (`starter.py keys add`), or set CHATJOBS_HOST=127.0.0.1"
+            )
+
+    async def run(self) -> None:
+        """Keep up with the keys, and end the streams of those that are no longer valid. Until cancelled."""
+        while True:
+            await asyncio.sleep(RELOAD_SECONDS)
+            await self._keys.refresh()
+            self._end_streams()
+
+    def _end_streams(self) -> None:
+        """Every time anew, not once per revoked key: a stream may have been on its way to the registry just then."""
+        valid = {None} if self._keys.open else self._keys.valid_ids()
+        for key_id in self._open_streams.key_ids() - valid:
+            self._open_streams.end_of_key(key_id)
+
+    # -------------------------------------------------------------------------------------------- requests
+
+    @property
+    def keys_required(self) -> bool:
+        return not (self._keys.open and self._local)
+
+    async def identify(self, request: Request) -> Identity:
+        """Whose request it is. Raises HttpProblem (401, 403, 421), StorageUnavailable."""
+        given = request.headers.get("authorization")
+        if given is not None and (self.keys_required or given[:7].lower() == "bearer "):
+            return await self.by_key(_bearer(given))
+        if not self.keys_required:
+            self._origins.check_host(request)
+            self._origins.check_origin(request, listed=True)
+            return self._default
+        stream = STREAM_PATH.fullmatch(request.scope["path"])
+        token = request.query_params.get("token") if stream else None
+        if stream and token is not None:
+            return self._by_token(token, stream[1])
+        return self._by_cookie(request)
+
+    async def by_key(self, key: str) -> Identity:
+        """Raises HttpProblem (401), StorageUnavailable."""
+        return _identity(await self._keys.find(key))
+
+    async def log_in(self, key: str) -> Identity:
+        """As ``by_key``, but the holder of a key that was valid is told what became of it.
+
+        Raises HttpProblem (401, 429), StorageUnavailable.
+        """
+        found = await self._keys.find(key)
+        if found is not None:
+            return _identity(found)
+        refused = await self._keys.refused(key)
+        if refused == "too_many":
+            detail = "Too many keys were tried that are not known here; wait before the next try"
+            raise HttpProblem(429, "too_many_tries", detail, headers={"Retry-After": LOGIN_RETRY_SECONDS})
+        if refused == "unknown":
+            raise unauthorized()
+        if refused.revoked_at is not None:
+            raise HttpProblem(401, "key_revoked", f"This key was revoked on {refused.revoked_at:%Y-%m-%d}.")
+        if refused.expires_at is not None and not refused.valid(now()):
+            raise HttpProblem(401, "key_expired", f"This key expired on {refused.expires_at:%Y-%m-%d}.")
+        return _identity(refused)  # added at this moment
+
+    def check_page(self, request: Request) -> None:
+        """For what a browser may send without being asked to by our own page. Raises HttpProblem (403, 421)."""
+        if not self.keys_required:
+            self._origins.check_host(request)
+        self._origins.check_origin(request)
+
+    def _by_token(self, token: str, job_id: str) -> Identity:
+        key = self._keys.by_id(token.partition(".")[0])
+        subject = _subject(key.tenant if key else "", job_id)
+        if self._signed_tokens.key_id(STREAM, token, now(), subject) is None:
+            raise unauthorized()
+        return _identity(key)
+
+    def _by_cookie(self, request: Request) -> Identity:
+        cookie = request.cookies.get(COOKIE)
+        if cookie is None:
+            raise unauthorized()
+        self._origins.check_origin(request)
+        key_id = self._signed_tokens.key_id(SESSION, cookie, now())
+        return _identity(self._keys.by_id(key_id) if key_id else None)
+
+    # --------------------------------------------------------------------------------------------- tickets
+
+    def stream_token(self, caller: Identity, job_id: str) -> tuple[str, datetime]:
+        """What opens the stream of one job in place of a key, and until when."""
+        key = self._keys.by_id(caller.key_id) if caller.key_id else None
+        lasts = now() + STREAM_TOKEN_LASTS
+        expires_at = _whole_seconds(min(lasts, key.expires_at) if key and key.expires_at else lasts)
+        subject = _subject(caller.tenant, job_id)
+        return self._signed_tokens.issue(STREAM, caller.key_id or NO_KEY, expires_at, subject), expires_at
+
+    def session(self, caller: Identity) -> str:
+        """The cookie's value; it is worth something for ``SESSION_LASTS``, as long as its key is."""
+        return self._signed_tokens.issue(SESSION, caller.key_id or NO_KEY, now() + SESSION_LASTS)
+
+    def secure(self, request: Request) -> bool:
+        """The browser speaks https, with us or with what stands before us."""
+        return request.url.scheme == "https" or self._origins.https
+
+
+def _bearer(header: str) -> str:
+    """The key in ``Bearer <key>``; nothing where it is malformed, which then is no key."""
+    found = re.fullmatch(r"bearer +([!-~]+) *", header, re.IGNORECASE)
+    return found[1] if found else ""
+
+
+def _identity(key: ApiKey | None) -> Identity:
+    if key is None:
+        raise unauthorized()
+    return Identity(key.tenant, key.id)
+
+
+def _subject(tenant: str, job_id: str) -> str:
+    return f"{tenant}\n{job_id}"
+
+
+def _whole_seconds(moment: datetime) -> datetime:
+    return moment.replace(microsecond=0)

@@ -1,0 +1,147 @@
+"""What the routes work with, made once by the entry point."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from temporalio.client import Client
+
+from activities.waker import Waker
+from activities.webhook import WebhookActivities
+from dispatch.intake import Intake, Sweeper
+from dispatch.server_knowledge import PrefixRule
+from dispatch.temporal import connect, run_url
+from dispatch.webhook_rules import WebhookRules, signing_secrets
+from domain.ports import WebhookSender
+from domain.settings import Settings
+from gateway.auth.access import Access, Identity
+from gateway.page.overview import Feeds, Figures
+from gateway.serving.after_response import AfterResponse
+from gateway.serving.open_streams import OpenStreams
+from gateway.webhook_test import WebhookTests
+from storage.engine.database import Database
+from storage.jobs.overview import Overview
+from storage.jobs.store import JobStore
+from storage.rate_limits.limiter import Limiter
+from storage.rate_limits.queueing import QueueReader
+from storage.transcript.reader import TranscriptReader
+from storage.webhooks.deliveries import DeliveryStore
+from storage.webhooks.endpoints import EndpointStore
+
+SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]
+"""Makes what posts to strangers by these rules; the entry point knows one."""
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """Everything that a request may need."""
+
+    settings: Settings
+    database: Database
+    client: Client
+    jobs: JobStore
+    deliveries: DeliveryStore
+    endpoints: EndpointStore
+    webhook_tests: WebhookTests
+    intake: Intake
+    after_response: AfterResponse
+    reader: TranscriptReader
+    queue: QueueReader
+    open_streams: OpenStreams
+    access: Access
+    feeds: Feeds
+    figures: Figures
+
+    async def may_be_new(self, job_id: str, caller: Identity) -> bool:
+        """Whether a job without a row of the caller's may be one that only Temporal knows yet, not another tenant's."""
+        mine = caller.tenant == self.settings.chatjobs_direct_tenant
+        return mine and (not await self.jobs.exists(job_id) or await self.jobs.exists(job_id, caller.tenant))
+
+
+def parts(request: Request) -> Dependencies:
+    """For routes: the parts of the application that serves the request."""
+    found: Dependencies = request.app.state.parts
+    return found
+
+
+async def identity(request: Request) -> Identity:
+    """For routes: who is asking. Raises HttpProblem."""
+    return await parts(request).access.identify(request)
+
+
+@asynccontextmanager
+async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Dependencies]:
+    """The real parts, looked after while the block runs. Temporal may be away; the database may not.
+
+    Raises ChatJobsError with what to do where one is missing.
+    """
+    async with AsyncExitStack() as stack:
+        database = await Database.open(settings.database_url)
+        stack.push_async_callback(database.close)
+        client = await connect(lazy=True)
+        limiter = Limiter(database, per_second=settings.mistral_requests_per_second)
+        jobs = _job_store(settings, database, limiter, client.namespace)
+        deliveries = DeliveryStore(database)
+        rules = await stack.enter_async_context(WebhookRules(settings, database).running())
+        sender = await stack.enter_async_context(sender_of(rules))
+        secrets_of = partial(signing_secrets, settings, database)
+        intake = Intake(jobs=jobs, client=client, indexed=None, policy=rules, prefixes=PrefixRule(settings, database))
+        reader = await stack.enter_async_context(TranscriptReader(database).running())
+        queue = await stack.enter_async_context(QueueReader(limiter).running())
+        after_response = await stack.enter_async_context(AfterResponse().running())
+        open_streams = OpenStreams()
+        access = await Access.opened(settings, database, open_streams)
+        await stack.enter_async_context(in_background(access.run(), "access"))
+        webhooks = WebhookActivities(deliveries=deliveries, sender=sender, secrets_of=secrets_of)
+        heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
+        wake = Waker(limiter=limiter, jobs=jobs, client=client, heartbeat=heartbeat).wake
+        sweeper = Sweeper(
+            intake=intake, jobs=jobs, deliveries=deliveries, client=client, try_once=webhooks.try_once, wake=wake
+        )
+        await stack.enter_async_context(in_background(sweeper.run(), "sweeper"))
+        overview = Overview(database, run_url=jobs.run_url)
+        yield Dependencies(
+            settings=settings,
+            database=database,
+            client=client,
+            jobs=jobs,
+            deliveries=deliveries,
+            endpoints=EndpointStore(database),
+            webhook_tests=WebhookTests(sender, rules, secrets_of),
+            intake=intake,
+            after_response=after_response,
+            reader=reader,
+            queue=queue,
+            open_streams=open_streams,
+            access=access,
+            feeds=Feeds(overview),
+            figures=Figures(overview),
+        )
+
+
+def _job_store(settings: Settings, database: Database, limiter: Limiter, namespace: str) -> JobStore:
+    ui = settings.chatjobs_temporal_ui
+    return JobStore(
+        database,
+        run_url=lambda job_id: run_url(ui, namespace, job_id),
+        limiter=limiter,
+        public_url=settings.chatjobs_public_url,
+    )
+
+
+@asynccontextmanager
+async def in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run ``work`` beside the block, and cancel it at its end."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})

@@ -1,0 +1,140 @@
+"""The live page: a handful of files, served as they are. There is no build step."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+FOLDER = Path(__file__).parent / "static"
+TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+}
+"""Files of other kinds (licences, notes) are not served."""
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "font-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",  # and no policy that makes any: text never becomes markup
+        "trusted-types 'none'",
+    )
+)
+HEADERS = {
+    "Cache-Control": "no-cache",  # kept, and asked about each time: a few bytes, and never an old page with a new API
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+OF_THE_DOCUMENT = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "X-Frame-Options": "DENY",
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file with everything that is said about it."""
+
+    content: bytes
+    headers: dict[str, str]
+
+    @property
+    def etag(self) -> str:
+        return self.headers["ETag"]
+
+
+@functools.cache
+def assets() -> dict[str, Asset]:
+    """What there is to serve, by path below the folder; read once. A path that is not here does not exist."""
+    files = (path for path in sorted(FOLDER.rglob("*")) if path.suffix in TYPES)
+    return {path.relative_to(FOLDER).as_posix(): _asset(path) for path in files}
+
+
+def _asset(path: Path) -> Asset:
+    content = path.read_bytes()
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    more = OF_THE_DOCUMENT if path.suffix == ".html" else {}
+    return Asset(content, {**HEADERS, **more, "ETag": etag, "Content-Type": TYPES[path.suffix]})
+
+
+def answer(request: Request, asset: Asset) -> Response:
+    """The file, or 304 to whoever has it (RFC 9110, 13.1.2: the weak comparison)."""
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if asset.etag in known or known == ["*"]:
+        return Response(None, 304, asset.headers)
+    response = Response(asset.content, 200, asset.headers)
+    if request.method == "HEAD":
+        response.body = b""
+    return response
+
+
+def missing() -> Response:
+    """What a person sees at an address where nothing is."""
+    asset = assets()["missing.html"]
+    headers = {name: value for name, value in asset.headers.items() if name != "ETag"}
+    return Response(asset.content, 404, headers | {"Cache-Control": "no-store", "Vary": "Accept"})
+
+
+def is_persons(request: Request) -> bool:
+    """A browser asks for a page: it names HTML, which no client of the API does, outside of what the API answers."""
+    if request.method not in ("GET", "HEAD") or request.url.path.startswith(("/api/", "/v1/", "/assets/")):
+        return False
+    ranges = [one.split(";") for one in request.headers.get("accept", "").lower().split(",")]
+    return any(one[0].strip() == "text/html" and not _refuses(one[1:]) for one in ranges)
+
+
+def _refuses(parameters: list[str]) -> bool:
+    """``q=0``: this is what the client does not want."""
+    weights = [value for name, _, value in (one.strip().partition("=") for one in parameters) if name == "q"]
+    return any(not weight.strip("0.") for weight in weights)
+
+
+@router.api_route("/jobs", methods=["GET", "HEAD"])
+@router.api_route("/jobs/", methods=["GET", "HEAD"])
+async def the_list(request: Request) -> Response:
+    """What people type who look for the list."""
+    query = request.url.query
+    return Response(None, 307, {**HEADERS, "Location": f"/?{query}" if query else "/"})
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+@router.api_route("/jobs/{job_id}", methods=["GET", "HEAD"])
+async def document(request: Request) -> Response:
+    """One document for all views; which one is shown, the page reads off the address."""
+    return answer(request, assets()["index.html"])
+
+
+@router.api_route("/docs", methods=["GET", "HEAD"])
+async def docs(request: Request) -> Response:
+    """The reference of the API. FastAPI's own would load its scripts from somebody else's server."""
+    return answer(request, assets()["docs.html"])
+
+
+@router.api_route("/assets/{path:path}", methods=["GET", "HEAD"])
+async def asset(path: str, request: Request) -> Response:
+    """A part of the page."""
+    found = assets().get(path)
+    if found is None or path.endswith(".html"):
+        raise HTTPException(404)
+    return answer(request, found)

@@ -1,0 +1,109 @@
+"""The live feed of all jobs, and figures over time: what the page's list is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Send
+
+from chatjobs.contracts import JobStatus
+from domain.errors import StorageUnavailable
+from gateway.auth.access import Identity
+from gateway.dependencies import Dependencies, identity, parts
+from gateway.page.overview import MOST_CHANGED, OVERLAP, Feed, message
+from gateway.problems import HttpProblem
+from gateway.routes.jobs import cursor_of
+from gateway.routes.streams import KEEP_ALIVE, KEEP_ALIVE_SECONDS, EventStreamResponse
+from storage.engine.schema import moment, now
+from storage.jobs.overview import Stats
+
+log = logging.getLogger(__name__)
+
+PAGE = 50
+RESUMABLE = timedelta(minutes=5)
+"""A reader who was away for longer gets the first page anew."""
+
+router = APIRouter(prefix="/api")
+Here = Annotated[Dependencies, Depends(parts)]
+Caller = Annotated[Identity, Depends(identity)]
+
+
+@router.get("/feed", responses={200: {"content": {"text/event-stream": {}}}}, response_model=None)
+async def feed(request: Request, here: Here, caller: Caller) -> Response:
+    """Counts per status and the jobs that change, as server-sent events.
+
+    ``hello`` has the first page of jobs and comes first, unless ``Last-Event-ID`` (or ``?lastEventId=``) is recent;
+    ``jobs`` has those that changed since.
+    """
+    given = request.headers.get("last-event-id", request.query_params.get("lastEventId"))
+    return FeedStream(here, caller, _read_id(given) if given else None)
+
+
+def _read_id(given: str) -> datetime | None:
+    """The time in an event id; None if it is too long ago. Raises HttpProblem."""
+    if not re.fullmatch(r"[0-9]{1,17}", given):
+        raise HttpProblem(400, "bad_event_id", "Last-Event-ID is not an id of this stream; leave it out to start over")
+    since = moment(int(given))
+    return since if timedelta(0) <= now() - since + OVERLAP < RESUMABLE else None
+
+
+class FeedStream(EventStreamResponse):
+    """One reader of a feed; ``since`` is None for one that has nothing yet."""
+
+    def __init__(self, here: Dependencies, caller: Identity, since: datetime | None) -> None:
+        super().__init__(here, caller)
+        self._since = since
+
+    async def told(self, send: Send) -> None:
+        try:
+            with self._here.feeds.joined(self._caller.tenant) as joined:
+                await self._tell_all(send, joined)
+        except StorageUnavailable as error:
+            log.warning("feed ended: %s", error, extra={"action": "feed_ended"})
+
+    async def _tell_all(self, send: Send, joined: Feed) -> None:
+        number = joined.number
+        await self.write_events(send, await self._first())
+        while True:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                    messages, number = await joined.after(number), joined.number
+            except TimeoutError:
+                await self.write(send, KEEP_ALIVE)
+            else:
+                await self.write_events(send, await self._hello() if messages is None else messages)
+
+    async def _first(self) -> bytes:
+        """What a reader lacks who comes, or comes back."""
+        if self._since is None:
+            return await self._hello()
+        at, overview, tenant = now(), self._here.feeds.overview, self._caller.tenant
+        changed = await overview.changed(tenant, self._since - OVERLAP, limit=MOST_CHANGED)
+        return message("jobs", at, await overview.counts(tenant), changed.jobs, more=changed.more)
+
+    async def _hello(self) -> bytes:
+        at, tenant = now(), self._caller.tenant
+        counts = await self._here.feeds.overview.counts(tenant)
+        found = await self._here.jobs.list(tenant=tenant, limit=PAGE)
+        cursor = cursor_of(found[-1]) if len(found) == PAGE else None
+        return message("hello", at, counts, found, nextCursor=cursor)
+
+
+@router.get("/stats", response_model=Stats)
+async def stats(here: Here, caller: Caller, window: Literal["15m", "1h", "6h", "24h", "7d"] = "1h") -> Response:
+    """How many jobs ended, how, and how long they took, over time."""
+    found = await here.figures.stats(caller.tenant, window)
+    return Response(found.model_dump_json(), headers={"Cache-Control": "no-store"}, media_type="application/json")
+
+
+@router.get("/counts")
+async def counts(here: Here, caller: Caller) -> dict[JobStatus, int]:
+    """How many jobs have each status."""
+    return await here.feeds.overview.counts(caller.tenant)

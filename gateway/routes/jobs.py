@@ -1,0 +1,250 @@
+"""Jobs: accept, read, list, cancel, delete, replay."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from chatjobs.contracts import (
+    ChatRequest,
+    Job,
+    JobAccepted,
+    JobPage,
+    JobStatus,
+    MetadataKey,
+    MetadataValue,
+    ModelName,
+    WireModel,
+)
+from chatjobs.errors import ContentDeleted, Problem
+from dispatch.schedules import delete_runs
+from domain.values import AcceptedJob, Cursor
+from gateway.auth.access import Identity
+from gateway.dependencies import Dependencies, identity, parts
+from gateway.problems import HttpProblem
+from gateway.serving.bodies import json_body, optional_json_body
+from storage.engine.schema import micros
+
+LONGEST_WAIT_SECONDS = 60
+MOST_LISTED = 1_000
+MOST_FILTERS = 16
+FILTERS = TypeAdapter(dict[MetadataKey, MetadataValue])
+
+router = APIRouter(prefix="/api")
+
+Here = Annotated[Dependencies, Depends(parts)]
+Caller = Annotated[Identity, Depends(identity)]
+
+
+def body_of(model: type[Any]) -> dict[str, Any]:
+    """The request body of a route in the OpenAPI document: the routes read it themselves, strictly."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    response_model=JobAccepted,
+    responses={200: {"model": Job, "description": "The job has ended within the seconds of `Prefer: wait`"}},
+    openapi_extra=body_of(ChatRequest),
+)
+async def create(
+    request: Request,
+    here: Here,
+    caller: Caller,
+    idempotency_key: Annotated[str | None, Header()] = None,
+    prefer: Annotated[list[str] | None, Header()] = None,
+) -> Response:
+    """Start a job. Once this is answered the job is durable, whether Temporal is there or not."""
+    seconds = wait_seconds(prefer)
+    accepted = await accept(request, here, caller, idempotency_key)
+    if seconds and await _ended(here, accepted.job_id, seconds):
+        job = await here.jobs.get(accepted.job_id, caller.tenant)
+        return json_answer(job, 200, {**_headers(accepted), "Preference-Applied": f"wait={seconds}"})
+    if seconds:
+        now = await here.jobs.outline(accepted.job_id, caller.tenant)
+        return json_answer(_links(here, replace(accepted, status=now.status)), 202, _headers(accepted))
+    return json_answer(_links(here, accepted), 202, _headers(accepted))
+
+
+async def accept(request: Request, here: Dependencies, caller: Identity, idempotency_key: str | None) -> AcceptedJob:
+    """Commit the job in a request's body, and have it started."""
+    key = checked_key(idempotency_key)
+    body = await json_body(request, here.settings.chatjobs_max_body_bytes)
+    accepted = await here.intake.accept(body, tenant=caller.tenant, idempotency_key=key)
+    _have_started(request, here, accepted)
+    return accepted
+
+
+def _have_started(request: Request, here: Dependencies, accepted: AcceptedJob) -> None:
+    if accepted.created:
+        request.app.state.metrics.accepted()
+        here.after_response.soon(lambda: here.intake.start(accepted.waiting))
+
+
+def checked_key(key: str | None) -> str | None:
+    """Raises HttpProblem."""
+    if key is not None and not re.fullmatch(r"[ -~]{1,255}", key):
+        raise HttpProblem(400, "bad_idempotency_key", "Idempotency-Key must have 1 to 255 printable ASCII characters")
+    return key
+
+
+def wait_seconds(prefer: Sequence[str] | None) -> int:
+    """The N of ``Prefer: wait=N`` (RFC 7240); other preferences are ignored, as it says."""
+    found = re.search(r"(?i)(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", ",".join(prefer or ()))
+    return min(int(found[1]), LONGEST_WAIT_SECONDS) if found else 0
+
+
+async def _ended(here: Dependencies, job_id: str, seconds: int) -> bool:
+    """Whether the job ends within so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            async for _ in here.reader.follow(Cursor(job_id)):
+                pass
+    except TimeoutError:
+        return False
+    except ContentDeleted:
+        return True
+    return True
+
+
+def _links(here: Dependencies, accepted: AcceptedJob) -> JobAccepted:
+    url = f"/api/jobs/{accepted.job_id}"
+    return JobAccepted(
+        job_id=accepted.job_id,
+        request_id=accepted.request_id,
+        status=accepted.status,
+        status_url=url,
+        events_url=f"{url}/events",
+        cancel_url=f"{url}/cancel",
+        temporal_url=here.jobs.run_url(accepted.job_id),
+        replay_of=accepted.replay_of,
+    )
+
+
+def _headers(accepted: AcceptedJob) -> dict[str, str]:
+    location = {"Location": f"/api/jobs/{accepted.job_id}"}
+    return location if accepted.created else {**location, "Idempotency-Replayed": "true"}
+
+
+def json_answer(value: WireModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(value.model_dump_json(), status, headers, "application/json")
+
+
+@router.get("/jobs", response_model=JobPage)
+async def list_jobs(
+    request: Request,
+    here: Here,
+    caller: Caller,
+    status: JobStatus | None = None,
+    model: ModelName | None = None,
+    since: AwareDatetime | None = None,
+    until: AwareDatetime | None = None,
+    limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
+    cursor: str | None = None,
+) -> Response:
+    """Jobs, newest first; also ``metadata.KEY=VALUE``."""
+    found = await here.jobs.list(
+        tenant=caller.tenant,
+        status=status,
+        model=model,
+        metadata=_filters(request),
+        since=since,
+        until=until,
+        before=_place(cursor) if cursor else None,
+        limit=limit + 1,
+    )
+    page, more = tuple(found[:limit]), len(found) > limit
+    return json_answer(JobPage(jobs=page, next_cursor=cursor_of(page[-1]) if more else None))
+
+
+def _filters(request: Request) -> dict[str, str]:
+    """Raises HttpProblem."""
+    named = {k.removeprefix("metadata."): v for k, v in request.query_params.items() if k.startswith("metadata.")}
+    try:
+        filters = FILTERS.validate_python(named)
+    except ValidationError:
+        filters = None
+    if filters is None or len(filters) > MOST_FILTERS:
+        why = f"up to {MOST_FILTERS} keys of 1 to 64 characters, values of up to 512"
+        raise HttpProblem(422, "validation_failed", "The filter is not valid", errors=[Problem("/metadata", why)])
+    return filters
+
+
+def cursor_of(job: Job) -> str:
+    """Where the page after this job begins."""
+    return base64.urlsafe_b64encode(f"{micros(job.created_at)} {job.job_id}".encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> tuple[int, str]:
+    """Raises HttpProblem."""
+    with contextlib.suppress(ValueError):
+        given = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
+        if found := re.fullmatch(r"([0-9]{1,18}) ([A-Za-z0-9_-]{1,128})", given):
+            return int(found[1]), found[2]
+    raise HttpProblem(400, "bad_cursor", "The cursor is not one of this service; leave it out")
+
+
+@router.get("/jobs/{job_id}", response_model=Job)
+async def show(job_id: str, here: Here, caller: Caller) -> Response:
+    """A job with everything about it. Partial text is in ``content`` while it runs, and after it failed."""
+    return json_answer(await here.jobs.get(job_id, caller.tenant))
+
+
+@router.get("/jobs/{job_id}/request", response_model=ChatRequest, responses={410: {"description": "It was deleted"}})
+async def asked(job_id: str, here: Here, caller: Caller) -> Response:
+    """The request of a job as it was stored, with what the caller gave and nothing else."""
+    found = await here.jobs.request(job_id, caller.tenant)
+    return Response(found.model_dump_json(exclude_unset=True), media_type="application/json")
+
+
+@router.post("/jobs/{job_id}/cancel", status_code=202)
+async def cancel(job_id: str, here: Here, caller: Caller) -> Response:
+    """Cancel a job, durably. Again is the same."""
+    status = await here.jobs.request_cancel(job_id, caller.tenant)
+    if not status.terminal:
+        here.after_response.soon(lambda: here.intake.send_cancel(job_id))
+    return json_answer(CancelAccepted(job_id=job_id, status=status), 202)
+
+
+class CancelAccepted(WireModel):
+    job_id: str
+    status: JobStatus
+
+
+@router.delete("/jobs/{job_id}", status_code=204, response_model=None)
+async def delete(job_id: str, here: Here, caller: Caller) -> Response:
+    """Delete a finished job's request, answer and deliveries; what it cost and how it ended stays. Again is the same.
+
+    Temporal holds nothing of them, but for a job that was started straight through it: it is asked, once for each of
+    these calls, to delete that job's history.
+    """
+    if run := await here.jobs.delete(job_id, caller.tenant):
+        here.after_response.soon(lambda: delete_runs(here.client, run))
+    return Response(status_code=204)
+
+
+@router.post("/jobs/{job_id}/replay", status_code=202, response_model=JobAccepted)
+async def replay(
+    job_id: str,
+    request: Request,
+    here: Here,
+    caller: Caller,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> Response:
+    """A new job with the request of this one; the body may hold fields to change."""
+    key = checked_key(idempotency_key)
+    body = await optional_json_body(request, here.settings.chatjobs_max_body_bytes)
+    accepted = await here.intake.replay(job_id, tenant=caller.tenant, overrides=body, idempotency_key=key)
+    _have_started(request, here, accepted)
+    return json_answer(_links(here, accepted), 202, _headers(accepted))

@@ -1,0 +1,125 @@
+"""The page's login, and tokens for EventSource: what browsers have in place of a header.
+
+A session is a signed cookie without the key in it. It ends after a week, with its key, or when the browser drops it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+from starlette.responses import Response
+
+from chatjobs.contracts import Timestamp, WireModel
+from chatjobs.errors import JobNotFound, Problem
+from gateway.auth.access import COOKIE, SESSION_LASTS, Identity
+from gateway.dependencies import Dependencies, identity, parts
+from gateway.problems import HttpProblem
+from gateway.routes.jobs import body_of
+from gateway.serving.bodies import json_body
+
+log = logging.getLogger(__name__)
+
+LARGEST_LOGIN = 4_096
+NOT_KEPT = {"Cache-Control": "no-store"}
+
+router = APIRouter(prefix="/api")
+Here = Annotated[Dependencies, Depends(parts)]
+Caller = Annotated[Identity, Depends(identity)]
+
+
+class Login(WireModel):
+    key: str
+
+
+class Session(WireModel):
+    """``tenant`` is None for a caller who is nobody yet."""
+
+    tenant: str | None
+    authenticated: bool
+    keys_required: bool
+
+
+class StreamToken(WireModel):
+    """Goes into ``?token=`` of that job's event stream. It is checked when connecting, not afterwards."""
+
+    token: str
+    expires_at: Timestamp
+
+
+@router.post("/session", response_model=Session, openapi_extra=body_of(Login))
+async def log_in(request: Request, here: Here) -> Response:
+    """Exchange a key for a cookie."""
+    here.access.check_page(request)
+    caller = await here.access.log_in(_key(await json_body(request, LARGEST_LOGIN)))
+    response = _session(here, caller)
+    response.set_cookie(
+        COOKIE,
+        here.access.session(caller),
+        max_age=int(SESSION_LASTS.total_seconds()),
+        secure=here.access.secure(request),
+        httponly=True,
+        samesite="strict",
+    )
+    log.info("session opened", extra={"action": "session_opened", "key_id": caller.key_id})
+    return response
+
+
+@router.get("/session", response_model=Session)
+async def show_session(request: Request, here: Here) -> Response:
+    """Who the caller is, and whether it matters."""
+    try:
+        return _session(here, await here.access.identify(request))
+    except HttpProblem as problem:
+        if problem.status != 401:
+            raise
+        return _session(here, None)
+
+
+@router.delete("/session", status_code=204)
+async def log_out(request: Request, here: Here) -> Response:
+    """Drop the cookie."""
+    here.access.check_page(request)
+    response = Response(status_code=204, headers=NOT_KEPT)
+    response.delete_cookie(COOKIE, secure=here.access.secure(request), httponly=True, samesite="strict")
+    return response
+
+
+@router.post("/jobs/{job_id}/stream-token", response_model=StreamToken)
+async def stream_token(job_id: str, here: Here, caller: Caller) -> Response:
+    """A token that opens this job's event stream, and nothing else, for 15 minutes, as long as the caller's key."""
+    if not await _is_there(here, caller, job_id):
+        raise JobNotFound
+    token, expires_at = here.access.stream_token(caller, job_id)
+    return _json(StreamToken(token=token, expires_at=expires_at))
+
+
+async def _is_there(here: Dependencies, caller: Identity, job_id: str) -> bool:
+    """Also a job that only Temporal knows yet."""
+    if await here.jobs.exists(job_id, caller.tenant):
+        return True
+    return await here.may_be_new(job_id, caller) and await here.intake.runs(job_id)
+
+
+def _key(body: Any) -> str:
+    """Raises HttpProblem; what was sent is not repeated, it may be a key."""
+    if not isinstance(body, dict) or not isinstance(key := body.get("key"), str) or len(body) > 1:
+        wrong = Problem("/key", "must be there, a string, and alone")
+        raise HttpProblem(422, "validation_failed", 'The body must be {"key": "cj_…"}', errors=[wrong])
+    return key
+
+
+def _session(here: Dependencies, caller: Identity | None) -> Response:
+    return _json(
+        Session(
+            tenant=caller.tenant if caller else None,
+            authenticated=caller is not None,
+            keys_required=here.access.keys_required,
+        )
+    )
+
+
+def _json(value: WireModel) -> Response:
+    return Response(value.model_dump_json(), 200, NOT_KEPT, "application/json")

@@ -1,0 +1,110 @@
+"""Webhooks: deliveries, made again on demand; how endpoints do; a call to see whether one hears us."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import StringConstraints
+from starlette.requests import Request
+from starlette.responses import Response
+
+from chatjobs.contracts import (
+    Delivery,
+    Endpoint,
+    EndpointList,
+    EndpointStatus,
+    Many,
+    Redelivering,
+    Redelivery,
+    WebhookTest,
+    WireModel,
+    parse,
+)
+from dispatch.intake import try_now
+from gateway.dependencies import Dependencies
+from gateway.routes.jobs import Caller, Here, body_of, json_answer
+from gateway.serving.bodies import json_body
+from storage.webhooks.deliveries import RedeliveryRequest
+from storage.webhooks.endpoints import MOST_LISTED
+
+MOST_BODY_BYTES = 16 * 1024
+
+router = APIRouter(prefix="/api")
+
+
+class DeliveryList(WireModel):
+    """Oldest first."""
+
+    deliveries: Many[Delivery]
+
+
+class WebhookAddress(WireModel):
+    """Which URL is meant."""
+
+    url: Annotated[str, StringConstraints(max_length=2_048)]
+
+
+@router.get(
+    "/jobs/{job_id}/deliveries", response_model=DeliveryList, responses={410: {"description": "The job was deleted"}}
+)
+async def deliveries(job_id: str, here: Here, caller: Caller) -> Response:
+    """A job's webhooks with all their tries."""
+    return json_answer(DeliveryList(deliveries=tuple(await here.deliveries.of_job(job_id, caller.tenant))))
+
+
+@router.post("/jobs/{job_id}/deliveries/{delivery_id}/redeliver", status_code=202, response_model=Redelivering)
+async def redeliver(job_id: str, delivery_id: str, here: Here, caller: Caller) -> Response:
+    """Make a delivery again, now, whatever became of it: the same body under the same ``webhook-id``.
+
+    If it fails it is tried again as a new one is. Durable, whether Temporal is there or not.
+    """
+    wanted = await here.deliveries.redeliver(delivery_id, tenant=caller.tenant, job_id=job_id)
+    return _soon(here, [wanted])
+
+
+@router.post("/jobs/{job_id}/redeliver", status_code=202, response_model=Redelivering)
+async def redeliver_job(job_id: str, here: Here, caller: Caller) -> Response:
+    """The same for all deliveries of a job."""
+    return _soon(here, await here.deliveries.redeliver_job(job_id, caller.tenant))
+
+
+@router.post("/redeliveries", status_code=202, response_model=Redelivering, openapi_extra=body_of(Redelivery))
+async def redeliver_some(request: Request, here: Here, caller: Caller) -> Response:
+    """The same for the deliveries of a time, oldest first, up to 10,000 of them."""
+    chosen = parse(Redelivery, await json_body(request, MOST_BODY_BYTES))
+    return json_answer(await here.deliveries.redeliver_some(chosen, caller.tenant), 202)
+
+
+def _soon(here: Dependencies, wanted: Sequence[RedeliveryRequest]) -> Response:
+    for one in wanted:
+        here.after_response.soon(partial(try_now, here.client, here.deliveries, one))
+    return json_answer(Redelivering(count=len(wanted)), 202)
+
+
+@router.post("/webhooks/test", response_model=WebhookTest, openapi_extra=body_of(WebhookAddress))
+async def test(request: Request, here: Here, caller: Caller) -> Response:
+    """Call a URL with the event ``webhook.test``, signed like every webhook, and say what it answers."""
+    address = parse(WebhookAddress, await json_body(request, MOST_BODY_BYTES))
+    return json_answer(await here.webhook_tests.post(caller.tenant, address.url))
+
+
+@router.get("/endpoints", response_model=EndpointList)
+async def list_endpoints(
+    here: Here,
+    caller: Caller,
+    status: EndpointStatus | None = None,
+    limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = MOST_LISTED,
+) -> Response:
+    """How deliveries fare, per URL: the disabled ones first, then those that fail."""
+    found = await here.endpoints.list(caller.tenant, status=status, limit=limit)
+    return json_answer(EndpointList(endpoints=tuple(found)))
+
+
+@router.post("/endpoints/enable", response_model=Endpoint, openapi_extra=body_of(WebhookAddress))
+async def enable(request: Request, here: Here, caller: Caller) -> Response:
+    """Send to a URL again, given as the list shows it. What failed meanwhile is not sent by itself: redeliver it."""
+    address = parse(WebhookAddress, await json_body(request, MOST_BODY_BYTES))
+    return json_answer(await here.endpoints.enable(caller.tenant, address.url))

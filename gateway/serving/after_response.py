@@ -1,0 +1,78 @@
+"""What is done for a request after it was answered: starting jobs, sending cancels. Nothing is lost if it is not done.
+
+Every call has a row behind it, which a sweeper finds. So the calls need no queue on disk, and may be dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from chatjobs.errors import ChatJobsError
+from domain.errors import TemporalUnavailable
+
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 0.003
+"""What an answer takes to be written after its errand was asked for."""
+AT_ONCE = 8
+MOST_WAITING = 10_000
+"""What comes on top of so many is left to the sweeper."""
+AWAY_SECONDS = 1.0
+"""How long nothing is tried after Temporal was away: each try costs a millisecond, and the sweeper tries anyway."""
+
+Errand = Callable[[], Awaitable[object]]
+
+
+class AfterResponse:
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[Errand] = asyncio.Queue(MOST_WAITING)
+        self._away_until = 0.0
+
+    def __len__(self) -> int:
+        return self._waiting.qsize()
+
+    def soon(self, errand: Errand) -> None:
+        """Do it once the request is answered: what it costs must not delay the answer."""
+        asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._take, errand)
+
+    def _take(self, errand: Errand) -> None:
+        if asyncio.get_running_loop().time() < self._away_until:
+            return
+        try:
+            self._waiting.put_nowait(errand)
+        except asyncio.QueueFull:
+            log.warning("too many errands; the sweeper will see to it", extra={"action": "errands_full"})
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[AfterResponse]:
+        runners = [asyncio.create_task(self._run(), name="errands") for _ in range(AT_ONCE)]
+        try:
+            yield self
+        finally:
+            for runner in runners:
+                runner.cancel()
+            await asyncio.wait(runners)
+
+    async def _run(self) -> None:
+        while True:
+            errand = await self._waiting.get()
+            try:
+                await errand()
+            except TemporalUnavailable as error:
+                self._give_up(error)
+            except ChatJobsError as error:
+                log.warning("an errand failed: %s", error, extra={"action": "errand_failed"})
+            except Exception:
+                log.exception("an errand failed", extra={"action": "errand_failed"})
+
+    def _give_up(self, error: TemporalUnavailable) -> None:
+        """Temporal is away: all of them would wait for it, and the sweeper does so already."""
+        self._away_until = asyncio.get_running_loop().time() + AWAY_SECONDS
+        dropped = 1
+        while not self._waiting.empty():
+            self._waiting.get_nowait()
+            dropped += 1
+        log.warning("Temporal is away, %d errands wait: %s", dropped, error, extra={"action": "errands_wait"})

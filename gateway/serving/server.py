@@ -1,0 +1,104 @@
+"""Serving the application: uvicorn with our protocol, told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from gateway.routes.metrics import Metrics
+from gateway.serving.open_streams import OpenStreams
+from gateway.serving.protocol import KEEP_ALIVE_SECONDS, HttpProtocol
+
+BACKLOG = 4096
+GRACE_SECONDS = 5
+"""For requests that are under way when the gateway is told to stop; streams are ended at once."""
+MOST_CONNECTIONS = 20_000
+SPARE_FILES = 100
+"""For the database, Temporal and files. Where there are few files at all, half of them."""
+ACCEPTED_AT_ONCE = 8
+"""Connections between two looks at their number. asyncio would take as many as the backlog has."""
+OUT_OF_FILES = "socket.accept() out of system resource"
+"""How asyncio begins its message, after which it waits for a second."""
+TOLD_EVERY_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Listener(socket.socket):
+    """A listening socket whose backlog stays as it is when asyncio, which has one number for both, sets its own."""
+
+    def listen(self, backlog: int = BACKLOG) -> None:
+        super().listen(max(backlog, BACKLOG))
+
+
+@asynccontextmanager
+async def served(app: FastAPI, open_streams: OpenStreams, listener: socket.socket) -> AsyncIterator[None]:
+    """Serve on a listening socket while the block runs, then end streams, finish requests and return."""
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # that it starts and stops, we say ourselves
+    metrics: Metrics = app.state.metrics
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=functools.partial(  # type: ignore[arg-type]
+            HttpProtocol, most=most_connections(), refused=metrics.refused, cors=app.state.cors
+        ),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        backlog=ACCEPTED_AT_ONCE,
+    )
+    server = GatewayServer(config)
+    asyncio.get_running_loop().set_exception_handler(_Exhaustion().handle)
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
+    watching = asyncio.create_task(metrics.watch_the_loop(), name="event-loop-lag")
+    try:
+        yield
+    finally:
+        watching.cancel()
+        open_streams.end_all()
+        server.should_exit = True
+        await serving
+
+
+def most_connections() -> int:
+    """As many as the operating system gives us files for, once we have asked for all that we may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + SPARE_FILES
+    files = max(soft, wanted if hard == resource.RLIM_INFINITY else min(hard, wanted))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return max(1, min(files - min(SPARE_FILES, files // 2), MOST_CONNECTIONS))
+
+
+class _Exhaustion:
+    """The event loop's complaints; that there are no files left for connections is told once a minute."""
+
+    def __init__(self) -> None:
+        self._told = float("-inf")
+
+    def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not str(context.get("message", "")).startswith(OUT_OF_FILES):
+            loop.default_exception_handler(context)
+        elif loop.time() > self._told + TOLD_EVERY_SECONDS:
+            self._told = loop.time()
+            log.error("no files are left for connections; raise ulimit -n", extra={"action": "out_of_files"})
+
+
+class GatewayServer(uvicorn.Server):
+    """Signals are the entry point's business."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,72 @@
+"""Test calls of webhooks: signed like the real ones, through the same guard, and few of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from activities.example_webhook import post_example
+from chatjobs.contracts import WebhookTest
+from domain.ports import WebhookSender
+from domain.webhook_urls import WebhookPolicy
+from gateway.auth.key_cache import TokenBucket
+from gateway.problems import HttpProblem
+
+AT_ONCE = 2
+"""Per tenant, in one gateway."""
+MOST_TESTS = 10
+TESTS_PER_SECOND = 1 / 6
+MOST_TENANTS = 10_000
+DENIED = "address_denied"
+
+
+class _Caller:
+    """What one tenant may do."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.allowance = TokenBucket(MOST_TESTS, TESTS_PER_SECOND)
+
+
+class WebhookTests:
+    """``secrets_of`` gives a tenant's signing secrets, newest first; ``policy`` the rules for URLs in force."""
+
+    def __init__(
+        self,
+        sender: WebhookSender,
+        policy: Callable[[], WebhookPolicy],
+        secrets_of: Callable[[str], Awaitable[Sequence[str]]],
+    ) -> None:
+        self._sender = sender
+        self._policy = policy
+        self._secrets_of = secrets_of
+        self._callers: dict[str, _Caller] = {}
+
+    async def post(self, tenant: str, url: str) -> WebhookTest:
+        """Call a URL once. Raises WebhookUrlRefused, StorageUnavailable, and HttpProblem (429)."""
+        url = self._policy().check(url)
+        async with self._place(tenant):
+            return told(await post_example(self._sender, url, await self._secrets_of(tenant)))
+
+    @asynccontextmanager
+    async def _place(self, tenant: str) -> AsyncIterator[None]:
+        if tenant not in self._callers and len(self._callers) >= MOST_TENANTS:
+            self._callers.clear()
+        caller = self._callers.setdefault(tenant, _Caller())
+        if caller.under_way >= AT_ONCE or not caller.allowance.take():
+            seconds = round(1 / TESTS_PER_SECOND)
+            detail = f"At most {AT_ONCE} test calls at once, and one every {seconds} seconds"
+            raise HttpProblem(429, "too_many_tests", detail, headers={"Retry-After": str(seconds)})
+        caller.under_way += 1
+        try:
+            yield
+        finally:
+            caller.under_way -= 1
+
+
+def told(heard: WebhookTest) -> WebhookTest:
+    """What the caller may know. Of an address that is denied neither why nor how long it took to find out: both would
+    tell of names and networks that only this machine can see."""
+    if not (heard.error or "").startswith(DENIED):
+        return heard
+    return WebhookTest(delivered=False, latency_ms=0, error=DENIED, advice=heard.advice)

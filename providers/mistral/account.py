@@ -1,0 +1,100 @@
+"""Whether Mistral takes a key, asked with its list of models, which costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+import httpx2
+from mistralai.client.sdkconfiguration import SERVER_GLOBAL, SERVERS
+
+from domain.errors import UpstreamError, UpstreamInterrupted
+from providers.mistral.chat import check_access, http_client
+from providers.mistral.errors import ErrorAnswer, Private, mistral_errors
+from providers.mistral.values import OK
+from providers.retry_after import http_date
+
+SERVER: Final = SERVERS[SERVER_GLOBAL]
+MAX_BYTES: Final = 4 * 1024 * 1024
+TOTAL_SECONDS: Final = 5.0
+
+
+class Account(NamedTuple):
+    """``models`` are the names that the key may use; empty where ``error`` is not None.
+
+    ``ahead`` is how far the server's clock is before ours, to the second; None where no answer told.
+    """
+
+    models: frozenset[str]
+    seconds: float
+    error: UpstreamError | None = None
+    ahead: timedelta | None = None
+
+
+async def account(api_key: str, server_url: str | None) -> Account:
+    """Ask once. Whatever goes wrong is in ``error``. Raises ValueError for a key or URL that cannot work."""
+    check_access(api_key, server_url)
+    began, ahead, models = time.monotonic(), None, frozenset[str]()
+    failure: UpstreamError | None = None
+    try:
+        async with asyncio.timeout(TOTAL_SECONDS), http_client(1) as http:
+            request = _request(http, api_key, server_url)
+            private = Private()
+            private.hide_key(request.headers["authorization"])
+            with mistral_errors(private):
+                response = await http.send(request, stream=True)
+                ahead = ahead_of_us(response, time.monotonic() - began)
+                try:
+                    models = await _models(response)
+                finally:
+                    await response.aclose()
+    except UpstreamError as error:
+        failure = error
+    except TimeoutError:
+        failure = UpstreamInterrupted(f"Mistral did not answer within {TOTAL_SECONDS:g} s", code="upstream_timeout")
+    return Account(models, time.monotonic() - began, failure, ahead)
+
+
+def ahead_of_us(response: httpx2.Response, seconds: float) -> timedelta | None:
+    """How far the clock of an answer that took so many seconds is ahead; None where it does not tell the time."""
+    date = http_date(response.headers.get("date", ""))
+    # The header has whole seconds, rounded down: half of one is what it lacks on average.
+    sent = datetime.now(UTC) - timedelta(seconds=seconds / 2)
+    return None if date is None else date + timedelta(seconds=0.5) - sent
+
+
+def _request(http: httpx2.AsyncClient, api_key: str, server_url: str | None) -> httpx2.Request:
+    headers = {"authorization": f"Bearer {api_key}", "accept": "application/json"}
+    return http.build_request("GET", f"{(server_url or SERVER).rstrip('/')}/v1/models", headers=headers)
+
+
+async def _models(response: httpx2.Response) -> frozenset[str]:
+    """Raises ErrorAnswer, UpstreamInterrupted."""
+    body = bytearray()
+    async with aclosing(response.aiter_raw()) as pieces:
+        async for piece in pieces:
+            body += piece
+            if len(body) > MAX_BYTES:
+                raise _not_mistral("its list of models is too long")
+    if response.status_code != OK:
+        raise ErrorAnswer(response.status_code, response.headers, bytes(body[:16_384]))
+    try:
+        return _names(json.loads(body))
+    except (ValueError, RecursionError):
+        raise _not_mistral("its answer is not JSON") from None
+
+
+def _names(document: Any) -> frozenset[str]:
+    """Raises UpstreamInterrupted."""
+    entries = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise _not_mistral("its answer is no list of models")
+    return frozenset(one["id"] for one in entries if isinstance(one, dict) and isinstance(one.get("id"), str))
+
+
+def _not_mistral(why: str) -> UpstreamInterrupted:
+    return UpstreamInterrupted(f"What answers does not speak as Mistral does: {why}", code="upstream_protocol")

@@ -1,0 +1,532 @@
+"""Mistral as a ChatModel.
+
+The SDK (mistralai 3.7) keeps its part: credentials, URL, headers, hooks, and which answers are errors. Two things are
+ours, because the SDK builds pydantic models for each of them: the request's body (serialised from our own model) and
+the decoding of the stream. The methods of the SDK that we call are not all public; its version is pinned to 3.7 and
+`tests/providers/test_mistral_requests.py` compares what we send with what ``sdk.chat.stream_async`` sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, Final
+
+import httpx2
+from mistralai.client import Mistral, models, utils
+from mistralai.client._hooks import HookContext
+
+from chatjobs.contracts import (
+    OURS,
+    AssistantMessage,
+    ChatRequest,
+    Content,
+    ContentPart,
+    TextPart,
+    message_text,
+)
+from chatjobs.errors import bounded
+from domain.continuing import AS_MISTRAL, NEVER, Practice, Way
+from domain.errors import UpstreamError
+from domain.ports import Allowance, Continuing, ModelEvent, StillWorking
+from providers.mistral.answer import Answer
+from providers.mistral.echo import Echo
+from providers.mistral.errors import NO_ALLOWANCE_HEADER, ErrorAnswer, Private, mistral_errors
+from providers.mistral.stream import MAX_RESPONSE_BYTES, too_large
+from providers.mistral.transport import EXCHANGE, StreamTransport
+from providers.mistral.values import OK
+
+CONNECT_SECONDS: Final = 10.0
+LATE_SECONDS: Final = 10.0
+"""How long something may come after the end of an answer without ``[DONE]``, since the last thing that came: usage, or
+more of the answer after all. Servers that leave out ``[DONE]`` close the response, so that hardly any job waits."""
+SIGN_OF_LIFE_SECONDS: Final = 0.5
+"""How often whoever reads is told that the end is being waited for; shorter than any limit on silence."""
+DRAIN_SECONDS: Final = 0.2
+"""How long the end of the response may come after the end of the answer; later, the connection is not kept."""
+ERROR_SECONDS: Final = 5.0
+MAX_ERROR_BYTES: Final = 16 * 1024
+
+_PLAIN_TYPES: Final = frozenset({"", "text/plain", "application/octet-stream", "binary/octet-stream"})
+_BOM: Final = b"\xef\xbb\xbf"
+_FIELDS: Final = (b"data:", b"event:", b"error:", b"id:", b"retry:")
+_FIRST_BYTES: Final = len(b"retry:")
+"""So many bytes tell an event stream from JSON, and both from anything else."""
+
+_OPERATION: Final = "stream_chat"
+_PATH: Final = "/v1/chat/completions#stream"
+_OPENED: Final = "chatjobs.opened"
+ACCOUNT_CHARACTERS: Final = 8
+_VERSION: Final = re.compile(r"-(latest|[0-9]{4})$")
+"""What tells models of one family apart: mistral-small-latest, mistral-small-2506."""
+_RATE_LIMIT_HEADERS: Final = {
+    "requests_per_minute": NO_ALLOWANCE_HEADER,
+    "requests_left": "x-ratelimit-remaining-req-minute",
+    "tokens_left": "x-ratelimit-remaining-tokens-minute",
+}
+_DEPRECATION: Final = "x-model-deprecation-timestamp"
+
+log = logging.getLogger(__name__)
+
+
+class MistralChat:
+    """Streams chat completions of Mistral (activities.ports.ChatModel). Close it with ``aclose``."""
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        server_url: str | None = None,
+        *,
+        idle_connections: int = 100,
+        practice: Practice | None = AS_MISTRAL,
+    ) -> None:
+        """Without ``api_key`` the SDK finds credentials in its own ways; without ``server_url`` it calls Mistral's own.
+
+        ``idle_connections``: how many stay open for the next request; as many as completions run at once is a good
+        number. ``practice``: how the server continues an assistant's message; None: not known until ``learn`` is told.
+        Raises ValueError for a key or URL that cannot work, without repeating it.
+        """
+        check_access(api_key, server_url)
+        self._practice = practice
+        self._learned: dict[str, Practice] = {}
+        self._wanted: set[str] = set()
+        self._want = asyncio.Event()
+        self._http = http_client(idle_connections)
+        self._sdk = Mistral(api_key=api_key, server_url=server_url, async_client=self._http)
+        self._chat = self._sdk.chat
+        self._account = hashlib.sha256((api_key or "").encode()).hexdigest()[:ACCOUNT_CHARACTERS]
+
+    def lane(self, model: str) -> str:
+        """See ChatModel. A key is told from others by some digits of its digest, which give nothing of it away."""
+        return f"{self._account}:{_VERSION.sub('', model)}"
+
+    def learn(self, practices: Mapping[str, Practice]) -> None:
+        """How the server continues, by model, as it was measured."""
+        self._learned = dict(practices)
+
+    def practice(self, model: str) -> Practice | None:
+        """How a model is made to continue; None where that is not known."""
+        found = self._learned.get(model)
+        if self._practice is None or (found is not None and found.way == self._practice.way):
+            return found
+        return self._practice
+
+    def continuing(self, model: str) -> Continuing:
+        """See ChatModel."""
+        practice = self.practice(model)
+        if practice is None:
+            self.want(model)
+            return Continuing.UNPROVEN
+        return Continuing.NEVER if practice.way is Way.NONE else Continuing.KNOWN
+
+    def unsent(self, request: ChatRequest, text: str) -> str:
+        """See ChatModel."""
+        _, dropped = (self.practice(request.model) or NEVER).divided(own_prefix(request) + text)
+        return dropped[-len(text) :] if text else ""
+
+    def want(self, model: str) -> None:
+        """It is worth knowing how ``model`` continues."""
+        self._wanted.add(model)
+        self._want.set()
+
+    async def unproven(self, timeout: float) -> set[str]:
+        """The models of which somebody wants to know how they continue, as soon as there is one; else after
+        ``timeout`` seconds none."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._want.wait()
+        self._want.clear()
+        wanted, self._wanted = self._wanted, set()
+        return wanted
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def stream(
+        self,
+        request: ChatRequest,
+        continue_from: str | None = None,
+        *,
+        raw: bool = False,
+        practice: Practice | None = None,
+    ) -> AsyncGenerator[ModelEvent, None]:
+        """See ChatModel. There are no time limits on the answer here, except those after its end.
+
+        ``raw``: with the echo, for whoever wants to see what it looks like. ``practice``: another than the known one.
+        """
+        practice = practice or self.practice(request.model) or NEVER
+        body = request_body(request, continue_from, practice)
+        echo = None if raw else expected_echo(request, continue_from, practice)
+        private = Private(body)
+        with mistral_errors(private):
+            response = await self._open(body, private)
+        try:
+            with mistral_errors(private, streaming=True, headers=response.headers):
+                if (allowance := _allowance(response)) is not None:
+                    yield allowance
+                async with aclosing(_events(response)) as events:
+                    if echo is not None:
+                        async for event in events:
+                            for own in echo.take(event):
+                                yield own
+                            if echo.decided:
+                                break
+                    async for event in events:  # most answers come here at once, and a token has nothing to pass
+                        yield event
+        finally:
+            await response.aclose()
+
+    async def _open(self, body: bytes, private: Private) -> httpx2.Response:
+        """A response that may hold an answer; whoever asked closes it. Raises ErrorAnswer for any other response."""
+        request = self._request(body)
+        # The SDK runs hooks between the response and its return; a cancellation there would leave it open for ever.
+        opened = request.extensions[_OPENED] = list[httpx2.Response]()
+        try:
+            response = await self._send(request)
+            private.hide_key(response.request.headers.get("authorization", ""))
+            if not _may_be_answer(response):
+                raise ErrorAnswer(response.status_code, response.headers, await _error_body(response))
+        except BaseException:
+            for one in opened:
+                await one.aclose()
+            raise
+        return response
+
+    def _request(self, body: bytes) -> httpx2.Request:
+        """As ``Chat.stream_async`` builds it, but for the model of the body. No timeout: it is the client's."""
+        serialised = utils.SerializedRequestBody(media_type="application/json", content=body)
+        return self._chat._build_request_async(
+            method="POST",
+            path=_PATH,
+            base_url=None,
+            url_variables=None,
+            request=None,
+            request_body_required=True,
+            request_has_path_params=False,
+            request_has_query_params=False,
+            user_agent_header="user-agent",
+            accept_header_value="text/event-stream",
+            security=self._chat.sdk_configuration.security,
+            get_serialized_body=lambda: serialised,
+        )
+
+    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+        """With the SDK's hooks around it, in its order; without its retries: Temporal retries."""
+        configuration = self._chat.sdk_configuration
+        context = HookContext(
+            config=configuration,
+            base_url=self._chat._get_url(None, None),  # type: ignore[no-untyped-call]  # the SDK has no types here
+            operation_id=_OPERATION,
+            oauth2_scopes=None,
+            security_source=utils.get_security_from_env(configuration.security, models.Security),
+            tags=["chat"],
+            extensions=None,
+        )
+        return await self._chat.do_request_async(
+            hook_ctx=context,
+            request=request,
+            is_error_status_code=lambda status: utils.match_status_codes(["4XX", "5XX"], status),
+            stream=True,
+        )
+
+
+def http_client(idle_connections: int) -> httpx2.AsyncClient:
+    """The client that the SDK sends with: no redirects, no compression, no time limit but for connecting.
+
+    The environment is trusted: an egress proxy or a private certificate authority named there is how many networks
+    reach Mistral, and the address called is Mistral's or the operator's own. (Webhooks, which go to strangers, trust
+    no environment.) With a proxy, httpx2's own transport is used; ours knows none.
+    """
+    tls = httpx2.create_ssl_context()
+    transport = StreamTransport(tls, idle_connections=idle_connections)
+    return httpx2.AsyncClient(
+        transport=None if {"http", "https", "all"} & urllib.request.getproxies().keys() else transport,
+        verify=tls,
+        timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=idle_connections, keepalive_expiry=30.0),
+        # Size limits hold for what is read; a compressed answer would be larger once decoded.
+        headers={"accept-encoding": "identity"},
+        event_hooks={"response": [_remember, _note_deprecation]},
+    )
+
+
+async def _remember(response: httpx2.Response) -> None:
+    response.request.extensions.get(_OPENED, []).append(response)
+
+
+async def _note_deprecation(response: httpx2.Response) -> None:
+    """Says that a model will go. The SDK would too, but reads the body for the model's name, which a stream refuses."""
+    moment = response.headers.pop(_DEPRECATION, None)
+    if moment is not None:
+        log.warning("the model is deprecated", extra={"action": "model_deprecated", "removed_at": bounded(moment, 64)})
+
+
+# --------------------------------------------------------------------------------------------------- request
+
+
+def request_body(request: ChatRequest, continue_from: str | None = None, practice: Practice = AS_MISTRAL) -> bytes:
+    """``request`` as JSON for the server: its own fields only, without those that say nothing; always streaming."""
+    asked = continued(request, continue_from, practice)
+    sent = asked.model_copy(update={"stream": True})
+    left_out: dict[str, Any] = dict.fromkeys(OURS - {"stream"}, True)
+    if practice.way in (Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT) and isinstance(asked.messages[-1], AssistantMessage):
+        left_out["messages"] = {len(asked.messages) - 1: {"prefix"}}
+    body = sent.model_dump_json(exclude=left_out, exclude_none=True).encode()
+    if practice.way is Way.CONTINUE_FINAL_MESSAGE and isinstance(asked.messages[-1], AssistantMessage):
+        return body[:-1] + b',"continue_final_message":true,"add_generation_prompt":false}'
+    return body
+
+
+def continued(request: ChatRequest, text: str | None, practice: Practice = AS_MISTRAL) -> ChatRequest:
+    """``request`` with ``text`` as the beginning of the answer, behind the caller's own prefix if there is one.
+
+    Whitespace at its end that the server drops is not sent. A request that is not continued, of a server that does
+    not continue or is not known to, stays as the caller wrote it.
+    """
+    *before, last = request.messages
+    own = isinstance(last, AssistantMessage)
+    if practice.way is Way.NONE or not (text or own):
+        return request
+    if not isinstance(last, AssistantMessage):
+        before, last = list(request.messages), AssistantMessage(content="")
+    _, dropped = practice.divided(message_text(last) + (text or ""))
+    message = last.model_copy(
+        update={
+            "content": _without(_with(last.content, text or ""), len(dropped)),
+            "prefix": practice.way is Way.PREFIX,
+        }
+    )
+    return request.model_copy(update={"messages": (*before, message)})
+
+
+def _with(content: Content | None, text: str) -> Content:
+    if content is None or isinstance(content, str):
+        return (content or "") + text
+    return (*content, TextPart(text=text)) if text else content
+
+
+def _without(content: Content, dropped: int) -> Content:
+    """``content`` without its last characters."""
+    if isinstance(content, str):
+        return content[: len(content) - dropped]
+    kept = list[ContentPart]()
+    for part in reversed(content):
+        if dropped and isinstance(part, TextPart):
+            rest = part.text[: max(0, len(part.text) - dropped)]
+            dropped -= len(part.text) - len(rest)
+            kept += [part.model_copy(update={"text": rest})] if rest else []
+        else:
+            kept.append(part)
+    return tuple(reversed(kept))
+
+
+def expected_echo(request: ChatRequest, continue_from: str | None, practice: Practice = AS_MISTRAL) -> Echo | None:
+    """What may come back at the start of the answer; None where the model is not asked to go on from anything."""
+    text = own_prefix(request) + (continue_from or "")
+    if not text or practice.way is Way.NONE:
+        return None
+    sent, dropped = practice.divided(text)
+    return Echo(sent, dropped, shown=bool(continue_from), echoes=practice.echoes, usual=practice.way is Way.PREFIX)
+
+
+def own_prefix(request: ChatRequest) -> str:
+    """The caller's beginning of the answer."""
+    last = request.messages[-1]
+    return message_text(last) if isinstance(last, AssistantMessage) else ""
+
+
+def check_access(api_key: str | None, server_url: str | None) -> None:
+    """Raises ValueError, which repeats neither."""
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
+        raise ValueError("MISTRAL_API_KEY has blanks around it, or characters that an HTTP header cannot carry")
+    if server_url is not None:
+        try:
+            url = httpx2.URL(server_url)
+        except httpx2.InvalidURL:
+            url = httpx2.URL("")
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("MISTRAL_SERVER_URL is not an http or https URL, such as https://api.mistral.ai")
+
+
+# -------------------------------------------------------------------------------------------------- response
+
+
+async def _events(response: httpx2.Response) -> AsyncGenerator[ModelEvent, None]:
+    """The events of an answer, Finish last. Once the answer is whole, nothing can undo it."""
+    answer = Answer()
+    async with _chunks(response) as chunks:
+        if not _says_stream(response):
+            for event in await _unlabelled(response, chunks, answer):
+                yield event
+        while not answer.done:
+            if answer.whole:
+                async with aclosing(_late_events(chunks, answer)) as late:
+                    async for event in late:
+                        yield event
+                if answer.whole:
+                    break
+            async for chunk in chunks:
+                for event in answer.feed(chunk):
+                    yield event
+                if answer.done or answer.whole:
+                    break
+            else:
+                for event in answer.end(proper=_has_framing(response)):
+                    yield event
+                break
+        finish = answer.finish()
+        try:
+            yield finish
+        finally:  # usually nobody asks for more after Finish
+            await _drain(chunks)
+
+
+@asynccontextmanager
+async def _chunks(response: httpx2.Response) -> AsyncGenerator[AsyncIterator[bytes], None]:
+    """The body as it arrives. It is not encoded (``_may_be_answer``), so the layers that decode can be left out.
+
+    With tracing on, the SDK has put a response of its own class around it, which listens in ``aiter_bytes``.
+    """
+    if type(response) is httpx2.Response and EXCHANGE in response.extensions:
+        yield response.extensions[EXCHANGE]
+    else:
+        async with aclosing(response.aiter_bytes()) as chunks:
+            yield chunks
+
+
+async def _late_events(chunks: AsyncIterator[bytes], answer: Answer) -> AsyncGenerator[ModelEvent, None]:
+    """What comes after the end of the answer: usage, or more of it after all, and then the answer is not whole again.
+
+    Neither lateness nor faults matter here. Reading is not cancelled before the time is over: chunks would be lost.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + LATE_SECONDS
+    reading = asyncio.ensure_future(_next(chunks))
+    try:
+        while answer.whole and not answer.done and loop.time() < until:
+            await asyncio.wait({reading}, timeout=min(SIGN_OF_LIFE_SECONDS, until - loop.time()))
+            if not reading.done():
+                if loop.time() < until:
+                    yield StillWorking()
+                continue
+            chunk = _arrived(reading)
+            if chunk is None:
+                for event in answer.end():
+                    yield event
+                return
+            counted = answer.said
+            for event in answer.feed(chunk):
+                yield event
+            if answer.said != counted:
+                until = loop.time() + LATE_SECONDS
+            if answer.whole and not answer.done:
+                reading = asyncio.ensure_future(_next(chunks))
+    finally:
+        if not reading.done():
+            reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
+
+
+def _arrived(reading: asyncio.Future[bytes | None]) -> bytes | None:
+    """The next chunk; None at the end of the response, and where the connection broke."""
+    with suppress(UpstreamError), mistral_errors(Private(), streaming=True):
+        return reading.result()
+    return None
+
+
+async def _unlabelled(response: httpx2.Response, chunks: AsyncIterator[bytes], answer: Answer) -> Iterator[ModelEvent]:
+    """The first events of a body that does not call itself an event stream: it may be one, or a completion as JSON."""
+    beginning = await _beginning(response, chunks)
+    if beginning.startswith(b"{"):
+        return answer.document(await _document(beginning, chunks))
+    return answer.feed(beginning)
+
+
+async def _beginning(response: httpx2.Response, chunks: AsyncIterator[bytes]) -> bytes:
+    """The body up to its first bytes that are not blank, without the blanks.
+
+    Raises ErrorAnswer for what can be neither JSON nor an event stream, before the rest of it is read.
+    """
+    body, size = b"", 0
+    async for chunk in chunks:
+        size += len(chunk)
+        body = (body + chunk).removeprefix(_BOM).lstrip()
+        if len(body) >= _FIRST_BYTES or size > MAX_ERROR_BYTES:
+            break
+    if not body.startswith((b"{", b":", *_FIELDS)):
+        raise ErrorAnswer(response.status_code, response.headers)
+    return body
+
+
+async def _document(beginning: bytes, chunks: AsyncIterator[bytes]) -> bytes:
+    """The whole body. Raises UpstreamRefused (``upstream_too_large``)."""
+    body = bytearray(beginning)
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise too_large("The answer")
+    return bytes(body)
+
+
+async def _drain(chunks: AsyncIterator[bytes]) -> None:
+    """Reads to the end of the response, so that its connection can be used again: usually it is already there."""
+    with suppress(TimeoutError, UpstreamError), mistral_errors(Private(), streaming=True):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in chunks:
+                pass
+
+
+def _allowance(response: httpx2.Response) -> Allowance | None:
+    """What the headers say of the rate limit, as far as they can be read."""
+    found = {name: _number(response.headers.get(header)) for name, header in _RATE_LIMIT_HEADERS.items()}
+    return Allowance(**found) if any(value is not None for value in found.values()) else None
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text is not None and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text) else None
+
+
+def _may_be_answer(response: httpx2.Response) -> bool:
+    """Whether the body is worth reading. What calls itself HTML or an image is no answer."""
+    readable = _says_stream(response) or _media_type(response) in _PLAIN_TYPES or "json" in _media_type(response)
+    return response.status_code == OK and readable and not _is_encoded(response)
+
+
+def _says_stream(response: httpx2.Response) -> bool:
+    return _media_type(response) == "text/event-stream"
+
+
+def _media_type(response: httpx2.Response) -> str:
+    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _has_framing(response: httpx2.Response) -> bool:
+    """The response says where it ends; else it ends with the connection, as it would when it is cut."""
+    return "content-length" in response.headers or "transfer-encoding" in response.headers
+
+
+def _is_encoded(response: httpx2.Response) -> bool:
+    return response.headers.get("content-encoding", "").strip().lower() not in ("", "identity")
+
+
+async def _error_body(response: httpx2.Response) -> bytes:
+    """The beginning of the body, raw, as far as it comes in time. A compressed one is not worth the risk."""
+    body = bytearray()
+    if _is_encoded(response):
+        return b""
+    with suppress(TimeoutError, httpx2.TransportError):
+        async with asyncio.timeout(ERROR_SECONDS), aclosing(response.aiter_raw()) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) >= MAX_ERROR_BYTES:
+                    break
+    return bytes(body[:MAX_ERROR_BYTES])

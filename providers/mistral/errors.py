@@ -1,0 +1,435 @@
+"""Every way in which a call of Mistral fails, translated into our errors: here and nowhere else.
+
+What a vendor says about an error may repeat the request. Of an error's body only its message is used, and only if it
+is short and shares nothing with the prompt or the key (``Private``). Vendor exceptions are never chained: their texts
+hold whole bodies.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from html import unescape
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
+
+import httpx2
+from mistralai.client.errors import MistralError, NoResponseError
+from mistralai.extra.exceptions import MistralClientException
+
+from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
+from providers.mistral.answer import ErrorObject
+from providers.mistral.values import OK, decoded, whole_text
+from providers.retry_after import retry_after
+
+MAX_VENDOR_CHARACTERS: Final = 200
+MAX_VENDOR_REASONS: Final = 3
+WINDOW: Final = 12
+"""A run of so many letters and digits that also stands in the request is taken for an echo of it."""
+KEY_WINDOW: Final = 6
+"""The same for the API key: vendors like to show a part of it."""
+
+NO_ALLOWANCE_HEADER: Final = "x-ratelimit-limit-req-minute"
+
+
+class ErrorAnswer(Exception):
+    """Mistral answered, but not with a stream. ``body`` is its beginning, or empty where it could not be read."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
+        super().__init__()
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+@contextmanager
+def mistral_errors(
+    private: Private, *, streaming: bool = False, headers: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Raises UpstreamError in place of whatever the SDK, the HTTP client or Mistral's answer came up with.
+
+    ``streaming``: the head of a successful response was already read, so that a lost connection is a cut; ``headers``
+    are those of that head.
+    """
+    try:
+        yield
+    except ErrorAnswer as answer:
+        raise _from_answer(answer, private) from None
+    except ErrorObject as error:
+        raise _from_object(error.document, private, headers or {}) from None
+    except MistralError as error:  # of a hook of the SDK; we read answers ourselves, and bounded
+        known = ErrorAnswer(error.status_code, error.headers, error.body.encode(errors="replace"))
+        raise _from_answer(known, private) from None
+    except MistralClientException:
+        raise _unauthorized("Mistral's SDK found no usable credentials", None) from None
+    except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, NoResponseError, OSError) as error:
+        # OSError: a TLS failure in mid-stream is not translated by the HTTP client.
+        raise _from_network(error, streaming) from None
+
+
+# ------------------------------------------------------------------------------------------- what went wrong
+
+
+class ErrorClass(NamedTuple):
+    """A class of errors: ours, its code, and what the reader should do."""
+
+    error: type[UpstreamError]
+    code: str
+    advice: str
+
+
+REJECTED: Final = ErrorClass(
+    UpstreamRefused, "upstream_rejected", "Mistral refused the request; correct it and send it again"
+)
+UNKNOWN: Final = ErrorClass(
+    UpstreamRefused,
+    "upstream_rejected",
+    "Mistral does not know this model or address; check the model's name and MISTRAL_SERVER_URL",
+)
+UNAUTHORIZED: Final = ErrorClass(
+    UpstreamRefused,
+    "upstream_unauthorized",
+    "Mistral refused the API key; check MISTRAL_API_KEY, and what the key and the plan of its account may use",
+)
+NO_ALLOWANCE: Final = ErrorClass(
+    UpstreamRefused,
+    "upstream_no_allowance",
+    "The API key has an allowance of 0 requests a minute for this model; ask Mistral to raise it, or use another model",
+)
+RATE_LIMITED: Final = ErrorClass(
+    UpstreamRateLimited, "upstream_rate_limited", "Mistral asked us to slow down; try again later"
+)
+UNAVAILABLE: Final = ErrorClass(
+    UpstreamInterrupted, "upstream_unavailable", "Mistral is not available at the moment; try again"
+)
+PROTOCOL: Final = ErrorClass(
+    UpstreamInterrupted,
+    "upstream_protocol",
+    "Mistral's answer is not an event stream; check MISTRAL_SERVER_URL and any proxy in between, or try again",
+)
+SPENT: Final = ErrorClass(
+    UpstreamRefused,
+    "upstream_no_allowance",
+    "The plan or the credit of the API key's account is used up; look at the account's limits, or use another key",
+)
+FAILED: Final = ErrorClass(
+    UpstreamInterrupted, "upstream_error", "Mistral broke the answer off with an error; try again"
+)
+
+_BY_STATUS: Final = {
+    401: UNAUTHORIZED,
+    402: SPENT,
+    403: UNAUTHORIZED,
+    404: UNKNOWN,
+    408: UNAVAILABLE,
+    429: RATE_LIMITED,
+}
+
+
+def _of_status(status: int) -> ErrorClass:
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    if 400 <= status < 500:
+        return REJECTED
+    return UNAVAILABLE if 500 <= status < 600 else PROTOCOL
+
+
+def _from_answer(answer: ErrorAnswer, private: Private) -> UpstreamError:
+    said = ErrorBody.of(_document(answer.body))
+    fault = _of_status(answer.status)
+    if answer.status >= 400:
+        fault = _classified(answer.status, said)
+    if fault is RATE_LIMITED and answer.headers.get(NO_ALLOWANCE_HEADER, "").strip() == "0":
+        fault = NO_ALLOWANCE
+    words = None if fault is PROTOCOL else said.repeatable(private)
+    return fault.error(
+        _message(fault, f"HTTP {answer.status}", words),
+        code=fault.code,
+        http_status=answer.status,
+        retry_after=retry_after(answer.headers, datetime.now(UTC)),
+    )
+
+
+def _from_object(document: Mapping[str, Any], private: Private, headers: Mapping[str, str]) -> UpstreamError:
+    """An error in a stream is what the same body with a status would be."""
+    said = ErrorBody.of(document)
+    fault = _classified(said.status, said)
+    message = _message(fault, "in the stream", said.repeatable(private))
+    pause = retry_after(_headers_in(document) or headers, datetime.now(UTC))
+    return fault.error(message, code=fault.code, http_status=OK, retry_after=pause)
+
+
+def _headers_in(document: Mapping[str, Any]) -> Mapping[str, str]:
+    """The header Retry-After that an error object tells: as a field of its own, or among a server's own headers."""
+    for layer in _layers(document):
+        headers = layer.get("headers")
+        for fields in (layer, headers):
+            for name, value in fields.items() if isinstance(fields, Mapping) else ():
+                if name.lower().replace("_", "-") in ("retry-after", "retryafter") and _is_pause(value):
+                    return {"retry-after": str(value)}
+    return {}
+
+
+def _is_pause(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _from_network(error: Exception, streaming: bool) -> UpstreamInterrupted:
+    """Only the kind of failure is told; texts of exceptions may hold addresses and headers."""
+    kind = type(error).__name__
+    if streaming:
+        message = f"The connection to Mistral broke before the answer was whole ({kind}); try again."
+        return UpstreamInterrupted(message, code="upstream_cut", http_status=OK)
+    message = f"Mistral cannot be reached ({kind}); check the network and MISTRAL_SERVER_URL, or try again."
+    return UpstreamInterrupted(message, code="upstream_unreachable")
+
+
+def _unauthorized(message: str, status: int | None) -> UpstreamRefused:
+    return UpstreamRefused(f"{message}; check MISTRAL_API_KEY.", code=UNAUTHORIZED.code, http_status=status)
+
+
+def _message(fault: ErrorClass, where: str, said: str | None) -> str:
+    return f"{fault.advice} ({where})." + (f" Mistral says: {said}" if said else "")
+
+
+# ---------------------------------------------------------------------------------------------- classification
+
+_BUSY_CODES: Final = frozenset({"1300", "3505"})
+"""Mistral's own numbers: requests over the rate limit, capacity of the service tier exceeded."""
+_TOO_LONG: Final = re.compile(
+    r"context.?(length|size|window)|exceed_context|(prompt|input|request|context).{0,40}too.?(long|large)"
+)
+_SURELY_BUSY: Final = re.compile(r"service.?tier.?capacity|rate.?limits?.?(is.)?(exceeded|reached)|too.?many.?requests")
+_BUSY: Final = re.compile(
+    r"rate.?limit|too.?many.?requests|throttl|slow.?down|resource.?exhausted|quota"
+    r"|capacity.{0,20}exceed|exceed\w*.{0,20}capacity|(at|over|no|out.of|insufficient|full).?capacity"
+)
+_SPENT: Final = re.compile(r"insufficient.?(quota|balance|credit|funds)|payment.?required|out.of.credit")
+_KEY: Final = re.compile(r"auth|permission|forbidden|api.?key")
+_WRONG: Final = re.compile(r"invalid|not.?found|validation|bad.?request|unprocessable|too.?long|too.?large")
+_OUT_OF_ORDER: Final = re.compile(r"overloaded|unavailable|bad.?gateway|gateway.?time|timed?.?out")
+
+
+def _classified(status: int | None, said: ErrorBody) -> ErrorClass:
+    """By Mistral's own numbers, then by ``status`` where it blames the request, then by words, then by ``status``.
+
+    Words count where a status says no more than that something went wrong: capacity that is exceeded comes as 503, and
+    in a stream without any status, as an ``invalid_request_error``.
+    """
+    if _BUSY_CODES.intersection(said.codes):
+        return RATE_LIMITED
+    if status in (None, 402, 429) and _SPENT.search(f"{said.kinds} {said.words}"):
+        return SPENT
+    if status == 400 and _SURELY_BUSY.search(f"{said.kinds} {said.words}"):
+        return RATE_LIMITED
+    if status is not None and 400 <= status < 500:
+        return _of_status(status)
+    if _TOO_LONG.search(said.kinds):
+        return REJECTED
+    if _BUSY.search(said.kinds) or (_BUSY.search(said.words) and not _TOO_LONG.search(said.words)):
+        return RATE_LIMITED
+    return _by_words(said) if status is None else _of_status(status)
+
+
+def _by_words(said: ErrorBody) -> ErrorClass:
+    for pattern, fault in ((_KEY, UNAUTHORIZED), (_WRONG, REJECTED)):
+        if pattern.search(said.kinds):
+            return fault
+    if _TOO_LONG.search(said.words):
+        return REJECTED
+    return UNAVAILABLE if _OUT_OF_ORDER.search(f"{said.kinds} {said.words}") else FAILED
+
+
+# -------------------------------------------------------------------------------------- what the vendor says
+
+
+class Private:
+    """What must not appear in an error: the request's own texts and the key. ``body`` is the request's JSON."""
+
+    def __init__(self, body: bytes = b"null") -> None:
+        self._body = body
+        self._key = ""
+
+    @cached_property
+    def _written(self) -> list[tuple[str, str]]:
+        """Each text and its letters; only errors need them."""
+        return [(text, _letters(text)) for text in _texts(json.loads(self._body))]
+
+    def hide_key(self, authorization: str) -> None:
+        """The value of the request's ``Authorization`` header."""
+        self._key = _letters(authorization.rpartition(" ")[2])
+
+    def appears_in(self, text: str) -> bool:
+        """Whether ``text``, escaped in whatever way, shares a run of letters and digits with the request."""
+        return any(self._appears_in(one) for one in {text, _unescaped(text), unquote(text), unescape(text)})
+
+    def _appears_in(self, text: str) -> bool:
+        letters = _letters(text)
+        if _shares(letters, self._key, KEY_WINDOW):
+            return True
+        return any(_echoes(text, letters, own, own_letters) for own, own_letters in self._written)
+
+
+def _echoes(text: str, letters: str, own: str, own_letters: str) -> bool:
+    """A short text of the request counts as echoed where it stands as a whole word."""
+    if len(own_letters) >= WINDOW:
+        return _shares(letters, own_letters, WINDOW)
+    word = own.strip().casefold()
+    return bool(word) and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text.casefold()) is not None
+
+
+def _shares(text: str, other: str, window: int) -> bool:
+    if not other:
+        return False
+    window = min(window, len(other))
+    return any(text[start : start + window] in other for start in range(len(text) - window + 1))
+
+
+def _unescaped(text: str) -> str:
+    r"""With characters in place of ``\uXXXX`` and ``\xXX``."""
+    escapes = r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})"
+    return whole_text(re.sub(escapes, lambda found: chr(int(found[1] or found[2], 16)), text))
+
+
+def _letters(text: str) -> str:
+    """Without case, blanks and punctuation, which echoes quote and escape in their own ways."""
+    return re.sub(r"[\W_]+", "", text.casefold())
+
+
+_NAMES_NOT_TEXTS: Final = frozenset({"role", "type", "model", "service_tier", "reasoning_effort", "prompt_mode"})
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a request that somebody wrote: all strings but the words of Mistral's own vocabulary."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            if name not in _NAMES_NOT_TEXTS:
+                yield from _texts(one)
+
+
+def _document(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode())
+    except (ValueError, RecursionError):
+        return None
+
+
+MAX_LAYERS: Final = 5
+MAX_DETAILS: Final = 10
+MAX_PATH_CHARACTERS: Final = 80
+_STATUS_FIELDS: Final = ("raw_status_code", "status_code", "statusCode", "http_status", "status", "code", "error_code")
+_KIND_FIELDS: Final = ("type", "code", "error_type", "status", "reason")
+_WORD_FIELDS: Final = ("message", "detail", "error", "msg", "error_message", "error_msg", "errmsg", "status_msg")
+_LAYER_FIELDS: Final = (*_WORD_FIELDS, "errors", "body", "metadata", "raw", "base_resp", "data")
+_STATUS: Final = re.compile(r"[45]\d\d")
+_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,40}")
+
+
+class Reason(NamedTuple):
+    """One thing that an error says: its words, and the place in the request that they are about."""
+
+    words: str
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class ErrorBody:
+    """What an error's body says, in all its layers: objects in objects, in lists, and as JSON in strings."""
+
+    codes: tuple[str, ...] = ()
+    kinds: str = ""
+    """Types and codes, in lower case."""
+    reasons: tuple[Reason, ...] = ()
+
+    @classmethod
+    def of(cls, document: Any) -> ErrorBody:
+        codes, kinds, reasons = list[str](), list[str](), list[Reason]()
+        for layer in _layers(document):
+            codes += [str(value) for name in _STATUS_FIELDS if _is_code(value := layer.get(name))]
+            kinds += [str(value) for name in _KIND_FIELDS if _is_code(value := layer.get(name))]
+            reasons += _reasons(layer)
+        return cls(tuple(codes), " ".join(kinds).lower(), tuple(dict.fromkeys(reasons)))
+
+    @property
+    def words(self) -> str:
+        return " ".join(reason.words for reason in self.reasons).lower()
+
+    @property
+    def status(self) -> int | None:
+        return next((int(code) for code in self.codes if _STATUS.fullmatch(code)), None)
+
+    def repeatable(self, private: Private) -> str | None:
+        """The words, places and codes that may be shown; None where there are none."""
+        shown = [text for reason in self.reasons if (text := _shown(reason, private))]
+        code = next((code for code in self.codes if not _STATUS.fullmatch(code) and _CODE.fullmatch(code)), "")
+        if code and not private.appears_in(code):
+            shown = [*shown[:MAX_VENDOR_REASONS], f"code {code}"]
+        return "; ".join(shown[: MAX_VENDOR_REASONS + 1]) or None
+
+
+def _shown(reason: Reason, private: Private) -> str:
+    words = "" if private.appears_in(reason.words) else _shortened(reason.words)
+    place = "" if not reason.place or private.appears_in(reason.place) else f"at {reason.place}"
+    return f"{words} ({place})" if words and place else words or place
+
+
+def _shortened(words: str) -> str:
+    """As many whole words as there is room for."""
+    if len(words) <= MAX_VENDOR_CHARACTERS:
+        return words
+    head, blank, _ = words[:MAX_VENDOR_CHARACTERS].rpartition(" ")
+    return f"{head} …" if blank else ""
+
+
+def _layers(value: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """The objects of an error from the outside in; also those that are written as JSON within a string."""
+    if isinstance(value, str):
+        value = _json_within(value)
+    if depth >= MAX_LAYERS:
+        return
+    if isinstance(value, list):
+        for one in value[:MAX_DETAILS]:
+            yield from _layers(one, depth + 1) if isinstance(one, dict) else ()
+    elif isinstance(value, dict):
+        yield value
+        for name in _LAYER_FIELDS:
+            yield from _layers(value.get(name), depth + 1)
+
+
+def _reasons(layer: Mapping[str, Any]) -> Iterator[Reason]:
+    """The words of one object; not of those within it."""
+    place = _place(layer)
+    for name in _WORD_FIELDS:
+        text = layer.get(name)
+        if isinstance(text, str) and text.strip() and _json_within(text) is None:
+            yield Reason(text.strip(), place)
+
+
+def _place(layer: Mapping[str, Any]) -> str:
+    """``loc`` of a validation error, ``param`` of OpenAI's kind; names of fields and numbers only."""
+    found = layer.get("loc") or layer.get("param")
+    steps = found if isinstance(found, list) else [found]
+    if not all(isinstance(step, int) or (isinstance(step, str) and _CODE.fullmatch(step)) for step in steps):
+        return ""
+    return ".".join(map(str, steps))[:MAX_PATH_CHARACTERS]
+
+
+def _json_within(text: str) -> Any:
+    """The object or list that a text is, or that stands at its end after some words; None where there is none."""
+    start = min((at for at in (text.find("{"), text.find("[{")) if at >= 0), default=-1)
+    value = decoded(text[start:].strip()) if start >= 0 else None
+    return value if isinstance(value, dict | list) else None
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool) and 0 < len(str(value)) <= 64

@@ -1,0 +1,134 @@
+"""What a server makes of a text that its model is to continue, measured with a few short calls.
+
+Each call gives the model a list that breaks off within a word or a number, and asks for a few tokens more. A server
+that continues says the rest of the word. One that ignores what it is asked opens a new answer, which has no reason to
+begin with the rest of a word; and though it may say the list again, it cannot come to the end of it in so few tokens.
+All calls of a way have to show it.
+
+At most three calls per way and three about whitespace: about a hundred tokens each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from chatjobs.contracts import Channel, ChatRequest, Usage
+from domain.continuing import NEVER, USUAL, Drops, Practice, Way
+from domain.errors import UpstreamError, UpstreamRefused
+from domain.ports import Finish, TextDelta
+from providers.mistral.chat import MistralChat
+
+CALL_SECONDS: Final = 30.0
+MOST_TOKENS: Final = 8
+"""Far fewer than any of the lists has."""
+MOST_CHARACTERS: Final = 64
+WAYS: Final = (Way.PREFIX, Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT)
+NOT_TAKEN: Final = (400, 422)
+"""The statuses with which servers refuse a message or a field that they do not know."""
+
+
+class Probe(NamedTuple):
+    """``list`` breaks off; ``rest`` is how it goes on."""
+
+    prompt: str
+    list: str
+    rest: str
+
+
+PROBES: Final = (
+    Probe("Say the four colours again and again.", "violet, crimson, ochre, teal, " * 4 + "violet, crim", "son, ochre"),
+    Probe("Count on.", ", ".join(map(str, range(4001, 4015))) + ", 40", "15, 4016"),
+    Probe("Say the four fruits again and again.", "walnut, fig, quince, medlar, " * 4 + "wal", "nut, fig"),
+)
+SPACES: Final = " " * 12
+LINES: Final = "\n\n\t\n\n"
+
+
+class ProbeAnswer(NamedTuple):
+    """The beginning of an answer, and what it cost if the server told."""
+
+    text: str
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Calls of one model. ``pause``: seconds between them."""
+
+    chat: MistralChat
+    model: str
+    pause: float = 0
+
+    async def practice(self) -> Practice:
+        """How the server continues; NEVER where no way of it does.
+
+        Raises UpstreamError, TimeoutError where a call had no answer: then nothing is known.
+        """
+        for way in WAYS:
+            try:
+                found = await self._continues(way)
+            except UpstreamRefused as error:
+                if error.http_status not in NOT_TAKEN:
+                    raise
+                continue
+            if found is not None:
+                return replace(found, drops=await self._drops(found))
+        return NEVER
+
+    async def _continues(self, way: Way) -> Practice | None:
+        echoed = set[bool]()
+        for probe in PROBES:
+            said = await self._said(probe.prompt, probe.list, way)
+            echoes = said.text.startswith(probe.list)
+            if not said.text.removeprefix(probe.list).startswith(probe.rest):
+                return None
+            echoed.add(echoes)
+        return Practice(way, Drops.NOTHING, echoes=echoed.pop() if len(echoed) == 1 else None)
+
+    async def _drops(self, found: Practice) -> Drops:
+        """What whitespace the model does not see, by the length of the prompt that the server counts."""
+        try:
+            bare, spaces, lines = [await self._prompt_tokens(found.way, end) for end in ("", SPACES, LINES)]
+        except UpstreamRefused:  # some templates fail where a message ends with whitespace
+            return Drops.ALL
+        if not bare or not spaces or not lines:
+            return USUAL[found.way].drops
+        if lines <= bare:
+            return Drops.ALL
+        return Drops.NOTHING if spaces > bare else Drops.SPACES
+
+    async def _prompt_tokens(self, way: Way, end: str) -> int | None:
+        probe = PROBES[0]
+        usage = (await self._said(probe.prompt, probe.list + end, way, tokens=1)).usage
+        return usage.prompt_tokens if usage else None
+
+    async def _said(self, prompt: str, text: str, way: Way, tokens: int = MOST_TOKENS) -> ProbeAnswer:
+        await asyncio.sleep(self.pause)
+        message = {"role": "user", "content": prompt}
+        request = ChatRequest.parse(
+            {"model": self.model, "messages": [message], "temperature": 0, "max_tokens": tokens}
+        )
+        events = self.chat.stream(request, text, raw=True, practice=Practice(way, Drops.NOTHING))
+        pieces, length, usage = list[str](), 0, None
+        async with asyncio.timeout(CALL_SECONDS), aclosing(events):
+            async for event in events:
+                match event:
+                    case TextDelta(channel=Channel.CONTENT, text=piece):
+                        pieces.append(piece)
+                        length += len(piece)
+                    case Finish():
+                        usage = event.usage
+                if length > len(text) + MOST_CHARACTERS:
+                    break
+        return ProbeAnswer("".join(pieces), usage)
+
+
+async def measured(chat: MistralChat, model: str, *, pause: float = 0) -> Practice | None:
+    """How the server continues; None where it did not answer."""
+    try:
+        return await Measurement(chat, model, pause).practice()
+    except (UpstreamError, TimeoutError):
+        return None

@@ -1,0 +1,1 @@
+"""POST to the servers of strangers."""

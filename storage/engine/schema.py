@@ -1,0 +1,333 @@
+"""The tables. The schema is created and changed by the migrations next door, never from here.
+
+The row in ``jobs`` is written with every batch of text, so whatever may be large lives in a table of its own:
+requests (images are base64) and results. As it is written anyway, it also holds the newest text, its ``tail``: a page
+of ``transcript`` is touched once for some hundred characters, not for every token. Times are microseconds since 1970
+in UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from chatjobs.contracts import Channel
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+CHANNELS = (Channel.CONTENT, Channel.REASONING)
+"""A channel's number in storage is its place here."""
+
+
+def micros(moment: datetime) -> int:
+    """An aware time as microseconds since 1970, exactly."""
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+def moment(value: int) -> datetime:
+    return EPOCH + timedelta(microseconds=value)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+metadata = MetaData()
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("request_id", String(128), nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("body_hash", String(64), nullable=False),
+    Column("webhook", Text),  # JSON: the target, so that sealing need not read a request full of images
+    Column("model", String(64), nullable=False),
+    Column("metadata", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+    Column("replay_of", String(128)),
+    Column("batch_id", String(128)),
+    Column("status", String(16), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("workflow_started_at", BigInteger),  # NULL: the sweeper has to start it
+    Column("started_at", BigInteger),
+    Column("progressed_at", BigInteger, nullable=False),
+    Column("completed_at", BigInteger),  # set by the seal, and only by it
+    Column("cancel_requested_at", BigInteger),
+    # The transcript's head.
+    Column("fence", BigInteger, nullable=False),
+    Column("claimant", String(64)),
+    Column("attempt", Integer, nullable=False),  # the number of the last one in the ledger
+    Column("epoch", Integer, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("token_count", BigInteger, nullable=False),
+    Column("tail", Text, nullable=False),  # the newest text, which is not in `transcript` yet
+    Column("tail_channel", SmallInteger, nullable=False),
+    Column("reset_reason", String(64)),
+    Column("finish", Text),  # the end of the answer as data (JSON), from its commit to the seal
+    # The outcome.
+    Column("revision", Integer, nullable=False),
+    Column("sealed_by", String(64)),  # the workflow run whose outcome it is
+    Column("error_code", String(64)),
+    Column("priority", SmallInteger, nullable=False, server_default="3"),  # 1 goes first
+    # The run of a cron or Schedule: its workflow id is not the job's. NULL for all others.
+    Column("workflow_id", String(160)),
+    Column("workflow_run_id", String(64)),
+    # limits.maxLost, readable without the request.
+    Column("max_lost", SmallInteger, nullable=False, server_default="5"),
+    Column("queue_until", BigInteger),  # the end of limits.queueSeconds; NULL once the model was called
+    Column("deleted_at", BigInteger),  # its request, texts and deliveries are gone; the row says that it was there
+    UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
+    # Nothing that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
+    postgresql_with={"fillfactor": "70"},
+)
+Index("jobs_newest", jobs.c.tenant, jobs.c.created_at, jobs.c.id)
+Index("jobs_by_status", jobs.c.tenant, jobs.c.status, jobs.c.created_at)
+Index(
+    "jobs_open",
+    jobs.c.created_at,
+    sqlite_where=jobs.c.completed_at.is_(None),
+    postgresql_where=jobs.c.completed_at.is_(None),
+)
+Index(
+    "jobs_queue_until",
+    jobs.c.queue_until,
+    sqlite_where=jobs.c.queue_until.is_not(None),
+    postgresql_where=jobs.c.queue_until.is_not(None),
+)
+Index("jobs_replays", jobs.c.replay_of)
+Index(
+    "jobs_ended",
+    jobs.c.completed_at,
+    sqlite_where=jobs.c.completed_at.is_not(None),
+    postgresql_where=jobs.c.completed_at.is_not(None),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("body", Text, nullable=False),
+)
+
+transcript = Table(
+    "transcript",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("position", BigInteger, primary_key=True),  # after this piece
+    Column("channel", SmallInteger, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("token_count", BigInteger, nullable=False),  # deltas of the epoch so far, this piece included
+    sqlite_with_rowid=False,
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("content", Text, nullable=False),
+    Column("reasoning", Text, nullable=False),
+    Column("runs", Text, nullable=False),  # JSON: [[channel, characters, token count after], …] in order
+    Column("sha256", String(64), nullable=False),
+    Column("finish_reason", String(64)),
+    Column("tool_calls", Text),
+    Column("parts", Text),
+    Column("usage", Text),
+    Column("usage_estimated", Boolean, nullable=False),
+    Column("error", Text),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("started_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("outcome", String(64)),
+    Column("http_status", Integer),
+    Column("usage", Text),
+    Column("estimated", Boolean, nullable=False),
+    Column("first_token_ms", Integer),
+    Column("tokens_per_second", Float),
+    Column("tokens_before", BigInteger, nullable=False),  # the epoch's token count when it began
+    Column("position", BigInteger),  # the transcript's when it ended
+    Column("message", Text),  # why it failed, for people
+    Column("excused", Boolean, nullable=False, server_default=false()),  # the lane's outage, or a freeze, ended it
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("job_id", String(128), nullable=False, index=True),
+    Column("tenant", String(128), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("url", String(2048), nullable=False),
+    Column("body", LargeBinary, nullable=False),  # the exact bytes of every try
+    Column("body_timestamp", String(32), nullable=False),
+    Column("status", String(16), nullable=False),  # pending, delivered, failed
+    Column("created_at", BigInteger, nullable=False),
+    Column("next_try_at", BigInteger),
+    Column("delivered_at", BigInteger),
+    Column("wanted_at", BigInteger),  # when Temporal is to be told that a try is wanted now; NULL once it knows
+)
+Index("deliveries_newest", deliveries.c.tenant, deliveries.c.created_at, deliveries.c.id)
+Index(
+    "deliveries_wanted",
+    deliveries.c.wanted_at,
+    sqlite_where=deliveries.c.wanted_at.is_not(None),
+    postgresql_where=deliveries.c.wanted_at.is_not(None),
+)
+Index(
+    "deliveries_pending",
+    deliveries.c.next_try_at,
+    sqlite_where=deliveries.c.status == "pending",
+    postgresql_where=deliveries.c.status == "pending",
+)
+
+delivery_tries = Table(
+    "delivery_tries",
+    metadata,
+    Column("delivery_id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("started_at", BigInteger, nullable=False),
+    Column("latency_ms", Integer, nullable=False),
+    Column("status_code", Integer),
+    Column("error", String(512)),
+    Column("response", Text),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("name", String(128), nullable=False),  # what its owner calls it
+    Column("digest", String(64), nullable=False, unique=True),  # SHA-256 (hex) of the key, which is kept nowhere
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("secret", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("signs_until", BigInteger),  # replaced by a newer one; NULL: it signs until it is
+)
+Index("webhook_secrets_tenant", webhook_secrets.c.tenant, webhook_secrets.c.created_at)
+
+service_secrets = Table(
+    "service_secrets",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", Text, nullable=False),  # what several processes must share, such as the key of the stream tokens
+)
+
+lanes = Table(
+    "lanes",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("free_at", BigInteger, nullable=False),  # when the next call may start
+    Column("shifted", BigInteger, nullable=False, server_default="0"),  # by how much late calls moved free_at, in all
+    Column("paused_until", BigInteger, nullable=False),
+    Column("refusals", Integer, nullable=False),  # 429s in a row
+    Column("set_to", Float),  # calls per second, by an operator
+    Column("seen", Float),  # calls per second, by the model's headers
+    # The breaker (storage/rate_limits/breaker.py).
+    Column("failures", BigInteger, nullable=False, server_default="0"),  # calls in a row that the model failed
+    Column("openings", BigInteger, nullable=False, server_default="0"),  # in a row; 0: the breaker is closed
+    Column("open_until", BigInteger, nullable=False, server_default="0"),
+    Column("probe", String(128)),  # the job that tries the model while the others wait, or that tried it last
+    Column("probe_until", BigInteger, nullable=False, server_default="0"),
+    Column("suspects", Text),  # JSON: [job, attempt] of the failures in a row
+    Column("last_error", String(256)),
+)
+
+lane_waiters = Table(
+    "lane_waiters",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("lane", String(128), nullable=False),
+    Column("tenant", String(128), nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("tag", BigInteger, nullable=False),  # its round in fair queueing (storage/rate_limits/lane_queue.py)
+    Column("since", BigInteger, nullable=False),
+    Column("asks_at", BigInteger, nullable=False),  # when it asks again
+    Column("near", Boolean, nullable=False),  # it waits in a worker, or has been called there
+)
+Index(
+    "lane_waiters_order",
+    lane_waiters.c.lane,
+    lane_waiters.c.priority,
+    lane_waiters.c.tag,
+    lane_waiters.c.since,
+    lane_waiters.c.job_id,
+)
+Index("lane_waiters_near", lane_waiters.c.lane, sqlite_where=lane_waiters.c.near, postgresql_where=lane_waiters.c.near)
+
+lane_classes = Table(
+    "lane_classes",
+    metadata,
+    Column("lane", String(128), primary_key=True),
+    Column("priority", SmallInteger, primary_key=True),
+    Column("tag", BigInteger, nullable=False),  # the round that is being served
+)
+
+lane_tenants = Table(
+    "lane_tenants",
+    metadata,
+    Column("lane", String(128), primary_key=True),
+    Column("priority", SmallInteger, primary_key=True),
+    Column("tenant", String(128), primary_key=True),
+    Column("tag", BigInteger, nullable=False),  # the last round that the tenant has a place in
+)
+
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("url", String(2048), primary_key=True),
+    Column("failing_since", BigInteger),  # the first failure since the last success
+    Column("failures", Integer, nullable=False),
+    Column("successes", Integer, nullable=False),
+    Column("last_success_at", BigInteger),
+    Column("last_failure_at", BigInteger),
+    Column("last_error", String(512)),
+    Column("disabled_at", BigInteger),
+    Column("disabled_reason", String(64)),
+)
+
+continuations = Table(
+    "continuations",
+    metadata,
+    Column("server", String(512), primary_key=True),
+    Column("model", String(128), primary_key=True),
+    Column("version", Integer, primary_key=True),  # of the measurement
+    Column("asked_at", BigInteger, nullable=False),
+    Column("way", String(32)),  # how it continues, or "none"; NULL: the measurement has not ended
+    Column("drops", String(16)),
+    Column("echoes", Boolean),
+)

@@ -1,0 +1,52 @@
+"""How many jobs the whole service has, by index: open ones, those that ended lately, the one that waits longest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import func, select
+
+from chatjobs.contracts import JobStatus
+from storage.engine.database import Database
+from storage.engine.schema import jobs, lanes, micros, now
+
+LATELY = timedelta(minutes=5)
+
+OPEN = (
+    select(jobs.c.status, func.count(), func.min(jobs.c.created_at))
+    .where(jobs.c.completed_at.is_(None))
+    .group_by(jobs.c.status)
+)
+ENDED = select(jobs.c.status, func.count()).where(jobs.c.completed_at.is_not(None)).group_by(jobs.c.status)
+DOWN = select(func.count()).select_from(lanes).where(lanes.c.openings > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class JobCounts:
+    """``ended`` within LATELY."""
+
+    open: Mapping[JobStatus, int]
+    ended: Mapping[JobStatus, int]
+    oldest_queued_seconds: float
+    lanes_down: int
+    """Whose model fails all calls."""
+
+
+async def counts(database: Database) -> JobCounts:
+    """Raises StorageUnavailable."""
+    time = micros(now())
+    begin = time - LATELY // timedelta(microseconds=1)
+    async with database.read() as connection:
+        waiting = {JobStatus(row[0]): row for row in (await connection.execute(OPEN)).all()}
+        down = await connection.scalar(DOWN)
+        lately = (await connection.execute(ENDED.where(jobs.c.completed_at >= begin))).all()
+    ended = {JobStatus(status): count for status, count in lately}
+    queued = waiting.get(JobStatus.QUEUED)
+    return JobCounts(
+        open={s: waiting[s][1] if s in waiting else 0 for s in JobStatus if not s.terminal},
+        ended={s: ended.get(s, 0) for s in JobStatus if s.terminal},
+        oldest_queued_seconds=max(0, time - queued[2]) / 1_000_000 if queued else 0.0,
+        lanes_down=down or 0,
+    )

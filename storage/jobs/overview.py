@@ -1,0 +1,172 @@
+"""What the page shows of a tenant's jobs together: how many there are, which have changed, how they do over time.
+
+None of it reads a text. The statements stay on the indexes: a tenant's newest jobs, its jobs by status, the open ones,
+and the ended ones by time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import BigInteger, Select, and_, case, cast, func, select, union
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chatjobs.contracts import Job, JobStatus, Timestamp, WireModel
+from storage.engine.database import Database
+from storage.engine.schema import attempts, jobs, micros, moment
+from storage.jobs import mapping as presenting
+
+SECOND = 1_000_000
+MILLISECOND = 1_000
+OPEN = [status.value for status in JobStatus if not status.terminal]
+
+
+class Changed(NamedTuple):
+    """Jobs without their texts, newest first. ``more``: there are others that did not fit."""
+
+    jobs: Sequence[Job]
+    more: bool
+
+
+class Bucket(WireModel):
+    """The jobs that ended within ``bucketSeconds`` from ``at``; times are in milliseconds, None where there is nothing.
+
+    ``latency`` is from acceptance to the end, of jobs that have an answer; ``firstToken`` is one call's.
+    """
+
+    at: Timestamp
+    completed: int = 0
+    incomplete: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    tokens: int = 0
+    latency_p50: int | None = None
+    latency_p95: int | None = None
+    first_token_p50: int | None = None
+
+
+class Stats(WireModel):
+    """Buckets without a gap, oldest first; the last one is still filling."""
+
+    since: Timestamp
+    until: Timestamp
+    bucket_seconds: int
+    buckets: tuple[Bucket, ...]
+
+
+class Overview:
+    """``run_url`` makes the link to a job's run in the Temporal UI."""
+
+    def __init__(self, database: Database, run_url: Callable[[str], str]) -> None:
+        self._database = database
+        self._run_url = run_url
+
+    async def counts(self, tenant: str) -> dict[JobStatus, int]:
+        """How many jobs have each status. Raises StorageUnavailable."""
+        query = select(jobs.c.status, func.count()).where(jobs.c.tenant == tenant).group_by(jobs.c.status)
+        async with self._database.read() as connection:
+            found = {JobStatus(status): count for status, count in (await connection.execute(query)).all()}
+        return {status: found.get(status, 0) for status in JobStatus}
+
+    async def changed(self, tenant: str, since: datetime, *, limit: int) -> Changed:
+        """Jobs that were accepted, went on or ended at or after ``since``. Raises StorageUnavailable."""
+        ids = _changed_ids(tenant, micros(since)).subquery()
+        query = presenting.listed().where(jobs.c.id.in_(select(ids.c.id)))
+        query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        found = [presenting.summary(row, presenting.run_link(row, self._run_url)) for row in rows[:limit]]
+        return Changed(found, more=len(rows) > limit)
+
+    async def stats(self, tenant: str, *, until: datetime, bucket: timedelta, count: int) -> Stats:
+        """``count`` buckets, of which the last one holds ``until``. Raises StorageUnavailable."""
+        width = bucket // timedelta(microseconds=1)
+        begin = (micros(until) // width - count + 1) * width
+        buckets: dict[int, dict[str, Any]] = {number: {} for number in range(begin // width, begin // width + count)}
+        async with self._database.read() as connection:
+            for query in (_outcomes(tenant, begin, width), _latencies(tenant, begin, width)):
+                await _fill(connection, query, buckets)
+            await _fill(connection, _first_tokens(tenant, begin, width), buckets)
+        return Stats(
+            since=moment(begin),
+            until=until,
+            bucket_seconds=width // SECOND,
+            buckets=tuple(Bucket(at=moment(number * width), **values) for number, values in buckets.items()),
+        )
+
+
+def _changed_ids(tenant: str, since: int) -> Any:
+    """Three questions in place of one with OR, so that each can use its index."""
+    found, mine = select(jobs.c.id), jobs.c.tenant == tenant
+    return union(
+        found.where(mine, jobs.c.created_at >= since),
+        found.where(_ended(tenant, since)),
+        found.where(mine, jobs.c.status.in_(OPEN), jobs.c.progressed_at >= since),
+    )
+
+
+async def _fill(connection: AsyncConnection, query: Select[Any], buckets: dict[int, dict[str, Any]]) -> None:
+    """Put the columns of rows that begin with a bucket's number where they belong."""
+    for row in (await connection.execute(query)).mappings():
+        values = dict(row)
+        found = buckets.get(values.pop("number"))
+        if found is not None:  # a clock ahead of ours
+            found |= values
+
+
+def _ended(tenant: str, begin: int) -> Any:
+    """SQLite would rather look up the tenant, and go through all its jobs, than begin at a time."""
+    mine = func.coalesce(jobs.c.tenant, "") == tenant
+    return and_(mine, jobs.c.completed_at.is_not(None), jobs.c.completed_at >= begin)
+
+
+def _number(width: int) -> Any:
+    """Of the bucket in which a job ended. The remainder goes first: ``/`` differs between the databases."""
+    return ((jobs.c.completed_at - jobs.c.completed_at % width) // width).label("number")
+
+
+def _outcomes(tenant: str, begin: int, width: int) -> Select[Any]:
+    number = _number(width)
+    counts = [
+        _sum(case((jobs.c.status == status.value, 1), else_=0)).label(status.value)
+        for status in JobStatus
+        if status.terminal
+    ]
+    tokens = _sum(jobs.c.token_count).label("tokens")
+    return select(number, *counts, tokens).where(_ended(tenant, begin)).group_by(number)
+
+
+def _sum(value: Any) -> Any:
+    return cast(func.sum(value), BigInteger)  # Postgres adds integers up to a numeric
+
+
+def _latencies(tenant: str, begin: int, width: int) -> Select[Any]:
+    answered = jobs.c.status.in_([JobStatus.COMPLETED.value, JobStatus.INCOMPLETE.value])
+    took = ((jobs.c.completed_at - jobs.c.created_at) / float(MILLISECOND)).label("value")
+    values = select(_number(width), took).where(_ended(tenant, begin), answered)
+    return _percentiles(values, latency_p50=50, latency_p95=95)
+
+
+def _first_tokens(tenant: str, begin: int, width: int) -> Select[Any]:
+    calls = jobs.join(attempts, and_(attempts.c.job_id == jobs.c.id, attempts.c.first_token_ms.is_not(None)))
+    values = select(_number(width), attempts.c.first_token_ms.label("value")).select_from(calls)
+    return _percentiles(values.where(_ended(tenant, begin)), first_token_p50=50)
+
+
+def _percentiles(values: Select[Any], **wanted: int) -> Select[Any]:
+    """Nearest-rank percentiles of ``value`` per ``number``: SQLite has no function for them."""
+    found = values.subquery()
+    ranked = select(
+        found.c.number,
+        found.c.value,
+        func.row_number().over(partition_by=found.c.number, order_by=found.c.value).label("rank"),
+        func.count().over(partition_by=found.c.number).label("size"),
+    ).subquery()
+    columns = [
+        # The smallest value whose rank is at least that part of all.
+        cast(func.min(case((ranked.c.rank * 100 >= ranked.c.size * percent, ranked.c.value))), BigInteger).label(name)
+        for name, percent in wanted.items()
+    ]
+    return select(ranked.c.number, *columns).group_by(ranked.c.number)

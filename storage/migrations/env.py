@@ -1,8 +1,0 @@
-"""Alembic's entry: migrates over the connection that storage/migrate.py hands it."""
-
-from __future__ import annotations
-
-from alembic import context
-
-context.configure(connection=context.config.attributes["connection"], transactional_ddl=False)
-context.run_migrations()

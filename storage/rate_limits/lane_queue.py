@@ -1,0 +1,254 @@
+"""The order in which a lane's waiting jobs start: by priority, then tenants in turn, then by age.
+
+Start-time fair queueing: each waiting job has a tag, the round in which it starts. Within a priority, a tenant has one
+job in each round. A tenant that comes later joins in the round that is being served; what it was served before that
+counts for nothing, and a tenant that was just served goes after those that were not. Tags are stored, so that a place
+is a range of an index, however many wait.
+
+All functions run in the caller's transaction. Those that write expect it to hold the lane's row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, Select, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.values import Claimant
+from storage.engine.schema import lane_classes, lane_tenants, lane_waiters, lanes
+
+SECOND = 1_000_000
+LOST_SECONDS = 15.0
+"""A waiter that is so late has no place any more: its job ended, or it waits for a free worker. It keeps its tag."""
+OVERDUE_SECONDS = 0.6
+"""A near waiter that is so late no longer holds up those behind it."""
+
+WAITER = lane_waiters.c
+ORDER = (WAITER.priority, WAITER.tag, WAITER.since, WAITER.job_id)
+
+# Built once: making a statement costs as much as running it, and these run for every call.
+ANYBODY = select(1).where(select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name")).exists())
+ENTRY = select(lane_waiters).where(WAITER.job_id == bindparam("key"))
+LANE_OF = select(WAITER.lane).where(WAITER.job_id == bindparam("key"))
+LOCK_LANE = select(lanes.c.name).where(lanes.c.name == bindparam("lane_name")).with_for_update()
+GONE = delete(lane_waiters).where(WAITER.job_id == bindparam("key"))
+GONE_WITH = GONE.returning(WAITER.lane, WAITER.priority, WAITER.tenant, WAITER.tag)
+WAITS = (
+    update(lane_waiters)
+    .where(WAITER.job_id == bindparam("key"))
+    .values(asks_at=bindparam("new_asks_at"), near=bindparam("new_near"))
+)
+BEFORE = tuple_(*ORDER) < tuple_(bindparam("priority"), bindparam("tag"), bindparam("since"), bindparam("job_id"))
+ALIVE = WAITER.asks_at >= bindparam("lost")
+AHEAD = (
+    select(func.count())
+    .select_from(lane_waiters)
+    .where(WAITER.lane == bindparam("lane_name"), WAITER.priority <= bindparam("priority"), BEFORE, ALIVE)
+)
+NEAR_AHEAD = (
+    select(func.count())
+    .select_from(lane_waiters)
+    .where(WAITER.lane == bindparam("lane_name"), WAITER.near, WAITER.asks_at >= bindparam("overdue"), BEFORE)
+)
+FIRST_TAG = (
+    select(WAITER.tag)
+    .where(WAITER.lane == bindparam("lane_name"), WAITER.priority == bindparam("priority"), ALIVE)
+    .order_by(WAITER.tag)
+    .limit(1)
+)
+CLASS_TAG = select(lane_classes.c.tag).where(
+    lane_classes.c.lane == bindparam("lane_name"), lane_classes.c.priority == bindparam("priority")
+)
+TENANT_TAG = select(lane_tenants.c.tag).where(
+    lane_tenants.c.lane == bindparam("lane_name"),
+    lane_tenants.c.priority == bindparam("priority"),
+    lane_tenants.c.tenant == bindparam("tenant"),
+)
+OTHERS = select(1).where(
+    select(WAITER.job_id)
+    .where(WAITER.lane == bindparam("lane_name"), WAITER.job_id != bindparam("key"), ALIVE)
+    .exists()
+)
+
+
+def _set_tag(table: Any, dialect: Any) -> Any:
+    """Insert a tag, or change the one that is there."""
+    made = dialect.insert(table)
+    keys = [column.name for column in table.primary_key]
+    return made.on_conflict_do_update(index_elements=keys, set_={"tag": made.excluded.tag})
+
+
+SET_CLASS = {"sqlite": _set_tag(lane_classes, sqlite), "postgresql": _set_tag(lane_classes, postgresql)}
+SET_TENANT = {"sqlite": _set_tag(lane_tenants, sqlite), "postgresql": _set_tag(lane_tenants, postgresql)}
+
+
+@dataclass(frozen=True, slots=True)
+class QueueEntry:
+    """A waiting job's place in the order."""
+
+    job_id: str
+    priority: int
+    tag: int
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneQueue:
+    """The queue of one lane, in one transaction. ``dialect`` is the database's, ``time`` the lane's clock."""
+
+    connection: AsyncConnection
+    dialect: str
+    lane: str
+    time: int
+
+    @property
+    def _lost(self) -> int:
+        return self.time - int(LOST_SECONDS * SECOND)
+
+    async def anybody(self) -> bool:
+        return await self.connection.scalar(ANYBODY, {"lane_name": self.lane}) is not None
+
+    async def others(self, job_id: str) -> bool:
+        """Whether another job than this one waits."""
+        values = {"lane_name": self.lane, "key": job_id, "lost": self._lost}
+        return await self.connection.scalar(OTHERS, values) is not None
+
+    async def enter(self, asker: Claimant) -> QueueEntry:
+        """The asker's place, which it gets where it has none. A job waits in one lane at a time."""
+        row = (await self.connection.execute(ENTRY, {"key": asker.job_id})).first()
+        if row is not None and row.lane == self.lane:
+            return QueueEntry(row.job_id, row.priority, row.tag, row.since)
+        if row is not None:
+            await leave(self.connection, asker.job_id)
+        tag = await self._new_tag(asker)
+        values = {
+            "lane": self.lane,
+            "job_id": asker.job_id,
+            "tenant": asker.tenant,
+            "priority": asker.priority,
+            "tag": tag,
+            "since": asker.since,
+            "asks_at": self.time,
+            "near": False,
+        }
+        await self.connection.execute(insert(lane_waiters), values)
+        return QueueEntry(asker.job_id, asker.priority, tag, asker.since)
+
+    async def ahead(self, entry: QueueEntry) -> int:
+        """How many start before it."""
+        values = {"lane_name": self.lane, "lost": self._lost, **_place(entry)}
+        return int(await self.connection.scalar(AHEAD, values) or 0)
+
+    async def near_ahead(self, entry: QueueEntry) -> int:
+        """Those of them that are in a worker, or on their way to one, and in time."""
+        overdue = self.time - int(OVERDUE_SECONDS * SECOND)
+        values = {"lane_name": self.lane, "overdue": overdue, **_place(entry)}
+        return int(await self.connection.scalar(NEAR_AHEAD, values) or 0)
+
+    async def waits(self, entry: QueueEntry, asks_at: int, *, near: bool) -> None:
+        values = {"key": entry.job_id, "new_asks_at": asks_at, "new_near": near}
+        await self.connection.execute(WAITS, values)
+
+    async def served(self, entry: QueueEntry) -> None:
+        """It starts: its place is free, and its round is the one that is being served."""
+        await self.connection.execute(GONE, {"key": entry.job_id})
+        values = {"lane_name": self.lane, "priority": entry.priority, "lost": self._lost}
+        first = await self.connection.scalar(FIRST_TAG, values)
+        await self._serve(entry.priority, entry.tag if first is None else min(entry.tag, first))
+
+    async def passed(self, asker: Claimant) -> None:
+        """It starts without having waited; its tenant's turn is over all the same."""
+        await self._serve(asker.priority, await self._new_tag(asker))
+
+    async def _serve(self, priority: int, tag: int) -> None:
+        if tag > await self._class_tag(priority):
+            values = {"lane": self.lane, "priority": priority, "tag": tag}
+            await self.connection.execute(SET_CLASS[self.dialect], values)
+
+    async def _new_tag(self, asker: Claimant) -> int:
+        """The round after the last one that the tenant has a place in. A job that comes back goes before all of its
+        priority: it had its turn, and lost it through no fault of its own."""
+        current = await self._class_tag(asker.priority)
+        if asker.returns:
+            return current - 1
+        key = {"priority": asker.priority, "tenant": asker.tenant}
+        last = await self.connection.scalar(TENANT_TAG, {"lane_name": self.lane, **key})
+        tag = current if last is None else max(current, last + 1)
+        await self.connection.execute(SET_TENANT[self.dialect], {"lane": self.lane, "tag": tag, **key})
+        return tag
+
+    async def _class_tag(self, priority: int) -> int:
+        found = await self.connection.scalar(CLASS_TAG, {"lane_name": self.lane, "priority": priority})
+        return int(found or 0)
+
+    async def first(self, count: int, *, but: str | None = None) -> Sequence[Row[Any]]:
+        """The rows of those that start next, without those that are overdue, and without one job."""
+        found: Sequence[Row[Any]] = (await self.connection.execute(_first(self.lane, self.time, count, but))).all()
+        return found
+
+    async def overdue(self) -> int:
+        """How many were called to a worker and have not come: they wait for a free place in one."""
+        late = self.time - int(OVERDUE_SECONDS * SECOND)
+        query = select(func.count()).select_from(lane_waiters).where(WAITER.lane == self.lane, WAITER.near)
+        return int(await self.connection.scalar(query.where(WAITER.asks_at.between(self._lost, late))) or 0)
+
+    async def called(self, job_ids: Sequence[str], asks_at: int) -> None:
+        """They are on their way to a worker."""
+        statement = update(lane_waiters).where(WAITER.job_id.in_(job_ids))
+        await self.connection.execute(statement.values(near=True, asks_at=asks_at))
+
+    async def forget_old_turns(self) -> None:
+        """Delete what is remembered of tenants that were served in an earlier round: it says nothing any more."""
+        current = (
+            select(lane_classes.c.tag)
+            .where(lane_classes.c.lane == lane_tenants.c.lane, lane_classes.c.priority == lane_tenants.c.priority)
+            .scalar_subquery()
+        )
+        old = lane_tenants.c.tag < current
+        await self.connection.execute(delete(lane_tenants).where(lane_tenants.c.lane == self.lane, old))
+
+
+async def leave(connection: AsyncConnection, job_id: str) -> None:
+    """Give up a place: the job was cancelled, or has ended. The tenant's later jobs move up a round each."""
+    lane = await connection.scalar(LANE_OF, {"key": job_id})
+    if lane is None:
+        return
+    await connection.execute(LOCK_LANE, {"lane_name": lane})  # all writers take the lane first, then waiters
+    left = (await connection.execute(GONE_WITH, {"key": job_id})).first()
+    if left is None:
+        return
+    current = await connection.scalar(CLASS_TAG, {"lane_name": lane, "priority": left.priority})
+    if left.tag < (current or 0):
+        return
+    same = (WAITER.lane == lane, WAITER.priority == left.priority, WAITER.tenant == left.tenant)
+    later = update(lane_waiters).where(*same, WAITER.tag > left.tag)
+    await connection.execute(later.values(tag=WAITER.tag - 1))
+    tenants = lane_tenants.c
+    last = update(lane_tenants).where(
+        tenants.lane == lane, tenants.priority == left.priority, tenants.tenant == left.tenant
+    )
+    await connection.execute(last.where(tenants.tag >= left.tag).values(tag=tenants.tag - 1))
+
+
+def _place(entry: QueueEntry) -> dict[str, Any]:
+    return {"priority": entry.priority, "tag": entry.tag, "since": entry.since, "job_id": entry.job_id}
+
+
+def _first(lane: str, time: int, count: int, but: str | None) -> Select[Any]:
+    due = WAITER.asks_at >= time - int(OVERDUE_SECONDS * SECOND)
+    query = select(WAITER.job_id, WAITER.asks_at, WAITER.near).where(WAITER.lane == lane, due)
+    return (query if but is None else query.where(WAITER.job_id != but)).order_by(*ORDER).limit(count)
+
+
+def _ranked() -> Select[Any]:
+    """The places of some of a lane's waiters."""
+    place = func.row_number().over(order_by=ORDER)
+    ranked = select(WAITER.job_id, place.label("place")).where(WAITER.lane == bindparam("lane_name"), ALIVE).subquery()
+    return select(ranked).where(ranked.c.job_id.in_(bindparam("job_ids", expanding=True)))
+
+
+RANKED = _ranked()

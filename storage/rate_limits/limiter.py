@@ -1,0 +1,424 @@
+"""Lanes: the requests that share one of the model's rate limits, over all workers.
+
+A lane is a GCRA (generic cell rate algorithm) without bursts: its row holds the time from which the next call may
+start, and every start moves it on by one interval. A job that has to wait longer than a moment goes back to Temporal;
+its place is kept (lane_queue.py), and it is called in time for its turn. Temporal's own task-queue limit is an average
+and lets 16 calls start in the worst second at a limit of 10; here no second sees an eleventh.
+
+Turns are granted in order, and only a moment ahead. A call that starts late, after its turn, is reported (``late``) and
+moves the later turns, so that the calls of a second still keep their distance without a large reserve in each interval.
+"""
+
+from __future__ import annotations
+
+import time as clocks
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import Row, bindparam, exists, func, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chatjobs.contracts import QueuePlace, QueueReason
+from domain.values import Claimant, Reservation
+from storage.engine.database import Database, retried
+from storage.engine.schema import lane_waiters, lanes, micros, moment, now
+from storage.rate_limits import breaker, lane_queue
+from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS
+from storage.rate_limits.lane_queue import LOST_SECONDS, RANKED, SECOND, LaneQueue
+
+SLACK = 0.025
+"""The interval is this much longer than the limit asks for. So many seconds may pass between a call's start here and
+its arrival at the model, for some calls and not for others, before a second sees one too many."""
+LATE_SECONDS = 0.003
+"""A start that is later than this after its turn moves the later turns."""
+FAST_PER_SECOND = 200
+"""In a lane that is as fast as this, late starts are not reported: it would cost a transaction for each call."""
+MOST_LATE_SECONDS = 0.3
+"""A start that is later than this gives its turn up and asks for another one."""
+BOOKED_SECONDS = 0.25
+"""Turns are granted so long ahead: a transaction takes less, and nobody who comes later has to wait for more."""
+ASKS_EARLY_SECONDS = 0.2
+"""How long before its turn a job that waits in a worker asks for it."""
+HORIZON_SECONDS = 1.0
+"""A job that may start within this time waits in the worker; the others go back to Temporal."""
+EARLY_SECONDS = 0.6
+"""How long before its turn a job is called to a worker."""
+LONGEST_FAR_SECONDS = 300.0
+"""A job asks this often although nobody calls it: the call may have been lost."""
+OVERTAKING_SECONDS = 0.125
+"""A job may start before others that are ahead of it by no more than this, so that a lane does not stand idle until the
+first in the line has asked."""
+SHORTEST_WAIT_SECONDS = 0.05
+DOWN_WAIT_SECONDS = 1.0
+"""While the model is down nobody asks more often."""
+PUNCTUAL_SECONDS = 0.25
+"""A job that comes by itself within this time need not be called."""
+MOST_CALLED = 200
+"""At once."""
+MOST_OVERDUE = 50
+"""When more were called and have not come, all workers are busy, and nobody else is called."""
+ASKED_AT_ONCE = 500
+"""Jobs in one question for places: SQLite takes some ten thousand values."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+
+# Built once: making a statement costs as much as running it, and these run for every call.
+PLAIN = select(lanes).where(lanes.c.name == bindparam("key"))
+LOCKED = PLAIN.with_for_update()
+WAITED_IN = select(lanes).where(
+    lanes.c.name.in_(select(lane_waiters.c.lane).where(lane_waiters.c.job_id.in_(bindparam("job_ids", expanding=True))))
+)
+WITH_WAITERS = select(lanes).where(exists().where(lane_waiters.c.lane == lanes.c.name))
+MOVED = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("new_free_at"))
+CLOCK = text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")
+
+Gate = Callable[[AsyncConnection, str, Claimant], Awaitable[Reservation]]
+"""When a call of a model (its name) may start, decided in the transaction that claims the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """``per_second`` is the limit in force; ``set_to`` what an operator set, ``seen`` what the model's headers said.
+
+    ``down``: the breaker is open; ``probes_at`` is when the model is tried next, ``last_error`` what it said last.
+    """
+
+    name: str
+    per_second: float
+    set_to: float | None
+    seen: float | None
+    paused_until: datetime | None
+    waiting: int
+    down: bool = False
+    probes_at: datetime | None = None
+    last_error: str | None = None
+
+
+class Limiter:
+    """``per_second``: the limit of lanes for which nobody has set another one."""
+
+    def __init__(self, database: Database, *, per_second: float) -> None:
+        self._database = database
+        self._default = per_second
+
+    @retried
+    async def ask(self, name: str, asker: Claimant) -> Reservation:
+        """Take the next start, or a place in the queue."""
+        async with self._database.write("fast") as connection:
+            return await self.take(connection, name, asker)
+
+    def gate(self, lane_of: Callable[[str], str]) -> Gate:
+        """When a call may start, by the name of its model; for JobStore.claim."""
+
+        async def when(connection: AsyncConnection, model: str, asker: Claimant) -> Reservation:
+            return await self.take(connection, lane_of(model), asker)
+
+        return when
+
+    async def take(self, connection: AsyncConnection, name: str, asker: Claimant) -> Reservation:
+        """``ask``, in the caller's transaction."""
+        lane, time = await self._locked(connection, name)
+        given = clocks.monotonic()
+        interval = self._interval(lane)
+        free = _free(lane, time, interval)
+        down = breaker.is_open(lane)
+        soon = free <= time + int(BOOKED_SECONDS * SECOND)
+        queue = self._queue(connection, name, time)
+        if soon and not down and not await queue.anybody():
+            if free > time:
+                await queue.passed(asker)
+            return await self._grant(connection, lane, time, given, {"free_at": free + interval})
+        entry = await queue.enter(asker)
+        probe = down and breaker.may_probe(lane, time, asker.job_id, others=await queue.others(asker.job_id))
+        near_ahead = 0 if down else await queue.near_ahead(entry)
+        in_order = near_ahead * interval <= int(OVERTAKING_SECONDS * SECOND)
+        if soon and (probe if down else in_order):
+            await queue.served(entry)
+            changes = breaker.probing(time, asker.job_id) if probe else {}
+            return await self._grant(connection, lane, time, given, {"free_at": free + interval, **changes}, probe)
+        return await self._wait(queue, entry, lane, (free, interval), near_ahead)
+
+    async def _grant(
+        self,
+        connection: AsyncConnection,
+        lane: Row[Any],
+        time: int,
+        given: float,
+        changes: dict[str, Any],
+        probe: bool = False,
+    ) -> Reservation:
+        """The lane's next start. ``given`` is the monotonic clock's reading at ``time``."""
+        seconds = (changes["free_at"] - self._interval(lane) - time) / SECOND
+        if probe:
+            await connection.execute(update(lanes).where(lanes.c.name == lane.name).values(changes))
+        else:
+            await connection.execute(MOVED, {"key": lane.name, "new_free_at": changes["free_at"]})
+        return Reservation(
+            granted=True,
+            seconds=seconds,
+            lane=lane.name,
+            due=given + seconds,
+            shifted=lane.shifted if self._per_second(lane) < FAST_PER_SECOND else None,
+            probe=probe,
+            refused=lane.refusals > 0,
+            seen=lane.seen,
+        )
+
+    async def _wait(
+        self, queue: LaneQueue, entry: lane_queue.QueueEntry, lane: Row[Any], pace: tuple[int, int], near_ahead: int
+    ) -> Reservation:
+        """In the worker, if the turn is near; else until shortly before it."""
+        (free, interval), time = pace, queue.time
+        ahead = await queue.ahead(entry)
+        down = breaker.is_open(lane)
+        if down:
+            free = max(free, breaker.expected(lane, time))
+        seconds = (free + ahead * interval - time) / SECOND
+        near = seconds <= HORIZON_SECONDS and not down
+        if near:
+            in_line = (free + near_ahead * interval - time) / SECOND
+            pause = max(in_line - ASKS_EARLY_SECONDS, SHORTEST_WAIT_SECONDS)
+        else:
+            pause = max(
+                min(seconds, LONGEST_FAR_SECONDS) - EARLY_SECONDS,
+                DOWN_WAIT_SECONDS if down else HORIZON_SECONDS - EARLY_SECONDS,
+            )
+        await queue.waits(entry, time + int(pause * SECOND), near=near)
+        return Reservation(False, pause, ahead + 1, lane=lane.name, near=near)
+
+    async def stands(self, turn: Reservation, job_id: str) -> bool:
+        """Whether a turn that was granted a while ago still holds: its lane was neither paused since, nor is the model
+        down."""
+        async with self._database.single() as connection:
+            lane = (await connection.execute(PLAIN, {"key": turn.lane})).first()
+            time = await self._time(connection)
+        if lane is None:
+            return True
+        paused = time < lane.paused_until <= time + int(LONGEST_ASKED_SECONDS * SECOND)
+        return not paused and (not breaker.is_open(lane) or (lane.probe == job_id and lane.probe_until > time))
+
+    @retried
+    async def late(self, turn: Reservation, seconds: float) -> None:
+        """A call started so many seconds after its turn. Calls that may start a second after it start later, too."""
+        async with self._database.write("fast") as connection:
+            lane, _ = await self._locked(connection, turn.lane)
+            shifted = (turn.shifted or 0) + int((seconds - LATE_SECONDS) * SECOND)
+            if shifted > lane.shifted:
+                changes = {"shifted": shifted, "free_at": lane.free_at + shifted - lane.shifted}
+                await connection.execute(update(lanes).where(lanes.c.name == turn.lane).values(changes))
+
+    @retried
+    async def leave(self, job_id: str) -> None:
+        """Give up a place in whatever queue: the job was cancelled, or has ended."""
+        async with self._database.write("fast") as connection:
+            await lane_queue.leave(connection, job_id)
+
+    async def call(self) -> Sequence[str]:
+        """The waiting jobs that are to ask now, since their turn is near and they would come later by themselves. No
+        other process is told the same ones."""
+        async with self._database.read() as connection:
+            time = await self._time(connection)
+            found = (await connection.execute(WITH_WAITERS)).all()
+            due = [lane.name for lane in found if await self._due(self._queue(connection, lane.name, time), lane)]
+        called: list[str] = []
+        for name in due:
+            called += await self._call(name)
+        return called
+
+    @retried
+    async def _call(self, name: str) -> Sequence[str]:
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, name)
+            queue = self._queue(connection, name, time)
+            called = await self._due(queue, lane)
+            await queue.called(called, time + int(PUNCTUAL_SECONDS * SECOND))
+            await queue.forget_old_turns()
+        return called
+
+    async def _due(self, queue: LaneQueue, lane: Row[Any]) -> Sequence[str]:
+        time, interval = queue.time, self._interval(lane)
+        free, but = _free(lane, time, interval), None
+        if breaker.is_open(lane):
+            free = max(free, breaker.waits_until(lane, time))
+            but = lane.probe if await queue.others(lane.probe or "") else None
+        count = (time + int(EARLY_SECONDS * SECOND) - free) // interval + 1
+        if count <= 0:
+            return []
+        count = 1 if breaker.is_open(lane) else min(count, MOST_CALLED)
+        if await queue.overdue() > max(MOST_OVERDUE, 2 * count):
+            return []
+        punctual = time + int(PUNCTUAL_SECONDS * SECOND)
+        return [row.job_id for row in await queue.first(count, but=but) if not row.near and row.asks_at > punctual]
+
+    @retried
+    async def failed(
+        self, name: str, job_id: str, attempt: int, message: str, retry_after: float = 0.0
+    ) -> breaker.Outage | None:
+        """The model failed a call before it said anything. Returns what follows for everybody, None where the others
+        go on. See storage/rate_limits/breaker.py."""
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, name)
+            return await breaker.failed(connection, lane, time, (job_id, attempt), message, retry_after)
+
+    @retried
+    async def answered(self, name: str, job_id: str) -> None:
+        """The model answered a call, if only with a refusal of the request."""
+        async with self._database.single() as connection:
+            lane = (await connection.execute(PLAIN, {"key": name})).first()
+        if lane is None or not (lane.failures or lane.openings):
+            return
+        async with self._database.write("fast") as connection:
+            lane, _ = await self._locked(connection, name)
+            await breaker.answered(connection, lane, job_id)
+
+    @retried
+    async def released(self, name: str, job_id: str) -> None:
+        """A probe ended without telling anything of the model."""
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, name)
+            await breaker.released(connection, lane, time, job_id)
+
+    @retried
+    async def throttled(self, name: str, retry_after: float | None, job_id: str = "") -> float:
+        """The model refused a call for its rate: nobody starts for ``retry_after`` seconds, which are returned.
+
+        None: a pause that grows with every refusal in a row.
+        """
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, name)
+            grown = min(FIRST_PAUSE_SECONDS * 2 ** min(lane.refusals, 10), LONGEST_PAUSE_SECONDS)
+            seconds = grown if retry_after is None else retry_after
+            until = max(lane.paused_until, time + int(seconds * SECOND))
+            if lane.failures or lane.openings:  # whoever refuses is there
+                await breaker.answered(connection, lane, job_id)
+            values = {"paused_until": until, "refusals": lane.refusals + 1}
+            await connection.execute(update(lanes).where(lanes.c.name == name).values(values))
+        return float(until - time) / SECOND
+
+    @retried
+    async def served(self, name: str, *, per_minute: float | None = None, pause: float | None = None) -> None:
+        """The model took a call; ``per_minute`` is the limit that its headers told. With ``pause`` (seconds) the lane
+        waits, since they said that nothing is left."""
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, name)
+            changes: dict[str, Any] = {"refusals": 0}
+            if per_minute is not None:
+                changes["seen"] = per_minute / 60
+            if pause is not None:
+                changes["paused_until"] = max(lane.paused_until, time + int(pause * SECOND))
+            await connection.execute(update(lanes).where(lanes.c.name == name).values(changes))
+
+    @retried
+    async def set_limit(self, name: str, per_second: float | None) -> None:
+        """Change a lane's limit, from now on and for all workers; None: back to the setting."""
+        async with self._database.write() as connection:
+            await self._locked(connection, name)
+            statement = update(lanes).where(lanes.c.name == name).values(set_to=per_second, seen=None)
+            await connection.execute(statement)
+
+    async def lanes(self) -> Sequence[Lane]:
+        waiting = (
+            select(func.count()).select_from(lane_waiters).where(lane_waiters.c.lane == lanes.c.name).scalar_subquery()
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(select(lanes, waiting.label("waiting")).order_by(lanes.c.name))).all()
+        time = micros(now())
+        return [
+            Lane(
+                name=row.name,
+                per_second=self._per_second(row),
+                set_to=row.set_to,
+                seen=row.seen,
+                paused_until=moment(row.paused_until) if row.paused_until > time else None,
+                waiting=row.waiting,
+                down=breaker.is_open(row),
+                probes_at=moment(max(breaker.expected(row, time), time)) if breaker.is_open(row) else None,
+                last_error=row.last_error,
+            )
+            for row in rows
+        ]
+
+    async def queued(self, job_id: str) -> QueuePlace | None:
+        """A waiting job's place; None where it does not wait in a lane."""
+        return (await self.queued_of({job_id})).get(job_id)
+
+    async def queued_of(self, job_ids: Collection[str]) -> Mapping[str, QueuePlace]:
+        """The places of those jobs that wait."""
+        found: dict[str, QueuePlace] = {}
+        async with self._database.read() as connection:
+            for some in batched(job_ids, ASKED_AT_ONCE):
+                found |= await self.places(connection, some)
+        return found
+
+    async def places(self, connection: AsyncConnection, job_ids: Sequence[str]) -> Mapping[str, QueuePlace]:
+        """``queued_of``, in the caller's transaction, for up to ASKED_AT_ONCE jobs."""
+        found: dict[str, QueuePlace] = {}
+        for lane in (await connection.execute(WAITED_IN, {"job_ids": job_ids})).all():
+            time = await self._time(connection)
+            free = _free(lane, time, self._interval(lane))
+            if breaker.is_open(lane):
+                free = max(free, breaker.expected(lane, time))
+            lost = time - int(LOST_SECONDS * SECOND)
+            ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids, "lost": lost})
+            for job_id, place in ranked:
+                start = moment(free + (place - 1) * self._interval(lane))
+                found[job_id] = QueuePlace(position=place, expected_start_at=start, reason=_reason(lane, time))
+        return found
+
+    async def _locked(self, connection: AsyncConnection, name: str) -> tuple[Row[Any], int]:
+        """The lane's row, and the time: that of the database where several machines share one."""
+        row = (await connection.execute(LOCKED, {"key": name})).first()
+        if row is None:
+            dialect = sqlite if self._database.is_sqlite else postgresql
+            fresh = {"name": name, "free_at": 0, "paused_until": 0, "refusals": 0}
+            await connection.execute(dialect.insert(lanes).values(fresh).on_conflict_do_nothing())
+            row = (await connection.execute(LOCKED, {"key": name})).one()
+        return row, await self._time(connection)
+
+    async def _time(self, connection: AsyncConnection) -> int:
+        return micros(now()) if self._database.is_sqlite else int(await connection.scalar(CLOCK))
+
+    def _queue(self, connection: AsyncConnection, name: str, time: int) -> LaneQueue:
+        return LaneQueue(connection, "sqlite" if self._database.is_sqlite else "postgresql", name, time)
+
+    def _per_second(self, lane: Row[Any]) -> float:
+        limit = self._default if lane.set_to is None else lane.set_to
+        return min(limit, lane.seen) if lane.seen else limit
+
+    def _interval(self, lane: Row[Any]) -> int:
+        return int((1 + SLACK) / self._per_second(lane) * SECOND)
+
+
+def _free(lane: Row[Any], time: int, interval: int) -> int:
+    """When a lane is free. What no clock of today can have written is not believed: the clock was put back since."""
+    latest_start = time + int(HORIZON_SECONDS * SECOND) + interval
+    longest_pause = time + int(LONGEST_ASKED_SECONDS * SECOND)
+    free_at = lane.free_at if lane.free_at <= latest_start else time
+    paused_until = lane.paused_until if lane.paused_until <= longest_pause else time
+    return max(time, free_at, paused_until)
+
+
+def given(turn: Reservation) -> Gate:
+    """The gate of a job that has its turn already."""
+
+    async def when(_connection: AsyncConnection, _model: str, _asker: Claimant) -> Reservation:
+        return turn
+
+    return when
+
+
+def _reason(lane: Row[Any], time: int) -> QueueReason:
+    """Why jobs of the lane wait."""
+    if breaker.is_open(lane):
+        return "model_down"
+    return "paused" if lane.paused_until > time else "rate_limit"
+
+
+def batched(values: Collection[str], size: int) -> Iterator[list[str]]:
+    """Lists of up to so many of them."""
+    remaining = iter(values)
+    while some := list(islice(remaining, size)):
+        yield some

@@ -1,0 +1,240 @@
+"""A batch of text into the database: a compare-and-set of every job's head, and the pieces of those that stood.
+
+Each batch is one transaction in which a job's head moves only if fence, epoch and position are as its writer believes,
+so that a zombie changes nothing. In a database's own words, because this is what runs a hundred times a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any, Protocol
+
+from sqlalchemy import select, text
+
+from domain.errors import StorageError
+from domain.values import TextPiece
+from storage.engine.database import HINT_CHANNEL, Database, translated
+from storage.engine.schema import jobs, micros, now
+from storage.engine.sqlite_thread import SqliteThread, cancelled
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchEntry:
+    """What one attempt adds in one batch, from position ``start`` on. A batch may hold two entries of one job: a
+    zombie's and its successor's.
+
+    ``tail`` goes to the end of the tail in the job's row, or replaces it where ``pieces`` (which the old one is part
+    of) go to the transcript.
+    """
+
+    job_id: str
+    fence: int
+    epoch: int
+    start: int
+    end: int
+    token_count: int
+    pieces: Sequence[TextPiece]
+    tail: str
+    tail_channel: int
+    finish: str | None
+
+
+class Batches(Protocol):
+    """A place where batches go. Raises StorageUnavailable, StorageRefused."""
+
+    async def append(self, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
+        """Commit a batch; the entries that are in, because their jobs still stood where they start."""
+        ...
+
+
+@asynccontextmanager
+async def batches(database: Database) -> AsyncIterator[Batches]:
+    if not database.is_sqlite:
+        yield PostgresBatches(database)
+        return
+    async with AsyncExitStack() as stack:
+        thread = await stack.enter_async_context(database.sqlite_thread("transcript-writer").open())
+        spare = await stack.enter_async_context(database.sqlite_thread("checkpoints").open())
+        place = SqliteBatches(database, thread, spare)
+        stack.push_async_callback(cancelled, asyncio.create_task(place.checkpoint_for_ever(), name="checkpoints"))
+        yield place
+
+
+async def already_in(database: Database, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
+    """The entries at whose end their jobs stand: they were committed, though the answer got lost."""
+    query = select(jobs.c.id, jobs.c.fence, jobs.c.epoch, jobs.c.position, jobs.c.finish)
+    async with database.read() as connection:
+        rows = (await connection.execute(query.where(jobs.c.id.in_([e.job_id for e in entries])))).all()
+    heads = {(row.id, row.fence, row.epoch, row.position, row.finish is not None) for row in rows}
+    return {e for e in entries if (e.job_id, e.fence, e.epoch, e.end, e.finish is not None) in heads}
+
+
+COLUMNS = "id, fence, epoch, start, ending, token_count, tail, tail_channel, rolled, finish"
+MOVE = """UPDATE jobs SET position = v.ending, token_count = v.token_count, finish = v.finish,
+  tail = CASE WHEN v.rolled THEN v.tail ELSE jobs.tail || v.tail END, tail_channel = v.tail_channel, progressed_at ="""
+STANDS = """jobs.id = v.id AND jobs.fence = v.fence AND jobs.epoch = v.epoch AND jobs.position = v.start
+  AND jobs.finish IS NULL AND jobs.completed_at IS NULL"""
+
+
+def _head(e: BatchEntry) -> tuple[Any, ...]:
+    """An entry's COLUMNS."""
+    rolled = bool(e.pieces)
+    return e.job_id, e.fence, e.epoch, e.start, e.end, e.token_count, e.tail, e.tail_channel, rolled, e.finish
+
+
+# ------------------------------------------------------------------------------------------------------ SQLite
+
+CHECKPOINT_PAGES = 4_000
+"""Roughly how much is written to the log between two checkpoints."""
+HEAD_PAGES = 64
+"""As many pages a batch changes at most, roughly, however many heads it moves: some six share one."""
+WIDTHS = (64, 8)
+"""Heads per statement. Each statement is an exchange of the interpreter lock (own_thread.py), each row of it a cost."""
+NOBODY = (None,) * len(COLUMNS.split(", "))
+
+
+def _heads_table(width: int) -> str:
+    row = f"({', '.join('?' * len(NOBODY))})"
+    names = ", ".join(f"column{n} AS {name}" for n, name in enumerate(COLUMNS.split(", "), 1))
+    return f"(SELECT {names} FROM (VALUES {', '.join([row] * width)})) AS v"  # noqa: S608 - constants
+
+
+SQLITE_MOVES = {width: f"{MOVE} ? FROM {_heads_table(width)} WHERE {STANDS}" for width in WIDTHS}
+SQLITE_STANDS = f"SELECT 1 FROM {_heads_table(1)} JOIN jobs ON {STANDS}"  # noqa: S608 - constants
+SQLITE_PIECES = """INSERT INTO transcript (job_id, epoch, position, channel, text, token_count)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+  json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]') FROM json_each(?)"""
+
+
+class SqliteBatches:
+    def __init__(self, database: Database, thread: SqliteThread, spare: SqliteThread) -> None:
+        self._database = database
+        self._thread = thread
+        self._spare = spare
+        self._pages = 0
+        self._much = asyncio.Event()
+
+    async def append(self, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
+        with translated():
+            async with self._database.turn():
+                accepted = await self._thread.run(partial(_append, entries))
+        self._pages += min(len(accepted), HEAD_PAGES) + 2
+        if self._pages >= CHECKPOINT_PAGES:
+            self._much.set()
+        return accepted
+
+    async def checkpoint_for_ever(self) -> None:
+        """Bring the write-ahead log into the database file beside the writing, which would stand still for it.
+
+        The long part, up to where the log ends now, holds nobody up; the rest is short and done in a writer's turn, so
+        that the log can start from its beginning again.
+        """
+        while True:
+            await self._much.wait()
+            self._much.clear()
+            self._pages = 0
+            try:
+                with translated():
+                    await self._spare.run(_checkpoint_most)
+                    async with self._database.turn():
+                        await self._spare.run(_checkpoint_rest)
+            except StorageError as error:
+                log.warning("log not brought in: %s", error, extra={"action": "checkpoint_failed"})
+
+
+def _checkpoint_most(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+
+def _checkpoint_rest(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA busy_timeout=20")  # readers are short; if one is not, the next time will do
+    connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+
+
+def _append(entries: Sequence[BatchEntry], connection: sqlite3.Connection) -> set[BatchEntry]:
+    """One transaction. The usual case, in which every job stands where its writer believes, needs no question."""
+    connection.execute("BEGIN IMMEDIATE")
+    if _move(connection, entries) < len(entries):
+        connection.execute("ROLLBACK")
+        connection.execute("BEGIN IMMEDIATE")
+        entries = [entry for entry in entries if connection.execute(SQLITE_STANDS, _head(entry)).fetchone()]
+        _move(connection, entries)
+    pieces = [(e.job_id, e.epoch, *piece) for e in entries for piece in e.pieces]
+    if pieces:
+        connection.execute(SQLITE_PIECES, (json.dumps(pieces, ensure_ascii=False),))
+    connection.execute("COMMIT")
+    return set(entries)
+
+
+def _move(connection: sqlite3.Connection, entries: Sequence[BatchEntry]) -> int:
+    """The number of heads that moved."""
+    heads, time = [_head(entry) for entry in entries], micros(now())
+    return sum(
+        connection.execute(SQLITE_MOVES[len(rows)], (time, *chain.from_iterable(rows))).rowcount
+        for rows in _in_widths(heads)
+    )
+
+
+def _in_widths(heads: list[tuple[Any, ...]]) -> Iterable[list[tuple[Any, ...]]]:
+    """The rows in as many as a statement takes, the last filled up with rows that are nobody's."""
+    while heads:
+        width = WIDTHS[0] if len(heads) > WIDTHS[-1] * 3 else WIDTHS[-1]
+        rows, heads = heads[:width], heads[width:]
+        yield rows + [NOBODY] * (width - len(rows))
+
+
+# ---------------------------------------------------------------------------------------------------- Postgres
+
+# One statement is one round trip. Under READ COMMITTED the UPDATE waits for a row's lock and then checks its conditions
+# again on the row as it is now (PostgreSQL documentation, 13.2.1), and only what it returns is inserted.
+POSTGRES_BATCH = text(
+    f"""
+WITH moved AS (
+  {MOVE} :now
+  FROM (SELECT * FROM unnest(CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:epochs AS int[]),
+    CAST(:starts AS bigint[]), CAST(:endings AS bigint[]), CAST(:token_counts AS bigint[]), CAST(:tails AS text[]),
+    CAST(:tail_channels AS smallint[]), CAST(:rolled AS bool[]), CAST(:finishes AS text[]))
+    WITH ORDINALITY AS b({COLUMNS}, place) ORDER BY id) AS v
+  WHERE {STANDS}
+  RETURNING v.place),
+added AS (
+  INSERT INTO transcript (job_id, epoch, position, channel, text, token_count)
+  SELECT p.job_id, p.epoch, p.position, p.channel, p.text, p.token_count
+  FROM unnest(CAST(:piece_places AS int[]), CAST(:piece_ids AS text[]), CAST(:piece_epochs AS int[]),
+    CAST(:piece_positions AS bigint[]), CAST(:piece_channels AS smallint[]), CAST(:piece_texts AS text[]),
+    CAST(:piece_token_counts AS bigint[])) AS p(place, job_id, epoch, position, channel, text, token_count)
+  JOIN moved ON moved.place = p.place
+)
+SELECT moved.place, pg_notify('{HINT_CHANNEL}', '') FROM moved
+"""  # noqa: S608 - only constants of this module go into the text
+)
+HEADS = ("ids", "fences", "epochs", "starts", "endings", "token_counts", "tails", "tail_channels", "rolled", "finishes")
+PIECES = ("places", "ids", "epochs", "positions", "channels", "texts", "token_counts")
+
+
+class PostgresBatches:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def append(self, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
+        pieces = [(place, e.job_id, e.epoch, *piece) for place, e in enumerate(entries, 1) for piece in e.pieces]
+        values = {"now": micros(now())}
+        values |= _columns(HEADS, [_head(entry) for entry in entries])
+        values |= _columns([f"piece_{name}" for name in PIECES], pieces)
+        async with self._database.single(own=True) as connection:
+            return {entries[place - 1] for place in (await connection.execute(POSTGRES_BATCH, values)).scalars()}
+
+
+def _columns(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    return dict(zip(names, map(list, columns), strict=True))

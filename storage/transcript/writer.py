@@ -1,0 +1,333 @@
+"""Writing the transcript: one group commit per process.
+
+The writer takes everything that is pending from all its jobs, commits it in one transaction, and starts again at once.
+Under light load the first token is visible within milliseconds; a busy worker writes larger batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from chatjobs.contracts import Channel
+from chatjobs.errors import ChatJobsError
+from domain.errors import FenceLost, StorageError, StorageRefused, StorageUnavailable
+from domain.text import Normaliser, clean_json
+from domain.values import Claim, FinishRecord, TextPiece
+from storage.engine.database import Database
+from storage.engine.schema import CHANNELS
+from storage.engine.sqlite_thread import cancelled
+from storage.transcript.batches import BatchEntry, Batches, already_in, batches
+
+log = logging.getLogger(__name__)
+
+MAX_PENDING_PER_JOB = 256 * 1024
+MAX_PENDING = 64 * 1024 * 1024
+"""Bytes of text that wait for the database, per job and per process; beyond them upstream reading has to stop."""
+PAUSE = 0.002
+"""Seconds between two commits at least: SQLite's other writers get their turn."""
+TAIL_CHARACTERS = 256
+"""How much of the newest text a job's row holds at most."""
+JOIN_AFTER = 64
+RETRY_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds between tries while the database is away; the last repeats."""
+
+
+class TranscriptWriter:
+    """The group commit of one process. Run it with ``async with writer.running():``."""
+
+    def __init__(self, database: Database, *, max_pending: int = MAX_PENDING) -> None:
+        self._database = database
+        self._max_pending = max_pending
+        self._dirty: dict[JobWriter, None] = {}
+        self._in_flight: set[JobWriter] = set()
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self.pending_bytes = 0
+        self.stopped: StorageUnavailable | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[TranscriptWriter]:
+        """Commits while the block runs. Whoever needs text to be durable awaits ``flush`` before leaving."""
+        async with batches(self._database) as place:
+            task = asyncio.create_task(self._commit_for_ever(place), name="transcript writer")
+            try:
+                yield self
+            finally:
+                await cancelled(task)
+                self._stop()
+
+    def open(self, claim: Claim, stale: Callable[[], bool] = lambda: False) -> JobWriter:
+        """A writer for the attempt that holds ``claim``. ``stale``, asked directly before each batch, says that what
+        waits is not wanted any more."""
+        return JobWriter(self, claim, stale)
+
+    @property
+    def full(self) -> bool:
+        return self.pending_bytes >= self._max_pending
+
+    def mark_dirty(self, job: JobWriter) -> None:
+        self._dirty[job] = None
+        self._work.set()
+
+    async def wait_for_room(self) -> None:
+        while self.full and not self.stopped:
+            self._room.clear()
+            await self._room.wait()
+
+    async def _commit_for_ever(self, place: Batches) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            taken, self._dirty = self._dirty, {}
+            batch = {job: entry for job in sorted(taken, key=lambda job: job.job_id) if (entry := job.take())}
+            self._in_flight = set(batch)
+            await self._commit(place, batch)
+            await asyncio.sleep(PAUSE)
+
+    async def _commit(self, place: Batches, batch: dict[JobWriter, BatchEntry]) -> None:
+        """Commit a batch; a part that the database refuses is cut in halves until the guilty job is alone."""
+        if not batch:
+            return
+        try:
+            accepted = await self._append(place, list(batch.values()))
+        except StorageRefused as error:
+            await self._bisect(place, batch, error)
+        except Exception as error:
+            log.exception("transcript writer failed", extra={"action": "transcript_failed"})
+            failure = StorageError(f"The transcript could not be written ({type(error).__name__})")
+            for job in batch:
+                self.settle(job, failure)
+        else:
+            for job, entry in batch.items():
+                self.settle(job, None if entry in accepted else FenceLost())
+
+    async def _bisect(self, place: Batches, batch: dict[JobWriter, BatchEntry], error: StorageRefused) -> None:
+        if len(batch) == 1:
+            (job,) = batch
+            self.settle(job, error)
+            return
+        halves, middle = list(batch.items()), len(batch) // 2
+        await self._commit(place, dict(halves[:middle]))
+        await self._commit(place, dict(halves[middle:]))
+
+    async def _append(self, place: Batches, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
+        """The entries that are in, after waiting as long as the database is away."""
+        for attempt in range(10**9):
+            try:
+                accepted = await place.append(entries)
+                missed = [entry for entry in entries if entry not in accepted]
+                # An earlier try may have been committed though its answer got lost: then the row stands at the end.
+                return accepted | await already_in(self._database, missed) if missed else accepted
+            except StorageUnavailable as error:
+                log.warning("transcript not writable, waiting: %s", error, extra={"action": "transcript_waiting"})
+                await asyncio.sleep(RETRY_PAUSES[min(attempt, len(RETRY_PAUSES) - 1)])
+        raise AssertionError("unreachable")
+
+    def settle(self, job: JobWriter, error: ChatJobsError | None) -> None:
+        """What was taken from a job is in, or, with an error, will never be; nor will anything after it."""
+        self._in_flight.discard(job)
+        job.settled(error)
+        self._room.set()
+
+    def _stop(self) -> None:
+        """Whoever still waits for the database is told; what they wait for may be in or not."""
+        self.stopped = StorageUnavailable("The transcript writer has stopped")
+        for job in [*self._in_flight, *self._dirty]:
+            self.settle(job, self.stopped)
+
+
+@dataclass(slots=True)
+class _Collected:
+    """Neighbouring deltas of one channel. ``position`` and ``token_count`` are those after it."""
+
+    channel: int
+    texts: list[str]
+    position: int
+    token_count: int
+
+    def add(self, text: str, position: int, token_count: int) -> None:
+        self.position, self.token_count = position, token_count
+        self.texts.append(text)
+        if len(self.texts) > JOIN_AFTER:  # a string object costs ten times what a token weighs
+            self.texts[:] = ["".join(self.texts)]
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What waits for its batch; ``bytes`` is what its text weighs."""
+
+    start: int
+    collected: list[_Collected] = field(default_factory=list)
+    bytes: int = 0
+    finish: str | None = None
+
+
+class _Tail:
+    """The newest text, as the job's row holds it; a new claim starts without (JobStore puts the old one away)."""
+
+    def __init__(self) -> None:
+        self._held: TextPiece | None = None
+
+    def add(self, collected: Sequence[_Collected]) -> tuple[Sequence[TextPiece], str, int]:
+        """The pieces for the transcript (what has grown too long, or is of another channel), then text and channel for
+        the row: to the end of its tail, or, if there are pieces, in place of it."""
+        pieces, held, kept = [], self._held, ""
+        for new in collected:
+            if held and held.channel != new.channel:
+                pieces.append(held)
+                held, kept = None, ""
+            text = "".join(new.texts)
+            kept += text
+            held = TextPiece(new.position, new.channel, held.text + text if held else text, new.token_count)
+            if len(held.text) > TAIL_CHARACTERS:
+                pieces.append(held)
+                held, kept = None, ""
+        self._held = held
+        return pieces, kept, held.channel if held else 0
+
+
+class JobWriter:
+    """Writes for one attempt. Text gets its position when it is appended and is durable a moment later."""
+
+    def __init__(self, writer: TranscriptWriter, claim: Claim, stale: Callable[[], bool] = lambda: False) -> None:
+        self.job_id = claim.job_id
+        self.fence = claim.fence
+        self.epoch = claim.epoch
+        self.position = claim.position
+        """After everything appended, durable or not."""
+        self.token_count = claim.token_count
+        self.committed = claim.position
+        self._writer = writer
+        self._stale = stale
+        self._normalisers = [Normaliser() for _ in CHANNELS]
+        self._tail = _Tail()
+        self._pending: _Pending | None = None
+        self._in_flight: BatchEntry | None = None
+        self._bytes_in_flight = 0
+        self._changed = asyncio.Event()
+        self._error: ChatJobsError | None = None
+
+    def append(self, channel: Channel, text: str, tokens: int = 1) -> None:
+        """Add one delta, of so many tokens. Raises what made the writer stop: FenceLost, StorageRefused,
+        StorageUnavailable."""
+        self._check()
+        number = CHANNELS.index(channel)
+        self.token_count += tokens
+        self._add(number, self._normalisers[number].feed(text))
+
+    @property
+    def full(self) -> bool:
+        """Too much waits for the database: await ``room`` before reading more from upstream."""
+        waiting = self._bytes_in_flight + (self._pending.bytes if self._pending else 0)
+        return waiting >= MAX_PENDING_PER_JOB or self._writer.full
+
+    async def room(self) -> None:
+        """Wait until there is space again. Raises as ``append``."""
+        while self.full:
+            self._check()
+            if self._writer.full:
+                await self._writer.wait_for_room()
+            else:
+                await self._change()
+        self._check()
+
+    async def flush(self) -> None:
+        """Wait until everything appended is durable, however long the database is away: bound it where that matters.
+
+        Raises as ``append``; StorageUnavailable only when the writer has stopped.
+        """
+        while self._pending or self._in_flight:
+            self._check()
+            await self._change()
+        self._check()
+
+    async def finish(self, record: FinishRecord) -> None:
+        """Commit the end of the answer together with its last text. Raises as ``flush``."""
+        self._check()
+        for number, normaliser in enumerate(self._normalisers):
+            self._add(number, normaliser.end())
+        self._collecting().finish = json.dumps(clean_json(record.model_dump(mode="json")), ensure_ascii=False)
+        await self.flush()
+
+    def restarted(self, epoch: int) -> None:
+        """The text so far was thrown away (JobStore.restart); nothing may be pending."""
+        self.epoch, self.position, self.committed, self.token_count = epoch, 0, 0, 0
+        self._normalisers = [Normaliser() for _ in CHANNELS]
+        self._tail = _Tail()
+
+    # ------------------------------------------------------------------------------- the writer's side
+
+    def take(self) -> BatchEntry | None:
+        """What is pending, once what was taken before is settled."""
+        if self._in_flight or not self._pending:
+            return None
+        if self._stale():
+            self._writer.settle(self, FenceLost("The process stood still, and Temporal took it for dead"))
+            return None
+        pending, self._pending = self._pending, None
+        pieces, tail, channel = self._tail.add(pending.collected)
+        self._in_flight = BatchEntry(
+            job_id=self.job_id,
+            fence=self.fence,
+            epoch=self.epoch,
+            start=pending.start,
+            end=self.position,
+            token_count=self.token_count,
+            pieces=pieces,
+            tail=tail,
+            tail_channel=channel,
+            finish=pending.finish,
+        )
+        self._bytes_in_flight = pending.bytes
+        return self._in_flight
+
+    def settled(self, error: ChatJobsError | None) -> None:
+        """What was taken is in, or will never be."""
+        if self._in_flight:
+            self.committed = self.committed if error else self._in_flight.end
+            self._writer.pending_bytes -= self._bytes_in_flight
+            self._in_flight, self._bytes_in_flight = None, 0
+        if error:
+            self._error = error
+            self._drop_pending()
+        elif self._pending:
+            self._writer.mark_dirty(self)
+        self._changed.set()
+
+    def _drop_pending(self) -> None:
+        if self._pending:
+            self._writer.pending_bytes -= self._pending.bytes
+            self._pending = None
+
+    def _check(self) -> None:
+        error = self._error or self._writer.stopped
+        if error:
+            raise type(error)(error.message)  # a new one each time: a raised exception collects tracebacks
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _collecting(self) -> _Pending:
+        if self._pending is None:
+            self._pending = _Pending(self.position)
+            self._writer.mark_dirty(self)
+        return self._pending
+
+    def _add(self, channel: int, text: str) -> None:
+        if not text:
+            return
+        pending = self._collecting()
+        self.position += len(text)
+        size = len(text) if text.isascii() else len(text.encode())
+        pending.bytes += size
+        self._writer.pending_bytes += size
+        if pending.collected and pending.collected[-1].channel == channel:
+            pending.collected[-1].add(text, self.position, self.token_count)
+        else:
+            pending.collected.append(_Collected(channel, [text], self.position, self.token_count))

@@ -1,0 +1,341 @@
+"""Deliveries and their tries: what was promised to receivers, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import Row, Select, case, func, insert, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chatjobs.contracts import Delivery, DeliveryTry, Redelivering, Redelivery
+from chatjobs.errors import ContentDeleted, DeliveryNotFound, JobNotFound
+from domain.text import clean
+from storage.engine.database import Database, retried
+from storage.engine.schema import deliveries, delivery_tries, micros, now
+from storage.engine.schema import endpoints as endpoints_table
+from storage.jobs import mapping as presenting
+from storage.jobs.rows import by_id
+from storage.webhooks import endpoints
+from storage.webhooks.endpoints import ENDPOINT_DISABLED
+
+TELL_SECONDS = 10
+"""Within this time whoever took a wanted try tells Temporal of it, or another does."""
+BATCH = 200
+"""Deliveries that one transaction changes."""
+MOST_AT_ONCE = 10_000
+"""Deliveries that one call has made again."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingWebhook:
+    """What a try needs: where to, and the exact bytes. ``tries`` counts those already made.
+
+    ``disabled``: nothing may be sent to its endpoint.
+    """
+
+    id: str
+    tenant: str
+    url: str
+    body: bytes
+    body_timestamp: str
+    status: str
+    tries: int
+    disabled: bool = False
+
+
+class Recorded(NamedTuple):
+    """The number of tries so far, and how the endpoint stands after them."""
+
+    tries: int
+    endpoint: endpoints.State
+
+
+class RedeliveryRequest(NamedTuple):
+    """A delivery of which somebody wants a try now. ``tries`` were made before; ``until`` says who tells Temporal."""
+
+    id: str
+    tries: int
+    until: int
+
+
+class DeliveryStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def outgoing(self, delivery_id: str) -> OutgoingWebhook:
+        """Raises DeliveryNotFound."""
+        joined = endpoints.disabled_join(deliveries.c.tenant, deliveries.c.url)
+        query = select(deliveries, endpoints_table.c.disabled_at).outerjoin(endpoints_table, joined)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query.where(deliveries.c.id == delivery_id))).first()
+            made = await connection.scalar(_count(delivery_id))
+        return _parcel(row, made or 0, disabled=row is not None and row.disabled_at is not None)
+
+    @retried
+    async def record(
+        self,
+        delivery_id: str,
+        one_try: DeliveryTry,
+        *,
+        delivered: bool,
+        next_try_at: datetime | None,
+        sent: bool = True,
+    ) -> Recorded:
+        """Store a try and what follows from it, for the endpoint too if the try was ``sent``.
+
+        Not delivered and no next try, or an endpoint that is disabled: the delivery has failed for good, unless it was
+        delivered before. A try that is there already (it began at the same microsecond) is not stored twice.
+        Raises DeliveryNotFound.
+        """
+        async with self._database.write() as connection:
+            row = await _locked(connection, delivery_id)
+            made = await connection.scalar(_count(delivery_id)) or 0
+            if await connection.scalar(_same(delivery_id, one_try)) is not None:
+                return Recorded(made, await endpoints.state(connection, row.tenant, row.url))
+            await connection.execute(insert(delivery_tries).values(_try_row(delivery_id, made + 1, one_try)))
+            endpoint: endpoints.State = "enabled"
+            if sent:
+                place = (self._database, connection, row.tenant, row.url)
+                endpoint = await endpoints.note(*place, one_try, delivered=delivered)
+            await _end_try(connection, delivery_id, delivered, next_try_at if endpoint == "enabled" else None)
+        return Recorded(made + 1, endpoint)
+
+    @retried
+    async def refuse(self, delivery_id: str) -> int:
+        """Nothing is sent, for the endpoint is disabled: the delivery has failed, and its tries say so.
+
+        The number of tries is returned. Raises DeliveryNotFound.
+        """
+        async with self._database.write() as connection:
+            row = await _locked(connection, delivery_id)
+            made = await connection.scalar(_count(delivery_id)) or 0
+            kept = DeliveryTry(number=0, started_at=now(), latency_ms=0, error=ENDPOINT_DISABLED)
+            await connection.execute(insert(delivery_tries).values(_try_row(delivery_id, made + 1, kept)))
+            await endpoints.refused(connection, row.tenant, row.url)
+            await _end_try(connection, delivery_id, delivered=False, next_try_at=None)
+        return made + 1
+
+    @retried
+    async def put_off(self, delivery_id: str, until: datetime) -> None:
+        """The next try is later than was said, without one being made meanwhile."""
+        pending = update(deliveries).where(deliveries.c.id == delivery_id, deliveries.c.status == "pending")
+        async with self._database.write() as connection:
+            await connection.execute(pending.values(next_try_at=micros(until)))
+
+    async def get(self, delivery_id: str, tenant: str | None = None) -> Delivery:
+        """A delivery with its tries. Raises DeliveryNotFound."""
+        query = select(deliveries).where(deliveries.c.id == delivery_id)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).first()
+            if row is None or tenant not in (None, row.tenant):
+                raise DeliveryNotFound
+            return presenting.delivery(row, await presenting.tries(connection, delivery_id))
+
+    async def overdue(self, by: timedelta, limit: int = 100) -> Sequence[OutgoingWebhook]:
+        """Pending deliveries whose next try should have been made: nobody seems to own them."""
+        query = (
+            select(deliveries, _count(deliveries.c.id).scalar_subquery().label("made"))
+            .where(deliveries.c.status == "pending", deliveries.c.next_try_at <= micros(now() - by))
+            .where(deliveries.c.wanted_at.is_(None))
+            .order_by(deliveries.c.next_try_at)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return [_parcel(row, row.made) for row in rows]
+
+    async def of_job(self, job_id: str, tenant: str | None = None) -> Sequence[Delivery]:
+        """A job's deliveries with their tries, oldest first. Raises JobNotFound, ContentDeleted."""
+        query = select(deliveries).where(deliveries.c.job_id == clean(job_id)).order_by(deliveries.c.created_at)
+        async with self._database.read() as connection:
+            await _check_job(connection, job_id, tenant)
+            rows = (await connection.execute(query)).all()
+            return [presenting.delivery(row, await presenting.tries(connection, row.id)) for row in rows]
+
+    # ------------------------------------------------------------------------------------------- once more
+
+    @retried
+    async def redeliver(
+        self, delivery_id: str, *, tenant: str | None = None, job_id: str | None = None, telling: bool = True
+    ) -> RedeliveryRequest:
+        """A try is wanted now, whatever became of those before; the same bytes will be sent under the same id.
+
+        It is durable once this returns. ``telling``: the caller tells Temporal; where it does not, a sweeper does.
+        Raises DeliveryNotFound, and for a ``job_id`` JobNotFound and ContentDeleted.
+        """
+        mine = [deliveries.c.id == clean(delivery_id)]
+        mine += [] if tenant is None else [deliveries.c.tenant == tenant]
+        mine += [] if job_id is None else [deliveries.c.job_id == clean(job_id)]
+        async with self._database.write() as connection:
+            if job_id is not None:
+                await _check_job(connection, job_id, tenant)
+            found = (await connection.execute(_wanting(telling).where(*mine).returning(*WANTED))).first()
+        if found is None:
+            raise DeliveryNotFound
+        return RedeliveryRequest(*found)
+
+    @retried
+    async def redeliver_job(
+        self, job_id: str, tenant: str | None = None, *, telling: bool = True
+    ) -> Sequence[RedeliveryRequest]:
+        """``redeliver`` for all deliveries of a job. Raises JobNotFound, ContentDeleted."""
+        its = deliveries.c.job_id == clean(job_id)
+        async with self._database.write() as connection:
+            await _check_job(connection, job_id, tenant)
+            found = (await connection.execute(_wanting(telling).where(its).returning(*WANTED))).all()
+        return [RedeliveryRequest(*row) for row in found]
+
+    async def redeliver_some(self, chosen: Redelivery, tenant: str, limit: int = MOST_AT_ONCE) -> Redelivering:
+        """``redeliver`` for those of a time, oldest first; the sweepers tell Temporal of them."""
+        until = chosen.until or now()
+        query: Select[Any] = (
+            select(*PLACE)
+            .where(deliveries.c.tenant == clean(tenant), deliveries.c.status == chosen.status)
+            .where(deliveries.c.created_at >= micros(chosen.since), deliveries.c.created_at < micros(until))
+            .order_by(*PLACE)
+        )
+        if chosen.url is not None:
+            query = query.where(deliveries.c.url == clean(chosen.url))
+        rest, count = query, 0
+        while count < limit:
+            size = min(BATCH, limit - count)
+            found = await self._redeliver_batch(rest.limit(size))
+            count += len(found)
+            if len(found) < size:
+                return Redelivering(count=count)
+            rest = query.where(tuple_(*found[-1]) < tuple_(*PLACE))
+        async with self._database.read() as connection:
+            more = (await connection.execute(rest.limit(1))).first()
+        return Redelivering(count=count, more=more is not None)
+
+    @retried
+    async def _redeliver_batch(self, query: Select[Any]) -> Sequence[Any]:
+        async with self._database.write() as connection:
+            found: Sequence[Any] = (await connection.execute(query)).all()
+            if found:
+                those = deliveries.c.id.in_([row.id for row in found])
+                await connection.execute(_wanting(telling=False).where(those))
+        return found
+
+    async def hurry(self, tenant: str, url: str) -> int:
+        """Have the pending deliveries to an endpoint tried now, as there is news of it; how many there are."""
+        waiting = (deliveries.c.tenant == tenant, deliveries.c.url == url, deliveries.c.status == "pending")
+        some = select(deliveries.c.id).where(*waiting, deliveries.c.wanted_at.is_(None)).limit(BATCH)
+        count = 0
+        while True:
+            changed = await self._hurry_batch(some)
+            count += changed
+            if changed < BATCH:
+                return count
+
+    @retried
+    async def _hurry_batch(self, some: Select[Any]) -> int:
+        hurried = update(deliveries).where(deliveries.c.id.in_(some)).values(wanted_at=micros(now()))
+        async with self._database.write() as connection:
+            return (await connection.execute(hurried)).rowcount
+
+    async def wanted(self, limit: int = 100) -> Sequence[RedeliveryRequest]:
+        """Deliveries of which somebody wants a try and of which nobody has told Temporal; they are the caller's to
+        tell, for TELL_SECONDS."""
+        due = deliveries.c.wanted_at <= micros(now())
+        async with self._database.read() as connection:  # most of the time there are none, and nothing is written
+            if (await connection.execute(select(deliveries.c.id).where(due).limit(1))).first() is None:
+                return []
+        return await self._take(due, limit)
+
+    @retried
+    async def _take(self, due: Any, limit: int) -> Sequence[RedeliveryRequest]:
+        until = micros(now() + timedelta(seconds=TELL_SECONDS))
+        some = select(deliveries.c.id).where(due).order_by(deliveries.c.wanted_at).limit(limit)
+        taken = update(deliveries).where(deliveries.c.id.in_(some.with_for_update(skip_locked=True)), due)
+        async with self._database.write("fast") as connection:
+            found = (await connection.execute(taken.values(wanted_at=until).returning(*WANTED))).all()
+        return [RedeliveryRequest(*row) for row in found]
+
+    @retried
+    async def owned(self, delivery_id: str) -> None:
+        """Its first try was made, and what follows is on its way: nobody need be told of it."""
+        async with self._database.write("fast") as connection:
+            await connection.execute(update(deliveries).where(deliveries.c.id == delivery_id).values(wanted_at=None))
+
+    @retried
+    async def told(self, wanted: RedeliveryRequest) -> None:
+        """Temporal knows. A wish that came meanwhile stays."""
+        this = (deliveries.c.id == wanted.id, deliveries.c.wanted_at == wanted.until)
+        async with self._database.write("fast") as connection:
+            await connection.execute(update(deliveries).where(*this).values(wanted_at=None))
+
+
+async def _check_job(connection: AsyncConnection, job_id: str, tenant: str | None) -> None:
+    """Raises JobNotFound, ContentDeleted."""
+    row = (await connection.execute(by_id(job_id, tenant))).first()
+    if row is None:
+        raise JobNotFound
+    if row.deleted_at is not None:
+        raise ContentDeleted
+
+
+def _wanting(telling: bool) -> Any:
+    """The update that wants a try now. While the caller is telling Temporal of it, nobody else does."""
+    time = now()
+    until = time + timedelta(seconds=TELL_SECONDS if telling else 0)
+    return update(deliveries).values(status="pending", next_try_at=micros(time), wanted_at=micros(until))
+
+
+async def _locked(connection: AsyncConnection, delivery_id: str) -> Row[Any]:
+    """Two tries at once (one of them by hand) get two numbers."""
+    query: Select[Any] = select(deliveries.c.tenant, deliveries.c.url).where(deliveries.c.id == delivery_id)
+    row: Row[Any] | None = (await connection.execute(query.with_for_update())).first()
+    if row is None:
+        raise DeliveryNotFound
+    return row
+
+
+async def _end_try(
+    connection: AsyncConnection, delivery_id: str, delivered: bool, next_try_at: datetime | None
+) -> None:
+    statement = update(deliveries).where(deliveries.c.id == delivery_id, deliveries.c.status != "delivered")
+    await connection.execute(statement.values(_outcome(delivered, next_try_at)))
+
+
+def _same(delivery_id: str, one_try: DeliveryTry) -> Any:
+    found = select(delivery_tries.c.number).where(delivery_tries.c.delivery_id == delivery_id)
+    return found.where(delivery_tries.c.started_at == micros(one_try.started_at))
+
+
+def _try_row(delivery_id: str, number: int, one_try: DeliveryTry) -> dict[str, Any]:
+    return {
+        "delivery_id": delivery_id,
+        "number": number,
+        "started_at": micros(one_try.started_at),
+        "latency_ms": one_try.latency_ms,
+        "status_code": one_try.status_code,
+        "error": clean(one_try.error)[:512] if one_try.error else None,
+        "response": clean(one_try.response) if one_try.response is not None else None,
+    }
+
+
+def _outcome(delivered: bool, next_try_at: datetime | None) -> dict[str, Any]:
+    if delivered:
+        return {"status": "delivered", "next_try_at": None, "delivered_at": micros(now())}
+    if next_try_at is None:
+        over = case((deliveries.c.delivered_at.is_not(None), "delivered"), else_="failed")
+        return {"status": over, "next_try_at": None}
+    return {"status": "pending", "next_try_at": micros(next_try_at)}
+
+
+def _count(delivery_id: Any) -> Select[Any]:
+    return select(func.count()).select_from(delivery_tries).where(delivery_tries.c.delivery_id == delivery_id)
+
+
+PLACE = (deliveries.c.created_at, deliveries.c.id)
+WANTED = (deliveries.c.id, _count(deliveries.c.id).scalar_subquery(), deliveries.c.wanted_at)
+
+
+def _parcel(row: Row[Any] | None, made: int, *, disabled: bool = False) -> OutgoingWebhook:
+    if row is None:
+        raise DeliveryNotFound
+    return OutgoingWebhook(row.id, row.tenant, row.url, row.body, row.body_timestamp, row.status, made, disabled)

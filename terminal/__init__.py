@@ -1,1 +1,0 @@
-"""THE SCREEN. What the command line shows: streams, pages, notices. Heavy to import, so starter.py does it late."""

@@ -1,0 +1,116 @@
+"""`starter.py limits`, against a database that a real worker works with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+import starter
+from tests.support.service import Service, service
+from tests.support.simulator_process import prompt
+from tests.support.stack import Stack, stack
+
+FAMILY = "mistral-small"
+SLOW, FAST = 1, 50
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with stack(tmp_path_factory.mktemp("limits"), env={"CHATJOBS_CONCURRENCY": "20"}) as started:
+        yield started
+
+
+@pytest.fixture
+def call(running: Stack, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """The program in this process: ``call("list", "--json")``."""
+
+    def called(*arguments: str) -> Outcome:
+        with monkeypatch.context() as changed:
+            for name, value in running.env.items():
+                changed.setenv(name, value)
+            return Outcome(starter.main(["limits", *arguments]), *capfd.readouterr())
+
+    yield called
+    sys.stdout.write(running.news())
+
+
+def lanes(call: Call) -> list[dict[str, Any]]:
+    return list(json.loads(call("list", "--json").out)["lanes"])
+
+
+async def starts(there: Service, count: int) -> list[float]:
+    """When the calls of so many jobs began (unix seconds), which are submitted together and complete."""
+    words = prompt()
+    ids = await asyncio.gather(*(there.submit(f"{words} {number}") for number in range(count)))
+    for job_id in ids:
+        assert (await there.ended(job_id)).status == "completed"
+    return sorted(entry["time"] for entry in there.stack.simulator.requests(words))
+
+
+async def test_a_change_takes_effect_while_the_worker_runs(running: Stack, call: Call) -> None:
+    """Nobody is restarted: one a second, then fifty."""
+    async with service(running) as there:
+        await starts(there, 1)  # makes the lane
+        name = (await asyncio.to_thread(lanes, call))[0]["lane"]
+        assert name.endswith(f":{FAMILY}")
+        slowed = await asyncio.to_thread(call, "set", name, str(SLOW))
+        assert (slowed.code, slowed.out) == (0, f"{name}: 1/s, set here\n")
+        slow = await starts(there, 4)
+        assert slow[-1] - slow[0] > 2 / SLOW, slow
+        freed = await asyncio.to_thread(call, "set", name, str(FAST), "--json")
+        assert json.loads(freed.out)["perSecond"] == FAST
+        fast = await starts(there, 10)
+        assert fast[-1] - fast[0] < 5 / SLOW, fast  # ten of them: nine seconds at the limit before
+        back = json.loads((await asyncio.to_thread(call, "reset", name, "--json")).out)
+        assert (back["setTo"], back["perSecond"]) == (None, 1000)
+
+
+def test_a_lane_may_be_limited_before_its_first_call(call: Call) -> None:
+    early = call("set", "0a1b2c3d:mistral-large", "2.5")
+    assert (early.code, early.out) == (0, "0a1b2c3d:mistral-large: 2.5/s, set here\n")
+    assert "no call has been made" in early.err
+    assert "0a1b2c3d:mistral-large" in call("list").out
+    assert {
+        "lane": "0a1b2c3d:mistral-large",
+        "perSecond": 2.5,
+        "setTo": 2.5,
+        "seen": None,
+        "pausedUntil": None,
+        "waiting": 0,
+        "down": False,
+        "probesAt": None,
+        "lastError": None,
+    } in lanes(call)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["set", "mistral-large", "5"], "must be a name as in"),
+        (["set", "0a1b2c3d:x", "0"], "from 0.001 to 10000"),
+        (["set", "0a1b2c3d:x", "nan"], "from 0.001 to 10000"),
+        (["set", "0a1b2c3d:x", "1e9"], "from 0.001 to 10000"),
+        (["set", "0a1b2c3d:x", "many"], "must be a number"),
+        (["reset", "0a1b2c3d:nobody"], "no such lane"),
+    ],
+)
+def test_what_makes_no_sense_changes_nothing(call: Call, arguments: list[str], words: str) -> None:
+    before = lanes(call)
+    refused = call(*arguments)
+    assert (refused.code, refused.out) == (2, "")
+    assert words in refused.err
+    assert lanes(call) == before

@@ -1,0 +1,80 @@
+"""A worker that kills itself with -9 at a named point: ``python -m tests.support.dying_worker after_finish``.
+
+The real worker with one method wrapped; what follows the point never happens. ``decoding`` is the moment in which a
+job's request is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import storage.jobs.store
+import worker
+from activities.webhook import WebhookActivities
+from domain.process_exit import exit_now
+from providers.webhooks.sender import HttpWebhookSender
+from storage.jobs.store import JobStore
+from storage.transcript.batches import BatchEntry, PostgresBatches, SqliteBatches
+from storage.transcript.writer import JobWriter
+
+POINTS: dict[str, tuple[type, str]] = {
+    "after_claim": (JobStore, "claim"),
+    "before_finish": (JobWriter, "finish"),
+    "after_finish": (JobWriter, "finish"),
+    "after_seal": (JobStore, "seal"),
+    "before_send": (WebhookActivities, "_send"),
+    "after_send": (HttpWebhookSender, "post"),
+}
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying(method: Callable[..., Awaitable[Any]], *, before: bool) -> Callable[..., Awaitable[Any]]:
+    async def dies(*arguments: Any, **options: Any) -> Any:
+        if not before:
+            await method(*arguments, **options)
+        die()
+
+    return dies
+
+
+def dying_with_the_finish(append: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """At the commit of a batch that has the end of an answer; all batches before it are committed."""
+
+    async def dies(self: Any, entries: Sequence[BatchEntry]) -> Any:
+        if any(entry.finish for entry in entries):
+            die()
+        return await append(self, entries)
+
+    return dies
+
+
+class Deadly:
+    """Stands for ChatRequest where a claim reads one."""
+
+    @staticmethod
+    def model_validate_json(body: str) -> None:
+        die()
+
+
+def main(point: str) -> int:
+    if point == "decoding":
+        setattr(storage.jobs.store, "ChatRequest", Deadly)  # noqa: B010 - as for the other points
+    elif point == "before_finish_commit":
+        for kind in (SqliteBatches, PostgresBatches):
+            setattr(kind, "append", dying_with_the_finish(kind.append))  # noqa: B010 - as for the other points
+    else:
+        owner, name = POINTS[point]
+        setattr(owner, name, dying(getattr(owner, name), before=point.startswith("before")))
+    return asyncio.run(worker.main())
+
+
+if __name__ == "__main__":
+    exit_now(main(sys.argv[1]))

@@ -1,0 +1,222 @@
+"""Keeps the house in order, where import-linter cannot: it refuses single modules (worker.py) as roots."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from chatjobs import contracts, errors
+from chatjobs.errors import ChatJobsError
+from domain import errors as server_errors
+from tests.support.needs import lacking
+from tests.support.order import LONGEST_FIRST
+
+ROOT = Path(__file__).parent.parent.parent
+ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests")
+MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
+SERVICE = [room for room in ROOMS if room != "bench"]
+HALL = {"worker", "starter"}
+REGISTRY_HOSTS = [
+    # In pieces, so that this file does not name them either.
+    ".".join(pieces)
+    for pieces in (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("npmjs", "com"), ("debian", "org"))
+]
+
+PUBLIC_NAMES = """
+AssistantMessage Attempt AudioPart Backoff CancelledEvent Channel ChatRequest ChatResult ChunkEvent CompleteEvent
+Delivery DeliveryTry DocumentUrlPart Endpoint EndpointList ErrorCause ErrorEvent FilePart Function FunctionCall
+FunctionName FunctionTool HostedTool ImageUrl ImageUrlPart Job JobAccepted JobError JobOutcome JobPage JobStart
+JobStatus JsonSchema Limits PlacedPart Prediction QueuePlace QueuedEvent Redelivering Redelivery ReferencePart
+ResetEvent ResourceLinkPart ResourcePart ResponseFormat Retry StartEvent SystemMessage TextPart ThinkingPart ToolCall
+ToolChoice ToolMessage ToolReferencePart Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType
+WebhookTest WebhookTestEvent WireModel WorkflowStatus canonical_json earlier_fingerprint fingerprint message_text parse
+read_json rfc3339 too_many_messages without_nulls
+"""
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level names that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module or "")
+    return {name.partition(".")[0] for name in found}
+
+
+def sources(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from (ROOT / folder).rglob("*.py")
+
+
+def project_files() -> list[Path]:
+    """Every file that is, or will be, part of the repository."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        lacking("a git work tree", "which files belong to the project is not known otherwise")
+    command = [git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_every_room_is_under_contract() -> None:
+    """A new room has to be added to the contracts in pyproject.toml."""
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    assert sorted(linter["root_packages"]) == ROOMS
+
+
+def test_every_file_is_in_a_room() -> None:
+    """Only the two programs that one runs stand in the hall."""
+    assert set(MODULES) == HALL
+
+
+def test_nothing_imports_a_program() -> None:
+    """What two of them need has a place of its own."""
+    everything = [*sources(*SERVICE), *ROOT.glob("*.py")]
+    assert {str(path): found for path in everything if (found := imports(path) & HALL)} == {}
+
+
+def test_only_the_provider_knows_the_vendor() -> None:
+    knowing = {path.parent for path in [*sources(*SERVICE), *ROOT.glob("*.py")] if "mistralai" in imports(path)}
+    assert knowing == {ROOT / "providers" / "mistral"}
+
+
+def test_the_package_of_words_runs_nothing_when_imported() -> None:
+    """Workflow code imports it inside the sandbox: chatjobs/__init__.py is a docstring and nothing else."""
+    body = ast.parse((ROOT / "chatjobs" / "__init__.py").read_text()).body
+    assert len(body) == 1
+    assert ast.get_docstring(ast.Module(body, [])), "its docstring is what there should be"
+
+
+def test_no_file_names_a_registry() -> None:
+    """Many teams install from a mirror of their own."""
+    naming = {}
+    for path in project_files():
+        text = path.read_text(errors="ignore")
+        if hosts := [host for host in REGISTRY_HOSTS if host in text]:
+            naming[str(path.relative_to(ROOT))] = hosts
+    assert naming == {}
+
+
+def test_the_locks_agree() -> None:
+    """What is tested is what runs: every pin of the service stands in the other lock, too."""
+    service, dev = (set(pins(ROOT / name)) for name in ("requirements.lock", "requirements-dev.lock"))
+    assert service <= dev
+
+
+def pins(lock: Path) -> list[str]:
+    return re.findall(r"^[a-z0-9].*?(?= \\$)", lock.read_text(), flags=re.MULTILINE)
+
+
+def test_every_error_is_documented() -> None:
+    """Each has a docstring, which is its message, and its place in the tree at the top of its module."""
+    for module in (errors, server_errors):
+        found = [child for child in below(ChatJobsError) if child.__module__ == module.__name__]
+        assert [c.__name__ for c in found if not c.__dict__.get("__doc__")] == []
+        assert "\n".join([ChatJobsError.__name__, *branches(ChatJobsError, module), ""]) in (module.__doc__ or "")
+
+
+def branches(parent: type[Exception], module: ModuleType, margin: str = "") -> Iterator[str]:
+    """The errors of a module, and what they are kinds of, as `tree` would draw them."""
+    here = [
+        child
+        for child in parent.__subclasses__()
+        if any(one.__module__ == module.__name__ for one in [child, *below(child)])
+    ]
+    for child in here:
+        last = child is here[-1]
+        yield f"{margin}{'└' if last else '├'}── {child.__name__}"
+        yield from branches(child, module, margin + ("    " if last else "│   "))
+
+
+def below(parent: type[Exception]) -> list[type[Exception]]:
+    return [one for child in parent.__subclasses__() for one in (child, *below(child))]
+
+
+def test_public_names() -> None:
+    """Other services import these; a name that goes breaks them, a new one is a promise."""
+    public = {
+        name
+        for name, value in vars(contracts).items()
+        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
+    }
+    own = {name for name in public if vars(contracts)[name].__module__ == contracts.__name__}
+    assert sorted(own) == sorted(PUBLIC_NAMES.split())
+
+
+DETERMINISTIC = {
+    "asyncio": {"CancelledError", "Task", "create_task", "shield"},
+    "contextlib": {"contextmanager", "suppress"},
+    "datetime": {"timedelta"},
+    "random": {"Random"},
+}
+"""What workflows use of modules that could also tell the time, roll dice or reach out. Others: whole, see below."""
+HARMLESS = {
+    "__future__",
+    "pydantic",
+    "pydantic_core",
+    "collections",
+    "functools",
+    "inspect",
+    "typing",
+    "temporalio",
+    "chatjobs",
+    "domain",
+    "activities",
+    "workflows",
+}
+
+
+def foreign_uses(path: Path) -> set[str]:
+    """``module.name`` of everything that a workflow file takes from a module that is not harmless."""
+    tree = ast.parse(path.read_text())
+    uses = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in DETERMINISTIC
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            uses |= {f"{node.module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.Import):
+            uses |= {f"{name.name}.{name.asname or ''}" for name in node.names if name.name not in DETERMINISTIC}
+    return {use for use in uses if use.partition(".")[0] not in HARMLESS}
+
+
+@pytest.mark.parametrize("path", sorted(sources("workflows")), ids=lambda path: path.name)
+def test_workflows_use_nothing_that_a_replay_would_not_repeat(path: Path) -> None:
+    """Neither clocks nor dice nor ids nor the outside, but for what Temporal makes deterministic."""
+    allowed = {f"{module}.{name}" for module, names in DETERMINISTIC.items() for name in names}
+    assert foreign_uses(path) <= allowed
+
+
+def test_a_clock_in_a_workflow_would_be_found(tmp_path: Path) -> None:
+    """The test above can fail."""
+    path = tmp_path / "bad.py"
+    path.write_text("import asyncio\nimport time\nfrom datetime import datetime\nasyncio.to_thread(print)\n")
+    assert foreign_uses(path) == {"time.", "datetime.datetime", "asyncio.to_thread"}
+
+
+def test_one_name_is_one_class() -> None:
+    """A reader who searches for a class finds one."""
+    places: dict[str, list[str]] = {}
+    for path in [*sources(*ROOMS), *ROOT.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_the_files_that_begin_first_are_there() -> None:
+    assert set(LONGEST_FIRST) <= {path.name for path in sources("tests")}
+    assert len(set(LONGEST_FIRST)) == len(LONGEST_FIRST)
