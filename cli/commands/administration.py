@@ -7,11 +7,7 @@ from typing import Annotated
 import typer
 
 from cli import arguments, running
-from cli.arguments import (
-    AsJson,
-    OfTenant,
-    Tenant,
-)
+from cli.arguments import AsJson, OfTenant, Tenant
 from cli.groups import CommandLine, group
 
 app = CommandLine()

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
+from chatjobs.errors import ConfigurationError
 from cli import running
-from cli.arguments import (
-    AsJson,
-)
+from cli.arguments import AsJson
 from cli.groups import CommandLine
 
 app = CommandLine()
@@ -58,7 +57,12 @@ def drill(
     Starts its own Temporal, simulator, workers and gateways on free ports; a running service is not touched. The exit
     code is 1 where an invariant is violated.
     """
-    from drill.run import DrillPlan, run
+    try:
+        from drill.run import DrillPlan, run
+    except ModuleNotFoundError as error:
+        if error.name != "drill":
+            raise
+        raise ConfigurationError("the image has no drill; run `make drill` in a checkout of the project") from None
 
     running.heed_ctrl_c()
     plan = DrillPlan(jobs, kills, scale, workers, gateways, seed, only, database, keep)

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import arguments, running
-from cli.arguments import (
-    AsJson,
-)
+from cli.arguments import AsJson
 from cli.groups import CommandLine, group
 
 if TYPE_CHECKING:

@@ -313,6 +313,11 @@ def test_the_copied_files_run(tmp_path: Path, postgres_server: Postgres) -> None
             process.terminate()
         assert process.wait(20) == 0
     assert run(*health).returncode == 1
+    examined = run("starter.py", "doctor", "--json")
+    assert {"database", "versions"} <= {one["check"] for one in json.loads(examined.stdout)["checks"]}
+    drilled = run("starter.py", "drill")
+    assert (drilled.returncode, drilled.stdout) == (2, "")
+    assert drilled.stderr == "starter: the image has no drill; run `make drill` in a checkout of the project\n"
     assert SERVICES["worker"]["command"] == ["python", "worker.py"]
     lacking = run("worker.py")
     assert (lacking.returncode, "MISTRAL_API_KEY is not set" in lacking.stderr) == (2, True)
