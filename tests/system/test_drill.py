@@ -189,7 +189,7 @@ def test_no_fault_is_missing() -> None:
 @pytest.mark.parametrize("row", sorted(row for row in page() if row.startswith("F")))
 def test_what_shows_it_is_there(row: str) -> None:
     names = {fault.name: fault.sources.split(", ") for fault in CATALOGUE}
-    shown = re.findall(r"`(tests/\w+\.py)::(\w+)`", page()[row])
+    shown = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page()[row])
     drilled = re.findall(r"`drill: ([^`]+)`", page()[row])
     assert shown or drilled
     assert [f"{file}::{name}" for file, name in shown if name not in named_in(file)] == []
