@@ -383,7 +383,9 @@ async def _events(response: httpx2.Response) -> AsyncGenerator[ModelEvent, None]
         try:
             yield finish
         finally:  # usually nobody asks for more after Finish
-            await _drain(chunks)
+            exchange = response.extensions.get(EXCHANGE)
+            if exchange is None or not exchange.ended:
+                await _drain(chunks)
 
 
 @asynccontextmanager

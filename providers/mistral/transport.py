@@ -276,6 +276,11 @@ class _Exchange(httpx2.AsyncByteStream):
             await (self._arrival() if self._read_timeout is None else self._timely_arrival())
         return self._take()
 
+    @property
+    def ended(self) -> bool:
+        """The response was whole, and all of it has been taken."""
+        return self._complete and not self._parts
+
     async def aclose(self) -> None:
         """The connection is kept only if it is exactly where the next response begins."""
         if self._closed:
