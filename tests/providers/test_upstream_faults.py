@@ -14,7 +14,7 @@ from tests.support.service import Service, service
 from tests.support.simulator_process import prompt
 from tests.support.stack import Stack, stack
 
-QUICK = {"firstTokenSeconds": 1.0, "stallSeconds": 1.0}
+QUICK = {"firstTokenSeconds": 3.0, "stallSeconds": 3.0}
 MARK = "prompt-that-must-not-be-repeated"
 
 TWELVE = {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
@@ -74,7 +74,7 @@ CASES = {
         "total_timeout",
         1,
         script={"tokens_per_second": 50},
-        limits={"totalSeconds": 1.5},
+        limits={"totalSeconds": 5},
     ),
     "cut by FIN": Case([{"kind": "cut", "after": 3}], outcome="upstream_cut"),
     "cut by RST": Case([{"kind": "cut", "after": 3, "reset": True}], outcome="upstream_cut"),
