@@ -119,7 +119,7 @@ class Process:
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C of the person who runs the tests is for pytest
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
     def _end(self, number: signal.Signals, *, timeout: float) -> int:
@@ -146,6 +146,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """The kernel kills this process when the thread that started it ends (Linux)."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

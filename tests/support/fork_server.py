@@ -12,7 +12,6 @@ All processes end with the process that asked for them, also when that is killed
 
 from __future__ import annotations
 
-import ctypes
 import io
 import multiprocessing
 import os
@@ -24,8 +23,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
-PR_SET_PDEATHSIG = 1
+from drill.processes import ROOT, die_with_parent
+
 OF_THE_INTERPRETER = ("LD_PRELOAD", "PYTHONDEVMODE", "PYTHONWARNINGS", "PYTHONTRACEMALLOC", "PYTHONIOENCODING")
 IMPORTED = (
     "gateway.__main__",
@@ -83,7 +82,7 @@ class Program:
 def _run(arguments: list[str], env: dict[str, str], log: str) -> None:
     """Become a process as subprocess.Popen makes it, and run the program."""
     os.setsid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     with Path(log).open("ab") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)

@@ -10,13 +10,10 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from drill.processes import Running
-
-ROOT = Path(__file__).parent.parent.parent
+from drill.processes import ROOT, Running
 
 
 def directive(script: dict[str, Any] | None = None, /, **fields: Any) -> str:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.support.simulator_process import ROOT
+from drill.processes import ROOT
 
 LEFT = """
 import asyncio, sys
