@@ -34,6 +34,7 @@ from domain.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from domain.ports import ChatModel, WebhookSender
 from domain.process_exit import exit_now
 from domain.settings import Settings, problems
+from domain.timings import Timings
 from providers.mistral.chat import MistralChat
 from providers.mistral.probe import measured
 from providers.webhooks.sender import HttpWebhookSender
@@ -51,8 +52,6 @@ from workflows.webhook_delivery import WebhookDelivery
 
 log = logging.getLogger("worker")
 
-HEARTBEAT_THROTTLE = timedelta(seconds=1)
-"""The SDK's default (0.8 of the heartbeat timeout, up to 60 s) would deliver a cancellation that late."""
 STICKY_QUEUE_TIMEOUT = timedelta(seconds=1)
 """How long a workflow task waits for a dead worker's cache before any worker may take it; the default is 10 s."""
 WEBHOOKS_AT_ONCE = 100
@@ -74,6 +73,7 @@ class WorkerParts:
     indexed: bool
     rules: WebhookRules | None = field(default=None, kw_only=True)
     """For webhook URLs; None: they are judged only by the sender."""
+    timings: Timings = field(default=Timings(), kw_only=True)
 
     @property
     def jobs(self) -> JobStore:
@@ -86,7 +86,8 @@ class WorkerParts:
 
     @property
     def limiter(self) -> Limiter:
-        return Limiter(self.database, per_second=self.settings.mistral_requests_per_second)
+        per_second = self.settings.mistral_requests_per_second
+        return Limiter(self.database, per_second=per_second, timings=self.timings)
 
     @property
     def waker(self) -> Waker:
@@ -96,7 +97,10 @@ class WorkerParts:
     @property
     def webhooks(self) -> WebhookActivities:
         return WebhookActivities(
-            deliveries=DeliveryStore(self.database), sender=self.sender, secrets_of=self.secrets_of
+            deliveries=DeliveryStore(self.database),
+            sender=self.sender,
+            secrets_of=self.secrets_of,
+            timings=self.timings,
         )
 
     async def secrets_of(self, tenant: str) -> Sequence[str]:
@@ -106,14 +110,18 @@ class WorkerParts:
 
 def build_workers(parts: WorkerParts, transcript: TranscriptWriter) -> list[Worker]:
     """One worker per task queue, so that slow receivers never hold up completions."""
-    options.configure(heartbeat=timedelta(seconds=parts.settings.chatjobs_heartbeat_seconds))
+    heartbeat = timedelta(seconds=parts.settings.chatjobs_heartbeat_seconds)
+    options.configure(heartbeat=heartbeat, timings=parts.timings)
     jobs = parts.jobs
     results = ResultActivities(
         jobs=jobs, tenant=parts.settings.chatjobs_direct_tenant, indexed=parts.indexed, policy=parts.rules
     )
     completions = CompletionActivities(jobs=jobs, transcript=transcript, model=parts.model, limiter=parts.limiter)
     webhooks = parts.webhooks
-    retention = RetentionActivities(retention=RetentionStore(parts.database), endpoints=EndpointStore(parts.database))
+    retention = RetentionActivities(
+        retention=RetentionStore(parts.database), endpoints=EndpointStore(parts.database), timings=parts.timings
+    )
+    throttle = timedelta(seconds=parts.timings.heartbeat_throttle_seconds)
     grace = timedelta(seconds=parts.settings.chatjobs_grace_seconds)
     return [
         Worker(
@@ -132,8 +140,8 @@ def build_workers(parts: WorkerParts, transcript: TranscriptWriter) -> list[Work
             activities=[completions.complete_chat],
             max_concurrent_activities=parts.settings.chatjobs_concurrency,
             max_concurrent_activity_task_polls=TASK_POLLS,
-            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-            default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+            max_heartbeat_throttle_interval=throttle,
+            default_heartbeat_throttle_interval=throttle,
             graceful_shutdown_timeout=grace,
         ),
         Worker(
@@ -141,8 +149,8 @@ def build_workers(parts: WorkerParts, transcript: TranscriptWriter) -> list[Work
             task_queue=WEBHOOKS_QUEUE,
             activities=[webhooks.deliver_webhook],
             max_concurrent_activities=WEBHOOKS_AT_ONCE,
-            max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-            default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+            max_heartbeat_throttle_interval=throttle,
+            default_heartbeat_throttle_interval=throttle,
             graceful_shutdown_timeout=grace,
         ),
     ]
@@ -168,11 +176,12 @@ async def running(parts: WorkerParts) -> AsyncIterator[None]:
         jobs=parts.jobs,
         deliveries=deliveries,
         client=parts.client,
+        timings=parts.timings,
         try_once=parts.webhooks.try_once,
         wake=waker.wake,
     )
     async with AsyncExitStack() as stack:
-        transcript = await stack.enter_async_context(TranscriptWriter(parts.database).running())
+        transcript = await stack.enter_async_context(TranscriptWriter(parts.database, timings=parts.timings).running())
         workers = build_workers(parts, transcript)
         for worker in workers:
             await stack.enter_async_context(worker)
@@ -199,22 +208,23 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 @asynccontextmanager
-async def parts_from(settings: Settings) -> AsyncIterator[WorkerParts]:
+async def parts_from(settings: Settings, timings: Timings = Timings()) -> AsyncIterator[WorkerParts]:
     """The real parts. Raises ChatJobsError with what to do where one is missing."""
     if not settings.webhook_secret:
         log.warning("WEBHOOK_SECRET is not set: webhooks wait until it is", extra={"action": "no_webhook_secret"})
     async with AsyncExitStack() as stack:
-        model = _model(settings)
+        model = _model(settings, timings)
         stack.push_async_callback(model.aclose)
-        database = await Database.open(settings.database_url)
+        database = await Database.open(settings.database_url, timings=timings)
         stack.push_async_callback(database.close)
         client = await connect()
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
-        sender = await stack.enter_async_context(HttpWebhookSender(policy=rules))
-        yield WorkerParts(settings, client, database, model, sender, await indexed(client), rules=rules)
+        sender = await stack.enter_async_context(HttpWebhookSender(policy=rules, timings=timings))
+        found = await indexed(client)
+        yield WorkerParts(settings, client, database, model, sender, found, rules=rules, timings=timings)
 
 
-def _model(settings: Settings) -> MistralChat:
+def _model(settings: Settings, timings: Timings) -> MistralChat:
     key = settings.mistral_api_key
     if key is None:
         raise ConfigurationError("MISTRAL_API_KEY is not set; set it, or use `make run`, which brings a simulator")
@@ -224,6 +234,7 @@ def _model(settings: Settings) -> MistralChat:
             server_url=settings.mistral_server_url,
             idle_connections=settings.chatjobs_concurrency,
             practice=server_knowledge.assumed(settings),
+            timings=timings,
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from None

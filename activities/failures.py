@@ -14,6 +14,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from chatjobs.contracts import Backoff, ErrorCause, Retry
 from chatjobs.errors import MAX_MESSAGE_CHARACTERS, ChatJobsError, bounded
 from domain.errors import StorageUnavailable, UpstreamError, UpstreamRateLimited
+from domain.timings import Timings
 
 EMPTY = "upstream_empty"
 FAILURE_BUDGET = Retry().attempts
@@ -24,7 +25,6 @@ BREAK_BUDGET = 3
 """The same for answers that fall silent, or are cut off once they have begun, at the same place: all are paid for."""
 MOVING_BUDGET = 10
 """How many failures, for each retry that ``retry`` allows, a job may have that moves on between them."""
-LONGEST_PAUSE = 30.0
 LONGEST_THROTTLE = 300.0
 STORAGE_PAUSE = 1.0
 JITTER = 0.2
@@ -86,7 +86,13 @@ def from_storage(error: ChatJobsError, *, pause: float | None = STORAGE_PAUSE) -
 
 
 def from_upstream(
-    error: UpstreamError, tally: Tally, retry: Retry, *, throttles: int, cause: ErrorCause | None = None
+    error: UpstreamError,
+    tally: Tally,
+    retry: Retry,
+    *,
+    throttles: int,
+    cause: ErrorCause | None = None,
+    timings: Timings = Timings(),
 ) -> ApplicationError:
     """An error of a model call. ``tally`` counts this one, if it is a failure; ``throttles``: the job's attempts."""
     if isinstance(error, UpstreamRateLimited):
@@ -95,18 +101,18 @@ def from_upstream(
         return permanent(error.reason, error.message)
     if tally.spent(retry, error.reason):
         return _given_up(error.reason, error.message, tally, cause)
-    pause = failure_pause(tally.here, retry.backoff)
+    pause = failure_pause(tally.here, retry.backoff, timings)
     if error.retry_after is not None:
         pause = max(pause, throttle_pause(error.retry_after, 0))
     return again(error.reason, error.message, pause)
 
 
-def internal(error: BaseException, tally: Tally, retry: Retry) -> ApplicationError:
+def internal(error: BaseException, tally: Tally, retry: Retry, timings: Timings = Timings()) -> ApplicationError:
     """An error of our own. Its text may hold anything, so that only its name leaves the worker's log."""
     message = f"An error in this service ({type(error).__name__}); see the worker's log"
     if tally.spent(retry, "internal"):
         return _given_up("internal", message, tally)
-    return again("internal", message, failure_pause(tally.here, retry.backoff))
+    return again("internal", message, failure_pause(tally.here, retry.backoff, timings))
 
 
 def _given_up(code: str, message: str, tally: Tally, cause: ErrorCause | None = None) -> ApplicationError:
@@ -121,9 +127,12 @@ def throttle_pause(retry_after: float | None, throttles: int) -> float:
     return min(max(wanted, 1.0), LONGEST_THROTTLE)
 
 
-def failure_pause(failures: int, backoff: Backoff) -> float:
-    """Seconds until the next attempt after so many failures, never less than ``backoff`` says."""
-    delay = backoff.delay / 1000
+def failure_pause(failures: int, backoff: Backoff, timings: Timings = Timings()) -> float:
+    """Seconds until the next attempt after so many failures: not less than ``backoff`` says, unless ``timings`` has a
+    pause of its own."""
+    if timings.failure_pause_seconds is not None:
+        return timings.failure_pause_seconds
+    delay, longest = backoff.delay / 1000, timings.longest_failure_pause_seconds
     if backoff.type == "exponential":
-        delay = min(delay * 2.0 ** min(max(failures - 1, 0), 16), max(LONGEST_PAUSE, delay))
+        delay = min(delay * 2.0 ** min(max(failures - 1, 0), 16), max(longest, delay))
     return delay * random.uniform(1, 1 + JITTER)  # noqa: S311 - not a secret

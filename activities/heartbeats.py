@@ -9,21 +9,22 @@ from typing import Any
 
 from temporalio import activity
 
-HEARTBEAT_SECONDS = 1.0
-"""Between heartbeats, whatever else happens. Cancellation reaches an activity only with a heartbeat's response
-(sdk-python README, "Heartbeating and Cancellation")."""
+from domain.timings import Timings
 
 
 @asynccontextmanager
-async def heartbeating(details: Callable[[], Any] = lambda: None) -> AsyncIterator[asyncio.Task[None]]:
+async def heartbeating(
+    details: Callable[[], Any] = lambda: None, *, timings: Timings = Timings()
+) -> AsyncIterator[asyncio.Task[None]]:
     """Beat every second (four times per heartbeat timeout, if that is less than 4 s) while the block runs, with what
     ``details`` says. A block that is shorter costs no call at all.
 
     The task that beats is given, for whoever has to know that it ended: then nothing can be cancelled any more.
     """
 
-    timeout = activity.info().heartbeat_timeout
-    pause = min(HEARTBEAT_SECONDS, timeout.total_seconds() / 4) if timeout else HEARTBEAT_SECONDS
+    timeout, pause = activity.info().heartbeat_timeout, timings.heartbeat_seconds
+    if timeout:
+        pause = min(pause, timeout.total_seconds() / 4)
 
     async def beat() -> None:
         while True:

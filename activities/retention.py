@@ -13,6 +13,7 @@ from activities import failures
 from activities.heartbeats import heartbeating
 from chatjobs.errors import ChatJobsError
 from domain.payloads import RetentionOrder, RetentionReport
+from domain.timings import Timings
 from storage.jobs.retention import RemovalPosition, Removed, RetentionStore
 from storage.webhooks.endpoints import FORGOTTEN_AT_ONCE, EndpointStore
 
@@ -25,9 +26,10 @@ OLDEST = datetime(1970, 1, 2, tzinfo=UTC)
 
 
 class RetentionActivities:
-    def __init__(self, *, retention: RetentionStore, endpoints: EndpointStore) -> None:
+    def __init__(self, *, retention: RetentionStore, endpoints: EndpointStore, timings: Timings = Timings()) -> None:
         self._retention = retention
         self._endpoints = endpoints
+        self._timings = timings
 
     @activity.defn
     async def remove_old_jobs(self, order: RetentionOrder) -> RetentionReport:
@@ -37,7 +39,7 @@ class RetentionActivities:
         """
         progress = _progress()
         before = cutoff(order.days, datetime.now(UTC))
-        async with heartbeating(lambda: progress):
+        async with heartbeating(lambda: progress, timings=self._timings):
             while not progress.complete and not activity.is_worker_shutdown():
                 began = time.monotonic()
                 progress = _after(progress, await self._remove(before, progress))

@@ -17,6 +17,7 @@ from chatjobs.errors import ChatJobsError, DeliveryNotFound, WebhookError
 from chatjobs.webhooks import sign
 from domain.payloads import DeliveryOrder, DeliveryReport
 from domain.ports import BUSY, WebhookResponse, WebhookSender
+from domain.timings import Timings
 from storage.webhooks.deliveries import DeliveryStore, OutgoingWebhook
 from storage.webhooks.endpoints import ENDPOINT_DISABLED, GONE
 
@@ -43,15 +44,17 @@ class WebhookActivities:
         deliveries: DeliveryStore,
         sender: WebhookSender,
         secrets_of: Callable[[str], Awaitable[Sequence[str]]],
+        timings: Timings = Timings(),
     ) -> None:
         self._deliveries = deliveries
         self._sender = sender
         self._secrets_of = secrets_of
+        self._timings = timings
 
     @activity.defn
     async def deliver_webhook(self, order: DeliveryOrder) -> DeliveryReport:
         """Send a delivery once and record the try. A receiver's failure is a report, not an error."""
-        async with heartbeating():
+        async with heartbeating(timings=self._timings):
             return await self._deliver(order, activity.info().attempt)
 
     async def try_once(self, order: DeliveryOrder) -> DeliveryReport:

@@ -42,6 +42,7 @@ from domain.names import (
     new_request_id,
 )
 from domain.payloads import DeliveryOrder, DeliveryReport, DeliveryStart, Ending, Sealed
+from domain.timings import Timings
 from domain.values import AcceptedJob, NewJob, RunRef, Waiting
 from domain.webhook_urls import WebhookPolicy, checked
 from storage.jobs.store import JobStore
@@ -56,8 +57,6 @@ TASK_TIMEOUT = timedelta(seconds=5)
 wait for the database."""
 GLANCE_TIMEOUT = timedelta(seconds=0.5)
 """Whoever asks for a job that does not exist gets the answer at once, even if Temporal hangs."""
-SWEEP_SECONDS = 1.0
-EXPIRY_SECONDS = 0.5
 MOST_TOLD = 50
 """Webhooks of expired jobs that are being sent."""
 SECOND_TRY_SECONDS = 5.0
@@ -67,11 +66,6 @@ MOST_PAGES = 20
 """After an outage thousands may wait to be started; but they must not keep the cancels waiting."""
 AT_ONCE = 10
 """How many of those that wait a sweep looks after at the same time."""
-UNSTARTED_AFTER = timedelta(seconds=2)
-"""Whoever accepted the job normally starts it within milliseconds."""
-SILENT_AFTER = timedelta(seconds=30)
-OVERDUE_AFTER = timedelta(seconds=60)
-"""A try takes 15 s at most; whoever owned this delivery is gone."""
 TERMINATED = JobError(code="terminated", message="The job's workflow was ended from outside", retryable=True)
 
 
@@ -288,9 +282,7 @@ class Sweeper:
         jobs: JobStore,
         deliveries: DeliveryStore,
         client: Client,
-        unstarted_after: timedelta = UNSTARTED_AFTER,
-        silent_after: timedelta = SILENT_AFTER,
-        overdue_after: timedelta = OVERDUE_AFTER,
+        timings: Timings = Timings(),
         try_once: TryOnce | None = None,
         wake: Wake | None = None,
     ) -> None:
@@ -298,9 +290,7 @@ class Sweeper:
         self._jobs = jobs
         self._deliveries = deliveries
         self._client = client
-        self._unstarted_after = unstarted_after
-        self._silent_after = silent_after
-        self._overdue_after = overdue_after
+        self._timings = timings
         self._try_once = try_once
         self._wake = wake
         self._told: set[asyncio.Task[None]] = set()
@@ -309,8 +299,8 @@ class Sweeper:
         """Sweep until cancelled. The ends of queue times do not wait for what Temporal is asked."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(_every(SWEEP_SECONDS, self.sweep))
-                group.create_task(_every(EXPIRY_SECONDS, self.expire))
+                group.create_task(_every(self._timings.sweep_seconds, self.sweep))
+                group.create_task(_every(self._timings.expiry_seconds, self.expire))
         finally:
             for task in self._told:
                 task.cancel()
@@ -365,13 +355,16 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Look after everything once."""
+        unstarted_after = timedelta(seconds=self._timings.unstarted_after_seconds)
         for _ in range(MOST_PAGES):
-            if await self._each(self._jobs.unstarted(older_than=self._unstarted_after, limit=PAGE), self._start) < PAGE:
+            if await self._each(self._jobs.unstarted(older_than=unstarted_after, limit=PAGE), self._start) < PAGE:
                 break
         await self._each(self._jobs.to_cancel(), self._cancel)
-        await self._each(self._jobs.silent(since=self._silent_after), self._look_after)
+        silent_after = timedelta(seconds=self._timings.silent_after_seconds)
+        await self._each(self._jobs.silent(since=silent_after), self._look_after)
         await self._each(self._deliveries.wanted(), self._try_now)
-        await self._each(self._deliveries.overdue(self._overdue_after), self._adopt)
+        overdue_after = timedelta(seconds=self._timings.overdue_after_seconds)
+        await self._each(self._deliveries.overdue(overdue_after), self._adopt)
 
     async def _each(self, found: Awaitable[Sequence[T]], look_after: Callable[[T], Awaitable[None]]) -> int:
         """How many were found, 0 if they all have to wait: Temporal or the database is away.

@@ -16,6 +16,7 @@ from chatjobs.errors import ChatJobsError, ConfigurationError
 from domain import logs
 from domain.process_exit import exit_now
 from domain.settings import Settings, problems
+from domain.timings import Timings
 from gateway.app import create_app
 from gateway.dependencies import opened
 from gateway.serving.server import BACKLOG, Listener, served
@@ -45,7 +46,9 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(opened(settings, lambda rules: HttpWebhookSender(policy=rules)))
+        timings = Timings()
+        opening = opened(settings, lambda rules: HttpWebhookSender(policy=rules, timings=timings), timings=timings)
+        parts = await stack.enter_async_context(opening)
         parts.access.refuse_open_door()
         listener = listen(settings.chatjobs_host, settings.chatjobs_port)
         await stack.enter_async_context(served(create_app(parts), parts.open_streams, listener))

@@ -21,6 +21,7 @@ from dispatch.temporal import connect, run_url
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.ports import WebhookSender
 from domain.settings import Settings
+from domain.timings import Timings
 from gateway.auth.access import Access, Identity
 from gateway.page.overview import Feeds, Figures
 from gateway.serving.after_response import AfterResponse
@@ -44,6 +45,7 @@ class Dependencies:
     """Everything that a request may need."""
 
     settings: Settings
+    timings: Timings
     database: Database
     client: Client
     jobs: JobStore
@@ -77,24 +79,26 @@ async def identity(request: Request) -> Identity:
 
 
 @asynccontextmanager
-async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Dependencies]:
+async def opened(
+    settings: Settings, sender_of: SenderOf, *, timings: Timings = Timings()
+) -> AsyncIterator[Dependencies]:
     """The real parts, looked after while the block runs. Temporal may be away; the database may not.
 
     Raises ChatJobsError with what to do where one is missing.
     """
     async with AsyncExitStack() as stack:
-        database = await Database.open(settings.database_url)
+        database = await Database.open(settings.database_url, timings=timings)
         stack.push_async_callback(database.close)
         client = await connect(lazy=True)
-        limiter = Limiter(database, per_second=settings.mistral_requests_per_second)
+        limiter = Limiter(database, per_second=settings.mistral_requests_per_second, timings=timings)
         jobs = _job_store(settings, database, limiter, client.namespace)
         deliveries = DeliveryStore(database)
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
         sender = await stack.enter_async_context(sender_of(rules))
         secrets_of = partial(signing_secrets, settings, database)
         intake = Intake(jobs=jobs, client=client, indexed=None, policy=rules, prefixes=PrefixRule(settings, database))
-        reader = await stack.enter_async_context(TranscriptReader(database).running())
-        queue = await stack.enter_async_context(QueueReader(limiter).running())
+        reader = await stack.enter_async_context(TranscriptReader(database, timings=timings).running())
+        queue = await stack.enter_async_context(QueueReader(limiter, timings=timings).running())
         after_response = await stack.enter_async_context(AfterResponse().running())
         open_streams = OpenStreams()
         access = await Access.opened(settings, database, open_streams)
@@ -103,12 +107,19 @@ async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Depen
         heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
         wake = Waker(limiter=limiter, jobs=jobs, client=client, heartbeat=heartbeat).wake
         sweeper = Sweeper(
-            intake=intake, jobs=jobs, deliveries=deliveries, client=client, try_once=webhooks.try_once, wake=wake
+            intake=intake,
+            jobs=jobs,
+            deliveries=deliveries,
+            client=client,
+            timings=timings,
+            try_once=webhooks.try_once,
+            wake=wake,
         )
         await stack.enter_async_context(in_background(sweeper.run(), "sweeper"))
         overview = Overview(database, run_url=jobs.run_url)
         yield Dependencies(
             settings=settings,
+            timings=timings,
             database=database,
             client=client,
             jobs=jobs,

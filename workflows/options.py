@@ -9,14 +9,16 @@ from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType
 
 from domain.names import COMPLETIONS_QUEUE, WEBHOOKS_QUEUE
+from domain.timings import Timings
 
 _heartbeat = timedelta(seconds=10)
+_timings = Timings()
 
 
-def configure(*, heartbeat: timedelta) -> None:
+def configure(*, heartbeat: timedelta, timings: Timings = Timings()) -> None:
     """Called once by the composition root, before workers start; timeouts are no part of what a replay compares."""
-    global _heartbeat
-    _heartbeat = heartbeat
+    global _heartbeat, _timings
+    _heartbeat, _timings = heartbeat, timings
 
 
 def completion() -> dict[str, Any]:
@@ -70,8 +72,7 @@ def delivery() -> dict[str, Any]:
         "start_to_close_timeout": timedelta(seconds=60),
         # How long a killed worker's try goes unnoticed; then it is made again.
         "heartbeat_timeout": _heartbeat,
-        # A dead receiver, or no free webhook worker, must not hold up the end of a job.
-        "schedule_to_start_timeout": timedelta(seconds=60),
+        "schedule_to_start_timeout": timedelta(seconds=_timings.delivery_start_seconds),
         # Another attempt only for want of a place at the receiver (BUSY_PAUSES in activities/webhook.py; the last one
         # reports), or of a worker that was killed. All else that fails is the schedule's: the activity says so.
         "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coefficient=1.0, maximum_attempts=3),

@@ -20,7 +20,7 @@ from gateway.dependencies import Dependencies, identity, parts
 from gateway.page.overview import MOST_CHANGED, OVERLAP, Feed, message
 from gateway.problems import HttpProblem
 from gateway.routes.jobs import cursor_of
-from gateway.routes.streams import KEEP_ALIVE, KEEP_ALIVE_SECONDS, EventStreamResponse
+from gateway.routes.streams import KEEP_ALIVE, EventStreamResponse
 from storage.engine.schema import moment, now
 from storage.jobs.overview import Stats
 
@@ -73,7 +73,7 @@ class FeedStream(EventStreamResponse):
         await self.write_events(send, await self._first())
         while True:
             try:
-                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                async with asyncio.timeout(self._keep_alive_seconds):
                     messages, number = await joined.after(number), joined.number
             except TimeoutError:
                 await self.write(send, KEEP_ALIVE)

@@ -34,9 +34,6 @@ from gateway.serving.open_streams import HUNG_UP, OpenStream
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_SECONDS = 15.0
-STUCK_SECONDS = 30.0
-"""A reader that takes nothing for so long is cut off; it may come back and go on where it was."""
 LEAVE_SECONDS = 1.0
 PIECE_BYTES = 64 * 1024
 """Written at once; then we wait until the reader has taken it."""
@@ -141,6 +138,8 @@ class EventStreamResponse(Response, ABC):
         del self.headers["content-length"]
         self._here = here
         self._caller = caller
+        self._stuck_seconds = here.timings.stream_stuck_seconds
+        self._keep_alive_seconds = here.timings.stream_keep_alive_seconds
         self._introduction = RETRY
         """What the block of the next event begins with."""
 
@@ -169,7 +168,7 @@ class EventStreamResponse(Response, ABC):
 
     async def write(self, send: Send, data: bytes, *, more: bool = True) -> None:
         """Write within the time that a reader has to take it. Raises TimeoutError, upon which the connection is cut."""
-        async with asyncio.timeout(STUCK_SECONDS):
+        async with asyncio.timeout(self._stuck_seconds):
             for start in range(0, max(len(data), 1), PIECE_BYTES):
                 await send({"type": "http.response.body", "body": data[start : start + PIECE_BYTES], "more_body": more})
 
@@ -256,7 +255,7 @@ class JobEventsResponse(EventStreamResponse):
         """
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0 if self._place else KEEP_ALIVE_SECONDS) as self._pause:
+                async with asyncio.timeout(0 if self._place else self._keep_alive_seconds) as self._pause:
                     try:
                         return await self._here.reader.wait(self._cursor)
                     finally:

@@ -34,6 +34,7 @@ from chatjobs.errors import bounded
 from domain.continuing import AS_MISTRAL, NEVER, Practice, Way
 from domain.errors import UpstreamError
 from domain.ports import Allowance, Continuing, ModelEvent, StillWorking
+from domain.timings import Timings
 from providers.mistral.answer import Answer
 from providers.mistral.echo import Echo
 from providers.mistral.errors import NO_ALLOWANCE_HEADER, ErrorAnswer, Private, mistral_errors
@@ -42,14 +43,8 @@ from providers.mistral.transport import EXCHANGE, StreamTransport
 from providers.mistral.values import OK
 
 CONNECT_SECONDS: Final = 10.0
-LATE_SECONDS: Final = 10.0
-"""How long something may come after the end of an answer without ``[DONE]``, since the last thing that came: usage, or
-more of the answer after all. Servers that leave out ``[DONE]`` close the response, so that hardly any job waits."""
-SIGN_OF_LIFE_SECONDS: Final = 0.5
-"""How often whoever reads is told that the end is being waited for; shorter than any limit on silence."""
 DRAIN_SECONDS: Final = 0.2
 """How long the end of the response may come after the end of the answer; later, the connection is not kept."""
-ERROR_SECONDS: Final = 5.0
 MAX_ERROR_BYTES: Final = 16 * 1024
 
 _PLAIN_TYPES: Final = frozenset({"", "text/plain", "application/octet-stream", "binary/octet-stream"})
@@ -84,6 +79,7 @@ class MistralChat:
         *,
         idle_connections: int = 100,
         practice: Practice | None = AS_MISTRAL,
+        timings: Timings = Timings(),
     ) -> None:
         """Without ``api_key`` the SDK finds credentials in its own ways; without ``server_url`` it calls Mistral's own.
 
@@ -93,6 +89,7 @@ class MistralChat:
         """
         check_access(api_key, server_url)
         self._practice = practice
+        self._timings = timings
         self._learned: dict[str, Practice] = {}
         self._wanted: set[str] = set()
         self._want = asyncio.Event()
@@ -169,7 +166,7 @@ class MistralChat:
             with mistral_errors(private, streaming=True, headers=response.headers):
                 if (allowance := _allowance(response)) is not None:
                     yield allowance
-                async with aclosing(_events(response)) as events:
+                async with aclosing(_events(response, self._timings)) as events:
                     if echo is not None:
                         async for event in events:
                             for own in echo.take(event):
@@ -190,7 +187,8 @@ class MistralChat:
             response = await self._send(request)
             private.hide_key(response.request.headers.get("authorization", ""))
             if not _may_be_answer(response):
-                raise ErrorAnswer(response.status_code, response.headers, await _error_body(response))
+                body_of_error = await _error_body(response, self._timings.model_error_seconds)
+                raise ErrorAnswer(response.status_code, response.headers, body_of_error)
         except BaseException:
             for one in opened:
                 await one.aclose()
@@ -356,7 +354,7 @@ def check_access(api_key: str | None, server_url: str | None) -> None:
 # -------------------------------------------------------------------------------------------------- response
 
 
-async def _events(response: httpx2.Response) -> AsyncGenerator[ModelEvent, None]:
+async def _events(response: httpx2.Response, timings: Timings) -> AsyncGenerator[ModelEvent, None]:
     """The events of an answer, Finish last. Once the answer is whole, nothing can undo it."""
     answer = Answer()
     async with _chunks(response) as chunks:
@@ -365,7 +363,7 @@ async def _events(response: httpx2.Response) -> AsyncGenerator[ModelEvent, None]
                 yield event
         while not answer.done:
             if answer.whole:
-                async with aclosing(_late_events(chunks, answer)) as late:
+                async with aclosing(_late_events(chunks, answer, timings)) as late:
                     async for event in late:
                         yield event
                 if answer.whole:
@@ -401,17 +399,19 @@ async def _chunks(response: httpx2.Response) -> AsyncGenerator[AsyncIterator[byt
             yield chunks
 
 
-async def _late_events(chunks: AsyncIterator[bytes], answer: Answer) -> AsyncGenerator[ModelEvent, None]:
+async def _late_events(
+    chunks: AsyncIterator[bytes], answer: Answer, timings: Timings
+) -> AsyncGenerator[ModelEvent, None]:
     """What comes after the end of the answer: usage, or more of it after all, and then the answer is not whole again.
 
     Neither lateness nor faults matter here. Reading is not cancelled before the time is over: chunks would be lost.
     """
-    loop = asyncio.get_running_loop()
-    until = loop.time() + LATE_SECONDS
+    loop, late = asyncio.get_running_loop(), timings.model_late_seconds
+    until = loop.time() + late
     reading = asyncio.ensure_future(_next(chunks))
     try:
         while answer.whole and not answer.done and loop.time() < until:
-            await asyncio.wait({reading}, timeout=min(SIGN_OF_LIFE_SECONDS, until - loop.time()))
+            await asyncio.wait({reading}, timeout=min(timings.model_sign_of_life_seconds, until - loop.time()))
             if not reading.done():
                 if loop.time() < until:
                     yield StillWorking()
@@ -425,7 +425,7 @@ async def _late_events(chunks: AsyncIterator[bytes], answer: Answer) -> AsyncGen
             for event in answer.feed(chunk):
                 yield event
             if answer.said != counted:
-                until = loop.time() + LATE_SECONDS
+                until = loop.time() + late
             if answer.whole and not answer.done:
                 reading = asyncio.ensure_future(_next(chunks))
     finally:
@@ -520,13 +520,13 @@ def _is_encoded(response: httpx2.Response) -> bool:
     return response.headers.get("content-encoding", "").strip().lower() not in ("", "identity")
 
 
-async def _error_body(response: httpx2.Response) -> bytes:
+async def _error_body(response: httpx2.Response, seconds: float) -> bytes:
     """The beginning of the body, raw, as far as it comes in time. A compressed one is not worth the risk."""
     body = bytearray()
     if _is_encoded(response):
         return b""
     with suppress(TimeoutError, httpx2.TransportError):
-        async with asyncio.timeout(ERROR_SECONDS), aclosing(response.aiter_raw()) as chunks:
+        async with asyncio.timeout(seconds), aclosing(response.aiter_raw()) as chunks:
             async for chunk in chunks:
                 body += chunk
                 if len(body) >= MAX_ERROR_BYTES:

@@ -20,12 +20,9 @@ import anyio
 import httpcore2
 
 from domain.errors import WebhookAddressDenied
+from domain.timings import Timings
 from domain.webhook_urls import Address, WebhookPolicy
 
-RESOLVE_SECONDS = 3.0
-CONNECT_SECONDS = 3.0
-"""Of all addresses of a host together."""
-TLS_SECONDS = 5.0
 MAX_DIALLED = 4
 """Addresses of one host that are tried, the rest of a long answer is only judged."""
 MAX_ADDRESSES = 64
@@ -89,7 +86,9 @@ def _system_addresses(host: str) -> Sequence[str]:
     return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 
-async def resolved(endpoints: Iterable[str], resolve: Resolve | None = None) -> tuple[str, ...]:
+async def resolved(
+    endpoints: Iterable[str], resolve: Resolve | None = None, *, timings: Timings = Timings()
+) -> tuple[str, ...]:
     """``WebhookPolicy.deny`` entries for ``host:port``: the name, and every address that it has now.
 
     A name that is not known (yet) is denied as a name only.
@@ -100,7 +99,7 @@ async def resolved(endpoints: Iterable[str], resolve: Resolve | None = None) -> 
         host, _, port = endpoint.rpartition(":")
         entries.append(endpoint)
         with contextlib.suppress(OSError, UnicodeError, TimeoutError):
-            async with asyncio.timeout(RESOLVE_SECONDS):
+            async with asyncio.timeout(timings.webhook_resolve_seconds):
                 entries += [f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in await resolve(host.strip("[]"))]
     return tuple(dict.fromkeys(entries))
 
@@ -129,10 +128,13 @@ def in_force(policy: Policy | None) -> Callable[[], WebhookPolicy | None]:
 class GuardedNetwork(httpcore2.AsyncNetworkBackend):
     """Connections to hosts whose every address the policy lets pass. Without a policy all do."""
 
-    def __init__(self, policy: Policy | None = None, resolve: Resolve | None = None) -> None:
+    def __init__(
+        self, policy: Policy | None = None, resolve: Resolve | None = None, *, timings: Timings = Timings()
+    ) -> None:
         self._policy = in_force(policy)
         self._resolve = resolve or SystemResolver()
         self._network = httpcore2.AnyIOBackend()
+        self._timings = timings
 
     async def connect_tcp(
         self,
@@ -153,7 +155,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         with contextlib.suppress(ValueError):
             return (ip_address(host),)
         try:
-            async with asyncio.timeout(RESOLVE_SECONDS):
+            async with asyncio.timeout(self._timings.webhook_resolve_seconds):
                 found = await self._resolve(host)
         except TimeoutError:
             raise socket.gaierror(socket.EAI_AGAIN, "the name server did not answer in time") from None
@@ -164,7 +166,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
 
     async def _dial(self, addresses: Sequence[Address], port: int) -> httpcore2.AsyncNetworkStream:
         """The first that answers. One that does not leaves time for those after it."""
-        ends = asyncio.get_running_loop().time() + CONNECT_SECONDS
+        ends = asyncio.get_running_loop().time() + self._timings.webhook_connect_seconds
         for left in range(len(addresses), 1, -1):
             share = (ends - asyncio.get_running_loop().time()) / left
             with contextlib.suppress(httpcore2.ConnectError, httpcore2.ConnectTimeout):
@@ -172,7 +174,8 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         return await self._connect(addresses[-1], port, ends - asyncio.get_running_loop().time())
 
     async def _connect(self, address: Address, port: int, seconds: float) -> httpcore2.AsyncNetworkStream:
-        return _GuardedStream(await self._network.connect_tcp(str(address), port, timeout=max(seconds, 0.0)))
+        stream = await self._network.connect_tcp(str(address), port, timeout=max(seconds, 0.0))
+        return _GuardedStream(stream, self._timings.webhook_tls_seconds)
 
     async def connect_unix_socket(self, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
         raise WebhookAddressDenied("webhooks are not sent to sockets of this machine")
@@ -192,8 +195,9 @@ def _judge(policy: WebhookPolicy, host: str, addresses: Iterable[Address], port:
 class _GuardedStream(httpcore2.AsyncNetworkStream):
     """httpcore2's stream, with a time for TLS alone, and closed when the handshake ends in any way but well."""
 
-    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
+    def __init__(self, stream: httpcore2.AsyncNetworkStream, tls_seconds: float) -> None:
         self._stream = stream
+        self._tls_seconds = tls_seconds
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return await self._stream.read(max_bytes, timeout)
@@ -208,7 +212,7 @@ class _GuardedStream(httpcore2.AsyncNetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.AsyncNetworkStream:
         try:
-            return await self._stream.start_tls(ssl_context, server_hostname, TLS_SECONDS)
+            return await self._stream.start_tls(ssl_context, server_hostname, self._tls_seconds)
         except BaseException:  # httpcore2 closes after an Exception only, which a cancellation is not
             with anyio.CancelScope(shield=True):
                 await self._stream.aclose()

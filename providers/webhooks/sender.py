@@ -26,14 +26,11 @@ import httpx2
 from chatjobs.errors import WebhookUrlRefused, bounded
 from domain.errors import WebhookAddressDenied
 from domain.ports import BUSY, WebhookResponse
+from domain.timings import Timings
 from providers.retry_after import retry_after
 from providers.webhooks.answer import BodyReader, Head, HeadReader, NoStatus
 from providers.webhooks.network_guard import GuardedNetwork, NetworkBusy, Policy, Resolve, in_force
 
-TOTAL_SECONDS = 15.0
-"""Of one POST, from the name look-up to the end of the answer (the specification advises 15 to 30 s)."""
-HEADERS_SECONDS = 10.0
-"""From the request to the end of the answer's headers. Look-up, connection and TLS have theirs in guard.py."""
 MAX_READ_BYTES = 16 * 1024
 """Of an answer's body. More than is kept, so that usual answers are read to their end and not cut by a reset."""
 MAX_KEPT_BYTES = 1024
@@ -159,13 +156,13 @@ class HttpWebhookSender:
         policy: Policy | None = None,
         resolver: Resolve | None = None,
         tls: ssl.SSLContext | None = None,
-        total_seconds: float = TOTAL_SECONDS,
         per_receiver: int = PER_RECEIVER,
+        timings: Timings = Timings(),
     ) -> None:
         """Without a policy every URL and address is called. ``transport`` takes the place of resolver and TLS."""
-        self.total_seconds = total_seconds
+        self._timings = timings
         self._policy = in_force(policy)
-        self._transport = transport or DirectTransport(GuardedNetwork(policy, resolver), tls=tls)
+        self._transport = transport or DirectTransport(GuardedNetwork(policy, resolver, timings=timings), tls=tls)
         self._places = _Places(per_receiver)
 
     async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> WebhookResponse:
@@ -183,7 +180,8 @@ class HttpWebhookSender:
             policy = self._policy()
             request = _request(policy.check(url) if policy else url, headers, body)
             request.extensions["status"] = answer.note
-            async with self._places.of(request.url.netloc), asyncio.timeout(self.total_seconds):
+            total = self._timings.webhook_total_seconds
+            async with self._places.of(request.url.netloc), asyncio.timeout(total):
                 started = time.monotonic()
                 await self._exchange(request, answer)
         except _FAILURES as failure:
@@ -210,7 +208,8 @@ class HttpWebhookSender:
 
             async def trace(event: str, _: Mapping[str, Any]) -> None:
                 if event == "http11.send_request_headers.started":
-                    clock.reschedule(asyncio.get_running_loop().time() + HEADERS_SECONDS)
+                    seconds = self._timings.webhook_headers_seconds
+                    clock.reschedule(asyncio.get_running_loop().time() + seconds)
 
             request.extensions["trace"] = trace
             return await self._transport.handle_async_request(request)

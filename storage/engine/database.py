@@ -25,15 +25,11 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from chatjobs.errors import ConfigurationError
 from domain.errors import StorageError, StorageFull, StorageRefused, StorageUnavailable
+from domain.timings import Timings
 from storage.engine import sync_transaction as inline
 from storage.engine.sqlite_thread import SqliteThread
 
 SCHEMA_VERSION = "0007"
-BUSY_SECONDS = 5
-"""How long a statement waits for another's lock, and a caller for its turn to write."""
-CONNECT_SECONDS = 5
-POOL_SECONDS = 10
-"""How long a caller waits for a free connection."""
 STATEMENT_SECONDS = 15
 IDLE_IN_TRANSACTION_SECONDS = 15
 """After this Postgres ends the transaction of a process that hangs, which would keep its rows locked."""
@@ -124,25 +120,26 @@ class Database:
     database will never take.
     """
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, timings: Timings = Timings()) -> None:
         self.url = url
+        self._busy_seconds = timings.database_busy_seconds
         self.is_sqlite = url.get_backend_name() == "sqlite"
         if self.is_sqlite:
-            self._durable = _sqlite_writer(url, synchronous="FULL")
-            self._fast = _sqlite_writer(url, synchronous="NORMAL")
+            self._durable = _sqlite_writer(url, timings, synchronous="FULL")
+            self._fast = _sqlite_writer(url, timings, synchronous="NORMAL")
             self._ends = ThreadPoolExecutor(1, thread_name_prefix="transaction-ends")
-            self.reading = self._own = _sqlite_reader(url, connections=4)
+            self.reading = self._own = _sqlite_reader(url, timings, connections=4)
         else:
-            self.reading = _postgres_engine(url, POSTGRES_CONNECTIONS)
-            self._own = _postgres_engine(url, 2)
+            self.reading = _postgres_engine(url, timings, POSTGRES_CONNECTIONS)
+            self._own = _postgres_engine(url, timings, 2)
         # SQLite makes a second writer poll with growing pauses; inside one process waiting in line is faster.
         self._line = asyncio.Lock()
         self._writers: set[asyncio.Task[Any] | None] = set()
 
     @classmethod
-    async def open(cls, url: str) -> Database:
+    async def open(cls, url: str, *, timings: Timings = Timings()) -> Database:
         """Connect, and create or migrate the schema where needed. Raises ConfigurationError, StorageUnavailable."""
-        database = cls.as_it_is(url)
+        database = cls.as_it_is(url, timings=timings)
         try:
             await database._prepare()
         except BaseException:
@@ -151,9 +148,9 @@ class Database:
         return database
 
     @classmethod
-    def as_it_is(cls, url: str) -> Database:
+    def as_it_is(cls, url: str, *, timings: Timings = Timings()) -> Database:
         """Neither connected nor migrated: for whoever only wants to look. Raises ConfigurationError."""
-        return cls(_with_driver(_parsed(url)))
+        return cls(_with_driver(_parsed(url)), timings=timings)
 
     async def close(self) -> None:
         for engine in {id(e): e for e in (self.reading, self._own)}.values():
@@ -193,7 +190,7 @@ class Database:
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """This process's turn to write to SQLite; the queue keeps its order."""
-        async with asyncio.timeout(BUSY_SECONDS):
+        async with asyncio.timeout(self._busy_seconds):
             await self._line.acquire()
         try:
             yield
@@ -226,7 +223,11 @@ class Database:
 
     def sqlite_thread(self, name: str) -> SqliteThread:
         """A SQLite connection of its own, for what has to be fast."""
-        return SqliteThread(self.url.database or "", name=name, configure=_configured_fast)
+
+        def configure(connection: sqlite3.Connection) -> None:
+            _configured(connection, "NORMAL", self._busy_seconds)
+
+        return SqliteThread(self.url.database or "", name=name, configure=configure)
 
     async def _prepare(self) -> None:
         """Migrate. While another process switches a new SQLite file to WAL, it refuses everybody without waiting."""
@@ -311,40 +312,41 @@ def _postgres_url(url: URL) -> URL:
     return url.set(drivername="postgresql+asyncpg", query=query)
 
 
-def _sqlite_reader(url: URL, *, connections: int) -> AsyncEngine:
+def _sqlite_reader(url: URL, timings: Timings, *, connections: int) -> AsyncEngine:
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
         poolclass=AsyncAdaptedQueuePool,
         pool_size=connections,
         max_overflow=0,
-        pool_timeout=POOL_SECONDS,
+        pool_timeout=timings.database_pool_seconds,
         hide_parameters=True,
-        connect_args={"timeout": BUSY_SECONDS},
+        connect_args={"timeout": timings.database_busy_seconds},
     )
-    _prepared(engine.sync_engine, "NORMAL", begin="BEGIN")
+    _prepared(engine.sync_engine, timings, "NORMAL", begin="BEGIN")
     return engine
 
 
-def _sqlite_writer(url: URL, *, synchronous: str) -> Engine:
+def _sqlite_writer(url: URL, timings: Timings, *, synchronous: str) -> Engine:
     engine = create_engine(
         url.set(drivername="sqlite"),
         poolclass=QueuePool,
         pool_size=1,
         max_overflow=0,
-        pool_timeout=POOL_SECONDS,
+        pool_timeout=timings.database_pool_seconds,
         hide_parameters=True,
-        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},  # one transaction at a time: ``turn``
+        # One transaction at a time: ``turn``.
+        connect_args={"timeout": timings.database_busy_seconds, "check_same_thread": False},
     )
     # A deferred transaction that turns into a writer fails at once, whatever the busy timeout.
-    _prepared(engine, synchronous, begin="BEGIN IMMEDIATE")
+    _prepared(engine, timings, synchronous, begin="BEGIN IMMEDIATE")
     return engine
 
 
-def _prepared(engine: Engine, synchronous: str, *, begin: str) -> None:
+def _prepared(engine: Engine, timings: Timings, synchronous: str, *, begin: str) -> None:
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
-        _configured(connection, synchronous)
+        _configured(connection, synchronous, timings.database_busy_seconds)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -352,9 +354,9 @@ def _prepared(engine: Engine, synchronous: str, *, begin: str) -> None:
             connection.exec_driver_sql(begin)
 
 
-def _configured(connection: Any, synchronous: str) -> None:
+def _configured(connection: Any, synchronous: str, busy_seconds: float) -> None:
     cursor = connection.cursor()
-    for pragma in (f"busy_timeout={BUSY_SECONDS * 1_000}", "journal_mode=WAL", f"synchronous={synchronous}"):
+    for pragma in (f"busy_timeout={round(busy_seconds * 1_000)}", "journal_mode=WAL", f"synchronous={synchronous}"):
         cursor.execute(f"PRAGMA {pragma}")
     # What is deleted is overwritten: Debian's SQLite does so by itself, others leave the text in the file.
     cursor.execute("PRAGMA secure_delete=ON")
@@ -363,22 +365,18 @@ def _configured(connection: Any, synchronous: str) -> None:
     cursor.close()
 
 
-def _configured_fast(connection: sqlite3.Connection) -> None:
-    _configured(connection, "NORMAL")
-
-
-def _postgres_engine(url: URL, connections: int) -> AsyncEngine:
+def _postgres_engine(url: URL, timings: Timings, connections: int) -> AsyncEngine:
     engine = create_async_engine(
         url,
         pool_size=connections,
         max_overflow=0,
-        pool_timeout=POOL_SECONDS,
+        pool_timeout=timings.database_pool_seconds,
         hide_parameters=True,
         connect_args={
-            "timeout": CONNECT_SECONDS,
+            "timeout": timings.database_connect_seconds,
             "command_timeout": STATEMENT_SECONDS,
             "server_settings": {
-                "lock_timeout": str(BUSY_SECONDS * 1_000),
+                "lock_timeout": str(round(timings.database_busy_seconds * 1_000)),
                 "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_SECONDS * 1_000),
             },
         },

@@ -18,13 +18,13 @@ from sqlalchemy import Row, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.text import clean
+from domain.timings import Timings
 from storage.engine.schema import attempts, lanes
 
 SECOND = 1_000_000
 THRESHOLD = 3
 """Failures in a row. Two may be chance; the usual budget of a job is five, so that a job that is alone opens it before
 its own attempts are used up."""
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 PROBE_SECONDS = 90.0
 """A probe that says nothing for so long is given up, and another job may try."""
 ANSWER_SECONDS = 2.0
@@ -91,6 +91,8 @@ async def failed(
     call: tuple[str, int],
     message: str,
     retry_after: float = 0.0,
+    *,
+    timings: Timings = Timings(),
 ) -> Outage | None:
     """The model failed a job's call (job, number of the attempt). ``retry_after``: seconds, as the model asked.
 
@@ -102,7 +104,7 @@ async def failed(
     probe_failed = openings and lane.probe == call[0] and lane.probe_until
     if probe_failed or (not openings and changes["failures"] >= THRESHOLD):
         openings += 1
-        open_until = time + int(max(_wait(openings), retry_after) * SECOND)
+        open_until = time + int(max(_wait(openings, timings), retry_after) * SECOND)
         changes |= {"openings": openings, "open_until": open_until, "probe": call[0], "probe_until": 0}
     await _change(connection, lane, changes)
     if not openings:
@@ -126,8 +128,9 @@ async def released(connection: AsyncConnection, lane: Row[Any], time: int, job_i
         await _change(connection, lane, {"probe_until": 0, "open_until": time})
 
 
-def _wait(openings: int) -> float:
-    return min(FIRST_WAIT_SECONDS * 2.0 ** min(openings - 1, 10), LONGEST_WAIT_SECONDS)
+def _wait(openings: int, timings: Timings) -> float:
+    grown = timings.first_outage_wait_seconds * 2.0 ** min(openings - 1, 10)
+    return min(grown, timings.longest_outage_wait_seconds)
 
 
 def _suspects(lane: Row[Any]) -> list[list[Any]]:

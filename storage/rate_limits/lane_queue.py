@@ -22,8 +22,6 @@ from domain.values import Claimant
 from storage.engine.schema import lane_classes, lane_tenants, lane_waiters, lanes
 
 SECOND = 1_000_000
-LOST_SECONDS = 15.0
-"""A waiter that is so late has no place any more: its job ended, or it waits for a free worker. It keeps its tag."""
 OVERDUE_SECONDS = 0.6
 """A near waiter that is so late no longer holds up those behind it."""
 
@@ -98,23 +96,23 @@ class QueueEntry:
 
 @dataclass(frozen=True, slots=True)
 class LaneQueue:
-    """The queue of one lane, in one transaction. ``dialect`` is the database's, ``time`` the lane's clock."""
+    """The queue of one lane, in one transaction. ``dialect`` is the database's, ``time`` the lane's clock.
+
+    A waiter that was to ask before ``lost`` has no place (Timings.lost_waiter_seconds).
+    """
 
     connection: AsyncConnection
     dialect: str
     lane: str
     time: int
-
-    @property
-    def _lost(self) -> int:
-        return self.time - int(LOST_SECONDS * SECOND)
+    lost: int
 
     async def anybody(self) -> bool:
         return await self.connection.scalar(ANYBODY, {"lane_name": self.lane}) is not None
 
     async def others(self, job_id: str) -> bool:
         """Whether another job than this one waits."""
-        values = {"lane_name": self.lane, "key": job_id, "lost": self._lost}
+        values = {"lane_name": self.lane, "key": job_id, "lost": self.lost}
         return await self.connection.scalar(OTHERS, values) is not None
 
     async def enter(self, asker: Claimant) -> QueueEntry:
@@ -140,7 +138,7 @@ class LaneQueue:
 
     async def ahead(self, entry: QueueEntry) -> int:
         """How many start before it."""
-        values = {"lane_name": self.lane, "lost": self._lost, **_place(entry)}
+        values = {"lane_name": self.lane, "lost": self.lost, **_place(entry)}
         return int(await self.connection.scalar(AHEAD, values) or 0)
 
     async def near_ahead(self, entry: QueueEntry) -> int:
@@ -156,7 +154,7 @@ class LaneQueue:
     async def served(self, entry: QueueEntry) -> None:
         """It starts: its place is free, and its round is the one that is being served."""
         await self.connection.execute(GONE, {"key": entry.job_id})
-        values = {"lane_name": self.lane, "priority": entry.priority, "lost": self._lost}
+        values = {"lane_name": self.lane, "priority": entry.priority, "lost": self.lost}
         first = await self.connection.scalar(FIRST_TAG, values)
         await self._serve(entry.priority, entry.tag if first is None else min(entry.tag, first))
 
@@ -194,7 +192,7 @@ class LaneQueue:
         """How many were called to a worker and have not come: they wait for a free place in one."""
         late = self.time - int(OVERDUE_SECONDS * SECOND)
         query = select(func.count()).select_from(lane_waiters).where(WAITER.lane == self.lane, WAITER.near)
-        return int(await self.connection.scalar(query.where(WAITER.asks_at.between(self._lost, late))) or 0)
+        return int(await self.connection.scalar(query.where(WAITER.asks_at.between(self.lost, late))) or 0)
 
     async def called(self, job_ids: Sequence[str], asks_at: int) -> None:
         """They are on their way to a worker."""

@@ -23,12 +23,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import QueuePlace, QueueReason
+from domain.timings import Timings
 from domain.values import Claimant, Reservation
 from storage.engine.database import Database, retried
 from storage.engine.schema import lane_waiters, lanes, micros, moment, now
 from storage.rate_limits import breaker, lane_queue
 from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS
-from storage.rate_limits.lane_queue import LOST_SECONDS, RANKED, SECOND, LaneQueue
+from storage.rate_limits.lane_queue import RANKED, SECOND, LaneQueue
 
 SLACK = 0.025
 """The interval is this much longer than the limit asks for. So many seconds may pass between a call's start here and
@@ -63,7 +64,6 @@ MOST_OVERDUE = 50
 """When more were called and have not come, all workers are busy, and nobody else is called."""
 ASKED_AT_ONCE = 500
 """Jobs in one question for places: SQLite takes some ten thousand values."""
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
 # Built once: making a statement costs as much as running it, and these run for every call.
 PLAIN = select(lanes).where(lanes.c.name == bindparam("key"))
@@ -100,9 +100,11 @@ class Lane:
 class Limiter:
     """``per_second``: the limit of lanes for which nobody has set another one."""
 
-    def __init__(self, database: Database, *, per_second: float) -> None:
+    def __init__(self, database: Database, *, per_second: float, timings: Timings = Timings()) -> None:
         self._database = database
         self._default = per_second
+        self._timings = timings
+        self._lost_after = int(timings.lost_waiter_seconds * SECOND)
 
     @retried
     async def ask(self, name: str, asker: Claimant) -> Reservation:
@@ -261,7 +263,8 @@ class Limiter:
         go on. See storage/rate_limits/breaker.py."""
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
-            return await breaker.failed(connection, lane, time, (job_id, attempt), message, retry_after)
+            call = (job_id, attempt)
+            return await breaker.failed(connection, lane, time, call, message, retry_after, timings=self._timings)
 
     @retried
     async def answered(self, name: str, job_id: str) -> None:
@@ -289,8 +292,8 @@ class Limiter:
         """
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
-            grown = min(FIRST_PAUSE_SECONDS * 2 ** min(lane.refusals, 10), LONGEST_PAUSE_SECONDS)
-            seconds = grown if retry_after is None else retry_after
+            grown = self._timings.first_throttle_pause_seconds * 2 ** min(lane.refusals, 10)
+            seconds = min(grown, self._timings.longest_throttle_pause_seconds) if retry_after is None else retry_after
             until = max(lane.paused_until, time + int(seconds * SECOND))
             if lane.failures or lane.openings:  # whoever refuses is there
                 await breaker.answered(connection, lane, job_id)
@@ -361,7 +364,7 @@ class Limiter:
             free = _free(lane, time, self._interval(lane))
             if breaker.is_open(lane):
                 free = max(free, breaker.expected(lane, time))
-            lost = time - int(LOST_SECONDS * SECOND)
+            lost = time - self._lost_after
             ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids, "lost": lost})
             for job_id, place in ranked:
                 start = moment(free + (place - 1) * self._interval(lane))
@@ -382,7 +385,8 @@ class Limiter:
         return micros(now()) if self._database.is_sqlite else int(await connection.scalar(CLOCK))
 
     def _queue(self, connection: AsyncConnection, name: str, time: int) -> LaneQueue:
-        return LaneQueue(connection, "sqlite" if self._database.is_sqlite else "postgresql", name, time)
+        dialect = "sqlite" if self._database.is_sqlite else "postgresql"
+        return LaneQueue(connection, dialect, name, time, time - self._lost_after)
 
     def _per_second(self, lane: Row[Any]) -> float:
         limit = self._default if lane.set_to is None else lane.set_to

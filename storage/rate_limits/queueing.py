@@ -12,10 +12,10 @@ from datetime import timedelta
 
 from chatjobs.contracts import QueuePlace
 from domain.errors import StorageError
+from domain.timings import Timings
 from storage.engine.sqlite_thread import cancelled
 from storage.rate_limits.limiter import Limiter
 
-LOOK_SECONDS = 1.0
 TOGETHER_SECONDS = 0.02
 """Who comes within this time is looked up together."""
 NEWS = timedelta(seconds=1)
@@ -51,8 +51,9 @@ class QueueReader:
     A job that waits for a free worker has no place: Temporal hands those out, and does not say in which order.
     """
 
-    def __init__(self, limiter: Limiter) -> None:
+    def __init__(self, limiter: Limiter, *, timings: Timings = Timings()) -> None:
         self._limiter = limiter
+        self._look_seconds = timings.queue_look_seconds
         self._onlookers: set[_Onlooker] = set()
         self._newcomers: set[_Onlooker] = set()
         self._arrived = asyncio.Event()
@@ -86,7 +87,7 @@ class QueueReader:
             await asyncio.sleep(TOGETHER_SECONDS)
             everybody = clock() >= due
             if everybody:
-                due = clock() + LOOK_SECONDS
+                due = clock() + self._look_seconds
             those, self._newcomers = list(self._onlookers if everybody else self._newcomers), set()
             try:
                 await self._look(those)

@@ -16,6 +16,7 @@ from itertools import groupby, islice
 from chatjobs.contracts import JobStatus
 from chatjobs.errors import ContentDeleted, JobNotFound
 from domain.errors import StorageUnavailable
+from domain.timings import Timings
 from domain.values import Cursor, Run, Slice, TextPiece
 from storage.engine.database import Database
 from storage.engine.schema import CHANNELS
@@ -23,8 +24,6 @@ from storage.engine.sqlite_thread import cancelled
 from storage.jobs.mapping import compacted_pieces
 from storage.transcript.changes import ChangeSource, TextChange, fetch, watch
 
-RETRY_SECONDS = 0.5
-"""Between tries while the database is away."""
 PATIENCE = 4
 """Tries that fail before the readers are told: about what a restart of the database takes."""
 MAX_ID_CHARACTERS = 128
@@ -37,8 +36,9 @@ log = logging.getLogger(__name__)
 class TranscriptReader:
     """Reads for many readers at once; ``running`` must be entered for ``wait`` and ``follow``."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, timings: Timings = Timings()) -> None:
         self._database = database
+        self._retry_seconds = timings.reader_retry_seconds
         self._waiting: dict[asyncio.Future[Slice], Cursor] = {}
         self._newcomers = asyncio.Event()
         self._up_to_date: set[Cursor] = set()
@@ -106,7 +106,7 @@ class TranscriptReader:
             except Exception as error:
                 log.exception("transcript reader failed", extra={"action": "reader_failed"})
                 self._failed(StorageUnavailable(f"The transcript cannot be read ({type(error).__name__})"))
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(self._retry_seconds)
 
     async def _look(self, place: ChangeSource) -> None:
         """Wait until there may be news, and hand out what there is."""

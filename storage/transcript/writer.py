@@ -17,6 +17,7 @@ from chatjobs.contracts import Channel
 from chatjobs.errors import ChatJobsError
 from domain.errors import FenceLost, StorageError, StorageRefused, StorageUnavailable
 from domain.text import Normaliser, clean_json
+from domain.timings import Timings
 from domain.values import Claim, FinishRecord, TextPiece
 from storage.engine.database import Database
 from storage.engine.schema import CHANNELS
@@ -33,15 +34,14 @@ PAUSE = 0.002
 TAIL_CHARACTERS = 256
 """How much of the newest text a job's row holds at most."""
 JOIN_AFTER = 64
-RETRY_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""Seconds between tries while the database is away; the last repeats."""
 
 
 class TranscriptWriter:
     """The group commit of one process. Run it with ``async with writer.running():``."""
 
-    def __init__(self, database: Database, *, max_pending: int = MAX_PENDING) -> None:
+    def __init__(self, database: Database, *, max_pending: int = MAX_PENDING, timings: Timings = Timings()) -> None:
         self._database = database
+        self._retry_pauses = timings.writer_retry_pauses_seconds
         self._max_pending = max_pending
         self._dirty: dict[JobWriter, None] = {}
         self._in_flight: set[JobWriter] = set()
@@ -125,7 +125,7 @@ class TranscriptWriter:
                 return accepted | await already_in(self._database, missed) if missed else accepted
             except StorageUnavailable as error:
                 log.warning("transcript not writable, waiting: %s", error, extra={"action": "transcript_waiting"})
-                await asyncio.sleep(RETRY_PAUSES[min(attempt, len(RETRY_PAUSES) - 1)])
+                await asyncio.sleep(self._retry_pauses[min(attempt, len(self._retry_pauses) - 1)])
         raise AssertionError("unreachable")
 
     def settle(self, job: JobWriter, error: ChatJobsError | None) -> None:

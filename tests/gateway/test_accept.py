@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import Any
 
 import httpx2
@@ -18,6 +17,7 @@ import pytest
 from chatjobs.contracts import Job, JobStatus
 from dispatch.intake import Sweeper
 from dispatch.temporal import RPC_TIMEOUT
+from domain.timings import Timings
 from domain.values import Cursor
 from storage.webhooks.deliveries import DeliveryStore
 from tests.support.event_reader import reading
@@ -169,7 +169,11 @@ def sweeper(live: Service) -> Sweeper:
     """One to whom every job has been silent for long."""
     deliveries = DeliveryStore(live.database)
     return Sweeper(
-        intake=live.intake, jobs=live.jobs, deliveries=deliveries, client=live.client, silent_after=timedelta(0)
+        intake=live.intake,
+        jobs=live.jobs,
+        deliveries=deliveries,
+        client=live.client,
+        timings=Timings(silent_after_seconds=0),
     )
 
 

@@ -16,6 +16,7 @@ import pytest
 from chatjobs.contracts import Channel, JobStatus
 from chatjobs.sse import Parser
 from domain.settings import Settings
+from domain.timings import Timings
 from gateway.__main__ import listen
 from gateway.app import create_app
 from gateway.dependencies import Dependencies, opened
@@ -344,11 +345,13 @@ async def test_a_gateway_that_stops_takes_leave_of_its_readers(door: Gateway, st
 
 
 @asynccontextmanager
-async def inside(machine: Stack, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Dependencies, str]]:
+async def inside(
+    machine: Stack, monkeypatch: pytest.MonkeyPatch, timings: Timings = Timings()
+) -> AsyncIterator[tuple[Dependencies, str]]:
     """A gateway in this process, so that its parts can be looked at, and its URL."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", machine.temporal_address)
     settings = Settings(chatjobs_database_url=machine.database_url, webhook_secret=())
-    async with opened(settings, lambda rules: HttpWebhookSender(policy=rules)) as parts:
+    async with opened(settings, lambda rules: HttpWebhookSender(policy=rules), timings=timings) as parts:
         listener = listen("127.0.0.1", 0)
         async with served(create_app(parts), parts.open_streams, listener):
             yield parts, f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -383,10 +386,9 @@ async def test_a_reader_who_takes_nothing_is_cut_off(
     machine: Stack, store: JobStore, writer: TranscriptWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And its connection is broken: what waits in the socket would otherwise be kept until the reader is gone."""
-    monkeypatch.setattr(streams, "STUCK_SECONDS", 0.5)
     job_id = await answered(store, writer, *["x" * 1_000_000] * MEGABYTES)
     await store.seal(ending(job_id), run_id="run-1")
-    async with inside(machine, monkeypatch) as (parts, url):
+    async with inside(machine, monkeypatch, Timings(stream_stuck_seconds=0.5)) as (parts, url):
         deaf_one = await deaf(f"{url}/api/jobs/{job_id}/events")
         await until(lambda: len(parts.open_streams) == 1, seconds=30)
         await until(lambda: not len(parts.open_streams), seconds=30)
@@ -441,9 +443,8 @@ async def test_retry_stands_in_the_block_of_the_first_event(
 async def test_a_keep_alive_before_the_first_event_is_a_comment(
     machine: Stack, store: JobStore, writer: TranscriptWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "KEEP_ALIVE_SECONDS", 0.05)
-    job_id = await accepted(store)
-    async with inside(machine, monkeypatch) as (_, url), reading(f"{url}/api/jobs/{job_id}/events") as reader:
+    job_id, timings = await accepted(store), Timings(stream_keep_alive_seconds=0.05)
+    async with inside(machine, monkeypatch, timings) as (_, url), reading(f"{url}/api/jobs/{job_id}/events") as reader:
         await reader.until(lambda raw: raw.count(b": keep-alive\n\n") >= 2)
         assert b"retry" not in reader.raw
         await wrote(writer, await claimed(store, job_id), "One ")

@@ -23,6 +23,7 @@ from mistralai.client._hooks import AfterSuccessContext
 from chatjobs.contracts import Channel, ChatRequest
 from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
 from domain.ports import Finish, ModelEvent, StillWorking, TextDelta
+from domain.timings import Timings
 from providers.mistral import chat as mistral
 from providers.mistral.chat import MistralChat
 from providers.mistral.errors import Private
@@ -42,8 +43,10 @@ KERNEL_BYTES = 15_000_000
 
 
 @asynccontextmanager
-async def chat(server: RawServer, url: str | None = None) -> AsyncIterator[MistralChat]:
-    model = MistralChat(KEY, url or server.url)
+async def chat(
+    server: RawServer, url: str | None = None, *, timings: Timings = Timings()
+) -> AsyncIterator[MistralChat]:
+    model = MistralChat(KEY, url or server.url, timings=timings)
     try:
         yield model
     finally:
@@ -55,9 +58,9 @@ async def events(model: MistralChat) -> list[ModelEvent]:
         return [event async for event in said]
 
 
-async def failure(*replies: Reply) -> UpstreamError:
+async def failure(*replies: Reply, timings: Timings = Timings()) -> UpstreamError:
     """How one call fails. The error is checked for what must never be in one."""
-    async with raw_server(*replies) as server, chat(server) as model:
+    async with raw_server(*replies) as server, chat(server, timings=timings) as model:
         with pytest.raises(UpstreamError) as failed:
             await events(model)
     assert_harmless(failed.value)
@@ -342,14 +345,13 @@ async def test_an_error_body_is_read_to_16_kb_at_most() -> None:
     assert server.visits[0].sent < KERNEL_BYTES
 
 
-async def test_an_error_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mistral, "ERROR_SECONDS", 0.1)
-
+async def test_an_error_body_that_does_not_come_is_not_waited_for() -> None:
     async def silent(visit: Visit) -> None:
         await visit.send(head("503 x", content_length="10"))
         await asyncio.sleep(30)
 
-    assert (await failure(silent)).reason == "upstream_unavailable"
+    error = await failure(silent, timings=Timings(model_error_seconds=0.1))
+    assert error.reason == "upstream_unavailable"
 
 
 # ---------------------------------------------------------------------------------------- limits and closing
@@ -486,12 +488,9 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize(("reply", "usage"), ENDINGS.values(), ids=ENDINGS)
-async def test_nothing_can_undo_a_finished_answer(
-    reply: Reply, usage: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nothing_can_undo_a_finished_answer(reply: Reply, usage: dict[str, int] | None) -> None:
     """Late usage is waited for, shortly."""
-    monkeypatch.setattr(mistral, "LATE_SECONDS", 0.2)
-    async with raw_server(reply) as server, chat(server) as model:
+    async with raw_server(reply) as server, chat(server, timings=Timings(model_late_seconds=0.2)) as model:
         began = time.monotonic()
         *said, end = await events(model)
         assert time.monotonic() - began < 1.5
@@ -529,24 +528,22 @@ async def test_the_end_of_a_connection_is_no_proper_end(frames: bytes, whole: bo
         assert isinstance((await events(model))[-1], Finish)  # a response that says where it ends
 
 
-async def test_a_doubtful_end_is_not_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_doubtful_end_is_not_waited_out() -> None:
     """A finish reason beside all there is, then silence: there may be more, and the clock on silence decides."""
-    monkeypatch.setattr(mistral, "LATE_SECONDS", 0.05)
 
     async def reply(visit: Visit) -> None:
         await visit.send(STREAM_HEAD, part(sse(text("Hello", "stop"))))
         await asyncio.sleep(30)
 
-    async with raw_server(reply) as server, chat(server) as model:
+    async with raw_server(reply) as server, chat(server, timings=Timings(model_late_seconds=0.05)) as model:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await events(model)
 
 
-async def test_what_comes_late_belongs_to_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_comes_late_belongs_to_the_answer() -> None:
     """Text and calls behind the finish reason; waiting for them is no silence; pings do not make it longer."""
-    monkeypatch.setattr(mistral, "LATE_SECONDS", 0.6)
-    monkeypatch.setattr(mistral, "SIGN_OF_LIFE_SECONDS", 0.1)
+    timings = Timings(model_late_seconds=0.6, model_sign_of_life_seconds=0.1)
     called = chunk({"tool_calls": [call("{}", name="f", id="1")]}, "tool_calls")
 
     async def reply(visit: Visit) -> None:
@@ -559,7 +556,7 @@ async def test_what_comes_late_belongs_to_the_answer(monkeypatch: pytest.MonkeyP
         await visit.send(part(sse(text("", "stop"))))
         await visit.send(part(DONE))
 
-    async with raw_server(reply) as server, chat(server) as model:
+    async with raw_server(reply) as server, chat(server, timings=timings) as model:
         *said, end = await events(model)
     assert [event for event in said if not isinstance(event, StillWorking)] == FINISHED
     assert said.count(StillWorking()) > 3
@@ -572,7 +569,7 @@ async def test_what_comes_late_belongs_to_the_answer(monkeypatch: pytest.MonkeyP
             await visit.send(part(sse({"type": "ping"})))
             await asyncio.sleep(0.05)
 
-    async with raw_server(pings) as server, chat(server) as model, asyncio.timeout(5):
+    async with raw_server(pings) as server, chat(server, timings=timings) as model, asyncio.timeout(5):
         assert isinstance((await events(model))[-1], Finish)
 
 

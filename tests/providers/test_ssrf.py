@@ -21,6 +21,7 @@ import pytest
 
 from domain.errors import WebhookAddressDenied
 from domain.ports import BUSY, WebhookResponse
+from domain.timings import Timings
 from domain.webhook_urls import WebhookPolicy
 from providers.webhooks import network_guard as guard
 from providers.webhooks.network_guard import GuardedNetwork, SystemResolver, is_own, resolved
@@ -33,6 +34,7 @@ ELSEWHERE = "127.0.0.2"
 """An address that the tests allow, beside 127.0.0.1, which they do not."""
 TLS = client_tls()
 """Made once: it takes longer than a test."""
+HASTY = Timings(webhook_resolve_seconds=0.3)
 CODES = {REFUSED: "invalid_url", DENIED: "address_denied"}
 
 
@@ -216,11 +218,10 @@ async def test_a_name_that_does_not_exist(names: DnsServer, trap: Trap) -> None:
         assert (await post(sender, "https://crowd.example/")).error == "dns_error"
 
 
-async def test_a_silent_name_server(names: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert guard.RESOLVE_SECONDS == 3
-    monkeypatch.setattr(guard, "RESOLVE_SECONDS", 0.3)
+async def test_a_silent_name_server(names: DnsServer) -> None:
+    assert Timings().webhook_resolve_seconds == 3
     names.silent.add("mute.example")
-    async with HttpWebhookSender(policy=WebhookPolicy(), resolver=names.resolve, tls=TLS) as sender:
+    async with HttpWebhookSender(policy=WebhookPolicy(), resolver=names.resolve, tls=TLS, timings=HASTY) as sender:
         answer = await post(sender, "https://mute.example/")
     assert (answer.error, answer.latency_ms < 2_500) == ("dns_error", True)
 
@@ -324,9 +325,8 @@ async def test_a_name_is_looked_up_once_at_a_time(lookups: Lookups) -> None:
     assert len(lookups.hosts) == 3
 
 
-async def test_too_many_lookups_cost_no_try(lookups: Lookups, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "RESOLVE_SECONDS", 0.3)
-    async with HttpWebhookSender(policy=WebhookPolicy(), tls=TLS) as sender:
+async def test_too_many_lookups_cost_no_try(lookups: Lookups) -> None:
+    async with HttpWebhookSender(policy=WebhookPolicy(), tls=TLS, timings=HASTY) as sender:
         many = [post(sender, f"https://n{number}.example/") for number in range(guard.MAX_LOOKUPS + 1)]
         errors = [answer.error for answer in await asyncio.gather(*many)]
     assert (errors.count("dns_error"), errors.count(BUSY)) == (guard.MAX_LOOKUPS, 1)

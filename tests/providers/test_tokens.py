@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.client import Client
 
-from activities import continuation, failures
+from activities import continuation
 from activities.token_counts import Counter
 from chatjobs.contracts import Channel, ChatRequest, Job, JobStatus, Usage
 from domain.ports import Finish, ModelEvent, TextDelta, Told
@@ -24,7 +24,7 @@ from domain.values import AttemptHistory, Stretch, TextPiece
 from providers.mistral.chat import MistralChat
 from storage.engine.database import Database
 from tests.support.fakes import ScriptedModel
-from tests.support.house import House, house
+from tests.support.house import QUICK, House, house
 from tests.support.simulator_process import SimulatorProcess, prompt, simulator
 
 INCOMPLETE = JobStatus.INCOMPLETE
@@ -332,12 +332,9 @@ def sim() -> Iterator[SimulatorProcess]:
 
 
 @pytest.fixture
-async def here(
-    client: Client, sqlite: Database, sim: SimulatorProcess, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[House]:
-    monkeypatch.setattr(failures, "failure_pause", lambda *_: 0.01)
+async def here(client: Client, sqlite: Database, sim: SimulatorProcess) -> AsyncIterator[House]:
     model = MistralChat("a key", sim.url)
-    async with house(client, sqlite, model=model, chatjobs_concurrency=50) as running:
+    async with house(client, sqlite, model=model, timings=QUICK, chatjobs_concurrency=50) as running:
         yield running
     await model.aclose()
 

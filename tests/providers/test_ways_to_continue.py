@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 
-from activities import failures
 from chatjobs.contracts import Channel, ChatRequest, Job, JobStatus
 from chatjobs.errors import InvalidRequest
 from dispatch import measuring, server_knowledge
@@ -23,6 +22,7 @@ from dispatch.server_knowledge import PrefixRule
 from domain.continuing import AS_MISTRAL, NEVER, USUAL, VERSION, Drops, Practice, Way
 from domain.ports import Continuing
 from domain.settings import Settings
+from domain.timings import Timings
 from domain.values import Cursor
 from providers.mistral.chat import MistralChat
 from providers.mistral.probe import MOST_TOKENS, PROBES, measured
@@ -37,6 +37,8 @@ from tests.support.simulator_process import SimulatorProcess, prompt, simulator
 COMPLETED = JobStatus.COMPLETED
 WAYS = (Way.PREFIX, Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT)
 TEXT = " ".join(f"word{number}" for number in range(40))
+STEADY = Timings(longest_failure_pause_seconds=0.01)
+"""Pauses do not grow."""
 Submit = Callable[..., Awaitable[tuple[Job, str | None, str]]]
 
 
@@ -47,17 +49,14 @@ def sim() -> Iterator[SimulatorProcess]:
 
 
 @pytest.fixture
-async def submit(
-    client: Client, sqlite: Database, sim: SimulatorProcess, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Submit]:
+async def submit(client: Client, sqlite: Database, sim: SimulatorProcess) -> AsyncIterator[Submit]:
     """Run a job under a practice and a script: the job, why its text was dropped, and its message."""
-    monkeypatch.setattr(failures, "LONGEST_PAUSE", 0.01)
     async with AsyncExitStack() as closing:
 
         async def run(practice: Practice | None, script: dict[str, Any], **fields: Any) -> tuple[Job, str | None, str]:
             model = MistralChat("a key", sim.url, practice=practice)
             closing.push_async_callback(model.aclose)
-            async with house(client, sqlite, model=model) as here:
+            async with house(client, sqlite, model=model, timings=STEADY) as here:
                 message = prompt("go on", **script)
                 job = await asyncio.wait_for(followed(here, message, **fields), PATIENCE)
                 return job, await reset_of(here.reader, job), message
@@ -233,13 +232,10 @@ WHITE: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_text_cut_after_any_whitespace(
-    client: Client, sqlite: Database, sim: SimulatorProcess, monkeypatch: pytest.MonkeyPatch, way: Way
-) -> None:
+async def test_text_cut_after_any_whitespace(client: Client, sqlite: Database, sim: SimulatorProcess, way: Way) -> None:
     """A model that says the same again goes on, wherever it is cut, on every kind of server."""
-    monkeypatch.setattr(failures, "LONGEST_PAUSE", 0.01)
     model = MistralChat("a key", sim.url, practice=USUAL[way])
-    async with house(client, sqlite, model=model, chatjobs_concurrency=50) as here:
+    async with house(client, sqlite, model=model, timings=STEADY, chatjobs_concurrency=50) as here:
 
         async def cut_at(pieces: list[str], after: int) -> None:
             script = {"pieces": pieces, "continues": way.value, "faults": [cut(after), cut(1)]}

@@ -17,9 +17,8 @@ import pytest
 
 from domain.errors import WebhookAddressDenied
 from domain.ports import BUSY, WebhookResponse, WebhookSender
+from domain.timings import Timings
 from domain.webhook_urls import WebhookPolicy
-from providers.webhooks import network_guard as guard
-from providers.webhooks import sender as webhook_sender
 from providers.webhooks.sender import MAX_READ_BYTES, PATIENCE_SECONDS, PER_RECEIVER, HttpWebhookSender
 from tests.support.raw_http import plain, raw_server
 from tests.support.receiver import Answer, Receiver, client_tls, gzip_bomb, receiver, server_tls
@@ -44,7 +43,7 @@ async def sender() -> AsyncIterator[HttpWebhookSender]:
 @pytest.fixture
 async def hasty() -> AsyncIterator[HttpWebhookSender]:
     """A sender that gives up after half a second."""
-    async with HttpWebhookSender(total_seconds=0.5) as made:
+    async with HttpWebhookSender(timings=Timings(webhook_total_seconds=0.5)) as made:
         yield made
 
 
@@ -193,7 +192,7 @@ async def test_switching_protocols_is_no_success(hasty: HttpWebhookSender, hooks
 
 
 async def test_the_total_is_15_seconds(sender: HttpWebhookSender) -> None:
-    assert sender.total_seconds == 15
+    assert Timings().webhook_total_seconds == 15
 
 
 async def test_a_silent_receiver_times_out(hasty: HttpWebhookSender, hooks: Receiver) -> None:
@@ -202,14 +201,12 @@ async def test_a_silent_receiver_times_out(hasty: HttpWebhookSender, hooks: Rece
     assert 500 <= answer.latency_ms < 5_000
 
 
-async def test_the_headers_have_a_time_of_their_own(
-    sender: HttpWebhookSender, hooks: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert webhook_sender.HEADERS_SECONDS == 10
-    monkeypatch.setattr(webhook_sender, "HEADERS_SECONDS", 0.3)
-    answer = await answered(sender, hooks, Answer(raw=b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 1_000, drip=0.05))
-    assert (answer.error, answer.latency_ms < 2_500) == ("timeout", True)
-    answer = await answered(sender, hooks, Answer(body=b"x" * 20, drip=0.05))
+async def test_the_headers_have_a_time_of_their_own(hooks: Receiver) -> None:
+    assert Timings().webhook_headers_seconds == 10
+    async with HttpWebhookSender(timings=Timings(webhook_headers_seconds=0.3)) as sender:
+        answer = await answered(sender, hooks, Answer(raw=b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 1_000, drip=0.05))
+        assert (answer.error, answer.latency_ms < 2_500) == ("timeout", True)
+        answer = await answered(sender, hooks, Answer(body=b"x" * 20, drip=0.05))
     assert (answer.delivered, answer.latency_ms > 500) == (True, True), "the body has the rest of the total"
 
 
@@ -452,13 +449,11 @@ async def test_https_to_a_port_without_tls(sender: HttpWebhookSender, reply: byt
     assert (got.status_code, got.error) == (None, f"tls_error: {reason}")
 
 
-async def test_a_handshake_without_an_answer_times_out(
-    sender: HttpWebhookSender, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_handshake_without_an_answer_times_out() -> None:
     """A port that accepts and says nothing does not get the whole time."""
-    monkeypatch.setattr(guard, "TLS_SECONDS", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        answer = await post(sender, f"https://127.0.0.1:{mute.getsockname()[1]}/")
+    async with HttpWebhookSender(timings=Timings(webhook_tls_seconds=0.3)) as sender:
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            answer = await post(sender, f"https://127.0.0.1:{mute.getsockname()[1]}/")
     assert answer.error == "timeout"
     assert answer.latency_ms < 2_500
 

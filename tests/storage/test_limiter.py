@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from domain.timings import Timings
 from domain.values import Claimant
 from storage.engine.database import Database
 from storage.rate_limits.lane_queue import SECOND
@@ -142,14 +143,12 @@ async def test_a_limit_is_changed_while_others_run(limiter: Limiter, database: D
     assert (await limiter.lanes())[0].per_second == LIMIT
 
 
-async def test_who_never_comes_back_does_not_hold_up_the_others(
-    limiter: Limiter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_never_comes_back_does_not_hold_up_the_others(limiter: Limiter, database: Database) -> None:
     await limiter.throttled("a", 2)
     await limiter.ask("a", asker("lost", since=0))
     assert (await limiter.ask("a", asker("next", since=1))).position == 2
-    monkeypatch.setattr("storage.rate_limits.lane_queue.LOST_SECONDS", -10.0)
-    assert (await limiter.ask("a", asker("next", since=1))).position in (0, 1)
+    later = Limiter(database, per_second=LIMIT, timings=Timings(lost_waiter_seconds=-10))
+    assert (await later.ask("a", asker("next", since=1))).position in (0, 1)
 
 
 async def test_a_cancelled_job_leaves_the_queue(limiter: Limiter) -> None:

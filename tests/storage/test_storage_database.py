@@ -14,6 +14,7 @@ from sqlalchemy import func, inspect, select, text
 import storage.engine.database
 from chatjobs.errors import ConfigurationError
 from domain.errors import StorageError, StorageRefused, StorageUnavailable
+from domain.timings import Timings
 from storage.engine.database import SCHEMA_VERSION, Database, RolledBack, retried, translated
 from storage.engine.schema import jobs, metadata, requests
 from storage.jobs.store import JobStore
@@ -68,10 +69,10 @@ async def test_a_database_that_is_not_there_is_unavailable(url: str) -> None:
     assert "secret" not in str(unavailable.value)
 
 
-async def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.engine.database, "CONNECT_SECONDS", 0.1)
+async def test_a_server_that_does_not_answer_is_given_up() -> None:
+    timings = Timings(database_connect_seconds=0.1)
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(StorageUnavailable):
-        await Database.open(f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/d")
+        await Database.open(f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/d", timings=timings)
 
 
 async def test_the_sslmode_of_hosted_databases_is_understood(postgres_server: Postgres) -> None:
@@ -138,10 +139,9 @@ async def test_fifty_claims_at_once_and_many_calls_beside(store: JobStore) -> No
 # ---------------------------------------------------------------------------------------------- time limits, errors
 
 
-async def test_a_locked_database_is_waited_for_only_so_long(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_locked_database_is_waited_for_only_so_long(database_url: str) -> None:
     """However many stand in line."""
-    monkeypatch.setattr(storage.engine.database, "BUSY_SECONDS", 0.3)
-    database = await Database.open(database_url)
+    database = await Database.open(database_url, timings=Timings(database_busy_seconds=0.3))
     store = make_store(database)
     job_id = await accepted(store)
     async with held_locked(database):
@@ -154,9 +154,8 @@ async def test_a_locked_database_is_waited_for_only_so_long(database_url: str, m
     await database.close()
 
 
-async def test_connections_are_waited_for_only_so_long(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.engine.database, "POOL_SECONDS", 0.1)
-    database = await Database.open(database_url)
+async def test_connections_are_waited_for_only_so_long(database_url: str) -> None:
+    database = await Database.open(database_url, timings=Timings(database_pool_seconds=0.1))
     release = asyncio.Event()
 
     async def hold() -> None:

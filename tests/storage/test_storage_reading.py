@@ -17,6 +17,7 @@ from chatjobs.contracts import Channel, JobStatus
 from chatjobs.errors import JobNotFound
 from domain.errors import StorageUnavailable
 from domain.text import clean
+from domain.timings import Timings
 from domain.values import Cursor, Run, Slice
 from storage.engine.database import Database
 from storage.engine.schema import jobs
@@ -290,10 +291,12 @@ async def test_whoever_waits_for_a_reader_that_stops_is_told(store: JobStore, da
 async def test_readers_do_not_notice_a_restart_of_the_database(
     postgres_server: Postgres, postgres_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(reading, "PATIENCE", 100)
-    database, store = postgres_database, make_store(postgres_database)
-    async with TranscriptReader(database).running() as reader, TranscriptWriter(database).running() as writer:
+    database, store, timings = postgres_database, make_store(postgres_database), Timings(reader_retry_seconds=0.01)
+    async with (
+        TranscriptReader(database, timings=timings).running() as reader,
+        TranscriptWriter(database).running() as writer,
+    ):
         job_id = await accepted(store)
         job_writer = writer.open(await claimed(store, job_id))
         copying = asyncio.create_task(_copied(reader, job_id))
@@ -306,11 +309,10 @@ async def test_readers_do_not_notice_a_restart_of_the_database(
 
 
 async def test_readers_are_told_when_the_database_stays_away(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    job_id = await accepted(make_store(sqlite))
-    monkeypatch.setattr(reading, "RETRY_SECONDS", 0.001)
+    job_id, timings = await accepted(make_store(sqlite)), Timings(reader_retry_seconds=0.001)
     for failure in ("SELECT * FROM nowhere", "ATTACH '/nowhere/at/all' AS x"):
         monkeypatch.setattr(news, "_data_version", partial(_execute, failure))
-        async with TranscriptReader(sqlite).running() as reader:
+        async with TranscriptReader(sqlite, timings=timings).running() as reader:
             with pytest.raises(StorageUnavailable):
                 await asyncio.wait_for(reader.wait(Cursor(job_id, 1, 1)), PATIENCE)
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import storage.engine.database
-import storage.transcript.writer
 from chatjobs.contracts import Channel, JobStatus
 from domain.errors import FenceLost, StorageError, StorageRefused, StorageUnavailable
+from domain.timings import Timings
 from domain.values import Claim, Cursor
 from storage.engine.database import Database
 from storage.jobs.store import JobStore
@@ -133,7 +133,7 @@ async def test_what_is_stale_by_the_time_of_its_batch_is_not_written(store: JobS
 
 
 async def test_a_commit_whose_answer_got_lost_is_not_done_twice(
-    store: JobStore, writer: TranscriptWriter, database: Database, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = batches.SqliteBatches if database.is_sqlite else batches.PostgresBatches
     append, failures = place.append, iter(range(100))
@@ -145,13 +145,13 @@ async def test_a_commit_whose_answer_got_lost_is_not_done_twice(
         return accepted
 
     monkeypatch.setattr(place, "append", losing_answers)
-    monkeypatch.setattr(storage.transcript.writer, "RETRY_PAUSES", (0.001,))
     claim = await claimed(store, await accepted(store))
-    job_writer = writer.open(claim)
-    for number in range(10):
-        job_writer.append(Channel.CONTENT, f"{number} ")
-        await job_writer.flush()
-    await job_writer.finish(finished(claim))
+    async with TranscriptWriter(database, timings=Timings(writer_retry_pauses_seconds=(0.001,))).running() as writer:
+        job_writer = writer.open(claim)
+        for number in range(10):
+            job_writer.append(Channel.CONTENT, f"{number} ")
+            await job_writer.flush()
+        await job_writer.finish(finished(claim))
     assert await content(store, job_writer) == "".join(f"{number} " for number in range(10))
 
 
@@ -189,14 +189,13 @@ async def test_a_full_disk_is_waited_for(
     claim = await claimed(store, await accepted(store))
     configured, limits = storage.engine.database._configured, [pragma]
 
-    def with_limits(connection: Any, synchronous: str) -> None:
-        configured(connection, synchronous)
+    def with_limits(*args: Any) -> None:
+        configured(*args)
         for limit in limits:
-            connection.execute(f"PRAGMA {limit}")
+            args[0].execute(f"PRAGMA {limit}")
 
     monkeypatch.setattr(storage.engine.database, "_configured", with_limits)
-    monkeypatch.setattr(storage.transcript.writer, "RETRY_PAUSES", (0.01,))
-    async with TranscriptWriter(sqlite).running() as writer:
+    async with TranscriptWriter(sqlite, timings=Timings(writer_retry_pauses_seconds=(0.01,))).running() as writer:
         job_writer = writer.open(claim)
         job_writer.append(Channel.CONTENT, "private " * 2_000)
         with pytest.raises(TimeoutError):
@@ -250,10 +249,8 @@ async def test_an_error_of_our_own_fails_the_batch_and_not_the_writer(
     assert writer.pending_bytes == 0
 
 
-async def test_whoever_waits_for_a_writer_that_stops_is_told(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage.engine.database, "BUSY_SECONDS", 0.1)
+async def test_whoever_waits_for_a_writer_that_stops_is_told(database_url: str) -> None:
+    database = await Database.open(database_url, timings=Timings(database_busy_seconds=0.1))
     claims = (Claim("taken", f"job_{n}", fence=1, epoch=1, position=0, token_count=0) for n in range(2))
     async with held_locked(database):
         async with TranscriptWriter(database, max_pending=10).running() as writer:
@@ -266,6 +263,7 @@ async def test_whoever_waits_for_a_writer_that_stops_is_told(
         with pytest.raises(StorageUnavailable):
             idle.append(Channel.CONTENT, "Hello")
         assert writer.pending_bytes == 0
+    await database.close()
 
 
 # --------------------------------------------------------------------------------------------------------- SQLite

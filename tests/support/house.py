@@ -23,6 +23,7 @@ from dispatch.intake import Intake
 from domain.names import CHAT_JOB, COMPLETIONS_QUEUE, JOBS_QUEUE, STATUS_QUERY, WEBHOOKS_QUEUE, new_job_id
 from domain.ports import ChatModel, WebhookSender
 from domain.settings import Settings
+from domain.timings import Timings
 from domain.values import Cursor, Slice, Waiting
 from storage.engine.database import Database
 from storage.jobs.store import JobStore
@@ -35,6 +36,8 @@ from worker import WorkerParts, build_workers
 
 QUEUES = (JOBS_QUEUE, COMPLETIONS_QUEUE, WEBHOOKS_QUEUE)
 HOOK = "http://receiver.example/hook"
+QUICK = Timings(failure_pause_seconds=0.01)
+"""Attempts follow each other without a pause."""
 RUNS = {
     JobStatus.COMPLETED: WorkflowExecutionStatus.COMPLETED,
     JobStatus.INCOMPLETE: WorkflowExecutionStatus.COMPLETED,
@@ -173,6 +176,7 @@ async def house(
     gates: Gates | None = None,
     queues: Collection[str] = QUEUES,
     indexed: bool = True,
+    timings: Timings = Timings(),
     **settings: Any,
 ) -> AsyncIterator[House]:
     """A running service; nobody works on task queues other than ``queues``. There is no sweeper."""
@@ -183,7 +187,8 @@ async def house(
             | settings
         )
     )
-    parts = GatedParts(chosen, client, database, model or ScriptedModel(), sender or ScriptedSender(), indexed, gates)
+    model, sender = model or ScriptedModel(), sender or ScriptedSender()
+    parts = GatedParts(chosen, client, database, model, sender, indexed, gates, timings=timings)
     async with AsyncExitStack() as closing:
         reader = await closing.enter_async_context(TranscriptReader(database).running())
         here = House(parts, reader)
@@ -197,7 +202,7 @@ async def working(parts: GatedParts, queues: Collection[str] = QUEUES) -> AsyncI
     """Workers of one process, until the end of the block."""
     # The SDK warns where a cancel finds its activity just gone; as an error that would end its worker.
     warnings.filterwarnings("default", message="Cannot find activity to cancel")
-    transcript = GatedTranscript(parts.database)
+    transcript = GatedTranscript(parts.database, timings=parts.timings)
     transcript.gates = parts.gates
     async with transcript.running(), AsyncExitStack() as stack:
         workers = [worker for worker in build_workers(parts, transcript) if worker.task_queue in queues]

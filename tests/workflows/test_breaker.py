@@ -12,10 +12,10 @@ from temporalio.client import Client
 
 from chatjobs.contracts import JobStatus
 from domain.errors import UpstreamInterrupted
+from domain.timings import Timings
 from domain.values import Claimant
 from storage.engine.database import Database
 from storage.engine.schema import attempts, lanes, micros, now
-from storage.rate_limits import breaker
 from storage.rate_limits.limiter import Limiter
 from tests.support.fakes import HELLO, ScriptedModel
 from tests.support.house import House, house
@@ -54,7 +54,7 @@ async def test_three_failures_in_a_row_open_it_and_an_answer_between_them_does_n
     assert await fail(limiter, "x", 3) is None
     assert (await limiter.ask(LANE, asker("z"))).granted
     await fail(limiter, "x", 4)
-    assert await fail(limiter, "x", 5) == pytest.approx(breaker.FIRST_WAIT_SECONDS, abs=0.1)
+    assert await fail(limiter, "x", 5) == pytest.approx(Timings().first_outage_wait_seconds, abs=0.1)
     turn = await limiter.ask(LANE, asker("z"))
     assert not turn.granted
     place = await limiter.queued("z")
@@ -140,14 +140,9 @@ DOWN = UpstreamInterrupted("Mistral is down", code="upstream_unavailable", http_
 
 
 @pytest.fixture
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(breaker, "FIRST_WAIT_SECONDS", 0.05)
-    monkeypatch.setattr(breaker, "LONGEST_WAIT_SECONDS", 0.05)
-
-
-@pytest.fixture
-async def here(client: Client, sqlite: Database, short_waits: None) -> AsyncIterator[House]:
-    async with house(client, sqlite, model=ScriptedModel([DOWN])) as running:
+async def here(client: Client, sqlite: Database) -> AsyncIterator[House]:
+    timings = Timings(first_outage_wait_seconds=0.05, longest_outage_wait_seconds=0.05)
+    async with house(client, sqlite, model=ScriptedModel([DOWN]), timings=timings) as running:
         yield running
 
 

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus
 
-import worker
-from activities import failures, heartbeats
 from chatjobs.contracts import JobStatus
 from chatjobs.errors import ChatJobsError, JobFinished, JobNotFound
 from domain.errors import UpstreamInterrupted
 from domain.names import JOBS_QUEUE, WEBHOOKS_QUEUE, delivery_workflow_id, new_job_id
 from domain.ports import WebhookResponse
+from domain.timings import Timings
 from storage.engine.database import Database
 from tests.support.factories import make_body
 from tests.support.fakes import (
@@ -75,11 +74,8 @@ def at(points: Sequence[Point]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("point", points, ids=lambda point: point.place)
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cancellation comes with the answer to a heartbeat; there are many of them here."""
-    monkeypatch.setattr(heartbeats, "HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(worker, "HEARTBEAT_THROTTLE", timedelta(seconds=0.05))
+BEATS = Timings(heartbeat_seconds=0.05, heartbeat_throttle_seconds=0.05)
+"""Cancellation comes with the answer to a heartbeat; there are many of them here."""
 
 
 @asynccontextmanager
@@ -97,14 +93,14 @@ async def stopped_at(point: Point, client: Client, database: Database) -> AsyncI
         "child start": [gate, answered(500)],
     }
     model, sender = ScriptedModel(script.get(point.place, HELLO)), ScriptedSender(*answers.get(point.place, [OK]))
-    async with house(client, database, model=model, sender=sender, gates=Gates({point.place: gate})) as here:
+    gates = Gates({point.place: gate})
+    async with house(client, database, model=model, sender=sender, gates=gates, timings=BEATS) as here:
         job_id = (await here.direct({"request": make_body(callback=HOOK)})).id
         await gate.reached()
         yield here, job_id, gate
 
 
 @at(POINTS)
-@pytest.mark.usefixtures("quick")
 async def test_a_cancel_through_temporal(point: Point, client: Client, database: Database) -> None:
     """Accepted until the answer is whole; then the job completes."""
     async with stopped_at(point, client, database) as (here, job_id, gate):
@@ -113,7 +109,6 @@ async def test_a_cancel_through_temporal(point: Point, client: Client, database:
 
 
 @at(POINTS)
-@pytest.mark.usefixtures("quick")
 async def test_a_cancel_through_the_database(point: Point, client: Client, sqlite: Database) -> None:
     """Accepted until the seal, and once accepted it wins."""
     async with stopped_at(point, client, sqlite) as (here, job_id, gate):
@@ -127,7 +122,6 @@ async def test_a_cancel_through_the_database(point: Point, client: Client, sqlit
 
 
 @at(UNTOLD)
-@pytest.mark.usefixtures("quick")
 async def test_a_cancel_that_only_the_row_knows(point: Point, client: Client, sqlite: Database) -> None:
     """Temporal is not told: claim, stream or seal finds the wish, and the run ends as cancelled all the same."""
     async with stopped_at(point, client, sqlite) as (here, job_id, gate):
@@ -190,12 +184,10 @@ async def test_a_cancel_before_the_first_step(temporal: TemporalServer, sqlite: 
 
 
 @pytest.mark.parametrize("through_us", [False, True], ids=["temporal", "us"])
-async def test_a_cancel_between_two_attempts(
-    through_us: bool, client: Client, sqlite: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancel_between_two_attempts(through_us: bool, client: Client, sqlite: Database) -> None:
     """The pause before a retry is not waited for."""
-    monkeypatch.setattr(failures, "failure_pause", lambda *_: 3600.0)
-    async with house(client, sqlite, model=ScriptedModel([*text("Hel"), UpstreamInterrupted()])) as here:
+    model, timings = ScriptedModel([*text("Hel"), UpstreamInterrupted()]), Timings(failure_pause_seconds=3600)
+    async with house(client, sqlite, model=model, timings=timings) as here:
         job_id = await here.submit(callback=HOOK)
         await first_attempt_over(here, job_id)
         await here.intake.cancel(job_id) if through_us else await here.run(job_id).cancel()

@@ -19,7 +19,6 @@ from temporalio.client import Client, WorkflowHistory
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities import failures
 from chatjobs.contracts import JobStatus
 from dispatch.temporal import indexed
 from domain.errors import StorageUnavailable, UpstreamError, UpstreamInterrupted, UpstreamRefused
@@ -29,22 +28,16 @@ from storage.engine.database import Database
 from storage.rate_limits import breaker
 from tests.support.factories import make_body
 from tests.support.fakes import HELLO, SECRET, STOP, Gate, GatedJobs, Gates, ScriptedSender, answered, eventually, text
-from tests.support.house import HOOK, House, house, working
+from tests.support.house import HOOK, QUICK, House, house, working
 from tests.support.temporal_server import TemporalServer, temporal_server
 
 COMPLETED, FAILED, INCOMPLETE = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.INCOMPLETE
 MEBIBYTE = 1024 * 1024
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts follow each other without a pause."""
-    monkeypatch.setattr(failures, "failure_pause", lambda *_: 0.01)
-
-
 @pytest.fixture
 async def here(client: Client, sqlite: Database) -> AsyncIterator[House]:
-    async with house(client, sqlite) as running:
+    async with house(client, sqlite, timings=QUICK) as running:
         yield running
 
 
@@ -131,7 +124,8 @@ async def test_a_clock_that_runs_out(here: House, limits: dict[str, float], scri
 
 async def test_a_job_that_waits_too_long_for_a_worker(temporal: TemporalServer, sqlite: Database) -> None:
     """queueSeconds: the job fails when a worker finally takes it, without a call."""
-    async with house(await temporal.connect(), sqlite, queues=[JOBS_QUEUE, WEBHOOKS_QUEUE]) as here:
+    queues = [JOBS_QUEUE, WEBHOOKS_QUEUE]
+    async with house(await temporal.connect(), sqlite, queues=queues, timings=QUICK) as here:
         job_id = await here.submit(limits={"queueSeconds": 0.05}, callback=HOOK)
         await pending_activity(here, job_id)
         await asyncio.sleep(0.1)
@@ -256,7 +250,7 @@ async def test_another_worker_goes_on(temporal: TemporalServer, sqlite: Database
     """The one that began is told to stop in the middle of a step: the story goes on, each chapter once."""
     gate = Gate()
     sender = ScriptedSender(gate, answered(200)) if place == "posting" else ScriptedSender()
-    async with house(await temporal.connect(), sqlite, queues=[], sender=sender) as here:
+    async with house(await temporal.connect(), sqlite, queues=[], sender=sender, timings=QUICK) as here:
         job_id = (await here.direct({"request": make_body(callback=HOOK)})).id
         parts = replace(here.parts, client=await temporal.connect(), gates=Gates({place: gate}))
         async with working(parts):
@@ -279,7 +273,7 @@ async def test_a_worker_can_stop_while_the_database_is_away(
             enough.set()
         raise StorageUnavailable
 
-    async with house(await temporal.connect(), sqlite, queues=[]) as here:
+    async with house(await temporal.connect(), sqlite, queues=[], timings=QUICK) as here:
         job_id = await here.submit(callback=HOOK)
         with monkeypatch.context() as patched:
             patched.setattr(GatedJobs, "seal", away)
@@ -320,7 +314,7 @@ async def test_search_attributes_may_be_missing(
         with caplog.at_level(logging.WARNING):
             assert not await indexed(client)
         command = caplog.messages[-1].partition(": ")[2]
-        async with house(client, sqlite, indexed=False) as here:
+        async with house(client, sqlite, indexed=False, timings=QUICK) as here:
             await here.agree(await here.submit(callback=HOOK), COMPLETED)
             assert (await (await here.direct({"request": make_body()})).result())["status"] == "completed"
         program, *arguments = command.split()

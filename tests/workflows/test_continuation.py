@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 
-from activities import failures
 from chatjobs.contracts import Channel, Job, JobStatus
 from domain.values import Cursor
 from providers.mistral.chat import MistralChat
 from storage.engine.database import Database
 from storage.transcript.reader import TranscriptReader
 from tests.support.fakes import PATIENCE
-from tests.support.house import House, house
+from tests.support.house import QUICK, House, house
 from tests.support.service import Service, service
 from tests.support.simulator_process import SimulatorProcess, prompt, simulator
 from tests.support.stack import Stack, stack
@@ -40,13 +39,10 @@ def sim() -> Iterator[SimulatorProcess]:
 
 
 @pytest.fixture
-async def here(
-    client: Client, sqlite: Database, sim: SimulatorProcess, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[House]:
+async def here(client: Client, sqlite: Database, sim: SimulatorProcess) -> AsyncIterator[House]:
     """A service with the real client of Mistral, whose attempts follow each other without a pause."""
-    monkeypatch.setattr(failures, "failure_pause", lambda *_: 0.01)
     model = MistralChat("a key", sim.url)
-    async with house(client, sqlite, model=model, chatjobs_concurrency=100) as running:
+    async with house(client, sqlite, model=model, timings=QUICK, chatjobs_concurrency=100) as running:
         yield running
     await model.aclose()
 

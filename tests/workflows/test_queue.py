@@ -15,6 +15,7 @@ import pytest
 from chatjobs.client import ChatJobs
 from chatjobs.contracts import ChunkEvent, CompleteEvent, QueuedEvent, QueuePlace, StartEvent, StreamEvent
 from chatjobs.sse import ServerEvent
+from domain.timings import Timings
 from domain.values import Claimant
 from storage.engine.database import Database
 from storage.jobs.store import JobStore
@@ -98,14 +99,13 @@ async def test_places_of_many_in_several_lanes(limiter: Limiter) -> None:
     }
 
 
-async def test_onlookers_hear_of_changes_only(limiter: Limiter, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_onlookers_hear_of_changes_only(limiter: Limiter) -> None:
     """At once, then when others leave the queue, and when the lane is paused for longer."""
-    monkeypatch.setattr("storage.rate_limits.queueing.LOOK_SECONDS", 0.05)
     await limiter.throttled("a", 60)
     for number in range(3):
         await limiter.ask("a", asker(f"job-{number}", since=number))
     last, other = Onlooker(), Onlooker()
-    async with QueueReader(limiter).running() as queue:
+    async with QueueReader(limiter, timings=Timings(queue_look_seconds=0.05)).running() as queue:
         with queue.watched("job-2", last.tell), queue.watched("elsewhere", other.tell):
             before = await last.until(3)
             await limiter.leave("job-0")

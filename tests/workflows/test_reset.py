@@ -14,18 +14,18 @@ import pytest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from activities import failures
 from chatjobs.contracts import Job, JobStatus
 from dispatch.intake import Sweeper
 from domain.errors import UpstreamInterrupted, UpstreamRefused
 from domain.names import delivery_workflow_id
 from domain.ports import Finish
+from domain.timings import Timings
 from domain.values import Cursor
 from storage.engine.database import Database
 from storage.rate_limits import breaker
 from tests.support.factories import make_body
 from tests.support.fakes import HELLO, Gate, GatedJobs, answered, eventually, text
-from tests.support.house import HOOK, House, house
+from tests.support.house import HOOK, QUICK, House, house
 from tests.support.temporal_server import TemporalServer, temporal_server
 
 COMPLETED, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
@@ -34,16 +34,15 @@ CUT = UpstreamInterrupted(code="upstream_cut")
 
 
 @pytest.fixture
-async def here(client: Client, sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
-    monkeypatch.setattr(failures, "failure_pause", lambda *_: 0.01)
-    async with house(client, sqlite) as running:
+async def here(client: Client, sqlite: Database) -> AsyncIterator[House]:
+    async with house(client, sqlite, timings=QUICK) as running:
         yield running
 
 
-def sweeper(here: House, **after: timedelta) -> Sweeper:
+def sweeper(here: House, overdue_after: float = 0) -> Sweeper:
     """A sweeper that does not wait, unless told."""
-    patience: dict[str, Any] = {"unstarted_after": NOW, "silent_after": NOW, "overdue_after": NOW} | after
-    return Sweeper(intake=here.intake, jobs=here.jobs, deliveries=here.deliveries, client=here.client, **patience)
+    timings = Timings(unstarted_after_seconds=0, silent_after_seconds=0, overdue_after_seconds=overdue_after)
+    return Sweeper(intake=here.intake, jobs=here.jobs, deliveries=here.deliveries, client=here.client, timings=timings)
 
 
 async def reset(temporal: TemporalServer, job_id: str) -> None:
@@ -259,7 +258,7 @@ async def test_an_adopted_delivery_keeps_its_place_in_the_schedule(here: House) 
     job_id = await here.accept(callback=HOOK)
     await here.intake.cancel(job_id)
     for made in range(1, 4):
-        await sweeper(here, overdue_after=-timedelta(days=1)).sweep()
+        await sweeper(here, overdue_after=-86_400).sweep()
         delivery = await tried(here, job_id, made)
         await here.client.get_workflow_handle(delivery_workflow_id(delivery.id)).terminate()
     assert delivery.next_try_at is not None

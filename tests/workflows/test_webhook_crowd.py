@@ -19,8 +19,8 @@ from chatjobs.contracts import JobStatus
 from domain.names import JOBS_QUEUE, WEBHOOK_DELIVERY, delivery_workflow_id, new_job_id
 from domain.payloads import DeliveryReport, DeliveryStart
 from domain.ports import BUSY, WebhookResponse
+from domain.timings import Timings
 from domain.webhook_urls import WebhookPolicy
-from providers.webhooks import sender as webhook_sender
 from providers.webhooks.sender import PER_RECEIVER, HttpWebhookSender
 from storage.engine.database import Database
 from storage.engine.schema import deliveries, now
@@ -79,18 +79,15 @@ async def delivered(here: House, delivery_id: str) -> DeliveryReport:
     return report
 
 
-async def test_a_dead_receiver_with_a_thousand_deliveries(
-    client: Client, sqlite: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_dead_receiver_with_a_thousand_deliveries(client: Client, sqlite: Database) -> None:
     """It has eight connections at a time; those for others are delivered within seconds, and no try is lost on it."""
-    monkeypatch.setattr(webhook_sender, "HEADERS_SECONDS", 600)
-    policy = WebhookPolicy(loopback=True)
+    policy, timings = WebhookPolicy(loopback=True), Timings(webhook_total_seconds=600, webhook_headers_seconds=600)
     with receiver() as dead, receiver() as good:
         dead.answer("/dead", Answer(delay=600))
         urls = {f"dead_{number}": dead.url("/dead") for number in range(DEAD)}
         urls |= {f"good_{number}": good.url("/good") for number in range(GOOD)}
         async with (
-            HttpWebhookSender(policy=policy, total_seconds=600) as sender,
+            HttpWebhookSender(policy=policy, timings=timings) as sender,
             house(client, sqlite, sender=sender, chatjobs_grace_seconds=0) as here,
             Worker(client, task_queue="crowd", workflows=[Crowd], workflow_runner=UnsandboxedWorkflowRunner()),
         ):

@@ -22,12 +22,12 @@ from chatjobs.webhooks import verify
 from domain.names import JOBS_QUEUE, RETRY_NOW, WEBHOOK_DELIVERY, delivery_workflow_id, new_job_id
 from domain.payloads import DeliveryOrder, DeliveryReport, DeliveryStart
 from domain.ports import WebhookResponse
+from domain.timings import Timings
 from providers.webhooks.sender import HttpWebhookSender
 from storage.engine.database import Database
 from tests.support.fakes import OK, SECRET, Gate, answered, eventually
 from tests.support.house import HOOK, House, house
 from tests.support.receiver import Answer, receiver
-from workflows import options
 from workflows.webhook_delivery import JITTER, PAUSES, pause_after
 
 HOUR = 3600.0
@@ -159,11 +159,10 @@ async def test_without_a_secret_tries_wait_for_one(warp: Client, sqlite: Databas
     assert "secret" in (delivery.tries[0].error or "")
 
 
-async def test_without_a_worker_for_webhooks(warp: Client, sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_worker_for_webhooks(warp: Client, sqlite: Database) -> None:
     """No try can be made: the schedule passes all the same, and the delivery stays pending for a sweeper."""
-    impatient = options.delivery() | {"schedule_to_start_timeout": timedelta(seconds=0.05)}
-    monkeypatch.setattr(options, "delivery", lambda: impatient)
-    async with house(warp, sqlite, indexed=False, queues=[JOBS_QUEUE]) as here:
+    impatient = Timings(delivery_start_seconds=0.05)
+    async with house(warp, sqlite, indexed=False, queues=[JOBS_QUEUE], timings=impatient) as here:
         report, delivery, found = await delivered(here)
     assert (report.delivered, report.tries, on_schedule(found)) == (False, 10, True)
     assert (delivery.status, delivery.tries) == ("pending", ())
