@@ -116,7 +116,9 @@ def build_workers(parts: WorkerParts, transcript: TranscriptWriter) -> list[Work
     results = ResultActivities(
         jobs=jobs, tenant=parts.settings.chatjobs_direct_tenant, indexed=parts.indexed, policy=parts.rules
     )
-    completions = CompletionActivities(jobs=jobs, transcript=transcript, model=parts.model, limiter=parts.limiter)
+    completions = CompletionActivities(
+        jobs=jobs, transcript=transcript, model=parts.model, limiter=parts.limiter, timings=parts.timings
+    )
     webhooks = parts.webhooks
     retention = RetentionActivities(
         retention=RetentionStore(parts.database), endpoints=EndpointStore(parts.database), timings=parts.timings

@@ -49,6 +49,7 @@ from domain.ports import (
     StillWorking,
     TextDelta,
 )
+from domain.timings import Timings
 from domain.tokens import Sample
 from domain.values import (
     FROZEN,
@@ -86,10 +87,6 @@ NOT_WORTH_A_CALL = 0.02
 """The part of an answer that may be missing at its length limit: another call would pay for the prompt again."""
 RUN_ON = 32
 """Tokens beyond the length limit after which a server is taken not to keep to it."""
-CLAIM_PATIENCE_SECONDS = 600.0
-"""How long errors of our own in claiming a job are tried again."""
-RECORDING_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, *(15.0,) * 40)
-"""Seconds between tries to write how an attempt ended, while the database is away."""
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +95,15 @@ class CompletionActivities:
     """``limiter`` keeps the model's rate limits over all workers; without it calls start at once."""
 
     def __init__(
-        self, *, jobs: JobStore, transcript: TranscriptWriter, model: ChatModel, limiter: Limiter | None = None
+        self,
+        *,
+        jobs: JobStore,
+        transcript: TranscriptWriter,
+        model: ChatModel,
+        limiter: Limiter | None = None,
+        timings: Timings = Timings(),
     ) -> None:
+        self._timings = timings
         self._jobs = jobs
         self._transcript = transcript
         self._model = model
@@ -117,7 +121,8 @@ class CompletionActivities:
         """
         report = _Report()
         with self._freezes.watched(_heartbeat_timeout()) as watch:
-            async with heartbeating(report.now) as beats:  # to the end: claim and last flush may wait for the database
+            # To the end: claim and last flush may wait for the database.
+            async with heartbeating(report.now, timings=self._timings) as beats:
                 claim = await self._claim(ref.job_id)
                 if summary := _without_attempt(claim):
                     return summary
@@ -147,9 +152,10 @@ class CompletionActivities:
             # There is no claim, so the ledger cannot count this one. Nor do Temporal's attempts tell: those that
             # waited for their turn are among them. So it is the time that ends it.
             log.exception("claim failed", extra={"action": "claim_failed", "job_id": job_id})
-            spent = _since_scheduled() > CLAIM_PATIENCE_SECONDS
+            spent = _since_scheduled() > self._timings.claim_patience_seconds
             tries = failures.FAILURE_BUDGET if spent else min(info.attempt, failures.FAILURE_BUDGET - 1)
-            raise failures.internal(error, Tally(tries, tries), Retry(attempts=failures.FAILURE_BUDGET)) from None
+            retry = Retry(attempts=failures.FAILURE_BUDGET)
+            raise failures.internal(error, Tally(tries, tries), retry, self._timings) from None
 
     async def _stream(self, attempt: _Attempt) -> CompletionSummary:
         attempt.planned(await self._plan(attempt))
@@ -284,7 +290,7 @@ class CompletionActivities:
         frozen = attempt.watch.frozen()
         if frozen and not isinstance(error, asyncio.CancelledError):
             error = _Frozen()  # whatever went wrong as well: clocks ran out meanwhile, connections were given up
-        outcome, status, failure = _verdict(attempt, error)
+        outcome, status, failure = _verdict(attempt, error, self._timings)
         claim, end = attempt.claim, attempt.end(outcome, status, _message(error, failure))
         try:
             if not frozen and not isinstance(error, StorageError):
@@ -314,7 +320,8 @@ class CompletionActivities:
         raise failure from None
 
     def _record_later(self, claim: Claim, end: AttemptEnd, *, at_once: bool = False) -> None:
-        pauses = (0.0, *RECORDING_PAUSES) if at_once else RECORDING_PAUSES
+        pauses = self._timings.recording_pauses_seconds
+        pauses = (0.0, *pauses) if at_once else pauses
         task = asyncio.create_task(self._record(claim, end, pauses), name="attempt's end")
         self._recording.add(task)
         task.add_done_callback(self._recording.discard)
@@ -690,7 +697,7 @@ class _Clocks:
         self._timeout.reschedule(min(self._loop.time() + seconds, self._end))
 
 
-def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, BaseException]:
+def _verdict(attempt: _Attempt, error: BaseException, timings: Timings) -> tuple[str, int | None, BaseException]:
     """An attempt's outcome for the ledger, its HTTP status, and the exception for Temporal."""
     match error:
         case asyncio.CancelledError() if _job_cancelled():
@@ -716,6 +723,7 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
                 attempt.request.retry,
                 throttles=attempt.claim.attempt,
                 cause=attempt.cause(error.reason),
+                timings=timings,
             )
             return error.reason, error.http_status, failure
         case ApplicationError():
@@ -726,7 +734,8 @@ def _verdict(attempt: _Attempt, error: BaseException) -> tuple[str, int | None, 
             return error.code, None, failures.from_storage(error)
         case _:
             log.error("attempt failed", exc_info=error, extra=attempt.log("attempt_failed"))
-            return INTERNAL, None, failures.internal(error, attempt.tally(INTERNAL), attempt.request.retry)
+            failure = failures.internal(error, attempt.tally(INTERNAL), attempt.request.retry, timings)
+            return INTERNAL, None, failure
 
 
 def _message(error: BaseException, failure: BaseException) -> str | None:

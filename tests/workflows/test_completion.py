@@ -17,18 +17,19 @@ from hypothesis import strategies as st
 from sqlalchemy import update
 from temporalio.client import Client
 
-from activities import completion, failures, heartbeats
+from activities import completion, failures
 from chatjobs.contracts import Backoff, ChatRequest, JobStatus, Retry
 from domain.errors import FenceLost, StorageUnavailable, UpstreamInterrupted, UpstreamRateLimited
 from domain.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from domain.ports import ModelEvent, StillWorking
+from domain.timings import Timings
 from domain.values import Claim
 from storage.engine.database import Database
 from storage.engine.schema import jobs
 from storage.jobs.store import JobStore
 from storage.rate_limits import limiter
 from tests.support.fakes import HELLO, PATIENCE, STOP, Gate, GatedJobs, ScriptedModel, Step, eventually, text
-from tests.support.house import HOOK, House, house, working
+from tests.support.house import HOOK, QUICK, House, house, working
 from tests.support.temporal_server import TemporalServer
 
 REST = [JOBS_QUEUE, WEBHOOKS_QUEUE]
@@ -38,10 +39,19 @@ DAY = 86_400 * 1_000_000
 
 
 @pytest.fixture
-async def here(client: Client, sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+def timings() -> Timings:
+    return QUICK
+
+
+def timed(**fields: Any) -> pytest.MarkDecorator:
+    """The service of a test has these times."""
+    return pytest.mark.parametrize("timings", [replace(QUICK, **fields)], ids=list(fields))
+
+
+@pytest.fixture
+async def here(client: Client, sqlite: Database, timings: Timings) -> AsyncIterator[House]:
     """A service whose attempts follow each other without a pause."""
-    monkeypatch.setattr(failures, "failure_pause", lambda *_: 0.01)
-    async with house(client, sqlite) as running:
+    async with house(client, sqlite, timings=timings) as running:
         yield running
 
 
@@ -88,9 +98,9 @@ async def test_a_retry_after_silence_resets_nobody(here: House) -> None:
     assert (await here.watched(job_id)).resets == 0
 
 
-async def test_throttling_costs_no_failure(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
+@timed(longest_throttle_pause_seconds=0.01)
+async def test_throttling_costs_no_failure(here: House) -> None:
     """Any number of 429 leaves the budget as it was."""
-    monkeypatch.setattr(limiter, "LONGEST_PAUSE_SECONDS", 0.01)
     here.model.scripts = [*[[UpstreamRateLimited()]] * 8, *[[CUT]] * 4, *[[UpstreamRateLimited()]] * 3, HELLO]
     job = await here.agree(await here.submit(callback=HOOK), COMPLETED)
     throttled = "upstream_rate_limited"
@@ -178,9 +188,9 @@ class ForgetfulJobs(GatedJobs):
         await JobStore.end_attempt(self, *args, **kwargs)
 
 
+@timed(recording_pauses_seconds=(0.01, 0.05))
 async def test_an_attempt_whose_end_is_written_late_was_not_lost(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next attempt believes that its worker died, until the database takes what it had to say."""
-    monkeypatch.setattr(completion, "RECORDING_PAUSES", (0.01, 0.05))
     monkeypatch.setattr(ForgetfulJobs, "failures_left", 2)
     monkeypatch.setattr(GatedJobs, "end_attempt", ForgetfulJobs.end_attempt, raising=False)
     gate = Gate()
@@ -200,9 +210,9 @@ class BrokenJobs(GatedJobs):
         raise RuntimeError("with the-prompt in it")
 
 
+@timed(claim_patience_seconds=1.0)
 async def test_an_error_of_our_own_before_the_claim(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried again, not for ever, and tells Temporal no more than its name."""
-    monkeypatch.setattr(completion, "CLAIM_PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(GatedJobs, "claim", BrokenJobs.claim)
     failure = await here.failure(job_id := await here.submit())
     assert (
@@ -211,11 +221,11 @@ async def test_an_error_of_our_own_before_the_claim(here: House, monkeypatch: py
     assert (failure.type, (await here.jobs.get(job_id)).status) == ("internal", FAILED)
 
 
+@timed(heartbeat_seconds=0.05)
 async def test_an_attempt_whose_heartbeats_end(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody could cancel it any more, so it ends, and another one begins."""
     gate, beats = Gate(), iter([{"phase": "one"}])
     here.model.scripts = [[gate], HELLO]
-    monkeypatch.setattr(heartbeats, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(completion._Report, "now", lambda self: next(beats, None) or self["no"])
     job_id = await here.submit(callback=HOOK)
     await gate.reached()
