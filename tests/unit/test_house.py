@@ -217,6 +217,43 @@ def test_one_name_is_one_class() -> None:
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
+TIME = re.compile(r"(.*\.)?_?([A-Z0-9]+_)*(SECONDS|PAUSES?|TIMEOUTS?|THROTTLE|WAIT|DELAY|INTERVAL|AFTER)(_SECONDS)?")
+
+
+def replaced_times(source: str) -> list[str]:
+    """The constants, by their names times, to which a test gives another value: by ``setattr`` or an assignment."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and "setattr" in ast.unparse(node.func):
+            found += [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.append(node.attr)
+    return [name for name in found if TIME.fullmatch(name)]
+
+
+def test_no_test_replaces_a_time_constant() -> None:
+    """A time that a test shortens is a field of domain/timings.py, and the test passes its own value."""
+    tests = {str(path.relative_to(ROOT)): replaced_times(path.read_text()) for path in sources("tests")}
+    assert {path: names for path, names in tests.items() if names} == {}
+
+
+def test_a_replaced_time_constant_would_be_found() -> None:
+    """The test above can fail."""
+    bad = """
+monkeypatch.setattr(heartbeats, "HEARTBEAT_SECONDS", 0.05)
+patch.setattr("storage.rate_limits.queueing.LOOK_SECONDS", 0.05)
+setattr(worker, "RETRY_PAUSES", (0.1,))
+failures.LONGEST_PAUSE = 1
+monkeypatch.setattr(reader, "READERS_PER_LOOK", 3)
+"""
+    assert sorted(replaced_times(bad)) == [
+        "HEARTBEAT_SECONDS",
+        "LONGEST_PAUSE",
+        "RETRY_PAUSES",
+        "storage.rate_limits.queueing.LOOK_SECONDS",
+    ]
+
+
 def test_the_files_that_begin_first_are_there() -> None:
     assert set(LONGEST_FIRST) <= {path.name for path in sources("tests")}
     assert len(set(LONGEST_FIRST)) == len(LONGEST_FIRST)
