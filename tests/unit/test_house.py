@@ -17,6 +17,7 @@ import pytest
 from chatjobs import contracts, errors
 from chatjobs.errors import ChatJobsError
 from domain import errors as server_errors
+from domain.settings import Settings
 from tests.support.needs import lacking
 from tests.support.order import LONGEST_FIRST
 
@@ -41,6 +42,9 @@ ToolChoice ToolMessage ToolReferencePart Usage UserMessage Webhook WebhookData W
 WebhookTest WebhookTestEvent WireModel WorkflowStatus canonical_json earlier_fingerprint fingerprint message_text parse
 read_json rfc3339 too_many_messages without_nulls
 """
+
+NOT_OF_THE_SERVICE = {"CHATJOBS_URL", "CHATJOBS_API_KEY", "CHATJOBS_SCREENSHOTS", "CHATJOBS_VERSION"}
+"""Documented variables that the examples of the client, a test and the compose file read."""
 
 
 def imports(path: Path) -> set[str]:
@@ -124,6 +128,24 @@ def test_every_error_is_documented() -> None:
         found = [child for child in below(ChatJobsError) if child.__module__ == module.__name__]
         assert [c.__name__ for c in found if not c.__dict__.get("__doc__")] == []
         assert "\n".join([ChatJobsError.__name__, *branches(ChatJobsError, module), ""]) in (module.__doc__ or "")
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    """The table of settings has a row for each variable, which begins with its default where that is a number."""
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE))
+    defaults = {name.upper(): field.default for name, field in Settings.model_fields.items()}
+    assert sorted(rows) == sorted(defaults)
+    numbers = {name: str(default) for name, default in defaults.items() if type(default) in (int, float)}
+    assert {name: rows[name].split()[0] for name in numbers} == numbers
+
+
+def test_every_documented_variable_is_read() -> None:
+    known = {name.upper() for name in Settings.model_fields} | NOT_OF_THE_SERVICE
+    pages = [path for path in project_files() if path.suffix == ".md" or path.name == ".env.example"]
+    named = {
+        str(path): set(re.findall(r"\b(?:CHATJOBS|MISTRAL|WEBHOOK)_[A-Z_]+\b", path.read_text())) for path in pages
+    }
+    assert {path: unknown for path, names in named.items() if (unknown := names - known)} == {}
 
 
 def branches(parent: type[Exception], module: ModuleType, margin: str = "") -> Iterator[str]:
