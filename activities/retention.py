@@ -14,7 +14,7 @@ from activities.heartbeats import heartbeating
 from chatjobs.errors import ChatJobsError
 from domain.payloads import RetentionOrder, RetentionReport
 from storage.jobs.retention import RemovalPosition, Removed, RetentionStore
-from storage.webhooks.endpoints import FORGOTTEN_AT_ONCE, EndpointStore
+from storage.webhooks.endpoints import DELETED_AT_ONCE, EndpointStore
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class RetentionActivities:
         """Some thousand that nothing was sent to for as long; a caller may give each job a URL of its own."""
         try:
             while not activity.is_worker_shutdown():
-                if await self._endpoints.forget(before) < FORGOTTEN_AT_ONCE:
+                if await self._endpoints.delete_unused(before) < DELETED_AT_ONCE:
                     return
                 await asyncio.sleep(SHORTEST_REST)
         except ChatJobsError as error:

@@ -58,7 +58,7 @@ class Waker:
 
     async def look(self) -> None:
         """Call those whose turn is near."""
-        waiting = iter(await self._limiter.call())
+        waiting = iter(await self._limiter.take_due())
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
                 group.create_task(self._work_off(waiting))

@@ -86,7 +86,7 @@ class WebhookActivities:
         self, order: DeliveryOrder, webhook: OutgoingWebhook, began: datetime, response: WebhookResponse
     ) -> DeliveryReport:
         pause = retry_pause(order, response)
-        recorded = await self._deliveries.record(
+        recorded = await self._deliveries.record_try(
             order.delivery_id,
             as_recorded(webhook.tries + 1, began, response),
             delivered=response.delivered,
@@ -112,7 +112,7 @@ class WebhookActivities:
         told = {"action": "endpoint_disabled", "tenant": webhook.tenant, "delivery_id": webhook.id}
         log.error(words, extra=told)
         try:
-            await self._deliveries.hurry(webhook.tenant, webhook.url)
+            await self._deliveries.wake(webhook.tenant, webhook.url)
         except ChatJobsError as error:
             log.warning("its deliveries wait: %s", error, extra={"action": "endpoint_deliveries_wait"})
 
@@ -121,7 +121,7 @@ class WebhookActivities:
         if attempt <= len(BUSY_PAUSES):
             raise failures.again(BUSY, "the receiver has all its places taken", spread(BUSY_PAUSES[attempt - 1]))
         pause = spread(BUSY_REST)
-        await self._deliveries.put_off(webhook.id, datetime.now(UTC) + timedelta(seconds=pause))
+        await self._deliveries.postpone(webhook.id, datetime.now(UTC) + timedelta(seconds=pause))
         return DeliveryReport(delivered=False, tries=webhook.tries, retry_in=pause, reason=BUSY, counted=False)
 
     async def _send(self, webhook: OutgoingWebhook, now: datetime) -> WebhookResponse:

@@ -57,15 +57,15 @@ def is_open(lane: Row[Any]) -> bool:
     return bool(lane.openings > 0)
 
 
-def waits_until(lane: Row[Any], time: int) -> int:
+def next_probe_at(lane: Row[Any], time: int) -> int:
     """When the next job may probe. A time that no clock of today can have written is not believed."""
     until = max(lane.open_until, lane.probe_until)
     return int(until) if until <= time + int(LONGEST_ASKED_SECONDS * SECOND) else time
 
 
-def expected(lane: Row[Any], time: int) -> int:
+def expected_start(lane: Row[Any], time: int) -> int:
     """When calls may start again, if the next probe, or the one under way, succeeds."""
-    until = waits_until(lane, time)
+    until = next_probe_at(lane, time)
     return min(until, time + int(ANSWER_SECONDS * SECOND)) if lane.probe_until > time else until
 
 
@@ -73,18 +73,18 @@ def may_probe(lane: Row[Any], time: int, job_id: str, *, others: bool) -> bool:
     """Whether a job may try the model now. ``others``: there are jobs besides it that could."""
     if lane.probe == job_id and lane.probe_until:  # its worker died while it probed
         return True
-    until = waits_until(lane, time)
+    until = next_probe_at(lane, time)
     if time < until:
         return False
     return lane.probe != job_id or not others or time >= until + int(ALONE_SECONDS * SECOND)
 
 
-def probing(time: int, job_id: str) -> dict[str, Any]:
+def probe_changes(time: int, job_id: str) -> dict[str, Any]:
     """The lane's changes when a job begins to probe."""
     return {"probe": job_id, "probe_until": time + int(PROBE_SECONDS * SECOND)}
 
 
-async def failed(
+async def record_failure(
     connection: AsyncConnection,
     lane: Row[Any],
     time: int,
@@ -111,7 +111,7 @@ async def failed(
     return Outage(max(float(open_until - time) / SECOND, retry_after), opened=not lane.openings)
 
 
-async def answered(connection: AsyncConnection, lane: Row[Any], job_id: str) -> None:
+async def record_answer(connection: AsyncConnection, lane: Row[Any], job_id: str) -> None:
     """The model answered a job's call: close the breaker."""
     suspects = _suspects(lane)
     guilty = {job for job, _ in suspects}
@@ -120,7 +120,7 @@ async def answered(connection: AsyncConnection, lane: Row[Any], job_id: str) -> 
     await _change(connection, lane, CLOSED)
 
 
-async def released(connection: AsyncConnection, lane: Row[Any], time: int, job_id: str) -> None:
+async def release_probe(connection: AsyncConnection, lane: Row[Any], time: int, job_id: str) -> None:
     """A probe ended without telling anything of the model: another one may begin."""
     if lane.probe == job_id and lane.probe_until:
         await _change(connection, lane, {"probe_until": 0, "open_until": time})

@@ -31,25 +31,25 @@ WAITER = lane_waiters.c
 ORDER = (WAITER.priority, WAITER.tag, WAITER.since, WAITER.job_id)
 
 # Built once: making a statement costs as much as running it, and these run for every call.
-ANYBODY = select(1).where(select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name")).exists())
+HAS_WAITERS = select(1).where(select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name")).exists())
 ENTRY = select(lane_waiters).where(WAITER.job_id == bindparam("key"))
 LANE_OF = select(WAITER.lane).where(WAITER.job_id == bindparam("key"))
 LOCK_LANE = select(lanes.c.name).where(lanes.c.name == bindparam("lane_name")).with_for_update()
-GONE = delete(lane_waiters).where(WAITER.job_id == bindparam("key"))
-GONE_WITH = GONE.returning(WAITER.lane, WAITER.priority, WAITER.tenant, WAITER.tag)
-WAITS = (
+DELETE = delete(lane_waiters).where(WAITER.job_id == bindparam("key"))
+DELETE_RETURNING = DELETE.returning(WAITER.lane, WAITER.priority, WAITER.tenant, WAITER.tag)
+SET_NEXT_REQUEST = (
     update(lane_waiters)
     .where(WAITER.job_id == bindparam("key"))
     .values(asks_at=bindparam("new_asks_at"), near=bindparam("new_near"))
 )
 BEFORE = tuple_(*ORDER) < tuple_(bindparam("priority"), bindparam("tag"), bindparam("since"), bindparam("job_id"))
 ALIVE = WAITER.asks_at >= bindparam("lost")
-AHEAD = (
+COUNT_AHEAD = (
     select(func.count())
     .select_from(lane_waiters)
     .where(WAITER.lane == bindparam("lane_name"), WAITER.priority <= bindparam("priority"), BEFORE, ALIVE)
 )
-NEAR_AHEAD = (
+COUNT_NEAR_AHEAD = (
     select(func.count())
     .select_from(lane_waiters)
     .where(WAITER.lane == bindparam("lane_name"), WAITER.near, WAITER.asks_at >= bindparam("overdue"), BEFORE)
@@ -68,7 +68,7 @@ TENANT_TAG = select(lane_tenants.c.tag).where(
     lane_tenants.c.priority == bindparam("priority"),
     lane_tenants.c.tenant == bindparam("tenant"),
 )
-OTHERS = select(1).where(
+HAS_OTHERS = select(1).where(
     select(WAITER.job_id)
     .where(WAITER.lane == bindparam("lane_name"), WAITER.job_id != bindparam("key"), ALIVE)
     .exists()
@@ -109,73 +109,73 @@ class LaneQueue:
     def _lost(self) -> int:
         return self.time - int(LOST_SECONDS * SECOND)
 
-    async def anybody(self) -> bool:
-        return await self.connection.scalar(ANYBODY, {"lane_name": self.lane}) is not None
+    async def has_waiters(self) -> bool:
+        return await self.connection.scalar(HAS_WAITERS, {"lane_name": self.lane}) is not None
 
-    async def others(self, job_id: str) -> bool:
+    async def has_others(self, job_id: str) -> bool:
         """Whether another job than this one waits."""
         values = {"lane_name": self.lane, "key": job_id, "lost": self._lost}
-        return await self.connection.scalar(OTHERS, values) is not None
+        return await self.connection.scalar(HAS_OTHERS, values) is not None
 
-    async def enter(self, asker: Claimant) -> QueueEntry:
-        """The asker's place, which it gets where it has none. A job waits in one lane at a time."""
-        row = (await self.connection.execute(ENTRY, {"key": asker.job_id})).first()
+    async def enter(self, claimant: Claimant) -> QueueEntry:
+        """The claimant's place, which it gets where it has none. A job waits in one lane at a time."""
+        row = (await self.connection.execute(ENTRY, {"key": claimant.job_id})).first()
         if row is not None and row.lane == self.lane:
             return QueueEntry(row.job_id, row.priority, row.tag, row.since)
         if row is not None:
-            await leave(self.connection, asker.job_id)
-        tag = await self._new_tag(asker)
+            await leave(self.connection, claimant.job_id)
+        tag = await self._new_tag(claimant)
         values = {
             "lane": self.lane,
-            "job_id": asker.job_id,
-            "tenant": asker.tenant,
-            "priority": asker.priority,
+            "job_id": claimant.job_id,
+            "tenant": claimant.tenant,
+            "priority": claimant.priority,
             "tag": tag,
-            "since": asker.since,
+            "since": claimant.since,
             "asks_at": self.time,
             "near": False,
         }
         await self.connection.execute(insert(lane_waiters), values)
-        return QueueEntry(asker.job_id, asker.priority, tag, asker.since)
+        return QueueEntry(claimant.job_id, claimant.priority, tag, claimant.since)
 
-    async def ahead(self, entry: QueueEntry) -> int:
+    async def count_ahead(self, entry: QueueEntry) -> int:
         """How many start before it."""
-        values = {"lane_name": self.lane, "lost": self._lost, **_place(entry)}
-        return int(await self.connection.scalar(AHEAD, values) or 0)
+        values = {"lane_name": self.lane, "lost": self._lost, **_order_key(entry)}
+        return int(await self.connection.scalar(COUNT_AHEAD, values) or 0)
 
-    async def near_ahead(self, entry: QueueEntry) -> int:
+    async def count_near_ahead(self, entry: QueueEntry) -> int:
         """Those of them that are in a worker, or on their way to one, and in time."""
         overdue = self.time - int(OVERDUE_SECONDS * SECOND)
-        values = {"lane_name": self.lane, "overdue": overdue, **_place(entry)}
-        return int(await self.connection.scalar(NEAR_AHEAD, values) or 0)
+        values = {"lane_name": self.lane, "overdue": overdue, **_order_key(entry)}
+        return int(await self.connection.scalar(COUNT_NEAR_AHEAD, values) or 0)
 
-    async def waits(self, entry: QueueEntry, asks_at: int, *, near: bool) -> None:
+    async def set_next_request(self, entry: QueueEntry, asks_at: int, *, near: bool) -> None:
         values = {"key": entry.job_id, "new_asks_at": asks_at, "new_near": near}
-        await self.connection.execute(WAITS, values)
+        await self.connection.execute(SET_NEXT_REQUEST, values)
 
-    async def served(self, entry: QueueEntry) -> None:
+    async def dequeue(self, entry: QueueEntry) -> None:
         """It starts: its place is free, and its round is the one that is being served."""
-        await self.connection.execute(GONE, {"key": entry.job_id})
+        await self.connection.execute(DELETE, {"key": entry.job_id})
         values = {"lane_name": self.lane, "priority": entry.priority, "lost": self._lost}
         first = await self.connection.scalar(FIRST_TAG, values)
-        await self._serve(entry.priority, entry.tag if first is None else min(entry.tag, first))
+        await self._advance_round(entry.priority, entry.tag if first is None else min(entry.tag, first))
 
-    async def passed(self, asker: Claimant) -> None:
+    async def start_without_waiting(self, claimant: Claimant) -> None:
         """It starts without having waited; its tenant's turn is over all the same."""
-        await self._serve(asker.priority, await self._new_tag(asker))
+        await self._advance_round(claimant.priority, await self._new_tag(claimant))
 
-    async def _serve(self, priority: int, tag: int) -> None:
+    async def _advance_round(self, priority: int, tag: int) -> None:
         if tag > await self._class_tag(priority):
             values = {"lane": self.lane, "priority": priority, "tag": tag}
             await self.connection.execute(SET_CLASS[self.dialect], values)
 
-    async def _new_tag(self, asker: Claimant) -> int:
+    async def _new_tag(self, claimant: Claimant) -> int:
         """The round after the last one that the tenant has a place in. A job that comes back goes before all of its
         priority: it had its turn, and lost it through no fault of its own."""
-        current = await self._class_tag(asker.priority)
-        if asker.returns:
+        current = await self._class_tag(claimant.priority)
+        if claimant.returns:
             return current - 1
-        key = {"priority": asker.priority, "tenant": asker.tenant}
+        key = {"priority": claimant.priority, "tenant": claimant.tenant}
         last = await self.connection.scalar(TENANT_TAG, {"lane_name": self.lane, **key})
         tag = current if last is None else max(current, last + 1)
         await self.connection.execute(SET_TENANT[self.dialect], {"lane": self.lane, "tag": tag, **key})
@@ -185,23 +185,25 @@ class LaneQueue:
         found = await self.connection.scalar(CLASS_TAG, {"lane_name": self.lane, "priority": priority})
         return int(found or 0)
 
-    async def first(self, count: int, *, but: str | None = None) -> Sequence[Row[Any]]:
+    async def next_waiters(self, count: int, *, excluding: str | None = None) -> Sequence[Row[Any]]:
         """The rows of those that start next, without those that are overdue, and without one job."""
-        found: Sequence[Row[Any]] = (await self.connection.execute(_first(self.lane, self.time, count, but))).all()
+        found: Sequence[Row[Any]] = (
+            await self.connection.execute(_select_next(self.lane, self.time, count, excluding))
+        ).all()
         return found
 
-    async def overdue(self) -> int:
+    async def count_overdue(self) -> int:
         """How many were called to a worker and have not come: they wait for a free place in one."""
         late = self.time - int(OVERDUE_SECONDS * SECOND)
         query = select(func.count()).select_from(lane_waiters).where(WAITER.lane == self.lane, WAITER.near)
         return int(await self.connection.scalar(query.where(WAITER.asks_at.between(self._lost, late))) or 0)
 
-    async def called(self, job_ids: Sequence[str], asks_at: int) -> None:
+    async def mark_called(self, job_ids: Sequence[str], asks_at: int) -> None:
         """They are on their way to a worker."""
         statement = update(lane_waiters).where(WAITER.job_id.in_(job_ids))
         await self.connection.execute(statement.values(near=True, asks_at=asks_at))
 
-    async def forget_old_turns(self) -> None:
+    async def delete_old_turns(self) -> None:
         """Delete what is remembered of tenants that were served in an earlier round: it says nothing any more."""
         current = (
             select(lane_classes.c.tag)
@@ -218,7 +220,7 @@ async def leave(connection: AsyncConnection, job_id: str) -> None:
     if lane is None:
         return
     await connection.execute(LOCK_LANE, {"lane_name": lane})  # all writers take the lane first, then waiters
-    left = (await connection.execute(GONE_WITH, {"key": job_id})).first()
+    left = (await connection.execute(DELETE_RETURNING, {"key": job_id})).first()
     if left is None:
         return
     current = await connection.scalar(CLASS_TAG, {"lane_name": lane, "priority": left.priority})
@@ -234,14 +236,14 @@ async def leave(connection: AsyncConnection, job_id: str) -> None:
     await connection.execute(last.where(tenants.tag >= left.tag).values(tag=tenants.tag - 1))
 
 
-def _place(entry: QueueEntry) -> dict[str, Any]:
+def _order_key(entry: QueueEntry) -> dict[str, Any]:
     return {"priority": entry.priority, "tag": entry.tag, "since": entry.since, "job_id": entry.job_id}
 
 
-def _first(lane: str, time: int, count: int, but: str | None) -> Select[Any]:
+def _select_next(lane: str, time: int, count: int, excluding: str | None) -> Select[Any]:
     due = WAITER.asks_at >= time - int(OVERDUE_SECONDS * SECOND)
     query = select(WAITER.job_id, WAITER.asks_at, WAITER.near).where(WAITER.lane == lane, due)
-    return (query if but is None else query.where(WAITER.job_id != but)).order_by(*ORDER).limit(count)
+    return (query if excluding is None else query.where(WAITER.job_id != excluding)).order_by(*ORDER).limit(count)
 
 
 def _ranked() -> Select[Any]:

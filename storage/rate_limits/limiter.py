@@ -66,21 +66,21 @@ ASKED_AT_ONCE = 500
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 
 # Built once: making a statement costs as much as running it, and these run for every call.
-PLAIN = select(lanes).where(lanes.c.name == bindparam("key"))
-LOCKED = PLAIN.with_for_update()
-WAITED_IN = select(lanes).where(
+SELECT_LANE = select(lanes).where(lanes.c.name == bindparam("key"))
+SELECT_LANE_LOCKED = SELECT_LANE.with_for_update()
+SELECT_LANES_OF_JOBS = select(lanes).where(
     lanes.c.name.in_(select(lane_waiters.c.lane).where(lane_waiters.c.job_id.in_(bindparam("job_ids", expanding=True))))
 )
-WITH_WAITERS = select(lanes).where(exists().where(lane_waiters.c.lane == lanes.c.name))
-MOVED = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("new_free_at"))
+SELECT_LANES_WITH_WAITERS = select(lanes).where(exists().where(lane_waiters.c.lane == lanes.c.name))
+SET_FREE_AT = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("new_free_at"))
 CLOCK = text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")
 
-Gate = Callable[[AsyncConnection, str, Claimant], Awaitable[Reservation]]
+Reserve = Callable[[AsyncConnection, str, Claimant], Awaitable[Reservation]]
 """When a call of a model (its name) may start, decided in the transaction that claims the job."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class RateLimit:
     """``per_second`` is the limit in force; ``set_to`` what an operator set, ``seen`` what the model's headers said.
 
     ``down``: the breaker is open; ``probes_at`` is when the model is tried next, ``last_error`` what it said last.
@@ -105,20 +105,20 @@ class Limiter:
         self._default = per_second
 
     @retried
-    async def ask(self, name: str, asker: Claimant) -> Reservation:
+    async def reserve(self, name: str, claimant: Claimant) -> Reservation:
         """Take the next start, or a place in the queue."""
         async with self._database.write("fast") as connection:
-            return await self.take(connection, name, asker)
+            return await self.reserve_in(connection, name, claimant)
 
-    def gate(self, lane_of: Callable[[str], str]) -> Gate:
+    def reserver(self, lane_of: Callable[[str], str]) -> Reserve:
         """When a call may start, by the name of its model; for JobStore.claim."""
 
-        async def when(connection: AsyncConnection, model: str, asker: Claimant) -> Reservation:
-            return await self.take(connection, lane_of(model), asker)
+        async def when(connection: AsyncConnection, model: str, claimant: Claimant) -> Reservation:
+            return await self.reserve_in(connection, lane_of(model), claimant)
 
         return when
 
-    async def take(self, connection: AsyncConnection, name: str, asker: Claimant) -> Reservation:
+    async def reserve_in(self, connection: AsyncConnection, name: str, claimant: Claimant) -> Reservation:
         """``ask``, in the caller's transaction."""
         lane, time = await self._locked(connection, name)
         given = clocks.monotonic()
@@ -127,17 +127,17 @@ class Limiter:
         down = breaker.is_open(lane)
         soon = free <= time + int(BOOKED_SECONDS * SECOND)
         queue = self._queue(connection, name, time)
-        if soon and not down and not await queue.anybody():
+        if soon and not down and not await queue.has_waiters():
             if free > time:
-                await queue.passed(asker)
+                await queue.start_without_waiting(claimant)
             return await self._grant(connection, lane, time, given, {"free_at": free + interval})
-        entry = await queue.enter(asker)
-        probe = down and breaker.may_probe(lane, time, asker.job_id, others=await queue.others(asker.job_id))
-        near_ahead = 0 if down else await queue.near_ahead(entry)
+        entry = await queue.enter(claimant)
+        probe = down and breaker.may_probe(lane, time, claimant.job_id, others=await queue.has_others(claimant.job_id))
+        near_ahead = 0 if down else await queue.count_near_ahead(entry)
         in_order = near_ahead * interval <= int(OVERTAKING_SECONDS * SECOND)
         if soon and (probe if down else in_order):
-            await queue.served(entry)
-            changes = breaker.probing(time, asker.job_id) if probe else {}
+            await queue.dequeue(entry)
+            changes = breaker.probe_changes(time, claimant.job_id) if probe else {}
             return await self._grant(connection, lane, time, given, {"free_at": free + interval, **changes}, probe)
         return await self._wait(queue, entry, lane, (free, interval), near_ahead)
 
@@ -155,7 +155,7 @@ class Limiter:
         if probe:
             await connection.execute(update(lanes).where(lanes.c.name == lane.name).values(changes))
         else:
-            await connection.execute(MOVED, {"key": lane.name, "new_free_at": changes["free_at"]})
+            await connection.execute(SET_FREE_AT, {"key": lane.name, "new_free_at": changes["free_at"]})
         return Reservation(
             granted=True,
             seconds=seconds,
@@ -172,10 +172,10 @@ class Limiter:
     ) -> Reservation:
         """In the worker, if the turn is near; else until shortly before it."""
         (free, interval), time = pace, queue.time
-        ahead = await queue.ahead(entry)
+        ahead = await queue.count_ahead(entry)
         down = breaker.is_open(lane)
         if down:
-            free = max(free, breaker.expected(lane, time))
+            free = max(free, breaker.expected_start(lane, time))
         seconds = (free + ahead * interval - time) / SECOND
         near = seconds <= HORIZON_SECONDS and not down
         if near:
@@ -186,14 +186,14 @@ class Limiter:
                 min(seconds, LONGEST_FAR_SECONDS) - EARLY_SECONDS,
                 DOWN_WAIT_SECONDS if down else HORIZON_SECONDS - EARLY_SECONDS,
             )
-        await queue.waits(entry, time + int(pause * SECOND), near=near)
+        await queue.set_next_request(entry, time + int(pause * SECOND), near=near)
         return Reservation(False, pause, ahead + 1, lane=lane.name, near=near)
 
-    async def stands(self, turn: Reservation, job_id: str) -> bool:
+    async def still_holds(self, turn: Reservation, job_id: str) -> bool:
         """Whether a turn that was granted a while ago still holds: its lane was neither paused since, nor is the model
         down."""
         async with self._database.single() as connection:
-            lane = (await connection.execute(PLAIN, {"key": turn.lane})).first()
+            lane = (await connection.execute(SELECT_LANE, {"key": turn.lane})).first()
             time = await self._time(connection)
         if lane is None:
             return True
@@ -201,7 +201,7 @@ class Limiter:
         return not paused and (not breaker.is_open(lane) or (lane.probe == job_id and lane.probe_until > time))
 
     @retried
-    async def late(self, turn: Reservation, seconds: float) -> None:
+    async def report_late_start(self, turn: Reservation, seconds: float) -> None:
         """A call started so many seconds after its turn. Calls that may start a second after it start later, too."""
         async with self._database.write("fast") as connection:
             lane, _ = await self._locked(connection, turn.lane)
@@ -216,12 +216,12 @@ class Limiter:
         async with self._database.write("fast") as connection:
             await lane_queue.leave(connection, job_id)
 
-    async def call(self) -> Sequence[str]:
+    async def take_due(self) -> Sequence[str]:
         """The waiting jobs that are to ask now, since their turn is near and they would come later by themselves. No
         other process is told the same ones."""
         async with self._database.read() as connection:
             time = await self._time(connection)
-            found = (await connection.execute(WITH_WAITERS)).all()
+            found = (await connection.execute(SELECT_LANES_WITH_WAITERS)).all()
             due = [lane.name for lane in found if await self._due(self._queue(connection, lane.name, time), lane)]
         called: list[str] = []
         for name in due:
@@ -234,55 +234,59 @@ class Limiter:
             lane, time = await self._locked(connection, name)
             queue = self._queue(connection, name, time)
             called = await self._due(queue, lane)
-            await queue.called(called, time + int(PUNCTUAL_SECONDS * SECOND))
-            await queue.forget_old_turns()
+            await queue.mark_called(called, time + int(PUNCTUAL_SECONDS * SECOND))
+            await queue.delete_old_turns()
         return called
 
     async def _due(self, queue: LaneQueue, lane: Row[Any]) -> Sequence[str]:
         time, interval = queue.time, self._interval(lane)
-        free, but = _free(lane, time, interval), None
+        free, excluded = _free(lane, time, interval), None
         if breaker.is_open(lane):
-            free = max(free, breaker.waits_until(lane, time))
-            but = lane.probe if await queue.others(lane.probe or "") else None
+            free = max(free, breaker.next_probe_at(lane, time))
+            excluded = lane.probe if await queue.has_others(lane.probe or "") else None
         count = (time + int(EARLY_SECONDS * SECOND) - free) // interval + 1
         if count <= 0:
             return []
         count = 1 if breaker.is_open(lane) else min(count, MOST_CALLED)
-        if await queue.overdue() > max(MOST_OVERDUE, 2 * count):
+        if await queue.count_overdue() > max(MOST_OVERDUE, 2 * count):
             return []
         punctual = time + int(PUNCTUAL_SECONDS * SECOND)
-        return [row.job_id for row in await queue.first(count, but=but) if not row.near and row.asks_at > punctual]
+        return [
+            row.job_id
+            for row in await queue.next_waiters(count, excluding=excluded)
+            if not row.near and row.asks_at > punctual
+        ]
 
     @retried
-    async def failed(
+    async def record_failure(
         self, name: str, job_id: str, attempt: int, message: str, retry_after: float = 0.0
     ) -> breaker.Outage | None:
         """The model failed a call before it said anything. Returns what follows for everybody, None where the others
         go on. See storage/rate_limits/breaker.py."""
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
-            return await breaker.failed(connection, lane, time, (job_id, attempt), message, retry_after)
+            return await breaker.record_failure(connection, lane, time, (job_id, attempt), message, retry_after)
 
     @retried
-    async def answered(self, name: str, job_id: str) -> None:
+    async def record_answer(self, name: str, job_id: str) -> None:
         """The model answered a call, if only with a refusal of the request."""
         async with self._database.single() as connection:
-            lane = (await connection.execute(PLAIN, {"key": name})).first()
+            lane = (await connection.execute(SELECT_LANE, {"key": name})).first()
         if lane is None or not (lane.failures or lane.openings):
             return
         async with self._database.write("fast") as connection:
             lane, _ = await self._locked(connection, name)
-            await breaker.answered(connection, lane, job_id)
+            await breaker.record_answer(connection, lane, job_id)
 
     @retried
-    async def released(self, name: str, job_id: str) -> None:
+    async def release_probe(self, name: str, job_id: str) -> None:
         """A probe ended without telling anything of the model."""
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
-            await breaker.released(connection, lane, time, job_id)
+            await breaker.release_probe(connection, lane, time, job_id)
 
     @retried
-    async def throttled(self, name: str, retry_after: float | None, job_id: str = "") -> float:
+    async def throttle(self, name: str, retry_after: float | None, job_id: str = "") -> float:
         """The model refused a call for its rate: nobody starts for ``retry_after`` seconds, which are returned.
 
         None: a pause that grows with every refusal in a row.
@@ -293,13 +297,13 @@ class Limiter:
             seconds = grown if retry_after is None else retry_after
             until = max(lane.paused_until, time + int(seconds * SECOND))
             if lane.failures or lane.openings:  # whoever refuses is there
-                await breaker.answered(connection, lane, job_id)
+                await breaker.record_answer(connection, lane, job_id)
             values = {"paused_until": until, "refusals": lane.refusals + 1}
             await connection.execute(update(lanes).where(lanes.c.name == name).values(values))
         return float(until - time) / SECOND
 
     @retried
-    async def served(self, name: str, *, per_minute: float | None = None, pause: float | None = None) -> None:
+    async def record_success(self, name: str, *, per_minute: float | None = None, pause: float | None = None) -> None:
         """The model took a call; ``per_minute`` is the limit that its headers told. With ``pause`` (seconds) the lane
         waits, since they said that nothing is left."""
         async with self._database.write("fast") as connection:
@@ -319,7 +323,7 @@ class Limiter:
             statement = update(lanes).where(lanes.c.name == name).values(set_to=per_second, seen=None)
             await connection.execute(statement)
 
-    async def lanes(self) -> Sequence[Lane]:
+    async def lanes(self) -> Sequence[RateLimit]:
         waiting = (
             select(func.count()).select_from(lane_waiters).where(lane_waiters.c.lane == lanes.c.name).scalar_subquery()
         )
@@ -327,7 +331,7 @@ class Limiter:
             rows = (await connection.execute(select(lanes, waiting.label("waiting")).order_by(lanes.c.name))).all()
         time = micros(now())
         return [
-            Lane(
+            RateLimit(
                 name=row.name,
                 per_second=self._per_second(row),
                 set_to=row.set_to,
@@ -335,7 +339,7 @@ class Limiter:
                 paused_until=moment(row.paused_until) if row.paused_until > time else None,
                 waiting=row.waiting,
                 down=breaker.is_open(row),
-                probes_at=moment(max(breaker.expected(row, time), time)) if breaker.is_open(row) else None,
+                probes_at=moment(max(breaker.expected_start(row, time), time)) if breaker.is_open(row) else None,
                 last_error=row.last_error,
             )
             for row in rows
@@ -343,9 +347,9 @@ class Limiter:
 
     async def queued(self, job_id: str) -> QueuePlace | None:
         """A waiting job's place; None where it does not wait in a lane."""
-        return (await self.queued_of({job_id})).get(job_id)
+        return (await self.queue_places({job_id})).get(job_id)
 
-    async def queued_of(self, job_ids: Collection[str]) -> Mapping[str, QueuePlace]:
+    async def queue_places(self, job_ids: Collection[str]) -> Mapping[str, QueuePlace]:
         """The places of those jobs that wait."""
         found: dict[str, QueuePlace] = {}
         async with self._database.read() as connection:
@@ -356,11 +360,11 @@ class Limiter:
     async def places(self, connection: AsyncConnection, job_ids: Sequence[str]) -> Mapping[str, QueuePlace]:
         """``queued_of``, in the caller's transaction, for up to ASKED_AT_ONCE jobs."""
         found: dict[str, QueuePlace] = {}
-        for lane in (await connection.execute(WAITED_IN, {"job_ids": job_ids})).all():
+        for lane in (await connection.execute(SELECT_LANES_OF_JOBS, {"job_ids": job_ids})).all():
             time = await self._time(connection)
             free = _free(lane, time, self._interval(lane))
             if breaker.is_open(lane):
-                free = max(free, breaker.expected(lane, time))
+                free = max(free, breaker.expected_start(lane, time))
             lost = time - int(LOST_SECONDS * SECOND)
             ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids, "lost": lost})
             for job_id, place in ranked:
@@ -370,12 +374,12 @@ class Limiter:
 
     async def _locked(self, connection: AsyncConnection, name: str) -> tuple[Row[Any], int]:
         """The lane's row, and the time: that of the database where several machines share one."""
-        row = (await connection.execute(LOCKED, {"key": name})).first()
+        row = (await connection.execute(SELECT_LANE_LOCKED, {"key": name})).first()
         if row is None:
             dialect = sqlite if self._database.is_sqlite else postgresql
             fresh = {"name": name, "free_at": 0, "paused_until": 0, "refusals": 0}
             await connection.execute(dialect.insert(lanes).values(fresh).on_conflict_do_nothing())
-            row = (await connection.execute(LOCKED, {"key": name})).one()
+            row = (await connection.execute(SELECT_LANE_LOCKED, {"key": name})).one()
         return row, await self._time(connection)
 
     async def _time(self, connection: AsyncConnection) -> int:
@@ -401,7 +405,7 @@ def _free(lane: Row[Any], time: int, interval: int) -> int:
     return max(time, free_at, paused_until)
 
 
-def given(turn: Reservation) -> Gate:
+def already_reserved(turn: Reservation) -> Reserve:
     """The gate of a job that has its turn already."""
 
     async def when(_connection: AsyncConnection, _model: str, _asker: Claimant) -> Reservation:

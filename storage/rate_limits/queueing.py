@@ -107,7 +107,7 @@ class QueueReader:
     async def _look(self, those: Sequence[_Onlooker]) -> None:
         if not those:
             return
-        places = await self._limiter.queued_of({onlooker.job_id for onlooker in those})
+        places = await self._limiter.queue_places({onlooker.job_id for onlooker in those})
         for onlooker in those:
             if onlooker in self._onlookers:
                 onlooker.hear(places.get(onlooker.job_id))

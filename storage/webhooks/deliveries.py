@@ -46,11 +46,11 @@ class OutgoingWebhook:
     disabled: bool = False
 
 
-class Recorded(NamedTuple):
+class RecordedTry(NamedTuple):
     """The number of tries so far, and how the endpoint stands after them."""
 
     tries: int
-    endpoint: endpoints.State
+    endpoint: endpoints.EndpointState
 
 
 class RedeliveryRequest(NamedTuple):
@@ -72,10 +72,10 @@ class DeliveryStore:
         async with self._database.read() as connection:
             row = (await connection.execute(query.where(deliveries.c.id == delivery_id))).first()
             made = await connection.scalar(_count(delivery_id))
-        return _parcel(row, made or 0, disabled=row is not None and row.disabled_at is not None)
+        return _outgoing(row, made or 0, disabled=row is not None and row.disabled_at is not None)
 
     @retried
-    async def record(
+    async def record_try(
         self,
         delivery_id: str,
         one_try: DeliveryTry,
@@ -83,7 +83,7 @@ class DeliveryStore:
         delivered: bool,
         next_try_at: datetime | None,
         sent: bool = True,
-    ) -> Recorded:
+    ) -> RecordedTry:
         """Store a try and what follows from it, for the endpoint too if the try was ``sent``.
 
         Not delivered and no next try, or an endpoint that is disabled: the delivery has failed for good, unless it was
@@ -93,15 +93,15 @@ class DeliveryStore:
         async with self._database.write() as connection:
             row = await _locked(connection, delivery_id)
             made = await connection.scalar(_count(delivery_id)) or 0
-            if await connection.scalar(_same(delivery_id, one_try)) is not None:
-                return Recorded(made, await endpoints.state(connection, row.tenant, row.url))
+            if await connection.scalar(_same_try(delivery_id, one_try)) is not None:
+                return RecordedTry(made, await endpoints.state(connection, row.tenant, row.url))
             await connection.execute(insert(delivery_tries).values(_try_row(delivery_id, made + 1, one_try)))
-            endpoint: endpoints.State = "enabled"
+            endpoint: endpoints.EndpointState = "enabled"
             if sent:
                 place = (self._database, connection, row.tenant, row.url)
-                endpoint = await endpoints.note(*place, one_try, delivered=delivered)
+                endpoint = await endpoints.record_try(*place, one_try, delivered=delivered)
             await _end_try(connection, delivery_id, delivered, next_try_at if endpoint == "enabled" else None)
-        return Recorded(made + 1, endpoint)
+        return RecordedTry(made + 1, endpoint)
 
     @retried
     async def refuse(self, delivery_id: str) -> int:
@@ -114,12 +114,12 @@ class DeliveryStore:
             made = await connection.scalar(_count(delivery_id)) or 0
             kept = DeliveryTry(number=0, started_at=now(), latency_ms=0, error=ENDPOINT_DISABLED)
             await connection.execute(insert(delivery_tries).values(_try_row(delivery_id, made + 1, kept)))
-            await endpoints.refused(connection, row.tenant, row.url)
+            await endpoints.record_refusal(connection, row.tenant, row.url)
             await _end_try(connection, delivery_id, delivered=False, next_try_at=None)
         return made + 1
 
     @retried
-    async def put_off(self, delivery_id: str, until: datetime) -> None:
+    async def postpone(self, delivery_id: str, until: datetime) -> None:
         """The next try is later than was said, without one being made meanwhile."""
         pending = update(deliveries).where(deliveries.c.id == delivery_id, deliveries.c.status == "pending")
         async with self._database.write() as connection:
@@ -145,7 +145,7 @@ class DeliveryStore:
         )
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [_parcel(row, row.made) for row in rows]
+        return [_outgoing(row, row.made) for row in rows]
 
     async def of_job(self, job_id: str, tenant: str | None = None) -> Sequence[Delivery]:
         """A job's deliveries with their tries, oldest first. Raises JobNotFound, ContentDeleted."""
@@ -159,11 +159,11 @@ class DeliveryStore:
 
     @retried
     async def redeliver(
-        self, delivery_id: str, *, tenant: str | None = None, job_id: str | None = None, telling: bool = True
+        self, delivery_id: str, *, tenant: str | None = None, job_id: str | None = None, notifying: bool = True
     ) -> RedeliveryRequest:
         """A try is wanted now, whatever became of those before; the same bytes will be sent under the same id.
 
-        It is durable once this returns. ``telling``: the caller tells Temporal; where it does not, a sweeper does.
+        It is durable once this returns. ``notifying``: the caller notifies Temporal; where it does not, a sweeper does.
         Raises DeliveryNotFound, and for a ``job_id`` JobNotFound and ContentDeleted.
         """
         mine = [deliveries.c.id == clean(delivery_id)]
@@ -172,30 +172,30 @@ class DeliveryStore:
         async with self._database.write() as connection:
             if job_id is not None:
                 await _check_job(connection, job_id, tenant)
-            found = (await connection.execute(_wanting(telling).where(*mine).returning(*WANTED))).first()
+            found = (await connection.execute(_request_try(notifying).where(*mine).returning(*REQUEST))).first()
         if found is None:
             raise DeliveryNotFound
         return RedeliveryRequest(*found)
 
     @retried
     async def redeliver_job(
-        self, job_id: str, tenant: str | None = None, *, telling: bool = True
+        self, job_id: str, tenant: str | None = None, *, notifying: bool = True
     ) -> Sequence[RedeliveryRequest]:
         """``redeliver`` for all deliveries of a job. Raises JobNotFound, ContentDeleted."""
         its = deliveries.c.job_id == clean(job_id)
         async with self._database.write() as connection:
             await _check_job(connection, job_id, tenant)
-            found = (await connection.execute(_wanting(telling).where(its).returning(*WANTED))).all()
+            found = (await connection.execute(_request_try(notifying).where(its).returning(*REQUEST))).all()
         return [RedeliveryRequest(*row) for row in found]
 
     async def redeliver_some(self, chosen: Redelivery, tenant: str, limit: int = MOST_AT_ONCE) -> Redelivering:
         """``redeliver`` for those of a time, oldest first; the sweepers tell Temporal of them."""
         until = chosen.until or now()
         query: Select[Any] = (
-            select(*PLACE)
+            select(*PAGE_KEY)
             .where(deliveries.c.tenant == clean(tenant), deliveries.c.status == chosen.status)
             .where(deliveries.c.created_at >= micros(chosen.since), deliveries.c.created_at < micros(until))
-            .order_by(*PLACE)
+            .order_by(*PAGE_KEY)
         )
         if chosen.url is not None:
             query = query.where(deliveries.c.url == clean(chosen.url))
@@ -206,7 +206,7 @@ class DeliveryStore:
             count += len(found)
             if len(found) < size:
                 return Redelivering(count=count)
-            rest = query.where(tuple_(*found[-1]) < tuple_(*PLACE))
+            rest = query.where(tuple_(*found[-1]) < tuple_(*PAGE_KEY))
         async with self._database.read() as connection:
             more = (await connection.execute(rest.limit(1))).first()
         return Redelivering(count=count, more=more is not None)
@@ -217,27 +217,27 @@ class DeliveryStore:
             found: Sequence[Any] = (await connection.execute(query)).all()
             if found:
                 those = deliveries.c.id.in_([row.id for row in found])
-                await connection.execute(_wanting(telling=False).where(those))
+                await connection.execute(_request_try(notifying=False).where(those))
         return found
 
-    async def hurry(self, tenant: str, url: str) -> int:
+    async def wake(self, tenant: str, url: str) -> int:
         """Have the pending deliveries to an endpoint tried now, as there is news of it; how many there are."""
         waiting = (deliveries.c.tenant == tenant, deliveries.c.url == url, deliveries.c.status == "pending")
         some = select(deliveries.c.id).where(*waiting, deliveries.c.wanted_at.is_(None)).limit(BATCH)
         count = 0
         while True:
-            changed = await self._hurry_batch(some)
+            changed = await self._wake_batch(some)
             count += changed
             if changed < BATCH:
                 return count
 
     @retried
-    async def _hurry_batch(self, some: Select[Any]) -> int:
-        hurried = update(deliveries).where(deliveries.c.id.in_(some)).values(wanted_at=micros(now()))
+    async def _wake_batch(self, some: Select[Any]) -> int:
+        woken = update(deliveries).where(deliveries.c.id.in_(some)).values(wanted_at=micros(now()))
         async with self._database.write() as connection:
-            return (await connection.execute(hurried)).rowcount
+            return (await connection.execute(woken)).rowcount
 
-    async def wanted(self, limit: int = 100) -> Sequence[RedeliveryRequest]:
+    async def take_requests(self, limit: int = 100) -> Sequence[RedeliveryRequest]:
         """Deliveries of which somebody wants a try and of which nobody has told Temporal; they are the caller's to
         tell, for TELL_SECONDS."""
         due = deliveries.c.wanted_at <= micros(now())
@@ -252,17 +252,17 @@ class DeliveryStore:
         some = select(deliveries.c.id).where(due).order_by(deliveries.c.wanted_at).limit(limit)
         taken = update(deliveries).where(deliveries.c.id.in_(some.with_for_update(skip_locked=True)), due)
         async with self._database.write("fast") as connection:
-            found = (await connection.execute(taken.values(wanted_at=until).returning(*WANTED))).all()
+            found = (await connection.execute(taken.values(wanted_at=until).returning(*REQUEST))).all()
         return [RedeliveryRequest(*row) for row in found]
 
     @retried
-    async def owned(self, delivery_id: str) -> None:
+    async def clear_request(self, delivery_id: str) -> None:
         """Its first try was made, and what follows is on its way: nobody need be told of it."""
         async with self._database.write("fast") as connection:
             await connection.execute(update(deliveries).where(deliveries.c.id == delivery_id).values(wanted_at=None))
 
     @retried
-    async def told(self, wanted: RedeliveryRequest) -> None:
+    async def mark_notified(self, wanted: RedeliveryRequest) -> None:
         """Temporal knows. A wish that came meanwhile stays."""
         this = (deliveries.c.id == wanted.id, deliveries.c.wanted_at == wanted.until)
         async with self._database.write("fast") as connection:
@@ -278,10 +278,10 @@ async def _check_job(connection: AsyncConnection, job_id: str, tenant: str | Non
         raise ContentDeleted
 
 
-def _wanting(telling: bool) -> Any:
+def _request_try(notifying: bool) -> Any:
     """The update that wants a try now. While the caller is telling Temporal of it, nobody else does."""
     time = now()
-    until = time + timedelta(seconds=TELL_SECONDS if telling else 0)
+    until = time + timedelta(seconds=TELL_SECONDS if notifying else 0)
     return update(deliveries).values(status="pending", next_try_at=micros(time), wanted_at=micros(until))
 
 
@@ -301,7 +301,7 @@ async def _end_try(
     await connection.execute(statement.values(_outcome(delivered, next_try_at)))
 
 
-def _same(delivery_id: str, one_try: DeliveryTry) -> Any:
+def _same_try(delivery_id: str, one_try: DeliveryTry) -> Any:
     found = select(delivery_tries.c.number).where(delivery_tries.c.delivery_id == delivery_id)
     return found.where(delivery_tries.c.started_at == micros(one_try.started_at))
 
@@ -331,11 +331,11 @@ def _count(delivery_id: Any) -> Select[Any]:
     return select(func.count()).select_from(delivery_tries).where(delivery_tries.c.delivery_id == delivery_id)
 
 
-PLACE = (deliveries.c.created_at, deliveries.c.id)
-WANTED = (deliveries.c.id, _count(deliveries.c.id).scalar_subquery(), deliveries.c.wanted_at)
+PAGE_KEY = (deliveries.c.created_at, deliveries.c.id)
+REQUEST = (deliveries.c.id, _count(deliveries.c.id).scalar_subquery(), deliveries.c.wanted_at)
 
 
-def _parcel(row: Row[Any] | None, made: int, *, disabled: bool = False) -> OutgoingWebhook:
+def _outgoing(row: Row[Any] | None, made: int, *, disabled: bool = False) -> OutgoingWebhook:
     if row is None:
         raise DeliveryNotFound
     return OutgoingWebhook(row.id, row.tenant, row.url, row.body, row.body_timestamp, row.status, made, disabled)

@@ -27,10 +27,10 @@ QUIET = timedelta(hours=48)
 apart at most."""
 ENDPOINT_DISABLED = "endpoint_disabled"
 """The error of a try that was not made."""
-FORGOTTEN_AT_ONCE = 1_000
+DELETED_AT_ONCE = 1_000
 MOST_LISTED = 1_000
 
-State = Literal["enabled", "disabled", "just_disabled"]
+EndpointState = Literal["enabled", "disabled", "just_disabled"]
 RANKS: tuple[EndpointStatus, ...] = ("disabled", "failing", "ok")
 """In the order of lists."""
 
@@ -67,12 +67,12 @@ class EndpointStore:
         return _endpoint(row)
 
     @retried
-    async def forget(self, before: datetime) -> int:
+    async def delete_unused(self, before: datetime) -> int:
         """Delete what nothing was sent to, or kept from, since a time, some at once; how many went."""
         place = (endpoints.c.tenant, endpoints.c.url)
         used = (endpoints.c.last_success_at, endpoints.c.last_failure_at)
         silent = and_(*(or_(time.is_(None), time < micros(before)) for time in used))
-        some = select(*place).where(silent).limit(FORGOTTEN_AT_ONCE)
+        some = select(*place).where(silent).limit(DELETED_AT_ONCE)
         async with self._database.write("fast") as connection:
             gone = await connection.execute(delete(endpoints).where(silent, tuple_(*place).in_(some)))
         return gone.rowcount
@@ -83,9 +83,9 @@ def disabled_join(tenant: Any, url: Any) -> Any:
     return and_(endpoints.c.tenant == tenant, endpoints.c.url == url, endpoints.c.disabled_at.is_not(None))
 
 
-async def note(
+async def record_try(
     database: Database, connection: AsyncConnection, tenant: str, url: str, one_try: DeliveryTry, *, delivered: bool
-) -> State:
+) -> EndpointState:
     """Count a try that was made, and disable the endpoint where that is due. The caller's transaction is a write."""
     time = now()
     first, changes = _succeeded(time) if delivered else _failed(time, one_try)
@@ -107,13 +107,13 @@ async def note(
     return "just_disabled"
 
 
-async def refused(connection: AsyncConnection, tenant: str, url: str) -> None:
+async def record_refusal(connection: AsyncConnection, tenant: str, url: str) -> None:
     """Nothing was sent, for the endpoint is disabled: it is in use all the same."""
     used = {"failures": endpoints.c.failures + 1, "last_failure_at": micros(now())}
     await connection.execute(update(endpoints).where(_is(tenant, url)).values(used))
 
 
-async def state(connection: AsyncConnection, tenant: str, url: str) -> State:
+async def state(connection: AsyncConnection, tenant: str, url: str) -> EndpointState:
     found = await connection.scalar(select(endpoints.c.url).where(disabled_join(tenant, url)))
     return "enabled" if found is None else "disabled"
 

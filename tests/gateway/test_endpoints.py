@@ -21,7 +21,7 @@ from storage.engine.database import Database
 from storage.engine.schema import endpoints as table
 from storage.engine.schema import micros
 from storage.jobs.store import JobStore
-from storage.webhooks.deliveries import DeliveryStore, Recorded
+from storage.webhooks.deliveries import DeliveryStore, RecordedTry
 from storage.webhooks.endpoints import ENDPOINT_DISABLED, EndpointStore
 from tests.support.factories import accepted, failing
 from tests.support.fakes import OK, answered, eventually
@@ -50,11 +50,11 @@ async def promised(store: JobStore, url: str = URL, **fields: str) -> str:
     return sealed.delivery_id
 
 
-async def tried(deliveries: DeliveryStore, delivery_id: str, status: int = 500, **fields: bool) -> Recorded:
+async def tried(deliveries: DeliveryStore, delivery_id: str, status: int = 500, **fields: bool) -> RecordedTry:
     """A try that was answered with a status, and is to be followed by another in an hour."""
     one = DeliveryTry(number=0, started_at=datetime.now(UTC), latency_ms=1, status_code=status)
     later = None if status == 410 else datetime.now(UTC) + timedelta(hours=1)
-    return await deliveries.record(delivery_id, one, delivered=status == 200, next_try_at=later, **fields)
+    return await deliveries.record_try(delivery_id, one, delivered=status == 200, next_try_at=later, **fields)
 
 
 async def passed(database: Database, *, failing_for: timedelta, quiet_for: timedelta = timedelta(hours=1)) -> None:
@@ -121,8 +121,8 @@ async def test_five_days_of_failures_disable(
     )
     assert (await deliveries.get(delivery_id)).status == "failed"
     assert [(await deliveries.outgoing(one)).disabled for one in (waiting, elsewhere)] == [True, False]
-    assert await deliveries.hurry("default", URL) == 1
-    assert [wanted.id for wanted in await deliveries.wanted()] == [waiting]
+    assert await deliveries.wake("default", URL) == 1
+    assert [wanted.id for wanted in await deliveries.take_requests()] == [waiting]
 
 
 async def test_a_failure_after_long_silence_is_the_first(
@@ -180,9 +180,9 @@ async def test_what_is_not_used_is_forgotten(
     await tried(deliveries, gone := await promised(store), 410)
     between = datetime.now(UTC)
     await deliveries.refuse(gone)
-    assert await endpoints.forget(between) == 1
+    assert await endpoints.delete_unused(between) == 1
     assert [one.url for one in await endpoints.list("default")] == [URL]
-    assert await endpoints.forget(datetime.now(UTC)) == 1
+    assert await endpoints.delete_unused(datetime.now(UTC)) == 1
 
 
 # ----------------------------------------------------------------------------------------------- once more
@@ -204,15 +204,15 @@ async def test_a_wish_is_told_once(database: Database, store: JobStore, deliveri
     delivery_id = await promised(store)
     await tried(deliveries, delivery_id, 410)
     mine = await deliveries.redeliver(delivery_id)
-    assert (mine.id, mine.tries, await deliveries.wanted()) == (delivery_id, 1, [])
+    assert (mine.id, mine.tries, await deliveries.take_requests()) == (delivery_id, 1, [])
     again = await deliveries.redeliver(delivery_id)
-    await deliveries.told(mine)
-    await deliveries.told(again)
+    await deliveries.mark_notified(mine)
+    await deliveries.mark_notified(again)
     chosen = Redelivery(since=datetime.now(UTC) - DAY, status="pending")
     assert (await deliveries.redeliver_some(chosen, "default")).count == 1
-    (taken,) = await deliveries.wanted()
-    assert (taken.id, await deliveries.wanted()) == (delivery_id, [])
-    await deliveries.told(taken)
+    (taken,) = await deliveries.take_requests()
+    assert (taken.id, await deliveries.take_requests()) == (delivery_id, [])
+    await deliveries.mark_notified(taken)
 
 
 async def test_those_of_a_time(store: JobStore, deliveries: DeliveryStore) -> None:
@@ -228,7 +228,7 @@ async def test_those_of_a_time(store: JobStore, deliveries: DeliveryStore) -> No
     assert (await deliveries.redeliver_some(nowhere, "default")).count == 0
     some = await deliveries.redeliver_some(Redelivery(since=between - DAY, until=between, url=URL), "default", limit=2)
     assert (some.count, some.more) == (2, True)
-    assert {wanted.id for wanted in await deliveries.wanted()} == set(ids[:2])
+    assert {wanted.id for wanted in await deliveries.take_requests()} == set(ids[:2])
     rest = await deliveries.redeliver_some(everything, "default")
     assert (rest.count, rest.more) == (3, False)
 
