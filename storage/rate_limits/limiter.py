@@ -345,10 +345,6 @@ class Limiter:
             for row in rows
         ]
 
-    async def queued(self, job_id: str) -> QueuePlace | None:
-        """A waiting job's place; None where it does not wait in a lane."""
-        return (await self.queue_places({job_id})).get(job_id)
-
     async def queue_places(self, job_ids: Collection[str]) -> Mapping[str, QueuePlace]:
         """The places of those jobs that wait."""
         found: dict[str, QueuePlace] = {}

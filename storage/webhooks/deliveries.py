@@ -23,6 +23,8 @@ from storage.webhooks.endpoints import ENDPOINT_DISABLED
 
 TELL_SECONDS = 10
 """Within this time whoever took a wanted try tells Temporal of it, or another does."""
+SWEEP_BATCH = 100
+"""Deliveries that a sweeper takes at once."""
 BATCH = 200
 """Deliveries that one transaction changes."""
 MOST_AT_ONCE = 10_000
@@ -125,23 +127,14 @@ class DeliveryStore:
         async with self._database.write() as connection:
             await connection.execute(pending.values(next_try_at=micros(until)))
 
-    async def get(self, delivery_id: str, tenant: str | None = None) -> Delivery:
-        """A delivery with its tries. Raises DeliveryNotFound."""
-        query = select(deliveries).where(deliveries.c.id == delivery_id)
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).first()
-            if row is None or tenant not in (None, row.tenant):
-                raise DeliveryNotFound
-            return presenting.delivery(row, await presenting.tries(connection, delivery_id))
-
-    async def overdue(self, by: timedelta, limit: int = 100) -> Sequence[OutgoingWebhook]:
+    async def overdue(self, by: timedelta) -> Sequence[OutgoingWebhook]:
         """Pending deliveries whose next try should have been made: nobody seems to own them."""
         query = (
             select(deliveries, _count(deliveries.c.id).scalar_subquery().label("made"))
             .where(deliveries.c.status == "pending", deliveries.c.next_try_at <= micros(now() - by))
             .where(deliveries.c.wanted_at.is_(None))
             .order_by(deliveries.c.next_try_at)
-            .limit(limit)
+            .limit(SWEEP_BATCH)
         )
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
@@ -237,19 +230,19 @@ class DeliveryStore:
         async with self._database.write() as connection:
             return (await connection.execute(woken)).rowcount
 
-    async def take_requests(self, limit: int = 100) -> Sequence[RedeliveryRequest]:
+    async def take_requests(self) -> Sequence[RedeliveryRequest]:
         """Deliveries of which somebody wants a try and of which nobody has told Temporal; they are the caller's to
         tell, for TELL_SECONDS."""
         due = deliveries.c.wanted_at <= micros(now())
         async with self._database.read() as connection:  # most of the time there are none, and nothing is written
             if (await connection.execute(select(deliveries.c.id).where(due).limit(1))).first() is None:
                 return []
-        return await self._take(due, limit)
+        return await self._take(due)
 
     @retried
-    async def _take(self, due: Any, limit: int) -> Sequence[RedeliveryRequest]:
+    async def _take(self, due: Any) -> Sequence[RedeliveryRequest]:
         until = micros(now() + timedelta(seconds=TELL_SECONDS))
-        some = select(deliveries.c.id).where(due).order_by(deliveries.c.wanted_at).limit(limit)
+        some = select(deliveries.c.id).where(due).order_by(deliveries.c.wanted_at).limit(SWEEP_BATCH)
         taken = update(deliveries).where(deliveries.c.id.in_(some.with_for_update(skip_locked=True)), due)
         async with self._database.write("fast") as connection:
             found = (await connection.execute(taken.values(wanted_at=until).returning(*REQUEST))).all()

@@ -23,6 +23,7 @@ from storage.engine.schema import micros
 from storage.jobs.store import JobStore
 from storage.webhooks.deliveries import DeliveryStore, RecordedTry
 from storage.webhooks.endpoints import ENDPOINT_DISABLED, EndpointStore
+from tests.support.deliveries import stored_delivery
 from tests.support.factories import accepted, failing
 from tests.support.fakes import OK, answered, eventually
 from tests.support.house import House, house
@@ -119,7 +120,7 @@ async def test_five_days_of_failures_disable(
         "failing",
         True,
     )
-    assert (await deliveries.get(delivery_id)).status == "failed"
+    assert (await deliveries.outgoing(delivery_id)).status == "failed"
     assert [(await deliveries.outgoing(one)).disabled for one in (waiting, elsewhere)] == [True, False]
     assert await deliveries.wake("default", URL) == 1
     assert [wanted.id for wanted in await deliveries.take_requests()] == [waiting]
@@ -142,7 +143,7 @@ async def test_gone_disables_at_once(store: JobStore, deliveries: DeliveryStore,
     await tried(deliveries, delivery_id := await promised(store), 410)
     assert (await the_only(endpoints)).disabled_reason == "gone"
     assert await deliveries.refuse(delivery_id) == 2
-    assert (await deliveries.get(delivery_id)).tries[-1].error == ENDPOINT_DISABLED
+    assert (await stored_delivery(deliveries, delivery_id)).tries[-1].error == ENDPOINT_DISABLED
 
 
 async def test_enabled_by_hand(
@@ -193,9 +194,9 @@ async def test_what_was_delivered_stays_delivered(store: JobStore, deliveries: D
     delivery_id = await promised(store)
     await tried(deliveries, delivery_id, 200)
     await deliveries.redeliver(delivery_id)
-    assert (await deliveries.get(delivery_id)).status == "pending"
+    assert (await deliveries.outgoing(delivery_id)).status == "pending"
     await tried(deliveries, delivery_id, 410)
-    found = await deliveries.get(delivery_id)
+    found = await stored_delivery(deliveries, delivery_id)
     assert (found.status, found.next_try_at, len(found.tries)) == ("delivered", None, 2)
 
 
@@ -221,7 +222,7 @@ async def test_those_of_a_time(store: JobStore, deliveries: DeliveryStore) -> No
     for delivery_id in ids:
         await tried(deliveries, delivery_id, 410)
     await tried(deliveries, await promised(store), 200)
-    between = (await deliveries.get(ids[3])).created_at
+    between = (await stored_delivery(deliveries, ids[3])).created_at
     everything = Redelivery(since=between - DAY)
     assert (await deliveries.redeliver_some(everything, "acme")).count == 0
     nowhere = Redelivery(since=between - DAY, url="https://receiver.example/")
@@ -259,7 +260,7 @@ async def delivering(here: House, status: str) -> Delivery:
 
 async def become(here: House, delivery_id: str, status: str) -> Delivery:
     async def look() -> Delivery | None:
-        found = await here.deliveries.get(delivery_id)
+        found = await stored_delivery(here.deliveries, delivery_id)
         return found if found.status == status and found.tries else None
 
     found = await eventually(look)
@@ -310,10 +311,10 @@ async def test_made_again_its_schedule_begins_anew(here: House) -> None:
     await sweeper.sweep()
 
     async def tried_again() -> bool:
-        return len((await here.deliveries.get(delivery.id)).tries) == 15
+        return (await here.deliveries.outgoing(delivery.id)).tries == 15
 
     assert await eventually(tried_again)
-    again = await here.deliveries.get(delivery.id)
+    again = await stored_delivery(here.deliveries, delivery.id)
     assert again.status == "pending"
     assert again.next_try_at is not None
     assert timedelta(minutes=59) < again.next_try_at - datetime.now(UTC) < timedelta(minutes=61)

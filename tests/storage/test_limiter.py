@@ -76,11 +76,11 @@ async def test_who_waits_long_gets_a_place_and_comes_back(limiter: Limiter) -> N
     places = [turn.position for turn in waiting]
     assert places == sorted(places)
     assert all(turn.seconds > HORIZON_SECONDS / 2 for turn in waiting)
-    queued = [await limiter.queued(f"w{n}") for n in range(3)]
-    assert [place and place.position for place in queued] == places
-    starts = [place.expected_start_at for place in queued if place]
+    queued = await limiter.queue_places([f"w{n}" for n in range(3)])
+    assert [queued[f"w{n}"].position for n in range(3)] == places
+    starts = [queued[f"w{n}"].expected_start_at for n in range(3)]
     assert starts == sorted(starts)
-    assert await limiter.queued("g0") is None
+    assert not await limiter.queue_places({"g0"})
 
 
 async def test_a_place_is_kept_however_often_one_asks(limiter: Limiter) -> None:
@@ -97,8 +97,8 @@ async def test_tenants_take_turns_and_urgent_ones_go_first(limiter: Limiter) -> 
     await limiter.reserve("a", asker("few", tenant="few", since=100))
     await limiter.reserve("a", asker("urgent", tenant="many", priority=1, since=200))
     names = ["urgent", "many-0", "few", "many-1", "many-2", "many-3", "many-4"]
-    places = {name: await limiter.queued(name) for name in names}
-    assert [place and place.position for place in places.values()] == [1, 2, 3, 4, 5, 6, 7]
+    places = await limiter.queue_places(names)
+    assert [places[name].position for name in names] == [1, 2, 3, 4, 5, 6, 7]
 
 
 async def test_a_refusal_pauses_its_lane_and_no_other(limiter: Limiter) -> None:
@@ -156,5 +156,5 @@ async def test_a_cancelled_job_leaves_the_queue(limiter: Limiter) -> None:
     await limiter.throttle("a", 60)
     await asyncio.gather(*(limiter.reserve("a", asker(name, since=n)) for n, name in enumerate(("x", "y"))))
     await limiter.leave("x")
-    assert await limiter.queued("x") is None
+    assert not await limiter.queue_places({"x"})
     assert (await limiter.reserve("a", asker("y", since=1))).position == 1

@@ -12,6 +12,7 @@ from chatjobs.errors import DeliveryNotFound
 from storage.engine.database import Database
 from storage.jobs.store import JobStore
 from storage.webhooks.deliveries import DeliveryStore
+from tests.support.deliveries import stored_delivery
 from tests.support.factories import accepted, failing, make_job
 
 
@@ -40,7 +41,7 @@ async def test_tries_are_numbered_and_kept(store: JobStore, deliveries: Delivery
         one = a_try(status, response="no\0")
         made = await deliveries.record_try(delivery_id, one, delivered=False, next_try_at=later)
         assert made.tries == number
-    waiting = await deliveries.get(delivery_id)
+    waiting = await stored_delivery(deliveries, delivery_id)
     assert (waiting.status, waiting.next_try_at) == ("pending", later)
     assert [(one.number, one.status_code, one.response) for one in waiting.tries] == [
         (1, 500, "no\ufffd"),
@@ -53,7 +54,7 @@ async def test_delivered_once_it_stays_delivered(store: JobStore, deliveries: De
     delivery_id = await promised(store)
     await deliveries.record_try(delivery_id, a_try(200), delivered=True, next_try_at=None)
     await deliveries.record_try(delivery_id, a_try(500), delivered=False, next_try_at=None)
-    found = await deliveries.get(delivery_id)
+    found = await stored_delivery(deliveries, delivery_id)
     assert (found.status, found.next_try_at, len(found.tries)) == ("delivered", None, 2)
     assert found.delivered_at is not None
 
@@ -61,14 +62,14 @@ async def test_delivered_once_it_stays_delivered(store: JobStore, deliveries: De
 async def test_without_a_next_try_it_has_failed(store: JobStore, deliveries: DeliveryStore) -> None:
     delivery_id = await promised(store)
     await deliveries.record_try(delivery_id, a_try(410), delivered=False, next_try_at=None)
-    assert (await deliveries.get(delivery_id)).status == "failed"
+    assert (await deliveries.outgoing(delivery_id)).status == "failed"
 
 
 async def test_a_failed_delivery_may_be_tried_by_hand(store: JobStore, deliveries: DeliveryStore) -> None:
     delivery_id = await promised(store)
     await deliveries.record_try(delivery_id, a_try(410), delivered=False, next_try_at=None)
     await deliveries.record_try(delivery_id, a_try(204), delivered=True, next_try_at=None)
-    assert (await deliveries.get(delivery_id)).status == "delivered"
+    assert (await deliveries.outgoing(delivery_id)).status == "delivered"
 
 
 async def test_tries_at_once_get_numbers_of_their_own(store: JobStore, deliveries: DeliveryStore) -> None:
@@ -86,7 +87,7 @@ async def test_a_try_that_is_reported_again_is_stored_once(store: JobStore, deli
     delivery_id, one = await promised(store), a_try(200)
     for _ in range(2):
         assert (await deliveries.record_try(delivery_id, one, delivered=True, next_try_at=None)).tries == 1
-    assert len((await deliveries.get(delivery_id)).tries) == 1
+    assert (await deliveries.outgoing(delivery_id)).tries == 1
 
 
 async def test_the_sweeper_finds_what_nobody_owns(store: JobStore, deliveries: DeliveryStore) -> None:
@@ -103,11 +104,10 @@ async def test_the_sweeper_finds_what_nobody_owns(store: JobStore, deliveries: D
 async def test_what_is_not_there_is_not_found(store: JobStore, deliveries: DeliveryStore) -> None:
     delivery_id = await promised(store)
     with pytest.raises(DeliveryNotFound):
-        await deliveries.get(delivery_id, tenant="another")
-    assert (await deliveries.get(delivery_id, tenant="default")).id == delivery_id
-    for call in (deliveries.get("x"), deliveries.outgoing("x")):
-        with pytest.raises(DeliveryNotFound):
-            await call
+        await deliveries.redeliver(delivery_id, tenant="another")
+    assert (await deliveries.redeliver(delivery_id, tenant="default")).id == delivery_id
+    with pytest.raises(DeliveryNotFound):
+        await deliveries.outgoing("x")
     with pytest.raises(DeliveryNotFound):
         await deliveries.record_try("x", a_try(), delivered=True, next_try_at=None)
 

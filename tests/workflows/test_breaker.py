@@ -57,9 +57,7 @@ async def test_three_failures_in_a_row_open_it_and_an_answer_between_them_does_n
     assert await fail(limiter, "x", 5) == pytest.approx(breaker.FIRST_WAIT_SECONDS, abs=0.1)
     turn = await limiter.reserve(LANE, asker("z"))
     assert not turn.granted
-    place = await limiter.queued("z")
-    assert place is not None
-    assert place.reason == "model_down"
+    assert (await limiter.queue_places({"z"}))["z"].reason == "model_down"
     (lane,) = await limiter.lanes()
     assert (lane.down, lane.last_error) == (True, "it is down")
 

@@ -190,9 +190,7 @@ async def test_the_end_of_a_pause_frees_all_who_wait(live: Service) -> None:
     await limiter.throttle(name, 200)
     ids = [await submit(live, prompt(f"{number}", tokens=2), model=model) for number in range(5)]
     await all_wait(limiter, name, 5)
-    place = await limiter.queued(ids[0])
-    assert place is not None
-    assert place.reason == "paused"
+    assert (await limiter.queue_places(ids))[ids[0]].reason == "paused"
     async with live.database.write() as connection:
         await connection.execute(update(lanes).where(lanes.c.name == name).values(paused_until=0))
     ended = time.time()
