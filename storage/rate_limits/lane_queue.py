@@ -1,9 +1,9 @@
 """The order in which a lane's waiting jobs start: by priority, then tenants in turn, then by age.
 
 Start-time fair queueing: each waiting job has a tag, the round in which it starts. Within a priority, a tenant has one
-job in each round. A tenant that comes later joins in the round that is being served; what it was served before that
-counts for nothing, and a tenant that was just served goes after those that were not. Tags are stored, so that a place
-is a range of an index, however many wait.
+job in each round. A tenant that joins later begins in the current round; its earlier starts do not count, and a tenant
+that has just started a job follows those that have not. Tags are stored, so that a place is a range of an index,
+however many wait.
 
 All functions run in the caller's transaction. Those that write expect it to hold the lane's row.
 """
@@ -76,7 +76,7 @@ HAS_OTHERS = select(1).where(
 
 
 def _set_tag(table: Any, dialect: Any) -> Any:
-    """Insert a tag, or change the one that is there."""
+    """A statement that inserts a tag, or updates the stored one."""
     made = dialect.insert(table)
     keys = [column.name for column in table.primary_key]
     return made.on_conflict_do_update(index_elements=keys, set_={"tag": made.excluded.tag})
@@ -110,15 +110,16 @@ class LaneQueue:
         return self.time - int(LOST_SECONDS * SECOND)
 
     async def has_waiters(self) -> bool:
+        """Whether any job waits, even one that is lost."""
         return await self.connection.scalar(HAS_WAITERS, {"lane_name": self.lane}) is not None
 
     async def has_others(self, job_id: str) -> bool:
-        """Whether another job than this one waits."""
+        """Whether a job other than this one waits."""
         values = {"lane_name": self.lane, "key": job_id, "lost": self._lost}
         return await self.connection.scalar(HAS_OTHERS, values) is not None
 
     async def enter(self, claimant: Claimant) -> QueueEntry:
-        """The claimant's place, which it gets where it has none. A job waits in one lane at a time."""
+        """Add a job to the queue unless it is there already. A job waits in one lane at a time."""
         row = (await self.connection.execute(ENTRY, {"key": claimant.job_id})).first()
         if row is not None and row.lane == self.lane:
             return QueueEntry(row.job_id, row.priority, row.tag, row.since)
@@ -139,29 +140,30 @@ class LaneQueue:
         return QueueEntry(claimant.job_id, claimant.priority, tag, claimant.since)
 
     async def count_ahead(self, entry: QueueEntry) -> int:
-        """How many start before it."""
+        """Number of jobs that start before it."""
         values = {"lane_name": self.lane, "lost": self._lost, **_order_key(entry)}
         return int(await self.connection.scalar(COUNT_AHEAD, values) or 0)
 
     async def count_near_ahead(self, entry: QueueEntry) -> int:
-        """Those of them that are in a worker, or on their way to one, and in time."""
+        """Number of those jobs that are in a worker or on their way to one, and not overdue."""
         overdue = self.time - int(OVERDUE_SECONDS * SECOND)
         values = {"lane_name": self.lane, "overdue": overdue, **_order_key(entry)}
         return int(await self.connection.scalar(COUNT_NEAR_AHEAD, values) or 0)
 
     async def set_next_request(self, entry: QueueEntry, asks_at: int, *, near: bool) -> None:
+        """Store when a waiting job requests its turn again."""
         values = {"key": entry.job_id, "new_asks_at": asks_at, "new_near": near}
         await self.connection.execute(SET_NEXT_REQUEST, values)
 
     async def dequeue(self, entry: QueueEntry) -> None:
-        """It starts: its place is free, and its round is the one that is being served."""
+        """Remove a job that starts; its round becomes the current one."""
         await self.connection.execute(DELETE, {"key": entry.job_id})
         values = {"lane_name": self.lane, "priority": entry.priority, "lost": self._lost}
         first = await self.connection.scalar(FIRST_TAG, values)
         await self._advance_round(entry.priority, entry.tag if first is None else min(entry.tag, first))
 
     async def start_without_waiting(self, claimant: Claimant) -> None:
-        """It starts without having waited; its tenant's turn is over all the same."""
+        """Count the start of a job that has not waited as its tenant's turn."""
         await self._advance_round(claimant.priority, await self._new_tag(claimant))
 
     async def _advance_round(self, priority: int, tag: int) -> None:
@@ -170,7 +172,7 @@ class LaneQueue:
             await self.connection.execute(SET_CLASS[self.dialect], values)
 
     async def _new_tag(self, claimant: Claimant) -> int:
-        """The round after the last one that the tenant has a place in. A job that comes back goes before all of its
+        """The round after the last one in which the tenant has a place. A job that returns goes before all of its
         priority: it had its turn, and lost it through no fault of its own."""
         current = await self._class_tag(claimant.priority)
         if claimant.returns:
@@ -185,26 +187,28 @@ class LaneQueue:
         found = await self.connection.scalar(CLASS_TAG, {"lane_name": self.lane, "priority": priority})
         return int(found or 0)
 
-    async def next_waiters(self, count: int, *, excluding: str | None = None) -> Sequence[Row[Any]]:
-        """The rows of those that start next, without those that are overdue, and without one job."""
-        found: Sequence[Row[Any]] = (
-            await self.connection.execute(_select_next(self.lane, self.time, count, excluding))
-        ).all()
+    async def next_waiters(self, count: int, *, excluding: str | None) -> Sequence[Row[Any]]:
+        """The rows of the jobs that start next, without the overdue ones and without the job ``excluding``."""
+        due = WAITER.asks_at >= self.time - int(OVERDUE_SECONDS * SECOND)
+        query: Select[Any] = select(WAITER.job_id, WAITER.asks_at, WAITER.near).where(WAITER.lane == self.lane, due)
+        if excluding is not None:
+            query = query.where(WAITER.job_id != excluding)
+        found: Sequence[Row[Any]] = (await self.connection.execute(query.order_by(*ORDER).limit(count))).all()
         return found
 
     async def count_overdue(self) -> int:
-        """How many were called to a worker and have not come: they wait for a free place in one."""
+        """Number of jobs that were called and are overdue: they wait for a free slot in a worker."""
         late = self.time - int(OVERDUE_SECONDS * SECOND)
         query = select(func.count()).select_from(lane_waiters).where(WAITER.lane == self.lane, WAITER.near)
         return int(await self.connection.scalar(query.where(WAITER.asks_at.between(self._lost, late))) or 0)
 
     async def mark_called(self, job_ids: Sequence[str], asks_at: int) -> None:
-        """They are on their way to a worker."""
+        """Record that jobs are on their way to a worker."""
         statement = update(lane_waiters).where(WAITER.job_id.in_(job_ids))
         await self.connection.execute(statement.values(near=True, asks_at=asks_at))
 
     async def delete_old_turns(self) -> None:
-        """Delete what is remembered of tenants that were served in an earlier round: it says nothing any more."""
+        """Delete the tags of tenants whose last turn was in an earlier round: they have no effect any more."""
         current = (
             select(lane_classes.c.tag)
             .where(lane_classes.c.lane == lane_tenants.c.lane, lane_classes.c.priority == lane_tenants.c.priority)
@@ -215,7 +219,7 @@ class LaneQueue:
 
 
 async def leave(connection: AsyncConnection, job_id: str) -> None:
-    """Give up a place: the job was cancelled, or has ended. The tenant's later jobs move up a round each."""
+    """Remove a job that was cancelled or has ended. The tenant's later jobs move up a round each."""
     lane = await connection.scalar(LANE_OF, {"key": job_id})
     if lane is None:
         return
@@ -240,17 +244,7 @@ def _order_key(entry: QueueEntry) -> dict[str, Any]:
     return {"priority": entry.priority, "tag": entry.tag, "since": entry.since, "job_id": entry.job_id}
 
 
-def _select_next(lane: str, time: int, count: int, excluding: str | None) -> Select[Any]:
-    due = WAITER.asks_at >= time - int(OVERDUE_SECONDS * SECOND)
-    query = select(WAITER.job_id, WAITER.asks_at, WAITER.near).where(WAITER.lane == lane, due)
-    return (query if excluding is None else query.where(WAITER.job_id != excluding)).order_by(*ORDER).limit(count)
-
-
-def _ranked() -> Select[Any]:
-    """The places of some of a lane's waiters."""
-    place = func.row_number().over(order_by=ORDER)
-    ranked = select(WAITER.job_id, place.label("place")).where(WAITER.lane == bindparam("lane_name"), ALIVE).subquery()
-    return select(ranked).where(ranked.c.job_id.in_(bindparam("job_ids", expanding=True)))
-
-
-RANKED = _ranked()
+_place = func.row_number().over(order_by=ORDER).label("place")
+_places = select(WAITER.job_id, _place).where(WAITER.lane == bindparam("lane_name"), ALIVE).subquery()
+RANKED = select(_places).where(_places.c.job_id.in_(bindparam("job_ids", expanding=True)))
+"""The places of some of a lane's waiters."""
