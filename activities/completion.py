@@ -24,7 +24,7 @@ from activities.continuation import CallPlan
 from activities.failures import Tally
 from activities.freezes import Freezes, FreezeWatch
 from activities.heartbeats import heartbeating
-from activities.rate_limits import Lanes, Postponed, waits_for_turn
+from activities.rate_limits import Postponed, RateLimitGate, not_yet_due
 from activities.token_counts import Counter
 from chatjobs.contracts import ChatRequest, ErrorCause, PlacedPart, Retry, Usage
 from chatjobs.errors import ChatJobsError
@@ -107,7 +107,7 @@ class CompletionActivities:
         self._jobs = jobs
         self._transcript = transcript
         self._model = model
-        self._lanes = Lanes(model, limiter) if limiter else None
+        self._lanes = RateLimitGate(model, limiter) if limiter else None
         self._cancels = Cancels(jobs)
         self._freezes = Freezes()
         self._recording: set[asyncio.Task[None]] = set()
@@ -145,7 +145,7 @@ class CompletionActivities:
             tries=info.attempt - 1,
         )
         try:
-            return await self._lanes.claimed(lambda gate: claim(gate=gate)) if self._lanes else await claim()
+            return await self._lanes.claim(lambda reserve: claim(reserve=reserve)) if self._lanes else await claim()
         except ChatJobsError as error:
             raise failures.from_storage(error) from None
         except Exception as error:
@@ -160,7 +160,7 @@ class CompletionActivities:
     async def _stream(self, attempt: _Attempt) -> CompletionSummary:
         attempt.planned(await self._plan(attempt))
         if self._lanes and not attempt.plan.nothing_left:
-            attempt.turn = await self._lanes.turn_of(attempt.claim)
+            attempt.turn = await self._lanes.wait_for_turn(attempt.claim)
         finish = await self._read(attempt) if not attempt.plan.nothing_left else None
         attempt.usage = finish.exact_usage if finish else Usage()
         if await self._goes_on(attempt, finish):
@@ -257,10 +257,10 @@ class CompletionActivities:
                 async for event in events:
                     if isinstance(event, Allowance):
                         if self._lanes:
-                            await self._lanes.told(attempt.claim, event)
+                            await self._lanes.record_allowance(attempt.claim, event)
                         continue
                     if self._lanes and not clocks.began:
-                        self._lanes.answered(attempt.claim)
+                        self._lanes.record_answer(attempt.claim)
                     clocks.moved()
                     attempt.heard()
                     if isinstance(event, Finish):
@@ -302,7 +302,7 @@ class CompletionActivities:
             await self._jobs.end_attempt(claim.job_id, claim.attempt, claim.fence, end)
             if self._lanes:
                 began = attempt.clocks.began
-                failure = await self._lanes.ended(claim, attempt.turn, error, failure, began=began)
+                failure = await self._lanes.record_end(claim, attempt.turn, error, failure, began=began)
             failure = failures.within(failure, attempt.clocks.left)
             if outcome == REFUSED or (attempt.parts and _comes_again(attempt, failure)):
                 await self._restart(attempt, "refused" if outcome == REFUSED else "parts")
@@ -344,7 +344,7 @@ def _without_attempt(claim: Claim) -> CompletionSummary | None:
     """The summary of a job of which nothing is left to be done; None where the claim was taken. Raises, where the job
     has to wait or to end, the exception for Temporal."""
     if claim.outcome == "waiting":
-        raise waits_for_turn(claim.turn)
+        raise not_yet_due(claim.turn)
     if claim.outcome == "worker_lost":
         raise _worker_lost()
     if claim.outcome == "expired":
@@ -713,7 +713,7 @@ def _verdict(attempt: _Attempt, error: BaseException, timings: Timings) -> tuple
         case _TooShort():
             return TOPPED_UP, None, failures.again(TOPPED_UP, "The answer goes on up to its length limit", 0)
         case Postponed():
-            return POSTPONED, None, waits_for_turn(error.turn)
+            return POSTPONED, None, not_yet_due(error.turn)
         case UpstreamError() if attempt.cannot_continue(error):
             return REFUSED, error.http_status, failures.again(REFUSED, error.message, 0)
         case UpstreamError():

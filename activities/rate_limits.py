@@ -1,4 +1,4 @@
-"""Calling the model in turn: when a call may start, and what its answer tells of the lane."""
+"""Rate limits for calls of the model: when a call may start, and what its outcome means for its lane."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from chatjobs.errors import ChatJobsError
 from domain.errors import StorageError, UpstreamError, UpstreamRateLimited, UpstreamRefused
 from domain.ports import CANNOT_CONTINUE, SENT, Allowance, ChatModel
 from domain.values import Claim, Claimant, Reservation
-from storage.rate_limits.limiter import HORIZON_SECONDS, LATE_SECONDS, MOST_LATE_SECONDS, Gate, Limiter, given
+from storage.rate_limits.limiter import (
+    HORIZON_SECONDS,
+    LATE_SECONDS,
+    MOST_LATE_SECONDS,
+    Limiter,
+    Reserve,
+    already_reserved,
+)
 
 LONGEST_WAIT_SECONDS = 5.0
 """A job waits in a worker for a near turn no longer than this; then its place there is for another one."""
@@ -30,51 +37,51 @@ log = logging.getLogger(__name__)
 
 
 class Postponed(Exception):
-    """The lane was paused after the job had been claimed."""
+    """The lane was paused after the job was claimed."""
 
     def __init__(self, turn: Reservation) -> None:
         super().__init__(WAITING)
         self.turn = turn
 
 
-def waits_for_turn(turn: Reservation | None) -> ApplicationError:
-    """Gives the worker's slot back until then. It is no attempt, and costs none."""
+def not_yet_due(turn: Reservation | None) -> ApplicationError:
+    """The error that gives the worker's slot back until the turn is near. It costs no attempt."""
     if turn is None:
-        raise AssertionError("who waits has a turn")
+        raise AssertionError("a waiting claim has a turn")
     return failures.again(WAITING, f"Number {turn.position} in the queue for the model's rate limit", turn.seconds)
 
 
-class Lanes:
-    """The limiter, for calls of one model."""
+class RateLimitGate:
+    """Lets calls of one model start in turn, and reports their outcomes to the limiter."""
 
     def __init__(self, model: ChatModel, limiter: Limiter) -> None:
         self._model = model
         self._limiter = limiter
         self._reports: set[asyncio.Task[None]] = set()
 
-    async def claimed(self, claim: Callable[[Gate], Awaitable[Claim]]) -> Claim:
-        """A job's claim. A job whose turn is near waits here for it, and is claimed then."""
-        found = await claim(self._limiter.gate(self._model.lane))
+    async def claim(self, claim_job: Callable[[Reserve], Awaitable[Claim]]) -> Claim:
+        """Claim a job with a reservation. A job whose turn is near waits here for it before it is claimed."""
+        found = await claim_job(self._limiter.reserver(self._model.lane))
         if found.outcome != "waiting" or found.turn is None or found.asker is None or not found.turn.near:
             return found
-        turn = await self._near(found.turn, found.asker)
-        return await claim(given(turn))
+        turn = await self._wait_while_near(found.turn, found.asker)
+        return await claim_job(already_reserved(turn))
 
-    async def _near(self, turn: Reservation, asker: Claimant) -> Reservation:
-        """Wait for a near turn, and ask for it until it is granted or no longer near."""
+    async def _wait_while_near(self, turn: Reservation, claimant: Claimant) -> Reservation:
+        """Wait for a near turn, and request it until it is granted or no longer near."""
         end = time.monotonic() + LONGEST_WAIT_SECONDS
         while turn.near and time.monotonic() < end:
             await asyncio.sleep(turn.seconds)
-            turn = await self._limiter.ask(turn.lane, asker)
+            turn = await self._limiter.reserve(turn.lane, claimant)
         return turn
 
-    async def turn_of(self, claim: Claim) -> Reservation | None:
-        """Return when the call may start, with the turn that it has. Raises Postponed.
+    async def wait_for_turn(self, claim: Claim) -> Reservation | None:
+        """Wait until the call may start, and return its turn. Raises Postponed.
 
-        The lane is looked at again just before: it may have been paused since the turn was granted.
+        The turn is checked again just before: the lane may have been paused since it was granted.
         """
-        turn, asker = claim.turn, claim.asker
-        if turn is None or asker is None:
+        turn, claimant = claim.turn, claim.asker
+        if turn is None or claimant is None:
             return None
         granted = time.monotonic()
         while True:
@@ -82,92 +89,87 @@ class Lanes:
                 raise Postponed(turn)
             await asyncio.sleep(max(0.0, turn.due - CHECK_SECONDS - time.monotonic()))
             fresh = time.monotonic() - granted < FRESH_SECONDS
-            if fresh or await self._limiter.stands(turn, claim.job_id):
+            if fresh or await self._limiter.still_holds(turn, claim.job_id):
                 await asyncio.sleep(max(0.0, turn.due - time.monotonic()))
                 if time.monotonic() - turn.due <= MOST_LATE_SECONDS:
                     SENT.set(partial(self._sent, turn))
                     return turn
-            turn = await self._near(await self._limiter.ask(turn.lane, asker), asker)
+            turn = await self._wait_while_near(await self._limiter.reserve(turn.lane, claimant), claimant)
             granted = time.monotonic()
 
     def _sent(self, turn: Reservation) -> None:
-        """The request is on its way: the calls after it keep their distance to this moment, not to the turn."""
+        """Report a request that was sent late: later calls keep their distance to this moment, not to the turn."""
         late = time.monotonic() - turn.due
         if late > LATE_SECONDS and turn.shifted is not None:
-            self._report(self._limiter.late(turn, late))
+            self._report(self._limiter.report_late_start(turn, late))
 
-    def _report(self, telling: Coroutine[Any, Any, None]) -> None:
-        """Tell the lane something without making the call wait for it."""
-        task = asyncio.create_task(_told(telling))
+    def _report(self, report: Coroutine[Any, Any, None]) -> None:
+        """Write a report to the lane without making the call wait for it."""
+        task = asyncio.create_task(_logged(report))
         self._reports.add(task)
         task.add_done_callback(self._reports.discard)
 
-    def answered(self, claim: Claim) -> None:
-        """The model said something."""
+    def record_answer(self, claim: Claim) -> None:
+        """Record that the model has begun to answer."""
         if claim.turn is not None:
-            self._report(self._limiter.answered(claim.turn.lane, claim.job_id))
+            self._report(self._limiter.record_answer(claim.turn.lane, claim.job_id))
 
-    async def told(self, claim: Claim, allowance: Allowance) -> None:
-        """Keep what an answer's headers say, where it is news."""
+    async def record_allowance(self, claim: Claim, allowance: Allowance) -> None:
+        """Record the rate limit in an answer's headers if it differs from the lane's."""
         turn = claim.turn
         if turn is None:
             return
         limit = allowance.requests_per_minute
         if turn.refused or allowance.pause is not None or (limit is not None and limit / 60 != turn.seen):
             try:
-                await self._limiter.served(turn.lane, per_minute=limit, pause=allowance.pause)
-            except StorageError as error:  # the next answer says it again
+                await self._limiter.record_success(turn.lane, per_minute=limit, pause=allowance.pause)
+            except StorageError as error:  # the next answer has it again
                 log.warning("rate limit not kept: %s", error, extra={"action": "limit_unkept", "job_id": claim.job_id})
 
-    async def ended(
+    async def record_end(
         self, claim: Claim, turn: Reservation | None, error: BaseException, failure: BaseException, *, began: bool
     ) -> BaseException:
-        """What follows for the lane from how a call ended, ``began`` if the model had said something. Returns the
-        exception for Temporal: ``failure``, or another one where the lane makes everybody wait."""
+        """Record how a call ended; ``began``: the model had begun to answer. Returns the exception for Temporal:
+        ``failure``, or another one if all jobs of the lane have to wait."""
         if turn is None or not turn.granted:
             return failure
         match error:
             case UpstreamRateLimited():
                 return await self._throttled(claim, turn.lane, error)
             case UpstreamRefused():
-                await self._limiter.answered(turn.lane, claim.job_id)
+                await self._limiter.record_answer(turn.lane, claim.job_id)
             case UpstreamError() if error.reason in (failures.EMPTY, CANNOT_CONTINUE):
-                await self._limiter.answered(turn.lane, claim.job_id)
+                await self._limiter.record_answer(turn.lane, claim.job_id)
             case UpstreamError() if not began:
                 return await self._failed(claim, turn.lane, error) or failure
             case _ if turn.probe and not began:
-                await self._limiter.released(turn.lane, claim.job_id)
+                await self._limiter.release_probe(turn.lane, claim.job_id)
         return failure
 
     async def _failed(self, claim: Claim, lane: str, error: UpstreamError) -> ApplicationError | None:
-        """The model failed a call. While it is down, that costs the job nothing, and it waits with the others.
-
-        A job that says itself how often it wants to try gets no more from the failure that opened the breaker.
+        """Record a call that the model failed. While the model is down, this costs the job no attempt, and it waits
+        with the others. The failure that opens the breaker does count for a job whose request sets ``retry``.
         """
-        asked = 0.0 if error.retry_after is None else failures.throttle_pause(error.retry_after, 0)
-        outage = await self._limiter.failed(lane, claim.job_id, claim.attempt, error.message, asked)
-        if outage is None or (outage.opened and _spends_its_own(claim)):
+        requested = 0.0 if error.retry_after is None else failures.throttle_pause(error.retry_after, 0)
+        outage = await self._limiter.record_failure(lane, claim.job_id, claim.attempt, error.message, requested)
+        has_own_budget = claim.request is not None and "retry" in claim.request.model_fields_set
+        if outage is None or (outage.opened and has_own_budget):
             return None
-        return failures.again(error.reason, error.message, max(outage.seconds, asked, HORIZON_SECONDS))
+        return failures.again(error.reason, error.message, max(outage.seconds, requested, HORIZON_SECONDS))
 
     async def _throttled(self, claim: Claim, lane: str, error: UpstreamRateLimited) -> ApplicationError:
-        """Pause the whole lane, and put the job back to its place in it."""
+        """Pause the whole lane, and return the job to its place in the queue."""
         if claim.asker is None:
             raise AssertionError("a claim that was taken has an asker")
-        wanted = error.retry_after
-        known = None if wanted is None else failures.throttle_pause(wanted, 0)
-        pause = await self._limiter.throttled(lane, known, claim.job_id)
+        requested = None if error.retry_after is None else failures.throttle_pause(error.retry_after, 0)
+        pause = await self._limiter.throttle(lane, requested, claim.job_id)
         if pause > HORIZON_SECONDS:
-            pause = (await self._limiter.ask(lane, claim.asker)).seconds
+            pause = (await self._limiter.reserve(lane, claim.asker)).seconds
         return failures.again(error.reason, error.message, pause)
 
 
-def _spends_its_own(claim: Claim) -> bool:
-    return claim.request is not None and "retry" in claim.request.model_fields_set
-
-
-async def _told(telling: Coroutine[Any, Any, None]) -> None:
+async def _logged(report: Coroutine[Any, Any, None]) -> None:
     try:
-        await telling
+        await report
     except ChatJobsError as error:
         log.warning("lane not told: %s", error, extra={"action": "lane_untold"})

@@ -15,7 +15,7 @@ from chatjobs.errors import ChatJobsError
 from domain.payloads import RetentionOrder, RetentionReport
 from domain.timings import Timings
 from storage.jobs.retention import RemovalPosition, Removed, RetentionStore
-from storage.webhooks.endpoints import FORGOTTEN_AT_ONCE, EndpointStore
+from storage.webhooks.endpoints import DELETED_AT_ONCE, EndpointStore
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class RetentionActivities:
         """Some thousand that nothing was sent to for as long; a caller may give each job a URL of its own."""
         try:
             while not activity.is_worker_shutdown():
-                if await self._endpoints.forget(before) < FORGOTTEN_AT_ONCE:
+                if await self._endpoints.delete_unused(before) < DELETED_AT_ONCE:
                     return
                 await asyncio.sleep(SHORTEST_REST)
         except ChatJobsError as error:

@@ -1,6 +1,6 @@
-"""Calling waiting jobs to a worker when their turn is near, rather than when they were told to come back.
+"""Wakes waiting jobs when their turn is near, before the delay of their retry is over.
 
-A job that waits long for its turn is an activity in Temporal's backoff, with the delay that was right when it asked.
+A job that waits long for its turn is an activity in Temporal's backoff, with the delay that was right at its request.
 When a limit is raised, a pause ends or others leave the queue, its turn comes earlier. Changing the options of such an
 activity makes Temporal compute the end of its backoff anew, from the retry policy, which is half a second: it runs
 at once, and its attempt number goes on (a reset would let it start again).
@@ -28,7 +28,7 @@ from storage.rate_limits.limiter import Limiter
 
 LOOK_SECONDS = 0.2
 AT_ONCE = 20
-"""Calls of Temporal under way."""
+"""Concurrent calls of Temporal."""
 RPC_TIMEOUT = timedelta(seconds=2)
 UNSUPPORTED = (RPCStatusCode.UNIMPLEMENTED, RPCStatusCode.PERMISSION_DENIED)
 
@@ -36,39 +36,39 @@ log = logging.getLogger(__name__)
 
 
 class Waker:
-    """``heartbeat`` is the timeout that the activity has already: something has to be set."""
+    """Wakes jobs through Temporal. ``heartbeat`` is the activity's own timeout: one option has to be changed."""
 
     def __init__(self, *, limiter: Limiter, jobs: JobStore, client: Client, heartbeat: timedelta) -> None:
         self._limiter = limiter
         self._jobs = jobs
         self._client = client
         self._heartbeat = heartbeat
-        self._silent = False
+        self._warned = False
 
     async def run(self) -> None:
-        """Call jobs until cancelled. Every worker process may: a job is called by one of them."""
+        """Wake jobs until cancelled. Several worker processes may run this: a job is woken by one of them."""
         while True:
             try:
-                await self.look()
-            except StorageError as error:  # jobs still come when they were told to
+                await self.wake_due()
+            except StorageError as error:  # jobs still run again when their own delay is over
                 log.warning("nobody is called: %s", error, extra={"action": "waker_waits"})
             except Exception:
                 log.exception("waker failed", extra={"action": "waker_failed"})
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def look(self) -> None:
-        """Call those whose turn is near."""
-        waiting = iter(await self._limiter.call())
+    async def wake_due(self) -> None:
+        """Wake the jobs whose turn is near."""
+        due = iter(await self._limiter.take_due())
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
-                group.create_task(self._work_off(waiting))
+                group.create_task(self._wake_each(due))
 
-    async def _work_off(self, waiting: Iterator[str]) -> None:
-        for job_id in waiting:
+    async def _wake_each(self, due: Iterator[str]) -> None:
+        for job_id in due:
             await self.wake(job_id)
 
     async def wake(self, job_id: str) -> None:
-        """Have a job's completion run now, if it waits for a retry. One that does not is left as it is."""
+        """Have a job's completion run now if it waits for a retry. Any other is left as it is."""
         run = await self._jobs.run_of(job_id)
         options = ActivityOptions(heartbeat_timeout=_duration(self._heartbeat))
         request = UpdateActivityOptionsRequest(
@@ -83,16 +83,16 @@ class Waker:
                 await self._client.workflow_service.update_activity_options(request, timeout=RPC_TIMEOUT)
         except RPCError as error:
             self._failed(job_id, error)
-        except (RuntimeError, TimeoutError):  # Temporal is away; then nothing runs anyway
+        except (RuntimeError, TimeoutError):  # without Temporal nothing runs anyway
             log.debug("job not called: Temporal is not reachable", extra={"action": "job_uncalled", "job_id": job_id})
 
     def _failed(self, job_id: str, error: RPCError) -> None:
         if error.status in UNSUPPORTED:
-            if not self._silent:
+            if not self._warned:
                 words = "this Temporal server does not let waiting jobs be called; they come when they were told to"
                 log.warning("%s (%s)", words, error.status.name, extra={"action": "waker_unsupported"})
-            self._silent = True
-        elif error.status is not RPCStatusCode.NOT_FOUND:  # else it has just started, or ended
+            self._warned = True
+        elif error.status is not RPCStatusCode.NOT_FOUND:  # not found: it has just started, or ended
             log.info("job not called: %s", error.status.name, extra={"action": "job_uncalled", "job_id": job_id})
 
 

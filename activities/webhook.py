@@ -1,4 +1,4 @@
-"""One signed delivery try."""
+"""The activity that makes one signed try of a delivery."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ BUSY_REST = 60.0
 
 
 class Unsigned(WebhookResponse):
-    """Nothing was sent, as there is no usable secret: the receiver has no part in it."""
+    """A try that was not sent, as there is no usable secret: it says nothing about the receiver."""
 
 
 class WebhookActivities:
-    """``secrets_of`` gives a tenant's signing secrets, newest first."""
+    """Makes tries of deliveries. ``secrets_of`` gives a tenant's signing secrets, newest first."""
 
     def __init__(
         self,
@@ -58,21 +58,23 @@ class WebhookActivities:
             return await self._deliver(order, activity.info().attempt)
 
     async def try_once(self, order: DeliveryOrder) -> DeliveryReport:
-        """The same outside of Temporal, for a job that was sealed without its workflow. Raises ApplicationError."""
+        """``deliver_webhook`` outside of Temporal, for a job that was sealed without its workflow. Raises
+        ApplicationError."""
         return await self._deliver(order, LAST_ATTEMPT)
 
     async def _deliver(self, order: DeliveryOrder, attempt: int) -> DeliveryReport:
-        """Only a lack of places is retried by Temporal; everything else is for the delivery's own schedule."""
+        """Only a receiver without a free place is retried by Temporal; all else is for the delivery's own schedule."""
         try:
             webhook = await self._deliveries.outgoing(order.delivery_id)
             if webhook.status != "pending":
                 return DeliveryReport(delivered=webhook.status == "delivered", tries=webhook.tries, reason="given up")
             if webhook.disabled:
-                return await self._refuse(webhook)
+                tries = await self._deliveries.refuse(webhook.id)
+                return DeliveryReport(delivered=False, tries=tries, reason=ENDPOINT_DISABLED)
             began = datetime.now(UTC)
             response = await self._send(webhook, began)
             if response.error == BUSY:
-                return await self._put_off(webhook, attempt)
+                return await self._postpone(webhook, attempt)
             return await self._record(order, webhook, began, response)
         except DeliveryNotFound as error:  # its job was deleted meanwhile
             return DeliveryReport(delivered=False, tries=0, reason=error.message)
@@ -89,7 +91,7 @@ class WebhookActivities:
         self, order: DeliveryOrder, webhook: OutgoingWebhook, began: datetime, response: WebhookResponse
     ) -> DeliveryReport:
         pause = retry_pause(order, response)
-        recorded = await self._deliveries.record(
+        recorded = await self._deliveries.record_try(
             order.delivery_id,
             as_recorded(webhook.tries + 1, began, response),
             delivered=response.delivered,
@@ -97,34 +99,28 @@ class WebhookActivities:
             sent=not isinstance(response, Unsigned),
         )
         if recorded.endpoint == "just_disabled":
-            await self._disabled(webhook)
+            await self._wake_others(webhook)
         reason = response.error or f"HTTP {response.status_code}"
-        open_still = recorded.endpoint == "enabled"
-        return DeliveryReport(
-            delivered=response.delivered, tries=recorded.tries, retry_in=pause if open_still else None, reason=reason
-        )
+        retry_in = pause if recorded.endpoint == "enabled" else None
+        return DeliveryReport(delivered=response.delivered, tries=recorded.tries, retry_in=retry_in, reason=reason)
 
-    async def _refuse(self, webhook: OutgoingWebhook) -> DeliveryReport:
-        """Nothing is sent to a disabled endpoint, and the delivery says so."""
-        tries = await self._deliveries.refuse(webhook.id)
-        return DeliveryReport(delivered=False, tries=tries, reason=ENDPOINT_DISABLED)
-
-    async def _disabled(self, webhook: OutgoingWebhook) -> None:
-        """Say so, and end what else is on its way there; what this does not reach ends when its next try is due."""
-        words = "a webhook endpoint is disabled; `starter.py endpoints` shows which"
-        told = {"action": "endpoint_disabled", "tenant": webhook.tenant, "delivery_id": webhook.id}
-        log.error(words, extra=told)
+    async def _wake_others(self, webhook: OutgoingWebhook) -> None:
+        """Log that an endpoint was disabled, and wake its other deliveries, which then fail. One that is not reached
+        fails when its next try is due."""
+        extra = {"action": "endpoint_disabled", "tenant": webhook.tenant, "delivery_id": webhook.id}
+        log.error("a webhook endpoint is disabled; `starter.py endpoints` shows which", extra=extra)
         try:
-            await self._deliveries.hurry(webhook.tenant, webhook.url)
+            await self._deliveries.wake(webhook.tenant, webhook.url)
         except ChatJobsError as error:
             log.warning("its deliveries wait: %s", error, extra={"action": "endpoint_deliveries_wait"})
 
-    async def _put_off(self, webhook: OutgoingWebhook, attempt: int) -> DeliveryReport:
-        """Nothing was sent, so it is no try: again in a moment, then as a report, so that no job waits for its end."""
+    async def _postpone(self, webhook: OutgoingWebhook, attempt: int) -> DeliveryReport:
+        """Retry a delivery that got no place, which is no try: first by Temporal, then with a report, so that no job's
+        end waits for it."""
         if attempt <= len(BUSY_PAUSES):
             raise failures.again(BUSY, "the receiver has all its places taken", spread(BUSY_PAUSES[attempt - 1]))
         pause = spread(BUSY_REST)
-        await self._deliveries.put_off(webhook.id, datetime.now(UTC) + timedelta(seconds=pause))
+        await self._deliveries.postpone(webhook.id, datetime.now(UTC) + timedelta(seconds=pause))
         return DeliveryReport(delivered=False, tries=webhook.tries, retry_in=pause, reason=BUSY, counted=False)
 
     async def _send(self, webhook: OutgoingWebhook, now: datetime) -> WebhookResponse:
@@ -136,13 +132,13 @@ class WebhookActivities:
                 body_timestamp=webhook.body_timestamp,
                 secrets=await self._secrets_of(webhook.tenant),
             )
-        except WebhookError as error:  # tried again by the schedule: the operator may set a secret until then
+        except WebhookError as error:  # retried by the schedule: the operator may have set a secret by then
             return Unsigned(latency_ms=0, error=error.message)
         return await self._sender.post(webhook.url, headers=headers, body=webhook.body)
 
 
 def spread(seconds: float) -> float:
-    """±50 %, so that those that were turned away together do not return together."""
+    """The pause ±50 %, so that deliveries that were turned away together do not return together."""
     return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
 
 
@@ -158,7 +154,7 @@ def as_recorded(number: int, began: datetime, response: WebhookResponse) -> Deli
 
 
 def retry_pause(order: DeliveryOrder, response: WebhookResponse) -> float | None:
-    """Seconds until the next try; None where there is none: delivered, gone for good, or the schedule is over."""
+    """Seconds until the next try; None if there is none: delivered, gone for good, or at the end of the schedule."""
     if response.delivered or response.status_code == GONE or order.retry_in is None:
         return None
     return max(order.retry_in, min(response.retry_after or 0.0, LONGEST_RETRY_AFTER))

@@ -84,9 +84,9 @@ class WebhookCommands:
     async def _again(self, name: str) -> int:
         if name.startswith(DELIVERY_PREFIX):
             with suppress(DeliveryNotFound):
-                await self._deliveries.redeliver(name, telling=False)
+                await self._deliveries.redeliver(name, notifying=False)
                 return 1
-        return len(await self._deliveries.redeliver_job(name, telling=False))
+        return len(await self._deliveries.redeliver_job(name, notifying=False))
 
     def _told(self, made: Redelivering) -> int:
         if self._as_json:

@@ -15,7 +15,7 @@ from chatjobs.errors import InvalidRequest, Problem
 from cli.output import Records, complain, console, local_time, one_line, safe, write
 from cli.place import find
 from storage.engine.database import Database
-from storage.rate_limits.limiter import Lane, Limiter
+from storage.rate_limits.limiter import Limiter, RateLimit
 
 OK = 0
 LANE = re.compile(r"[0-9a-f]{8}:[!-~]{1,128}")
@@ -69,11 +69,11 @@ class LimitCommands:
             write(f"{safe(name)}: {_rate(lane)}\n")
         return OK
 
-    async def _lane(self, name: str) -> Lane | None:
+    async def _lane(self, name: str) -> RateLimit | None:
         return next((lane for lane in await self._limiter.lanes() if lane.name == name), None)
 
 
-def _fields(lane: Lane) -> dict[str, Any]:
+def _fields(lane: RateLimit) -> dict[str, Any]:
     return {
         "lane": lane.name,
         "perSecond": lane.per_second,
@@ -87,21 +87,21 @@ def _fields(lane: Lane) -> dict[str, Any]:
     }
 
 
-def _table(lanes: Sequence[Lane]) -> RenderableType:
+def _table(lanes: Sequence[RateLimit]) -> RenderableType:
     table = Records("lane", "limit", "waiting", "paused until", "model")
     for lane in lanes:
         table.add_row(safe(lane.name), _rate(lane), str(lane.waiting), local_time(lane.paused_until), _model(lane))
     return table
 
 
-def _model(lane: Lane) -> str:
+def _model(lane: RateLimit) -> str:
     """Whether the model answers; what it said last where it does not."""
     if not lane.down:
         return "answers"
     return f"down ({safe(lane.last_error or 'no answer')}), tried next at {local_time(lane.probes_at)}"
 
 
-def _rate(lane: Lane) -> str:
+def _rate(lane: RateLimit) -> str:
     """The limit in force and where it comes from; that of the setting is this process's own."""
     rate = f"{lane.per_second:.4g}/s"
     if lane.seen is not None and lane.per_second == lane.seen:

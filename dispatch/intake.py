@@ -252,7 +252,7 @@ async def try_now(client: Client, deliveries: DeliveryStore, wanted: RedeliveryR
     except (RPCError, RuntimeError) as error:
         name = error.status.name if isinstance(error, RPCError) else "not reachable"
         raise TemporalUnavailable(f"Temporal did not take the delivery ({name}); it will") from None
-    await deliveries.told(wanted)
+    await deliveries.mark_notified(wanted)
     log.info("delivery is made again", extra={"action": "delivery_wanted", "delivery_id": wanted.id})
 
 
@@ -351,7 +351,7 @@ class Sweeper:
                 static_summary="of a job that waited too long",
                 rpc_timeout=RPC_TIMEOUT,
             )
-        await self._deliveries.owned(delivery_id)
+        await self._deliveries.clear_request(delivery_id)
 
     async def sweep(self) -> None:
         """Look after everything once."""
@@ -362,7 +362,7 @@ class Sweeper:
         await self._each(self._jobs.to_cancel(), self._cancel)
         silent_after = timedelta(seconds=self._timings.silent_after_seconds)
         await self._each(self._jobs.silent(since=silent_after), self._look_after)
-        await self._each(self._deliveries.wanted(), self._try_now)
+        await self._each(self._deliveries.take_requests(), self._try_now)
         overdue_after = timedelta(seconds=self._timings.overdue_after_seconds)
         await self._each(self._deliveries.overdue(overdue_after), self._adopt)
 

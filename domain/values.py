@@ -221,11 +221,11 @@ class Reservation:
     near: bool = False
     due: float = 0.0
     shifted: int | None = None
-    """The lane's sum of late starts when the turn was granted, for Limiter.late; None where it need not be told."""
+    """The lane's sum of late starts when the turn was granted, for Limiter.report_late_start; None: not reported."""
     probe: bool = False
     """The call finds out whether a model that was down answers again."""
     refused: bool = False
-    """The lane's last call was refused: ``Limiter.served`` ends that."""
+    """The lane's last call was refused: ``Limiter.record_success`` ends that."""
     seen: float | None = None
     """The limit that the lane knows from the model's headers, in calls per second."""
 

@@ -1,7 +1,7 @@
 """Keys of callers, webhook secrets of tenants, and the secrets that all gateways share.
 
-A key is kept as its digest only: it has 256 random bits, so a plain SHA-256 tells nobody anything. Webhook secrets are
-kept as they are, since every delivery is signed with them; nothing here shows one a second time.
+A key is stored as its digest only: it has 256 random bits, so a plain SHA-256 cannot be reversed. Webhook secrets are
+stored as they are, since every delivery is signed with them; a secret is shown once, when it is made.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from storage.engine.schema import api_keys, micros, moment, now, service_secrets
 KEY_PREFIX = "cj_"
 SECRET_BYTES = 32
 OLD_SECRET_SIGNS = timedelta(hours=24)
-"""How long receivers have to take the new secret over."""
-ONE_ROTATION = text("SELECT pg_advisory_xact_lock(7234)")
+"""How long a replaced secret still signs, so that receivers can adopt the new one."""
+ROTATION_LOCK = text("SELECT pg_advisory_xact_lock(7234)")
 FINGERPRINT_CHARACTERS = 12
 
 Mark = tuple[int, int, int | None]
-"""What changes whenever a key is added or revoked: how many there are, how many are revoked, when the newest came."""
+"""Changes whenever a key is added or revoked: number of keys, of revoked ones, and when the newest was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def digest_of(key: str) -> str:
 
 
 def fingerprint_of(secret: str) -> str:
-    """Enough to tell two secrets apart, and no help in guessing one."""
+    """A short digest that distinguishes secrets and does not help to guess one."""
     return hashlib.sha256(secret.encode()).hexdigest()[:FINGERPRINT_CHARACTERS]
 
 
@@ -77,7 +77,7 @@ class KeyStore:
 
     @retried
     async def add(self, *, tenant: str, name: str = "", expires_at: datetime | None = None) -> tuple[ApiKey, str]:
-        """A new key and what its owner has to send: this is the only time that anybody sees it."""
+        """Make a key; returns it with its text, which is not stored and cannot be shown again."""
         plain = KEY_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         values = {
             "id": f"key_{secrets.token_hex(8)}",
@@ -94,38 +94,40 @@ class KeyStore:
         return _key(row), plain
 
     async def list(self, tenant: str | None = None) -> Sequence[ApiKey]:
-        """All keys, also those that are no longer valid, newest first."""
+        """All keys, including those that are no longer valid, newest first."""
         query = select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id)
+        if tenant is not None:
+            query = query.where(api_keys.c.tenant == clean(tenant))
         async with self._database.read() as connection:
-            rows = (await connection.execute(query if tenant is None else query.where(_of(tenant)))).all()
+            rows = (await connection.execute(query)).all()
         return [_key(row) for row in rows]
 
     @retried
     async def revoke(self, key_id: str) -> ApiKey:
-        """End a key, for good; again is the same. Raises KeyNotFound."""
-        mine = api_keys.c.id == clean(key_id)
+        """Revoke a key for good. Idempotent. Raises KeyNotFound."""
+        this = api_keys.c.id == clean(key_id)
         async with self._database.write() as connection:
             await connection.execute(
-                update(api_keys).where(mine, api_keys.c.revoked_at.is_(None)).values(revoked_at=micros(now()))
+                update(api_keys).where(this, api_keys.c.revoked_at.is_(None)).values(revoked_at=micros(now()))
             )
-            row = (await connection.execute(select(api_keys).where(mine))).first()
+            row = (await connection.execute(select(api_keys).where(this))).first()
         if row is None:
             raise KeyNotFound
         return _key(row)
 
     async def find(self, digest: str) -> ApiKey | None:
-        """The key with this digest, whether it is still valid or not."""
+        """The key with this digest, valid or not."""
         async with self._database.read() as connection:
             row = (await connection.execute(select(api_keys).where(api_keys.c.digest == digest))).first()
         return _key(row) if row else None
 
     async def configured(self) -> bool:
-        """A key was added once. One that was revoked counts: to lose the last key must not open the door."""
+        """Whether a key was ever added. Revoked ones count: revoking the last key must not open the service to all."""
         async with self._database.read() as connection:
             return (await connection.execute(select(api_keys.c.id).limit(1))).first() is not None
 
     async def changed(self, since: Mark | None) -> tuple[Mark, Sequence[ApiKey]] | None:
-        """The keys that are not revoked, if anything has changed since a mark; expired ones are among them."""
+        """The keys that are not revoked, including expired ones; None if nothing has changed since a mark."""
         marks = select(func.count(), func.count(api_keys.c.revoked_at), func.max(api_keys.c.created_at))
         async with self._database.read() as connection:
             mark: Mark = tuple((await connection.execute(marks.select_from(api_keys))).one())
@@ -136,19 +138,19 @@ class KeyStore:
 
 
 class SecretStore:
-    """Webhook secrets of tenants, made here. (The default tenant's come from the settings.)"""
+    """Webhook secrets of tenants. (The default tenant's come from the settings.)"""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @retried
     async def rotate(self, tenant: str) -> tuple[TenantSecret, str]:
-        """A new secret and its text, shown this once; the one it replaces signs for 24 hours more."""
-        plain = SECRET_PREFIX + _base64(secrets.token_bytes(SECRET_BYTES))
+        """Make a secret; returns it with its text. The one that it replaces signs for 24 hours more."""
+        plain = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
         secret_id = f"sec_{secrets.token_hex(8)}"
         async with self._database.write() as connection:
-            if not self._database.is_sqlite:  # two rotations at once would leave two that are the newest
-                await connection.execute(ONE_ROTATION)
+            if not self._database.is_sqlite:  # two concurrent rotations would leave two newest secrets
+                await connection.execute(ROTATION_LOCK)
             time = now()
             await _retire(connection, tenant, time)
             values = {"id": secret_id, "tenant": tenant, "secret": plain, "created_at": micros(time)}
@@ -156,24 +158,24 @@ class SecretStore:
         return TenantSecret(secret_id, tenant, fingerprint_of(plain), time, None), plain
 
     async def list(self, tenant: str | None = None) -> Sequence[TenantSecret]:
-        """Those that sign, newest first."""
+        """The secrets that still sign, newest first."""
         query = _signing(now())
         async with self._database.read() as connection:
-            rows = (await connection.execute(query if tenant is None else query.where(_owned(tenant)))).all()
+            rows = (await connection.execute(query if tenant is None else query.where(_belongs_to(tenant)))).all()
         return [
             TenantSecret(row.id, row.tenant, fingerprint_of(row.secret), moment(row.created_at), _time(row.signs_until))
             for row in rows
         ]
 
     async def secrets_of(self, tenant: str) -> Sequence[str]:
-        """What a tenant's deliveries are signed with at this moment, newest first."""
+        """The texts with which a tenant's deliveries are signed now, newest first."""
         async with self._database.read() as connection:
-            rows = (await connection.execute(_signing(now()).where(_owned(tenant)))).all()
+            rows = (await connection.execute(_signing(now()).where(_belongs_to(tenant)))).all()
         return [row.secret for row in rows]
 
 
 async def shared_secret(database: Database, name: str) -> bytes:
-    """A random secret that all processes of this service have in common, made by the first that asks."""
+    """A random secret that all processes of this service share, made at its first use."""
     query = select(service_secrets.c.value).where(service_secrets.c.name == name)
     async with database.read() as connection:
         found = await connection.scalar(query)
@@ -186,11 +188,7 @@ async def shared_secret(database: Database, name: str) -> bytes:
     return bytes.fromhex(str(found))
 
 
-def _of(tenant: str) -> Any:
-    return api_keys.c.tenant == clean(tenant)
-
-
-def _owned(tenant: str) -> Any:
+def _belongs_to(tenant: str) -> Any:
     return webhook_secrets.c.tenant == clean(tenant)
 
 
@@ -201,18 +199,14 @@ def _signing(time: datetime) -> Any:
 
 
 async def _retire(connection: AsyncConnection, tenant: str, time: datetime) -> None:
-    """Limit the secret that is replaced, and forget those that sign no more."""
+    """Limit the time of the secret that is replaced, and delete those that no longer sign."""
     until = webhook_secrets.c.signs_until
-    await connection.execute(delete(webhook_secrets).where(_owned(tenant), until <= micros(time)))
+    await connection.execute(delete(webhook_secrets).where(_belongs_to(tenant), until <= micros(time)))
     await connection.execute(
         update(webhook_secrets)
-        .where(_owned(tenant), until.is_(None))
+        .where(_belongs_to(tenant), until.is_(None))
         .values(signs_until=micros(time + OLD_SECRET_SIGNS))
     )
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def _time(value: int | None) -> datetime | None:

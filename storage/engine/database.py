@@ -1,8 +1,8 @@
 """One database: SQLite in a file on one machine, Postgres on many, chosen by its URL.
 
-SQLite has three engines, because durability is a setting of a connection there: ``durable`` (synchronous=FULL; what
-accepts, cancels or seals), ``fast`` (NORMAL; claims and the like) and ``reading``. On Postgres the three are one.
-Batches of text and the watch for news have connections of their own, so that neither waits behind anything else.
+SQLite has three engines, because durability is a setting of a connection there: ``durable`` (synchronous=FULL; for
+accepting, cancelling and sealing), ``fast`` (NORMAL; claims and the like) and ``reading``. On Postgres the three are
+one. Batches of text and the watch for changes have connections of their own, so that they wait behind nothing else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from chatjobs.errors import ConfigurationError
 from domain.errors import StorageError, StorageFull, StorageRefused, StorageUnavailable
 from domain.timings import Timings
-from storage.engine import sync_transaction as inline
+from storage.engine import sync_transaction
 from storage.engine.sqlite_thread import SqliteThread
 
 SCHEMA_VERSION = "0007"
@@ -34,17 +34,17 @@ STATEMENT_SECONDS = 15
 IDLE_IN_TRANSACTION_SECONDS = 15
 """After this Postgres ends the transaction of a process that hangs, which would keep its rows locked."""
 POSTGRES_CONNECTIONS = 10
-"""Per process; two more are for batches of text and the watch for news."""
+"""Connections per process; two more are for batches of text and the watch for changes."""
 HINT_CHANNEL = "chatjobs_transcript"
-"""Postgres NOTIFY channel: a hint that somebody may look, never the data."""
+"""Postgres NOTIFY channel: a hint that there may be changes, never the data."""
 HINT = text(f"SELECT pg_notify('{HINT_CHANNEL}', '')")
 LOG_PAGES = 10_000
-"""How long SQLite's write-ahead log may grow before whoever commits has to bring it into the database file."""
+"""The length of SQLite's write-ahead log from which a commit has to checkpoint it into the database file."""
 OLDEST_SQLITE = (3, 35)
-PASSING_SQLSTATES = ("08", "40", "53", "55", "57", "58")
+TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58")
 """Classes of Postgres errors that say nothing about the data: connection, rollback, resources, locks, operator, system
 (PostgreSQL documentation, appendix A)."""
-PASSING_SQLITE = (
+TRANSIENT_SQLITE_CODES = (
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_NOMEM,
@@ -59,12 +59,12 @@ PASSING_SQLITE = (
 )
 """Result codes of SQLite that say nothing about the data (sqlite.org/rescode.html)."""
 READ_ONLY = "25006"
-"""Postgres: the server is a standby, or somebody has made it refuse writes; it passes."""
+"""Postgres: the server is a standby, or was set to refuse writes; transient."""
 NO_SPACE = ("53100", sqlite3.SQLITE_FULL)
 CUT = ("08", "57P")
-"""Postgres: the connection is gone, or the server ends it."""
+"""Postgres: the connection is lost, or the server ends it."""
 ROLLED_BACK = ("40001", "40P01")
-"""Serialisation failure and deadlock: nothing was done, and doing it again is all that is needed."""
+"""Postgres: serialisation failure and deadlock. Nothing was changed, and the transaction can be repeated."""
 TRIES = 5
 FIRST_TRIES = 50
 RETRY_SECONDS = 0.02
@@ -76,7 +76,7 @@ T = TypeVar("T")
 
 
 class RolledBack(StorageUnavailable):
-    """The database gave another transaction the right of way; try again in a moment."""
+    """The database rolled this transaction back in favour of another one; try again in a moment."""
 
 
 class ConnectionCut(StorageUnavailable):
@@ -84,10 +84,10 @@ class ConnectionCut(StorageUnavailable):
 
 
 def reconnecting(transaction: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Do a transaction again whose connection was cut. It has to recognise its own work."""
+    """Repeat a transaction whose connection was cut. It must be idempotent: it may have been committed."""
 
     @functools.wraps(transaction)
-    async def until_done(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def repeated(*args: P.args, **kwargs: P.kwargs) -> T:
         for _ in range(RECONNECTS):
             try:
                 return await transaction(*args, **kwargs)
@@ -95,14 +95,14 @@ def reconnecting(transaction: Callable[P, Awaitable[T]]) -> Callable[P, Coroutin
                 await asyncio.sleep(RETRY_SECONDS)
         return await transaction(*args, **kwargs)
 
-    return until_done
+    return repeated
 
 
 def retried(transaction: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Do a whole transaction again that Postgres rolled back for the sake of another, five times in all."""
+    """Repeat a whole transaction that Postgres rolled back in favour of another one; TRIES tries in all."""
 
     @functools.wraps(transaction)
-    async def until_done(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def repeated(*args: P.args, **kwargs: P.kwargs) -> T:
         for number in range(1, TRIES):
             try:
                 return await transaction(*args, **kwargs)
@@ -110,13 +110,13 @@ def retried(transaction: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any
                 await asyncio.sleep(number * RETRY_SECONDS)
         return await transaction(*args, **kwargs)
 
-    return until_done
+    return repeated
 
 
 class Database:
-    """Opened with ``Database.open``; close it when done.
+    """The connections of one process, opened with ``Database.open``; close it when done.
 
-    Raises StorageUnavailable for everything that may pass (locked, full, unreachable) and StorageRefused for what the
+    Raises StorageUnavailable for transient errors (locked, full, unreachable) and StorageRefused for data that the
     database will never take.
     """
 
@@ -127,13 +127,13 @@ class Database:
         if self.is_sqlite:
             self._durable = _sqlite_writer(url, timings, synchronous="FULL")
             self._fast = _sqlite_writer(url, timings, synchronous="NORMAL")
-            self._ends = ThreadPoolExecutor(1, thread_name_prefix="transaction-ends")
+            self._begin_and_commit = ThreadPoolExecutor(1, thread_name_prefix="transaction-ends")
             self.reading = self._own = _sqlite_reader(url, timings, connections=4)
         else:
             self.reading = _postgres_engine(url, timings, POSTGRES_CONNECTIONS)
             self._own = _postgres_engine(url, timings, 2)
-        # SQLite makes a second writer poll with growing pauses; inside one process waiting in line is faster.
-        self._line = asyncio.Lock()
+        # SQLite makes a second writer poll with growing pauses; inside one process a lock is faster.
+        self._write_lock = asyncio.Lock()
         self._writers: set[asyncio.Task[Any] | None] = set()
 
     @classmethod
@@ -149,7 +149,7 @@ class Database:
 
     @classmethod
     def as_it_is(cls, url: str, *, timings: Timings = Timings()) -> Database:
-        """Neither connected nor migrated: for whoever only wants to look. Raises ConfigurationError."""
+        """A database that is neither connected nor migrated, for inspection only. Raises ConfigurationError."""
         return cls(_with_driver(_parsed(url)), timings=timings)
 
     async def close(self) -> None:
@@ -158,27 +158,31 @@ class Database:
         if self.is_sqlite:
             self._durable.dispose()
             self._fast.dispose()
-            self._ends.shutdown(wait=False)
+            self._begin_and_commit.shutdown(wait=False)
 
     @asynccontextmanager
     async def write(self, engine: Literal["durable", "fast"] = "durable") -> AsyncIterator[AsyncConnection]:
         """One write transaction, committed at the end of the block. A task may be in one at a time."""
-        with translated(), self._once():
+        with translated(), self._not_nested():
             if not self.is_sqlite:
                 async with self.reading.begin() as connection:
                     yield connection
                 return
-            async with self.turn(), inline.transaction(getattr(self, f"_{engine}"), self._ends) as connection:
+            async with (
+                self.turn(),
+                sync_transaction.transaction(getattr(self, f"_{engine}"), self._begin_and_commit) as connection,
+            ):
                 yield connection
 
     def not_writing(self) -> None:
-        """For what another task will write: if this one is in a write transaction, it would wait for itself."""
+        """Raise RuntimeError if the current task is in a write transaction: waiting for another task's write, it would
+        wait for itself."""
         if asyncio.current_task() in self._writers:
             raise RuntimeError("This task is in a write transaction already")
 
     @contextmanager
-    def _once(self) -> Iterator[None]:
-        """A write inside a write would wait for itself."""
+    def _not_nested(self) -> Iterator[None]:
+        """Raise RuntimeError for a write inside a write, which would wait for itself."""
         self.not_writing()
         task = asyncio.current_task()
         self._writers.add(task)
@@ -189,13 +193,13 @@ class Database:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """This process's turn to write to SQLite; the queue keeps its order."""
+        """The right to write to SQLite, which one task of this process has at a time, in order of their requests."""
         async with asyncio.timeout(self._busy_seconds):
-            await self._line.acquire()
+            await self._write_lock.acquire()
         try:
             yield
         finally:
-            self._line.release()
+            self._write_lock.release()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -209,28 +213,28 @@ class Database:
 
     @asynccontextmanager
     async def single(self, *, own: bool = False) -> AsyncIterator[AsyncConnection]:
-        """Statements that are transactions each: on Postgres a single round trip. ``own``: on a connection kept for
-        the two that must not wait behind anything else."""
+        """A connection on which each statement is a transaction: on Postgres a single round trip. ``own``: one that is
+        reserved for batches of text and the watch for changes."""
         with translated():
             async with (self._own if own else self.reading).connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 yield connection
 
     async def hint(self, connection: AsyncConnection) -> None:
-        """Tell readers that this transaction has news for them, where they have no other way to learn it at once."""
+        """Notify readers of this transaction's changes on Postgres; on SQLite they notice them by themselves."""
         if not self.is_sqlite:
             await connection.execute(HINT)
 
     def sqlite_thread(self, name: str) -> SqliteThread:
-        """A SQLite connection of its own, for what has to be fast."""
+        """A SQLite connection on a thread of its own, for work that has to be fast."""
 
         def configure(connection: sqlite3.Connection) -> None:
-            _configured(connection, "NORMAL", self._busy_seconds)
+            _configure(connection, "NORMAL", self._busy_seconds)
 
         return SqliteThread(self.url.database or "", name=name, configure=configure)
 
     async def _prepare(self) -> None:
-        """Migrate. While another process switches a new SQLite file to WAL, it refuses everybody without waiting."""
+        """Migrate; repeated on SQLite, which refuses all others while one process switches a new file to WAL."""
         for _ in range(FIRST_TRIES if self.is_sqlite else 0):
             try:
                 return await self._migrate()
@@ -250,13 +254,13 @@ class Database:
             await connection.run_sync(upgrade)
 
     async def version(self) -> str | None:
-        """Of the schema, as SCHEMA_VERSION; None where there is none yet. Raises StorageUnavailable."""
+        """The schema's version; None if there is no schema yet. Raises StorageUnavailable."""
         async with self.read() as connection:
             return await connection.run_sync(_schema_version)
 
 
 async def check_writable(database: Database) -> None:
-    """Write something that nobody reads. Raises StorageUnavailable."""
+    """Make a write without effect. Raises StorageUnavailable."""
     if database.is_sqlite:
         async with database.write("fast") as connection:
             version = await connection.scalar(text("PRAGMA user_version"))
@@ -322,7 +326,7 @@ def _sqlite_reader(url: URL, timings: Timings, *, connections: int) -> AsyncEngi
         hide_parameters=True,
         connect_args={"timeout": timings.database_busy_seconds},
     )
-    _prepared(engine.sync_engine, timings, "NORMAL", begin="BEGIN")
+    _add_hooks(engine.sync_engine, timings, "NORMAL", begin="BEGIN")
     return engine
 
 
@@ -338,29 +342,29 @@ def _sqlite_writer(url: URL, timings: Timings, *, synchronous: str) -> Engine:
         connect_args={"timeout": timings.database_busy_seconds, "check_same_thread": False},
     )
     # A deferred transaction that turns into a writer fails at once, whatever the busy timeout.
-    _prepared(engine, timings, synchronous, begin="BEGIN IMMEDIATE")
+    _add_hooks(engine, timings, synchronous, begin="BEGIN IMMEDIATE")
     return engine
 
 
-def _prepared(engine: Engine, timings: Timings, synchronous: str, *, begin: str) -> None:
+def _add_hooks(engine: Engine, timings: Timings, synchronous: str, *, begin: str) -> None:
     @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:
+    def _connected(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
-        _configured(connection, synchronous, timings.database_busy_seconds)
+        _configure(connection, synchronous, timings.database_busy_seconds)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":  # the event comes then, too
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":  # which has the event as well
             connection.exec_driver_sql(begin)
 
 
-def _configured(connection: Any, synchronous: str, busy_seconds: float) -> None:
+def _configure(connection: Any, synchronous: str, busy_seconds: float) -> None:
     cursor = connection.cursor()
     for pragma in (f"busy_timeout={round(busy_seconds * 1_000)}", "journal_mode=WAL", f"synchronous={synchronous}"):
         cursor.execute(f"PRAGMA {pragma}")
-    # What is deleted is overwritten: Debian's SQLite does so by itself, others leave the text in the file.
+    # Deleted data is overwritten: Debian's SQLite does so by default, others leave the text in the file.
     cursor.execute("PRAGMA secure_delete=ON")
-    # Normally batches.py has brought the log in long before; a commit that does it takes 20 ms and more.
+    # Normally batches.py has made the checkpoint long before; a commit that makes it takes 20 ms and more.
     cursor.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
     cursor.close()
 
@@ -384,7 +388,7 @@ def _postgres_engine(url: URL, timings: Timings, connections: int) -> AsyncEngin
 
     @event.listens_for(engine.sync_engine, "checkout")
     def _alive(connection: Any, _record: object, _proxy: object) -> None:
-        """Connections that a restarted server has closed are replaced unnoticed; asking it each time would cost."""
+        """Replace connections that a restarted server has closed; a ping for each checkout would cost a round trip."""
         if connection.driver_connection.is_closed():
             raise DisconnectionError
 
@@ -396,34 +400,34 @@ def _postgres_engine(url: URL, timings: Timings, connections: int) -> AsyncEngin
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """The one place where a database's own exceptions become ours. Texts of statements and values stay out."""
+    """Translate the database's exceptions into ours, the only place that does; texts and values stay out."""
     try:
         yield
     except DBAPIError as error:
-        raise _ours(error, error.orig, invalidated=error.connection_invalidated) from None
+        raise _translation(error, error.orig, invalidated=error.connection_invalidated) from None
     except sqlite3.Error as error:
-        raise _ours(error, error, invalidated=False) from None
+        raise _translation(error, error, invalidated=False) from None
     except UnicodeEncodeError:
         raise StorageRefused("The database refused this text: it is not valid Unicode") from None
     except (PoolTimeout, OSError, TimeoutError) as error:
         raise StorageUnavailable(f"The database is not available ({type(error).__name__}); is it running?") from None
 
 
-def _ours(error: Exception, original: BaseException | None, *, invalidated: bool) -> StorageError:
+def _translation(error: Exception, original: BaseException | None, *, invalidated: bool) -> StorageError:
     cause = (original and original.__cause__) or original or error
     state = getattr(cause, "sqlstate", None)
     code = getattr(cause, "sqlite_errorcode", None)
     if isinstance(state, str):
-        passing = state.startswith(PASSING_SQLSTATES) or state == READ_ONLY
+        transient = state.startswith(TRANSIENT_SQLSTATES) or state == READ_ONLY
     elif isinstance(code, int):
-        passing = code & 0xFF in PASSING_SQLITE
-    else:  # a ValueError is asyncpg's word for a value that it cannot send
+        transient = code & 0xFF in TRANSIENT_SQLITE_CODES
+    else:  # asyncpg raises ValueError for a value that it cannot send
         kinds = (OperationalError, InterfaceError, sqlite3.OperationalError, sqlite3.InterfaceError)
-        passing = not isinstance(cause, ValueError) and (invalidated or isinstance(error, kinds))
-    if not passing:
+        transient = not isinstance(cause, ValueError) and (invalidated or isinstance(error, kinds))
+    if not transient:
         return StorageRefused(f"The database refused this ({type(cause).__name__})")
     kind = _kind(state, code, invalidated=invalidated)
-    # SQLite's words for these codes are constant; Postgres may quote values, so that only the kind is told.
+    # SQLite's texts for these codes are constant; Postgres may quote values, so that only its error class is given.
     reason = str(cause) if isinstance(code, int) else type(cause).__name__
     return kind(f"The database is not available ({reason}); try again in a moment")
 

@@ -1,7 +1,7 @@
-"""A group commit: whoever comes while a transaction is under way is in the next one.
+"""A group commit: changes that arrive during a transaction are committed together in the next one.
 
-A commit waits for the disk, and on SQLite only one can be under way: with one change in each, a burst would wait in
-line. Nobody waits for company: alone, a change is committed at once.
+A commit waits for the disk, and SQLite makes one at a time: with one change in each, a burst would queue up. A single
+change is committed at once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ R = TypeVar("R")
 MOST_AT_ONCE = 200
 """Changes in one transaction."""
 LARGEST_AT_ONCE = 16 * 1024 * 1024
-"""What they may weigh together; one that is larger is alone in its own."""
+"""Their largest total weight; a heavier change has a transaction of its own."""
 
 
 class _Waiting(Generic[T, R]):
-    """A change and whoever waits for it."""
+    """A change and the future for its outcome."""
 
     def __init__(self, change: T, weight: int) -> None:
         self.change = change
@@ -34,7 +34,7 @@ class _Waiting(Generic[T, R]):
         self.outcome: asyncio.Future[R] = asyncio.get_running_loop().create_future()
 
     def settle(self, outcome: R | ChatJobsError) -> None:
-        if self.outcome.done():  # whoever waited was cancelled; the change stands
+        if self.outcome.done():  # the caller was cancelled; the change is committed all the same
             return
         if isinstance(outcome, ChatJobsError):
             self.outcome.set_exception(outcome)
@@ -43,7 +43,7 @@ class _Waiting(Generic[T, R]):
 
 
 class Group(Generic[T, R]):
-    """``commit`` makes one transaction of some changes, and returns the outcome of each in their order."""
+    """Commits changes in groups: ``commit`` makes one transaction of some, and returns their outcomes in order."""
 
     def __init__(self, commit: Callable[[Sequence[T]], Awaitable[Sequence[R | ChatJobsError]]]) -> None:
         self._commit = commit
@@ -51,9 +51,9 @@ class Group(Generic[T, R]):
         self._working: asyncio.Task[None] | None = None
 
     async def add(self, change: T, *, weight: int = 0) -> R:
-        """The outcome of a change once it is committed. Raises it where it is an error.
+        """Commit a change and return its outcome, which is raised if it is an error. Raises StorageError.
 
-        Cancelled, the change may be made all the same. Raises StorageError.
+        A caller that is cancelled may find its change committed all the same.
         """
         waiting: _Waiting[T, R] = _Waiting(change, weight)
         self._waiting.append(waiting)
@@ -62,14 +62,14 @@ class Group(Generic[T, R]):
         return await waiting.outcome
 
     async def _work(self) -> None:
-        """Until nobody waits any more."""
+        """Commit groups until no change waits."""
         try:
             while self._waiting:
                 await self._settle(self._next())
         finally:
             self._working = None
-            left, self._waiting = self._waiting, []
-            for waiting in left:  # only where this task was cancelled, with the whole event loop
+            rest, self._waiting = self._waiting, []
+            for waiting in rest:  # only where this task was cancelled, with the whole event loop
                 waiting.outcome.cancel()
 
     def _next(self) -> list[_Waiting[T, R]]:
@@ -83,7 +83,8 @@ class Group(Generic[T, R]):
         return taken
 
     async def _settle(self, group: list[_Waiting[T, R]]) -> None:
-        """What the database refuses is not the others' misfortune: then each has a transaction of its own."""
+        """Commit a group. If the database refuses it, each change has a transaction of its own, so that only the
+        refused one fails."""
         outcomes: Sequence[R | ChatJobsError]
         try:
             outcomes = await self._commit([waiting.change for waiting in group])

@@ -1,4 +1,4 @@
-"""Brings the schema up to date, inside the caller's transaction."""
+"""Migration of the schema inside the caller's transaction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Raises ConfigurationError where the schema is one that this code does not know."""
+    """Migrate the schema. Raises ConfigurationError if its version is unknown to this code."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection

@@ -1,9 +1,8 @@
-"""The tables. The schema is created and changed by the migrations next door, never from here.
+"""The tables. Only the migrations in ``migrations/`` create and change the schema.
 
-The row in ``jobs`` is written with every batch of text, so whatever may be large lives in a table of its own:
-requests (images are base64) and results. As it is written anyway, it also holds the newest text, its ``tail``: a page
-of ``transcript`` is touched once for some hundred characters, not for every token. Times are microseconds since 1970
-in UTC.
+The row in ``jobs`` is written with every batch of text, so large values have tables of their own: requests (images are
+base64) and results. As the row is written anyway, it also holds the newest text, its ``tail``: a page of ``transcript``
+is written once for some hundred characters, not for every token. Times are microseconds since 1970 in UTC.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from chatjobs.contracts import Channel
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 CHANNELS = (Channel.CONTENT, Channel.REASONING)
-"""A channel's number in storage is its place here."""
+"""A channel's number in storage is its index here."""
 
 
 def micros(moment: datetime) -> int:
@@ -93,9 +92,9 @@ jobs = Table(
     # limits.maxLost, readable without the request.
     Column("max_lost", SmallInteger, nullable=False, server_default="5"),
     Column("queue_until", BigInteger),  # the end of limits.queueSeconds; NULL once the model was called
-    Column("deleted_at", BigInteger),  # its request, texts and deliveries are gone; the row says that it was there
+    Column("deleted_at", BigInteger),  # its request, texts and deliveries were deleted; only this row is left
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
-    # Nothing that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
+    # No column that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
     postgresql_with={"fillfactor": "70"},
 )
 Index("jobs_newest", jobs.c.tenant, jobs.c.created_at, jobs.c.id)
@@ -188,7 +187,7 @@ deliveries = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("next_try_at", BigInteger),
     Column("delivered_at", BigInteger),
-    Column("wanted_at", BigInteger),  # when Temporal is to be told that a try is wanted now; NULL once it knows
+    Column("wanted_at", BigInteger),  # when Temporal is to be notified of a requested try; NULL once it was
 )
 Index("deliveries_newest", deliveries.c.tenant, deliveries.c.created_at, deliveries.c.id)
 Index(
@@ -221,8 +220,8 @@ api_keys = Table(
     metadata,
     Column("id", String(32), primary_key=True),
     Column("tenant", String(128), nullable=False),
-    Column("name", String(128), nullable=False),  # what its owner calls it
-    Column("digest", String(64), nullable=False, unique=True),  # SHA-256 (hex) of the key, which is kept nowhere
+    Column("name", String(128), nullable=False),  # the owner's name for it
+    Column("digest", String(64), nullable=False, unique=True),  # SHA-256 (hex) of the key, which is not stored
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
@@ -235,7 +234,7 @@ webhook_secrets = Table(
     Column("tenant", String(128), nullable=False),
     Column("secret", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
-    Column("signs_until", BigInteger),  # replaced by a newer one; NULL: it signs until it is
+    Column("signs_until", BigInteger),  # set when a newer one replaces it
 )
 Index("webhook_secrets_tenant", webhook_secrets.c.tenant, webhook_secrets.c.created_at)
 
@@ -243,7 +242,7 @@ service_secrets = Table(
     "service_secrets",
     metadata,
     Column("name", String(32), primary_key=True),
-    Column("value", Text, nullable=False),  # what several processes must share, such as the key of the stream tokens
+    Column("value", Text, nullable=False),  # shared by all processes, such as the key of the stream tokens
 )
 
 lanes = Table(
@@ -251,16 +250,16 @@ lanes = Table(
     metadata,
     Column("name", String(128), primary_key=True),
     Column("free_at", BigInteger, nullable=False),  # when the next call may start
-    Column("shifted", BigInteger, nullable=False, server_default="0"),  # by how much late calls moved free_at, in all
+    Column("shifted", BigInteger, nullable=False, server_default="0"),  # the sum of what late calls added to free_at
     Column("paused_until", BigInteger, nullable=False),
     Column("refusals", Integer, nullable=False),  # 429s in a row
-    Column("set_to", Float),  # calls per second, by an operator
-    Column("seen", Float),  # calls per second, by the model's headers
+    Column("set_to", Float),  # calls per second, set by an operator
+    Column("seen", Float),  # calls per second, from the model's headers
     # The breaker (storage/rate_limits/breaker.py).
     Column("failures", BigInteger, nullable=False, server_default="0"),  # calls in a row that the model failed
     Column("openings", BigInteger, nullable=False, server_default="0"),  # in a row; 0: the breaker is closed
     Column("open_until", BigInteger, nullable=False, server_default="0"),
-    Column("probe", String(128)),  # the job that tries the model while the others wait, or that tried it last
+    Column("probe", String(128)),  # the job that probes the model while the others wait, or that probed it last
     Column("probe_until", BigInteger, nullable=False, server_default="0"),
     Column("suspects", Text),  # JSON: [job, attempt] of the failures in a row
     Column("last_error", String(256)),
@@ -275,8 +274,8 @@ lane_waiters = Table(
     Column("priority", SmallInteger, nullable=False),
     Column("tag", BigInteger, nullable=False),  # its round in fair queueing (storage/rate_limits/lane_queue.py)
     Column("since", BigInteger, nullable=False),
-    Column("asks_at", BigInteger, nullable=False),  # when it asks again
-    Column("near", Boolean, nullable=False),  # it waits in a worker, or has been called there
+    Column("asks_at", BigInteger, nullable=False),  # when it requests its turn again
+    Column("near", Boolean, nullable=False),  # it waits in a worker, or was called to one
 )
 Index(
     "lane_waiters_order",
@@ -293,7 +292,7 @@ lane_classes = Table(
     metadata,
     Column("lane", String(128), primary_key=True),
     Column("priority", SmallInteger, primary_key=True),
-    Column("tag", BigInteger, nullable=False),  # the round that is being served
+    Column("tag", BigInteger, nullable=False),  # the current round
 )
 
 lane_tenants = Table(
@@ -302,7 +301,7 @@ lane_tenants = Table(
     Column("lane", String(128), primary_key=True),
     Column("priority", SmallInteger, primary_key=True),
     Column("tenant", String(128), primary_key=True),
-    Column("tag", BigInteger, nullable=False),  # the last round that the tenant has a place in
+    Column("tag", BigInteger, nullable=False),  # the last round in which the tenant has a place
 )
 
 endpoints = Table(

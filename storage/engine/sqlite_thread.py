@@ -1,8 +1,8 @@
 """A SQLite connection on a thread of its own.
 
-Every call of a statement through an asynchronous driver is a hop to a thread and back, and every step of one that
-returns to Python gives the interpreter lock away and waits up to 5 ms to have it again if the event loop is busy. What
-has to be fast therefore runs as a whole over there, in few statements that each do much.
+Every statement through an asynchronous driver is a hop to a thread and back, and every step that returns to Python
+releases the interpreter lock and waits up to 5 ms to get it back if the event loop is busy. Work that has to be fast
+therefore runs as a whole on that thread, in few statements that each do much.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 
 class SqliteThread:
-    """``open`` it for a block. Raises sqlite3.Error as it comes: see database.translated."""
+    """A connection that is opened with ``open`` for a block. Raises sqlite3.Error untranslated: see
+    database.translated."""
 
     def __init__(self, path: str, *, name: str, configure: Callable[[sqlite3.Connection], None]) -> None:
         self._path = path
@@ -33,11 +34,11 @@ class SqliteThread:
             yield self
         finally:
             self._executor.submit(self._disconnect)
-            # What runs there ends within SQLite's busy timeout; waiting for it must not hold up the event loop.
+            # The thread's work ends within SQLite's busy timeout; waiting for it must not block the event loop.
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown))
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What ``work`` returns. Cancelled: it goes on to its end over there."""
+        """Run ``work`` on the thread and return its result. It runs to its end even if the caller is cancelled."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, work)
 
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -45,7 +46,7 @@ class SqliteThread:
         try:
             return work(connection)
         except BaseException:
-            # The next one starts from nothing: the file may have been replaced, or the disk been full.
+            # The next call opens a new connection: the file may have been replaced, or the disk been full.
             self._disconnect()
             raise
 
@@ -61,7 +62,7 @@ class SqliteThread:
         return self._connection
 
     def _disconnect(self) -> None:
-        """Closing rolls an open transaction back."""
+        """Close the connection, which rolls an open transaction back."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):

@@ -1,8 +1,9 @@
-"""SQLite transactions whose statements run at once, on the event loop's own thread.
+"""SQLite transactions whose statements run synchronously on the event loop's own thread.
 
-An asynchronous driver takes every statement to a thread and back, which costs five times what the statement does. What
-may take long in a write transaction is its two ends: BEGIN IMMEDIATE waits for other processes, COMMIT for the disk.
-Those go to a thread. In between the lock is ours and the statements are look-ups by key: tens of microseconds.
+An asynchronous driver moves every statement to a thread and back, which costs five times the statement itself. In a
+write transaction only BEGIN IMMEDIATE, which waits for other processes, and COMMIT, which waits for the disk, may take
+long: these two run on a thread. In between this process has the lock, and the statements are look-ups by key: tens of
+microseconds.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ T = TypeVar("T")
 async def transaction(engine: Engine, executor: Executor) -> AsyncIterator[AsyncConnection]:
     """Begin, and commit at the end of the block. The engine's connections begin with BEGIN IMMEDIATE.
 
-    ``executor`` has a thread for the ends; the event loop's own may be full of slow name look-ups.
+    ``executor`` runs BEGIN and COMMIT; the event loop's own may be full of slow name look-ups.
     """
     with engine.connect() as connection:
-        await _to_its_end(executor, connection.begin)
+        await _run_to_end(executor, connection.begin)
         try:
             yield cast(AsyncConnection, _Inline(connection))
         except BaseException:
             connection.rollback()
             raise
-        await _to_its_end(executor, connection.commit)
+        await _run_to_end(executor, connection.commit)
 
 
 class _Inline:
-    """The part of AsyncConnection that this room uses."""
+    """The part of AsyncConnection that storage uses."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -52,8 +53,8 @@ class _Inline:
         return work(self._connection)
 
 
-async def _to_its_end(executor: Executor, work: Callable[[], object]) -> None:
-    """In a thread. Cancelled: waits for the end all the same, so that nobody else uses the connection meanwhile."""
+async def _run_to_end(executor: Executor, work: Callable[[], object]) -> None:
+    """Run in a thread. A cancelled caller waits for the end, so that nothing else uses the connection meanwhile."""
     running = asyncio.get_running_loop().run_in_executor(executor, work)
     try:
         await asyncio.shield(running)

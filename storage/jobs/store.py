@@ -51,7 +51,7 @@ from storage.jobs.rows import (
     past,
     store_tail,
 )
-from storage.rate_limits.limiter import Gate, Limiter
+from storage.rate_limits.limiter import Limiter, Reserve
 
 SAMPLES_AMONG = 200
 """Jobs that ended last, among which those of a model are looked for."""
@@ -139,15 +139,15 @@ class JobStore:
         fence: int,
         claimant: str,
         run_id: str,
-        gate: Gate | None = None,
+        reserve: Reserve | None = None,
         tries: int = sys.maxsize,
     ) -> Claim:
         """Take a job over for an attempt, if no later attempt has it.
 
         ``fence`` grows over all attempts of a job, also across Resets. ``claimant`` is unique to the caller, so that
-        it may ask again after a lost answer. A failed job that another workflow run sealed is reopened. ``gate`` says
-        when the job may call the model; where that is later, nothing is taken. ``tries``: attempts before this one, as
-        Temporal counts them: workers that died before an operator's Reset are not held against the job.
+        it may ask again after a lost answer. A failed job that another workflow run sealed is reopened. ``reserve``
+        says when the job may call the model; where that is later, nothing is taken. ``tries``: attempts before this
+        one, as Temporal counts them: workers that died before an operator's Reset are not held against the job.
         Raises JobNotFound (also where the request was not kept), FenceLost.
         """
         async with self._database.write("fast") as connection:
@@ -163,14 +163,14 @@ class JobStore:
                 raise FenceLost
             if row.fence < fence and await _lost_too_often(connection, row, tries):
                 return _claim(row, "worker_lost", fence)
-            claim, body = await self._take(connection, row, fence, claimant, gate)
+            claim, body = await self._take(connection, row, fence, claimant, reserve)
         if claim.outcome != "taken":
             return claim
         # After the commit: a request that ends the process that reads it is in the ledger by now.
         return replace(claim, request=ChatRequest.model_validate_json(body))
 
     async def _take(
-        self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, gate: Gate | None
+        self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, reserve: Reserve | None
     ) -> tuple[Claim, str]:
         """The claim, without its request, whose JSON it gives beside it."""
         body = await connection.scalar(REQUEST, {"key": row.id})
@@ -179,7 +179,7 @@ class JobStore:
         if _queue_seconds_left(row, body, micros(now())) <= 0:
             return _claim(row, "expired", fence), body
         asker = Claimant(row.id, row.tenant, row.priority, row.created_at, returns=row.attempt > 0)
-        turn = await gate(connection, row.model, asker) if gate else None
+        turn = await reserve(connection, row.model, asker) if reserve else None
         time = micros(now())
         if turn is not None and not turn.granted:
             left = _seconds_left(row, body, time)

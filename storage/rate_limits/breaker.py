@@ -1,11 +1,11 @@
-"""A lane's circuit breaker: when the model fails calls in a row, everybody waits and one job at a time tries it.
+"""A lane's circuit breaker: when the model fails calls in a row, all jobs wait and one at a time probes the model.
 
-Closed: calls start, and failures in a row are counted. THRESHOLD of them open it. Open: nobody starts until the wait is
-over, then one job probes. A probe that fails makes the wait longer, an answer closes the breaker.
+Closed: calls start, and failures in a row are counted. THRESHOLD of them open it. Open: no call starts until the wait
+is over, then one job probes. A probe that fails makes the wait longer, an answer closes the breaker.
 
 The failures that opened it, and those while it was open, are excused: they do not count against a job's own attempts.
-If all of them were of a single job, and another job's call is answered then, it was that job that failed and not the
-model: its failures count after all.
+If all of them were of a single job, and another job's call is answered then, the cause was that job and not the model:
+its failures count after all.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CLOSED: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The breaker is open: nobody calls the model for so many ``seconds``. ``opened``: it was closed before."""
+    """An open breaker: no call starts for ``seconds``. ``opened``: it was closed before."""
 
     seconds: float
     opened: bool
@@ -57,34 +57,34 @@ def is_open(lane: Row[Any]) -> bool:
     return bool(lane.openings > 0)
 
 
-def waits_until(lane: Row[Any], time: int) -> int:
-    """When the next job may probe. A time that no clock of today can have written is not believed."""
+def next_probe_at(lane: Row[Any], time: int) -> int:
+    """When the next job may probe. A time further ahead than any that is ever written is ignored."""
     until = max(lane.open_until, lane.probe_until)
     return int(until) if until <= time + int(LONGEST_ASKED_SECONDS * SECOND) else time
 
 
-def expected(lane: Row[Any], time: int) -> int:
-    """When calls may start again, if the next probe, or the one under way, succeeds."""
-    until = waits_until(lane, time)
+def expected_start(lane: Row[Any], time: int) -> int:
+    """When calls may start again if the next probe, or the current one, succeeds."""
+    until = next_probe_at(lane, time)
     return min(until, time + int(ANSWER_SECONDS * SECOND)) if lane.probe_until > time else until
 
 
 def may_probe(lane: Row[Any], time: int, job_id: str, *, others: bool) -> bool:
-    """Whether a job may try the model now. ``others``: there are jobs besides it that could."""
+    """Whether a job may probe the model now. ``others``: other jobs wait that could."""
     if lane.probe == job_id and lane.probe_until:  # its worker died while it probed
         return True
-    until = waits_until(lane, time)
+    until = next_probe_at(lane, time)
     if time < until:
         return False
     return lane.probe != job_id or not others or time >= until + int(ALONE_SECONDS * SECOND)
 
 
-def probing(time: int, job_id: str) -> dict[str, Any]:
-    """The lane's changes when a job begins to probe."""
+def probe_changes(time: int, job_id: str) -> dict[str, Any]:
+    """The changes of the lane's row when a job begins to probe."""
     return {"probe": job_id, "probe_until": time + int(PROBE_SECONDS * SECOND)}
 
 
-async def failed(
+async def record_failure(
     connection: AsyncConnection,
     lane: Row[Any],
     time: int,
@@ -94,9 +94,9 @@ async def failed(
     *,
     timings: Timings = Timings(),
 ) -> Outage | None:
-    """The model failed a job's call (job, number of the attempt). ``retry_after``: seconds, as the model asked.
+    """Record a failed ``call`` (job, number of the attempt). ``retry_after``: the seconds that the model asked for.
 
-    Returns None where the breaker stays closed.
+    Returns None if the breaker stays closed.
     """
     suspects = [*_suspects(lane), list(call)][-MOST_SUSPECTS:]
     changes = {"suspects": json.dumps(suspects), "last_error": clean(message)[:256], "failures": lane.failures + 1}
@@ -104,40 +104,37 @@ async def failed(
     probe_failed = openings and lane.probe == call[0] and lane.probe_until
     if probe_failed or (not openings and changes["failures"] >= THRESHOLD):
         openings += 1
-        open_until = time + int(max(_wait(openings, timings), retry_after) * SECOND)
+        grown = timings.first_outage_wait_seconds * 2.0 ** min(openings - 1, 10)
+        wait = min(grown, timings.longest_outage_wait_seconds)
+        open_until = time + int(max(wait, retry_after) * SECOND)
         changes |= {"openings": openings, "open_until": open_until, "probe": call[0], "probe_until": 0}
-    await _change(connection, lane, changes)
+    await _update(connection, lane, changes)
     if not openings:
         return None
     await _excuse(connection, [list(call)] if lane.openings else suspects, excused=True)
     return Outage(max(float(open_until - time) / SECOND, retry_after), opened=not lane.openings)
 
 
-async def answered(connection: AsyncConnection, lane: Row[Any], job_id: str) -> None:
-    """The model answered a job's call: close the breaker."""
+async def record_answer(connection: AsyncConnection, lane: Row[Any], job_id: str) -> None:
+    """Record a job's answered call: the breaker closes."""
     suspects = _suspects(lane)
-    guilty = {job for job, _ in suspects}
-    if is_open(lane) and len(guilty) == 1 and guilty != {job_id}:
+    failed_jobs = {job for job, _ in suspects}
+    if is_open(lane) and len(failed_jobs) == 1 and failed_jobs != {job_id}:
         await _excuse(connection, suspects, excused=False)
-    await _change(connection, lane, CLOSED)
+    await _update(connection, lane, CLOSED)
 
 
-async def released(connection: AsyncConnection, lane: Row[Any], time: int, job_id: str) -> None:
-    """A probe ended without telling anything of the model: another one may begin."""
+async def release_probe(connection: AsyncConnection, lane: Row[Any], time: int, job_id: str) -> None:
+    """Record a probe that ended without showing whether the model answers: another one may begin."""
     if lane.probe == job_id and lane.probe_until:
-        await _change(connection, lane, {"probe_until": 0, "open_until": time})
-
-
-def _wait(openings: int, timings: Timings) -> float:
-    grown = timings.first_outage_wait_seconds * 2.0 ** min(openings - 1, 10)
-    return min(grown, timings.longest_outage_wait_seconds)
+        await _update(connection, lane, {"probe_until": 0, "open_until": time})
 
 
 def _suspects(lane: Row[Any]) -> list[list[Any]]:
     return list(json.loads(lane.suspects)) if lane.suspects else []
 
 
-async def _change(connection: AsyncConnection, lane: Row[Any], changes: dict[str, Any]) -> None:
+async def _update(connection: AsyncConnection, lane: Row[Any], changes: dict[str, Any]) -> None:
     await connection.execute(update(lanes).where(lanes.c.name == lane.name).values(changes))
 
 

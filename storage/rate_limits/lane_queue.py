@@ -1,9 +1,9 @@
 """The order in which a lane's waiting jobs start: by priority, then tenants in turn, then by age.
 
 Start-time fair queueing: each waiting job has a tag, the round in which it starts. Within a priority, a tenant has one
-job in each round. A tenant that comes later joins in the round that is being served; what it was served before that
-counts for nothing, and a tenant that was just served goes after those that were not. Tags are stored, so that a place
-is a range of an index, however many wait.
+job in each round. A tenant that joins later begins in the current round; its earlier starts do not count, and a tenant
+that has just started a job follows those that have not. Tags are stored, so that a place is a range of an index,
+however many wait.
 
 All functions run in the caller's transaction. Those that write expect it to hold the lane's row.
 """
@@ -29,25 +29,25 @@ WAITER = lane_waiters.c
 ORDER = (WAITER.priority, WAITER.tag, WAITER.since, WAITER.job_id)
 
 # Built once: making a statement costs as much as running it, and these run for every call.
-ANYBODY = select(1).where(select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name")).exists())
+HAS_WAITERS = select(1).where(select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name")).exists())
 ENTRY = select(lane_waiters).where(WAITER.job_id == bindparam("key"))
 LANE_OF = select(WAITER.lane).where(WAITER.job_id == bindparam("key"))
 LOCK_LANE = select(lanes.c.name).where(lanes.c.name == bindparam("lane_name")).with_for_update()
-GONE = delete(lane_waiters).where(WAITER.job_id == bindparam("key"))
-GONE_WITH = GONE.returning(WAITER.lane, WAITER.priority, WAITER.tenant, WAITER.tag)
-WAITS = (
+DELETE = delete(lane_waiters).where(WAITER.job_id == bindparam("key"))
+DELETE_RETURNING = DELETE.returning(WAITER.lane, WAITER.priority, WAITER.tenant, WAITER.tag)
+SET_NEXT_REQUEST = (
     update(lane_waiters)
     .where(WAITER.job_id == bindparam("key"))
     .values(asks_at=bindparam("new_asks_at"), near=bindparam("new_near"))
 )
 BEFORE = tuple_(*ORDER) < tuple_(bindparam("priority"), bindparam("tag"), bindparam("since"), bindparam("job_id"))
 ALIVE = WAITER.asks_at >= bindparam("lost")
-AHEAD = (
+COUNT_AHEAD = (
     select(func.count())
     .select_from(lane_waiters)
     .where(WAITER.lane == bindparam("lane_name"), WAITER.priority <= bindparam("priority"), BEFORE, ALIVE)
 )
-NEAR_AHEAD = (
+COUNT_NEAR_AHEAD = (
     select(func.count())
     .select_from(lane_waiters)
     .where(WAITER.lane == bindparam("lane_name"), WAITER.near, WAITER.asks_at >= bindparam("overdue"), BEFORE)
@@ -66,7 +66,7 @@ TENANT_TAG = select(lane_tenants.c.tag).where(
     lane_tenants.c.priority == bindparam("priority"),
     lane_tenants.c.tenant == bindparam("tenant"),
 )
-OTHERS = select(1).where(
+HAS_OTHERS = select(1).where(
     select(WAITER.job_id)
     .where(WAITER.lane == bindparam("lane_name"), WAITER.job_id != bindparam("key"), ALIVE)
     .exists()
@@ -74,7 +74,7 @@ OTHERS = select(1).where(
 
 
 def _set_tag(table: Any, dialect: Any) -> Any:
-    """Insert a tag, or change the one that is there."""
+    """A statement that inserts a tag, or updates the stored one."""
     made = dialect.insert(table)
     keys = [column.name for column in table.primary_key]
     return made.on_conflict_do_update(index_elements=keys, set_={"tag": made.excluded.tag})
@@ -107,73 +107,75 @@ class LaneQueue:
     time: int
     lost: int
 
-    async def anybody(self) -> bool:
-        return await self.connection.scalar(ANYBODY, {"lane_name": self.lane}) is not None
+    async def has_waiters(self) -> bool:
+        """Whether any job waits, even one that is lost."""
+        return await self.connection.scalar(HAS_WAITERS, {"lane_name": self.lane}) is not None
 
-    async def others(self, job_id: str) -> bool:
-        """Whether another job than this one waits."""
+    async def has_others(self, job_id: str) -> bool:
+        """Whether a job other than this one waits."""
         values = {"lane_name": self.lane, "key": job_id, "lost": self.lost}
-        return await self.connection.scalar(OTHERS, values) is not None
+        return await self.connection.scalar(HAS_OTHERS, values) is not None
 
-    async def enter(self, asker: Claimant) -> QueueEntry:
-        """The asker's place, which it gets where it has none. A job waits in one lane at a time."""
-        row = (await self.connection.execute(ENTRY, {"key": asker.job_id})).first()
+    async def enter(self, claimant: Claimant) -> QueueEntry:
+        """Add a job to the queue unless it is there already. A job waits in one lane at a time."""
+        row = (await self.connection.execute(ENTRY, {"key": claimant.job_id})).first()
         if row is not None and row.lane == self.lane:
             return QueueEntry(row.job_id, row.priority, row.tag, row.since)
         if row is not None:
-            await leave(self.connection, asker.job_id)
-        tag = await self._new_tag(asker)
+            await leave(self.connection, claimant.job_id)
+        tag = await self._new_tag(claimant)
         values = {
             "lane": self.lane,
-            "job_id": asker.job_id,
-            "tenant": asker.tenant,
-            "priority": asker.priority,
+            "job_id": claimant.job_id,
+            "tenant": claimant.tenant,
+            "priority": claimant.priority,
             "tag": tag,
-            "since": asker.since,
+            "since": claimant.since,
             "asks_at": self.time,
             "near": False,
         }
         await self.connection.execute(insert(lane_waiters), values)
-        return QueueEntry(asker.job_id, asker.priority, tag, asker.since)
+        return QueueEntry(claimant.job_id, claimant.priority, tag, claimant.since)
 
-    async def ahead(self, entry: QueueEntry) -> int:
-        """How many start before it."""
-        values = {"lane_name": self.lane, "lost": self.lost, **_place(entry)}
-        return int(await self.connection.scalar(AHEAD, values) or 0)
+    async def count_ahead(self, entry: QueueEntry) -> int:
+        """Number of jobs that start before it."""
+        values = {"lane_name": self.lane, "lost": self.lost, **_order_key(entry)}
+        return int(await self.connection.scalar(COUNT_AHEAD, values) or 0)
 
-    async def near_ahead(self, entry: QueueEntry) -> int:
-        """Those of them that are in a worker, or on their way to one, and in time."""
+    async def count_near_ahead(self, entry: QueueEntry) -> int:
+        """Number of those jobs that are in a worker or on their way to one, and not overdue."""
         overdue = self.time - int(OVERDUE_SECONDS * SECOND)
-        values = {"lane_name": self.lane, "overdue": overdue, **_place(entry)}
-        return int(await self.connection.scalar(NEAR_AHEAD, values) or 0)
+        values = {"lane_name": self.lane, "overdue": overdue, **_order_key(entry)}
+        return int(await self.connection.scalar(COUNT_NEAR_AHEAD, values) or 0)
 
-    async def waits(self, entry: QueueEntry, asks_at: int, *, near: bool) -> None:
+    async def set_next_request(self, entry: QueueEntry, asks_at: int, *, near: bool) -> None:
+        """Store when a waiting job requests its turn again."""
         values = {"key": entry.job_id, "new_asks_at": asks_at, "new_near": near}
-        await self.connection.execute(WAITS, values)
+        await self.connection.execute(SET_NEXT_REQUEST, values)
 
-    async def served(self, entry: QueueEntry) -> None:
-        """It starts: its place is free, and its round is the one that is being served."""
-        await self.connection.execute(GONE, {"key": entry.job_id})
+    async def dequeue(self, entry: QueueEntry) -> None:
+        """Remove a job that starts; its round becomes the current one."""
+        await self.connection.execute(DELETE, {"key": entry.job_id})
         values = {"lane_name": self.lane, "priority": entry.priority, "lost": self.lost}
         first = await self.connection.scalar(FIRST_TAG, values)
-        await self._serve(entry.priority, entry.tag if first is None else min(entry.tag, first))
+        await self._advance_round(entry.priority, entry.tag if first is None else min(entry.tag, first))
 
-    async def passed(self, asker: Claimant) -> None:
-        """It starts without having waited; its tenant's turn is over all the same."""
-        await self._serve(asker.priority, await self._new_tag(asker))
+    async def start_without_waiting(self, claimant: Claimant) -> None:
+        """Count the start of a job that has not waited as its tenant's turn."""
+        await self._advance_round(claimant.priority, await self._new_tag(claimant))
 
-    async def _serve(self, priority: int, tag: int) -> None:
+    async def _advance_round(self, priority: int, tag: int) -> None:
         if tag > await self._class_tag(priority):
             values = {"lane": self.lane, "priority": priority, "tag": tag}
             await self.connection.execute(SET_CLASS[self.dialect], values)
 
-    async def _new_tag(self, asker: Claimant) -> int:
-        """The round after the last one that the tenant has a place in. A job that comes back goes before all of its
+    async def _new_tag(self, claimant: Claimant) -> int:
+        """The round after the last one in which the tenant has a place. A job that returns goes before all of its
         priority: it had its turn, and lost it through no fault of its own."""
-        current = await self._class_tag(asker.priority)
-        if asker.returns:
+        current = await self._class_tag(claimant.priority)
+        if claimant.returns:
             return current - 1
-        key = {"priority": asker.priority, "tenant": asker.tenant}
+        key = {"priority": claimant.priority, "tenant": claimant.tenant}
         last = await self.connection.scalar(TENANT_TAG, {"lane_name": self.lane, **key})
         tag = current if last is None else max(current, last + 1)
         await self.connection.execute(SET_TENANT[self.dialect], {"lane": self.lane, "tag": tag, **key})
@@ -183,24 +185,28 @@ class LaneQueue:
         found = await self.connection.scalar(CLASS_TAG, {"lane_name": self.lane, "priority": priority})
         return int(found or 0)
 
-    async def first(self, count: int, *, but: str | None = None) -> Sequence[Row[Any]]:
-        """The rows of those that start next, without those that are overdue, and without one job."""
-        found: Sequence[Row[Any]] = (await self.connection.execute(_first(self.lane, self.time, count, but))).all()
+    async def next_waiters(self, count: int, *, excluding: str | None) -> Sequence[Row[Any]]:
+        """The rows of the jobs that start next, without the overdue ones and without the job ``excluding``."""
+        due = WAITER.asks_at >= self.time - int(OVERDUE_SECONDS * SECOND)
+        query: Select[Any] = select(WAITER.job_id, WAITER.asks_at, WAITER.near).where(WAITER.lane == self.lane, due)
+        if excluding is not None:
+            query = query.where(WAITER.job_id != excluding)
+        found: Sequence[Row[Any]] = (await self.connection.execute(query.order_by(*ORDER).limit(count))).all()
         return found
 
-    async def overdue(self) -> int:
-        """How many were called to a worker and have not come: they wait for a free place in one."""
+    async def count_overdue(self) -> int:
+        """Number of jobs that were called and are overdue: they wait for a free slot in a worker."""
         late = self.time - int(OVERDUE_SECONDS * SECOND)
         query = select(func.count()).select_from(lane_waiters).where(WAITER.lane == self.lane, WAITER.near)
         return int(await self.connection.scalar(query.where(WAITER.asks_at.between(self.lost, late))) or 0)
 
-    async def called(self, job_ids: Sequence[str], asks_at: int) -> None:
-        """They are on their way to a worker."""
+    async def mark_called(self, job_ids: Sequence[str], asks_at: int) -> None:
+        """Record that jobs are on their way to a worker."""
         statement = update(lane_waiters).where(WAITER.job_id.in_(job_ids))
         await self.connection.execute(statement.values(near=True, asks_at=asks_at))
 
-    async def forget_old_turns(self) -> None:
-        """Delete what is remembered of tenants that were served in an earlier round: it says nothing any more."""
+    async def delete_old_turns(self) -> None:
+        """Delete the tags of tenants whose last turn was in an earlier round: they have no effect any more."""
         current = (
             select(lane_classes.c.tag)
             .where(lane_classes.c.lane == lane_tenants.c.lane, lane_classes.c.priority == lane_tenants.c.priority)
@@ -211,12 +217,12 @@ class LaneQueue:
 
 
 async def leave(connection: AsyncConnection, job_id: str) -> None:
-    """Give up a place: the job was cancelled, or has ended. The tenant's later jobs move up a round each."""
+    """Remove a job that was cancelled or has ended. The tenant's later jobs move up a round each."""
     lane = await connection.scalar(LANE_OF, {"key": job_id})
     if lane is None:
         return
     await connection.execute(LOCK_LANE, {"lane_name": lane})  # all writers take the lane first, then waiters
-    left = (await connection.execute(GONE_WITH, {"key": job_id})).first()
+    left = (await connection.execute(DELETE_RETURNING, {"key": job_id})).first()
     if left is None:
         return
     current = await connection.scalar(CLASS_TAG, {"lane_name": lane, "priority": left.priority})
@@ -232,21 +238,11 @@ async def leave(connection: AsyncConnection, job_id: str) -> None:
     await connection.execute(last.where(tenants.tag >= left.tag).values(tag=tenants.tag - 1))
 
 
-def _place(entry: QueueEntry) -> dict[str, Any]:
+def _order_key(entry: QueueEntry) -> dict[str, Any]:
     return {"priority": entry.priority, "tag": entry.tag, "since": entry.since, "job_id": entry.job_id}
 
 
-def _first(lane: str, time: int, count: int, but: str | None) -> Select[Any]:
-    due = WAITER.asks_at >= time - int(OVERDUE_SECONDS * SECOND)
-    query = select(WAITER.job_id, WAITER.asks_at, WAITER.near).where(WAITER.lane == lane, due)
-    return (query if but is None else query.where(WAITER.job_id != but)).order_by(*ORDER).limit(count)
-
-
-def _ranked() -> Select[Any]:
-    """The places of some of a lane's waiters."""
-    place = func.row_number().over(order_by=ORDER)
-    ranked = select(WAITER.job_id, place.label("place")).where(WAITER.lane == bindparam("lane_name"), ALIVE).subquery()
-    return select(ranked).where(ranked.c.job_id.in_(bindparam("job_ids", expanding=True)))
-
-
-RANKED = _ranked()
+_place = func.row_number().over(order_by=ORDER).label("place")
+_places = select(WAITER.job_id, _place).where(WAITER.lane == bindparam("lane_name"), ALIVE).subquery()
+RANKED = select(_places).where(_places.c.job_id.in_(bindparam("job_ids", expanding=True)))
+"""The places of some of a lane's waiters."""

@@ -1,12 +1,12 @@
 """Lanes: the requests that share one of the model's rate limits, over all workers.
 
 A lane is a GCRA (generic cell rate algorithm) without bursts: its row holds the time from which the next call may
-start, and every start moves it on by one interval. A job that has to wait longer than a moment goes back to Temporal;
-its place is kept (lane_queue.py), and it is called in time for its turn. Temporal's own task-queue limit is an average
-and lets 16 calls start in the worst second at a limit of 10; here no second sees an eleventh.
+start, and every start moves it on by one interval. A job that has to wait longer than HORIZON_SECONDS goes back to
+Temporal; its place is kept (lane_queue.py), and it is called to a worker in time for its turn. Temporal's own
+task-queue limit is an average and lets 16 calls start in the worst second at a limit of 10; here no second has 11.
 
-Turns are granted in order, and only a moment ahead. A call that starts late, after its turn, is reported (``late``) and
-moves the later turns, so that the calls of a second still keep their distance without a large reserve in each interval.
+Turns are granted in order, at most BOOKED_SECONDS ahead. A call that starts after its turn is reported
+(``report_late_start``) and moves the later turns, so that calls keep their distance without a large slack per interval.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS
 from storage.rate_limits.lane_queue import RANKED, SECOND, LaneQueue
 
 SLACK = 0.025
-"""The interval is this much longer than the limit asks for. So many seconds may pass between a call's start here and
-its arrival at the model, for some calls and not for others, before a second sees one too many."""
+"""The interval is this share longer than the limit requires, so that a second at the model has no call too many even if
+calls take up to so many seconds more or less than others to arrive there."""
 LATE_SECONDS = 0.003
 """A start that is later than this after its turn moves the later turns."""
 FAST_PER_SECOND = 200
-"""In a lane that is as fast as this, late starts are not reported: it would cost a transaction for each call."""
+"""Late starts in a lane with this limit or a higher one are not reported: each report costs a transaction."""
 MOST_LATE_SECONDS = 0.3
 """A start that is later than this gives its turn up and asks for another one."""
 BOOKED_SECONDS = 0.25
@@ -59,31 +59,32 @@ DOWN_WAIT_SECONDS = 1.0
 PUNCTUAL_SECONDS = 0.25
 """A job that comes by itself within this time need not be called."""
 MOST_CALLED = 200
-"""At once."""
+"""Jobs of a lane that are called at once."""
 MOST_OVERDUE = 50
-"""When more were called and have not come, all workers are busy, and nobody else is called."""
+"""While more called jobs than this are overdue, all workers are busy, and no other job is called."""
 ASKED_AT_ONCE = 500
-"""Jobs in one question for places: SQLite takes some ten thousand values."""
+"""Jobs in one query for places: SQLite takes some ten thousand values."""
 
 # Built once: making a statement costs as much as running it, and these run for every call.
-PLAIN = select(lanes).where(lanes.c.name == bindparam("key"))
-LOCKED = PLAIN.with_for_update()
-WAITED_IN = select(lanes).where(
+SELECT_LANE = select(lanes).where(lanes.c.name == bindparam("key"))
+SELECT_LANE_LOCKED = SELECT_LANE.with_for_update()
+SELECT_LANES_OF_JOBS = select(lanes).where(
     lanes.c.name.in_(select(lane_waiters.c.lane).where(lane_waiters.c.job_id.in_(bindparam("job_ids", expanding=True))))
 )
-WITH_WAITERS = select(lanes).where(exists().where(lane_waiters.c.lane == lanes.c.name))
-MOVED = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("new_free_at"))
+SELECT_LANES_WITH_WAITERS = select(lanes).where(exists().where(lane_waiters.c.lane == lanes.c.name))
+SET_FREE_AT = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("new_free_at"))
 CLOCK = text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")
 
-Gate = Callable[[AsyncConnection, str, Claimant], Awaitable[Reservation]]
-"""When a call of a model (its name) may start, decided in the transaction that claims the job."""
+Reserve = Callable[[AsyncConnection, str, Claimant], Awaitable[Reservation]]
+"""Reserves a call of a model (its name) in the transaction that claims the job."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
-    """``per_second`` is the limit in force; ``set_to`` what an operator set, ``seen`` what the model's headers said.
+class RateLimit:
+    """A lane's limit and state, for operators.
 
-    ``down``: the breaker is open; ``probes_at`` is when the model is tried next, ``last_error`` what it said last.
+    ``per_second`` is the limit in force, ``set_to`` the operator's, ``seen`` the one in the model's headers. ``down``:
+    the breaker is open; ``probes_at`` is the time of the next probe, ``last_error`` the model's last error.
     """
 
     name: str
@@ -98,7 +99,7 @@ class Lane:
 
 
 class Limiter:
-    """``per_second``: the limit of lanes for which nobody has set another one."""
+    """Reserves the starts of calls. ``per_second`` is the limit of lanes without one of their own."""
 
     def __init__(self, database: Database, *, per_second: float, timings: Timings = Timings()) -> None:
         self._database = database
@@ -107,40 +108,40 @@ class Limiter:
         self._lost_after = int(timings.lost_waiter_seconds * SECOND)
 
     @retried
-    async def ask(self, name: str, asker: Claimant) -> Reservation:
-        """Take the next start, or a place in the queue."""
+    async def reserve(self, name: str, claimant: Claimant) -> Reservation:
+        """Reserve the lane's next start, or else a place in its queue."""
         async with self._database.write("fast") as connection:
-            return await self.take(connection, name, asker)
+            return await self.reserve_in(connection, name, claimant)
 
-    def gate(self, lane_of: Callable[[str], str]) -> Gate:
-        """When a call may start, by the name of its model; for JobStore.claim."""
+    def reserver(self, lane_of: Callable[[str], str]) -> Reserve:
+        """A Reserve for JobStore.claim; ``lane_of`` gives the lane of a model."""
 
-        async def when(connection: AsyncConnection, model: str, asker: Claimant) -> Reservation:
-            return await self.take(connection, lane_of(model), asker)
+        async def reserve(connection: AsyncConnection, model: str, claimant: Claimant) -> Reservation:
+            return await self.reserve_in(connection, lane_of(model), claimant)
 
-        return when
+        return reserve
 
-    async def take(self, connection: AsyncConnection, name: str, asker: Claimant) -> Reservation:
-        """``ask``, in the caller's transaction."""
+    async def reserve_in(self, connection: AsyncConnection, name: str, claimant: Claimant) -> Reservation:
+        """``reserve``, in the caller's transaction."""
         lane, time = await self._locked(connection, name)
-        given = clocks.monotonic()
+        clock = clocks.monotonic()
         interval = self._interval(lane)
         free = _free(lane, time, interval)
         down = breaker.is_open(lane)
         soon = free <= time + int(BOOKED_SECONDS * SECOND)
         queue = self._queue(connection, name, time)
-        if soon and not down and not await queue.anybody():
+        if soon and not down and not await queue.has_waiters():
             if free > time:
-                await queue.passed(asker)
-            return await self._grant(connection, lane, time, given, {"free_at": free + interval})
-        entry = await queue.enter(asker)
-        probe = down and breaker.may_probe(lane, time, asker.job_id, others=await queue.others(asker.job_id))
-        near_ahead = 0 if down else await queue.near_ahead(entry)
+                await queue.start_without_waiting(claimant)
+            return await self._grant(connection, lane, time, clock, {"free_at": free + interval})
+        entry = await queue.enter(claimant)
+        probe = down and breaker.may_probe(lane, time, claimant.job_id, others=await queue.has_others(claimant.job_id))
+        near_ahead = 0 if down else await queue.count_near_ahead(entry)
         in_order = near_ahead * interval <= int(OVERTAKING_SECONDS * SECOND)
         if soon and (probe if down else in_order):
-            await queue.served(entry)
-            changes = breaker.probing(time, asker.job_id) if probe else {}
-            return await self._grant(connection, lane, time, given, {"free_at": free + interval, **changes}, probe)
+            await queue.dequeue(entry)
+            changes = breaker.probe_changes(time, claimant.job_id) if probe else {}
+            return await self._grant(connection, lane, time, clock, {"free_at": free + interval, **changes}, probe)
         return await self._wait(queue, entry, lane, (free, interval), near_ahead)
 
     async def _grant(
@@ -148,21 +149,21 @@ class Limiter:
         connection: AsyncConnection,
         lane: Row[Any],
         time: int,
-        given: float,
+        clock: float,
         changes: dict[str, Any],
         probe: bool = False,
     ) -> Reservation:
-        """The lane's next start. ``given`` is the monotonic clock's reading at ``time``."""
+        """Grant the lane's next start. ``clock`` is the monotonic clock's reading at ``time``."""
         seconds = (changes["free_at"] - self._interval(lane) - time) / SECOND
         if probe:
             await connection.execute(update(lanes).where(lanes.c.name == lane.name).values(changes))
         else:
-            await connection.execute(MOVED, {"key": lane.name, "new_free_at": changes["free_at"]})
+            await connection.execute(SET_FREE_AT, {"key": lane.name, "new_free_at": changes["free_at"]})
         return Reservation(
             granted=True,
             seconds=seconds,
             lane=lane.name,
-            due=given + seconds,
+            due=clock + seconds,
             shifted=lane.shifted if self._per_second(lane) < FAST_PER_SECOND else None,
             probe=probe,
             refused=lane.refusals > 0,
@@ -172,12 +173,12 @@ class Limiter:
     async def _wait(
         self, queue: LaneQueue, entry: lane_queue.QueueEntry, lane: Row[Any], pace: tuple[int, int], near_ahead: int
     ) -> Reservation:
-        """In the worker, if the turn is near; else until shortly before it."""
+        """A waiting job's reservation: in the worker if its turn is near, else in Temporal until shortly before."""
         (free, interval), time = pace, queue.time
-        ahead = await queue.ahead(entry)
+        ahead = await queue.count_ahead(entry)
         down = breaker.is_open(lane)
         if down:
-            free = max(free, breaker.expected(lane, time))
+            free = max(free, breaker.expected_start(lane, time))
         seconds = (free + ahead * interval - time) / SECOND
         near = seconds <= HORIZON_SECONDS and not down
         if near:
@@ -188,14 +189,13 @@ class Limiter:
                 min(seconds, LONGEST_FAR_SECONDS) - EARLY_SECONDS,
                 DOWN_WAIT_SECONDS if down else HORIZON_SECONDS - EARLY_SECONDS,
             )
-        await queue.waits(entry, time + int(pause * SECOND), near=near)
+        await queue.set_next_request(entry, time + int(pause * SECOND), near=near)
         return Reservation(False, pause, ahead + 1, lane=lane.name, near=near)
 
-    async def stands(self, turn: Reservation, job_id: str) -> bool:
-        """Whether a turn that was granted a while ago still holds: its lane was neither paused since, nor is the model
-        down."""
+    async def still_holds(self, turn: Reservation, job_id: str) -> bool:
+        """Whether a granted turn is still valid: its lane was not paused since, and the model is not down."""
         async with self._database.single() as connection:
-            lane = (await connection.execute(PLAIN, {"key": turn.lane})).first()
+            lane = (await connection.execute(SELECT_LANE, {"key": turn.lane})).first()
             time = await self._time(connection)
         if lane is None:
             return True
@@ -203,8 +203,8 @@ class Limiter:
         return not paused and (not breaker.is_open(lane) or (lane.probe == job_id and lane.probe_until > time))
 
     @retried
-    async def late(self, turn: Reservation, seconds: float) -> None:
-        """A call started so many seconds after its turn. Calls that may start a second after it start later, too."""
+    async def report_late_start(self, turn: Reservation, seconds: float) -> None:
+        """Record a call's delay behind its turn; it delays the calls that may start a second later as well."""
         async with self._database.write("fast") as connection:
             lane, _ = await self._locked(connection, turn.lane)
             shifted = (turn.shifted or 0) + int((seconds - LATE_SECONDS) * SECOND)
@@ -214,97 +214,103 @@ class Limiter:
 
     @retried
     async def leave(self, job_id: str) -> None:
-        """Give up a place in whatever queue: the job was cancelled, or has ended."""
+        """Remove a job that was cancelled or has ended from the queue that it waits in."""
         async with self._database.write("fast") as connection:
             await lane_queue.leave(connection, job_id)
 
-    async def call(self) -> Sequence[str]:
-        """The waiting jobs that are to ask now, since their turn is near and they would come later by themselves. No
-        other process is told the same ones."""
+    async def take_due(self) -> Sequence[str]:
+        """Take the waiting jobs whose turn is near and whose own next request would come too late. Each is returned to
+        one process only."""
         async with self._database.read() as connection:
             time = await self._time(connection)
-            found = (await connection.execute(WITH_WAITERS)).all()
+            found = (await connection.execute(SELECT_LANES_WITH_WAITERS)).all()
             due = [lane.name for lane in found if await self._due(self._queue(connection, lane.name, time), lane)]
-        called: list[str] = []
+        taken: list[str] = []
         for name in due:
-            called += await self._call(name)
-        return called
+            taken += await self._take_due_of(name)
+        return taken
 
     @retried
-    async def _call(self, name: str) -> Sequence[str]:
+    async def _take_due_of(self, name: str) -> Sequence[str]:
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
             queue = self._queue(connection, name, time)
-            called = await self._due(queue, lane)
-            await queue.called(called, time + int(PUNCTUAL_SECONDS * SECOND))
-            await queue.forget_old_turns()
-        return called
+            due = await self._due(queue, lane)
+            await queue.mark_called(due, time + int(PUNCTUAL_SECONDS * SECOND))
+            await queue.delete_old_turns()
+        return due
 
     async def _due(self, queue: LaneQueue, lane: Row[Any]) -> Sequence[str]:
+        """The jobs of a lane that have to be called now."""
         time, interval = queue.time, self._interval(lane)
-        free, but = _free(lane, time, interval), None
+        free, excluded = _free(lane, time, interval), None
         if breaker.is_open(lane):
-            free = max(free, breaker.waits_until(lane, time))
-            but = lane.probe if await queue.others(lane.probe or "") else None
+            free = max(free, breaker.next_probe_at(lane, time))
+            excluded = lane.probe if await queue.has_others(lane.probe or "") else None
         count = (time + int(EARLY_SECONDS * SECOND) - free) // interval + 1
         if count <= 0:
             return []
         count = 1 if breaker.is_open(lane) else min(count, MOST_CALLED)
-        if await queue.overdue() > max(MOST_OVERDUE, 2 * count):
+        if await queue.count_overdue() > max(MOST_OVERDUE, 2 * count):
             return []
         punctual = time + int(PUNCTUAL_SECONDS * SECOND)
-        return [row.job_id for row in await queue.first(count, but=but) if not row.near and row.asks_at > punctual]
+        return [
+            row.job_id
+            for row in await queue.next_waiters(count, excluding=excluded)
+            if not row.near and row.asks_at > punctual
+        ]
 
     @retried
-    async def failed(
+    async def record_failure(
         self, name: str, job_id: str, attempt: int, message: str, retry_after: float = 0.0
     ) -> breaker.Outage | None:
-        """The model failed a call before it said anything. Returns what follows for everybody, None where the others
-        go on. See storage/rate_limits/breaker.py."""
+        """Record a call that failed before the first token. Returns the outage, or None if the breaker is closed (see
+        storage/rate_limits/breaker.py)."""
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
             call = (job_id, attempt)
-            return await breaker.failed(connection, lane, time, call, message, retry_after, timings=self._timings)
+            return await breaker.record_failure(
+                connection, lane, time, call, message, retry_after, timings=self._timings
+            )
 
     @retried
-    async def answered(self, name: str, job_id: str) -> None:
-        """The model answered a call, if only with a refusal of the request."""
+    async def record_answer(self, name: str, job_id: str) -> None:
+        """Record that the model answered a call, even if it refused the request."""
         async with self._database.single() as connection:
-            lane = (await connection.execute(PLAIN, {"key": name})).first()
+            lane = (await connection.execute(SELECT_LANE, {"key": name})).first()
         if lane is None or not (lane.failures or lane.openings):
             return
         async with self._database.write("fast") as connection:
             lane, _ = await self._locked(connection, name)
-            await breaker.answered(connection, lane, job_id)
+            await breaker.record_answer(connection, lane, job_id)
 
     @retried
-    async def released(self, name: str, job_id: str) -> None:
-        """A probe ended without telling anything of the model."""
+    async def release_probe(self, name: str, job_id: str) -> None:
+        """Record a probe that ended without showing whether the model answers."""
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
-            await breaker.released(connection, lane, time, job_id)
+            await breaker.release_probe(connection, lane, time, job_id)
 
     @retried
-    async def throttled(self, name: str, retry_after: float | None, job_id: str = "") -> float:
-        """The model refused a call for its rate: nobody starts for ``retry_after`` seconds, which are returned.
-
-        None: a pause that grows with every refusal in a row.
+    async def throttle(self, name: str, retry_after: float | None, job_id: str = "") -> float:
+        """Pause the lane after the model refused a call for its rate. Returns the seconds of the pause:
+        ``retry_after``, or if it is None a pause that grows with every refusal in a row.
         """
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
             grown = self._timings.first_throttle_pause_seconds * 2 ** min(lane.refusals, 10)
             seconds = min(grown, self._timings.longest_throttle_pause_seconds) if retry_after is None else retry_after
             until = max(lane.paused_until, time + int(seconds * SECOND))
-            if lane.failures or lane.openings:  # whoever refuses is there
-                await breaker.answered(connection, lane, job_id)
+            if lane.failures or lane.openings:  # a model that refuses a call is up
+                await breaker.record_answer(connection, lane, job_id)
             values = {"paused_until": until, "refusals": lane.refusals + 1}
             await connection.execute(update(lanes).where(lanes.c.name == name).values(values))
         return float(until - time) / SECOND
 
     @retried
-    async def served(self, name: str, *, per_minute: float | None = None, pause: float | None = None) -> None:
-        """The model took a call; ``per_minute`` is the limit that its headers told. With ``pause`` (seconds) the lane
-        waits, since they said that nothing is left."""
+    async def record_success(self, name: str, *, per_minute: float | None = None, pause: float | None = None) -> None:
+        """Record a call that the model accepted. ``per_minute`` is the limit in its headers; ``pause`` (seconds) pauses
+        the lane, because its headers said that nothing is left."""
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
             changes: dict[str, Any] = {"refusals": 0}
@@ -316,13 +322,13 @@ class Limiter:
 
     @retried
     async def set_limit(self, name: str, per_second: float | None) -> None:
-        """Change a lane's limit, from now on and for all workers; None: back to the setting."""
+        """Change a lane's limit for all workers from now on; None restores the setting's limit."""
         async with self._database.write() as connection:
             await self._locked(connection, name)
             statement = update(lanes).where(lanes.c.name == name).values(set_to=per_second, seen=None)
             await connection.execute(statement)
 
-    async def lanes(self) -> Sequence[Lane]:
+    async def lanes(self) -> Sequence[RateLimit]:
         waiting = (
             select(func.count()).select_from(lane_waiters).where(lane_waiters.c.lane == lanes.c.name).scalar_subquery()
         )
@@ -330,7 +336,7 @@ class Limiter:
             rows = (await connection.execute(select(lanes, waiting.label("waiting")).order_by(lanes.c.name))).all()
         time = micros(now())
         return [
-            Lane(
+            RateLimit(
                 name=row.name,
                 per_second=self._per_second(row),
                 set_to=row.set_to,
@@ -338,18 +344,14 @@ class Limiter:
                 paused_until=moment(row.paused_until) if row.paused_until > time else None,
                 waiting=row.waiting,
                 down=breaker.is_open(row),
-                probes_at=moment(max(breaker.expected(row, time), time)) if breaker.is_open(row) else None,
+                probes_at=moment(max(breaker.expected_start(row, time), time)) if breaker.is_open(row) else None,
                 last_error=row.last_error,
             )
             for row in rows
         ]
 
-    async def queued(self, job_id: str) -> QueuePlace | None:
-        """A waiting job's place; None where it does not wait in a lane."""
-        return (await self.queued_of({job_id})).get(job_id)
-
-    async def queued_of(self, job_ids: Collection[str]) -> Mapping[str, QueuePlace]:
-        """The places of those jobs that wait."""
+    async def queue_places(self, job_ids: Collection[str]) -> Mapping[str, QueuePlace]:
+        """The places of the jobs that wait in a lane; the others are left out."""
         found: dict[str, QueuePlace] = {}
         async with self._database.read() as connection:
             for some in batched(job_ids, ASKED_AT_ONCE):
@@ -357,13 +359,13 @@ class Limiter:
         return found
 
     async def places(self, connection: AsyncConnection, job_ids: Sequence[str]) -> Mapping[str, QueuePlace]:
-        """``queued_of``, in the caller's transaction, for up to ASKED_AT_ONCE jobs."""
+        """``queue_places``, in the caller's transaction, for up to ASKED_AT_ONCE jobs."""
         found: dict[str, QueuePlace] = {}
-        for lane in (await connection.execute(WAITED_IN, {"job_ids": job_ids})).all():
+        for lane in (await connection.execute(SELECT_LANES_OF_JOBS, {"job_ids": job_ids})).all():
             time = await self._time(connection)
             free = _free(lane, time, self._interval(lane))
             if breaker.is_open(lane):
-                free = max(free, breaker.expected(lane, time))
+                free = max(free, breaker.expected_start(lane, time))
             lost = time - self._lost_after
             ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids, "lost": lost})
             for job_id, place in ranked:
@@ -372,13 +374,13 @@ class Limiter:
         return found
 
     async def _locked(self, connection: AsyncConnection, name: str) -> tuple[Row[Any], int]:
-        """The lane's row, and the time: that of the database where several machines share one."""
-        row = (await connection.execute(LOCKED, {"key": name})).first()
+        """The lane's locked row, and the time: the database's clock where several machines share one."""
+        row = (await connection.execute(SELECT_LANE_LOCKED, {"key": name})).first()
         if row is None:
             dialect = sqlite if self._database.is_sqlite else postgresql
             fresh = {"name": name, "free_at": 0, "paused_until": 0, "refusals": 0}
             await connection.execute(dialect.insert(lanes).values(fresh).on_conflict_do_nothing())
-            row = (await connection.execute(LOCKED, {"key": name})).one()
+            row = (await connection.execute(SELECT_LANE_LOCKED, {"key": name})).one()
         return row, await self._time(connection)
 
     async def _time(self, connection: AsyncConnection) -> int:
@@ -397,7 +399,7 @@ class Limiter:
 
 
 def _free(lane: Row[Any], time: int, interval: int) -> int:
-    """When a lane is free. What no clock of today can have written is not believed: the clock was put back since."""
+    """When a lane is free. A time further ahead than any that is ever written is ignored: the clock was set back."""
     latest_start = time + int(HORIZON_SECONDS * SECOND) + interval
     longest_pause = time + int(LONGEST_ASKED_SECONDS * SECOND)
     free_at = lane.free_at if lane.free_at <= latest_start else time
@@ -405,24 +407,24 @@ def _free(lane: Row[Any], time: int, interval: int) -> int:
     return max(time, free_at, paused_until)
 
 
-def given(turn: Reservation) -> Gate:
-    """The gate of a job that has its turn already."""
+def already_reserved(turn: Reservation) -> Reserve:
+    """A Reserve that returns a reservation that the job has already."""
 
-    async def when(_connection: AsyncConnection, _model: str, _asker: Claimant) -> Reservation:
+    async def reserve(_connection: AsyncConnection, _model: str, _claimant: Claimant) -> Reservation:
         return turn
 
-    return when
+    return reserve
 
 
 def _reason(lane: Row[Any], time: int) -> QueueReason:
-    """Why jobs of the lane wait."""
+    """The reason for which jobs of the lane wait."""
     if breaker.is_open(lane):
         return "model_down"
     return "paused" if lane.paused_until > time else "rate_limit"
 
 
 def batched(values: Collection[str], size: int) -> Iterator[list[str]]:
-    """Lists of up to so many of them."""
+    """The values in lists of up to ``size``."""
     remaining = iter(values)
     while some := list(islice(remaining, size)):
         yield some

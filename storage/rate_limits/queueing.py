@@ -1,4 +1,4 @@
-"""Where waiting jobs stand, for many who look on: looked up once for all of them."""
+"""Places of waiting jobs in the lanes' queues, read once for all watchers of this process."""
 
 from __future__ import annotations
 
@@ -18,69 +18,69 @@ from storage.rate_limits.limiter import Limiter
 
 TOGETHER_SECONDS = 0.02
 """Who comes within this time is looked up together."""
-NEWS = timedelta(seconds=1)
-"""A start that moves by less is no news."""
+SMALLEST_SHIFT = timedelta(seconds=1)
+"""An expected start that moves by less is not reported."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
-class _Onlooker:
+class _Watcher:
     job_id: str
-    tell: Callable[[QueuePlace], None]
-    told: QueuePlace | None = None
-    """None, too, since it does not wait any more."""
+    notify: Callable[[QueuePlace], None]
+    reported: QueuePlace | None = None
+    """The place reported last; None if the job does not wait."""
 
-    def hear(self, place: QueuePlace | None) -> None:
-        """``tell`` of a place that is another than the one told before."""
-        if place is None or not self.told or _differ(self.told, place):
-            self.told = place
+    def report(self, place: QueuePlace | None) -> None:
+        """``notify`` of a place that differs from the one reported last."""
+        if place is None or not self.reported or _differ(self.reported, place):
+            self.reported = place
             if place:
-                self.tell(place)
+                self.notify(place)
 
 
 def _differ(one: QueuePlace, other: QueuePlace) -> bool:
     if (one.position, one.reason) != (other.position, other.reason):
         return True
-    return abs(one.expected_start_at - other.expected_start_at) >= NEWS
+    return abs(one.expected_start_at - other.expected_start_at) >= SMALLEST_SHIFT
 
 
 class QueueReader:
-    """Tells of places in the lanes' queues; ``running`` must be entered.
+    """Reports places in the lanes' queues; ``running`` must be entered.
 
-    A job that waits for a free worker has no place: Temporal hands those out, and does not say in which order.
+    A job that waits for a free worker has no place: Temporal assigns those, and does not say in which order.
     """
 
     def __init__(self, limiter: Limiter, *, timings: Timings = Timings()) -> None:
         self._limiter = limiter
         self._look_seconds = timings.queue_look_seconds
-        self._onlookers: set[_Onlooker] = set()
-        self._newcomers: set[_Onlooker] = set()
-        self._arrived = asyncio.Event()
+        self._watchers: set[_Watcher] = set()
+        self._new_watchers: set[_Watcher] = set()
+        self._added = asyncio.Event()
 
     @contextmanager
-    def watched(self, job_id: str, tell: Callable[[QueuePlace], None]) -> Iterator[None]:
-        """While the block runs, ``tell`` is called with the place of a job that waits: at once, and when it changes."""
-        onlooker = _Onlooker(job_id, tell)
-        self._onlookers.add(onlooker)
-        self._newcomers.add(onlooker)
-        self._arrived.set()
+    def watched(self, job_id: str, notify: Callable[[QueuePlace], None]) -> Iterator[None]:
+        """Call ``notify`` with a waiting job's place while the block runs: at once, and when it changes."""
+        watcher = _Watcher(job_id, notify)
+        self._watchers.add(watcher)
+        self._new_watchers.add(watcher)
+        self._added.set()
         try:
             yield
         finally:
-            self._onlookers.discard(onlooker)
-            self._newcomers.discard(onlooker)
+            self._watchers.discard(watcher)
+            self._new_watchers.discard(watcher)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[QueueReader]:
-        """Looks while the block runs and somebody looks on."""
-        task = asyncio.create_task(self._look_for_ever(), name="queue reader")
+        """Read places while the block runs and there are watchers."""
+        task = asyncio.create_task(self._poll(), name="queue reader")
         try:
             yield self
         finally:
             await cancelled(task)
 
-    async def _look_for_ever(self) -> None:
+    async def _poll(self) -> None:
         clock, due = asyncio.get_running_loop().time, 0.0
         while True:
             await self._wait(until=due)
@@ -88,27 +88,27 @@ class QueueReader:
             everybody = clock() >= due
             if everybody:
                 due = clock() + self._look_seconds
-            those, self._newcomers = list(self._onlookers if everybody else self._newcomers), set()
+            watchers, self._new_watchers = list(self._watchers if everybody else self._new_watchers), set()
             try:
-                await self._look(those)
-            except StorageError as error:  # the next look tells what this one could not
+                await self._report_places(watchers)
+            except StorageError as error:  # the next query reports what this one could not
                 log.warning("queue not readable: %s", error, extra={"action": "queue_unread"})
             except Exception:
                 log.exception("queue reader failed", extra={"action": "queue_reader_failed"})
 
     async def _wait(self, until: float) -> None:
-        """For a newcomer; where somebody looks on, not longer than ``until``."""
-        self._arrived.clear()
-        if self._newcomers:
+        """Wait for a new watcher; no longer than ``until`` if there are others."""
+        self._added.clear()
+        if self._new_watchers:
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(until if self._onlookers else None):
-                await self._arrived.wait()
+            async with asyncio.timeout_at(until if self._watchers else None):
+                await self._added.wait()
 
-    async def _look(self, those: Sequence[_Onlooker]) -> None:
-        if not those:
+    async def _report_places(self, watchers: Sequence[_Watcher]) -> None:
+        if not watchers:
             return
-        places = await self._limiter.queued_of({onlooker.job_id for onlooker in those})
-        for onlooker in those:
-            if onlooker in self._onlookers:
-                onlooker.hear(places.get(onlooker.job_id))
+        places = await self._limiter.queue_places({watcher.job_id for watcher in watchers})
+        for watcher in watchers:
+            if watcher in self._watchers:
+                watcher.report(places.get(watcher.job_id))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import groupby, islice
 
@@ -50,12 +50,6 @@ class TranscriptReader:
         """What a reader lacks now; its runs may be empty. Raises JobNotFound, ContentDeleted, StorageUnavailable."""
         (news,) = await fetch(self._database, [_possible(cursor)], everything=True)
         return _slice(cursor, news)
-
-    async def read_many(self, cursors: Sequence[Cursor], *, everything: bool = False) -> Mapping[int, Slice]:
-        """Slices by the place of their cursor. Jobs that do not exist, or whose content was deleted, are left out, and
-        those without news unless ``everything``. Raises StorageUnavailable."""
-        found = await fetch(self._database, list(map(_possible, cursors)), everything=everything)
-        return {news.place: _slice(cursors[news.place], news) for news in found if _readable(news)}
 
     async def wait(self, cursor: Cursor) -> Slice:
         """The next slice with news: text, another epoch, or the end. Nothing is held for a reader in between.
@@ -164,10 +158,6 @@ def _possible(cursor: Cursor) -> Cursor:
 
 
 STATUSES = {status.value: status for status in JobStatus}
-
-
-def _readable(news: TextChange) -> bool:
-    return news.epoch is not None and news.deleted_at is None
 
 
 def _slice(cursor: Cursor, news: TextChange) -> Slice:

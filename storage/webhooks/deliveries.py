@@ -1,4 +1,4 @@
-"""Deliveries and their tries: what was promised to receivers, and what came of it."""
+"""Deliveries and their tries."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from storage.webhooks.endpoints import ENDPOINT_DISABLED
 
 TELL_SECONDS = 10
 """Within this time whoever took a wanted try tells Temporal of it, or another does."""
+SWEEP_BATCH = 100
+"""Deliveries that a sweeper takes at once."""
 BATCH = 200
 """Deliveries that one transaction changes."""
 MOST_AT_ONCE = 10_000
-"""Deliveries that one call has made again."""
+"""Deliveries that one call of ``redeliver_some`` requests again."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutgoingWebhook:
-    """What a try needs: where to, and the exact bytes. ``tries`` counts those already made.
+    """A delivery as a try needs it: URL and exact bytes. ``tries`` counts those already made.
 
-    ``disabled``: nothing may be sent to its endpoint.
+    ``disabled``: its endpoint is disabled, and nothing may be sent there.
     """
 
     id: str
@@ -46,15 +48,16 @@ class OutgoingWebhook:
     disabled: bool = False
 
 
-class Recorded(NamedTuple):
-    """The number of tries so far, and how the endpoint stands after them."""
+class RecordedTry(NamedTuple):
+    """The number of tries so far, and the endpoint's state after them."""
 
     tries: int
-    endpoint: endpoints.State
+    endpoint: endpoints.EndpointState
 
 
 class RedeliveryRequest(NamedTuple):
-    """A delivery of which somebody wants a try now. ``tries`` were made before; ``until`` says who tells Temporal."""
+    """A delivery for which a try was requested. ``tries`` were made before; ``until`` identifies the request's holder,
+    who notifies Temporal."""
 
     id: str
     tries: int
@@ -66,16 +69,16 @@ class DeliveryStore:
         self._database = database
 
     async def outgoing(self, delivery_id: str) -> OutgoingWebhook:
-        """Raises DeliveryNotFound."""
+        """A delivery as a try needs it. Raises DeliveryNotFound."""
         joined = endpoints.disabled_join(deliveries.c.tenant, deliveries.c.url)
         query = select(deliveries, endpoints_table.c.disabled_at).outerjoin(endpoints_table, joined)
         async with self._database.read() as connection:
             row = (await connection.execute(query.where(deliveries.c.id == delivery_id))).first()
             made = await connection.scalar(_count(delivery_id))
-        return _parcel(row, made or 0, disabled=row is not None and row.disabled_at is not None)
+        return _outgoing(row, made or 0, disabled=row is not None and row.disabled_at is not None)
 
     @retried
-    async def record(
+    async def record_try(
         self,
         delivery_id: str,
         one_try: DeliveryTry,
@@ -83,69 +86,64 @@ class DeliveryStore:
         delivered: bool,
         next_try_at: datetime | None,
         sent: bool = True,
-    ) -> Recorded:
-        """Store a try and what follows from it, for the endpoint too if the try was ``sent``.
+    ) -> RecordedTry:
+        """Store a try and update its delivery, and its endpoint too if the try was ``sent``.
 
-        Not delivered and no next try, or an endpoint that is disabled: the delivery has failed for good, unless it was
-        delivered before. A try that is there already (it began at the same microsecond) is not stored twice.
+        A try that failed and has no next one, or whose endpoint is disabled, fails the delivery for good, unless it was
+        delivered before. A try that is stored already (it began at the same microsecond) is not stored twice.
         Raises DeliveryNotFound.
         """
         async with self._database.write() as connection:
             row = await _locked(connection, delivery_id)
             made = await connection.scalar(_count(delivery_id)) or 0
-            if await connection.scalar(_same(delivery_id, one_try)) is not None:
-                return Recorded(made, await endpoints.state(connection, row.tenant, row.url))
+            same = (
+                delivery_tries.c.delivery_id == delivery_id,
+                delivery_tries.c.started_at == micros(one_try.started_at),
+            )
+            if await connection.scalar(select(delivery_tries.c.number).where(*same)) is not None:
+                return RecordedTry(made, await endpoints.state(connection, row.tenant, row.url))
             await connection.execute(insert(delivery_tries).values(_try_row(delivery_id, made + 1, one_try)))
-            endpoint: endpoints.State = "enabled"
+            endpoint: endpoints.EndpointState = "enabled"
             if sent:
                 place = (self._database, connection, row.tenant, row.url)
-                endpoint = await endpoints.note(*place, one_try, delivered=delivered)
+                endpoint = await endpoints.record_try(*place, one_try, delivered=delivered)
             await _end_try(connection, delivery_id, delivered, next_try_at if endpoint == "enabled" else None)
-        return Recorded(made + 1, endpoint)
+        return RecordedTry(made + 1, endpoint)
 
     @retried
     async def refuse(self, delivery_id: str) -> int:
-        """Nothing is sent, for the endpoint is disabled: the delivery has failed, and its tries say so.
+        """Fail a delivery to a disabled endpoint, with a try that says that nothing was sent.
 
-        The number of tries is returned. Raises DeliveryNotFound.
+        Returns the number of tries. Raises DeliveryNotFound.
         """
         async with self._database.write() as connection:
             row = await _locked(connection, delivery_id)
             made = await connection.scalar(_count(delivery_id)) or 0
             kept = DeliveryTry(number=0, started_at=now(), latency_ms=0, error=ENDPOINT_DISABLED)
             await connection.execute(insert(delivery_tries).values(_try_row(delivery_id, made + 1, kept)))
-            await endpoints.refused(connection, row.tenant, row.url)
+            await endpoints.record_refusal(connection, row.tenant, row.url)
             await _end_try(connection, delivery_id, delivered=False, next_try_at=None)
         return made + 1
 
     @retried
-    async def put_off(self, delivery_id: str, until: datetime) -> None:
-        """The next try is later than was said, without one being made meanwhile."""
+    async def postpone(self, delivery_id: str, until: datetime) -> None:
+        """Move the next try to a later time."""
         pending = update(deliveries).where(deliveries.c.id == delivery_id, deliveries.c.status == "pending")
         async with self._database.write() as connection:
             await connection.execute(pending.values(next_try_at=micros(until)))
 
-    async def get(self, delivery_id: str, tenant: str | None = None) -> Delivery:
-        """A delivery with its tries. Raises DeliveryNotFound."""
-        query = select(deliveries).where(deliveries.c.id == delivery_id)
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).first()
-            if row is None or tenant not in (None, row.tenant):
-                raise DeliveryNotFound
-            return presenting.delivery(row, await presenting.tries(connection, delivery_id))
-
-    async def overdue(self, by: timedelta, limit: int = 100) -> Sequence[OutgoingWebhook]:
-        """Pending deliveries whose next try should have been made: nobody seems to own them."""
+    async def overdue(self, by: timedelta) -> Sequence[OutgoingWebhook]:
+        """Pending deliveries whose next try is late ``by`` so much: they seem to have no workflow run."""
         query = (
             select(deliveries, _count(deliveries.c.id).scalar_subquery().label("made"))
             .where(deliveries.c.status == "pending", deliveries.c.next_try_at <= micros(now() - by))
             .where(deliveries.c.wanted_at.is_(None))
             .order_by(deliveries.c.next_try_at)
-            .limit(limit)
+            .limit(SWEEP_BATCH)
         )
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [_parcel(row, row.made) for row in rows]
+        return [_outgoing(row, row.made) for row in rows]
 
     async def of_job(self, job_id: str, tenant: str | None = None) -> Sequence[Delivery]:
         """A job's deliveries with their tries, oldest first. Raises JobNotFound, ContentDeleted."""
@@ -155,47 +153,47 @@ class DeliveryStore:
             rows = (await connection.execute(query)).all()
             return [presenting.delivery(row, await presenting.tries(connection, row.id)) for row in rows]
 
-    # ------------------------------------------------------------------------------------------- once more
+    # ---------------------------------------------------------------------------------------- redeliveries
 
     @retried
     async def redeliver(
-        self, delivery_id: str, *, tenant: str | None = None, job_id: str | None = None, telling: bool = True
+        self, delivery_id: str, *, tenant: str | None = None, job_id: str | None = None, notifying: bool = True
     ) -> RedeliveryRequest:
-        """A try is wanted now, whatever became of those before; the same bytes will be sent under the same id.
+        """Request a try now, whatever the outcome of those before; the same bytes are sent under the same id.
 
-        It is durable once this returns. ``telling``: the caller tells Temporal; where it does not, a sweeper does.
+        The request is durable once this returns. ``notifying``: the caller notifies Temporal; otherwise a sweeper does.
         Raises DeliveryNotFound, and for a ``job_id`` JobNotFound and ContentDeleted.
         """
-        mine = [deliveries.c.id == clean(delivery_id)]
-        mine += [] if tenant is None else [deliveries.c.tenant == tenant]
-        mine += [] if job_id is None else [deliveries.c.job_id == clean(job_id)]
+        conditions = [deliveries.c.id == clean(delivery_id)]
+        conditions += [] if tenant is None else [deliveries.c.tenant == tenant]
+        conditions += [] if job_id is None else [deliveries.c.job_id == clean(job_id)]
         async with self._database.write() as connection:
             if job_id is not None:
                 await _check_job(connection, job_id, tenant)
-            found = (await connection.execute(_wanting(telling).where(*mine).returning(*WANTED))).first()
+            found = (await connection.execute(_request_try(notifying).where(*conditions).returning(*REQUEST))).first()
         if found is None:
             raise DeliveryNotFound
         return RedeliveryRequest(*found)
 
     @retried
     async def redeliver_job(
-        self, job_id: str, tenant: str | None = None, *, telling: bool = True
+        self, job_id: str, tenant: str | None = None, *, notifying: bool = True
     ) -> Sequence[RedeliveryRequest]:
         """``redeliver`` for all deliveries of a job. Raises JobNotFound, ContentDeleted."""
-        its = deliveries.c.job_id == clean(job_id)
         async with self._database.write() as connection:
             await _check_job(connection, job_id, tenant)
-            found = (await connection.execute(_wanting(telling).where(its).returning(*WANTED))).all()
+            request = _request_try(notifying).where(deliveries.c.job_id == clean(job_id))
+            found = (await connection.execute(request.returning(*REQUEST))).all()
         return [RedeliveryRequest(*row) for row in found]
 
     async def redeliver_some(self, chosen: Redelivery, tenant: str, limit: int = MOST_AT_ONCE) -> Redelivering:
-        """``redeliver`` for those of a time, oldest first; the sweepers tell Temporal of them."""
+        """``redeliver`` for the deliveries of a period, oldest first; the sweepers notify Temporal."""
         until = chosen.until or now()
         query: Select[Any] = (
-            select(*PLACE)
+            select(*PAGE_KEY)
             .where(deliveries.c.tenant == clean(tenant), deliveries.c.status == chosen.status)
             .where(deliveries.c.created_at >= micros(chosen.since), deliveries.c.created_at < micros(until))
-            .order_by(*PLACE)
+            .order_by(*PAGE_KEY)
         )
         if chosen.url is not None:
             query = query.where(deliveries.c.url == clean(chosen.url))
@@ -206,7 +204,7 @@ class DeliveryStore:
             count += len(found)
             if len(found) < size:
                 return Redelivering(count=count)
-            rest = query.where(tuple_(*found[-1]) < tuple_(*PLACE))
+            rest = query.where(tuple_(*found[-1]) < tuple_(*PAGE_KEY))
         async with self._database.read() as connection:
             more = (await connection.execute(rest.limit(1))).first()
         return Redelivering(count=count, more=more is not None)
@@ -217,54 +215,53 @@ class DeliveryStore:
             found: Sequence[Any] = (await connection.execute(query)).all()
             if found:
                 those = deliveries.c.id.in_([row.id for row in found])
-                await connection.execute(_wanting(telling=False).where(those))
+                await connection.execute(_request_try(notifying=False).where(those))
         return found
 
-    async def hurry(self, tenant: str, url: str) -> int:
-        """Have the pending deliveries to an endpoint tried now, as there is news of it; how many there are."""
+    async def wake(self, tenant: str, url: str) -> int:
+        """Request a try of all pending deliveries to an endpoint whose state has changed. Returns their number."""
         waiting = (deliveries.c.tenant == tenant, deliveries.c.url == url, deliveries.c.status == "pending")
         some = select(deliveries.c.id).where(*waiting, deliveries.c.wanted_at.is_(None)).limit(BATCH)
         count = 0
         while True:
-            changed = await self._hurry_batch(some)
+            changed = await self._wake_batch(some)
             count += changed
             if changed < BATCH:
                 return count
 
     @retried
-    async def _hurry_batch(self, some: Select[Any]) -> int:
-        hurried = update(deliveries).where(deliveries.c.id.in_(some)).values(wanted_at=micros(now()))
+    async def _wake_batch(self, some: Select[Any]) -> int:
+        woken = update(deliveries).where(deliveries.c.id.in_(some)).values(wanted_at=micros(now()))
         async with self._database.write() as connection:
-            return (await connection.execute(hurried)).rowcount
+            return (await connection.execute(woken)).rowcount
 
-    async def wanted(self, limit: int = 100) -> Sequence[RedeliveryRequest]:
-        """Deliveries of which somebody wants a try and of which nobody has told Temporal; they are the caller's to
-        tell, for TELL_SECONDS."""
+    async def take_requests(self) -> Sequence[RedeliveryRequest]:
+        """Take the requests of which nobody has notified Temporal. For TELL_SECONDS only the caller does."""
         due = deliveries.c.wanted_at <= micros(now())
         async with self._database.read() as connection:  # most of the time there are none, and nothing is written
             if (await connection.execute(select(deliveries.c.id).where(due).limit(1))).first() is None:
                 return []
-        return await self._take(due, limit)
+        return await self._take(due)
 
     @retried
-    async def _take(self, due: Any, limit: int) -> Sequence[RedeliveryRequest]:
+    async def _take(self, due: Any) -> Sequence[RedeliveryRequest]:
         until = micros(now() + timedelta(seconds=TELL_SECONDS))
-        some = select(deliveries.c.id).where(due).order_by(deliveries.c.wanted_at).limit(limit)
+        some = select(deliveries.c.id).where(due).order_by(deliveries.c.wanted_at).limit(SWEEP_BATCH)
         taken = update(deliveries).where(deliveries.c.id.in_(some.with_for_update(skip_locked=True)), due)
         async with self._database.write("fast") as connection:
-            found = (await connection.execute(taken.values(wanted_at=until).returning(*WANTED))).all()
+            found = (await connection.execute(taken.values(wanted_at=until).returning(*REQUEST))).all()
         return [RedeliveryRequest(*row) for row in found]
 
     @retried
-    async def owned(self, delivery_id: str) -> None:
-        """Its first try was made, and what follows is on its way: nobody need be told of it."""
+    async def clear_request(self, delivery_id: str) -> None:
+        """Delete a delivery's request: its first try was made, and Temporal knows of the next one."""
         async with self._database.write("fast") as connection:
             await connection.execute(update(deliveries).where(deliveries.c.id == delivery_id).values(wanted_at=None))
 
     @retried
-    async def told(self, wanted: RedeliveryRequest) -> None:
-        """Temporal knows. A wish that came meanwhile stays."""
-        this = (deliveries.c.id == wanted.id, deliveries.c.wanted_at == wanted.until)
+    async def mark_notified(self, request: RedeliveryRequest) -> None:
+        """Record that Temporal was notified of a request. A newer request for the same delivery stays."""
+        this = (deliveries.c.id == request.id, deliveries.c.wanted_at == request.until)
         async with self._database.write("fast") as connection:
             await connection.execute(update(deliveries).where(*this).values(wanted_at=None))
 
@@ -278,15 +275,15 @@ async def _check_job(connection: AsyncConnection, job_id: str, tenant: str | Non
         raise ContentDeleted
 
 
-def _wanting(telling: bool) -> Any:
-    """The update that wants a try now. While the caller is telling Temporal of it, nobody else does."""
+def _request_try(notifying: bool) -> Any:
+    """The update that requests a try now. While the caller is notifying Temporal, nobody else does."""
     time = now()
-    until = time + timedelta(seconds=TELL_SECONDS if telling else 0)
+    until = time + timedelta(seconds=TELL_SECONDS if notifying else 0)
     return update(deliveries).values(status="pending", next_try_at=micros(time), wanted_at=micros(until))
 
 
 async def _locked(connection: AsyncConnection, delivery_id: str) -> Row[Any]:
-    """Two tries at once (one of them by hand) get two numbers."""
+    """A delivery's tenant and URL; its row is locked, so that concurrent tries get different numbers."""
     query: Select[Any] = select(deliveries.c.tenant, deliveries.c.url).where(deliveries.c.id == delivery_id)
     row: Row[Any] | None = (await connection.execute(query.with_for_update())).first()
     if row is None:
@@ -299,11 +296,6 @@ async def _end_try(
 ) -> None:
     statement = update(deliveries).where(deliveries.c.id == delivery_id, deliveries.c.status != "delivered")
     await connection.execute(statement.values(_outcome(delivered, next_try_at)))
-
-
-def _same(delivery_id: str, one_try: DeliveryTry) -> Any:
-    found = select(delivery_tries.c.number).where(delivery_tries.c.delivery_id == delivery_id)
-    return found.where(delivery_tries.c.started_at == micros(one_try.started_at))
 
 
 def _try_row(delivery_id: str, number: int, one_try: DeliveryTry) -> dict[str, Any]:
@@ -331,11 +323,11 @@ def _count(delivery_id: Any) -> Select[Any]:
     return select(func.count()).select_from(delivery_tries).where(delivery_tries.c.delivery_id == delivery_id)
 
 
-PLACE = (deliveries.c.created_at, deliveries.c.id)
-WANTED = (deliveries.c.id, _count(deliveries.c.id).scalar_subquery(), deliveries.c.wanted_at)
+PAGE_KEY = (deliveries.c.created_at, deliveries.c.id)
+REQUEST = (deliveries.c.id, _count(deliveries.c.id).scalar_subquery(), deliveries.c.wanted_at)
 
 
-def _parcel(row: Row[Any] | None, made: int, *, disabled: bool = False) -> OutgoingWebhook:
+def _outgoing(row: Row[Any] | None, made: int, *, disabled: bool = False) -> OutgoingWebhook:
     if row is None:
         raise DeliveryNotFound
     return OutgoingWebhook(row.id, row.tenant, row.url, row.body, row.body_timestamp, row.status, made, disabled)

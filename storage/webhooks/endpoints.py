@@ -1,7 +1,7 @@
-"""How webhook endpoints do: one row per tenant and URL, written with every try.
+"""The health of webhook endpoints: one row per tenant and URL, updated with every try.
 
 A URL that has failed for five days without one success, or that answered 410, is disabled: nothing is sent to it until
-somebody enables it again.
+it is enabled by hand.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from storage.engine.schema import endpoints, micros, moment, now
 GONE = 410
 DISABLED_AFTER = timedelta(days=5)
 QUIET = timedelta(hours=48)
-"""After so long without a try nothing is known: the next failure is the first again. Tries of one delivery are 29 hours
-apart at most."""
+"""A failure after so long without a try begins a new series of failures. Tries of one delivery are at most 29 hours
+apart."""
 ENDPOINT_DISABLED = "endpoint_disabled"
 """The error of a try that was not made."""
-FORGOTTEN_AT_ONCE = 1_000
+DELETED_AT_ONCE = 1_000
 MOST_LISTED = 1_000
 
-State = Literal["enabled", "disabled", "just_disabled"]
+EndpointState = Literal["enabled", "disabled", "just_disabled"]
 RANKS: tuple[EndpointStatus, ...] = ("disabled", "failing", "ok")
-"""In the order of lists."""
+"""The order of lists."""
 
 
 class EndpointStore:
@@ -42,7 +42,7 @@ class EndpointStore:
     async def list(
         self, tenant: str, *, status: EndpointStatus | None = None, limit: int = MOST_LISTED
     ) -> Sequence[Endpoint]:
-        """A tenant's endpoints: the disabled ones, then those that fail, then the others; the latest in use first."""
+        """A tenant's endpoints: the disabled ones, then the failing ones, then the others; the last used first."""
         last = case(
             (endpoints.c.last_failure_at.is_(None), endpoints.c.last_success_at),
             (endpoints.c.last_success_at > endpoints.c.last_failure_at, endpoints.c.last_success_at),
@@ -57,7 +57,7 @@ class EndpointStore:
 
     @retried
     async def enable(self, tenant: str, url: str) -> Endpoint:
-        """Send to it again; its five days begin anew. Again is the same. Raises EndpointNotFound."""
+        """Enable an endpoint; its five days begin anew. Idempotent. Raises EndpointNotFound."""
         enabled = {"disabled_at": None, "disabled_reason": None, "failing_since": None}
         statement = update(endpoints).where(_is(tenant, url)).values(enabled).returning(endpoints)
         async with self._database.write() as connection:
@@ -67,15 +67,15 @@ class EndpointStore:
         return _endpoint(row)
 
     @retried
-    async def forget(self, before: datetime) -> int:
-        """Delete what nothing was sent to, or kept from, since a time, some at once; how many went."""
+    async def delete_unused(self, before: datetime) -> int:
+        """Delete up to DELETED_AT_ONCE endpoints without a delivery since a time. Returns their number."""
         place = (endpoints.c.tenant, endpoints.c.url)
         used = (endpoints.c.last_success_at, endpoints.c.last_failure_at)
-        silent = and_(*(or_(time.is_(None), time < micros(before)) for time in used))
-        some = select(*place).where(silent).limit(FORGOTTEN_AT_ONCE)
+        unused = and_(*(or_(time.is_(None), time < micros(before)) for time in used))
+        some = select(*place).where(unused).limit(DELETED_AT_ONCE)
         async with self._database.write("fast") as connection:
-            gone = await connection.execute(delete(endpoints).where(silent, tuple_(*place).in_(some)))
-        return gone.rowcount
+            deleted = await connection.execute(delete(endpoints).where(unused, tuple_(*place).in_(some)))
+        return deleted.rowcount
 
 
 def disabled_join(tenant: Any, url: Any) -> Any:
@@ -83,12 +83,17 @@ def disabled_join(tenant: Any, url: Any) -> Any:
     return and_(endpoints.c.tenant == tenant, endpoints.c.url == url, endpoints.c.disabled_at.is_not(None))
 
 
-async def note(
+async def record_try(
     database: Database, connection: AsyncConnection, tenant: str, url: str, one_try: DeliveryTry, *, delivered: bool
-) -> State:
-    """Count a try that was made, and disable the endpoint where that is due. The caller's transaction is a write."""
+) -> EndpointState:
+    """Count a try that was sent, and disable the endpoint if that is due. The caller's transaction is a write."""
     time = now()
-    first, changes = _succeeded(time) if delivered else _failed(time, one_try)
+    if delivered:
+        last = {"failing_since": None, "last_success_at": micros(time)}
+        first: dict[str, Any] = {"failures": 0, "successes": 1, **last}
+        changes: dict[str, Any] = {"successes": endpoints.c.successes + 1, **last}
+    else:
+        first, changes = _failed(time, one_try)
     dialect = sqlite if database.is_sqlite else postgresql
     counted = (
         dialect.insert(endpoints)
@@ -99,7 +104,7 @@ async def note(
     row = (await connection.execute(counted)).one()
     if row.disabled_at is not None:
         return "disabled"
-    reason = None if delivered else _reason(row.failing_since, time, one_try.status_code)
+    reason = None if delivered else _disable_reason(row.failing_since, time, one_try.status_code)
     if reason is None:
         return "enabled"
     disabled = {"disabled_at": micros(time), "disabled_reason": reason}
@@ -107,33 +112,25 @@ async def note(
     return "just_disabled"
 
 
-async def refused(connection: AsyncConnection, tenant: str, url: str) -> None:
-    """Nothing was sent, for the endpoint is disabled: it is in use all the same."""
+async def record_refusal(connection: AsyncConnection, tenant: str, url: str) -> None:
+    """Count a try that was not sent because the endpoint is disabled: the endpoint is in use all the same."""
     used = {"failures": endpoints.c.failures + 1, "last_failure_at": micros(now())}
     await connection.execute(update(endpoints).where(_is(tenant, url)).values(used))
 
 
-async def state(connection: AsyncConnection, tenant: str, url: str) -> State:
+async def state(connection: AsyncConnection, tenant: str, url: str) -> EndpointState:
     found = await connection.scalar(select(endpoints.c.url).where(disabled_join(tenant, url)))
     return "enabled" if found is None else "disabled"
 
 
-def _reason(failing_since: int, time: datetime, status: int | None) -> str | None:
+def _disable_reason(failing_since: int, time: datetime, status: int | None) -> str | None:
     if status == GONE:
         return "gone"
     return "failing" if time - moment(failing_since) >= DISABLED_AFTER else None
 
 
-Values = tuple[dict[str, Any], dict[str, Any]]
-"""Of an endpoint's first row, and the changes to one that is there."""
-
-
-def _succeeded(time: datetime) -> Values:
-    last = {"failing_since": None, "last_success_at": micros(time)}
-    return {"failures": 0, "successes": 1, **last}, {"successes": endpoints.c.successes + 1, **last}
-
-
-def _failed(time: datetime, one_try: DeliveryTry) -> Values:
+def _failed(time: datetime, one_try: DeliveryTry) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of an endpoint's first row after a failed try, and the changes to a row that is stored already."""
     begins = or_(endpoints.c.failing_since.is_(None), endpoints.c.last_failure_at < micros(time - QUIET))
     since = case((begins, micros(time)), else_=endpoints.c.failing_since)
     error = clean(one_try.error or f"HTTP {one_try.status_code}")[:512]

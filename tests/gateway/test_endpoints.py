@@ -21,8 +21,9 @@ from storage.engine.database import Database
 from storage.engine.schema import endpoints as table
 from storage.engine.schema import micros
 from storage.jobs.store import JobStore
-from storage.webhooks.deliveries import DeliveryStore, Recorded
+from storage.webhooks.deliveries import DeliveryStore, RecordedTry
 from storage.webhooks.endpoints import ENDPOINT_DISABLED, EndpointStore
+from tests.support.deliveries import stored_delivery
 from tests.support.factories import accepted, failing
 from tests.support.fakes import OK, answered, eventually
 from tests.support.house import House, house
@@ -50,11 +51,11 @@ async def promised(store: JobStore, url: str = URL, **fields: str) -> str:
     return sealed.delivery_id
 
 
-async def tried(deliveries: DeliveryStore, delivery_id: str, status: int = 500, **fields: bool) -> Recorded:
+async def tried(deliveries: DeliveryStore, delivery_id: str, status: int = 500, **fields: bool) -> RecordedTry:
     """A try that was answered with a status, and is to be followed by another in an hour."""
     one = DeliveryTry(number=0, started_at=datetime.now(UTC), latency_ms=1, status_code=status)
     later = None if status == 410 else datetime.now(UTC) + timedelta(hours=1)
-    return await deliveries.record(delivery_id, one, delivered=status == 200, next_try_at=later, **fields)
+    return await deliveries.record_try(delivery_id, one, delivered=status == 200, next_try_at=later, **fields)
 
 
 async def passed(database: Database, *, failing_for: timedelta, quiet_for: timedelta = timedelta(hours=1)) -> None:
@@ -119,10 +120,10 @@ async def test_five_days_of_failures_disable(
         "failing",
         True,
     )
-    assert (await deliveries.get(delivery_id)).status == "failed"
+    assert (await deliveries.outgoing(delivery_id)).status == "failed"
     assert [(await deliveries.outgoing(one)).disabled for one in (waiting, elsewhere)] == [True, False]
-    assert await deliveries.hurry("default", URL) == 1
-    assert [wanted.id for wanted in await deliveries.wanted()] == [waiting]
+    assert await deliveries.wake("default", URL) == 1
+    assert [wanted.id for wanted in await deliveries.take_requests()] == [waiting]
 
 
 async def test_a_failure_after_long_silence_is_the_first(
@@ -142,7 +143,7 @@ async def test_gone_disables_at_once(store: JobStore, deliveries: DeliveryStore,
     await tried(deliveries, delivery_id := await promised(store), 410)
     assert (await the_only(endpoints)).disabled_reason == "gone"
     assert await deliveries.refuse(delivery_id) == 2
-    assert (await deliveries.get(delivery_id)).tries[-1].error == ENDPOINT_DISABLED
+    assert (await stored_delivery(deliveries, delivery_id)).tries[-1].error == ENDPOINT_DISABLED
 
 
 async def test_enabled_by_hand(
@@ -180,9 +181,9 @@ async def test_what_is_not_used_is_forgotten(
     await tried(deliveries, gone := await promised(store), 410)
     between = datetime.now(UTC)
     await deliveries.refuse(gone)
-    assert await endpoints.forget(between) == 1
+    assert await endpoints.delete_unused(between) == 1
     assert [one.url for one in await endpoints.list("default")] == [URL]
-    assert await endpoints.forget(datetime.now(UTC)) == 1
+    assert await endpoints.delete_unused(datetime.now(UTC)) == 1
 
 
 # ----------------------------------------------------------------------------------------------- once more
@@ -193,9 +194,9 @@ async def test_what_was_delivered_stays_delivered(store: JobStore, deliveries: D
     delivery_id = await promised(store)
     await tried(deliveries, delivery_id, 200)
     await deliveries.redeliver(delivery_id)
-    assert (await deliveries.get(delivery_id)).status == "pending"
+    assert (await deliveries.outgoing(delivery_id)).status == "pending"
     await tried(deliveries, delivery_id, 410)
-    found = await deliveries.get(delivery_id)
+    found = await stored_delivery(deliveries, delivery_id)
     assert (found.status, found.next_try_at, len(found.tries)) == ("delivered", None, 2)
 
 
@@ -204,15 +205,15 @@ async def test_a_wish_is_told_once(database: Database, store: JobStore, deliveri
     delivery_id = await promised(store)
     await tried(deliveries, delivery_id, 410)
     mine = await deliveries.redeliver(delivery_id)
-    assert (mine.id, mine.tries, await deliveries.wanted()) == (delivery_id, 1, [])
+    assert (mine.id, mine.tries, await deliveries.take_requests()) == (delivery_id, 1, [])
     again = await deliveries.redeliver(delivery_id)
-    await deliveries.told(mine)
-    await deliveries.told(again)
+    await deliveries.mark_notified(mine)
+    await deliveries.mark_notified(again)
     chosen = Redelivery(since=datetime.now(UTC) - DAY, status="pending")
     assert (await deliveries.redeliver_some(chosen, "default")).count == 1
-    (taken,) = await deliveries.wanted()
-    assert (taken.id, await deliveries.wanted()) == (delivery_id, [])
-    await deliveries.told(taken)
+    (taken,) = await deliveries.take_requests()
+    assert (taken.id, await deliveries.take_requests()) == (delivery_id, [])
+    await deliveries.mark_notified(taken)
 
 
 async def test_those_of_a_time(store: JobStore, deliveries: DeliveryStore) -> None:
@@ -221,14 +222,14 @@ async def test_those_of_a_time(store: JobStore, deliveries: DeliveryStore) -> No
     for delivery_id in ids:
         await tried(deliveries, delivery_id, 410)
     await tried(deliveries, await promised(store), 200)
-    between = (await deliveries.get(ids[3])).created_at
+    between = (await stored_delivery(deliveries, ids[3])).created_at
     everything = Redelivery(since=between - DAY)
     assert (await deliveries.redeliver_some(everything, "acme")).count == 0
     nowhere = Redelivery(since=between - DAY, url="https://receiver.example/")
     assert (await deliveries.redeliver_some(nowhere, "default")).count == 0
     some = await deliveries.redeliver_some(Redelivery(since=between - DAY, until=between, url=URL), "default", limit=2)
     assert (some.count, some.more) == (2, True)
-    assert {wanted.id for wanted in await deliveries.wanted()} == set(ids[:2])
+    assert {wanted.id for wanted in await deliveries.take_requests()} == set(ids[:2])
     rest = await deliveries.redeliver_some(everything, "default")
     assert (rest.count, rest.more) == (3, False)
 
@@ -259,7 +260,7 @@ async def delivering(here: House, status: str) -> Delivery:
 
 async def become(here: House, delivery_id: str, status: str) -> Delivery:
     async def look() -> Delivery | None:
-        found = await here.deliveries.get(delivery_id)
+        found = await stored_delivery(here.deliveries, delivery_id)
         return found if found.status == status and found.tries else None
 
     found = await eventually(look)
@@ -310,10 +311,10 @@ async def test_made_again_its_schedule_begins_anew(here: House) -> None:
     await sweeper.sweep()
 
     async def tried_again() -> bool:
-        return len((await here.deliveries.get(delivery.id)).tries) == 15
+        return (await here.deliveries.outgoing(delivery.id)).tries == 15
 
     assert await eventually(tried_again)
-    again = await here.deliveries.get(delivery.id)
+    again = await stored_delivery(here.deliveries, delivery.id)
     assert again.status == "pending"
     assert again.next_try_at is not None
     assert timedelta(minutes=59) < again.next_try_at - datetime.now(UTC) < timedelta(minutes=61)

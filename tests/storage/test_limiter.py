@@ -68,75 +68,75 @@ def test_no_second_sees_more_starts_than_the_limit(database_url: str, processes:
 
 async def test_who_waits_long_gets_a_place_and_comes_back(limiter: Limiter) -> None:
     granted = 0
-    while (await limiter.ask("a", asker(f"g{granted}", since=granted))).granted:
+    while (await limiter.reserve("a", asker(f"g{granted}", since=granted))).granted:
         granted += 1
     assert granted >= BOOKED_SECONDS * LIMIT
-    await limiter.throttled("a", 2 * HORIZON_SECONDS)  # however slow this machine is
-    waiting = [await limiter.ask("a", asker(f"w{n}", since=100 + n)) for n in range(3)]
+    await limiter.throttle("a", 2 * HORIZON_SECONDS)  # however slow this machine is
+    waiting = [await limiter.reserve("a", asker(f"w{n}", since=100 + n)) for n in range(3)]
     assert not any(turn.granted for turn in waiting)
     places = [turn.position for turn in waiting]
     assert places == sorted(places)
     assert all(turn.seconds > HORIZON_SECONDS / 2 for turn in waiting)
-    queued = [await limiter.queued(f"w{n}") for n in range(3)]
-    assert [place and place.position for place in queued] == places
-    starts = [place.expected_start_at for place in queued if place]
+    queued = await limiter.queue_places([f"w{n}" for n in range(3)])
+    assert [queued[f"w{n}"].position for n in range(3)] == places
+    starts = [queued[f"w{n}"].expected_start_at for n in range(3)]
     assert starts == sorted(starts)
-    assert await limiter.queued("g0") is None
+    assert not await limiter.queue_places({"g0"})
 
 
 async def test_a_place_is_kept_however_often_one_asks(limiter: Limiter) -> None:
-    await limiter.throttled("a", 60)
+    await limiter.throttle("a", 60)
     for name in ("first", "second", "first", "first"):
-        turn = await limiter.ask("a", asker(name, since=0 if name == "first" else 1))
+        turn = await limiter.reserve("a", asker(name, since=0 if name == "first" else 1))
     assert turn.position == 1
 
 
 async def test_tenants_take_turns_and_urgent_ones_go_first(limiter: Limiter) -> None:
-    await limiter.throttled("a", 60)
+    await limiter.throttle("a", 60)
     for number in range(5):
-        await limiter.ask("a", asker(f"many-{number}", tenant="many", since=number))
-    await limiter.ask("a", asker("few", tenant="few", since=100))
-    await limiter.ask("a", asker("urgent", tenant="many", priority=1, since=200))
+        await limiter.reserve("a", asker(f"many-{number}", tenant="many", since=number))
+    await limiter.reserve("a", asker("few", tenant="few", since=100))
+    await limiter.reserve("a", asker("urgent", tenant="many", priority=1, since=200))
     names = ["urgent", "many-0", "few", "many-1", "many-2", "many-3", "many-4"]
-    places = {name: await limiter.queued(name) for name in names}
-    assert [place and place.position for place in places.values()] == [1, 2, 3, 4, 5, 6, 7]
+    places = await limiter.queue_places(names)
+    assert [places[name].position for name in names] == [1, 2, 3, 4, 5, 6, 7]
 
 
 async def test_a_refusal_pauses_its_lane_and_no_other(limiter: Limiter) -> None:
-    assert await limiter.throttled("a", 7) == pytest.approx(7, abs=0.1)
-    turn = await limiter.ask("a", asker("x"))
+    assert await limiter.throttle("a", 7) == pytest.approx(7, abs=0.1)
+    turn = await limiter.reserve("a", asker("x"))
     assert not turn.granted
     assert 5 < turn.seconds <= 7
-    assert (await limiter.ask("b", asker("y"))).granted
+    assert (await limiter.reserve("b", asker("y"))).granted
 
 
 async def test_refusals_without_a_time_pause_longer_each_time_until_one_is_served(limiter: Limiter) -> None:
-    pauses = [await limiter.throttled("a", None) for _ in range(4)]
+    pauses = [await limiter.throttle("a", None) for _ in range(4)]
     assert pauses == sorted(pauses)
     assert pauses[-1] == pytest.approx(8, abs=0.5)
-    await limiter.served("b")
-    await limiter.served("a")
-    assert await limiter.throttled("fresh", None) == pytest.approx(1, abs=0.1)
+    await limiter.record_success("b")
+    await limiter.record_success("a")
+    assert await limiter.throttle("fresh", None) == pytest.approx(1, abs=0.1)
     (lane,) = [lane for lane in await limiter.lanes() if lane.name == "a"]
     assert lane.paused_until is not None, "a call that was under way does not end the pause"
 
 
 async def test_the_models_own_limit_is_kept(limiter: Limiter) -> None:
-    await limiter.served("a", per_minute=60)
-    assert (await limiter.ask("a", asker("x"))).granted
-    second = await limiter.ask("a", asker("y"))
+    await limiter.record_success("a", per_minute=60)
+    assert (await limiter.reserve("a", asker("x"))).granted
+    second = await limiter.reserve("a", asker("y"))
     assert not second.granted
     (lane,) = await limiter.lanes()
     assert (lane.per_second, lane.seen) == (1, 1)
-    await limiter.served("a", per_minute=6_000)
+    await limiter.record_success("a", per_minute=6_000)
     assert (await limiter.lanes())[0].per_second == LIMIT
 
 
 async def test_a_limit_is_changed_while_others_run(limiter: Limiter, database: Database) -> None:
     other = Limiter(database, per_second=LIMIT)
     await other.set_limit("a", 0.1)
-    assert (await limiter.ask("a", asker("x"))).granted
-    turn = await limiter.ask("a", asker("y"))
+    assert (await limiter.reserve("a", asker("x"))).granted
+    turn = await limiter.reserve("a", asker("y"))
     assert not turn.granted
     assert turn.seconds > 9
     await other.set_limit("a", None)
@@ -144,16 +144,16 @@ async def test_a_limit_is_changed_while_others_run(limiter: Limiter, database: D
 
 
 async def test_who_never_comes_back_does_not_hold_up_the_others(limiter: Limiter, database: Database) -> None:
-    await limiter.throttled("a", 2)
-    await limiter.ask("a", asker("lost", since=0))
-    assert (await limiter.ask("a", asker("next", since=1))).position == 2
+    await limiter.throttle("a", 2)
+    await limiter.reserve("a", asker("lost", since=0))
+    assert (await limiter.reserve("a", asker("next", since=1))).position == 2
     later = Limiter(database, per_second=LIMIT, timings=Timings(lost_waiter_seconds=-10))
-    assert (await later.ask("a", asker("next", since=1))).position in (0, 1)
+    assert (await later.reserve("a", asker("next", since=1))).position in (0, 1)
 
 
 async def test_a_cancelled_job_leaves_the_queue(limiter: Limiter) -> None:
-    await limiter.throttled("a", 60)
-    await asyncio.gather(*(limiter.ask("a", asker(name, since=n)) for n, name in enumerate(("x", "y"))))
+    await limiter.throttle("a", 60)
+    await asyncio.gather(*(limiter.reserve("a", asker(name, since=n)) for n, name in enumerate(("x", "y"))))
     await limiter.leave("x")
-    assert await limiter.queued("x") is None
-    assert (await limiter.ask("a", asker("y", since=1))).position == 1
+    assert not await limiter.queue_places({"x"})
+    assert (await limiter.reserve("a", asker("y", since=1))).position == 1

@@ -12,6 +12,7 @@ from chatjobs.errors import DeliveryNotFound
 from storage.engine.database import Database
 from storage.jobs.store import JobStore
 from storage.webhooks.deliveries import DeliveryStore
+from tests.support.deliveries import stored_delivery
 from tests.support.factories import accepted, failing, make_job
 
 
@@ -38,9 +39,9 @@ async def test_tries_are_numbered_and_kept(store: JobStore, deliveries: Delivery
     later = datetime.now(UTC) + timedelta(minutes=5)
     for number, status in enumerate((500, 503), 1):
         one = a_try(status, response="no\0")
-        made = await deliveries.record(delivery_id, one, delivered=False, next_try_at=later)
+        made = await deliveries.record_try(delivery_id, one, delivered=False, next_try_at=later)
         assert made.tries == number
-    waiting = await deliveries.get(delivery_id)
+    waiting = await stored_delivery(deliveries, delivery_id)
     assert (waiting.status, waiting.next_try_at) == ("pending", later)
     assert [(one.number, one.status_code, one.response) for one in waiting.tries] == [
         (1, 500, "no\ufffd"),
@@ -51,24 +52,24 @@ async def test_tries_are_numbered_and_kept(store: JobStore, deliveries: Delivery
 
 async def test_delivered_once_it_stays_delivered(store: JobStore, deliveries: DeliveryStore) -> None:
     delivery_id = await promised(store)
-    await deliveries.record(delivery_id, a_try(200), delivered=True, next_try_at=None)
-    await deliveries.record(delivery_id, a_try(500), delivered=False, next_try_at=None)
-    found = await deliveries.get(delivery_id)
+    await deliveries.record_try(delivery_id, a_try(200), delivered=True, next_try_at=None)
+    await deliveries.record_try(delivery_id, a_try(500), delivered=False, next_try_at=None)
+    found = await stored_delivery(deliveries, delivery_id)
     assert (found.status, found.next_try_at, len(found.tries)) == ("delivered", None, 2)
     assert found.delivered_at is not None
 
 
 async def test_without_a_next_try_it_has_failed(store: JobStore, deliveries: DeliveryStore) -> None:
     delivery_id = await promised(store)
-    await deliveries.record(delivery_id, a_try(410), delivered=False, next_try_at=None)
-    assert (await deliveries.get(delivery_id)).status == "failed"
+    await deliveries.record_try(delivery_id, a_try(410), delivered=False, next_try_at=None)
+    assert (await deliveries.outgoing(delivery_id)).status == "failed"
 
 
 async def test_a_failed_delivery_may_be_tried_by_hand(store: JobStore, deliveries: DeliveryStore) -> None:
     delivery_id = await promised(store)
-    await deliveries.record(delivery_id, a_try(410), delivered=False, next_try_at=None)
-    await deliveries.record(delivery_id, a_try(204), delivered=True, next_try_at=None)
-    assert (await deliveries.get(delivery_id)).status == "delivered"
+    await deliveries.record_try(delivery_id, a_try(410), delivered=False, next_try_at=None)
+    await deliveries.record_try(delivery_id, a_try(204), delivered=True, next_try_at=None)
+    assert (await deliveries.outgoing(delivery_id)).status == "delivered"
 
 
 async def test_tries_at_once_get_numbers_of_their_own(store: JobStore, deliveries: DeliveryStore) -> None:
@@ -76,7 +77,7 @@ async def test_tries_at_once_get_numbers_of_their_own(store: JobStore, deliverie
     tries = [a_try(started_at=began + timedelta(milliseconds=n)) for n in range(8)]
     later = began + timedelta(minutes=5)
     numbers = await asyncio.gather(
-        *(deliveries.record(delivery_id, one, delivered=False, next_try_at=later) for one in tries)
+        *(deliveries.record_try(delivery_id, one, delivered=False, next_try_at=later) for one in tries)
     )
     assert sorted(recorded.tries for recorded in numbers) == list(range(1, 9))
 
@@ -85,37 +86,36 @@ async def test_a_try_that_is_reported_again_is_stored_once(store: JobStore, deli
     """Its first report may have been committed though the answer got lost."""
     delivery_id, one = await promised(store), a_try(200)
     for _ in range(2):
-        assert (await deliveries.record(delivery_id, one, delivered=True, next_try_at=None)).tries == 1
-    assert len((await deliveries.get(delivery_id)).tries) == 1
+        assert (await deliveries.record_try(delivery_id, one, delivered=True, next_try_at=None)).tries == 1
+    assert (await deliveries.outgoing(delivery_id)).tries == 1
 
 
 async def test_the_sweeper_finds_what_nobody_owns(store: JobStore, deliveries: DeliveryStore) -> None:
     first, second = await promised(store), await promised(store)
     tried = a_try()
-    await deliveries.record(first, tried, delivered=False, next_try_at=tried.started_at - timedelta(hours=1))
+    await deliveries.record_try(first, tried, delivered=False, next_try_at=tried.started_at - timedelta(hours=1))
     overdue = await deliveries.overdue(timedelta(0))
     assert [(webhook.id, webhook.tries) for webhook in overdue] == [(first, 1), (second, 0)]
     assert [webhook.id for webhook in await deliveries.overdue(timedelta(minutes=30))] == [first]
-    await deliveries.record(first, a_try(200), delivered=True, next_try_at=None)
+    await deliveries.record_try(first, a_try(200), delivered=True, next_try_at=None)
     assert [webhook.id for webhook in await deliveries.overdue(timedelta(0))] == [second]
 
 
 async def test_what_is_not_there_is_not_found(store: JobStore, deliveries: DeliveryStore) -> None:
     delivery_id = await promised(store)
     with pytest.raises(DeliveryNotFound):
-        await deliveries.get(delivery_id, tenant="another")
-    assert (await deliveries.get(delivery_id, tenant="default")).id == delivery_id
-    for call in (deliveries.get("x"), deliveries.outgoing("x")):
-        with pytest.raises(DeliveryNotFound):
-            await call
+        await deliveries.redeliver(delivery_id, tenant="another")
+    assert (await deliveries.redeliver(delivery_id, tenant="default")).id == delivery_id
     with pytest.raises(DeliveryNotFound):
-        await deliveries.record("x", a_try(), delivered=True, next_try_at=None)
+        await deliveries.outgoing("x")
+    with pytest.raises(DeliveryNotFound):
+        await deliveries.record_try("x", a_try(), delivered=True, next_try_at=None)
 
 
 async def test_what_no_run_has_sealed_is_wanted_at_once(store: JobStore, database: Database) -> None:
     """A job that is cancelled before it was started has no workflow that would make the first try."""
     await store.accept(make_job(job_id="job_1", webhook={"url": "https://hooks.example/x"}))
     await store.request_cancel("job_1")
-    (wanted,) = await DeliveryStore(database).wanted()
+    (wanted,) = await DeliveryStore(database).take_requests()
     (delivery,) = (await store.get("job_1")).deliveries
     assert wanted.id == delivery.id

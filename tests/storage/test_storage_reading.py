@@ -87,12 +87,10 @@ async def test_every_position_gives_exactly_the_missing_text(
 
 
 async def _same_from_every_position(reader: TranscriptReader, whole: Slice) -> None:
-    cursors = [Cursor(whole.job_id, 1, position) for position in range(whole.position + 1)]
-    found = await reader.read_many(cursors, everything=True)
-    for place, piece in found.items():
-        assert [(run.channel, run.text) for run in piece.runs] == after(place, whole.runs)
+    for position in range(whole.position + 1):
+        piece = await reader.read(Cursor(whole.job_id, 1, position))
+        assert [(run.channel, run.text) for run in piece.runs] == after(position, whole.runs)
         assert (piece.position, piece.reset) == (whole.position, False)
-    assert len(found) == len(cursors)
 
 
 # --------------------------------------------------------------------------------------------------- following
@@ -225,7 +223,6 @@ async def test_a_job_that_is_not_there_is_not_waited_for(
         for call in (reader.read(Cursor(name)), reader.wait(Cursor(name))):
             with pytest.raises(JobNotFound):
                 await asyncio.wait_for(call, PATIENCE)
-    assert not await reader.read_many([Cursor("nobody")], everything=True)
     assert not waiting.done()
     async with database.write() as connection:
         await connection.execute(delete(jobs).where(jobs.c.id == job_id))
@@ -233,16 +230,18 @@ async def test_a_job_that_is_not_there_is_not_waited_for(
         await asyncio.wait_for(waiting, PATIENCE)
 
 
-async def test_many_are_read_in_one_snapshot(
-    store: JobStore, writer: TranscriptWriter, reader: TranscriptReader
-) -> None:
+async def test_many_wait_together(store: JobStore, writer: TranscriptWriter, reader: TranscriptReader) -> None:
     """One live, one sealed meanwhile, one without news, one that does not exist."""
     live, sealed, quiet = [await answered(store, writer, "Hello") for _ in range(3)]
     await store.seal(ending(sealed), run_id="run-1")
     cursors = [Cursor(live, 1, 2), Cursor(sealed, 1, 5), Cursor(quiet, 1, 5), Cursor("nobody")]
-    found = await reader.read_many(cursors)
-    assert {place: [run.text for run in piece.runs] for place, piece in found.items()} == {0: ["llo"], 1: []}
-    assert set(await reader.read_many(cursors, everything=True)) == {0, 1, 2}
+    waiting = [asyncio.create_task(reader.wait(cursor)) for cursor in cursors]
+    one, two, three, four = waiting
+    await asyncio.wait({one, two, four}, timeout=PATIENCE)
+    assert [[run.text for run in task.result().runs] for task in (one, two)] == [["llo"], []]
+    assert isinstance(four.exception(), JobNotFound)
+    assert not three.done()
+    three.cancel()
 
 
 async def test_a_look_is_bounded(store: JobStore, reader: TranscriptReader, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,14 +187,14 @@ async def test_a_full_disk_is_waited_for(
     """The same for a database that was turned read-only. (SQLite's own limits stand in for the disk's.)"""
     store = make_store(sqlite)
     claim = await claimed(store, await accepted(store))
-    configured, limits = storage.engine.database._configured, [pragma]
+    configured, limits = storage.engine.database._configure, [pragma]
 
     def with_limits(*args: Any) -> None:
         configured(*args)
         for limit in limits:
             args[0].execute(f"PRAGMA {limit}")
 
-    monkeypatch.setattr(storage.engine.database, "_configured", with_limits)
+    monkeypatch.setattr(storage.engine.database, "_configure", with_limits)
     async with TranscriptWriter(sqlite, timings=Timings(writer_retry_pauses_seconds=(0.01,))).running() as writer:
         job_writer = writer.open(claim)
         job_writer.append(Channel.CONTENT, "private " * 2_000)

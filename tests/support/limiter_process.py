@@ -15,13 +15,13 @@ from storage.rate_limits.limiter import LATE_SECONDS, MOST_LATE_SECONDS, Limiter
 async def start(limiter: Limiter, asker: Claimant) -> tuple[int, int]:
     """When the call may start: now, on return. And how long after its turn that is."""
     while True:
-        turn = await limiter.ask("lane", asker)
+        turn = await limiter.reserve("lane", asker)
         await asyncio.sleep(max(turn.due - time.monotonic(), 0) if turn.granted else turn.seconds)
         late = time.monotonic() - turn.due
         if turn.granted and late <= MOST_LATE_SECONDS:
             started = time.time_ns() // 1000
             if late > LATE_SECONDS:
-                await limiter.late(turn, late)
+                await limiter.report_late_start(turn, late)
             return started, int(late * 1_000_000)
 
 

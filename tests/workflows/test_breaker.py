@@ -33,7 +33,7 @@ def asker(name: str, since: int = 0) -> Claimant:
 
 
 async def fail(limiter: Limiter, job_id: str, number: int, retry_after: float = 0.0) -> float | None:
-    outage = await limiter.failed(LANE, job_id, number, "it is down", retry_after)
+    outage = await limiter.record_failure(LANE, job_id, number, "it is down", retry_after)
     return outage.seconds if outage else None
 
 
@@ -50,16 +50,14 @@ async def down(limiter: Limiter) -> None:
 async def test_three_failures_in_a_row_open_it_and_an_answer_between_them_does_not(limiter: Limiter) -> None:
     await fail(limiter, "x", 1)
     await fail(limiter, "x", 2)
-    await limiter.answered(LANE, "y")
+    await limiter.record_answer(LANE, "y")
     assert await fail(limiter, "x", 3) is None
-    assert (await limiter.ask(LANE, asker("z"))).granted
+    assert (await limiter.reserve(LANE, asker("z"))).granted
     await fail(limiter, "x", 4)
     assert await fail(limiter, "x", 5) == pytest.approx(Timings().first_outage_wait_seconds, abs=0.1)
-    turn = await limiter.ask(LANE, asker("z"))
+    turn = await limiter.reserve(LANE, asker("z"))
     assert not turn.granted
-    place = await limiter.queued("z")
-    assert place is not None
-    assert place.reason == "model_down"
+    assert (await limiter.queue_places({"z"}))["z"].reason == "model_down"
     (lane,) = await limiter.lanes()
     assert (lane.down, lane.last_error) == (True, "it is down")
 
@@ -69,9 +67,9 @@ async def test_one_job_probes_and_the_waits_grow_to_a_minute(limiter: Limiter, d
     waits = []
     for number in range(7):
         await wait_over(database)
-        turn = await limiter.ask(LANE, asker(f"probe-{number}"))
+        turn = await limiter.reserve(LANE, asker(f"probe-{number}"))
         assert (turn.granted, turn.probe) == (True, True)
-        assert not (await limiter.ask(LANE, asker("other"))).granted, "one at a time"
+        assert not (await limiter.reserve(LANE, asker("other"))).granted, "one at a time"
         seconds = await fail(limiter, f"probe-{number}", 1)
         assert seconds is not None
         waits.append(round(seconds))
@@ -83,14 +81,14 @@ async def test_the_job_whose_probe_failed_lets_another_one_try(limiter: Limiter,
     for number in range(3):
         await fail(limiter, "bad", number + 1, 30)  # so long that nobody would come by himself
     for name in ("bad", "good"):
-        await limiter.ask(LANE, asker(name, since=0 if name == "bad" else 1))
+        await limiter.reserve(LANE, asker(name, since=0 if name == "bad" else 1))
     await wait_over(database)
-    assert not (await limiter.ask(LANE, asker("bad"))).granted
-    assert await limiter.call() == ["good"]
-    turn = await limiter.ask(LANE, asker("good", since=1))
+    assert not (await limiter.reserve(LANE, asker("bad"))).granted
+    assert await limiter.take_due() == ["good"]
+    turn = await limiter.reserve(LANE, asker("good", since=1))
     assert (turn.granted, turn.probe) == (True, True)
-    await limiter.answered(LANE, "good")
-    assert (await limiter.ask(LANE, asker("bad"))).granted
+    await limiter.record_answer(LANE, "good")
+    assert (await limiter.reserve(LANE, asker("bad"))).granted
 
 
 async def test_a_failure_is_excused_unless_it_was_the_jobs_own(limiter: Limiter, database: Database) -> None:
@@ -106,26 +104,26 @@ async def test_a_failure_is_excused_unless_it_was_the_jobs_own(limiter: Limiter,
     for number in range(3):
         await fail(limiter, "x", number + 1)
     assert await excused() == {"x": True, "y": False}
-    await limiter.answered(LANE, "y")
+    await limiter.record_answer(LANE, "y")
     assert await excused() == {"x": False, "y": False}, "another job's call was answered"
     for job_id in ("x", "y", "x"):
         await fail(limiter, job_id, 1)
-    await limiter.answered(LANE, "z")
+    await limiter.record_answer(LANE, "z")
     assert await excused() == {"x": True, "y": True}, "two jobs failed in a row: it was the model"
 
 
 async def test_a_probe_that_tells_nothing_is_followed_by_another(limiter: Limiter, database: Database) -> None:
     await down(limiter)
     await wait_over(database)
-    assert (await limiter.ask(LANE, asker("p"))).probe
-    assert not (await limiter.ask(LANE, asker("q"))).granted
-    await limiter.released(LANE, "p")
-    assert (await limiter.ask(LANE, asker("q"))).probe
+    assert (await limiter.reserve(LANE, asker("p"))).probe
+    assert not (await limiter.reserve(LANE, asker("q"))).granted
+    await limiter.release_probe(LANE, "p")
+    assert (await limiter.reserve(LANE, asker("q"))).probe
 
 
 async def test_a_wait_that_the_model_asks_for_is_kept(limiter: Limiter) -> None:
     await down(limiter)
-    await limiter.answered(LANE, "x")
+    await limiter.record_answer(LANE, "x")
     await fail(limiter, "x", 1)
     await fail(limiter, "x", 2)
     assert await fail(limiter, "x", 3, 30) == pytest.approx(30, abs=0.1)

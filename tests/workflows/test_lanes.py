@@ -187,12 +187,10 @@ async def test_the_end_of_a_pause_frees_all_who_wait(live: Service) -> None:
     """An operator's reset of a lane that the model had paused for minutes."""
     model = "mistral-small-latest"
     limiter, name = await paced(live, model, LIMIT)
-    await limiter.throttled(name, 200)
+    await limiter.throttle(name, 200)
     ids = [await submit(live, prompt(f"{number}", tokens=2), model=model) for number in range(5)]
     await all_wait(limiter, name, 5)
-    place = await limiter.queued(ids[0])
-    assert place is not None
-    assert place.reason == "paused"
+    assert (await limiter.queue_places(ids))[ids[0]].reason == "paused"
     async with live.database.write() as connection:
         await connection.execute(update(lanes).where(lanes.c.name == name).values(paused_until=0))
     ended = time.time()
@@ -209,7 +207,7 @@ async def test_a_tenant_that_comes_later_goes_next(live: Service) -> None:
     few = [await submit(live, prompt(f"few {number}", tokens=2), model=model, tenant="few") for number in range(3)]
     await all_wait(limiter, name, 8)
     seen = len(calls(live, model))
-    places = await limiter.queued_of({*many, *few})
+    places = await limiter.queue_places({*many, *few})
     await completed(live, [*many, *few])
     log = calls(live, model)[1:]
     starts = [entry["time"] for entry in log]

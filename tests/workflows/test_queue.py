@@ -71,9 +71,9 @@ async def test_a_job_that_waits_has_its_place(database: Database, limiter: Limit
     """One that does not wait, or has ended, has none; neither is there a word of it in the JSON then."""
     store = JobStore(database, run_url=str, limiter=limiter)
     ids = [await accepted(store) for _ in range(3)]
-    await limiter.throttled("a", 60)
+    await limiter.throttle("a", 60)
     for number, job_id in enumerate(ids[:2]):
-        await limiter.ask("a", asker(job_id, since=number))
+        await limiter.reserve("a", asker(job_id, since=number))
     first, second, other = [await store.get(job_id) for job_id in ids]
     assert first.queue is not None
     assert second.queue is not None
@@ -88,12 +88,12 @@ async def test_a_job_that_waits_has_its_place(database: Database, limiter: Limit
 
 async def test_places_of_many_in_several_lanes(limiter: Limiter) -> None:
     """More than one question takes."""
-    await limiter.throttled("a", 60)
-    await limiter.throttled("b", 60)
+    await limiter.throttle("a", 60)
+    await limiter.throttle("b", 60)
     for number in range(6):
-        await limiter.ask("ab"[number % 2], asker(f"job-{number}", since=number))
+        await limiter.reserve("ab"[number % 2], asker(f"job-{number}", since=number))
     nobody = [f"nobody-{number}" for number in range(ASKED_AT_ONCE)]
-    places = await limiter.queued_of({*nobody, *(f"job-{number}" for number in range(6))})
+    places = await limiter.queue_places({*nobody, *(f"job-{number}" for number in range(6))})
     assert {job_id: place.position for job_id, place in sorted(places.items())} == {
         f"job-{number}": number // 2 + 1 for number in range(6)
     }
@@ -101,16 +101,16 @@ async def test_places_of_many_in_several_lanes(limiter: Limiter) -> None:
 
 async def test_onlookers_hear_of_changes_only(limiter: Limiter) -> None:
     """At once, then when others leave the queue, and when the lane is paused for longer."""
-    await limiter.throttled("a", 60)
+    await limiter.throttle("a", 60)
     for number in range(3):
-        await limiter.ask("a", asker(f"job-{number}", since=number))
+        await limiter.reserve("a", asker(f"job-{number}", since=number))
     last, other = Onlooker(), Onlooker()
     async with QueueReader(limiter, timings=Timings(queue_look_seconds=0.05)).running() as queue:
         with queue.watched("job-2", last.tell), queue.watched("elsewhere", other.tell):
             before = await last.until(3)
             await limiter.leave("job-0")
             await last.until(2)
-            await limiter.throttled("a", 120)
+            await limiter.throttle("a", 120)
             await last.until(2, after=before.expected_start_at + timedelta(seconds=30))
             await limiter.leave("job-1")
             await last.until(1)

@@ -24,6 +24,7 @@ from domain.webhook_urls import WebhookPolicy
 from providers.webhooks.sender import PER_RECEIVER, HttpWebhookSender
 from storage.engine.database import Database
 from storage.engine.schema import deliveries, now
+from tests.support.deliveries import stored_delivery
 from tests.support.fakes import OK, PATIENCE
 from tests.support.house import HOOK, House, house
 from tests.support.receiver import Answer, receiver
@@ -101,7 +102,7 @@ async def test_a_dead_receiver_with_a_thousand_deliveries(client: Client, sqlite
             reports = await asyncio.gather(*(delivered(here, f"good_{number}") for number in range(GOOD)))
             took = time.monotonic() - began
             called = len(dead.requests("/dead"))
-            tried = [len((await here.deliveries.get(f"dead_{number}")).tries) for number in range(0, DEAD, 50)]
+            tried = [(await here.deliveries.outgoing(f"dead_{number}")).tries for number in range(0, DEAD, 50)]
             for crowd in crowds:
                 await crowd.terminate("the test is over")
         assert [(report.delivered, report.tries) for report in reports] == [(True, 1)] * GOOD
@@ -129,7 +130,7 @@ async def test_waiting_for_a_place_is_no_try(here: House) -> None:
     await promised(here, {"whe_x": HOOK})
     report = await delivered(here, "whe_x")
     assert (report.delivered, report.tries, len(here.sender.posts)) == (True, 1, 11)
-    delivery = await here.deliveries.get("whe_x")
+    delivery = await stored_delivery(here.deliveries, "whe_x")
     assert (delivery.status, [one.number for one in delivery.tries]) == ("delivered", [1])
 
 
@@ -146,7 +147,7 @@ async def test_a_place_at_the_last_try(here: House) -> None:
     )
     assert (report.delivered, report.tries, report.retry_in, report.counted) == (False, 1, None, True)
     assert len(here.sender.posts) == 6
-    assert (await here.deliveries.get("whe_x")).status == "failed"
+    assert (await here.deliveries.outgoing("whe_x")).status == "failed"
 
 
 async def test_a_job_does_not_wait_for_a_place(here: House) -> None:

@@ -25,6 +25,7 @@ from domain.ports import WebhookResponse
 from domain.timings import Timings
 from providers.webhooks.sender import HttpWebhookSender
 from storage.engine.database import Database
+from tests.support.deliveries import stored_delivery
 from tests.support.fakes import OK, SECRET, Gate, answered, eventually
 from tests.support.house import HOOK, House, house
 from tests.support.receiver import Answer, receiver
@@ -61,7 +62,7 @@ async def delivered(here: House) -> tuple[DeliveryReport, Delivery, list[float]]
     """What became of a new delivery: the run's report, the stored delivery, the pauses between its tries."""
     run = await delivering(here, delivery_id := await promised(here))
     report = await run.result()
-    return report, await here.deliveries.get(delivery_id), await pauses(run)
+    return report, await stored_delivery(here.deliveries, delivery_id), await pauses(run)
 
 
 async def pauses(run: WorkflowHandle[Any, Any]) -> list[float]:
@@ -111,7 +112,7 @@ async def test_a_receiver_that_comes_back_after_days(here: House) -> None:
     assert (delivery.status, delivery.delivered_at is not None) == ("delivered", True)
     again = await (await delivering(here, delivery.id)).result()
     assert (again.delivered, len(here.sender.posts)) == (True, 10)
-    assert await here.deliveries.get(delivery.id) == delivery
+    assert await stored_delivery(here.deliveries, delivery.id) == delivery
 
 
 @pytest.mark.parametrize(
