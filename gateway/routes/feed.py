@@ -1,4 +1,4 @@
-"""The live feed of all jobs, and figures over time: what the page's list is made of."""
+"""The live feed of all jobs and figures over time, for the page's list and charts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 PAGE = 50
 RESUMABLE = timedelta(minutes=5)
-"""A reader who was away for longer gets the first page anew."""
+"""A reader that was disconnected for longer gets the first page again."""
 
 router = APIRouter(prefix="/api")
 Here = Annotated[Dependencies, Depends(parts)]
@@ -47,7 +47,7 @@ async def feed(request: Request, here: Here, caller: Caller) -> Response:
 
 
 def _read_id(given: str) -> datetime | None:
-    """The time in an event id; None if it is too long ago. Raises HttpProblem."""
+    """The time in an event id; None if it is too long ago to resume from. Raises HttpProblem."""
     if not re.fullmatch(r"[0-9]{1,17}", given):
         raise HttpProblem(400, "bad_event_id", "Last-Event-ID is not an id of this stream; leave it out to start over")
     since = moment(int(given))
@@ -55,20 +55,20 @@ def _read_id(given: str) -> datetime | None:
 
 
 class FeedStream(EventStreamResponse):
-    """One reader of a feed; ``since`` is None for one that has nothing yet."""
+    """One reader of a feed; ``since`` is None for a reader that does not resume."""
 
     def __init__(self, here: Dependencies, caller: Identity, since: datetime | None) -> None:
         super().__init__(here, caller)
         self._since = since
 
-    async def told(self, send: Send) -> None:
+    async def send_events(self, send: Send) -> None:
         try:
             with self._here.feeds.joined(self._caller.tenant) as joined:
-                await self._tell_all(send, joined)
+                await self._send_messages(send, joined)
         except StorageUnavailable as error:
             log.warning("feed ended: %s", error, extra={"action": "feed_ended"})
 
-    async def _tell_all(self, send: Send, joined: Feed) -> None:
+    async def _send_messages(self, send: Send, joined: Feed) -> None:
         number = joined.number
         await self.write_events(send, await self._first())
         while True:
@@ -81,7 +81,7 @@ class FeedStream(EventStreamResponse):
                 await self.write_events(send, await self._hello() if messages is None else messages)
 
     async def _first(self) -> bytes:
-        """What a reader lacks who comes, or comes back."""
+        """The first message: the changes since ``since`` for a reader that resumes, else ``hello``."""
         if self._since is None:
             return await self._hello()
         at, overview, tenant = now(), self._here.feeds.overview, self._caller.tenant

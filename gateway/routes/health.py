@@ -1,4 +1,4 @@
-"""Is it alive, can it work: for load balancers. Both are open to everybody and say nothing about anybody."""
+"""Liveness and readiness, for load balancers. Both need no key and reveal nothing about tenants."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def readyz(request: Request, here: Here) -> Response:
 
 
 class Readiness:
-    """The last look at what the gateway needs. It is told to the log when it changes."""
+    """The cached result of the readiness checks; changes are logged."""
 
     def __init__(self) -> None:
         self._looking = asyncio.Lock()
@@ -80,11 +80,11 @@ class Readiness:
                 database, temporal = await asyncio.gather(
                     _checked(check_writable(here.database)), _checked(_temporal(here))
                 )
-                self._tell({"database": database, "temporal": temporal})
+                self._log_changes({"database": database, "temporal": temporal})
                 self._looked = time.monotonic()
             return self._found
 
-    def _tell(self, found: dict[str, Check]) -> None:
+    def _log_changes(self, found: dict[str, Check]) -> None:
         for name, check in found.items():
             before = self._found.get(name)
             if before is None or before.ok != check.ok:

@@ -47,7 +47,7 @@ Caller = Annotated[Identity, Depends(identity)]
 
 
 def body_of(model: type[Any]) -> dict[str, Any]:
-    """The request body of a route in the OpenAPI document: the routes read it themselves, strictly."""
+    """The request body of a route in the OpenAPI document, which FastAPI does not see: routes parse it themselves."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
@@ -106,7 +106,7 @@ def wait_seconds(prefer: Sequence[str] | None) -> int:
 
 
 async def _ended(here: Dependencies, job_id: str, seconds: int) -> bool:
-    """Whether the job ends within so many seconds."""
+    """Wait for the job's end; whether it ended within ``seconds``."""
     try:
         async with asyncio.timeout(seconds):
             async for _ in here.reader.follow(Cursor(job_id)):
@@ -161,7 +161,7 @@ async def list_jobs(
         metadata=_filters(request),
         since=since,
         until=until,
-        before=_place(cursor) if cursor else None,
+        before=_read_cursor(cursor) if cursor else None,
         limit=limit + 1,
     )
     page, more = tuple(found[:limit]), len(found) > limit
@@ -169,7 +169,7 @@ async def list_jobs(
 
 
 def _filters(request: Request) -> dict[str, str]:
-    """Raises HttpProblem."""
+    """The ``metadata.KEY=VALUE`` parameters. Raises HttpProblem."""
     named = {k.removeprefix("metadata."): v for k, v in request.query_params.items() if k.startswith("metadata.")}
     try:
         filters = FILTERS.validate_python(named)
@@ -182,12 +182,12 @@ def _filters(request: Request) -> dict[str, str]:
 
 
 def cursor_of(job: Job) -> str:
-    """Where the page after this job begins."""
+    """The cursor of the page that begins after this job."""
     return base64.urlsafe_b64encode(f"{micros(job.created_at)} {job.job_id}".encode()).decode().rstrip("=")
 
 
-def _place(cursor: str) -> tuple[int, str]:
-    """Raises HttpProblem."""
+def _read_cursor(cursor: str) -> tuple[int, str]:
+    """The creation time in microseconds and the id of a page's last job. Raises HttpProblem."""
     with contextlib.suppress(ValueError):
         given = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
         if found := re.fullmatch(r"([0-9]{1,18}) ([A-Za-z0-9_-]{1,128})", given):

@@ -1,4 +1,4 @@
-"""Webhooks: deliveries, made again on demand; how endpoints do; a call to see whether one hears us."""
+"""Webhooks: deliveries and redelivery on demand; the state of endpoints; test calls."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ async def redeliver(job_id: str, delivery_id: str, here: Here, caller: Caller) -
     If it fails it is tried again as a new one is. Durable, whether Temporal is there or not.
     """
     wanted = await here.deliveries.redeliver(delivery_id, tenant=caller.tenant, job_id=job_id)
-    return _soon(here, [wanted])
+    return _redeliver_after_response(here, [wanted])
 
 
 @router.post("/jobs/{job_id}/redeliver", status_code=202, response_model=Redelivering)
 async def redeliver_job(job_id: str, here: Here, caller: Caller) -> Response:
     """The same for all deliveries of a job."""
-    return _soon(here, await here.deliveries.redeliver_job(job_id, caller.tenant))
+    return _redeliver_after_response(here, await here.deliveries.redeliver_job(job_id, caller.tenant))
 
 
 @router.post("/redeliveries", status_code=202, response_model=Redelivering, openapi_extra=body_of(Redelivery))
@@ -78,7 +78,7 @@ async def redeliver_some(request: Request, here: Here, caller: Caller) -> Respon
     return json_answer(await here.deliveries.redeliver_some(chosen, caller.tenant), 202)
 
 
-def _soon(here: Dependencies, wanted: Sequence[RedeliveryRequest]) -> Response:
+def _redeliver_after_response(here: Dependencies, wanted: Sequence[RedeliveryRequest]) -> Response:
     for one in wanted:
         here.after_response.soon(partial(try_now, here.client, here.deliveries, one))
     return json_answer(Redelivering(count=len(wanted)), 202)
