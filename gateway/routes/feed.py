@@ -37,10 +37,10 @@ Caller = Annotated[Identity, Depends(identity)]
 
 @router.get("/feed", responses={200: {"content": {"text/event-stream": {}}}}, response_model=None)
 async def feed(request: Request, here: Here, caller: Caller) -> Response:
-    """Counts per status and the jobs that change, as server-sent events.
+    """Counts per status and changed jobs, as server-sent events.
 
-    ``hello`` has the first page of jobs and comes first, unless ``Last-Event-ID`` (or ``?lastEventId=``) is recent;
-    ``jobs`` has those that changed since.
+    The first event is ``hello``, with the first page of jobs, unless ``Last-Event-ID`` (or ``?lastEventId=``) is
+    recent; ``jobs`` has the jobs that have changed since.
     """
     given = request.headers.get("last-event-id", request.query_params.get("lastEventId"))
     return FeedStream(here, caller, _read_id(given) if given else None)
@@ -98,12 +98,12 @@ class FeedStream(EventStreamResponse):
 
 @router.get("/stats", response_model=Stats)
 async def stats(here: Here, caller: Caller, window: Literal["15m", "1h", "6h", "24h", "7d"] = "1h") -> Response:
-    """How many jobs ended, how, and how long they took, over time."""
+    """Finished jobs, their final statuses and durations, over time."""
     found = await here.figures.stats(caller.tenant, window)
     return Response(found.model_dump_json(), headers={"Cache-Control": "no-store"}, media_type="application/json")
 
 
 @router.get("/counts")
 async def counts(here: Here, caller: Caller) -> dict[JobStatus, int]:
-    """How many jobs have each status."""
+    """The number of jobs per status."""
     return await here.feeds.overview.counts(caller.tenant)

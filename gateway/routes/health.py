@@ -35,7 +35,7 @@ class Alive(WireModel):
 
 
 class Check(WireModel):
-    """``error`` is None where all is well."""
+    """The result of one check; ``error`` is None if it succeeded."""
 
     ok: bool
     latency_ms: int
@@ -49,13 +49,13 @@ class Ready(WireModel):
 
 @router.get("/healthz", response_model=Alive)
 async def healthz() -> Response:
-    """The process answers."""
+    """Liveness: the process responds."""
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
 @router.get("/readyz", response_model=Ready, responses={503: {"description": "Something is missing; see `checks`"}})
 async def readyz(request: Request, here: Here) -> Response:
-    """The database takes writes and Temporal answers; 503 where one of them does not."""
+    """Readiness: the database accepts writes and Temporal responds; 503 if one of them does not."""
     readiness: Readiness = request.app.state.readiness
     checks = await readiness.checks(here)
     if all(check.ok for check in checks.values()):

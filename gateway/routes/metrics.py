@@ -121,6 +121,6 @@ class Metrics:
 
 @router.get("/metrics", dependencies=[Depends(identity)], response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Prometheus' text format. Needs a key wherever keys are configured."""
+    """Metrics in Prometheus' text format. Requires a key if keys are configured."""
     collected: Metrics = request.app.state.metrics
     return Response(await collected.text(parts(request)), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -36,7 +36,7 @@ class Login(WireModel):
 
 
 class Session(WireModel):
-    """``tenant`` is None for a caller who is nobody yet."""
+    """``tenant`` is None for a caller that is not authenticated."""
 
     tenant: str | None
     authenticated: bool
@@ -44,7 +44,7 @@ class Session(WireModel):
 
 
 class StreamToken(WireModel):
-    """Goes into ``?token=`` of that job's event stream. It is checked when connecting, not afterwards."""
+    """For ``?token=`` of the job's event stream. It is checked when connecting, not afterwards."""
 
     token: str
     expires_at: Timestamp
@@ -70,7 +70,7 @@ async def log_in(request: Request, here: Here) -> Response:
 
 @router.get("/session", response_model=Session)
 async def show_session(request: Request, here: Here) -> Response:
-    """Who the caller is, and whether it matters."""
+    """The caller's session, and whether keys are required."""
     try:
         return _session(here, await here.access.identify(request))
     except HttpProblem as problem:
@@ -81,7 +81,7 @@ async def show_session(request: Request, here: Here) -> Response:
 
 @router.delete("/session", status_code=204)
 async def log_out(request: Request, here: Here) -> Response:
-    """Drop the cookie."""
+    """Delete the session cookie."""
     here.access.check_page(request)
     response = Response(status_code=204, headers=NOT_KEPT)
     response.delete_cookie(COOKIE, secure=here.access.secure(request), httponly=True, samesite="strict")
@@ -90,7 +90,7 @@ async def log_out(request: Request, here: Here) -> Response:
 
 @router.post("/jobs/{job_id}/stream-token", response_model=StreamToken)
 async def stream_token(job_id: str, here: Here, caller: Caller) -> Response:
-    """A token that opens this job's event stream, and nothing else, for 15 minutes, as long as the caller's key."""
+    """A token for this job's event stream only, valid for 15 minutes and no longer than the caller's key."""
     if not await _job_exists(here, caller, job_id):
         raise JobNotFound
     token, expires_at = here.access.stream_token(caller, job_id)

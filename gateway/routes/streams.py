@@ -90,7 +90,7 @@ async def events(job_id: str, request: Request, here: Here, caller: Caller) -> R
 async def chat(
     request: Request, here: Here, caller: Caller, idempotency_key: Annotated[str | None, Header()] = None
 ) -> Response:
-    """Start a job; the response is its stream. Hanging up does not stop the job."""
+    """Start a job; the response is its event stream. Disconnecting does not stop the job."""
     _check_accept(request)
     place = read_event_id(request.headers.get("last-event-id"))
     accepted = await accept(request, here, caller, idempotency_key)
