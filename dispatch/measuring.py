@@ -32,9 +32,9 @@ class Learner(Protocol):
 
     def learn(self, practices: Mapping[str, Practice]) -> None: ...
 
-    def want(self, model: str) -> None: ...
+    def request_measurement(self, model: str) -> None: ...
 
-    async def unproven(self, timeout: float) -> set[str]: ...
+    async def models_to_measure(self, timeout: float) -> set[str]: ...
 
 
 Model = TypeVar("Model", bound=Learner)
@@ -75,7 +75,7 @@ async def keep_informed(settings: Settings, database: Database, model: Model, me
                 model.learn(await remembered(found))
         except StorageError as error:
             log.warning("continuations are not remembered: %s", error, extra={"action": "continuations_unknown"})
-        wanted = await model.unproven(REFRESH_SECONDS)
+        wanted = await model.models_to_measure(REFRESH_SECONDS)
 
 
 async def _measure(found: ContinuationStore, model: Model, name: str, measure: Measure[Model], pause: float) -> None:
@@ -86,7 +86,7 @@ async def _measure(found: ContinuationStore, model: Model, name: str, measure: M
     practice = await measure(model, name, pause=pause)
     if practice is None:
         log.warning("the server did not answer", extra={"action": "continuation_unmeasured", "model": name})
-        asyncio.get_running_loop().call_later(AGAIN_SECONDS, model.want, name)
+        asyncio.get_running_loop().call_later(AGAIN_SECONDS, model.request_measurement, name)
         await found.forget(name)
         return
     await remember(found, name, practice)

@@ -1,1 +1,1 @@
-"""The door: the HTTP API, server-sent events, the live page. Read app.py first."""
+"""The HTTP gateway: the API, server-sent events, the live page. Read app.py first."""

@@ -1,4 +1,4 @@
-"""``python -m gateway``: the process. Its log says where it listens once it can be called."""
+"""``python -m gateway``: the gateway process. It logs its URL once it accepts connections."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = Listener(fileno=socket.create_server((host, port), family=family, backlog=BACKLOG).detach())
-        # Connections inherit it. asyncio would set it, but not on those of a listener made this way (its proto is 0),
-        # and then the second write of an answer waits 40 ms for the acknowledgement of the first.
+        # Connections inherit it. asyncio sets it too, but not for a listener made this way (its proto is 0); without
+        # it the second write of a response waits 40 ms for the acknowledgement of the first.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
@@ -41,7 +41,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def serve(settings: Settings) -> None:
-    """Until SIGTERM or Ctrl-C. Raises ChatJobsError."""
+    """Serve until SIGTERM or Ctrl-C. Raises ChatJobsError."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -49,10 +49,10 @@ async def serve(settings: Settings) -> None:
         timings = Timings()
         opening = opened(settings, lambda rules: HttpWebhookSender(policy=rules, timings=timings), timings=timings)
         parts = await stack.enter_async_context(opening)
-        parts.access.refuse_open_door()
+        parts.access.require_keys_or_loopback()
         listener = listen(settings.chatjobs_host, settings.chatjobs_port)
         await stack.enter_async_context(served(create_app(parts), parts.open_streams, listener))
-        # What was imported stays for good. Looking through it again and again stops the process for 25 ms at a time.
+        # Imported objects live as long as the process; collecting them again and again pauses it for 25 ms each time.
         gc.collect()
         gc.freeze()
         host, port = listener.getsockname()[:2]

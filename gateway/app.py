@@ -1,4 +1,4 @@
-"""The application: routes and how errors leave it. Who serves it is in server.py."""
+"""The application: routes and exception handlers. serving/server.py serves it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ CHECKED = (
     ("Webhooks", webhooks.router),
     ("Overview", feed.router),
 )
-"""Routers whose parameters are checked, and what their routes are called in the API document."""
+"""Routers whose query parameters are checked, with their tags in the API document."""
 OTHERS = (("Sessions", sessions.router), ("Operation", health.router), ("Operation", metrics.router))
 
 
 def create_app(parts: Dependencies | None) -> FastAPI:
-    """``parts`` may be None where only the OpenAPI document is wanted."""
+    """The FastAPI application; ``parts`` is None to generate the OpenAPI document only."""
     app = FastAPI(
         title="chatjobs",
         version="1",
         description=DESCRIPTION,
         redirect_slashes=False,
-        docs_url=None,  # page.py has our own
+        docs_url=None,  # page/files.py serves our own
         redoc_url=None,
     )
     app.state.parts = parts
@@ -51,8 +51,8 @@ def create_app(parts: Dependencies | None) -> FastAPI:
     app.state.cors = Cors(parts.settings.chatjobs_cors_origins if parts else ())
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics, cors=app.state.cors)
     app.add_exception_handler(problems.HttpProblem, problems.on_http_problem)
-    app.add_exception_handler(ChatJobsError, problems.on_our_error)
+    app.add_exception_handler(ChatJobsError, problems.on_chatjobs_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_exception_handler(RequestValidationError, problems.on_invalid_parameters)
-    app.openapi = lambda: described(app)  # type: ignore[method-assign]  # as FastAPI's documentation has it
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]  # as in FastAPI's documentation
     return app

@@ -1,4 +1,4 @@
-"""What the routes work with, made once by the entry point."""
+"""The objects that routes depend on, created once by the entry point."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from storage.webhooks.deliveries import DeliveryStore
 from storage.webhooks.endpoints import EndpointStore
 
 SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]
-"""Makes what posts to strangers by these rules; the entry point knows one."""
+"""Makes the sender of webhooks under these rules; the entry point provides it."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,19 @@ class Dependencies:
     figures: Figures
 
     async def may_be_new(self, job_id: str, caller: Identity) -> bool:
-        """Whether a job without a row of the caller's may be one that only Temporal knows yet, not another tenant's."""
+        """Whether a job without a row may be one that so far exists only in Temporal, not another tenant's job."""
         mine = caller.tenant == self.settings.chatjobs_direct_tenant
         return mine and (not await self.jobs.exists(job_id) or await self.jobs.exists(job_id, caller.tenant))
 
 
 def parts(request: Request) -> Dependencies:
-    """For routes: the parts of the application that serves the request."""
+    """FastAPI dependency: the Dependencies of the application."""
     found: Dependencies = request.app.state.parts
     return found
 
 
 async def identity(request: Request) -> Identity:
-    """For routes: who is asking. Raises HttpProblem."""
+    """FastAPI dependency: the authenticated caller. Raises HttpProblem."""
     return await parts(request).access.identify(request)
 
 
@@ -82,9 +82,9 @@ async def identity(request: Request) -> Identity:
 async def opened(
     settings: Settings, sender_of: SenderOf, *, timings: Timings = Timings()
 ) -> AsyncIterator[Dependencies]:
-    """The real parts, looked after while the block runs. Temporal may be away; the database may not.
+    """The dependencies and their background tasks, while the block runs. Temporal may be unavailable; the database not.
 
-    Raises ChatJobsError with what to do where one is missing.
+    Raises ChatJobsError, whose message says what to do.
     """
     async with AsyncExitStack() as stack:
         database = await Database.open(settings.database_url, timings=timings)

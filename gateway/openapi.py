@@ -1,4 +1,4 @@
-"""``python -m gateway.openapi``: writes the API document that stands in the repository."""
+"""``python -m gateway.openapi``: writes the repository's ``openapi.json``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DOCUMENT = Path(__file__).parent.parent / "openapi.json"
 
 
 def text() -> str:
-    """The document as it stands in the repository."""
+    """The content of ``openapi.json``."""
     return json.dumps(create_app(None).openapi(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Query parameters that nobody knows are refused: a filter with a typing error would otherwise find everything."""
+"""The check for unknown query parameters, which are refused: a misspelt filter would otherwise match everything."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ READ_BY_HAND = {
     "/api/jobs/{job_id}/events": ("lastEventId", "token"),
     "/api/feed": ("lastEventId",),
 }
-"""What routes read themselves. A name that ends with a dot is the beginning of many."""
+"""Parameters that routes read without declaring them to FastAPI. A name that ends with a dot is a prefix."""
 
 
 class Parameters:
-    """The names that each route knows, found out once."""
+    """The parameter names of each route, cached."""
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, str], frozenset[str]] = {}
 
     async def check(self, request: Request, _: Annotated[Identity, Depends(identity)]) -> None:
-        """For routes, once it is known who asks. Raises HttpProblem."""
+        """FastAPI dependency, evaluated after authentication. Raises HttpProblem."""
         if not request.scope["query_string"]:
             return
-        names = self._of(request.scope["route"])
+        names = self._names_of(request.scope["route"])
         given = [name for name, _ in request.query_params.multi_items()]
         wrong = [Problem(f"/{name}", "There is no such parameter") for name in given if not _known(name, names)]
         twice = {name for name in given if given.count(name) > 1} if len(given) <= len(names) * 2 + 32 else set(given)
@@ -41,7 +41,7 @@ class Parameters:
         if wrong:
             raise HttpProblem(422, "validation_failed", "The parameters are not valid", errors=wrong[:20])
 
-    def _of(self, route: APIRoute) -> frozenset[str]:
+    def _names_of(self, route: APIRoute) -> frozenset[str]:
         key = (route.path, "".join(sorted(route.methods or ())))
         if key not in self._names:
             self._names[key] = frozenset((*_declared(route.dependant), *READ_BY_HAND.get(route.path, ())))

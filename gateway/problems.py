@@ -1,4 +1,4 @@
-"""Errors as ``application/problem+json`` (RFC 9457) with a stable code; never with what was sent."""
+"""Errors as ``application/problem+json`` (RFC 9457) with a stable code; they never repeat the request."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ STATUSES: Mapping[str, int] = {
     "storage_refused": 422,
     "temporal_unavailable": 503,
 }
-"""The HTTP status of our errors' codes; 500 for the others, which nobody should see."""
+"""The HTTP status of each error code of ours; 500 for codes that should not reach a caller."""
 RETRY_AFTER_SECONDS = "5"
 BLANK_FOR_PLUS = re.compile(r":[0-9]{2}(?:[.,][0-9]+)? [0-9]{1,2}(?::?[0-9]{2})?$")
-"""A time, and an offset whose + was not escaped."""
+"""A time with an offset whose + was not escaped and was decoded as a blank."""
 LONGEST_POINTER = 200
-"""It may be made of names that the caller chose."""
+"""A pointer is cut to this length: it may consist of names that the caller chose."""
 METHOD = "chatjobs.method"
-"""Where a request's scope has the method that was sent; the application sees GET for HEAD."""
+"""The key of the request's original method in its scope; the application sees GET for HEAD."""
 PROBLEM_TYPE = "application/problem+json"
 PROTECTION = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 )
-"""Headers of every answer that does not set them itself."""
+"""Headers of every response that does not set them itself."""
 CODES = {
     400: "bad_request",
     401: "unauthorized",
@@ -72,7 +72,7 @@ CODES = {
 
 
 class HttpProblem(Exception):
-    """An answer that is an error, decided by a route."""
+    """An error response, raised by a route."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ async def on_http_problem(_: Request, error: Exception) -> Response:
     return problem(refused.status, refused.code, refused.detail, errors=refused.errors, headers=refused.headers)
 
 
-async def on_our_error(request: Request, error: Exception) -> Response:
+async def on_chatjobs_error(request: Request, error: Exception) -> Response:
     error = cast(ChatJobsError, error)
     status = STATUSES.get(error.code, 500)
     errors = error.problems if isinstance(error, InvalidRequest) else ()
@@ -132,12 +132,12 @@ async def on_our_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """What the framework refuses: no such path, no such method."""
+    """Exception handler for Starlette's errors: no such path, no such method."""
     error = cast(HTTPException, error)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return _method_not_allowed(request.scope)
-    if error.status_code == HTTPStatus.NOT_FOUND and page.is_persons(request):
-        return page.missing()
+    if error.status_code == HTTPStatus.NOT_FOUND and page.is_page_request(request):
+        return page.not_found_page()
     code = CODES.get(error.status_code, "http_error")
     return problem(error.status_code, code, HTTPStatus(error.status_code).description, headers=error.headers)
 
@@ -149,7 +149,7 @@ def _method_not_allowed(scope: Scope) -> Response:
 
 
 def allowed_methods(scope: Scope) -> list[str]:
-    """Of all routes with a request's path, sorted; empty where there is no such path."""
+    """The methods of all routes that match a request's path, sorted; empty for an unknown path."""
     matching = [r for r in iter_route_contexts(scope["app"].routes) if r.path_regex.match(scope["path"])]
     methods = {method for route in matching for method in route.methods or ()}
     if "GET" in methods:

@@ -1,4 +1,4 @@
-"""Test calls of webhooks: signed like the real ones, through the same guard, and few of them."""
+"""Test calls of webhooks: signed like real ones, sent through the same network guard, and rate-limited."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.auth.key_cache import TokenBucket
 from gateway.problems import HttpProblem
 
 AT_ONCE = 2
-"""Per tenant, in one gateway."""
+"""Concurrent test calls per tenant, in one gateway."""
 MOST_TESTS = 10
 TESTS_PER_SECOND = 1 / 6
 MOST_TENANTS = 10_000
@@ -21,7 +21,7 @@ DENIED = "address_denied"
 
 
 class _Caller:
-    """What one tenant may do."""
+    """The limits of one tenant."""
 
     def __init__(self) -> None:
         self.under_way = 0
@@ -45,11 +45,11 @@ class WebhookTests:
     async def post(self, tenant: str, url: str) -> WebhookTest:
         """Call a URL once. Raises WebhookUrlRefused, StorageUnavailable, and HttpProblem (429)."""
         url = self._policy().check(url)
-        async with self._place(tenant):
-            return told(await post_example(self._sender, url, await self._secrets_of(tenant)))
+        async with self._slot(tenant):
+            return redacted(await post_example(self._sender, url, await self._secrets_of(tenant)))
 
     @asynccontextmanager
-    async def _place(self, tenant: str) -> AsyncIterator[None]:
+    async def _slot(self, tenant: str) -> AsyncIterator[None]:
         if tenant not in self._callers and len(self._callers) >= MOST_TENANTS:
             self._callers.clear()
         caller = self._callers.setdefault(tenant, _Caller())
@@ -64,9 +64,9 @@ class WebhookTests:
             caller.under_way -= 1
 
 
-def told(heard: WebhookTest) -> WebhookTest:
-    """What the caller may know. Of an address that is denied neither why nor how long it took to find out: both would
-    tell of names and networks that only this machine can see."""
-    if not (heard.error or "").startswith(DENIED):
-        return heard
-    return WebhookTest(delivered=False, latency_ms=0, error=DENIED, advice=heard.advice)
+def redacted(result: WebhookTest) -> WebhookTest:
+    """The result without reason and latency if the address was denied: both reveal names and networks that only this
+    machine can see."""
+    if not (result.error or "").startswith(DENIED):
+        return result
+    return WebhookTest(delivered=False, latency_ms=0, error=DENIED, advice=result.advice)

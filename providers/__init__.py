@@ -1,1 +1,1 @@
-"""The outside: the only files that name a vendor or open a socket to a stranger."""
+"""Outbound adapters: the only files that name a vendor or open a socket to another company's server."""

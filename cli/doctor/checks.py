@@ -40,7 +40,7 @@ from domain.errors import StorageError, TemporalUnavailable, UpstreamError
 from domain.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from domain.settings import Settings
 from gateway.auth.origins import is_loopback
-from providers.mistral.account import SERVER, Account, account, ahead_of_us
+from providers.mistral.account import SERVER, Account, account, clock_ahead
 from storage.engine.database import SCHEMA_VERSION, Database, check_writable
 from storage.keys import KeyStore
 
@@ -466,7 +466,7 @@ async def _ready(url: str) -> list[Finding]:
     began = time.monotonic()
     # Where the gateway is, is the operator's word; a proxy of the environment has no part in it.
     async with httpx2.AsyncClient(trust_env=False) as http, http.stream("GET", f"{url}/readyz") as response:
-        ahead = ahead_of_us(response, time.monotonic() - began)
+        ahead = clock_ahead(response, time.monotonic() - began)
         body = bytearray()
         async for piece in response.aiter_raw():
             body += piece

@@ -1,1 +1,1 @@
-"""Keys, sessions, and who may see what."""
+"""Authentication: keys, sessions, stream tokens, origins."""

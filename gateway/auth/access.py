@@ -1,4 +1,4 @@
-"""Who is asking: keys, cookies, stream tokens; without keys, only this machine."""
+"""Authentication of requests by key, cookie or stream token; without keys, only loopback callers."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from storage.keys import ApiKey, KeyStore, shared_secret
 COOKIE = "chatjobs_session"
 SESSION_LASTS = timedelta(days=7)
 STREAM_TOKEN_LASTS = timedelta(minutes=15)
-"""An EventSource comes back with the same URL, so it should outlive a deploy; in a proxy's log it is soon worthless."""
+"""An EventSource reconnects with the same URL, so a token should outlive a deploy; in a proxy's log it soon expires."""
 LOGIN_RETRY_SECONDS = "30"
 NO_KEY = "none"
-"""The key id in a ticket that was issued where no keys are configured; it is no key's."""
+"""The key id in a ticket that was issued while no keys were configured."""
 STREAM_PATH = re.compile(r"/api/jobs/([^/]+)/events")
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """``key_id`` is None where no keys are configured."""
+    """The authenticated caller; ``key_id`` is None if no keys are configured."""
 
     tenant: str
     key_id: str | None = None
 
 
 def unauthorized() -> HttpProblem:
-    """The same for whatever is wrong with a key: which it was is nobody's business."""
+    """The error for a missing or invalid key; it does not say what is wrong with the key."""
     detail = "A valid key is needed, as in Authorization: Bearer cj_…"
     return HttpProblem(401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 class Access:
-    """Made with ``Access.opened``. ``local``: only this machine can reach the gateway."""
+    """Authenticates requests, issues tickets. Create it with ``Access.opened``. ``local``: it listens on loopback."""
 
     def __init__(
         self,
@@ -78,8 +78,8 @@ class Access:
             local=is_loopback(settings.chatjobs_host),
         )
 
-    def refuse_open_door(self) -> None:
-        """Call it before listening. Raises ConfigurationError where anybody in the network could use the service."""
+    def require_keys_or_loopback(self) -> None:
+        """To be called before listening. Raises ConfigurationError if the service would be open to the network."""
         if self._keys.open and not self._local:
             raise ConfigurationError(
                 "Without keys the gateway listens on loopback only; "
@@ -87,17 +87,17 @@ class Access:
             )
 
     async def run(self) -> None:
-        """Keep up with the keys, and end the streams of those that are no longer valid. Until cancelled."""
+        """Reload the keys, and end the streams of those that are no longer valid, until cancelled."""
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
             await self._keys.refresh()
-            self._end_streams()
+            self._end_revoked_streams()
 
-    def _end_streams(self) -> None:
-        """Every time anew, not once per revoked key: a stream may have been on its way to the registry just then."""
+    def _end_revoked_streams(self) -> None:
+        """End the streams of all invalid keys, not only of newly revoked ones: a stream may register in between."""
         valid = {None} if self._keys.open else self._keys.valid_ids()
         for key_id in self._open_streams.key_ids() - valid:
-            self._open_streams.end_of_key(key_id)
+            self._open_streams.end_for_key(key_id)
 
     # -------------------------------------------------------------------------------------------- requests
 
@@ -106,10 +106,10 @@ class Access:
         return not (self._keys.open and self._local)
 
     async def identify(self, request: Request) -> Identity:
-        """Whose request it is. Raises HttpProblem (401, 403, 421), StorageUnavailable."""
+        """The authenticated caller. Raises HttpProblem (401, 403, 421), StorageUnavailable."""
         given = request.headers.get("authorization")
         if given is not None and (self.keys_required or given[:7].lower() == "bearer "):
-            return await self.by_key(_bearer(given))
+            return _identity(await self._keys.find(_bearer(given)))
         if not self.keys_required:
             self._origins.check_host(request)
             self._origins.check_origin(request, listed=True)
@@ -120,12 +120,8 @@ class Access:
             return self._by_token(token, stream[1])
         return self._by_cookie(request)
 
-    async def by_key(self, key: str) -> Identity:
-        """Raises HttpProblem (401), StorageUnavailable."""
-        return _identity(await self._keys.find(key))
-
     async def log_in(self, key: str) -> Identity:
-        """As ``by_key``, but the holder of a key that was valid is told what became of it.
+        """The caller with this key; for a key that was valid once, the error says whether it was revoked or expired.
 
         Raises HttpProblem (401, 429), StorageUnavailable.
         """
@@ -142,10 +138,10 @@ class Access:
             raise HttpProblem(401, "key_revoked", f"This key was revoked on {refused.revoked_at:%Y-%m-%d}.")
         if refused.expires_at is not None and not refused.valid(now()):
             raise HttpProblem(401, "key_expired", f"This key expired on {refused.expires_at:%Y-%m-%d}.")
-        return _identity(refused)  # added at this moment
+        return _identity(refused)  # added since ``find``
 
     def check_page(self, request: Request) -> None:
-        """For what a browser may send without being asked to by our own page. Raises HttpProblem (403, 421)."""
+        """Check Host and Origin of a request that carries no credentials (CSRF). Raises HttpProblem (403, 421)."""
         if not self.keys_required:
             self._origins.check_host(request)
         self._origins.check_origin(request)
@@ -168,24 +164,24 @@ class Access:
     # --------------------------------------------------------------------------------------------- tickets
 
     def stream_token(self, caller: Identity, job_id: str) -> tuple[str, datetime]:
-        """What opens the stream of one job in place of a key, and until when."""
+        """A token that opens the event stream of one job in place of a key, and its expiry."""
         key = self._keys.by_id(caller.key_id) if caller.key_id else None
         lasts = now() + STREAM_TOKEN_LASTS
-        expires_at = _whole_seconds(min(lasts, key.expires_at) if key and key.expires_at else lasts)
+        expires_at = (min(lasts, key.expires_at) if key and key.expires_at else lasts).replace(microsecond=0)
         subject = _subject(caller.tenant, job_id)
         return self._signed_tokens.issue(STREAM, caller.key_id or NO_KEY, expires_at, subject), expires_at
 
     def session(self, caller: Identity) -> str:
-        """The cookie's value; it is worth something for ``SESSION_LASTS``, as long as its key is."""
+        """The session cookie's value; it is valid for ``SESSION_LASTS``, and only as long as its key is."""
         return self._signed_tokens.issue(SESSION, caller.key_id or NO_KEY, now() + SESSION_LASTS)
 
     def secure(self, request: Request) -> bool:
-        """The browser speaks https, with us or with what stands before us."""
+        """Whether the browser uses https, to us or to a proxy in front of us."""
         return request.url.scheme == "https" or self._origins.https
 
 
 def _bearer(header: str) -> str:
-    """The key in ``Bearer <key>``; nothing where it is malformed, which then is no key."""
+    """The key in ``Bearer <key>``; an empty string, which is no key, for a malformed header."""
     found = re.fullmatch(r"bearer +([!-~]+) *", header, re.IGNORECASE)
     return found[1] if found else ""
 
@@ -198,7 +194,3 @@ def _identity(key: ApiKey | None) -> Identity:
 
 def _subject(tenant: str, job_id: str) -> str:
     return f"{tenant}\n{job_id}"
-
-
-def _whole_seconds(moment: datetime) -> datetime:
-    return moment.replace(microsecond=0)

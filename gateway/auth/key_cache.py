@@ -1,4 +1,4 @@
-"""The valid keys in memory, so that no request waits for the database; news of them come within two seconds."""
+"""The valid keys in memory, so that no request waits for the database; changes take effect within two seconds."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ log = logging.getLogger(__name__)
 
 RELOAD_SECONDS = 1.0
 LONGEST_KEY = 256
-"""Characters. Ours have 46; nobody has to hash more for whoever has none."""
+"""Characters of a key that are hashed at most; our keys have 46."""
 LOOKUPS_PER_SECOND = 10.0
 MOST_LOOKUPS = 20
 REASONS_PER_SECOND = 0.5
 MOST_REASONS = 10
 MOST_REFUSED = 10_000
 NOBODY = "0" * 64
-"""Compared with where there is nothing to compare with: it takes the same time."""
+"""Compared with if there is no key, so that the comparison takes the same time."""
 
 
 class TokenBucket:
-    """A token bucket: so many at once, so many per second."""
+    """A token bucket that holds ``most`` tokens and gains ``per_second``."""
 
     def __init__(self, most: int, per_second: float) -> None:
         self._most, self._per_second = most, per_second
@@ -45,7 +45,7 @@ class TokenBucket:
 
 
 class KeyCache:
-    """``open``: nobody ever added a key, so none is asked for."""
+    """The keys of the database. ``open``: no key was ever added, so none is required."""
 
     def __init__(self, store: KeyStore) -> None:
         self._store = store
@@ -55,12 +55,12 @@ class KeyCache:
         self._lookups = TokenBucket(MOST_LOOKUPS, LOOKUPS_PER_SECOND)
         self._reasons = TokenBucket(MOST_REASONS, REASONS_PER_SECOND)
         self._refused: set[str] = set()
-        self._loading = asyncio.Lock()  # what was read first must not be written last
+        self._loading = asyncio.Lock()  # an older read must not overwrite a newer one
         self._away = False
         self.open = False
 
     async def reload(self) -> None:
-        """Raises StorageUnavailable."""
+        """Read the keys again if they have changed. Raises StorageUnavailable."""
         async with self._loading:
             changed = await self._store.changed(self._mark)
             if changed is not None:
@@ -71,7 +71,7 @@ class KeyCache:
                 self._refused.clear()
 
     async def refresh(self) -> None:
-        """``reload`` that says when the database is away, and goes on with what it knows."""
+        """``reload``, but a database error is logged, once per outage, and the known keys stay in use."""
         try:
             await self.reload()
             self._away = False
@@ -83,7 +83,7 @@ class KeyCache:
             log.exception("keys are not reloaded", extra={"action": "keys_wait"})
 
     def by_id(self, key_id: str) -> ApiKey | None:
-        """A key that is valid now."""
+        """The key with this id if it is valid now."""
         return _valid(self._by_id.get(key_id))
 
     def valid_ids(self) -> AbstractSet[str]:
@@ -91,23 +91,23 @@ class KeyCache:
         return {key.id for key in self._by_id.values() if key.valid(at)}
 
     async def find(self, presented: str) -> ApiKey | None:
-        """The valid key that was sent. Whatever is wrong with it, the answer takes as long.
+        """The valid key for the presented text, in constant time whatever is wrong with it.
 
-        One that is not known here may have been added a moment ago: the database is asked, once for each, and not by
-        everybody who tries keys out. Raises StorageUnavailable.
+        A key that is not in memory may have been added just now, so it is looked up in the database: once per key, and
+        rate-limited against guessing. Raises StorageUnavailable.
         """
         digest = digest_of(presented if len(presented) <= LONGEST_KEY else "")
         found = _compared(self._by_digest.get(digest), digest)
         if found is None and digest not in self._refused and self._lookups.take():
             found = _compared(await self._store.find(digest), digest)
             if found is None:
-                self._refuse(digest)
+                self._remember_unknown(digest)
             else:
                 await self.reload()
         return found
 
     async def refused(self, presented: str) -> ApiKey | Literal["unknown", "too_many"]:
-        """Why ``find`` has just found nothing: the key as it is, expired or revoked, of which only its holder is told.
+        """Why ``find`` returned None: the expired or revoked key (only its holder can present it), or a word.
 
         Raises StorageUnavailable.
         """
@@ -116,8 +116,8 @@ class KeyCache:
         digest = digest_of(presented if len(presented) <= LONGEST_KEY else "")
         return await self._store.find(digest) or "unknown"
 
-    def _refuse(self, digest: str) -> None:
-        """What is no key now will not be one later: keys are random."""
+    def _remember_unknown(self, digest: str) -> None:
+        """Remember a digest that is no key; it will not become one, because keys are random."""
         if len(self._refused) >= MOST_REFUSED:
             self._refused.clear()
         self._refused.add(digest)

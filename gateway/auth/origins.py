@@ -1,8 +1,9 @@
-"""Which machine, which page: what keeps other people's pages away from a service that this browser can reach.
+"""Checks of Host and Origin, which keep pages of other sites from using the service through a visitor's browser.
 
-Without keys whoever reaches the gateway may use it, and a page from elsewhere runs in a browser that does. It is told
-apart by its name: a request has the Host that the browser believes to talk to (DNS rebinding makes any name lead here)
-and the Origin of the page it comes from. With keys the same goes for cookies, which browsers send by themselves.
+Without keys anybody who reaches the gateway may use it, so also a page of another site in a browser on this machine.
+Such a request is recognised by its Host, the name that the browser believes to connect to (with DNS rebinding any name
+resolves to this machine), and by its Origin, the page it comes from. With keys the same holds for cookies, which
+browsers send by themselves.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def is_loopback(host: str) -> bool:
 
 
 class Origins:
-    """``public_url`` is where people reach the gateway, if that is not what its Host header says.
+    """``public_url``: the gateway's URL for browsers, if it differs from the Host header.
 
-    ``listed`` are the origins whose pages may call the API, though not with the cookie of our page.
+    ``listed``: the origins whose pages may call the API, though not with the cookie of our page.
     """
 
     def __init__(self, public_url: str | None, listed: Sequence[str] = ()) -> None:
@@ -47,7 +48,7 @@ class Origins:
         self.https = bool(public_url and public_url.lower().startswith("https:"))
 
     def check_host(self, request: Request) -> None:
-        """The request means this machine, not a name that somebody made lead here. Raises HttpProblem."""
+        """The Host must be a loopback name or the public one (against DNS rebinding). Raises HttpProblem (421)."""
         host = _host(request)
         named = host[0] if host else ""
         if not (is_loopback(named) or (self._public and named == self._public[0])):
@@ -58,9 +59,9 @@ class Origins:
             )
 
     def check_origin(self, request: Request, *, listed: bool = False) -> None:
-        """The request does not come from a page of another origin. ``listed``: those on the list are allowed.
+        """The request must not come from a page of another origin. ``listed``: listed origins are allowed.
 
-        Raises HttpProblem.
+        Raises HttpProblem (403).
         """
         origin = request.headers.get("origin")
         if origin is None:
@@ -82,7 +83,7 @@ def _origin(url: str) -> Authority | None:
 
 
 def _host(request: Request, origin: str = "http://") -> Authority | None:
-    """The Host header; a port that it leaves out is that of the origin's scheme: a proxy may speak https for us."""
+    """The Host header; a missing port is the default of the origin's scheme: a proxy may terminate https for us."""
     scheme = origin.partition("://")[0].lower()
     return _authority(request.headers.get("host", ""), DEFAULT_PORTS.get(scheme))
 

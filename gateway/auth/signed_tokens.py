@@ -1,4 +1,4 @@
-"""Sessions and stream tokens: signed by us, kept by the caller, worth as much as the key that they stand for."""
+"""Sessions and stream tokens: signed tickets that the caller keeps and that are valid as long as their key is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hmac
 import re
 from datetime import datetime
 
-SECRET_NAME = "tickets"  # noqa: S105 - the name of the secret, under which all gateways find it
+SECRET_NAME = "tickets"  # noqa: S105 - the name under which all gateways find the secret in the database
 SESSION = "session"
 STREAM = "stream"
 FORM = re.compile(r"([A-Za-z0-9_]{1,32})\.([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
@@ -16,7 +16,7 @@ FORM = re.compile(r"([A-Za-z0-9_]{1,32})\.([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
 class SignedTokens:
     """A ticket is ``<key id>.<expiry in unix seconds>.<HMAC-SHA256 in base64url>``.
 
-    The signature also covers what it is for: a kind and a subject, such as the job whose stream it opens.
+    The signature also covers a kind and a subject, such as the job whose stream the ticket opens.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -27,7 +27,7 @@ class SignedTokens:
         return f"{key_id}.{expires}.{self._signature(kind, key_id, expires, subject)}"
 
     def key_id(self, kind: str, ticket: str, at: datetime, subject: str = "") -> str | None:
-        """The id of the key that a ticket stands for; None if it is not ours, not for this, or over."""
+        """The id of a ticket's key; None if signature, kind or subject do not match, or it has expired."""
         found = FORM.fullmatch(ticket)
         if found is None:
             return None

@@ -1,1 +1,1 @@
-"""The live page: its files, and what its list and charts show."""
+"""The live page: its static files, and the data of its list and charts."""

@@ -1,4 +1,4 @@
-"""The live page: a handful of files, served as they are. There is no build step."""
+"""The live page: static files without a build step."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ POLICY = "; ".join(
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",  # and no policy that makes any: text never becomes markup
+        "require-trusted-types-for 'script'",  # without any policy: text never becomes markup
         "trusted-types 'none'",
     )
 )
 HEADERS = {
-    "Cache-Control": "no-cache",  # kept, and asked about each time: a few bytes, and never an old page with a new API
+    "Cache-Control": "no-cache",  # cached but revalidated each time: never an old page with a new API
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-OF_THE_DOCUMENT = {
+DOCUMENT_HEADERS = {
     "Content-Security-Policy": POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
@@ -54,7 +54,7 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True)
 class Asset:
-    """A file with everything that is said about it."""
+    """A file with its response headers."""
 
     content: bytes
     headers: dict[str, str]
@@ -66,7 +66,7 @@ class Asset:
 
 @functools.cache
 def assets() -> dict[str, Asset]:
-    """What there is to serve, by path below the folder; read once. A path that is not here does not exist."""
+    """All files that are served, by path below the folder; read once."""
     files = (path for path in sorted(FOLDER.rglob("*")) if path.suffix in TYPES)
     return {path.relative_to(FOLDER).as_posix(): _asset(path) for path in files}
 
@@ -74,12 +74,12 @@ def assets() -> dict[str, Asset]:
 def _asset(path: Path) -> Asset:
     content = path.read_bytes()
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    more = OF_THE_DOCUMENT if path.suffix == ".html" else {}
+    more = DOCUMENT_HEADERS if path.suffix == ".html" else {}
     return Asset(content, {**HEADERS, **more, "ETag": etag, "Content-Type": TYPES[path.suffix]})
 
 
 def answer(request: Request, asset: Asset) -> Response:
-    """The file, or 304 to whoever has it (RFC 9110, 13.1.2: the weak comparison)."""
+    """The file, or 304 if If-None-Match has its ETag (RFC 9110, 13.1.2: the weak comparison)."""
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if asset.etag in known or known == ["*"]:
         return Response(None, 304, asset.headers)
@@ -89,15 +89,15 @@ def answer(request: Request, asset: Asset) -> Response:
     return response
 
 
-def missing() -> Response:
-    """What a person sees at an address where nothing is."""
+def not_found_page() -> Response:
+    """The 404 page for browsers."""
     asset = assets()["missing.html"]
     headers = {name: value for name, value in asset.headers.items() if name != "ETag"}
     return Response(asset.content, 404, headers | {"Cache-Control": "no-store", "Vary": "Accept"})
 
 
-def is_persons(request: Request) -> bool:
-    """A browser asks for a page: it names HTML, which no client of the API does, outside of what the API answers."""
+def is_page_request(request: Request) -> bool:
+    """Whether a browser requests a page: Accept names HTML, which no API client does, and the path is not the API's."""
     if request.method not in ("GET", "HEAD") or request.url.path.startswith(("/api/", "/v1/", "/assets/")):
         return False
     ranges = [one.split(";") for one in request.headers.get("accept", "").lower().split(",")]
@@ -105,15 +105,15 @@ def is_persons(request: Request) -> bool:
 
 
 def _refuses(parameters: list[str]) -> bool:
-    """``q=0``: this is what the client does not want."""
+    """Whether the parameters of a media range have ``q=0``: not acceptable."""
     weights = [value for name, _, value in (one.strip().partition("=") for one in parameters) if name == "q"]
     return any(not weight.strip("0.") for weight in weights)
 
 
 @router.api_route("/jobs", methods=["GET", "HEAD"])
 @router.api_route("/jobs/", methods=["GET", "HEAD"])
-async def the_list(request: Request) -> Response:
-    """What people type who look for the list."""
+async def redirect_to_list(request: Request) -> Response:
+    """Redirect from an address that people type to find the list."""
     query = request.url.query
     return Response(None, 307, {**HEADERS, "Location": f"/?{query}" if query else "/"})
 
@@ -121,19 +121,19 @@ async def the_list(request: Request) -> Response:
 @router.api_route("/", methods=["GET", "HEAD"])
 @router.api_route("/jobs/{job_id}", methods=["GET", "HEAD"])
 async def document(request: Request) -> Response:
-    """One document for all views; which one is shown, the page reads off the address."""
+    """One document for all views; the page chooses the view by the address."""
     return answer(request, assets()["index.html"])
 
 
 @router.api_route("/docs", methods=["GET", "HEAD"])
 async def docs(request: Request) -> Response:
-    """The reference of the API. FastAPI's own would load its scripts from somebody else's server."""
+    """The API reference. FastAPI's own loads its scripts from a third party's server."""
     return answer(request, assets()["docs.html"])
 
 
 @router.api_route("/assets/{path:path}", methods=["GET", "HEAD"])
 async def asset(path: str, request: Request) -> Response:
-    """A part of the page."""
+    """A script, style sheet, font or image of the page."""
     found = assets().get(path)
     if found is None or path.endswith(".html"):
         raise HTTPException(404)

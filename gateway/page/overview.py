@@ -1,6 +1,6 @@
-"""What the page shows of all jobs together, looked up once for everybody who looks at it.
+"""The data of all jobs together that the page shows, queried once per tenant and shared by all its readers.
 
-What changed is found by time, so that it does not matter which gateway or worker changed it; the clocks of the machines
+Changes are found by their time, so it does not matter which gateway or worker made them; the clocks of the machines
 have to agree to within ``OVERLAP``.
 """
 
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 OVERLAP = timedelta(seconds=10)
-"""Looked at again each time: a row is visible only some time after the time it carries."""
+"""Each query covers this span again: a row becomes visible some time after the time it carries."""
 MOST_CHANGED = 200
-"""Jobs in one message. Where more have changed the reader is told so, and reads the list."""
+"""Jobs in one message. If more have changed, the message says so and the reader requests the list."""
 MESSAGES_KEPT = 30
-"""For readers who take long to take; whoever is further behind gets the first page anew."""
+"""Kept for slow readers; one that is further behind gets the first page again."""
 COUNTS_SECONDS = 30.0
 """Deleted jobs show in nothing but the counts."""
 COUNTS_SHARE = 20
-"""Counting millions of jobs takes its time; it may take a twentieth of all time."""
+"""Counting millions of jobs is slow; it may take up a twentieth of the time."""
 
 MINUTE = timedelta(minutes=1)
 WINDOWS = {
@@ -44,14 +44,14 @@ WINDOWS = {
     "24h": (20 * MINUTE, 72),
     "7d": (120 * MINUTE, 84),
 }
-"""The width of a bucket, and how many there are."""
+"""The width of a bucket, and the number of buckets."""
 FRESH = (2.0, 60.0)
-"""For so many seconds figures are shown again, at least and at most; in between, for a tenth of a bucket."""
+"""Figures are cached for a tenth of a bucket, but for at least and at most this many seconds."""
 MOST_FIGURES = 1_000
 
 
 class Feed:
-    """The changes of one tenant's jobs as messages, numbered; it looks for them while it ``runs``."""
+    """The changes of one tenant's jobs as numbered messages; ``run`` polls the database for them."""
 
     def __init__(self, overview: Overview, tenant: str) -> None:
         self._overview = overview
@@ -65,10 +65,10 @@ class Feed:
         self._messages: deque[bytes] = deque(maxlen=MESSAGES_KEPT)
         self._arrived = asyncio.Event()
         self.number = 0
-        """Of messages so far."""
+        """The number of messages so far."""
 
     async def after(self, number: int) -> bytes | None:
-        """The messages after the first ``number``, once there are any; None if they are not kept any more."""
+        """Waits for messages after the first ``number`` and returns them; None if they are no longer kept."""
         while self.number == number:
             await self._arrived.wait()
         missed = self.number - number
@@ -77,14 +77,14 @@ class Feed:
     async def run(self) -> None:
         while True:
             try:
-                await self._look()
+                await self._poll()
             except StorageUnavailable as error:
                 log.warning("feed waits: %s", error, extra={"action": "feed_waits"})
             except Exception:
                 log.exception("feed failed", extra={"action": "feed_failed"})
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         at = now()
         changed = await self._overview.changed(self._tenant, self._since - OVERLAP, limit=MOST_CHANGED)
         fresh = [job for job in changed.jobs if self._seen.get(job.job_id) != job]
@@ -94,7 +94,7 @@ class Feed:
             self._publish(message("jobs", at, self._counts, fresh, more=changed.more))
 
     async def _recounted(self, *, changed: bool) -> bool:
-        """Whether the counts are others than before."""
+        """Count the jobs again if that is due; whether the counts have changed."""
         clock = asyncio.get_running_loop().time
         self._stale = self._stale or changed
         begun = clock()
@@ -115,60 +115,57 @@ class Feed:
 def message(
     kind: Literal["hello", "jobs"], at: datetime, counts: Mapping[JobStatus, int], found: Sequence[Job], **more: Any
 ) -> bytes:
-    """``counts`` per status, ``jobs`` without their texts and without what is not known of them."""
+    """One event of the feed: ``counts`` per status, and the jobs without their texts and without absent fields."""
     listed = [job.model_dump(mode="json", by_alias=True, exclude_none=True) for job in found]
     data = json.dumps({"counts": counts, "jobs": listed, **more}, separators=(",", ":"))
     return format_sse_event(event=kind, id=str(micros(at)), data_str=data)
 
 
-class _Read(NamedTuple):
+class _RunningFeed(NamedTuple):
     feed: Feed
     task: asyncio.Task[None]
     readers: set[object]
 
 
 class Feeds:
-    """The feeds that somebody reads, one per tenant."""
+    """The feeds that have readers, one per tenant."""
 
     def __init__(self, overview: Overview) -> None:
         self.overview = overview
-        self._read: dict[str, _Read] = {}
+        self._running: dict[str, _RunningFeed] = {}
 
     @contextmanager
     def joined(self, tenant: str) -> Iterator[Feed]:
-        """The tenant's feed; it runs while somebody has joined it."""
-        if tenant not in self._read:
+        """The tenant's feed; it runs while it has at least one reader."""
+        if tenant not in self._running:
             feed = Feed(self.overview, tenant)
-            self._read[tenant] = _Read(feed, asyncio.create_task(feed.run(), name="feed"), set())
-        read, reader = self._read[tenant], object()
-        read.readers.add(reader)
+            self._running[tenant] = _RunningFeed(feed, asyncio.create_task(feed.run(), name="feed"), set())
+        running, reader = self._running[tenant], object()
+        running.readers.add(reader)
         try:
-            yield read.feed
+            yield running.feed
         finally:
-            read.readers.discard(reader)
-            if not read.readers:
-                del self._read[tenant]
-                read.task.cancel()
+            running.readers.discard(reader)
+            if not running.readers:
+                del self._running[tenant]
+                running.task.cancel()
 
 
 class Figures:
-    """Stats, computed once for all who ask for the same ones within moments."""
+    """Stats, computed once for concurrent and repeated requests for the same ones."""
 
     def __init__(self, overview: Overview) -> None:
         self._overview = overview
         self._known: dict[tuple[str, str], tuple[float, asyncio.Task[Stats]]] = {}
 
     async def stats(self, tenant: str, window: str) -> Stats:
-        """Raises StorageUnavailable."""
+        """The tenant's stats for one of WINDOWS. Raises StorageUnavailable."""
         time, (bucket, count) = asyncio.get_running_loop().time(), WINDOWS[window]
         until, task = self._known.get((tenant, window), (0.0, None))
         if task is None or (task.done() and (time > until or task.exception())):
-            self._forget(time)
+            if len(self._known) >= MOST_FIGURES:
+                self._known = {key: one for key, one in self._known.items() if one[0] > time}
             task = asyncio.create_task(self._overview.stats(tenant, until=now(), bucket=bucket, count=count))
             seconds = min(max(bucket.total_seconds() / 10, FRESH[0]), FRESH[1])
             self._known[tenant, window] = (time + seconds, task)
-        return await asyncio.shield(task)  # whoever hangs up must not end it for the others
-
-    def _forget(self, time: float) -> None:
-        if len(self._known) >= MOST_FIGURES:
-            self._known = {key: one for key, one in self._known.items() if one[0] > time}
+        return await asyncio.shield(task)  # a client that disconnects must not cancel it for the others

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI finds out by itself, and what the routes do that it cannot see.
+"""The OpenAPI document: what FastAPI generates, completed with what it cannot infer from the routes.
 
 ``python -m gateway.openapi`` writes ``openapi.json``; a test compares the two.
 """
@@ -42,7 +42,7 @@ FAILURE = {
 
 
 def described(app: FastAPI) -> dict[str, Any]:
-    """The document, made once."""
+    """The document, generated once."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
@@ -72,7 +72,7 @@ def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, open_to_all
 
 
 def _hoist(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Move what a body's schema defines for itself to where all schemas are."""
+    """Move the ``$defs`` of a request body's schema to the document's components."""
     for content in operation.get("requestBody", {}).get("content", {}).values():
         schema = content.get("schema", {})
         own = schema.pop("$defs", {})
@@ -87,7 +87,7 @@ def _hoist(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
 
 
 def _renamed(value: Any, names: dict[str, str]) -> Any:
-    """With references to ``$defs`` turned into references to components."""
+    """``value`` with references to ``$defs`` replaced by references to components."""
     if isinstance(value, dict):
         return {key: _renamed(inner, names) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The live feed of all jobs, and figures over time: what the page's list is made of."""
+"""The live feed of all jobs and figures over time, for the page's list and charts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 PAGE = 50
 RESUMABLE = timedelta(minutes=5)
-"""A reader who was away for longer gets the first page anew."""
+"""A reader that was disconnected for longer gets the first page again."""
 
 router = APIRouter(prefix="/api")
 Here = Annotated[Dependencies, Depends(parts)]
@@ -37,17 +37,17 @@ Caller = Annotated[Identity, Depends(identity)]
 
 @router.get("/feed", responses={200: {"content": {"text/event-stream": {}}}}, response_model=None)
 async def feed(request: Request, here: Here, caller: Caller) -> Response:
-    """Counts per status and the jobs that change, as server-sent events.
+    """Counts per status and changed jobs, as server-sent events.
 
-    ``hello`` has the first page of jobs and comes first, unless ``Last-Event-ID`` (or ``?lastEventId=``) is recent;
-    ``jobs`` has those that changed since.
+    The first event is ``hello``, with the first page of jobs, unless ``Last-Event-ID`` (or ``?lastEventId=``) is
+    recent; ``jobs`` has the jobs that have changed since.
     """
     given = request.headers.get("last-event-id", request.query_params.get("lastEventId"))
     return FeedStream(here, caller, _read_id(given) if given else None)
 
 
 def _read_id(given: str) -> datetime | None:
-    """The time in an event id; None if it is too long ago. Raises HttpProblem."""
+    """The time in an event id; None if it is too long ago to resume from. Raises HttpProblem."""
     if not re.fullmatch(r"[0-9]{1,17}", given):
         raise HttpProblem(400, "bad_event_id", "Last-Event-ID is not an id of this stream; leave it out to start over")
     since = moment(int(given))
@@ -55,20 +55,20 @@ def _read_id(given: str) -> datetime | None:
 
 
 class FeedStream(EventStreamResponse):
-    """One reader of a feed; ``since`` is None for one that has nothing yet."""
+    """One reader of a feed; ``since`` is None for a reader that does not resume."""
 
     def __init__(self, here: Dependencies, caller: Identity, since: datetime | None) -> None:
         super().__init__(here, caller)
         self._since = since
 
-    async def told(self, send: Send) -> None:
+    async def send_events(self, send: Send) -> None:
         try:
             with self._here.feeds.joined(self._caller.tenant) as joined:
-                await self._tell_all(send, joined)
+                await self._send_messages(send, joined)
         except StorageUnavailable as error:
             log.warning("feed ended: %s", error, extra={"action": "feed_ended"})
 
-    async def _tell_all(self, send: Send, joined: Feed) -> None:
+    async def _send_messages(self, send: Send, joined: Feed) -> None:
         number = joined.number
         await self.write_events(send, await self._first())
         while True:
@@ -81,7 +81,7 @@ class FeedStream(EventStreamResponse):
                 await self.write_events(send, await self._hello() if messages is None else messages)
 
     async def _first(self) -> bytes:
-        """What a reader lacks who comes, or comes back."""
+        """The first message: the changes since ``since`` for a reader that resumes, else ``hello``."""
         if self._since is None:
             return await self._hello()
         at, overview, tenant = now(), self._here.feeds.overview, self._caller.tenant
@@ -98,12 +98,12 @@ class FeedStream(EventStreamResponse):
 
 @router.get("/stats", response_model=Stats)
 async def stats(here: Here, caller: Caller, window: Literal["15m", "1h", "6h", "24h", "7d"] = "1h") -> Response:
-    """How many jobs ended, how, and how long they took, over time."""
+    """Finished jobs, their final statuses and durations, over time."""
     found = await here.figures.stats(caller.tenant, window)
     return Response(found.model_dump_json(), headers={"Cache-Control": "no-store"}, media_type="application/json")
 
 
 @router.get("/counts")
 async def counts(here: Here, caller: Caller) -> dict[JobStatus, int]:
-    """How many jobs have each status."""
+    """The number of jobs per status."""
     return await here.feeds.overview.counts(caller.tenant)

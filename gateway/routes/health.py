@@ -1,4 +1,4 @@
-"""Is it alive, can it work: for load balancers. Both are open to everybody and say nothing about anybody."""
+"""Liveness and readiness, for load balancers. Both need no key and reveal nothing about tenants."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Alive(WireModel):
 
 
 class Check(WireModel):
-    """``error`` is None where all is well."""
+    """The result of one check; ``error`` is None if it succeeded."""
 
     ok: bool
     latency_ms: int
@@ -49,13 +49,13 @@ class Ready(WireModel):
 
 @router.get("/healthz", response_model=Alive)
 async def healthz() -> Response:
-    """The process answers."""
+    """Liveness: the process responds."""
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
 @router.get("/readyz", response_model=Ready, responses={503: {"description": "Something is missing; see `checks`"}})
 async def readyz(request: Request, here: Here) -> Response:
-    """The database takes writes and Temporal answers; 503 where one of them does not."""
+    """Readiness: the database accepts writes and Temporal responds; 503 if one of them does not."""
     readiness: Readiness = request.app.state.readiness
     checks = await readiness.checks(here)
     if all(check.ok for check in checks.values()):
@@ -67,7 +67,7 @@ async def readyz(request: Request, here: Here) -> Response:
 
 
 class Readiness:
-    """The last look at what the gateway needs. It is told to the log when it changes."""
+    """The cached result of the readiness checks; changes are logged."""
 
     def __init__(self) -> None:
         self._looking = asyncio.Lock()
@@ -80,11 +80,11 @@ class Readiness:
                 database, temporal = await asyncio.gather(
                     _checked(check_writable(here.database)), _checked(_temporal(here))
                 )
-                self._tell({"database": database, "temporal": temporal})
+                self._log_changes({"database": database, "temporal": temporal})
                 self._looked = time.monotonic()
             return self._found
 
-    def _tell(self, found: dict[str, Check]) -> None:
+    def _log_changes(self, found: dict[str, Check]) -> None:
         for name, check in found.items():
             before = self._found.get(name)
             if before is None or before.ok != check.ok:

@@ -47,7 +47,7 @@ Caller = Annotated[Identity, Depends(identity)]
 
 
 def body_of(model: type[Any]) -> dict[str, Any]:
-    """The request body of a route in the OpenAPI document: the routes read it themselves, strictly."""
+    """The request body of a route in the OpenAPI document, which FastAPI does not see: routes parse it themselves."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
@@ -65,7 +65,7 @@ async def create(
     idempotency_key: Annotated[str | None, Header()] = None,
     prefer: Annotated[list[str] | None, Header()] = None,
 ) -> Response:
-    """Start a job. Once this is answered the job is durable, whether Temporal is there or not."""
+    """Start a job. After the response the job is durable, even while Temporal is unavailable."""
     seconds = wait_seconds(prefer)
     accepted = await accept(request, here, caller, idempotency_key)
     if seconds and await _ended(here, accepted.job_id, seconds):
@@ -100,13 +100,13 @@ def checked_key(key: str | None) -> str | None:
 
 
 def wait_seconds(prefer: Sequence[str] | None) -> int:
-    """The N of ``Prefer: wait=N`` (RFC 7240); other preferences are ignored, as it says."""
+    """The N of ``Prefer: wait=N`` (RFC 7240); other preferences are ignored, as the RFC says."""
     found = re.search(r"(?i)(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", ",".join(prefer or ()))
     return min(int(found[1]), LONGEST_WAIT_SECONDS) if found else 0
 
 
 async def _ended(here: Dependencies, job_id: str, seconds: int) -> bool:
-    """Whether the job ends within so many seconds."""
+    """Wait for the job's end; whether it ended within ``seconds``."""
     try:
         async with asyncio.timeout(seconds):
             async for _ in here.reader.follow(Cursor(job_id)):
@@ -153,7 +153,7 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
     cursor: str | None = None,
 ) -> Response:
-    """Jobs, newest first; also ``metadata.KEY=VALUE``."""
+    """List jobs, newest first. ``metadata.KEY=VALUE`` filters by metadata."""
     found = await here.jobs.list(
         tenant=caller.tenant,
         status=status,
@@ -161,7 +161,7 @@ async def list_jobs(
         metadata=_filters(request),
         since=since,
         until=until,
-        before=_place(cursor) if cursor else None,
+        before=_read_cursor(cursor) if cursor else None,
         limit=limit + 1,
     )
     page, more = tuple(found[:limit]), len(found) > limit
@@ -169,7 +169,7 @@ async def list_jobs(
 
 
 def _filters(request: Request) -> dict[str, str]:
-    """Raises HttpProblem."""
+    """The ``metadata.KEY=VALUE`` parameters. Raises HttpProblem."""
     named = {k.removeprefix("metadata."): v for k, v in request.query_params.items() if k.startswith("metadata.")}
     try:
         filters = FILTERS.validate_python(named)
@@ -182,12 +182,12 @@ def _filters(request: Request) -> dict[str, str]:
 
 
 def cursor_of(job: Job) -> str:
-    """Where the page after this job begins."""
+    """The cursor of the page that begins after this job."""
     return base64.urlsafe_b64encode(f"{micros(job.created_at)} {job.job_id}".encode()).decode().rstrip("=")
 
 
-def _place(cursor: str) -> tuple[int, str]:
-    """Raises HttpProblem."""
+def _read_cursor(cursor: str) -> tuple[int, str]:
+    """The creation time in microseconds and the id of a page's last job. Raises HttpProblem."""
     with contextlib.suppress(ValueError):
         given = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
         if found := re.fullmatch(r"([0-9]{1,18}) ([A-Za-z0-9_-]{1,128})", given):
@@ -197,20 +197,20 @@ def _place(cursor: str) -> tuple[int, str]:
 
 @router.get("/jobs/{job_id}", response_model=Job)
 async def show(job_id: str, here: Here, caller: Caller) -> Response:
-    """A job with everything about it. Partial text is in ``content`` while it runs, and after it failed."""
+    """One job. ``content`` has the partial text while it runs, and after it failed."""
     return json_answer(await here.jobs.get(job_id, caller.tenant))
 
 
 @router.get("/jobs/{job_id}/request", response_model=ChatRequest, responses={410: {"description": "It was deleted"}})
 async def asked(job_id: str, here: Here, caller: Caller) -> Response:
-    """The request of a job as it was stored, with what the caller gave and nothing else."""
+    """The stored request of a job, with only the fields that the caller gave."""
     found = await here.jobs.request(job_id, caller.tenant)
     return Response(found.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 @router.post("/jobs/{job_id}/cancel", status_code=202)
 async def cancel(job_id: str, here: Here, caller: Caller) -> Response:
-    """Cancel a job, durably. Again is the same."""
+    """Cancel a job, durably. Repeating the call has no further effect."""
     status = await here.jobs.request_cancel(job_id, caller.tenant)
     if not status.terminal:
         here.after_response.soon(lambda: here.intake.send_cancel(job_id))
@@ -224,10 +224,10 @@ class CancelAccepted(WireModel):
 
 @router.delete("/jobs/{job_id}", status_code=204, response_model=None)
 async def delete(job_id: str, here: Here, caller: Caller) -> Response:
-    """Delete a finished job's request, answer and deliveries; what it cost and how it ended stays. Again is the same.
+    """Delete a finished job's request, answer and deliveries; usage and final status stay. The call may be repeated.
 
-    Temporal holds nothing of them, but for a job that was started straight through it: it is asked, once for each of
-    these calls, to delete that job's history.
+    Temporal has no copy of them, except for a job that was started directly in Temporal: each of these calls requests
+    the deletion of that job's history.
     """
     if run := await here.jobs.delete(job_id, caller.tenant):
         here.after_response.soon(lambda: delete_runs(here.client, run))
@@ -242,7 +242,7 @@ async def replay(
     caller: Caller,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """A new job with the request of this one; the body may hold fields to change."""
+    """Start a new job with the request of this one; the body may have fields to change."""
     key = checked_key(idempotency_key)
     body = await optional_json_body(request, here.settings.chatjobs_max_body_bytes)
     accepted = await here.intake.replay(job_id, tenant=caller.tenant, overrides=body, idempotency_key=key)

@@ -1,11 +1,10 @@
-"""What this process does, for Prometheus. Labels have few values: no tenant, no id, no path that a caller wrote."""
+"""Metrics of this process, for Prometheus. Labels have few values: no tenant, no id, no path that a caller wrote."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -16,23 +15,20 @@ from domain.errors import StorageError
 from gateway.dependencies import Dependencies, identity, parts
 from storage.jobs.counts import JobCounts, counts
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
 log = logging.getLogger(__name__)
 
 FRESH_SECONDS = 5.0
 LAG_SECONDS = 0.5
 """How often the event loop is asked whether it is punctual."""
 HTTP_LAYER = "(http)"
-"""The route of requests that never reached one."""
+"""The route label of requests that were refused before routing."""
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 router = APIRouter()
 
 
 class Metrics:
-    """``observed`` is called for every request."""
+    """The counters and gauges; the middleware calls ``observed`` for every request."""
 
     def __init__(self, here: Dependencies | None) -> None:
         self.registry = CollectorRegistry()
@@ -84,7 +80,7 @@ class Metrics:
             self._seconds.labels(route).observe(seconds)
 
     def refused(self, status: int) -> None:
-        """A request that the HTTP layer answered."""
+        """Count a request that the HTTP layer answered."""
         self._requests.labels(HTTP_LAYER, "", str(status)).inc()
 
     def accepted(self) -> None:
@@ -94,7 +90,7 @@ class Metrics:
         self._storage_errors.labels(error.code).inc()
 
     async def watch_the_loop(self) -> None:
-        """Until cancelled."""
+        """Measure how late the event loop is, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + LAG_SECONDS
@@ -102,19 +98,19 @@ class Metrics:
             self._worst_lag = max(self._worst_lag, loop.time() - due)
 
     async def text(self, here: Dependencies) -> bytes:
-        """In Prometheus' format. Without the database, all but its figures."""
+        """All metrics in Prometheus' format; without those read from the database if it is unavailable."""
         self._lag.set(self._worst_lag)
         self._worst_lag = 0.0
         if time.monotonic() > self._looked + FRESH_SECONDS:
             self._looked = time.monotonic()
             try:
-                self._show(await counts(here.database))
+                self._set_job_gauges(await counts(here.database))
             except StorageError as error:
                 self.storage_failed(error)
                 log.warning("no figures: %s", error, extra={"action": "metrics_incomplete"})
         return generate_latest(self.registry)
 
-    def _show(self, found: JobCounts) -> None:
+    def _set_job_gauges(self, found: JobCounts) -> None:
         for status, count in found.open.items():
             self._open_jobs.labels(status.value).set(count)
         for status, count in found.ended.items():
@@ -123,13 +119,8 @@ class Metrics:
         self._lanes_down.set(found.lanes_down)
 
 
-def metrics_of(app: FastAPI) -> Metrics:
-    found: Metrics = app.state.metrics
-    return found
-
-
 @router.get("/metrics", dependencies=[Depends(identity)], response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Prometheus' text format. Needs a key wherever keys are configured."""
-    text = await metrics_of(request.app).text(parts(request))
-    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    """Metrics in Prometheus' text format. Requires a key if keys are configured."""
+    collected: Metrics = request.app.state.metrics
+    return Response(await collected.text(parts(request)), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,6 +1,7 @@
-"""The page's login, and tokens for EventSource: what browsers have in place of a header.
+"""The page's login, and tokens for EventSource: authentication for browsers, which cannot set the header there.
 
-A session is a signed cookie without the key in it. It ends after a week, with its key, or when the browser drops it.
+A session is a signed cookie that does not contain the key. It ends after a week, with its key, or when the browser
+drops it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from chatjobs.errors import JobNotFound, Problem
 from gateway.auth.access import COOKIE, SESSION_LASTS, Identity
 from gateway.dependencies import Dependencies, identity, parts
 from gateway.problems import HttpProblem
-from gateway.routes.jobs import body_of
+from gateway.routes.jobs import body_of, json_answer
 from gateway.serving.bodies import json_body
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Login(WireModel):
 
 
 class Session(WireModel):
-    """``tenant`` is None for a caller who is nobody yet."""
+    """``tenant`` is None for a caller that is not authenticated."""
 
     tenant: str | None
     authenticated: bool
@@ -43,7 +44,7 @@ class Session(WireModel):
 
 
 class StreamToken(WireModel):
-    """Goes into ``?token=`` of that job's event stream. It is checked when connecting, not afterwards."""
+    """For ``?token=`` of the job's event stream. It is checked when connecting, not afterwards."""
 
     token: str
     expires_at: Timestamp
@@ -69,7 +70,7 @@ async def log_in(request: Request, here: Here) -> Response:
 
 @router.get("/session", response_model=Session)
 async def show_session(request: Request, here: Here) -> Response:
-    """Who the caller is, and whether it matters."""
+    """The caller's session, and whether keys are required."""
     try:
         return _session(here, await here.access.identify(request))
     except HttpProblem as problem:
@@ -80,7 +81,7 @@ async def show_session(request: Request, here: Here) -> Response:
 
 @router.delete("/session", status_code=204)
 async def log_out(request: Request, here: Here) -> Response:
-    """Drop the cookie."""
+    """Delete the session cookie."""
     here.access.check_page(request)
     response = Response(status_code=204, headers=NOT_KEPT)
     response.delete_cookie(COOKIE, secure=here.access.secure(request), httponly=True, samesite="strict")
@@ -89,22 +90,22 @@ async def log_out(request: Request, here: Here) -> Response:
 
 @router.post("/jobs/{job_id}/stream-token", response_model=StreamToken)
 async def stream_token(job_id: str, here: Here, caller: Caller) -> Response:
-    """A token that opens this job's event stream, and nothing else, for 15 minutes, as long as the caller's key."""
-    if not await _is_there(here, caller, job_id):
+    """A token for this job's event stream only, valid for 15 minutes and no longer than the caller's key."""
+    if not await _job_exists(here, caller, job_id):
         raise JobNotFound
     token, expires_at = here.access.stream_token(caller, job_id)
-    return _json(StreamToken(token=token, expires_at=expires_at))
+    return json_answer(StreamToken(token=token, expires_at=expires_at), headers=NOT_KEPT)
 
 
-async def _is_there(here: Dependencies, caller: Identity, job_id: str) -> bool:
-    """Also a job that only Temporal knows yet."""
+async def _job_exists(here: Dependencies, caller: Identity, job_id: str) -> bool:
+    """Whether the job has a row, or runs in Temporal without one so far."""
     if await here.jobs.exists(job_id, caller.tenant):
         return True
     return await here.may_be_new(job_id, caller) and await here.intake.runs(job_id)
 
 
 def _key(body: Any) -> str:
-    """Raises HttpProblem; what was sent is not repeated, it may be a key."""
+    """The key in a login body. Raises HttpProblem, which does not repeat the body: it may be a key."""
     if not isinstance(body, dict) or not isinstance(key := body.get("key"), str) or len(body) > 1:
         wrong = Problem("/key", "must be there, a string, and alone")
         raise HttpProblem(422, "validation_failed", 'The body must be {"key": "cj_…"}', errors=[wrong])
@@ -112,14 +113,9 @@ def _key(body: Any) -> str:
 
 
 def _session(here: Dependencies, caller: Identity | None) -> Response:
-    return _json(
-        Session(
-            tenant=caller.tenant if caller else None,
-            authenticated=caller is not None,
-            keys_required=here.access.keys_required,
-        )
+    session = Session(
+        tenant=caller.tenant if caller else None,
+        authenticated=caller is not None,
+        keys_required=here.access.keys_required,
     )
-
-
-def _json(value: WireModel) -> Response:
-    return Response(value.model_dump_json(), 200, NOT_KEPT, "application/json")
+    return json_answer(session, headers=NOT_KEPT)

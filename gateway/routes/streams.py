@@ -1,7 +1,7 @@
-"""Server-sent events: a job's answer as it appears, resumable at every character.
+"""Server-sent events: a job's answer while it is generated, resumable at every character.
 
-Source of the format: https://html.spec.whatwg.org/multipage/server-sent-events.html. Ids, events and rules are those of
-the wire: ``<epoch>.<position>`` after the frame, ``.end`` on the terminal one.
+Source of the format: https://html.spec.whatwg.org/multipage/server-sent-events.html. An event's id is
+``<epoch>.<position>`` after the event; that of the terminal event ends in ``.end``.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from gateway.auth.access import Identity
 from gateway.dependencies import Dependencies, identity, parts
 from gateway.problems import HttpProblem
 from gateway.routes.jobs import accept, body_of
-from gateway.serving.middleware import go_on_later
-from gateway.serving.open_streams import HUNG_UP, OpenStream
+from gateway.serving.middleware import defer_stream
+from gateway.serving.open_streams import DISCONNECTED, OpenStream
 
 log = logging.getLogger(__name__)
 
 LEAVE_SECONDS = 1.0
 PIECE_BYTES = 64 * 1024
-"""Written at once; then we wait until the reader has taken it."""
+"""The size of one write; the next one waits until the reader has taken it."""
 CHARACTERS_AT_ONCE = 64 * 1024
-"""The longest merged frame. What comes after it is read again from storage, not kept for a slow reader."""
+"""The longest merged frame. The text after it is read from storage again, not kept in memory for a slow reader."""
 RETRY = b"retry: 1000\n"
-"""Belongs to the block of the first event: some parsers make an empty event of a block that has nothing else."""
+"""Sent in the block of the first event: some parsers dispatch an empty event for a block without data."""
 KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache, no-transform",
-    "X-Accel-Buffering": "no",  # nginx would collect 4 KB first
+    "X-Accel-Buffering": "no",  # nginx would buffer 4 KB first
 }
 ROW_POLL_SECONDS = 0.25
 RUN_POLL_ROUNDS = 20
-"""Looks for a row between two questions to Temporal."""
+"""Polls of the database for each query to Temporal."""
 
 router = APIRouter(prefix="/api")
 Here = Annotated[Dependencies, Depends(parts)]
@@ -58,7 +58,7 @@ EVENTS_DOCUMENTED = {200: {"content": {"text/event-stream": {}}}, 204: {"descrip
 
 
 class StreamStart(NamedTuple):
-    """Where a reader goes on. ``resumed``: it came with an event's id; ``ended``: with that of a terminal one."""
+    """Where a reader starts. ``resumed``: it sent an event id; ``ended``: that of a terminal event."""
 
     epoch: int = 1
     position: int = 0
@@ -72,12 +72,12 @@ class StreamStart(NamedTuple):
 @router.get("/jobs/{job_id}/events", responses=EVENTS_DOCUMENTED, response_model=None)  # type: ignore[arg-type]
 async def events(job_id: str, request: Request, here: Here, caller: Caller) -> Response:
     """A job's events, from ``Last-Event-ID`` on (or ``?lastEventId=``; the header wins)."""
-    _expects_events(request)
+    _check_accept(request)
     place = read_event_id(request.headers.get("last-event-id", request.query_params.get("lastEventId")))
     try:
         return await _stream_of(job_id, here, caller, place)
     except JobNotFound:
-        # Its row may be about to be made, if it is a job that only Temporal knows yet.
+        # A job started directly in Temporal may not have its row yet.
         if not await here.may_be_new(job_id, caller) or not await here.intake.runs(job_id):
             raise
         return JobEventsResponse(here, caller, place.of(job_id), resumed=place.resumed)
@@ -87,15 +87,15 @@ async def events(job_id: str, request: Request, here: Here, caller: Caller) -> R
 async def chat(
     request: Request, here: Here, caller: Caller, idempotency_key: Annotated[str | None, Header()] = None
 ) -> Response:
-    """Start a job; the response is its stream. Hanging up does not stop the job."""
-    _expects_events(request)
+    """Start a job; the response is its event stream. Disconnecting does not stop the job."""
+    _check_accept(request)
     place = read_event_id(request.headers.get("last-event-id"))
     accepted = await accept(request, here, caller, idempotency_key)
     headers = {"X-Job-Id": accepted.job_id, "Location": f"/api/jobs/{accepted.job_id}"}
     if not accepted.created:
         headers["Idempotency-Replayed"] = "true"
         return await _stream_of(accepted.job_id, here, caller, place, headers)
-    # A new job has nothing that an id could stand for.
+    # A new job has no events yet, so Last-Event-ID is ignored.
     return JobEventsResponse(
         here, caller, StreamStart().of(accepted.job_id), job=accepted, resumed=False, headers=headers
     )
@@ -114,7 +114,7 @@ async def _stream_of(
 
 
 def read_event_id(given: str | None) -> StreamStart:
-    """The place in an event id; none at all is the beginning. Raises HttpProblem."""
+    """The position in an event id; without one, the beginning. Raises HttpProblem."""
     if not given:
         return StreamStart()
     found = re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,15})(\.end)?", given)
@@ -123,15 +123,15 @@ def read_event_id(given: str | None) -> StreamStart:
     return StreamStart(int(found[1]), int(found[2]), ended=found[3] is not None, resumed=True)
 
 
-def _expects_events(request: Request) -> None:
-    """Raises HttpProblem where the caller would not understand the answer."""
+def _check_accept(request: Request) -> None:
+    """Raises HttpProblem (406) if Accept excludes event streams."""
     wanted = request.headers.get("accept", "*/*").lower()
     if not any(kind in wanted for kind in ("text/event-stream", "text/*", "*/*")):
         raise HttpProblem(406, "not_acceptable", "This is a stream: send Accept: text/event-stream")
 
 
 class EventStreamResponse(Response, ABC):
-    """One reader's stream. Written as bare ASGI: Starlette's StreamingResponse costs a task group per reader."""
+    """One reader's stream, in plain ASGI: Starlette's StreamingResponse costs a task group per reader."""
 
     def __init__(self, here: Dependencies, caller: Identity, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(None, 200, {**HEADERS, **(headers or {})})
@@ -140,45 +140,45 @@ class EventStreamResponse(Response, ABC):
         self._caller = caller
         self._stuck_seconds = here.timings.stream_stuck_seconds
         self._keep_alive_seconds = here.timings.stream_keep_alive_seconds
-        self._introduction = RETRY
-        """What the block of the next event begins with."""
+        self._retry_field = RETRY
+        """RETRY until the first event is sent, then empty."""
 
     @abstractmethod
-    async def told(self, send: Send) -> None:
-        """All events, with ``write_events``."""
+    async def send_events(self, send: Send) -> None:
+        """Send all events with ``write_events``."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        go_on_later(scope, self._run)
+        defer_stream(scope, self._run)
 
     async def _run(self, receive: Receive, send: Send) -> None:
-        with self._here.open_streams.entered(self._caller.key_id) as stream:
-            listening = asyncio.create_task(_until_hung_up(receive, stream), name="hang-up")
+        with self._here.open_streams.registered(self._caller.key_id) as stream:
+            watching = asyncio.create_task(_watch_disconnect(receive, stream), name="hang-up")
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await self.told(send)
+                await self.send_events(send)
                 await self.write(send, b"", more=False)
             except asyncio.CancelledError:
-                if stream.ending is None:
+                if stream.end_reason is None:
                     raise
                 stream.task.uncancel()
-                if stream.ending != HUNG_UP:
-                    await self._take_leave(send)
+                if stream.end_reason != DISCONNECTED:
+                    await self._end_body(send)
             finally:
-                listening.cancel()
+                watching.cancel()
 
     async def write(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        """Write within the time that a reader has to take it. Raises TimeoutError, upon which the connection is cut."""
+        """Write to the reader. Raises TimeoutError if it takes nothing for too long; the connection is then aborted."""
         async with asyncio.timeout(self._stuck_seconds):
             for start in range(0, max(len(data), 1), PIECE_BYTES):
                 await send({"type": "http.response.body", "body": data[start : start + PIECE_BYTES], "more_body": more})
 
     async def write_events(self, send: Send, blocks: bytes) -> None:
-        """Write whole blocks, the first of which is an event."""
-        introduction, self._introduction = self._introduction, b""
-        await self.write(send, introduction + blocks)
+        """Write complete blocks, the first of which is an event."""
+        retry, self._retry_field = self._retry_field, b""
+        await self.write(send, retry + blocks)
 
-    async def _take_leave(self, send: Send) -> None:
-        """End the body. The reader comes back to another gateway, or with another key."""
+    async def _end_body(self, send: Send) -> None:
+        """End the body regularly; the reader reconnects to another gateway, or with another key."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
                 await self.write(send, b"", more=False)
@@ -187,7 +187,7 @@ class EventStreamResponse(Response, ABC):
 class JobEventsResponse(EventStreamResponse):
     """The events of a job from a cursor on.
 
-    ``job`` is None as long as only Temporal knows it. ``resumed``: the reader has the beginning already.
+    ``job`` is None for a job that so far exists only in Temporal. ``resumed``: the reader has the beginning already.
     """
 
     def __init__(
@@ -205,53 +205,53 @@ class JobEventsResponse(EventStreamResponse):
         self._job = job
         self._resumed = resumed
         self._place: QueuePlace | None = None
-        """Where the job stands, while the reader does not know it."""
+        """The job's place in the queue, if it is yet to be sent to the reader."""
         self._pause: asyncio.Timeout | None = None
 
-    async def told(self, send: Send) -> None:
-        """Everything up to the terminal frame; the database away for long ends the stream early."""
+    async def send_events(self, send: Send) -> None:
+        """Send all events up to the terminal one; a long database outage ends the stream early."""
         try:
             if framing := await self._framing(send):
-                with self._here.queue.watched(self._cursor.job_id, self._stands):
-                    await self._tell(send, framing)
+                with self._here.queue.watched(self._cursor.job_id, self._on_queue_place):
+                    await self._send_frames(send, framing)
         except (JobNotFound, ContentDeleted):  # its retention ended, or it was deleted
             return
         except StorageUnavailable as error:
             log.warning("stream ended: %s", error, extra={"action": "stream_ended", "job_id": self._cursor.job_id})
 
     async def _framing(self, send: Send) -> Framing | None:
-        """None where there will never be anything to tell. The job is not kept: a reader may stay for an hour."""
-        job, self._job = self._job or await self._job_came(send), None
+        """None if the job will never have events. Drops the reference to the job: a stream may last for an hour."""
+        job, self._job = self._job or await self._wait_for_row(send), None
         if job is None:
             return None
         return Framing(job, resumed=self._resumed, epoch=self._cursor.epoch if self._resumed else None)
 
-    async def _tell(self, send: Send, framing: Framing) -> None:
+    async def _send_frames(self, send: Send, framing: Framing) -> None:
         while True:
-            piece = await self._next(send)
+            piece = await self._next_slice(send)
             status = piece.status
             part = first_part(piece, CHARACTERS_AT_ONCE)
             whole = part is piece
             self._cursor = part.cursor
             data = _encoded(framing.frames(part))
-            del piece, part  # a slow reader costs what is being written to it, not what comes after
+            del piece, part  # while a slow reader takes ``data``, the rest of the text is not kept in memory
             if data:
                 await self.write_events(send, data)
             if whole and status.terminal and (frame := await self._last_frame()):
                 return await self.write_events(send, _encoded([frame]))
 
     async def _last_frame(self) -> Frame | None:
-        """None where the job, a failed one, was reopened since."""
+        """The terminal frame; None if the job, a failed one, was reopened in the meantime."""
         job = await self._here.jobs.outline(self._cursor.job_id, self._caller.tenant)
         if job.deleted_at is not None:
             raise ContentDeleted
         there = job.status.terminal and (job.epoch, job.position) == (self._cursor.epoch, self._cursor.position)
         return last_frame(job) if there else None
 
-    async def _next(self, send: Send) -> Slice:
-        """What the reader lacks, once there is something; until then its place in the queue, where it has one.
+    async def _next_slice(self, send: Send) -> Slice:
+        """Waits for text or a status that the reader does not have; meanwhile sends the job's place in the queue.
 
-        A comment now and then keeps proxies from giving up.
+        A comment in regular intervals keeps proxies from closing the connection.
         """
         while True:
             with contextlib.suppress(TimeoutError):
@@ -266,14 +266,14 @@ class JobEventsResponse(EventStreamResponse):
             else:
                 await self.write(send, KEEP_ALIVE)
 
-    def _stands(self, place: QueuePlace) -> None:
-        """Have the reader told, which is done by his own task: it may be writing just now."""
+    def _on_queue_place(self, place: QueuePlace) -> None:
+        """Callback for a new place in the queue. The stream's own task sends it, because it may be writing just now."""
         self._place = place
         if self._pause is not None and not self._pause.expired():
             self._pause.reschedule(0)
 
-    async def _job_came(self, send: Send) -> Job | None:
-        """Wait for the row of a job that only Temporal knows; None if its run ended without one."""
+    async def _wait_for_row(self, send: Send) -> Job | None:
+        """Wait for the row of a job that so far exists only in Temporal; None if its run ended without one."""
         job_id, rounds = self._cursor.job_id, 0
         while True:
             runs = rounds % RUN_POLL_ROUNDS or await self._here.intake.runs(job_id)
@@ -291,7 +291,7 @@ def _encoded(frames: Iterable[Frame]) -> bytes:
     return b"".join(sse.encode(frame.event.type, frame.id, frame.event.model_dump_json()) for frame in frames)
 
 
-async def _until_hung_up(receive: Receive, stream: OpenStream) -> None:
+async def _watch_disconnect(receive: Receive, stream: OpenStream) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    stream.end(HUNG_UP)
+    stream.end(DISCONNECTED)

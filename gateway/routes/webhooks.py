@@ -1,4 +1,4 @@
-"""Webhooks: deliveries, made again on demand; how endpoints do; a call to see whether one hears us."""
+"""Webhooks: deliveries and redelivery on demand; the state of endpoints; test calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DeliveryList(WireModel):
 
 
 class WebhookAddress(WireModel):
-    """Which URL is meant."""
+    """The URL of an endpoint."""
 
     url: Annotated[str, StringConstraints(max_length=2_048)]
 
@@ -51,34 +51,34 @@ class WebhookAddress(WireModel):
     "/jobs/{job_id}/deliveries", response_model=DeliveryList, responses={410: {"description": "The job was deleted"}}
 )
 async def deliveries(job_id: str, here: Here, caller: Caller) -> Response:
-    """A job's webhooks with all their tries."""
+    """A job's webhook deliveries with all their tries."""
     return json_answer(DeliveryList(deliveries=tuple(await here.deliveries.of_job(job_id, caller.tenant))))
 
 
 @router.post("/jobs/{job_id}/deliveries/{delivery_id}/redeliver", status_code=202, response_model=Redelivering)
 async def redeliver(job_id: str, delivery_id: str, here: Here, caller: Caller) -> Response:
-    """Make a delivery again, now, whatever became of it: the same body under the same ``webhook-id``.
+    """Send a delivery again now, whatever its status: the same body with the same ``webhook-id``.
 
-    If it fails it is tried again as a new one is. Durable, whether Temporal is there or not.
+    If it fails it is retried like a new one. The request is durable, even while Temporal is unavailable.
     """
     wanted = await here.deliveries.redeliver(delivery_id, tenant=caller.tenant, job_id=job_id)
-    return _soon(here, [wanted])
+    return _redeliver_after_response(here, [wanted])
 
 
 @router.post("/jobs/{job_id}/redeliver", status_code=202, response_model=Redelivering)
 async def redeliver_job(job_id: str, here: Here, caller: Caller) -> Response:
-    """The same for all deliveries of a job."""
-    return _soon(here, await here.deliveries.redeliver_job(job_id, caller.tenant))
+    """Send all deliveries of a job again."""
+    return _redeliver_after_response(here, await here.deliveries.redeliver_job(job_id, caller.tenant))
 
 
 @router.post("/redeliveries", status_code=202, response_model=Redelivering, openapi_extra=body_of(Redelivery))
 async def redeliver_some(request: Request, here: Here, caller: Caller) -> Response:
-    """The same for the deliveries of a time, oldest first, up to 10,000 of them."""
+    """Send the deliveries of a period again, oldest first, up to 10,000 of them."""
     chosen = parse(Redelivery, await json_body(request, MOST_BODY_BYTES))
     return json_answer(await here.deliveries.redeliver_some(chosen, caller.tenant), 202)
 
 
-def _soon(here: Dependencies, wanted: Sequence[RedeliveryRequest]) -> Response:
+def _redeliver_after_response(here: Dependencies, wanted: Sequence[RedeliveryRequest]) -> Response:
     for one in wanted:
         here.after_response.soon(partial(try_now, here.client, here.deliveries, one))
     return json_answer(Redelivering(count=len(wanted)), 202)
@@ -86,7 +86,7 @@ def _soon(here: Dependencies, wanted: Sequence[RedeliveryRequest]) -> Response:
 
 @router.post("/webhooks/test", response_model=WebhookTest, openapi_extra=body_of(WebhookAddress))
 async def test(request: Request, here: Here, caller: Caller) -> Response:
-    """Call a URL with the event ``webhook.test``, signed like every webhook, and say what it answers."""
+    """Call a URL with the event ``webhook.test``, signed like every webhook, and report its response."""
     address = parse(WebhookAddress, await json_body(request, MOST_BODY_BYTES))
     return json_answer(await here.webhook_tests.post(caller.tenant, address.url))
 
@@ -98,13 +98,13 @@ async def list_endpoints(
     status: EndpointStatus | None = None,
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = MOST_LISTED,
 ) -> Response:
-    """How deliveries fare, per URL: the disabled ones first, then those that fail."""
+    """The state of each webhook URL: the disabled ones first, then those that fail."""
     found = await here.endpoints.list(caller.tenant, status=status, limit=limit)
     return json_answer(EndpointList(endpoints=tuple(found)))
 
 
 @router.post("/endpoints/enable", response_model=Endpoint, openapi_extra=body_of(WebhookAddress))
 async def enable(request: Request, here: Here, caller: Caller) -> Response:
-    """Send to a URL again, given as the list shows it. What failed meanwhile is not sent by itself: redeliver it."""
+    """Enable a URL, given as in the list. Deliveries that failed meanwhile are not sent again: redeliver them."""
     address = parse(WebhookAddress, await json_body(request, MOST_BODY_BYTES))
     return json_answer(await here.endpoints.enable(caller.tenant, address.url))

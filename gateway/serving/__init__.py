@@ -1,1 +1,1 @@
-"""What lies between the socket and a route."""
+"""Everything between the socket and a route: protocol, middleware, bodies, streams."""

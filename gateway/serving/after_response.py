@@ -1,6 +1,6 @@
-"""What is done for a request after it was answered: starting jobs, sending cancels. Nothing is lost if it is not done.
+"""Background tasks that run after the response: starting jobs, sending cancels.
 
-Every call has a row behind it, which a sweeper finds. So the calls need no queue on disk, and may be dropped.
+Each one has a row in the database that the sweeper finds, so they need no queue on disk and may be dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ANSWER_SECONDS = 0.003
 """What an answer takes to be written after its errand was asked for."""
 AT_ONCE = 8
 MOST_WAITING = 10_000
-"""What comes on top of so many is left to the sweeper."""
+"""Further errands are dropped; the sweeper finds their rows."""
 AWAY_SECONDS = 1.0
 """How long nothing is tried after Temporal was away: each try costs a millisecond, and the sweeper tries anyway."""
 
@@ -27,6 +27,8 @@ Errand = Callable[[], Awaitable[object]]
 
 
 class AfterResponse:
+    """A bounded queue of errands and the tasks that run them."""
+
     def __init__(self) -> None:
         self._waiting: asyncio.Queue[Errand] = asyncio.Queue(MOST_WAITING)
         self._away_until = 0.0
@@ -35,10 +37,10 @@ class AfterResponse:
         return self._waiting.qsize()
 
     def soon(self, errand: Errand) -> None:
-        """Do it once the request is answered: what it costs must not delay the answer."""
-        asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._take, errand)
+        """Queue ``errand`` to run once the response is written, so that it does not delay the response."""
+        asyncio.get_running_loop().call_later(ANSWER_SECONDS, self._enqueue, errand)
 
-    def _take(self, errand: Errand) -> None:
+    def _enqueue(self, errand: Errand) -> None:
         if asyncio.get_running_loop().time() < self._away_until:
             return
         try:
@@ -62,14 +64,14 @@ class AfterResponse:
             try:
                 await errand()
             except TemporalUnavailable as error:
-                self._give_up(error)
+                self._drop_all(error)
             except ChatJobsError as error:
                 log.warning("an errand failed: %s", error, extra={"action": "errand_failed"})
             except Exception:
                 log.exception("an errand failed", extra={"action": "errand_failed"})
 
-    def _give_up(self, error: TemporalUnavailable) -> None:
-        """Temporal is away: all of them would wait for it, and the sweeper does so already."""
+    def _drop_all(self, error: TemporalUnavailable) -> None:
+        """Empty the queue and pause: with Temporal unavailable all errands would wait, and the sweeper retries."""
         self._away_until = asyncio.get_running_loop().time() + AWAY_SECONDS
         dropped = 1
         while not self._waiting.empty():

@@ -1,7 +1,7 @@
 """Request bodies: read within limits, decoded strictly.
 
-JSON as in RFC 8259 and no more: UTF-8, no name twice in an object, no NaN, no number beyond a double, no half of a
-surrogate pair. Two readers would understand such a body differently, and our hash of it is what a retry is known by.
+JSON as in RFC 8259 and no more: UTF-8, no duplicate names in an object, no NaN, no number beyond a double, no lone
+surrogate. Parsers disagree about such bodies, and the hash of the parsed body identifies a retry.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from chatjobs.errors import InvalidRequest, Problem
 from gateway.problems import HttpProblem
 
 MOST_VALUES = 20_000
-"""Values in one body. A message that is wrong costs far more than its bytes: each value may be a problem to report."""
+"""Values in one body. An invalid message costs far more than its bytes: each value may be a problem to report."""
 MOST_COUNTED_VALUES = 200_000
-"""Values up to which a body with too many of them is decoded for a better error."""
+"""Up to this number of values, a body with more than MOST_VALUES is still decoded, for a more specific error."""
 MOST_DEPTH = 64
 NOT_VALID = InvalidRequest.__doc__ or ""
 BIG = 64 * 1024
-"""Bytes from which decoding goes to a thread."""
+"""Bodies of at least this many bytes are decoded in a thread."""
 CONTENT_TYPE = re.compile(r"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 SURROGATES = re.compile("[\ud800-\udfff]")
 TOKEN = re.compile(
     r"[\[\]{}]"
-    # A string without an end reaches to the end of the text, so that no byte is read twice.
+    # An unterminated string matches to the end of the text, so that no byte is scanned twice.
     r'|"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)(?P<colon>\s*:)?'
     r"|-?(?:[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|NaN|Infinity)",
     re.DOTALL,
@@ -47,7 +47,7 @@ REASONS = {
     "Invalid \\": "an escape in a string is not one of JSON's",
     "Extra data": "something follows after the end of the document",
 }
-"""Of Python's decoder, by how its messages begin."""
+"""Our wording of the messages of Python's decoder, by how they begin."""
 EVERYTHING_ELSE = bytes(set(range(256)) - set(b"[]{},"))
 ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 
@@ -59,7 +59,7 @@ async def json_body(request: Request, limit: int) -> Any:
 
 
 async def optional_json_body(request: Request, limit: int) -> Any:
-    """The decoded JSON body, or None where there is none. Raises HttpProblem: 400, 413, 415."""
+    """The decoded JSON body, or None for an empty one. Raises HttpProblem: 400, 413, 415."""
     body = await read(request, limit)
     if not body:
         return None
@@ -68,7 +68,7 @@ async def optional_json_body(request: Request, limit: int) -> Any:
 
 
 def check_type(request: Request) -> None:
-    """Raises HttpProblem."""
+    """Check Content-Type and Content-Encoding. Raises HttpProblem (415)."""
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HttpProblem(415, "unsupported_media_type", "Send the body as it is, without Content-Encoding")
     if not CONTENT_TYPE.fullmatch(request.headers.get("content-type", "").strip()):
@@ -76,7 +76,7 @@ def check_type(request: Request) -> None:
 
 
 async def read(request: Request, limit: int) -> bytes:
-    """The whole body. How long it may take is decided by the protocol. Raises HttpProblem."""
+    """The whole body; protocol.py enforces the time limit. Raises HttpProblem (413)."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
@@ -97,7 +97,7 @@ async def _decoded(body: bytes) -> Any:
 
 
 def decoded(body: bytes) -> Any:
-    """Raises HttpProblem."""
+    """The JSON value of ``body``. Raises HttpProblem (400, 413, 422)."""
     brackets = body.count(b"[") + body.count(b"{")
     if brackets + body.count(b",") > MOST_VALUES:
         _check_structure(body)
@@ -121,7 +121,7 @@ def decoded(body: bytes) -> Any:
 
 
 def _not_json(text: str, place: int, why: str) -> HttpProblem:
-    """Lines and columns count from 1, as editors show them; a column is a character."""
+    """The error for character ``place`` of ``text``; lines and columns count from 1, in characters, as in editors."""
     line = text.count("\n", 0, place) + 1
     column = place - text.rfind("\n", 0, place)
     detail = f"The body is not JSON (RFC 8259) in UTF-8: line {line}, column {column}: {why}"
@@ -129,7 +129,7 @@ def _not_json(text: str, place: int, why: str) -> HttpProblem:
 
 
 def _reason(text: str, error: json.JSONDecodeError) -> str:
-    """The decoder's words in a form that repeats nothing of the input."""
+    """The decoder's message in words of ours, which repeat nothing of the input."""
     if not text.strip(" \t\r\n"):
         return "the body is empty"
     if text.startswith("\ufeff"):
@@ -140,7 +140,7 @@ def _reason(text: str, error: json.JSONDecodeError) -> str:
 
 
 def _check_structure(body: bytes) -> None:
-    """Before anything is built of it: millions of brackets make seconds of work. Raises HttpProblem."""
+    """Check depth and number of values before decoding: millions of brackets take seconds. Raises HttpProblem."""
     outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     structure = outside.translate(ONE_BRACKET, EVERYTHING_ELSE)
     if b"[" * (MOST_DEPTH + 1) in structure.replace(b",", b""):
@@ -154,7 +154,7 @@ def _check_structure(body: bytes) -> None:
 
 
 def _check_messages(body: bytes, values: int) -> None:
-    """Too many messages are a fault of the request with words of its own. Raises HttpProblem."""
+    """Report too many messages as the validation error that it is (422, not 413). Raises HttpProblem."""
     if values > MOST_COUNTED_VALUES:
         return
     with contextlib.suppress(ValueError, RecursionError):
@@ -167,7 +167,7 @@ def _check_messages(body: bytes, values: int) -> None:
 
 
 def _check_depth(value: Any) -> None:
-    """Raises ValueError."""
+    """Raises ValueError for a value nested deeper than MOST_DEPTH."""
     level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(MOST_DEPTH):
         level = [
@@ -182,9 +182,9 @@ def _check_depth(value: Any) -> None:
 
 
 def fault(text: str) -> tuple[int, str]:
-    """The first place where a text that Python takes for JSON is none by our rules, and why. Slow, for errors only."""
+    """The first position where a text that Python's decoder accepts breaks our rules, and why; slow."""
     names: list[set[str] | None] = []
-    """Of each object that is open; None for an array."""
+    """The names seen in each open object; None for an open array."""
     for found in TOKEN.finditer(text):
         place, piece = found.start(), found[0]
         if piece in "[{":
@@ -202,25 +202,26 @@ def fault(text: str) -> tuple[int, str]:
                 if value in names[-1]:
                     return place, "a name stands twice in an object"
                 names[-1].add(value)
-        elif why := _not_a_number(piece):
+        elif why := _number_fault(piece):
             return place, why
     return 0, "this is not JSON"
 
 
 def _string(piece: str) -> str:
-    """The value of a string. Of one that is wrong, its text."""
+    """The value of a JSON string; the source text of an invalid one."""
     try:
         return str(json.loads(piece.rstrip(" \t\r\n:")))
     except ValueError:
         return piece
 
 
-def _not_a_number(piece: str) -> str | None:
+def _number_fault(piece: str) -> str | None:
+    """Why a number is not accepted; None if it is."""
     if piece.lstrip("-") in ("NaN", "Infinity"):
         return "NaN and Infinity are not JSON"
     try:
         _ = float(piece) if set(piece) & set(".eE") else int(piece)
-    except ValueError:  # Python's limit of digits
+    except ValueError:  # Python limits the digits of an int
         return "a number is too long"
     return "a number is beyond a double" if abs(float(piece)) == float("inf") else None
 

@@ -1,7 +1,7 @@
-"""Cross-origin resource sharing: the pages of other origins that may call the API, by an exact list.
+"""Cross-origin resource sharing: an exact list of the other origins whose pages may call the API.
 
-Source: https://fetch.spec.whatwg.org/#http-cors-protocol. Credentials are never allowed: a page of another origin calls
-with a key or a stream token of its own, and the session cookie of our page is of no use to it.
+Source: https://fetch.spec.whatwg.org/#http-cors-protocol. Credentials are never allowed: a page of another origin
+authenticates with a key or a stream token, not with the session cookie of our page.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 Headers = list[tuple[bytes, bytes]]
 
 ANY_METHOD = b"GET, HEAD, POST, PUT, PATCH, DELETE"
-"""Also those that a path does not have: a browser shows a 405 or 404 only after a preflight that allows the method."""
+"""Every method for every path: a browser shows a 405 or 404 only after a preflight that allows the method."""
 REQUEST_HEADERS = b"Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, Traceparent, Tracestate"
 EXPOSED_HEADERS = b"Allow, Idempotency-Replayed, Location, Preference-Applied, Retry-After, WWW-Authenticate, X-Job-Id"
 PREFLIGHT_SECONDS = b"600"
@@ -24,7 +24,7 @@ class Cors:
         self._origins = frozenset(origin.encode("ascii") for origin in origins)
 
     def headers(self, request: Iterable[tuple[bytes, bytes]]) -> Headers:
-        """What an answer to a request with these headers says about origins. Nothing where no origin is listed."""
+        """The CORS headers of the response to a request with these headers; none if no origin is configured."""
         if not self._origins:
             return []
         origin = self._origin(request)
@@ -38,7 +38,7 @@ class Cors:
         ]
 
     def preflight(self, request: Iterable[tuple[bytes, bytes]]) -> Headers | None:
-        """What the answer to a preflight of a listed origin has besides ``headers``; None for any other request."""
+        """The headers, besides ``headers``, of the response to a listed origin's preflight; None for other requests."""
         given = list(request)
         asks = any(name == b"access-control-request-method" for name, _ in given)
         if not asks or self._origin(given) is None:
@@ -50,6 +50,6 @@ class Cors:
         ]
 
     def _origin(self, request: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-        """The origin that a request comes from, if it is listed."""
+        """The value of the Origin header if it is listed."""
         given = [value for name, value in request if name == b"origin"]
         return given[0] if len(given) == 1 and given[0] in self._origins else None

@@ -1,4 +1,4 @@
-"""What happens to every request: its answer is protected, counted and logged; a defect of ours ends as a problem."""
+"""The ASGI middleware around every request: response headers, metrics, the log, and 500 for unhandled exceptions."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from gateway.serving.cors import Cors, Headers
 
 log = logging.getLogger("gateway.requests")
 
-ELSEWHERE = "(none)"
+NO_ROUTE = "(none)"
 QUIET = ("/healthz", "/readyz", "/metrics")
-"""Asked every few seconds by machines."""
+"""Polled every few seconds by machines, so logged at DEBUG."""
 JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 JOB_URL = re.compile(rb"/api/jobs/([A-Za-z0-9_-]{1,128})")
-HUNG_UP = 499
-"""nginx's number for a caller who left before the answer; nobody receives it."""
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that disconnected before the response; only metrics and the log have it."""
 NO_STORE = (b"cache-control", b"no-store")
 ANSWER = "chatjobs.answer"
-"""Where a request's scope has its ``OutgoingResponse``."""
+"""The key of the ``OutgoingResponse`` in a request's scope."""
 STACKS = ("fastapi_middleware_astack", "fastapi_inner_astack", "fastapi_function_astack")
-"""FastAPI leaves them in the scope when they are closed."""
+"""The keys of FastAPI's exit stacks, which it leaves in the scope after closing them."""
 
 Stream = Callable[[Receive, Send], Awaitable[None]]
 
 
-def go_on_later(scope: Scope, stream: Stream) -> None:
-    """Have ``stream`` send the answer once everything that found out what to answer has returned.
+def defer_stream(scope: Scope, stream: Stream) -> None:
+    """Have the middleware call ``stream`` to send the response after the route has returned.
 
-    A stream may last for an hour; the frames and stacks of routes, dependencies and exception handlers would be kept
-    for as long, which is more than the stream itself needs.
+    A stream may last for an hour. Sent from within the route, it would keep the frames and exit stacks of routes,
+    dependencies and exception handlers alive for as long, which take more memory than the stream itself.
     """
     scope[ANSWER].stream = stream
 
 
 class HeadAnswered(Exception):
-    """The head of the answer is out, and was all that was asked for."""
+    """The response to a HEAD request is complete after its head."""
 
 
 class RequestMiddleware:
-    """Pure ASGI: Starlette's BaseHTTPMiddleware costs a task per request and breaks streams."""
+    """Pure ASGI middleware: Starlette's BaseHTTPMiddleware costs a task per request and breaks streams."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, cors: Cors) -> None:
         self._app = app
@@ -77,17 +77,17 @@ class RequestMiddleware:
         except HeadAnswered:
             pass
         except ClientDisconnect:
-            answer.status = answer.status or HUNG_UP
+            answer.status = answer.status or CLIENT_CLOSED_REQUEST
         except Exception:
             if answer.status:
                 raise
             log.exception("request failed", extra={"action": "request_failed"})
             await problem(500, "internal", "Something went wrong here; it is in the log")(scope, receive, answer.send)
         finally:
-            self._told(scope, method, answer, time.perf_counter() - began)
+            self._record(scope, method, answer, time.perf_counter() - began)
 
     def _options(self, scope: Scope) -> ASGIApp:
-        """What answers a request for the options of a path; the application where there is no such path."""
+        """The response to an OPTIONS request; the application, which answers 404, for an unknown path."""
         allowed, preflight = allowed_methods(scope), self._cors.preflight(scope["headers"])
         if not allowed and preflight is None:
             return self._app
@@ -97,9 +97,9 @@ class RequestMiddleware:
         response.raw_headers += preflight or []
         return response
 
-    def _told(self, scope: Scope, method: str, answer: OutgoingResponse, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", ELSEWHERE)
-        status = answer.status or HUNG_UP
+    def _record(self, scope: Scope, method: str, answer: OutgoingResponse, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", NO_ROUTE)
+        status = answer.status or CLIENT_CLOSED_REQUEST
         self._metrics.observed(route, method, status, seconds, stream=answer.is_stream)
         level = logging.DEBUG if route in QUIET else logging.INFO
         if log.isEnabledFor(level):
@@ -111,7 +111,7 @@ class RequestMiddleware:
 
 
 class OutgoingResponse:
-    """The answer to one request on its way out. ``status`` is 0 until it has begun."""
+    """The response to one request while it is sent. ``status`` is 0 until it has started."""
 
     def __init__(self, send: Send, *, head_only: bool, api: bool, cors: Headers) -> None:
         self._send = send
@@ -145,7 +145,7 @@ class OutgoingResponse:
 
 
 def _job_id(scope: Scope, answer: OutgoingResponse, status: int) -> str | None:
-    """The job that a request was about: never an id that may be anything a caller made up."""
+    """The id of the job that a request was about, for the log; None for an id that may be the caller's invention."""
     if answer.location and (found := JOB_URL.fullmatch(answer.location)):
         return found[1].decode()
     given = scope.get("path_params", {}).get("job_id", "")

@@ -1,4 +1,4 @@
-"""The streams that are open, so that they can be ended: at shutdown, and when their key is revoked."""
+"""The registry of open streams, with which they are ended at shutdown and when their key is revoked."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 
 @dataclass(eq=False)
 class OpenStream:
-    """A stream's task is cancelled to end it; ``ending`` tells it why, and how to take its leave."""
+    """One stream. It is ended by cancelling its task; ``end_reason`` is then set, and None for any other cancel."""
 
     task: asyncio.Task[None]
     key_id: str | None
-    ending: str | None = None
+    end_reason: str | None = None
 
     def end(self, why: str) -> None:
-        """Once is enough: a second cancel would interrupt the leave-taking."""
-        if self.ending is None:
-            self.ending = why
+        """Cancel the task, once: a second cancel would interrupt the end of the response."""
+        if self.end_reason is None:
+            self.end_reason = why
             self.task.cancel()
 
 
 SHUTDOWN = "shutdown"
 REVOKED = "revoked"
-HUNG_UP = "hung up"
+DISCONNECTED = "hung up"
 
 
 class OpenStreams:
@@ -37,8 +37,8 @@ class OpenStreams:
         return len(self._open)
 
     @contextmanager
-    def entered(self, key_id: str | None) -> Iterator[OpenStream]:
-        """Register the current task as a stream, while the block runs."""
+    def registered(self, key_id: str | None) -> Iterator[OpenStream]:
+        """Register the current task as a stream while the block runs."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a stream runs in a task")
@@ -52,16 +52,16 @@ class OpenStreams:
             self._open.discard(stream)
 
     def end_all(self) -> None:
-        """For good: streams that open later end at once."""
+        """End all streams, and from now on every new one at once."""
         self._closing = True
         for stream in list(self._open):
             stream.end(SHUTDOWN)
 
     def key_ids(self) -> set[str | None]:
-        """The keys with which streams were opened; None where none was asked for."""
+        """The keys with which streams were opened; None for streams opened without one."""
         return {stream.key_id for stream in self._open}
 
-    def end_of_key(self, key_id: str | None) -> None:
+    def end_for_key(self, key_id: str | None) -> None:
         for stream in list(self._open):
             if stream.key_id == key_id:
                 stream.end(REVOKED)

@@ -1,8 +1,8 @@
-"""HTTP/1.1 as strangers speak it: uvicorn's protocol with limits of time and size, and answers that say what was wrong.
+"""uvicorn's HTTP/1.1 protocol with limits of time and size, and problem responses for requests that it refuses.
 
-What may not take for ever: the head of a request, its body, the silence between two requests. What may not grow: the
-head, the line with the URI, the requests that wait on one connection, the connections. What two parties may understand
-differently, and so smuggle past one of them, is refused: two lengths, two hosts (RFC 9112, section 11.2).
+Limited in time: the head of a request, its body, the idle time between two requests. Limited in size or number: the
+head, the URI, the pipelined requests of a connection, the connections. Requests that two parties may interpret
+differently (request smuggling, RFC 9112, section 11.2) are refused: two lengths, two hosts.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 ONCE = (b"authorization", b"content-length", b"content-type", b"idempotency-key", b"last-event-id")
 NOT_HTTP = "This is not HTTP/1.1"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""SO_LINGER on, for 0 s."""
+"""The value of SO_LINGER that makes close send a reset: on, for 0 s."""
 
 Refused = Callable[[int], None]
-"""Called with the status of a request that never reached the application."""
+"""Called with the status of each request that was refused before it reached the application."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. ``most``: of how many the process takes; ``refused`` hears of what was answered here."""
+    """One connection. ``most``: the connections the process accepts; ``refused``: called for each refusal made here."""
 
     def __init__(self, *args: Any, most: int, refused: Refused, cors: Cors, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,19 +59,19 @@ class HttpProtocol(HttpToolsProtocol):
         self._refused = refused
         self._timer: TimerHandle | None = None
         self._running: Cycle | None = None
-        """The request that the application works on; ``cycle`` is the one that was read last."""
-        self._made = 0.0
+        """The request that the application is processing; ``cycle`` is the one that was read last."""
+        self._connected_at = 0.0
         """When the connection was made, on the event loop's clock."""
-        self._deaf = False
-        """Nothing that arrives is looked at any more."""
+        self._discarding = False
+        """Incoming data is discarded."""
         self._in_head = False
         self._head_bytes = 0
-        """Of the headers that are complete."""
+        """The size of the complete headers."""
         self._arrived = 0
-        """Bytes since the chunk in which the head began."""
+        """Bytes since the start of the chunk in which the head began."""
         self._chunk = 0
-        self._reading_on = False
-        """A new parser is told the head that another one has read."""
+        self._resuming = False
+        """A new parser is fed a substitute for the head that the previous one has parsed; callbacks ignore it."""
         self._body_began = 0.0
         self._body_bytes = 0
 
@@ -79,40 +79,40 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._made = self.loop.time()
-        if len(self.connections) > self._most and not self._displace():
-            self._deaf = True
+        self._connected_at = self.loop.time()
+        if len(self.connections) > self._most and not self._close_oldest_idle():
+            self._discarding = True
             self._answer(HttpProblem(503, "too_many_connections", "Too many connections; try again in a moment"))
             transport.close()
             return
         self._set_timer(HEAD_SECONDS, self._head_is_late)
 
-    def _displace(self) -> bool:
+    def _close_oldest_idle(self) -> bool:
         """Close the connection that has been idle for the longest, to make room for this one."""
         idle = [one for one in cast(set[HttpProtocol], self.connections) if one is not self and one.idle]
         if not idle:
             return False
-        oldest = min(idle, key=lambda one: one._made)
-        oldest._deaf = True
+        oldest = min(idle, key=lambda one: one._connected_at)
+        oldest._discarding = True
         oldest.transport.close()
         return True
 
     @property
     def idle(self) -> bool:
-        """Nothing is being asked or answered."""
+        """No request is being read or answered."""
         busy = self._running is not None and not self._running.response_complete
-        return not (busy or self._in_head or self._deaf or self.pipeline)
+        return not (busy or self._in_head or self._discarding or self.pipeline)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_timer()
         self._unset_keepalive_if_required()
         self.pipeline.clear()
         if self._running is not None:
-            self._running.hang_up()
+            self._running.mark_disconnected()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._discarding:
             return
         self._unset_keepalive_if_required()
         self._chunk = len(data)
@@ -130,9 +130,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(head_too_large())
 
     def _ignore_upgrade(self, rest: bytes) -> None:
-        """As a server may (RFC 9110, section 7.8); Java's client asks for HTTP/2 in its first request.
+        """Ignore an Upgrade header (RFC 9110, section 7.8); Java's client requests HTTP/2 in its first request.
 
-        The parser takes what follows for another protocol, even the body. So a new one goes on where it stopped.
+        The parser treats everything after it, even the body, as the other protocol, so a new parser continues there.
         """
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -141,30 +141,30 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.more_body = True
             if self.cycle is self._running:
                 self._time_the_body()
-            self._reading_on = True
+            self._resuming = True
             self.parser.feed_data(b"POST / HTTP/1.1\r\nHost: again\r\n%s: %s\r\n\r\n" % length[0])
-            self._reading_on = False
+            self._resuming = False
         if rest:
             self.data_received(rest)
 
     # ------------------------------------------------------------------------------------ the parser's calls
 
     def on_message_begin(self) -> None:
-        if self._reading_on:
+        if self._resuming:
             return
         super().on_message_begin()
         self._in_head, self._head_bytes, self._arrived = True, 0, -self._chunk
         self._set_timer(HEAD_SECONDS, self._head_is_late)
 
     def on_url(self, url: bytes) -> None:
-        if self._reading_on:
+        if self._resuming:
             return
         super().on_url(url)
         if len(self.url) > MOST_URI_BYTES:
             raise HttpProblem(414, "uri_too_long", f"The URI may have {MOST_URI_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._reading_on:
+        if self._resuming:
             return
         super().on_header(name, value)
         self._head_bytes += len(name) + len(value) + 4
@@ -172,7 +172,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise head_too_large()
 
     def on_headers_complete(self) -> None:
-        if self._reading_on:
+        if self._resuming:
             return
         self._in_head = False
         self._unset_timer()
@@ -182,7 +182,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        # The one place where uvicorn hands a request over; it has no setting for the class.
+        # uvicorn creates the cycle and has no setting for its class; here it passes each one on to be run.
         cycle.__class__ = Cycle
         self._running = cast(Cycle, cycle)
         self._running.adapt_to_version()
@@ -219,7 +219,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _body_is_late(self) -> None:
         left = self._body_began + BODY_SECONDS + self._body_bytes / SLOWEST_BYTES_PER_SECOND - self.loop.time()
-        if self.flow.read_paused:  # it is us who are slow
+        if self.flow.read_paused:  # the application is slow, not the client
             self._set_timer(BODY_SECONDS, self._body_is_late)
         elif left > 0:
             self._set_timer(left, self._body_is_late)
@@ -227,14 +227,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(HttpProblem(408, "request_timeout", "The body arrived too slowly"))
 
     def _refuse(self, refusal: HttpProblem) -> None:
-        """Answer, if nothing else is being answered on this connection, and end it."""
+        """Answer, unless another response is being sent on this connection, and close it."""
         self._unset_timer()
         self.pipeline.clear()
         running = self._running
         if running is not None and not running.response_complete:
-            running.hang_up()
+            running.mark_disconnected()
             if running.response_started or running is not self.cycle:
-                self._deaf = True
+                self._discarding = True
                 self.transport.close()
                 return
         self._answer(refusal)
@@ -257,8 +257,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(b"%s%s\r\n%s" % (STATUS_LINE[refusal.status], lines, body))
 
     def _linger(self) -> None:
-        """Say that there will be no more from us, and read on for a moment without looking."""
-        self._deaf = True
+        """Lingering close: shut down the sending side, then read and discard for a moment."""
+        self._discarding = True
         if self.transport.is_closing():
             return
         if self.transport.can_write_eof():
@@ -277,15 +277,15 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class Cycle(RequestResponseCycle):
-    """One request on its way through the application, which answers for its own errors."""
+    """One request and its response; the application turns its exceptions into responses itself."""
 
     early = False
-    """The answer began before the whole body was here: the connection cannot be used again."""
+    """The response began before the whole body had arrived: the connection cannot be used again."""
     until_close = False
     """The body has neither a length nor chunks: it ends with the connection."""
 
     def adapt_to_version(self) -> None:
-        """HTTP/1.0 knows no interim responses (RFC 9110, section 15.2) and no chunks."""
+        """HTTP/1.0 has no interim responses (RFC 9110, section 15.2)."""
         if self._is_1_0:
             self.waiting_for_100_continue = False
 
@@ -293,35 +293,36 @@ class Cycle(RequestResponseCycle):
     def _is_1_0(self) -> bool:
         return self.scope["http_version"] == "1.0"
 
-    def hang_up(self) -> None:
+    def mark_disconnected(self) -> None:
         self.disconnected = True
         self.message_event.set()
 
     async def run_asgi(self, app: ASGI3Application) -> None:
-        """What comes out of the application comes after its answer began: all we can do is break off, so that nobody
-        takes it for complete. A TimeoutError is a reader that took nothing for too long; closing would wait for it."""
+        """Run the application. An exception from it comes after the response has started, so the connection is aborted:
+        the client must not take the response for complete. A TimeoutError means a reader that took nothing for too
+        long; a graceful close would wait for it."""
         try:
             await app(self.scope, self.receive, self.send)
         except TimeoutError:
-            self._break_off("a reader took nothing for too long")
+            self._abort_with_warning("a reader took nothing for too long")
         except asyncio.CancelledError:
-            self._cut()
+            self._abort()
             raise
         except Exception:
             log.exception("an answer broke off", extra={"action": "answer_broken_off"})
-            self._cut()
+            self._abort()
         else:
             if not self.response_complete and not self.disconnected:
-                self._break_off("an answer was not finished")
+                self._abort_with_warning("an answer was not finished")
         finally:
             self.on_response = lambda: None
 
-    def _break_off(self, why: str) -> None:
+    def _abort_with_warning(self, why: str) -> None:
         log.warning("%s", why, extra={"action": "answer_broken_off"})
-        self._cut()
+        self._abort()
 
-    def _cut(self) -> None:
-        """End the connection at once; by a reset where its end would otherwise mean the end of the body."""
+    def _abort(self) -> None:
+        """Abort the connection; with a reset where a plain close would mark the end of the body."""
         connection = self.transport.get_extra_info("socket")
         if self.until_close and connection is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -335,12 +336,12 @@ class Cycle(RequestResponseCycle):
         if message["type"] == "http.response.start" and self.more_body:
             message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await super().send(message)
-            self.early = self.keep_alive = True  # closing is up to the protocol, which waits for the rest of the body
+            self.early = self.keep_alive = True  # the protocol closes, after a lingering read of the rest of the body
         else:
             await super().send(message)
 
     def _frame_by_close(self, message: HTTPResponseStartEvent) -> None:
-        """RFC 9112, section 6.3: an HTTP/1.0 client takes chunks for a part of the body."""
+        """End the body with the connection: an HTTP/1.0 client does not decode chunks (RFC 9112, section 6.3)."""
         names = {name.lower() for name, _ in message.get("headers", ())}
         if b"content-length" not in names and self.scope["method"] != "HEAD" and message["status"] not in (204, 304):
             self.until_close = True
@@ -353,7 +354,7 @@ def head_too_large() -> HttpProblem:
 
 
 def check_head(headers: Sequence[tuple[bytes, bytes]], url: bytes, version: str, method: bytes) -> None:
-    """What the parser leaves to us. Raises HttpProblem."""
+    """The checks of a request's head that the parser does not make. Raises HttpProblem."""
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or (version != "1.0" and not hosts):
         raise HttpProblem(400, "bad_request", "A request needs one Host header")
@@ -373,7 +374,7 @@ def check_head(headers: Sequence[tuple[bytes, bytes]], url: bytes, version: str,
 
 
 def _check_target(url: bytes, host: bytes, method: bytes) -> None:
-    """A path, or a whole URL of the same host (RFC 9112, section 3.2). Raises HttpProblem."""
+    """The target must be a path, or a URL of the same host (RFC 9112, section 3.2). Raises HttpProblem."""
     if url.startswith(b"/"):
         return
     scheme, _, rest = url.partition(b"://")

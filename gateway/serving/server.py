@@ -1,4 +1,4 @@
-"""Serving the application: uvicorn with our protocol, told to end."""
+"""Serving the application: uvicorn with our protocol, and its shutdown."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ GRACE_SECONDS = 5
 """For requests that are under way when the gateway is told to stop; streams are ended at once."""
 MOST_CONNECTIONS = 20_000
 SPARE_FILES = 100
-"""For the database, Temporal and files. Where there are few files at all, half of them."""
+"""File descriptors kept for the database, Temporal and files; half of all where the limit is low."""
 ACCEPTED_AT_ONCE = 8
-"""Connections between two looks at their number. asyncio would take as many as the backlog has."""
+"""Connections accepted before their number is checked again; asyncio would accept the whole backlog."""
 OUT_OF_FILES = "socket.accept() out of system resource"
-"""How asyncio begins its message, after which it waits for a second."""
+"""The beginning of asyncio's message; asyncio then stops accepting for a second."""
 TOLD_EVERY_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
 
 class Listener(socket.socket):
-    """A listening socket whose backlog stays as it is when asyncio, which has one number for both, sets its own."""
+    """A listening socket that keeps its backlog: asyncio has one number for the backlog and the accepts per loop."""
 
     def listen(self, backlog: int = BACKLOG) -> None:
         super().listen(max(backlog, BACKLOG))
@@ -43,7 +43,7 @@ class Listener(socket.socket):
 @asynccontextmanager
 async def served(app: FastAPI, open_streams: OpenStreams, listener: socket.socket) -> AsyncIterator[None]:
     """Serve on a listening socket while the block runs, then end streams, finish requests and return."""
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # that it starts and stops, we say ourselves
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # __main__ logs start and stop
     metrics: Metrics = app.state.metrics
     config = uvicorn.Config(
         app,
@@ -61,7 +61,7 @@ async def served(app: FastAPI, open_streams: OpenStreams, listener: socket.socke
         backlog=ACCEPTED_AT_ONCE,
     )
     server = GatewayServer(config)
-    asyncio.get_running_loop().set_exception_handler(_Exhaustion().handle)
+    asyncio.get_running_loop().set_exception_handler(_LoopExceptionHandler().handle)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
     watching = asyncio.create_task(metrics.watch_the_loop(), name="event-loop-lag")
     try:
@@ -74,7 +74,7 @@ async def served(app: FastAPI, open_streams: OpenStreams, listener: socket.socke
 
 
 def most_connections() -> int:
-    """As many as the operating system gives us files for, once we have asked for all that we may have."""
+    """The number of connections that the limit of file descriptors allows, after raising it as far as permitted."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_CONNECTIONS + SPARE_FILES
     files = max(soft, wanted if hard == resource.RLIM_INFINITY else min(hard, wanted))
@@ -82,22 +82,22 @@ def most_connections() -> int:
     return max(1, min(files - min(SPARE_FILES, files // 2), MOST_CONNECTIONS))
 
 
-class _Exhaustion:
-    """The event loop's complaints; that there are no files left for connections is told once a minute."""
+class _LoopExceptionHandler:
+    """The event loop's exception handler, which logs running out of file descriptors once a minute only."""
 
     def __init__(self) -> None:
-        self._told = float("-inf")
+        self._logged_at = float("-inf")
 
     def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not str(context.get("message", "")).startswith(OUT_OF_FILES):
             loop.default_exception_handler(context)
-        elif loop.time() > self._told + TOLD_EVERY_SECONDS:
-            self._told = loop.time()
+        elif loop.time() > self._logged_at + TOLD_EVERY_SECONDS:
+            self._logged_at = loop.time()
             log.error("no files are left for connections; raise ulimit -n", extra={"action": "out_of_files"})
 
 
 class GatewayServer(uvicorn.Server):
-    """Signals are the entry point's business."""
+    """uvicorn's server without its signal handlers: __main__ has its own."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

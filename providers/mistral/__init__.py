@@ -1,1 +1,1 @@
-"""Mistral's API, and servers that speak it."""
+"""The adapter of Mistral's API, and of compatible servers."""

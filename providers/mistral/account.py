@@ -1,4 +1,4 @@
-"""Whether Mistral takes a key, asked with its list of models, which costs nothing."""
+"""The check of an API key with a request for the list of models, which costs nothing."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ TOTAL_SECONDS: Final = 5.0
 
 
 class Account(NamedTuple):
-    """``models`` are the names that the key may use; empty where ``error`` is not None.
+    """``models``: the names that the key may use; empty if ``error`` is not None.
 
-    ``ahead`` is how far the server's clock is before ours, to the second; None where no answer told.
+    ``ahead``: how far the server's clock is ahead of ours, to the second; None if no response had a Date header.
     """
 
     models: frozenset[str]
@@ -36,18 +36,20 @@ class Account(NamedTuple):
 
 
 async def account(api_key: str, server_url: str | None) -> Account:
-    """Ask once. Whatever goes wrong is in ``error``. Raises ValueError for a key or URL that cannot work."""
+    """Send one request; a failure is in ``error``. Raises ValueError for a malformed key or URL."""
     check_access(api_key, server_url)
     began, ahead, models = time.monotonic(), None, frozenset[str]()
     failure: UpstreamError | None = None
     try:
         async with asyncio.timeout(TOTAL_SECONDS), http_client(1) as http:
-            request = _request(http, api_key, server_url)
+            headers = {"authorization": f"Bearer {api_key}", "accept": "application/json"}
+            url = f"{(server_url or SERVER).rstrip('/')}/v1/models"
+            request = http.build_request("GET", url, headers=headers)
             private = Private()
             private.hide_key(request.headers["authorization"])
             with mistral_errors(private):
                 response = await http.send(request, stream=True)
-                ahead = ahead_of_us(response, time.monotonic() - began)
+                ahead = clock_ahead(response, time.monotonic() - began)
                 try:
                     models = await _models(response)
                 finally:
@@ -59,21 +61,16 @@ async def account(api_key: str, server_url: str | None) -> Account:
     return Account(models, time.monotonic() - began, failure, ahead)
 
 
-def ahead_of_us(response: httpx2.Response, seconds: float) -> timedelta | None:
-    """How far the clock of an answer that took so many seconds is ahead; None where it does not tell the time."""
+def clock_ahead(response: httpx2.Response, seconds: float) -> timedelta | None:
+    """How far the server's clock is ahead, by a response that took ``seconds``; None without a Date header."""
     date = http_date(response.headers.get("date", ""))
-    # The header has whole seconds, rounded down: half of one is what it lacks on average.
+    # The header has whole seconds, rounded down: on average it is half a second early.
     sent = datetime.now(UTC) - timedelta(seconds=seconds / 2)
     return None if date is None else date + timedelta(seconds=0.5) - sent
 
 
-def _request(http: httpx2.AsyncClient, api_key: str, server_url: str | None) -> httpx2.Request:
-    headers = {"authorization": f"Bearer {api_key}", "accept": "application/json"}
-    return http.build_request("GET", f"{(server_url or SERVER).rstrip('/')}/v1/models", headers=headers)
-
-
 async def _models(response: httpx2.Response) -> frozenset[str]:
-    """Raises ErrorAnswer, UpstreamInterrupted."""
+    """The names in the response's list of models. Raises ErrorAnswer, UpstreamInterrupted."""
     body = bytearray()
     async with aclosing(response.aiter_raw()) as pieces:
         async for piece in pieces:
@@ -89,7 +86,7 @@ async def _models(response: httpx2.Response) -> frozenset[str]:
 
 
 def _names(document: Any) -> frozenset[str]:
-    """Raises UpstreamInterrupted."""
+    """The names of the models in a parsed list. Raises UpstreamInterrupted."""
     entries = document.get("data") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise _not_mistral("its answer is no list of models")

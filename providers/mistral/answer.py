@@ -1,8 +1,8 @@
-"""What a streamed answer of Mistral says: bytes in, model events out. Pure.
+"""The decoder of Mistral's streamed completions: bytes in, model events out. Pure.
 
-The shape of a chunk is ``mistralai.client.models.CompletionChunk`` (mistralai 3.7), and what servers and gateways that
-speak the same language make of it: docs/streams.md has the table. What is not used (id, model, created, role, logprobs,
-padding) is not checked. Only choice 0 is read: a job asks for one answer.
+The shape of a chunk is ``mistralai.client.models.CompletionChunk`` (mistralai 3.7), and the variants of compatible
+servers and gateways: docs/streams.md has the table. Fields that are not used (id, model, created, role, logprobs,
+padding) are not checked. Only choice 0 is read: a job requests one answer.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from providers.mistral.usage import ReportedUsage
 from providers.mistral.values import DONE, OK, expect, legal, optional, parsed, protocol, whole_text
 
 _DONE: Final = DONE.encode()
-_CONTENT: Final = Channel.CONTENT  # an enum's attribute costs more than a module's, and this is once a token
+_CONTENT: Final = Channel.CONTENT  # a module attribute is faster than an enum's, and this is read once per token
 _PLAIN: Final = frozenset({"content", "role"})
-"""The fields of a delta that is text and nothing else."""
+"""The fields of a delta that has text only."""
 
 
 class ErrorObject(Exception):
@@ -34,11 +34,11 @@ class ErrorObject(Exception):
 
 
 class End(Enum):
-    """What would have to come for the answer to be whole.
+    """What is still missing for the answer to be whole.
 
-    A finish reason ends an answer. But there are servers that put one on every chunk, and then the first of them says
-    nothing: an answer that was cut there would pass for a whole one. So a reason is only believed at once where the
-    server was seen to say something without one, and never beside a tool call or where text has followed a reason.
+    A finish reason ends an answer. But some servers put one on every chunk; after the first of those, an answer that
+    was cut would pass for a whole one. So a reason ends the answer at once only if an earlier chunk had output without
+    a reason, and never together with a tool call or after output has followed a reason.
     """
 
     REASON = "a finish reason"
@@ -48,10 +48,10 @@ class End(Enum):
 
 
 class Answer:
-    """One answer as it comes in: ``feed`` it the response's bytes, ``end`` it at their end, then take ``finish``.
+    """The decoder of one answer: ``feed`` the response's bytes, call ``end`` at their end, then ``finish``.
 
-    All three raise UpstreamInterrupted (``upstream_protocol``) for what is not Mistral's format, ErrorObject for an
-    error in the stream and UpstreamRefused (``upstream_too_large``) beyond the limits of EventStream.
+    All three raise UpstreamInterrupted (``upstream_protocol``) for anything that is not Mistral's format, ErrorObject
+    for an error in the stream and UpstreamRefused (``upstream_too_large``) beyond the limits of EventStream.
     """
 
     def __init__(self) -> None:
@@ -60,26 +60,26 @@ class Answer:
         self._counts = ReportedUsage()
         self._reason: str | None = None
         self._awaits = End.REASON
-        self._spoke = False
-        self._bare = False  # something was said without a finish reason beside it
-        self._doubtful = False  # something was said with, or after, a finish reason
-        self._again = False  # something was said after a finish reason
+        self._has_output = False  # there was output: text, a part or a tool call
+        self._output_without_reason = False  # there was output in a chunk without a finish reason
+        self._output_with_reason = False  # there was output in a chunk with a finish reason, or after one
+        self._output_after_reason = False  # there was output after a finish reason
         self._characters = 0  # of the content
-        self._messages: str | None = None  # the content that came in whole messages
-        self.said = 0
-        """How many chunks said something: text, a call, usage, a finish reason."""
+        self._message_text: str | None = None  # the content that came in whole messages
+        self.meaningful_chunks = 0
+        """The number of chunks with content: text, a tool call, usage, a finish reason."""
         self.done = False
-        """``[DONE]`` was read; what follows it does not count."""
+        """``[DONE]`` was read; anything after it is ignored."""
 
     @property
     def whole(self) -> bool:
-        """The answer cannot be undone any more; usage may still come, and more text makes it unfinished again."""
+        """The answer is complete, and later errors are ignored; usage may follow, and more text makes it incomplete."""
         return self._awaits is End.NOTHING
 
     def feed(self, chunk: bytes) -> Iterator[ModelEvent]:
-        """The events in ``chunk``, which may be cut anywhere. The state is as of the last event taken.
+        """The events in ``chunk``, which may be cut anywhere. The state is as of the last event consumed.
 
-        Once the answer is whole nothing is raised any more: whatever is wrong there ends it.
+        Once the answer is whole this does not raise: an error ends the answer instead.
         """
         try:
             for data in self._frames.feed(chunk):
@@ -95,9 +95,9 @@ class Answer:
             self.done = True
 
     def end(self, *, proper: bool = True) -> Iterator[ModelEvent]:
-        """The events in what was left without a blank line; half a chunk is dropped, the answer was cut there.
+        """The events in the rest that no blank line has ended; half a chunk is dropped: the answer was cut there.
 
-        ``proper``: the response says itself where it ends. Else, its end is that of the connection, which may be a cut.
+        ``proper``: the response's framing marks its end; else it ends with the connection, which may have been cut.
         """
         for data in self._frames.tail():
             try:
@@ -111,7 +111,7 @@ class Answer:
             self._awaits = End.NOTHING
 
     def document(self, body: bytes) -> Iterator[ModelEvent]:
-        """The events of a whole completion in one JSON document, which a server sent in place of a stream."""
+        """The events of a whole completion in one JSON document, sent in place of a stream."""
         document = expect(parsed(body), dict)
         yield from self._read(document)
         if not document.get("choices"):
@@ -119,13 +119,13 @@ class Answer:
         self.done = True
 
     def finish(self) -> Finish:
-        """The end of a whole answer; a cut one raises UpstreamInterrupted (``upstream_cut``, ``upstream_empty``)."""
+        """The end of the answer. Raises UpstreamInterrupted (``upstream_cut``, ``upstream_empty``) for a cut one."""
         if self._reason is None or not (self.done or self.whole):
             raise self._cut()
         return Finish(self._reason, self._counts.usage(), self._calls.whole())
 
     def _cut(self) -> UpstreamInterrupted:
-        if not self._spoke:
+        if not self._has_output:
             message = "Mistral answered with an empty stream; try again, or try another model."
             return UpstreamInterrupted(message, code="upstream_empty", http_status=OK)
         message = "The stream from Mistral ended before the answer did; try again."
@@ -138,7 +138,7 @@ class Answer:
         return self._read(value) if type(value) is dict else self._read_other(value)
 
     def _read_other(self, value: Any, depth: int = 0) -> Iterator[ModelEvent]:
-        """A frame that is no object: nothing, an object in a list or in a text, or something that nobody knows."""
+        """The events of a frame that is not an object: null, objects in a list or in a string. Others raise."""
         if value is None or value == "":
             return
         if isinstance(value, str) and value.strip() == DONE:
@@ -154,11 +154,11 @@ class Answer:
             raise protocol("a chunk is not an object")
 
     def _read(self, chunk: JsonObject) -> Iterable[ModelEvent]:
-        """Nearly every chunk is one piece of plain text: that one is recognised without looking any further."""
+        """The events of a chunk. Nearly every chunk is one piece of plain text, for which there is a short path."""
         text = _plain_text(chunk)
         if text is None or self._reason is not None:
             return self._read_any(chunk)
-        self._spoke = self._bare = True
+        self._has_output = self._output_without_reason = True
         self._characters += len(text)
         return (TextDelta(_CONTENT, text),)
 
@@ -171,24 +171,24 @@ class Answer:
                 yield from self._read_choice(choice, told)
 
     def _take_usage(self, chunk: JsonObject) -> Told | None:
-        """At the top; Groq and Moonshot have places of their own for it."""
+        """Usage at the top level, where most servers have it, and in Groq's ``x_groq``; Moonshot has it in a choice."""
         groq, told = chunk.get("x_groq"), None
         for reported in (chunk.get("usage"), groq.get("usage") if isinstance(groq, dict) else None):
-            self.said += self._counts.take(reported)
+            self.meaningful_chunks += self._counts.take(reported)
             told = told or self._counts.told(reported)
         return told
 
     def _read_choice(self, choice: JsonObject, told: Told | None) -> Iterator[ModelEvent]:
         if _truthy(choice.get("error")):
             raise ErrorObject({"error": choice["error"]})
-        self.said += self._counts.take(choice.get("usage"))
+        self.meaningful_chunks += self._counts.take(choice.get("usage"))
         told = told or self._counts.told(choice.get("usage"))
         delta = self._delta(choice)
         calls = _tool_calls(delta)
         events = [*_reasoning(delta), *_content(delta)]
         spoke = bool(events or calls)
         if spoke:
-            self._speak()
+            self._note_output()
         for event in events:
             if isinstance(event, TextDelta) and event.channel is _CONTENT:
                 self._characters += len(event.text)
@@ -196,62 +196,62 @@ class Answer:
         for _ in calls:
             yield StillWorking()
         self._calls.take(calls)
-        self._end_with(_finish_reason(choice), spoke=spoke, called=bool(calls))
+        self._take_finish_reason(_finish_reason(choice), spoke=spoke, called=bool(calls))
 
     def _delta(self, choice: JsonObject) -> JsonObject:
-        """What a choice adds: its ``delta``, or what servers send in its place."""
+        """The delta of a choice: its ``delta`` field, or what servers send in its place."""
         delta, message = optional(choice.get("delta"), dict), choice.get("message")
         if isinstance(choice.get("delta"), dict) and (delta or not message):
-            return delta  # a message beside it is the whole so far, once more
+            return delta  # a message beside it repeats the whole answer so far
         if message is not None:
             return self._message(expect(message, dict))
         text = choice.get("text")
         return {} if text is None else {"content": expect(text, str)}
 
     def _message(self, message: JsonObject) -> JsonObject:
-        """A message in place of a delta: a piece, or after deltas all of them once more. Raises UpstreamInterrupted."""
+        """A message in place of a delta: a piece, or after deltas their repetition. Raises UpstreamInterrupted."""
         content = message.get("content")
         text = content if isinstance(content, str) else ""
         calls = optional(message.get("tool_calls"), list)
-        if self._messages is None and self._spoke:
+        if self._message_text is None and self._has_output:
             if isinstance(content, str | None) and len(text) in (0, self._characters) and self._calls.repeats(calls):
                 return {}
             raise protocol("a whole message is not what came in pieces before it")
-        if self._messages and text.startswith(self._messages):
+        if self._message_text and text.startswith(self._message_text):
             raise protocol("whole messages repeat what came before, and no one can say how much of it is new")
-        self._messages = (self._messages or "") + text
+        self._message_text = (self._message_text or "") + text
         return message
 
-    def _speak(self) -> None:
-        self._spoke = True
-        if self._reason is not None:  # then it was not the end
-            self._again = self._doubtful = True
+    def _note_output(self) -> None:
+        self._has_output = True
+        if self._reason is not None:  # the reason did not mark the end
+            self._output_after_reason = self._output_with_reason = True
             self._awaits = End.DONE
 
-    def _end_with(self, reason: str | None, *, spoke: bool, called: bool) -> None:
-        """What the end of a chunk means for that of the answer."""
-        self.said += spoke or reason is not None
+    def _take_finish_reason(self, reason: str | None, *, spoke: bool, called: bool) -> None:
+        """Update what is missing for the answer's end after a chunk with this finish reason."""
+        self.meaningful_chunks += spoke or reason is not None
         if reason is None:
-            self._bare = self._bare or spoke
+            self._output_without_reason = self._output_without_reason or spoke
             return
         calling = self._reason == "tool_calls" and reason == "stop" and bool(self._calls)
         if self._reason is None or ((spoke or self._awaits is End.DONE) and not calling):
-            self._reason = reason  # of several without anything between them, the first one counts
-        if called or (spoke and not self._bare):
-            self._doubtful = True
-        if self._bare and not self._doubtful:
+            self._reason = reason  # of consecutive reasons without output between them, the first one counts
+        if called or (spoke and not self._output_without_reason):
+            self._output_with_reason = True
+        if self._output_without_reason and not self._output_with_reason:
             self._awaits = End.NOTHING
         else:
-            self._awaits = End.DONE if self._again and spoke else End.CLOSE
+            self._awaits = End.DONE if self._output_after_reason and spoke else End.CLOSE
 
 
 # ---------------------------------------------------------------------------------------------- parts of a chunk
 
 
 def _plain_text(chunk: Any) -> str | None:
-    """The text of a chunk with one choice, plain content and nothing else to look at; None for every other chunk.
+    """The text of a chunk with one choice that has plain content only; None for every other chunk.
 
-    The shape is not checked first: what is not as expected ends in the except clause.
+    The shape is not checked first: any other one ends in the except clause.
     """
     try:
         (choice,) = chunk["choices"]
@@ -274,7 +274,7 @@ def _plain_text(chunk: Any) -> str | None:
 
 
 def _content(delta: JsonObject) -> Iterator[ModelEvent]:
-    """A string, a part or a list of parts, or nothing. What a model says in refusing is what it says."""
+    """The content: a string, a part, a list of parts, or nothing. A ``refusal`` counts as content."""
     content = delta.get("content")
     if isinstance(content, str | None):
         yield from _text(_CONTENT, content or "")
@@ -324,7 +324,7 @@ _THOUGHT_FIELDS: Final = ("text", "content", "summary", "thinking", "reasoning")
 
 
 def _reasoning(delta: JsonObject) -> Iterator[ModelEvent]:
-    """Reasoning in fields of its own; the same text in several of them, or in the content too, counts once."""
+    """Reasoning in separate fields; the same text in several of them, or also in the content, counts once."""
     said = {"".join(event.text for event in _thinking_in_content(delta))}
     for name in _REASONING_FIELDS:
         value = delta.get(name)
@@ -333,7 +333,7 @@ def _reasoning(delta: JsonObject) -> Iterator[ModelEvent]:
             said.add(text)
             yield from _text(Channel.REASONING, text)
         elif value and not text:
-            yield StillWorking()  # encrypted, or of a kind yet unknown
+            yield StillWorking()  # encrypted, or of an unknown kind
 
 
 def _thinking_in_content(delta: JsonObject) -> Iterator[TextDelta]:
@@ -344,7 +344,7 @@ def _thinking_in_content(delta: JsonObject) -> Iterator[TextDelta]:
 
 
 def _thoughts(value: Any, depth: int = 0) -> str:
-    """The text of a string, of an object that holds it, or of a list of both."""
+    """The text of a string, of an object that contains it, or of a list of both."""
     if isinstance(value, str):
         return value
     if depth > _DEEPEST_THOUGHT:
@@ -357,7 +357,7 @@ def _thoughts(value: Any, depth: int = 0) -> str:
 
 
 def _tool_calls(delta: JsonObject) -> list[Any]:
-    """``function_call`` is how OpenAI's API called its only one."""
+    """The pieces of tool calls, also from ``function_call``, the older field of OpenAI's API for a single one."""
     calls = delta.get("tool_calls")
     if isinstance(calls, dict):
         calls = [calls] if calls else []
@@ -371,19 +371,19 @@ _NO_REASONS: Final = frozenset(
     {"", "null", "none", "nil", "undefined", "false", "unspecified", "finish_reason_unspecified"}
     | {"in_progress", "not_finished", "streaming"}
 )
-"""What servers send on chunks that are not the last."""
+"""Values on chunks that are not the last."""
 _LIMITS: Final = frozenset({"length", "max_tokens", "max_length", "max_output_tokens", "max_new_tokens"})
 _KNOWN: Final = frozenset({"stop", "tool_calls", "model_length", "content_filter"})
 _FAILURES: Final = frozenset(
     {"error", "network_error", "server_error", "internal_error", "insufficient_system_resource", "overloaded"}
     | {"abort", "aborted", "cancelled", "canceled", "timeout"}
 )
-"""The server broke off: DeepSeek, GLM, vLLM and SGLang have words of their own for it."""
+"""The server broke off the answer, in the words of DeepSeek, GLM, vLLM and SGLang."""
 _LONGEST_REASON: Final = 100
 
 
 def _finish_reason(choice: JsonObject) -> str | None:
-    """Why the model stopped; None where this chunk does not say. Raises UpstreamInterrupted for a failure."""
+    """Why the model stopped; None if this chunk does not say. Raises UpstreamInterrupted for a failure."""
     value = choice.get("finish_reason")
     if not isinstance(value, str):
         return None
@@ -406,30 +406,30 @@ _ERROR_FIELDS: Final = ("message", "detail", "msg", "errors", "error_message", "
 
 
 def _is_error(chunk: JsonObject) -> bool:
-    """``{"object": "error", …}`` is Mistral's; the others come from gateways in front of a model."""
+    """Whether a chunk is an error: ``{"object": "error", …}`` is Mistral's, the other forms come from gateways."""
     if "error" in (chunk.get("object"), chunk.get("type")) or _truthy(chunk.get("error")):
         return True
-    if chunk.get("choices") or any(_word(chunk.get(name)) in _SIGNS_OF_LIFE for name in ("type", "object", "event")):
+    if chunk.get("choices") or any(_lowered(chunk.get(name)) in _SIGNS_OF_LIFE for name in ("type", "object", "event")):
         return False
-    return any(_says_what(chunk.get(name)) for name in _ERROR_FIELDS)
+    return any(_is_error_text(chunk.get(name)) for name in _ERROR_FIELDS)
 
 
-def _says_what(value: Any) -> bool:
-    """A message with a role is one of another language, and no error."""
+def _is_error_text(value: Any) -> bool:
+    """Whether the value of an error field is an error; a ``message`` with a role is a message of another format."""
     return _truthy(value) and not (isinstance(value, dict) and "role" in value)
 
 
 def _truthy(value: Any) -> bool:
-    """Some servers have an error without words, and the code 0, in every chunk."""
+    """Whether a value says something: some servers send an error object without text and with code 0 in every chunk."""
     return any(value.values()) if isinstance(value, dict) else bool(value)
 
 
-def _word(value: Any) -> str:
+def _lowered(value: Any) -> str:
     return value.lower() if isinstance(value, str) else ""
 
 
 def _error_document(data: bytes) -> JsonObject:
-    """What stands in an event that is an error: an object, or words."""
+    """The error object in an event's data; text that is not an object becomes ``{"error": text}``."""
     try:
         value = parsed(data)
     except UpstreamInterrupted:

@@ -1,13 +1,13 @@
-"""Tool calls that come in pieces, with and without ids and indexes: told apart, and put together. Pure.
+"""Tool calls assembled from streamed pieces, with and without ids and indexes. Pure.
 
-Mistral gives each piece an index and the first an id. Others leave out either or both, repeat them, or give every call
-the same index. The rules, in this order:
+Mistral gives each piece an index and the first an id. Other servers leave out either or both, repeat them, or give all
+calls the same index. The rules, in this order:
 
-- a piece with an id goes on with the call of that id, unless its index or its name is another one's;
-- an unknown id opens a call. A piece that has no name but arguments goes on with the unfinished call of its index: some
-  servers make up a new id for every piece;
-- a piece without an id goes on with the last call of its index, or without an index with the last call. Where it has a
-  name, and the call has arguments that are whole or another name, it opens a call;
+- a piece with a known id continues the call of that id, unless its index or its name is another call's;
+- an unknown id starts a call. But a piece with arguments and without a name continues the unfinished call of its index:
+  some servers generate a new id for every piece;
+- a piece without an id continues the last call of its index, or without an index the last call. If it has a name, and
+  the call has complete arguments or another name, it starts a call;
 - two pieces with names in one list are two calls.
 """
 
@@ -26,7 +26,7 @@ MOST_PIECES: Final = 500
 
 
 class ToolCalls:
-    """The calls of one answer, in the order in which they began."""
+    """The tool calls of one answer, in the order in which they began."""
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
@@ -35,13 +35,13 @@ class ToolCalls:
         return bool(self._calls)
 
     def take(self, pieces: list[Any]) -> None:
-        """The pieces of one chunk. Raises UpstreamInterrupted."""
+        """Add the pieces of one chunk. Raises UpstreamInterrupted."""
         touched: list[_Call] = []
         for position, piece in enumerate(pieces):
             found = _Piece(expect(piece, dict))
-            if not found.says_anything:
+            if not found.has_content:
                 continue
-            call = self._of(found, touched) if found.tells else self._at(position, len(pieces))
+            call = self._call_for(found, touched) if found.identifies_call else self._call_at(position, len(pieces))
             if call is None:
                 call = _Call(found.index)
                 self._calls.append(call)
@@ -49,20 +49,20 @@ class ToolCalls:
             touched.append(call)
 
     def repeats(self, pieces: list[Any]) -> bool:
-        """Whether every one of these whole calls is already there."""
+        """Whether all of these complete calls are known by their ids."""
         known = {call.id for call in self._calls}
         return all(isinstance(piece, dict) and piece.get("id") in known for piece in pieces)
 
     def whole(self) -> tuple[ToolCall, ...]:
         """The calls at the end of the answer, ordered by index. Raises UpstreamInterrupted."""
-        calls = [joined for _, group in groupby(self._calls, _Call.kin) for joined in _rejoined(list(group))]
+        calls = [joined for _, group in groupby(self._calls, _Call.group_key) for joined in _rejoined(list(group))]
         indexes = [call.index for call in calls if call.index is not None]
-        if len(set(indexes)) < len(calls):  # they tell nothing: the order is that in which the calls began
+        if len(set(indexes)) < len(calls):  # they are useless: keep the order in which the calls began
             return tuple(call.whole(index) for index, call in enumerate(calls))
         return tuple(call.whole(index) for index, call in sorted(zip(indexes, calls, strict=True), key=itemgetter(0)))
 
-    def _of(self, piece: _Piece, touched: list[_Call]) -> _Call | None:
-        """The call that ``piece`` goes on with; None where it opens one."""
+    def _call_for(self, piece: _Piece, touched: list[_Call]) -> _Call | None:
+        """The call that ``piece`` continues; None if it starts a new one."""
         if piece.id and any(call.id == piece.id for call in self._calls):
             return self._last(lambda call: call.id == piece.id and not piece.differs(call))
         call = self._candidate(piece)
@@ -86,8 +86,8 @@ class ToolCalls:
             return self._calls[piece.index]  # the calls had no indexes when they began
         return self._calls[-1] if self._calls and self._calls[-1].index is None else None
 
-    def _at(self, position: int, pieces: int) -> _Call | None:
-        """Of a piece that tells nothing of itself: by its place where there is a piece for each call, else the last."""
+    def _call_at(self, position: int, pieces: int) -> _Call | None:
+        """The call of a piece without id, name and index: by position if each call has a piece, else the last."""
         if not self._calls:
             return None
         return self._calls[position] if pieces == len(self._calls) else self._calls[-1]
@@ -97,7 +97,7 @@ class ToolCalls:
 
 
 class _Piece:
-    """One element of ``tool_calls``. ``arguments`` is text or an object; None where there are none."""
+    """One element of ``tool_calls``. ``arguments`` is text or an object; None if there are none."""
 
     def __init__(self, piece: JsonObject) -> None:
         function = optional(piece.get("function"), dict)
@@ -110,25 +110,25 @@ class _Piece:
             raise protocol("a tool call's arguments are neither text nor an object")
 
     @property
-    def says_anything(self) -> bool:
+    def has_content(self) -> bool:
         return bool(self.id or self.name) or self.arguments is not None
 
     @property
-    def tells(self) -> bool:
-        """It says to which call it belongs, or which one it opens."""
+    def identifies_call(self) -> bool:
+        """It has an id, a name or an index to find its call by."""
         return bool(self.id or self.name) or self.index is not None
 
     def differs(self, call: _Call) -> bool:
-        """It has the id of ``call`` and yet is of another one."""
+        """It belongs to another call although it has the id of ``call``."""
         if None not in (self.index, call.index) and self.index != call.index:
             return True
         if not self.name or not call.name:
             return False
-        return self.name != call.name or (call.finished and not call.says(self.arguments))
+        return self.name != call.name or (call.finished and not call.has_arguments(self.arguments))
 
 
 class _Call:
-    """A tool call in pieces: the first id, type and name count; arguments grow."""
+    """A tool call assembled from pieces: the first id, type and name count; arguments are concatenated."""
 
     def __init__(self, index: int | None) -> None:
         self.index = index
@@ -145,7 +145,7 @@ class _Call:
         elif piece.arguments is not None:
             self._objects.append(legal(piece.arguments))
 
-    def kin(self) -> tuple[int | None, str]:
+    def group_key(self) -> tuple[int | None, str]:
         return self.index, self.name
 
     def absorb(self, other: _Call) -> None:
@@ -154,21 +154,21 @@ class _Call:
 
     @property
     def finished(self) -> bool:
-        """The arguments are whole as they stand; of very many pieces, nobody asks."""
+        """The arguments so far are complete JSON; not checked, and False, for very many pieces."""
         if len(self._texts) > MOST_PIECES:
             return False
         return any(self._objects) or isinstance(decoded("".join(self._texts)), dict)
 
-    def says(self, arguments: str | JsonObject | None) -> bool:
-        """The same arguments, or none, have come already."""
+    def has_arguments(self, arguments: str | JsonObject | None) -> bool:
+        """``arguments`` is empty, or equal to the arguments so far."""
         if not arguments:
             return True
         said = self._objects[-1] if self._objects else decoded("".join(self._texts))
         return bool(said == (decoded(arguments) if isinstance(arguments, str) else arguments))
 
     @property
-    def broken(self) -> bool:
-        """There are arguments, and they are no JSON."""
+    def is_invalid_json(self) -> bool:
+        """There are arguments that are not JSON."""
         return not self._objects and bool(self._texts) and decoded("".join(self._texts)) is None
 
     def whole(self, index: int) -> ToolCall:
@@ -182,8 +182,8 @@ class _Call:
         )
 
     def _arguments(self) -> str:
-        """One JSON text. What is no JSON is passed on as the model said it. Raises UpstreamInterrupted."""
-        text = _once("".join(self._texts))
+        """The arguments as one JSON text; text that is not JSON is passed on unchanged. Raises UpstreamInterrupted."""
+        text = _deduplicated("".join(self._texts))
         known = [one for one in self._objects if one]
         if not known:
             return text or ("{}" if self._objects else "")
@@ -196,13 +196,14 @@ class _Call:
 
 
 def _rejoined(calls: list[_Call]) -> list[_Call]:
-    """Calls of one index and name whose arguments are JSON only together are one, with a new id in every piece."""
-    if len(calls) < 2 or calls[0].index is None or not all(call.broken for call in calls):
+    """Join calls of one index and name whose arguments are JSON only when concatenated: the server gave every piece a
+    new id."""
+    if len(calls) < 2 or calls[0].index is None or not all(call.is_invalid_json for call in calls):
         return calls
     together = _Call(calls[0].index)
     for call in calls:
         together.absorb(call)
-    if together.broken:
+    if together.is_invalid_json:
         return calls
     first, *others = calls
     for call in others:
@@ -210,8 +211,8 @@ def _rejoined(calls: list[_Call]) -> list[_Call]:
     return [first]
 
 
-def _once(text: str) -> str:
-    """Arguments without an empty object in front of them, and without their repetition. Raises UpstreamInterrupted."""
+def _deduplicated(text: str) -> str:
+    """Arguments without a leading empty object and without repetitions. Raises UpstreamInterrupted."""
     values = list(_values(text)) if decoded(text) is None else []
     said = [(value, written) for value, written in values if value] or values
     if len(values) < 2:
@@ -222,7 +223,7 @@ def _once(text: str) -> str:
 
 
 def _values(text: str) -> Iterator[tuple[JsonObject, str]]:
-    """The objects that ``text`` consists of, and how each is written; nothing where it is anything else."""
+    """The JSON objects that ``text`` consists of, each with its source text; nothing if it is anything else."""
     decoder, at, found = json.JSONDecoder(), 0, list[tuple[JsonObject, str]]()
     text = text.strip()
     while at < len(text):
@@ -238,7 +239,7 @@ def _values(text: str) -> Iterator[tuple[JsonObject, str]]:
 
 
 def _identifier(value: Any) -> str:
-    """``"null"`` is how Mistral leaves it out."""
+    """An id as text; Mistral sends ``"null"`` for none."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     text = optional(value, str)

@@ -1,9 +1,9 @@
 """Mistral as a ChatModel.
 
-The SDK (mistralai 3.7) keeps its part: credentials, URL, headers, hooks, and which answers are errors. Two things are
-ours, because the SDK builds pydantic models for each of them: the request's body (serialised from our own model) and
-the decoding of the stream. The methods of the SDK that we call are not all public; its version is pinned to 3.7 and
-`tests/providers/test_mistral_requests.py` compares what we send with what ``sdk.chat.stream_async`` sends.
+The SDK (mistralai 3.7) does credentials, URL, headers, hooks, and which responses are errors. Two things are done here,
+because the SDK builds pydantic models for them: the request's body (serialised from our own model) and the decoding of
+the stream. Not all methods of the SDK that we call are public; its version is pinned to 3.7 and
+`tests/providers/test_mistral_requests.py` compares our requests with those of ``sdk.chat.stream_async``.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ _PLAIN_TYPES: Final = frozenset({"", "text/plain", "application/octet-stream", "
 _BOM: Final = b"\xef\xbb\xbf"
 _FIELDS: Final = (b"data:", b"event:", b"error:", b"id:", b"retry:")
 _FIRST_BYTES: Final = len(b"retry:")
-"""So many bytes tell an event stream from JSON, and both from anything else."""
+"""The bytes needed to tell an event stream from JSON, and both from anything else."""
 
 _OPERATION: Final = "stream_chat"
 _PATH: Final = "/v1/chat/completions#stream"
 _OPENED: Final = "chatjobs.opened"
 ACCOUNT_CHARACTERS: Final = 8
 _VERSION: Final = re.compile(r"-(latest|[0-9]{4})$")
-"""What tells models of one family apart: mistral-small-latest, mistral-small-2506."""
+"""The version in a model's name, which its family does not have: mistral-small-latest, mistral-small-2506."""
 _RATE_LIMIT_HEADERS: Final = {
     "requests_per_minute": NO_ALLOWANCE_HEADER,
     "requests_left": "x-ratelimit-remaining-req-minute",
@@ -70,7 +70,7 @@ log = logging.getLogger(__name__)
 
 
 class MistralChat:
-    """Streams chat completions of Mistral (activities.ports.ChatModel). Close it with ``aclose``."""
+    """Streams chat completions of Mistral (domain.ports.ChatModel). Close it with ``aclose``."""
 
     def __init__(
         self,
@@ -81,33 +81,33 @@ class MistralChat:
         practice: Practice | None = AS_MISTRAL,
         timings: Timings = Timings(),
     ) -> None:
-        """Without ``api_key`` the SDK finds credentials in its own ways; without ``server_url`` it calls Mistral's own.
+        """Without ``api_key`` the SDK looks for credentials itself; without ``server_url`` it calls Mistral's server.
 
-        ``idle_connections``: how many stay open for the next request; as many as completions run at once is a good
-        number. ``practice``: how the server continues an assistant's message; None: not known until ``learn`` is told.
-        Raises ValueError for a key or URL that cannot work, without repeating it.
+        ``idle_connections``: how many stay open for the next request; the number of concurrent completions is a good
+        value. ``practice``: how the server continues an assistant's message; None: unknown until ``learn`` is called.
+        Raises ValueError for a malformed key or URL, without repeating it.
         """
         check_access(api_key, server_url)
         self._practice = practice
         self._timings = timings
         self._learned: dict[str, Practice] = {}
-        self._wanted: set[str] = set()
-        self._want = asyncio.Event()
+        self._to_measure: set[str] = set()
+        self._measurement_requested = asyncio.Event()
         self._http = http_client(idle_connections)
         self._sdk = Mistral(api_key=api_key, server_url=server_url, async_client=self._http)
         self._chat = self._sdk.chat
         self._account = hashlib.sha256((api_key or "").encode()).hexdigest()[:ACCOUNT_CHARACTERS]
 
     def lane(self, model: str) -> str:
-        """See ChatModel. A key is told from others by some digits of its digest, which give nothing of it away."""
+        """See ChatModel. A few digits of its digest identify the key without revealing it."""
         return f"{self._account}:{_VERSION.sub('', model)}"
 
     def learn(self, practices: Mapping[str, Practice]) -> None:
-        """How the server continues, by model, as it was measured."""
+        """Set the measured practices, by model."""
         self._learned = dict(practices)
 
     def practice(self, model: str) -> Practice | None:
-        """How a model is made to continue; None where that is not known."""
+        """How a model is made to continue; None if that is not known."""
         found = self._learned.get(model)
         if self._practice is None or (found is not None and found.way == self._practice.way):
             return found
@@ -117,7 +117,7 @@ class MistralChat:
         """See ChatModel."""
         practice = self.practice(model)
         if practice is None:
-            self.want(model)
+            self.request_measurement(model)
             return Continuing.UNPROVEN
         return Continuing.NEVER if practice.way is Way.NONE else Continuing.KNOWN
 
@@ -126,20 +126,19 @@ class MistralChat:
         _, dropped = (self.practice(request.model) or NEVER).divided(own_prefix(request) + text)
         return dropped[-len(text) :] if text else ""
 
-    def want(self, model: str) -> None:
-        """It is worth knowing how ``model`` continues."""
-        self._wanted.add(model)
-        self._want.set()
+    def request_measurement(self, model: str) -> None:
+        """Request a measurement of how ``model`` continues."""
+        self._to_measure.add(model)
+        self._measurement_requested.set()
 
-    async def unproven(self, timeout: float) -> set[str]:
-        """The models of which somebody wants to know how they continue, as soon as there is one; else after
-        ``timeout`` seconds none."""
+    async def models_to_measure(self, timeout: float) -> set[str]:
+        """Wait for requested measurements and return their models; after ``timeout`` seconds none."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self._want.wait()
-        self._want.clear()
-        wanted, self._wanted = self._wanted, set()
-        return wanted
+                await self._measurement_requested.wait()
+        self._measurement_requested.clear()
+        models, self._to_measure = self._to_measure, set()
+        return models
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -154,7 +153,7 @@ class MistralChat:
     ) -> AsyncGenerator[ModelEvent, None]:
         """See ChatModel. There are no time limits on the answer here, except those after its end.
 
-        ``raw``: with the echo, for whoever wants to see what it looks like. ``practice``: another than the known one.
+        ``raw``: with the echo, for measurements. ``practice``: overrides the known one.
         """
         practice = practice or self.practice(request.model) or NEVER
         body = request_body(request, continue_from, practice)
@@ -173,15 +172,15 @@ class MistralChat:
                                 yield own
                             if echo.decided:
                                 break
-                    async for event in events:  # most answers come here at once, and a token has nothing to pass
+                    async for event in events:  # most answers have no echo, and their tokens pass no further code
                         yield event
         finally:
             await response.aclose()
 
     async def _open(self, body: bytes, private: Private) -> httpx2.Response:
-        """A response that may hold an answer; whoever asked closes it. Raises ErrorAnswer for any other response."""
+        """A response that may contain an answer, which the caller closes. Raises ErrorAnswer for any other response."""
         request = self._request(body)
-        # The SDK runs hooks between the response and its return; a cancellation there would leave it open for ever.
+        # The SDK runs hooks on the response before returning it; a cancellation there would leave it open for ever.
         opened = request.extensions[_OPENED] = list[httpx2.Response]()
         try:
             response = await self._send(request)
@@ -196,7 +195,7 @@ class MistralChat:
         return response
 
     def _request(self, body: bytes) -> httpx2.Request:
-        """As ``Chat.stream_async`` builds it, but for the model of the body. No timeout: it is the client's."""
+        """The request as ``Chat.stream_async`` builds it, except for the body. No timeout: the client has one."""
         serialised = utils.SerializedRequestBody(media_type="application/json", content=body)
         return self._chat._build_request_async(
             method="POST",
@@ -214,7 +213,7 @@ class MistralChat:
         )
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """With the SDK's hooks around it, in its order; without its retries: Temporal retries."""
+        """Send with the SDK's hooks, in its order, but without its retries: Temporal retries."""
         configuration = self._chat.sdk_configuration
         context = HookContext(
             config=configuration,
@@ -234,11 +233,11 @@ class MistralChat:
 
 
 def http_client(idle_connections: int) -> httpx2.AsyncClient:
-    """The client that the SDK sends with: no redirects, no compression, no time limit but for connecting.
+    """The client that the SDK sends with: no redirects, no compression, no time limit except for connecting.
 
-    The environment is trusted: an egress proxy or a private certificate authority named there is how many networks
-    reach Mistral, and the address called is Mistral's or the operator's own. (Webhooks, which go to strangers, trust
-    no environment.) With a proxy, httpx2's own transport is used; ours knows none.
+    The environment is trusted: many networks reach Mistral through an egress proxy or a private certificate authority
+    named there, and the server called is Mistral's or the operator's own. (Webhooks, whose receivers are untrusted, do
+    not use it.) With a proxy, httpx2's own transport is used; ours does not support proxies.
     """
     tls = httpx2.create_ssl_context()
     transport = StreamTransport(tls, idle_connections=idle_connections)
@@ -247,18 +246,18 @@ def http_client(idle_connections: int) -> httpx2.AsyncClient:
         verify=tls,
         timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=idle_connections, keepalive_expiry=30.0),
-        # Size limits hold for what is read; a compressed answer would be larger once decoded.
+        # Size limits apply to the bytes read; a compressed answer would be larger once decoded.
         headers={"accept-encoding": "identity"},
-        event_hooks={"response": [_remember, _note_deprecation]},
+        event_hooks={"response": [_record_opened, _note_deprecation]},
     )
 
 
-async def _remember(response: httpx2.Response) -> None:
+async def _record_opened(response: httpx2.Response) -> None:
     response.request.extensions.get(_OPENED, []).append(response)
 
 
 async def _note_deprecation(response: httpx2.Response) -> None:
-    """Says that a model will go. The SDK would too, but reads the body for the model's name, which a stream refuses."""
+    """Log the deprecation of a model. The SDK's own hook reads the body for the model's name: not with a stream."""
     moment = response.headers.pop(_DEPRECATION, None)
     if moment is not None:
         log.warning("the model is deprecated", extra={"action": "model_deprecated", "removed_at": bounded(moment, 64)})
@@ -268,7 +267,7 @@ async def _note_deprecation(response: httpx2.Response) -> None:
 
 
 def request_body(request: ChatRequest, continue_from: str | None = None, practice: Practice = AS_MISTRAL) -> bytes:
-    """``request`` as JSON for the server: its own fields only, without those that say nothing; always streaming."""
+    """``request`` as JSON for the server: without our own fields and those that are None; always streaming."""
     asked = continued(request, continue_from, practice)
     sent = asked.model_copy(update={"stream": True})
     left_out: dict[str, Any] = dict.fromkeys(OURS - {"stream"}, True)
@@ -281,10 +280,10 @@ def request_body(request: ChatRequest, continue_from: str | None = None, practic
 
 
 def continued(request: ChatRequest, text: str | None, practice: Practice = AS_MISTRAL) -> ChatRequest:
-    """``request`` with ``text`` as the beginning of the answer, behind the caller's own prefix if there is one.
+    """``request`` with ``text`` as the beginning of the answer, after the caller's own prefix if there is one.
 
-    Whitespace at its end that the server drops is not sent. A request that is not continued, of a server that does
-    not continue or is not known to, stays as the caller wrote it.
+    Trailing whitespace that the server drops is not sent. The request stays unchanged if there is nothing to continue,
+    or if the server does not continue.
     """
     *before, last = request.messages
     own = isinstance(last, AssistantMessage)
@@ -295,21 +294,21 @@ def continued(request: ChatRequest, text: str | None, practice: Practice = AS_MI
     _, dropped = practice.divided(message_text(last) + (text or ""))
     message = last.model_copy(
         update={
-            "content": _without(_with(last.content, text or ""), len(dropped)),
+            "content": _truncated(_appended(last.content, text or ""), len(dropped)),
             "prefix": practice.way is Way.PREFIX,
         }
     )
     return request.model_copy(update={"messages": (*before, message)})
 
 
-def _with(content: Content | None, text: str) -> Content:
+def _appended(content: Content | None, text: str) -> Content:
     if content is None or isinstance(content, str):
         return (content or "") + text
     return (*content, TextPart(text=text)) if text else content
 
 
-def _without(content: Content, dropped: int) -> Content:
-    """``content`` without its last characters."""
+def _truncated(content: Content, dropped: int) -> Content:
+    """``content`` without its last ``dropped`` characters."""
     if isinstance(content, str):
         return content[: len(content) - dropped]
     kept = list[ContentPart]()
@@ -324,7 +323,7 @@ def _without(content: Content, dropped: int) -> Content:
 
 
 def expected_echo(request: ChatRequest, continue_from: str | None, practice: Practice = AS_MISTRAL) -> Echo | None:
-    """What may come back at the start of the answer; None where the model is not asked to go on from anything."""
+    """The Echo for the text that the server may repeat; None if the request continues no text."""
     text = own_prefix(request) + (continue_from or "")
     if not text or practice.way is Way.NONE:
         return None
@@ -333,13 +332,13 @@ def expected_echo(request: ChatRequest, continue_from: str | None, practice: Pra
 
 
 def own_prefix(request: ChatRequest) -> str:
-    """The caller's beginning of the answer."""
+    """The beginning of the answer in the caller's own last message."""
     last = request.messages[-1]
     return message_text(last) if isinstance(last, AssistantMessage) else ""
 
 
 def check_access(api_key: str | None, server_url: str | None) -> None:
-    """Raises ValueError, which repeats neither."""
+    """Raises ValueError for a malformed key or URL, without repeating it."""
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
         raise ValueError("MISTRAL_API_KEY has blanks around it, or characters that an HTTP header cannot carry")
     if server_url is not None:
@@ -355,11 +354,11 @@ def check_access(api_key: str | None, server_url: str | None) -> None:
 
 
 async def _events(response: httpx2.Response, timings: Timings) -> AsyncGenerator[ModelEvent, None]:
-    """The events of an answer, Finish last. Once the answer is whole, nothing can undo it."""
+    """The events of an answer, Finish last. Once the answer is whole, later errors are ignored."""
     answer = Answer()
     async with _chunks(response) as chunks:
-        if not _says_stream(response):
-            for event in await _unlabelled(response, chunks, answer):
+        if not _is_event_stream(response):
+            for event in await _unlabelled_events(response, chunks, answer):
                 yield event
         while not answer.done:
             if answer.whole:
@@ -374,13 +373,15 @@ async def _events(response: httpx2.Response, timings: Timings) -> AsyncGenerator
                 if answer.done or answer.whole:
                     break
             else:
-                for event in answer.end(proper=_has_framing(response)):
+                # Without framing, the response ends with its connection, as it does when it is cut.
+                framed = not response.headers.keys().isdisjoint(("content-length", "transfer-encoding"))
+                for event in answer.end(proper=framed):
                     yield event
                 break
         finish = answer.finish()
         try:
             yield finish
-        finally:  # usually nobody asks for more after Finish
+        finally:  # reached by aclose: callers usually stop at Finish
             exchange = response.extensions.get(EXCHANGE)
             if exchange is None or not exchange.ended:
                 await _drain(chunks)
@@ -388,9 +389,9 @@ async def _events(response: httpx2.Response, timings: Timings) -> AsyncGenerator
 
 @asynccontextmanager
 async def _chunks(response: httpx2.Response) -> AsyncGenerator[AsyncIterator[bytes], None]:
-    """The body as it arrives. It is not encoded (``_may_be_answer``), so the layers that decode can be left out.
+    """The body as it arrives. It is not encoded (``_may_be_answer``), so httpx2's decoding layers can be left out.
 
-    With tracing on, the SDK has put a response of its own class around it, which listens in ``aiter_bytes``.
+    With tracing on, the SDK wraps the response in a class of its own, which traces in ``aiter_bytes``.
     """
     if type(response) is httpx2.Response and EXCHANGE in response.extensions:
         yield response.extensions[EXCHANGE]
@@ -402,9 +403,10 @@ async def _chunks(response: httpx2.Response) -> AsyncGenerator[AsyncIterator[byt
 async def _late_events(
     chunks: AsyncIterator[bytes], answer: Answer, timings: Timings
 ) -> AsyncGenerator[ModelEvent, None]:
-    """What comes after the end of the answer: usage, or more of it after all, and then the answer is not whole again.
+    """The events after the end of the answer: usage, or more output, which makes the answer incomplete again.
 
-    Neither lateness nor faults matter here. Reading is not cancelled before the time is over: chunks would be lost.
+    A timeout or an error here does not fail the answer. A read is not cancelled before LATE_SECONDS are over, because
+    that would lose chunks.
     """
     loop, late = asyncio.get_running_loop(), timings.model_late_seconds
     until = loop.time() + late
@@ -416,15 +418,15 @@ async def _late_events(
                 if loop.time() < until:
                     yield StillWorking()
                 continue
-            chunk = _arrived(reading)
+            chunk = _chunk_of(reading)
             if chunk is None:
                 for event in answer.end():
                     yield event
                 return
-            counted = answer.said
+            chunks_before = answer.meaningful_chunks
             for event in answer.feed(chunk):
                 yield event
-            if answer.said != counted:
+            if answer.meaningful_chunks != chunks_before:
                 until = loop.time() + late
             if answer.whole and not answer.done:
                 reading = asyncio.ensure_future(_next(chunks))
@@ -438,15 +440,17 @@ async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
     return await anext(chunks, None)
 
 
-def _arrived(reading: asyncio.Future[bytes | None]) -> bytes | None:
-    """The next chunk; None at the end of the response, and where the connection broke."""
+def _chunk_of(reading: asyncio.Future[bytes | None]) -> bytes | None:
+    """The chunk of a finished read; None at the end of the response, and if the connection broke."""
     with suppress(UpstreamError), mistral_errors(Private(), streaming=True):
         return reading.result()
     return None
 
 
-async def _unlabelled(response: httpx2.Response, chunks: AsyncIterator[bytes], answer: Answer) -> Iterator[ModelEvent]:
-    """The first events of a body that does not call itself an event stream: it may be one, or a completion as JSON."""
+async def _unlabelled_events(
+    response: httpx2.Response, chunks: AsyncIterator[bytes], answer: Answer
+) -> Iterator[ModelEvent]:
+    """The first events of a body that is not labelled as an event stream: it may be one, or a completion as JSON."""
     beginning = await _beginning(response, chunks)
     if beginning.startswith(b"{"):
         return answer.document(await _document(beginning, chunks))
@@ -454,9 +458,9 @@ async def _unlabelled(response: httpx2.Response, chunks: AsyncIterator[bytes], a
 
 
 async def _beginning(response: httpx2.Response, chunks: AsyncIterator[bytes]) -> bytes:
-    """The body up to its first bytes that are not blank, without the blanks.
+    """The body up to its first non-blank bytes, without the blanks.
 
-    Raises ErrorAnswer for what can be neither JSON nor an event stream, before the rest of it is read.
+    Raises ErrorAnswer, before reading the rest, if it can be neither JSON nor an event stream.
     """
     body, size = b"", 0
     async for chunk in chunks:
@@ -480,7 +484,7 @@ async def _document(beginning: bytes, chunks: AsyncIterator[bytes]) -> bytes:
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
-    """Reads to the end of the response, so that its connection can be used again: usually it is already there."""
+    """Read to the end of the response, so that its connection can be reused; usually the end has already arrived."""
     with suppress(TimeoutError, UpstreamError), mistral_errors(Private(), streaming=True):
         async with asyncio.timeout(DRAIN_SECONDS):
             async for _ in chunks:
@@ -488,7 +492,7 @@ async def _drain(chunks: AsyncIterator[bytes]) -> None:
 
 
 def _allowance(response: httpx2.Response) -> Allowance | None:
-    """What the headers say of the rate limit, as far as they can be read."""
+    """The rate limit in the headers, as far as they are valid; None without any."""
     found = {name: _number(response.headers.get(header)) for name, header in _RATE_LIMIT_HEADERS.items()}
     return Allowance(**found) if any(value is not None for value in found.values()) else None
 
@@ -498,12 +502,12 @@ def _number(text: str | None) -> float | None:
 
 
 def _may_be_answer(response: httpx2.Response) -> bool:
-    """Whether the body is worth reading. What calls itself HTML or an image is no answer."""
-    readable = _says_stream(response) or _media_type(response) in _PLAIN_TYPES or "json" in _media_type(response)
+    """Whether the body may be an answer, by status and type: HTML or an image is not."""
+    readable = _is_event_stream(response) or _media_type(response) in _PLAIN_TYPES or "json" in _media_type(response)
     return response.status_code == OK and readable and not _is_encoded(response)
 
 
-def _says_stream(response: httpx2.Response) -> bool:
+def _is_event_stream(response: httpx2.Response) -> bool:
     return _media_type(response) == "text/event-stream"
 
 
@@ -511,17 +515,12 @@ def _media_type(response: httpx2.Response) -> str:
     return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _has_framing(response: httpx2.Response) -> bool:
-    """The response says where it ends; else it ends with the connection, as it would when it is cut."""
-    return "content-length" in response.headers or "transfer-encoding" in response.headers
-
-
 def _is_encoded(response: httpx2.Response) -> bool:
     return response.headers.get("content-encoding", "").strip().lower() not in ("", "identity")
 
 
 async def _error_body(response: httpx2.Response, seconds: float) -> bytes:
-    """The beginning of the body, raw, as far as it comes in time. A compressed one is not worth the risk."""
+    """The beginning of the raw body, as far as it arrives in time; empty for a compressed one, which is not decoded."""
     body = bytearray()
     if _is_encoded(response):
         return b""

@@ -1,21 +1,21 @@
-"""The beginning of a continued answer: the echo and the whitespace that is there already are taken off. Pure.
+"""Removal of the echo, and of repeated whitespace, from the beginning of a continued answer. Pure.
 
-Some servers repeat the text that an answer shall continue: at once, in pieces, or not at all; nothing announces which.
-So the text that comes is withheld while it could be the echo, and then
+Some servers repeat the text that an answer is to continue: at once, in pieces, or not at all, without announcing it.
+So text is withheld while it could be the echo, until
 
-- all of the prefix has come: it was the echo. Only an answer that says the whole prefix once more from its very
-  beginning, of a server that does not echo, is mistaken for it;
-- it turned out to be something else after fewer than ``SURE`` characters: there is no echo, and all of it is text;
-- it did after more: the server repeats another text than it was sent, and nobody can say where its answer begins. The
-  text cannot be continued there (``upstream_echo``);
-- the connection broke before: what was withheld was never there. It is asked for again.
+- all of the prefix has arrived: it was the echo. Only an answer of a server without echo that repeats the whole prefix
+  from its beginning is mistaken for one;
+- it differs after fewer than ``SURE`` characters: there is no echo, and all of it is text of the answer;
+- it differs later: the server repeats another text than it was sent, and the beginning of its answer is unknown. The
+  text cannot be continued (``upstream_echo``);
+- the connection breaks before: the withheld text is discarded, and requested again.
 
-Where it is known whether the server echoes (continuing.Practice), there is less to guess.
+If it is known whether the server echoes (continuing.Practice), fewer cases are left.
 
-Whitespace that was not sent (``dropped``) has to come next, all of it, before anything else. If the model says
-something else there, or ends, it does not go on from the text that readers have seen: the text cannot be continued.
-The same holds where the echo lacks whitespace of the text that was sent: the model has not seen it, either.
-Nothing of an answer is passed on before that is decided.
+Whitespace that was not sent (``dropped``) has to come next, all of it, before anything else. If the model generates
+something else, or ends, it does not continue the text that readers have seen: the text cannot be continued. The same
+holds if the echo lacks whitespace of the text that was sent: the model has not seen it, either. No part of an answer is
+passed on before that is decided.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from domain.ports import CANNOT_CONTINUE, Finish, ModelEvent, StillWorking, Text
 from providers.mistral.values import OK, whole_text
 
 SURE: Final = 16
-"""So many characters of the prefix do not come by chance."""
+"""A match of this many characters of the prefix is no coincidence."""
 
 
 class Echo:
-    """Takes the echo off one answer: ``take`` its events until ``decided``; those that follow are the answer's own.
+    """Removes the echo from one answer: pass its events to ``take`` until ``decided``, then use them unchanged.
 
-    ``prefix`` is the text as it was sent, ``dropped`` the whitespace behind it that was not. ``shown``: readers have
-    seen that whitespace, so that it must be said again; else it is the caller's own, and an answer without it stands.
-    ``echoes``: whether the server echoes, None where that is not known; ``usual``: it probably does.
+    ``prefix`` is the text as it was sent, ``dropped`` the whitespace after it that was not. ``shown``: readers have
+    seen that whitespace, so the answer must repeat it; else it is the caller's own, and an answer without it is fine.
+    ``echoes``: whether the server echoes, None if that is not known; ``usual``: it probably does.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Echo:
     ) -> None:
         self._prefix = _comparable(prefix)
         self._dropped = dropped
-        self._again = 0
+        self._repeated = 0
         self._shown = shown
         self._echoes = echoes
         self._usual = usual
@@ -53,94 +53,94 @@ class Echo:
         self._half = ""
         self._withheld: list[TextDelta] = []
         self._echoed = not self._prefix or echoes is False
-        self._told: Told | None = None  # at the end of the last delta that was echo and nothing else
+        self._told: Told | None = None  # of the last delta that was echo only
 
     @property
     def decided(self) -> bool:
         return self._echoed and not self._dropped
 
     def take(self, event: ModelEvent) -> Iterable[ModelEvent]:
-        """What of an event, and of those withheld before it, is the answer's own. Raises UpstreamInterrupted."""
+        """The events, from this one and the withheld ones, that belong to the answer. Raises UpstreamInterrupted."""
         if isinstance(event, TextDelta) and event.channel is Channel.CONTENT:
             echoed = self._echoed
-            own = self._said_again(self._text(event) if not echoed else [event])
+            own = self._without_dropped(self._match(event) if not echoed else [event])
             if own and not echoed and self._told is not None:
                 return [StillWorking(self._told), *own]
-            if not own and self._echoed:  # said again, every bit of it
+            if not own and self._echoed:  # all of it was repetition
                 return [StillWorking(event.told)]
-            return own or [StillWorking()]  # what is withheld is progress, too: it moves the clocks
+            return own or [StillWorking()]  # withheld text is progress, too: it resets the timeouts
         if not isinstance(event, Finish) and not self._withheld:
             return [event]
-        own = self._said_again([] if self._echoed else self._deviation(""))
+        own = self._without_dropped([] if self._echoed else self._deviation(""))
         if isinstance(event, Finish) and self._dropped:
-            own = self._unsaid("")
+            own = self._missing_whitespace("")
         return [*own, event]
 
-    def _text(self, delta: TextDelta) -> list[TextDelta]:
+    def _match(self, delta: TextDelta) -> list[TextDelta]:
         self._told = self._withheld[-1].told if self._withheld else None
         self._withheld.append(delta)
         text = self._half + delta.text
-        self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""  # its other half may come in the next one
+        self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""  # the other half may be in the next delta
         text = _comparable(text[: len(text) - len(self._half)])
         left = len(self._prefix) - self._matched
         if not self._prefix.startswith(text[:left], self._matched):
             return self._deviation(text)
         self._matched += min(len(text), left)
-        return self._whole(text[left:]) if len(text) >= left else []
+        return self._prefix_complete(text[left:]) if len(text) >= left else []
 
-    def _whole(self, behind: str) -> list[TextDelta]:
-        """All of the prefix has come, and ``behind`` it."""
+    def _prefix_complete(self, behind: str) -> list[TextDelta]:
+        """Decide after all of the prefix has arrived, followed by the text ``behind``."""
         if self._echoes or self._usual or len(self._prefix) >= SURE:
-            return self._own(behind)
-        if self._shown:  # a server that probably does not echo says a few characters again: either may be meant
+            return self._after_echo(behind)
+        if self._shown:  # a few repeated characters, from a server that probably does not echo: ambiguous
             raise _cannot_continue()
-        return self._all()
+        return self._no_echo()
 
     def _deviation(self, text: str) -> list[TextDelta]:
-        """``text`` is not what the prefix has at this place (or nothing follows): what was all this?"""
+        """Decide after ``text`` has differed from the prefix, or the answer has ended within it."""
         same = next((at for at, character in enumerate(text) if self._prefix[self._matched + at] != character), 0)
         matched = self._matched + same
         if matched and self._prefix[matched:].isspace():
             if self._shown:
                 raise _cannot_continue()
-            return self._own(text[same:])
+            return self._after_echo(text[same:])
         if matched >= SURE or (self._echoes and self._withheld):
             raise _cannot_continue()
-        return self._all()
+        return self._no_echo()
 
-    def _all(self) -> list[TextDelta]:
-        """There is no echo."""
+    def _no_echo(self) -> list[TextDelta]:
+        """There is no echo: release the withheld text."""
         self._echoed, self._told = True, None
         return self._withheld
 
-    def _own(self, text: str) -> list[TextDelta]:
-        """The echo is over, and this is what comes behind it."""
+    def _after_echo(self, text: str) -> list[TextDelta]:
+        """The echo is complete; ``text`` follows it."""
         self._echoed = True
         text += self._half
         return [TextDelta(Channel.CONTENT, text, self._withheld[-1].told if self._withheld else None)] if text else []
 
-    def _said_again(self, deltas: Iterable[TextDelta]) -> list[ModelEvent]:
-        """The deltas without the whitespace that is there already."""
+    def _without_dropped(self, deltas: Iterable[TextDelta]) -> list[ModelEvent]:
+        """The deltas without their repetition of the dropped whitespace."""
         own: list[ModelEvent] = []
         for delta in deltas:
             if not self._dropped:
                 own.append(delta)
                 continue
-            expected = self._dropped[self._again : self._again + len(delta.text)]
+            expected = self._dropped[self._repeated : self._repeated + len(delta.text)]
             if not delta.text.startswith(expected):
-                own += self._unsaid(delta.text, delta.told)
+                own += self._missing_whitespace(delta.text, delta.told)
                 continue
-            self._again += len(expected)
-            if self._again == len(self._dropped):
+            self._repeated += len(expected)
+            if self._repeated == len(self._dropped):
                 self._dropped = ""
                 own += [delta._replace(text=rest)] if (rest := delta.text[len(expected) :]) else []
         return own
 
-    def _unsaid(self, text: str, told: Told | None = None) -> list[ModelEvent]:
-        """The answer says ``text`` (or nothing) where whitespace should have been said again."""
+    def _missing_whitespace(self, text: str, told: Told | None = None) -> list[ModelEvent]:
+        """The answer has ``text``, or ends, in place of the dropped whitespace."""
         if self._shown:
             raise _cannot_continue()
-        text = self._dropped[: self._again] + text
+        text = self._dropped[: self._repeated] + text
         self._dropped = ""
         return [TextDelta(Channel.CONTENT, text, told)] if text else []
 
@@ -152,5 +152,5 @@ def _cannot_continue() -> UpstreamInterrupted:
 
 
 def _comparable(text: str) -> str:
-    """As storage keeps it: a text that was stored and sent is the same as what is echoed, whatever stood in it."""
+    """``text`` as storage keeps it, so that a stored and sent text equals its echo whatever it contained."""
     return whole_text(text).replace("\0", "\ufffd")

@@ -1,8 +1,8 @@
-"""Every way in which a call of Mistral fails, translated into our errors: here and nowhere else.
+"""The translation of every failure of a call to Mistral into our errors, for the whole service.
 
-What a vendor says about an error may repeat the request. Of an error's body only its message is used, and only if it
-is short and shares nothing with the prompt or the key (``Private``). Vendor exceptions are never chained: their texts
-hold whole bodies.
+A vendor's error text may repeat the request. Only the message of an error's body is used, and only if it is short and
+shares nothing with the prompt or the key (``Private``). Vendor exceptions are never chained: their texts contain whole
+bodies.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from providers.retry_after import retry_after
 MAX_VENDOR_CHARACTERS: Final = 200
 MAX_VENDOR_REASONS: Final = 3
 WINDOW: Final = 12
-"""A run of so many letters and digits that also stands in the request is taken for an echo of it."""
+"""A run of this many letters and digits that is also in the request counts as an echo of it."""
 KEY_WINDOW: Final = 6
-"""The same for the API key: vendors like to show a part of it."""
+"""The same for the API key, of which vendors often show a part."""
 
 NO_ALLOWANCE_HEADER: Final = "x-ratelimit-limit-req-minute"
 
 
 class ErrorAnswer(Exception):
-    """Mistral answered, but not with a stream. ``body`` is its beginning, or empty where it could not be read."""
+    """Mistral's response is not a stream. ``body`` is its beginning, or empty if it could not be read."""
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class ErrorAnswer(Exception):
 def mistral_errors(
     private: Private, *, streaming: bool = False, headers: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Raises UpstreamError in place of whatever the SDK, the HTTP client or Mistral's answer came up with.
+    """Raises UpstreamError in place of the errors of the SDK, of the HTTP client and of Mistral's responses.
 
-    ``streaming``: the head of a successful response was already read, so that a lost connection is a cut; ``headers``
-    are those of that head.
+    ``streaming``: the head of a successful response was already read, so a lost connection is a cut; ``headers`` are
+    those of that head.
     """
     try:
         yield
@@ -62,21 +62,22 @@ def mistral_errors(
         raise _from_answer(answer, private) from None
     except ErrorObject as error:
         raise _from_object(error.document, private, headers or {}) from None
-    except MistralError as error:  # of a hook of the SDK; we read answers ourselves, and bounded
+    except MistralError as error:  # from a hook of the SDK; we read responses ourselves, within limits
         known = ErrorAnswer(error.status_code, error.headers, error.body.encode(errors="replace"))
         raise _from_answer(known, private) from None
     except MistralClientException:
-        raise _unauthorized("Mistral's SDK found no usable credentials", None) from None
+        message = "Mistral's SDK found no usable credentials; check MISTRAL_API_KEY."
+        raise UpstreamRefused(message, code=UNAUTHORIZED.code, http_status=None) from None
     except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, NoResponseError, OSError) as error:
         # OSError: a TLS failure in mid-stream is not translated by the HTTP client.
         raise _from_network(error, streaming) from None
 
 
-# ------------------------------------------------------------------------------------------- what went wrong
+# --------------------------------------------------------------------------------------------- error classes
 
 
 class ErrorClass(NamedTuple):
-    """A class of errors: ours, its code, and what the reader should do."""
+    """A class of errors: our exception, its code, and advice for the reader."""
 
     error: type[UpstreamError]
     code: str
@@ -156,7 +157,7 @@ def _from_answer(answer: ErrorAnswer, private: Private) -> UpstreamError:
 
 
 def _from_object(document: Mapping[str, Any], private: Private, headers: Mapping[str, str]) -> UpstreamError:
-    """An error in a stream is what the same body with a status would be."""
+    """The error for an error object in a stream, as for the same body with a status."""
     said = ErrorBody.of(document)
     fault = _classified(said.status, said)
     message = _message(fault, "in the stream", said.repeatable(private))
@@ -165,7 +166,7 @@ def _from_object(document: Mapping[str, Any], private: Private, headers: Mapping
 
 
 def _headers_in(document: Mapping[str, Any]) -> Mapping[str, str]:
-    """The header Retry-After that an error object tells: as a field of its own, or among a server's own headers."""
+    """The header Retry-After in an error object: as a field, or among the headers that a server repeats in it."""
     for layer in _layers(document):
         headers = layer.get("headers")
         for fields in (layer, headers):
@@ -180,17 +181,13 @@ def _is_pause(value: Any) -> bool:
 
 
 def _from_network(error: Exception, streaming: bool) -> UpstreamInterrupted:
-    """Only the kind of failure is told; texts of exceptions may hold addresses and headers."""
+    """The error for a network failure, with the exception's class only: its text may contain addresses and headers."""
     kind = type(error).__name__
     if streaming:
         message = f"The connection to Mistral broke before the answer was whole ({kind}); try again."
         return UpstreamInterrupted(message, code="upstream_cut", http_status=OK)
     message = f"Mistral cannot be reached ({kind}); check the network and MISTRAL_SERVER_URL, or try again."
     return UpstreamInterrupted(message, code="upstream_unreachable")
-
-
-def _unauthorized(message: str, status: int | None) -> UpstreamRefused:
-    return UpstreamRefused(f"{message}; check MISTRAL_API_KEY.", code=UNAUTHORIZED.code, http_status=status)
 
 
 def _message(fault: ErrorClass, where: str, said: str | None) -> str:
@@ -200,7 +197,7 @@ def _message(fault: ErrorClass, where: str, said: str | None) -> str:
 # ---------------------------------------------------------------------------------------------- classification
 
 _BUSY_CODES: Final = frozenset({"1300", "3505"})
-"""Mistral's own numbers: requests over the rate limit, capacity of the service tier exceeded."""
+"""Mistral's error codes: requests over the rate limit, capacity of the service tier exceeded."""
 _TOO_LONG: Final = re.compile(
     r"context.?(length|size|window)|exceed_context|(prompt|input|request|context).{0,40}too.?(long|large)"
 )
@@ -216,10 +213,10 @@ _OUT_OF_ORDER: Final = re.compile(r"overloaded|unavailable|bad.?gateway|gateway.
 
 
 def _classified(status: int | None, said: ErrorBody) -> ErrorClass:
-    """By Mistral's own numbers, then by ``status`` where it blames the request, then by words, then by ``status``.
+    """The class by Mistral's error codes, then by a ``status`` of 4xx, then by words, then by any other ``status``.
 
-    Words count where a status says no more than that something went wrong: capacity that is exceeded comes as 503, and
-    in a stream without any status, as an ``invalid_request_error``.
+    Words are needed where the status is unspecific: exceeded capacity comes as 503, and in a stream without a status as
+    an ``invalid_request_error``.
     """
     if _BUSY_CODES.intersection(said.codes):
         return RATE_LIMITED
@@ -245,11 +242,11 @@ def _by_words(said: ErrorBody) -> ErrorClass:
     return UNAVAILABLE if _OUT_OF_ORDER.search(f"{said.kinds} {said.words}") else FAILED
 
 
-# -------------------------------------------------------------------------------------- what the vendor says
+# ---------------------------------------------------------------------------------------- the vendor's text
 
 
 class Private:
-    """What must not appear in an error: the request's own texts and the key. ``body`` is the request's JSON."""
+    """The texts that must not appear in an error: the request's own and the key. ``body`` is the request's JSON."""
 
     def __init__(self, body: bytes = b"null") -> None:
         self._body = body
@@ -257,15 +254,15 @@ class Private:
 
     @cached_property
     def _written(self) -> list[tuple[str, str]]:
-        """Each text and its letters; only errors need them."""
+        """Each text and its letters, computed when an error needs them."""
         return [(text, _letters(text)) for text in _texts(json.loads(self._body))]
 
     def hide_key(self, authorization: str) -> None:
-        """The value of the request's ``Authorization`` header."""
+        """Add the key in the value of the request's ``Authorization`` header."""
         self._key = _letters(authorization.rpartition(" ")[2])
 
     def appears_in(self, text: str) -> bool:
-        """Whether ``text``, escaped in whatever way, shares a run of letters and digits with the request."""
+        """Whether ``text``, or an unescaped form of it, shares a run of letters and digits with the request."""
         return any(self._appears_in(one) for one in {text, _unescaped(text), unquote(text), unescape(text)})
 
     def _appears_in(self, text: str) -> bool:
@@ -276,7 +273,7 @@ class Private:
 
 
 def _echoes(text: str, letters: str, own: str, own_letters: str) -> bool:
-    """A short text of the request counts as echoed where it stands as a whole word."""
+    """Whether ``text`` repeats ``own``, a text of the request; a short one has to appear as a whole word."""
     if len(own_letters) >= WINDOW:
         return _shares(letters, own_letters, WINDOW)
     word = own.strip().casefold()
@@ -291,13 +288,13 @@ def _shares(text: str, other: str, window: int) -> bool:
 
 
 def _unescaped(text: str) -> str:
-    r"""With characters in place of ``\uXXXX`` and ``\xXX``."""
+    r"""``text`` with characters in place of ``\uXXXX`` and ``\xXX``."""
     escapes = r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})"
     return whole_text(re.sub(escapes, lambda found: chr(int(found[1] or found[2], 16)), text))
 
 
 def _letters(text: str) -> str:
-    """Without case, blanks and punctuation, which echoes quote and escape in their own ways."""
+    """``text`` without case, blanks and punctuation, which echoes quote and escape in various ways."""
     return re.sub(r"[\W_]+", "", text.casefold())
 
 
@@ -305,7 +302,7 @@ _NAMES_NOT_TEXTS: Final = frozenset({"role", "type", "model", "service_tier", "r
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a request that somebody wrote: all strings but the words of Mistral's own vocabulary."""
+    """Every text in a request that a person wrote: all strings except Mistral's own vocabulary."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -336,7 +333,7 @@ _CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 
 class Reason(NamedTuple):
-    """One thing that an error says: its words, and the place in the request that they are about."""
+    """One message of an error: its words, and the place in the request that they refer to."""
 
     words: str
     place: str = ""
@@ -344,7 +341,7 @@ class Reason(NamedTuple):
 
 @dataclass(frozen=True)
 class ErrorBody:
-    """What an error's body says, in all its layers: objects in objects, in lists, and as JSON in strings."""
+    """The contents of an error's body, of all its layers: objects in objects, in lists, and as JSON in strings."""
 
     codes: tuple[str, ...] = ()
     kinds: str = ""
@@ -369,7 +366,7 @@ class ErrorBody:
         return next((int(code) for code in self.codes if _STATUS.fullmatch(code)), None)
 
     def repeatable(self, private: Private) -> str | None:
-        """The words, places and codes that may be shown; None where there are none."""
+        """The words, places and codes that may be shown; None if there are none."""
         shown = [text for reason in self.reasons if (text := _shown(reason, private))]
         code = next((code for code in self.codes if not _STATUS.fullmatch(code) and _CODE.fullmatch(code)), "")
         if code and not private.appears_in(code):
@@ -384,7 +381,7 @@ def _shown(reason: Reason, private: Private) -> str:
 
 
 def _shortened(words: str) -> str:
-    """As many whole words as there is room for."""
+    """``words`` cut after a whole word to MAX_VENDOR_CHARACTERS."""
     if len(words) <= MAX_VENDOR_CHARACTERS:
         return words
     head, blank, _ = words[:MAX_VENDOR_CHARACTERS].rpartition(" ")
@@ -392,7 +389,7 @@ def _shortened(words: str) -> str:
 
 
 def _layers(value: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """The objects of an error from the outside in; also those that are written as JSON within a string."""
+    """The objects of an error from the outside in, including those written as JSON in a string."""
     if isinstance(value, str):
         value = _json_within(value)
     if depth >= MAX_LAYERS:
@@ -407,7 +404,7 @@ def _layers(value: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
 
 
 def _reasons(layer: Mapping[str, Any]) -> Iterator[Reason]:
-    """The words of one object; not of those within it."""
+    """The words of one object, without those of nested objects."""
     place = _place(layer)
     for name in _WORD_FIELDS:
         text = layer.get(name)
@@ -416,7 +413,7 @@ def _reasons(layer: Mapping[str, Any]) -> Iterator[Reason]:
 
 
 def _place(layer: Mapping[str, Any]) -> str:
-    """``loc`` of a validation error, ``param`` of OpenAI's kind; names of fields and numbers only."""
+    """The place of an error: ``loc`` of a validation error, or OpenAI's ``param``; field names and numbers only."""
     found = layer.get("loc") or layer.get("param")
     steps = found if isinstance(found, list) else [found]
     if not all(isinstance(step, int) or (isinstance(step, str) and _CODE.fullmatch(step)) for step in steps):
@@ -425,7 +422,7 @@ def _place(layer: Mapping[str, Any]) -> str:
 
 
 def _json_within(text: str) -> Any:
-    """The object or list that a text is, or that stands at its end after some words; None where there is none."""
+    """The JSON object or list that a text consists of or ends with; None if there is none."""
     start = min((at for at in (text.find("{"), text.find("[{")) if at >= 0), default=-1)
     value = decoded(text[start:].strip()) if start >= 0 else None
     return value if isinstance(value, dict | list) else None

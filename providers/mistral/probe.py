@@ -1,9 +1,9 @@
-"""What a server makes of a text that its model is to continue, measured with a few short calls.
+"""The measurement of how a server continues a given text, with a few short calls.
 
-Each call gives the model a list that breaks off within a word or a number, and asks for a few tokens more. A server
-that continues says the rest of the word. One that ignores what it is asked opens a new answer, which has no reason to
-begin with the rest of a word; and though it may say the list again, it cannot come to the end of it in so few tokens.
-All calls of a way have to show it.
+Each call gives the model a list that breaks off within a word or a number, and requests a few tokens more. A server
+that continues begins with the rest of the word. One that ignores the request starts a new answer, which does not begin
+with the rest of a word; it may repeat the list, but cannot reach its end in so few tokens. All calls of a way have to
+agree.
 
 At most three calls per way and three about whitespace: about a hundred tokens each.
 """
@@ -27,11 +27,11 @@ MOST_TOKENS: Final = 8
 MOST_CHARACTERS: Final = 64
 WAYS: Final = (Way.PREFIX, Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT)
 NOT_TAKEN: Final = (400, 422)
-"""The statuses with which servers refuse a message or a field that they do not know."""
+"""The statuses with which servers refuse an unknown message or field."""
 
 
 class Probe(NamedTuple):
-    """``list`` breaks off; ``rest`` is how it goes on."""
+    """``list`` breaks off; ``rest`` is its continuation."""
 
     prompt: str
     list: str
@@ -48,7 +48,7 @@ LINES: Final = "\n\n\t\n\n"
 
 
 class ProbeAnswer(NamedTuple):
-    """The beginning of an answer, and what it cost if the server told."""
+    """The beginning of an answer, and its usage if the server reported it."""
 
     text: str
     usage: Usage | None
@@ -63,9 +63,9 @@ class Measurement:
     pause: float = 0
 
     async def practice(self) -> Practice:
-        """How the server continues; NEVER where no way of it does.
+        """How the server continues; NEVER if no way works.
 
-        Raises UpstreamError, TimeoutError where a call had no answer: then nothing is known.
+        Raises UpstreamError, or TimeoutError if a call had no answer: then nothing is known.
         """
         for way in WAYS:
             try:
@@ -81,15 +81,15 @@ class Measurement:
     async def _continues(self, way: Way) -> Practice | None:
         echoed = set[bool]()
         for probe in PROBES:
-            said = await self._said(probe.prompt, probe.list, way)
-            echoes = said.text.startswith(probe.list)
-            if not said.text.removeprefix(probe.list).startswith(probe.rest):
+            answer = await self._answer_to(probe.prompt, probe.list, way)
+            echoes = answer.text.startswith(probe.list)
+            if not answer.text.removeprefix(probe.list).startswith(probe.rest):
                 return None
             echoed.add(echoes)
         return Practice(way, Drops.NOTHING, echoes=echoed.pop() if len(echoed) == 1 else None)
 
     async def _drops(self, found: Practice) -> Drops:
-        """What whitespace the model does not see, by the length of the prompt that the server counts."""
+        """The whitespace that the server drops, by the prompt tokens that it counts."""
         try:
             bare, spaces, lines = [await self._prompt_tokens(found.way, end) for end in ("", SPACES, LINES)]
         except UpstreamRefused:  # some templates fail where a message ends with whitespace
@@ -102,10 +102,10 @@ class Measurement:
 
     async def _prompt_tokens(self, way: Way, end: str) -> int | None:
         probe = PROBES[0]
-        usage = (await self._said(probe.prompt, probe.list + end, way, tokens=1)).usage
+        usage = (await self._answer_to(probe.prompt, probe.list + end, way, tokens=1)).usage
         return usage.prompt_tokens if usage else None
 
-    async def _said(self, prompt: str, text: str, way: Way, tokens: int = MOST_TOKENS) -> ProbeAnswer:
+    async def _answer_to(self, prompt: str, text: str, way: Way, tokens: int = MOST_TOKENS) -> ProbeAnswer:
         await asyncio.sleep(self.pause)
         message = {"role": "user", "content": prompt}
         request = ChatRequest.parse(
@@ -127,7 +127,7 @@ class Measurement:
 
 
 async def measured(chat: MistralChat, model: str, *, pause: float = 0) -> Practice | None:
-    """How the server continues; None where it did not answer."""
+    """How the server continues; None if it did not answer."""
     try:
         return await Measurement(chat, model, pause).practice()
     except (UpstreamError, TimeoutError):

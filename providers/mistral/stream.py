@@ -1,14 +1,14 @@
-"""Server-sent events, the reading side: bytes in, the data of each event out. Pure, and bounded.
+"""A parser of server-sent events: bytes in, the data of each event out. Pure, and bounded.
 
 The rules are those of WHATWG HTML, "Server-sent events", section "Parsing an event stream". Where this differs, because
 servers of models differ:
 
-- the last event counts without its blank line (``tail``): a server that leaves it out has still sent the data;
-- data stays bytes: whoever decodes it refuses invalid UTF-8, rather than storing replacement characters;
+- the last event counts without its blank line (``tail``): a server that omits it has still sent the data;
+- data stays bytes: the decoder refuses invalid UTF-8 instead of storing replacement characters;
 - an event whose type ends in ``error``, and a field ``error`` (llama.cpp), are an ``ErrorData``;
-- JSON objects on ``data`` lines without a blank line between them are events of their own: an object that follows an
-  object makes no JSON, so that such lines can never be parts of one value. ``[DONE]`` does not wait for a blank line;
-- an event without ``data`` that is a JSON object as it stands is data: gateways write errors into a stream that way.
+- JSON objects on ``data`` lines without a blank line between them are separate events: two objects in a row are not
+  JSON, so such lines cannot be parts of one value. ``[DONE]`` does not wait for a blank line;
+- an event without ``data`` that as a whole is a JSON object is data: gateways write errors into a stream that way.
 
 Lines of other fields (``id``, ``retry``, other event types) and comments are skipped.
 """
@@ -22,9 +22,9 @@ from typing import Final
 from domain.errors import UpstreamRefused
 
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
-"""Of one response's decoded body, comments and framing included."""
+"""The limit of one response's decoded body, comments and framing included."""
 MAX_EVENT_BYTES: Final = 1024 * 1024
-"""Of one event, all its lines together."""
+"""The limit of one event, all its lines together."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 _BOUNDARY: Final = re.compile(rb"(?<=\})\n(?=data: ?(?:\{|\[DONE\]))|(?:(?<=data: \[DONE\])|(?<=data:\[DONE\]))\n")
@@ -34,7 +34,7 @@ _DONE_LINES: Final = (b"data: [DONE]\n", b"data:[DONE]\n")
 
 
 class ErrorData(bytes):
-    """The data of an event that is an error by its type or its field, whatever the data is."""
+    """The data of an event that is an error by its type or its field."""
 
 
 class EventStream:
@@ -45,7 +45,7 @@ class EventStream:
         self._max_event = max_event
         self._start: bytes | None = b""  # of the stream, while it may still turn out to be a byte order mark
         self._after_cr = False
-        self._pending = bytearray()  # the event that is not finished, its lines ending in LF
+        self._pending = bytearray()  # the unfinished event, its lines ending in LF
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of the events that ``chunk`` completes. Raises UpstreamRefused (``upstream_too_large``)."""
@@ -59,7 +59,7 @@ class EventStream:
         if self._pending or not chunk.endswith(b"\n\n"):
             chunk = self._whole_events(chunk)
         elif chunk.startswith(b"data: ") and 6 < chunk.find(b"\n") == len(chunk) - 2 <= self._max_event:
-            return [chunk[6:-2]]  # the common read: one whole event of one line
+            return [chunk[6:-2]]  # the common case: one whole event of one line
         found: list[bytes] = []
         for event in chunk.split(b"\n\n"):
             if event.startswith(b"data: ") and b"\n" not in event and 6 < len(event) <= self._max_event:
@@ -69,13 +69,13 @@ class EventStream:
         return found
 
     def tail(self) -> list[bytes]:
-        """At the end of the response: the data of an event whose blank line never came. It may be cut short."""
+        """The data of the last event at the end of the response, without its blank line. It may be cut short."""
         event = bytes(self._pending)
         self._pending.clear()
         return list(self._data(event))
 
     def _without_bom(self, chunk: bytes) -> bytes:
-        """One byte order mark may precede the stream; it may come in pieces."""
+        """``chunk`` without the byte order mark that may precede the stream, perhaps in pieces."""
         start = (self._start or b"") + chunk
         if len(start) < len(_BOM) and _BOM.startswith(start):
             self._start = start
@@ -84,7 +84,7 @@ class EventStream:
         return start.removeprefix(_BOM)
 
     def _with_lf(self, chunk: bytes) -> bytes:
-        """CRLF, CR and LF all end a line. A CR counts at once; an LF that follows it in the next chunk is dropped."""
+        """``chunk`` with LF for CRLF, CR and LF. A CR counts at once; an LF after it in the next chunk is dropped."""
         if not chunk:
             return chunk
         if self._after_cr:
@@ -93,7 +93,7 @@ class EventStream:
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _whole_events(self, chunk: bytes) -> bytes:
-        """Everything up to the last end of an event so far; the rest waits for its own."""
+        """Everything up to the last end of an event so far; the rest stays pending."""
         seen = len(self._pending)
         self._pending += chunk
         end, after = self._last_end(seen)
@@ -105,9 +105,9 @@ class EventStream:
         return whole
 
     def _last_end(self, seen: int) -> tuple[int, int]:
-        """Where the last whole event ends, and where what follows it begins; zeros where none is whole.
+        """The end of the last whole event, and the beginning of the bytes after its separator; zeros if none is whole.
 
-        Looks only at what is new behind ``seen``: an end may lie across two chunks.
+        Searches only the new bytes after ``seen``, and a separator that lies across two chunks.
         """
         if self._pending.endswith(_DONE_LINES):
             return len(self._pending), len(self._pending)
@@ -118,7 +118,7 @@ class EventStream:
         return end, after
 
     def _data(self, event: bytes) -> Iterator[bytes]:
-        """The data of one event, or of several without a blank line between them; empty data is not dispatched."""
+        """The data of one event, or of several without a blank line between them; empty data is skipped."""
         if len(event) > self._max_event:
             raise too_large("One event of the answer")
         for part in _BOUNDARY.split(event):

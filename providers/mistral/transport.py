@@ -1,12 +1,11 @@
-"""An HTTP/1.1 transport for httpx2 that reads streams cheaply.
+"""An HTTP/1.1 transport for httpx2 that reads streams cheaply (docs/decisions/0024).
 
-httpx2 brings its own transport; per network read that one costs more than everything we do with the token in it (it
-suspends and resumes the socket, enters several context managers and parses with h11): 60 to 80 µs, which is more than
-the whole budget of a token. Here bytes go from the socket into a parser in C (llhttp, through httptools) and wait in a
-list. `bench/decoding.py` measures tokens with everything around them.
+httpx2's own transport costs 60 to 80 µs per network read, more than the whole budget of a token: it suspends and
+resumes the socket, enters several context managers and parses with h11. Here bytes go from the socket into a parser in
+C (llhttp, through httptools) and wait in a list. `bench/decoding.py` measures tokens with everything around them.
 
-Deliberately small: one host in practice, no proxies (see ``mistral.http_client``), no redirects or decompression
-(those are the client's), request bodies whole, responses to POST and GET.
+Deliberately small: one host in practice, no proxies (see ``chat.http_client``), no redirects or decompression
+(those are the client's), request bodies in one piece, responses to POST and GET.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ import httpx2
 from domain.ports import SENT
 
 READ_BYTES: Final = 64 * 1024
-"""Of one read of a socket, at most."""
+"""The size of one read of a socket, at most."""
 HIGH_WATER: Final = 64 * 1024
-"""Bytes of a body that wait untaken before the socket is no longer read."""
+"""Buffered bytes of a body above which reading from the socket is paused."""
 MAX_SILENT_BYTES: Final = 64 * 1024
-"""Bytes in a row that are no body: bounds the head, chunk extensions and trailers."""
+"""Consecutive bytes that are not body: bounds the head, chunk extensions and trailers."""
 CLOSE_SECONDS: Final = 1.0
 
 EXCHANGE: Final = "chatjobs.exchange"
-"""The extension of a response that is its body without the wrapping of the client: an AsyncIterator[bytes]."""
+"""The extension of a response that holds its body without the client's wrappers: an AsyncIterator[bytes]."""
 
 _FORBIDDEN: Final = re.compile(rb"[\r\n\0]")
 
 
 class Origin(NamedTuple):
-    """Where a connection leads to."""
+    """The server of a connection."""
 
     scheme: str
     host: str
@@ -52,7 +51,7 @@ class Origin(NamedTuple):
 
 
 class StreamTransport(httpx2.AsyncBaseTransport):
-    """A pool of connections, one request at a time on each. As many as there are requests; some stay open after."""
+    """A connection pool with one request at a time per connection, and no limit on connections except idle ones."""
 
     def __init__(self, tls: ssl.SSLContext, *, idle_connections: int = 100, idle_seconds: float = 30.0) -> None:
         """``idle_connections`` stay open per host, each for ``idle_seconds``."""
@@ -64,7 +63,7 @@ class StreamTransport(httpx2.AsyncBaseTransport):
         self._idle: defaultdict[Origin, dict[_Connection, asyncio.TimerHandle]] = defaultdict(dict)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Raises httpx2.TransportError, as httpx2's own transport does. Cancelling closes the connection."""
+        """Send a request. Raises httpx2.TransportError as httpx2's own transport does. Cancelling closes the socket."""
         timeouts = request.extensions.get("timeout", {})
         message = await _serialise(request)
         origin = Origin.of(request.url)
@@ -89,7 +88,7 @@ class StreamTransport(httpx2.AsyncBaseTransport):
             await connection.close()
 
     def release(self, connection: _Connection) -> None:
-        """Keep a connection whose exchange is over for the next one."""
+        """Keep a connection for the next request."""
         idle = self._idle[connection.origin]
         if len(idle) >= self._idle_connections:
             connection.transport.abort()
@@ -103,7 +102,7 @@ class StreamTransport(httpx2.AsyncBaseTransport):
             timer.cancel()
 
     def _reuse(self, origin: Origin) -> _Connection | None:
-        """The connection used last: the others may then grow old and go."""
+        """The idle connection used last, so that the others reach their idle timeout."""
         idle = self._idle[origin]
         while idle:
             connection, timer = idle.popitem()
@@ -153,7 +152,7 @@ class _Connection(asyncio.BufferedProtocol):
         return self._exchange
 
     def end(self) -> None:
-        """The exchange was whole and the server will take another request."""
+        """Return to the pool after a complete exchange, if the server keeps the connection alive."""
         self._exchange = None
         self.pool.release(self)
 
@@ -170,7 +169,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._exchange is None:
-            self.transport.abort()  # nobody asked: whatever this is, the next response must not begin with it
+            self.transport.abort()  # unsolicited data: the next response must not begin with it
         else:
             self._exchange.feed(self._buffer[:nbytes])
 
@@ -187,7 +186,7 @@ class _Connection(asyncio.BufferedProtocol):
 
 
 class _Exchange(httpx2.AsyncByteStream):
-    """One response as it comes in: its head, then its body as a stream. Framing is RFC 9112, section 6."""
+    """One response while it arrives: its head, then its body as a stream. Framing is RFC 9112, section 6."""
 
     def __init__(self, connection: _Connection, read_timeout: float | None) -> None:
         self._connection = connection
@@ -203,7 +202,7 @@ class _Exchange(httpx2.AsyncByteStream):
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
 
-    # What the connection brings.
+    # Called by the connection.
 
     def feed(self, data: memoryview) -> None:
         self._silent += len(data)
@@ -219,21 +218,22 @@ class _Exchange(httpx2.AsyncByteStream):
         self._wake()
 
     def feed_eof(self) -> None:
-        """The end of the connection is the end of the body only where nothing else marks it."""
-        if self._headed and not self._complete and not self._has_framing():
+        """The end of the connection ends the body only if the head has no other framing."""
+        names = {name.lower() for name, _ in self.headers}
+        if self._headed and names.isdisjoint((b"content-length", b"transfer-encoding")):
             self._complete = True
         self.fail(httpx2.RemoteProtocolError("the server closed the connection before the response was whole"))
 
     def fail(self, error: httpx2.TransportError) -> None:
-        """The connection is of no further use. What has arrived can still be read."""
+        """Abort the connection. Data that has arrived can still be read."""
         self._error = self._error or error
         self._connection.transport.abort()
         self._wake()
 
-    # What the parser finds.
+    # Called by the parser.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value))  # trailers too; nobody reads them
+        self.headers.append((name, value))  # also trailers, which are not used
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
@@ -254,35 +254,35 @@ class _Exchange(httpx2.AsyncByteStream):
         self._complete = self._headed
         self._keep_alive = self._parser.should_keep_alive()  # the parser forgets it after this callback
 
-    # What the client takes.
+    # Called by the client.
 
     async def head(self) -> None:
-        """Returns when status and headers are there."""
+        """Wait for status and headers."""
         while not self._headed:
             if self._error is not None:
                 raise self._error
-            await self._timely_arrival()
+            await self._data_in_time()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        """Everything that has arrived since the last call; waits if that is nothing."""
+        """Everything that has arrived since the last call; waits if there is nothing."""
         while not self._parts:
             if self._complete or self._closed:
                 raise StopAsyncIteration
             if self._error is not None:
                 raise self._error
-            await (self._arrival() if self._read_timeout is None else self._timely_arrival())
+            await (self._data() if self._read_timeout is None else self._data_in_time())
         return self._take()
 
     @property
     def ended(self) -> bool:
-        """The response was whole, and all of it has been taken."""
+        """The response is complete, and all of it has been read."""
         return self._complete and not self._parts
 
     async def aclose(self) -> None:
-        """The connection is kept only if it is exactly where the next response begins."""
+        """Return the connection to the pool if it is exactly at the end of the response, else close it."""
         if self._closed:
             return
         self._closed = True
@@ -307,15 +307,15 @@ class _Exchange(httpx2.AsyncByteStream):
             self._connection.transport.resume_reading()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _arrival(self) -> asyncio.Future[None]:
-        """Done when something has arrived, or nothing more will. There is one reader at a time."""
+    def _data(self) -> asyncio.Future[None]:
+        """A future that is done when data has arrived, or no more will. There is one reader at a time."""
         self._waiter = self._loop.create_future()
         return self._waiter
 
-    async def _timely_arrival(self) -> None:
+    async def _data_in_time(self) -> None:
         try:
             async with asyncio.timeout(self._read_timeout):
-                await self._arrival()
+                await self._data()
         except TimeoutError:
             raise httpx2.ReadTimeout("nothing arrived in time") from None
 
@@ -323,13 +323,9 @@ class _Exchange(httpx2.AsyncByteStream):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _has_framing(self) -> bool:
-        names = {name.lower() for name, _ in self.headers}
-        return b"content-length" in names or b"transfer-encoding" in names
-
 
 async def _serialise(request: httpx2.Request) -> bytes:
-    """The request as bytes. Raises LocalProtocolError for what would make two headers of one (RFC 9110, 5.5)."""
+    """The request as bytes. Raises LocalProtocolError for a header with a line break (RFC 9110, section 5.5)."""
     lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
     for name, value in request.headers.raw:
         if _FORBIDDEN.search(value) or name.lower() == b"transfer-encoding":

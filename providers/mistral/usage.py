@@ -1,4 +1,4 @@
-"""Token counts of an answer, as they are reported: once, on every chunk, provisional, empty. Pure."""
+"""Token counts of an answer; servers report them once, on every chunk, provisionally, or empty. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from domain.ports import Told
 from providers.mistral.values import legal
 
 MOST: Final = 2**53
-"""A larger count is none."""
+"""A larger count is ignored."""
 
 _PROMPT, _COMPLETION, _TOTAL = "prompt_tokens", "completion_tokens", "total_tokens"
 _COUNTS: Final = (_PROMPT, _COMPLETION, _TOTAL)
@@ -20,27 +20,27 @@ _OTHER_NAMES: Final = {_PROMPT: "input_tokens", _COMPLETION: "output_tokens"}
 
 
 class ReportedUsage:
-    """The last real count of each kind. Zero and nothing say nothing: they never replace a count."""
+    """The last count of each kind; zero and null never replace a count."""
 
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
 
     def take(self, reported: Any) -> bool:
-        """What one chunk reports, and whether there is a count in it. What makes no sense is left out: the answer is
-        worth more than its bill."""
+        """Add the usage that one chunk reports; whether it has a count. Invalid values are left out: they must not fail
+        the answer."""
         if not isinstance(reported, dict):
             return False
         found = {name: _count(reported.get(name)) for name in _COUNTS}
         for name, other in _OTHER_NAMES.items():
             found[name] = found[name] or _count(reported.get(other))
         if any(found.values()):
-            self._values.pop(_TOTAL, None)  # the sum of other counts
+            self._values.pop(_TOTAL, None)  # it was the sum of older counts
         further = {name: value for name, value in reported.items() if name not in _COUNTS}
         self._values |= {name: value for name, value in (found | further).items() if value or value is False}
         return any(found.values())
 
     def told(self, reported: Any) -> Told | None:
-        """What one chunk of many says that was used up to there; None where it does not."""
+        """The usage so far that one chunk reports; None without a completion count."""
         completion = self._count_in(reported, _COMPLETION)
         return Told(self._count_in(reported, _PROMPT), completion) if completion else None
 
@@ -51,7 +51,7 @@ class ReportedUsage:
         return _count(reported.get(name)) or _count(reported.get(_OTHER_NAMES[name]))
 
     def usage(self) -> Usage | None:
-        """None where nothing was reported. A count that is missing is 0 where the others do not tell it."""
+        """The usage of the answer; None if none was reported. A missing count is computed from the others, or 0."""
         if not any(self._values.get(name) for name in _COUNTS):
             return None
         prompt, completion, total = (self._values.get(name, 0) for name in _COUNTS)

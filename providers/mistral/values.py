@@ -1,4 +1,4 @@
-"""JSON values of Mistral's answers: parsed, checked for their kind, made fit to be stored. Pure."""
+"""JSON values of Mistral's responses: parsing, type checks, cleaning for storage. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OK: Final = 200
 """The status of every response whose body is read as an answer."""
 DONE: Final = "[DONE]"
 DEEPEST: Final = 50
-"""Levels of what is stored as it came; libraries that write JSON have limits, and fail at them."""
+"""Nesting levels of values that are stored unchanged; JSON libraries fail at their own limits."""
 
 T = TypeVar("T")
 
@@ -30,9 +30,9 @@ _JSON_NAMES: Final[dict[type, str]] = {
 
 
 def parsed(data: bytes) -> Any:
-    """A JSON value. Raises UpstreamInterrupted.
+    """The JSON value of ``data``; ``[DONE]`` stays that text. Raises UpstreamInterrupted.
 
-    Lone surrogates are legal JSON, and halves of a pair may come in two chunks. ``[DONE]`` is itself.
+    Lone surrogates are legal JSON, and the halves of a pair may come in two chunks.
     """
     try:
         return from_json(data, cache_strings="keys")
@@ -41,9 +41,9 @@ def parsed(data: bytes) -> Any:
 
 
 def _parsed_slowly(data: bytes) -> Any:
-    """Also with blanks around it, or with a second ``data:`` in front, as gateways wrap what is wrapped already."""
+    """As ``parsed``, also with blanks around the value, or with a second ``data:`` that a gateway has put in front."""
     try:
-        text = data.decode().strip()  # json.loads would guess UTF-16 from the bytes, and the format is UTF-8
+        text = data.decode().strip()  # json.loads would guess UTF-16 from bytes, but the format is UTF-8
         while text.startswith("data:"):
             text = text[5:].strip()
         return text if text == DONE else json.loads(text)
@@ -52,7 +52,7 @@ def _parsed_slowly(data: bytes) -> Any:
 
 
 def decoded(text: str) -> Any:
-    """The JSON value that ``text`` is; None where it is none."""
+    """The JSON value of ``text``; None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -60,7 +60,7 @@ def decoded(text: str) -> Any:
 
 
 def legal(part: JsonObject) -> JsonObject:
-    """``part``, fit to be stored as JSON: numbers finite, text whole Unicode, nothing deeper than DEEPEST."""
+    """``part`` cleaned for storage: text is valid Unicode. Raises UpstreamInterrupted for NaN or depth over DEEPEST."""
     if _deeper(part, DEEPEST):
         raise protocol("a part of the answer is nested too deep")
     try:
@@ -77,7 +77,7 @@ def _deeper(value: Any, levels: int) -> bool:
 
 
 def whole_text(text: str) -> str:
-    """``text`` with the halves of surrogate pairs joined, and U+FFFD for those that stand alone."""
+    """``text`` with the halves of surrogate pairs joined, and U+FFFD for lone ones."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -94,7 +94,7 @@ def expect(value: Any, kind: type[T]) -> T:
 
 
 def optional(value: Any, kind: type[T]) -> T:
-    """An empty ``kind`` for what is missing or null."""
+    """``value`` checked for its ``kind``; an empty one for None."""
     return kind() if value is None else expect(value, kind)
 
 

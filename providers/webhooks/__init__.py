@@ -1,1 +1,1 @@
-"""POST to the servers of strangers."""
+"""Sending webhooks to receivers."""

@@ -1,8 +1,8 @@
-"""Answers of webhook receivers as they come: the status decides, whatever is wrong with the rest.
+"""A lenient parser of webhook receivers' responses: the status decides, whatever is wrong with the rest. Pure.
 
-A strict parser calls a delivery failed for one illegal header line, and the receiver, which has taken it, gets it again
-for days. Nothing of an answer but its status, its Retry-After and the beginning of its body is used, and its
-connection never serves another request; so nothing can be smuggled by reading it leniently. Pure.
+A strict parser fails a delivery for one illegal header line, and the receiver, which has accepted it, gets it again for
+days. Only the status, Retry-After and the beginning of the body are used, and the connection never serves another
+request, so lenient parsing allows no response smuggling.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Interim responses and blank lines before the status count, too."""
+"""The limit includes interim responses and blank lines before the status."""
 MAX_CHUNK_LINE_BYTES = 4 * 1024
 
 _STATUS = re.compile(rb"HTTP/[0-9](?:\.[0-9])? +([1-9][0-9]{2})(?=[ \t\r\n])")
@@ -24,11 +24,11 @@ SWITCHING_PROTOCOLS = 101
 
 
 class NoStatus(Exception):
-    """What came is not HTTP, or ended before it had a status."""
+    """The response is not HTTP, or ended before its status."""
 
 
 class Head(NamedTuple):
-    """``fields`` are those lines that are header fields, names in lower case. ``rest`` has come of the body."""
+    """``fields``: the valid header fields, names in lower case. ``rest``: the body bytes received with the head."""
 
     status: int
     fields: tuple[tuple[bytes, bytes], ...] = ()
@@ -39,7 +39,7 @@ class Head(NamedTuple):
 
 
 class HeadReader:
-    """Fed with bytes until it gives a head. ``status`` is known as soon as its line can be read."""
+    """Parses a head from the bytes fed to it. ``status`` is set as soon as the status line can be parsed."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -47,7 +47,7 @@ class HeadReader:
         self.status: int | None = None
 
     def feed(self, piece: bytes) -> Head | None:
-        """Raises NoStatus."""
+        """The head once it is complete, else None. Raises NoStatus."""
         self._data += piece
         self._seen += len(piece)
         while True:
@@ -67,7 +67,7 @@ class HeadReader:
             self._data[:] = rest
 
     def end(self) -> Head:
-        """The head of an answer that ended within it. Raises NoStatus."""
+        """The head of a response that ended within it. Raises NoStatus."""
         if self.status is None:
             raise NoStatus
         return Head(self.status, tuple(_fields(bytes(self._data))))
@@ -85,14 +85,14 @@ def _fields(head: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 class BodyReader:
-    """The body of an answer by whatever framing it has. ``ended`` also where the framing makes no sense."""
+    """Decodes a body by its framing. ``ended``: it is complete, or its framing is invalid."""
 
     def __init__(self, head: Head) -> None:
         self._chunked = any(b"chunked" in value.lower() for value in head.values(b"transfer-encoding"))
-        # The same length may be said again, in a field or after a comma (RFC 9110 §8.6).
+        # The same length may be repeated, in a field or after a comma (RFC 9110 §8.6).
         lengths = {length.strip() for value in head.values(b"content-length") for length in value.split(b",")}
         self._left: int | None = None
-        """Of the body or, in a chunked one, of the chunk and the line break after it."""
+        """The bytes left of the body or, if it is chunked, of the current chunk."""
         self._data = bytearray()
         self.ended = head.status in (204, 304) or head.status < 200
         if not self._chunked and lengths:
@@ -101,7 +101,7 @@ class BodyReader:
             self.ended = self.ended or not self._left
 
     def feed(self, piece: bytes) -> bytes:
-        """What a piece has of the body itself."""
+        """The body bytes in ``piece``, without chunk framing."""
         if self.ended:
             return b""
         if self._chunked:

@@ -1,7 +1,7 @@
-"""The network as webhooks may use it: names are looked up once, every address is judged, and a judged one is dialled.
+"""The network backend of webhooks: it resolves a name once, checks every address, and connects to a checked address.
 
-A client that looks a name up again when it connects can be led elsewhere meanwhile (DNS rebinding). Here the address
-that was judged is the one that is dialled; the name stays what TLS verifies and what the Host header says.
+A client that resolves the name again when it connects is open to DNS rebinding. Here the address that was checked is
+the one that is connected to; the name remains what TLS verifies and what the Host header has.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from domain.timings import Timings
 from domain.webhook_urls import Address, WebhookPolicy
 
 MAX_DIALLED = 4
-"""Addresses of one host that are tried, the rest of a long answer is only judged."""
+"""Addresses of one host to which a connection is tried; further ones are only checked."""
 MAX_ADDRESSES = 64
-"""Of one name; judging thousands would hold up everybody else."""
+"""Addresses of one name; checking thousands would block the event loop."""
 MAX_LOOKUPS = 64
-"""At once; a look-up cannot be cancelled and holds a thread until the resolver's own time is over (10 s and more)."""
+"""Concurrent look-ups; one cannot be cancelled and holds a thread until the resolver's own timeout (10 s and more)."""
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """All addresses of a host name, as text. Raises socket.gaierror, NetworkBusy."""
@@ -36,14 +36,14 @@ SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple
 
 
 class NetworkBusy(OSError):
-    """This process has no room for another look-up; nothing was sent."""
+    """Too many look-ups are running in this process; nothing was sent."""
 
 
 class SystemResolver:
-    """Names as the operating system knows them.
+    """Resolves names with the operating system's getaddrinfo.
 
-    Each name is looked up once at a time, in a thread of its own that nobody waits for: the event loop's own threads
-    are few, and a silent name server would take them from everybody, and from a process that wants to end.
+    Concurrent look-ups of a name share one, which runs in a daemon thread of its own: a silent name server would block
+    all threads of the event loop's executor, and the exit of the process.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class SystemResolver:
     def _start(self, host: str) -> asyncio.Future[Sequence[str]]:
         loop = asyncio.get_running_loop()
         found: asyncio.Future[Sequence[str]] = loop.create_future()
-        found.add_done_callback(lambda done: done.exception())  # nobody may be left to take it
+        found.add_done_callback(lambda done: done.exception())  # no caller may be left to retrieve it
 
         def settle(addresses: Sequence[str], failure: Exception | None) -> None:
             del self._running[host]
@@ -71,7 +71,8 @@ class SystemResolver:
 
         def look_up() -> None:
             try:
-                outcome = partial(settle, _system_addresses(host), None)
+                answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                outcome = partial(settle, [str(answer[4][0]) for answer in answers], None)
             except (OSError, UnicodeError) as error:
                 outcome = partial(settle, (), error)
             with contextlib.suppress(RuntimeError):  # the event loop has ended meanwhile
@@ -82,56 +83,35 @@ class SystemResolver:
         return found
 
 
-def _system_addresses(host: str) -> Sequence[str]:
-    return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-
-
-async def resolved(
-    endpoints: Iterable[str], resolve: Resolve | None = None, *, timings: Timings = Timings()
-) -> tuple[str, ...]:
-    """``WebhookPolicy.deny`` entries for ``host:port``: the name, and every address that it has now.
-
-    A name that is not known (yet) is denied as a name only.
-    """
-    resolve = resolve or SystemResolver()
-    entries: list[str] = []
-    for endpoint in endpoints:
-        host, _, port = endpoint.rpartition(":")
-        entries.append(endpoint)
-        with contextlib.suppress(OSError, UnicodeError, TimeoutError):
-            async with asyncio.timeout(timings.webhook_resolve_seconds):
-                entries += [f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip in await resolve(host.strip("[]"))]
-    return tuple(dict.fromkeys(entries))
-
-
 def is_own(address: Address) -> bool:
-    """Whether it is this machine's, on whichever interface.
+    """Whether the address belongs to an interface of this machine.
 
-    A datagram socket that is connected to an own address has that address itself; connecting one sends nothing.
+    A datagram socket connected to an own address gets that address as its local one; connecting sends nothing.
     """
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((str(address), 9))
         own: str = probe.getsockname()[0]
         return ip_address(own) == address
-    return False  # there is no way to it at all
+    return False  # no route to it
 
 
 Policy = WebhookPolicy | Callable[[], WebhookPolicy]
-"""A policy, or what gives the one in force."""
+"""A policy, or a function that returns the current one."""
 
 
-def in_force(policy: Policy | None) -> Callable[[], WebhookPolicy | None]:
+def current_policy(policy: Policy | None) -> Callable[[], WebhookPolicy | None]:
+    """``policy`` as a function that returns the current one."""
     return (lambda: policy) if policy is None or isinstance(policy, WebhookPolicy) else policy
 
 
 class GuardedNetwork(httpcore2.AsyncNetworkBackend):
-    """Connections to hosts whose every address the policy lets pass. Without a policy all do."""
+    """Connects only to hosts whose addresses the policy all allows; without a policy, to every host."""
 
     def __init__(
         self, policy: Policy | None = None, resolve: Resolve | None = None, *, timings: Timings = Timings()
     ) -> None:
-        self._policy = in_force(policy)
+        self._policy = current_policy(policy)
         self._resolve = resolve or SystemResolver()
         self._network = httpcore2.AnyIOBackend()
         self._timings = timings
@@ -148,7 +128,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         addresses = await self._addresses(host)
         policy = self._policy()
         if policy is not None:
-            _judge(policy, host, addresses, port)
+            _check(policy, host, addresses, port)
         return await self._dial(addresses[:MAX_DIALLED], port)
 
     async def _addresses(self, host: str) -> Sequence[Address]:
@@ -165,7 +145,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         return tuple(map(ip_address, unique))
 
     async def _dial(self, addresses: Sequence[Address], port: int) -> httpcore2.AsyncNetworkStream:
-        """The first that answers. One that does not leaves time for those after it."""
+        """A connection to the first address that accepts; the time left is divided among the remaining addresses."""
         ends = asyncio.get_running_loop().time() + self._timings.webhook_connect_seconds
         for left in range(len(addresses), 1, -1):
             share = (ends - asyncio.get_running_loop().time()) / left
@@ -184,8 +164,8 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
 
-def _judge(policy: WebhookPolicy, host: str, addresses: Iterable[Address], port: int) -> None:
-    """One address that is denied denies all: which one is dialled could be the attacker's choice."""
+def _check(policy: WebhookPolicy, host: str, addresses: Iterable[Address], port: int) -> None:
+    """Raises WebhookAddressDenied if any address is denied: an attacker could choose which one is connected to."""
     for address in addresses:
         reason = policy.denial(host, address, port, own=is_own(address))
         if reason:
@@ -193,7 +173,7 @@ def _judge(policy: WebhookPolicy, host: str, addresses: Iterable[Address], port:
 
 
 class _GuardedStream(httpcore2.AsyncNetworkStream):
-    """httpcore2's stream, with a time for TLS alone, and closed when the handshake ends in any way but well."""
+    """httpcore2's stream, with a time limit for TLS of its own, and closed if the handshake fails or is cancelled."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream, tls_seconds: float) -> None:
         self._stream = stream

@@ -1,8 +1,8 @@
-"""HTTP POST to a stranger: one request, bounded in time and memory, on a connection of its own.
+"""HTTP POST to a webhook receiver: one request, bounded in time and memory, on a connection of its own.
 
-The transport is used without an HTTP client around it. A client is what follows redirects, keeps cookies, reads
-``~/.netrc`` and proxies from the environment and decompresses answers; a stranger may have none of these.
-Which URLs and addresses may be called is a WebhookPolicy; network_guard.py holds to it where it connects.
+The transport is used without an HTTP client around it: a client follows redirects, keeps cookies, reads ``~/.netrc``
+and proxies from the environment and decompresses responses, none of which is safe with untrusted receivers.
+A WebhookPolicy says which URLs and addresses may be called; network_guard.py applies it when it connects.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from domain.ports import BUSY, WebhookResponse
 from domain.timings import Timings
 from providers.retry_after import retry_after
 from providers.webhooks.answer import BodyReader, Head, HeadReader, NoStatus
-from providers.webhooks.network_guard import GuardedNetwork, NetworkBusy, Policy, Resolve, in_force
+from providers.webhooks.network_guard import GuardedNetwork, NetworkBusy, Policy, Resolve, current_policy
 
 MAX_READ_BYTES = 16 * 1024
-"""Of an answer's body. More than is kept, so that usual answers are read to their end and not cut by a reset."""
+"""Bytes read of a response's body: more than are kept, so that usual responses are read to their end, without reset."""
 MAX_KEPT_BYTES = 1024
 MAX_ERROR_CHARACTERS = 200
 PER_RECEIVER = 8
 """POSTs at once to one host and port, so that one that does not answer leaves the worker's slots to the others."""
 PATIENCE_SECONDS = 1.0
-"""How long a POST waits for one of these places."""
+"""How long a POST waits for one of these slots."""
 
 OWN_HEADERS = {
     "user-agent": "chatjobs-webhooks",
@@ -47,13 +47,13 @@ OWN_HEADERS = {
 }
 
 _FAILURES = (httpx2.HTTPError, httpx2.InvalidURL, WebhookUrlRefused, UnicodeError, OSError)
-"""What a stranger's URL and server can bring about; TimeoutError, gaierror and ssl.SSLError are OSErrors."""
+"""The exceptions that a receiver's URL or server can cause; TimeoutError, gaierror and ssl.SSLError are OSErrors."""
 
 
 class DirectTransport(httpx2.AsyncBaseTransport):
-    """HTTP/1.1 straight to the host that the URL names, a new connection for every request.
+    """HTTP/1.1 directly to the URL's host, with a new connection for every request.
 
-    ``tls`` is the operating system's trust store unless given. The request target is the extension ``target``; the
+    ``tls`` defaults to the operating system's trust store. The request target is the extension ``target``; the
     extension ``status`` is called with the status as soon as it is known, perhaps long before the head is complete.
     """
 
@@ -63,13 +63,13 @@ class DirectTransport(httpx2.AsyncBaseTransport):
         self._tls.set_alpn_protocols(["http/1.1"])
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Raises httpx2.TransportError and what the network refuses."""
+        """Send the request. Raises httpx2.TransportError, and what GuardedNetwork.connect_tcp raises."""
         message = _serialised(request)
         with _transport_errors():
             stream = await self._connect(request.url)
             try:
                 await request.extensions["trace"]("http11.send_request_headers.started", {})
-                with contextlib.suppress(httpcore2.WriteError):  # it has answered early; that may still be read
+                with contextlib.suppress(httpcore2.WriteError):  # an early response may still be read
                     await stream.write(message)
                 head = await _head(stream, request.extensions["status"])
             except BaseException:
@@ -85,7 +85,7 @@ class DirectTransport(httpx2.AsyncBaseTransport):
 
 
 def _serialised(request: httpx2.Request) -> bytes:
-    """Raises httpx2.LocalProtocolError for what would make two headers of one."""
+    """The request as bytes. Raises httpx2.LocalProtocolError for a header with a line break."""
     lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.extensions["target"])]
     for name, value in request.headers.raw:
         if re.search(rb"[\r\n\0]", name + value):
@@ -95,7 +95,7 @@ def _serialised(request: httpx2.Request) -> bytes:
 
 
 async def _head(stream: httpcore2.AsyncNetworkStream, known: Callable[[int], None]) -> Head:
-    """Raises httpx2.RemoteProtocolError where there is no status."""
+    """The head of the response. Raises httpx2.RemoteProtocolError if it has no status."""
     reader = HeadReader()
     try:
         while True:
@@ -139,7 +139,7 @@ async def _close(stream: httpcore2.AsyncNetworkStream) -> None:
 
 @contextlib.contextmanager
 def _transport_errors() -> Iterator[None]:
-    """The network's errors as httpx2's of the same names."""
+    """Raises httpcore2's errors as the httpx2 errors of the same names."""
     try:
         yield
     except (httpcore2.NetworkError, httpcore2.TimeoutException) as error:
@@ -147,7 +147,7 @@ def _transport_errors() -> Iterator[None]:
 
 
 class HttpWebhookSender:
-    """``activities.ports.WebhookSender`` over HTTP. Close it with ``aclose`` or as a context manager."""
+    """``domain.ports.WebhookSender`` over HTTP. Close it with ``aclose`` or as a context manager."""
 
     def __init__(
         self,
@@ -161,16 +161,16 @@ class HttpWebhookSender:
     ) -> None:
         """Without a policy every URL and address is called. ``transport`` takes the place of resolver and TLS."""
         self._timings = timings
-        self._policy = in_force(policy)
+        self._policy = current_policy(policy)
         self._transport = transport or DirectTransport(GuardedNetwork(policy, resolver, timings=timings), tls=tls)
-        self._places = _Places(per_receiver)
+        self._slots = _ReceiverSlots(per_receiver)
 
     async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> WebhookResponse:
-        """POST once; never raises for what the URL or the receiver does.
+        """POST once; no URL and no receiver makes it raise.
 
-        The status decides. Once it is there, ``error`` is None (but ``redirect`` for 3xx, which is not followed)
-        whatever becomes of the rest of the answer: cut, reset, endless, or slower than the time allowed. Without
-        one, ``error`` is ``timeout``, ``dns_error``, ``connect_error``, ``connection_lost``, ``protocol_error``,
+        The status decides. With a status, ``error`` is None (but ``redirect`` for 3xx, which is not followed), whatever
+        is wrong with the rest of the response: cut, reset, endless, or slower than the time allowed. Without one,
+        ``error`` is ``timeout``, ``dns_error``, ``connect_error``, ``connection_lost``, ``protocol_error``,
         ``invalid_url``, or with a reason ``tls_error: …``, ``invalid_url: …`` and ``address_denied: …``; or BUSY.
         """
         started = time.monotonic()
@@ -179,9 +179,9 @@ class HttpWebhookSender:
         try:
             policy = self._policy()
             request = _request(policy.check(url) if policy else url, headers, body)
-            request.extensions["status"] = answer.note
+            request.extensions["status"] = answer.set_status
             total = self._timings.webhook_total_seconds
-            async with self._places.of(request.url.netloc), asyncio.timeout(total):
+            async with self._slots.of(request.url.netloc), asyncio.timeout(total):
                 started = time.monotonic()
                 await self._exchange(request, answer)
         except _FAILURES as failure:
@@ -189,10 +189,10 @@ class HttpWebhookSender:
         return answer.response(round((time.monotonic() - started) * 1000), error)
 
     async def _exchange(self, request: httpx2.Request, answer: _Answer) -> None:
-        """Send, and note what comes as it comes: the time may run out at any point."""
+        """Send the request and record the response as it arrives: the timeout may end this at any point."""
         response = await self._until_headers(request)
         try:
-            answer.note(response.status_code)
+            answer.set_status(response.status_code)
             answer.retry_after = retry_after(response.headers, datetime.now(UTC))
             async with aclosing(response.aiter_raw()) as pieces:
                 async for piece in pieces:
@@ -203,7 +203,7 @@ class HttpWebhookSender:
             await response.aclose()
 
     async def _until_headers(self, request: httpx2.Request) -> httpx2.Response:
-        """The clock of the headers starts when the connection stands."""
+        """Send the request and wait for the response's head; its timeout starts once the connection is established."""
         async with asyncio.timeout(None) as clock:
 
             async def trace(event: str, _: Mapping[str, Any]) -> None:
@@ -224,8 +224,8 @@ class HttpWebhookSender:
         await self.aclose()
 
 
-class _Places:
-    """So many POSTs at once per receiver. Raises _NoPlace, a failure like others, after PATIENCE_SECONDS."""
+class _ReceiverSlots:
+    """A semaphore per receiver. Raises _NoSlot, which ``post`` reports as BUSY, after PATIENCE_SECONDS."""
 
     def __init__(self, each: int) -> None:
         self._each = each
@@ -233,17 +233,17 @@ class _Places:
 
     @asynccontextmanager
     async def of(self, receiver: bytes) -> AsyncIterator[None]:
-        places = self._receivers.setdefault(receiver, _Receiver(asyncio.Semaphore(self._each)))
-        places.users += 1
+        slots = self._receivers.setdefault(receiver, _Receiver(asyncio.Semaphore(self._each)))
+        slots.users += 1
         try:
-            await places.enter()
+            await slots.enter()
             try:
                 yield
             finally:
-                places.leave()
+                slots.leave()
         finally:
-            places.users -= 1
-            if not places.users:
+            slots.users -= 1
+            if not slots.users:
                 del self._receivers[receiver]
 
 
@@ -252,16 +252,16 @@ class _Receiver:
     free: asyncio.Semaphore
     users: int = 0
     moved: float = field(default_factory=time.monotonic)
-    """When a place was last taken or given back."""
+    """When a slot was last acquired or released."""
 
     async def enter(self) -> None:
-        """Where nothing moved for a while, waiting is pointless: it would only hold one of the worker's slots."""
+        """Acquire a slot. If none has moved for a while, do not wait: that would only hold up a slot of the worker."""
         patience = self.moved + PATIENCE_SECONDS - time.monotonic() if self.free.locked() else PATIENCE_SECONDS
         try:
             async with asyncio.timeout(max(patience, 0)):
                 await self.free.acquire()
         except TimeoutError:
-            raise _NoPlace from None
+            raise _NoSlot from None
         self.moved = time.monotonic()
 
     def leave(self) -> None:
@@ -269,19 +269,19 @@ class _Receiver:
         self.free.release()
 
 
-class _NoPlace(OSError):
-    """Too many POSTs to one receiver are under way."""
+class _NoSlot(OSError):
+    """Too many POSTs to one receiver are running."""
 
 
 @dataclass
 class _Answer:
-    """As much of an answer as has arrived."""
+    """The part of a response that has arrived."""
 
     status: int | None = None
     retry_after: float | None = None
     body: bytearray = field(default_factory=bytearray)
 
-    def note(self, status: int) -> None:
+    def set_status(self, status: int) -> None:
         self.status = status
 
     def response(self, latency_ms: int, error: str | None) -> WebhookResponse:
@@ -297,17 +297,17 @@ class _Answer:
 
 
 def _request(url: str, headers: Mapping[str, str], body: bytes) -> httpx2.Request:
-    """Our own headers win. Raises InvalidURL, and UnicodeError for names and headers that cannot be encoded."""
+    """The request; OWN_HEADERS take precedence. Raises InvalidURL, and UnicodeError for what cannot be encoded."""
     merged = httpx2.Headers(dict(headers))
     merged.update(OWN_HEADERS)
     request = httpx2.Request("POST", url, headers=merged, content=body, extensions={"target": _target(url)})
-    if not 0 < (request.url.port or 443) < 65_536:  # the socket's complaint would come in an ExceptionGroup
+    if not 0 < (request.url.port or 443) < 65_536:  # the socket's error would come in an ExceptionGroup
         raise httpx2.InvalidURL("the port is not in 1 to 65535")
     return request
 
 
 def _target(url: str) -> bytes:
-    """Path and query to the byte as given: a receiver may have signed them. Raises UnicodeError, InvalidURL."""
+    """Path and query, byte for byte as given: they may be signed. Raises UnicodeError, InvalidURL."""
     found = re.fullmatch(r"[^:/?#]+://[^/?#]*([^#]*)(?:#.*)?", url, re.DOTALL)
     target = (found[1] if found else "").encode("ascii")
     if not re.fullmatch(rb"[!-~]*", target):
@@ -315,13 +315,13 @@ def _target(url: str) -> bytes:
     return target if target.startswith(b"/") else b"/" + target
 
 
-# ------------------------------------------------------------------------------------------ what went wrong
+# --------------------------------------------------------------------------------------------------- errors
 
 
 def _reason(failure: Exception) -> str:
-    """A short code for people and for the record of tries, with a bounded explanation where there is a choice."""
+    """The error code of a failure for the record of tries, some with a bounded explanation."""
     match failure:
-        case _NoPlace() | NetworkBusy():
+        case _NoSlot() | NetworkBusy():
             return BUSY
         case WebhookAddressDenied():
             return bounded(f"address_denied: {failure}", MAX_ERROR_CHARACTERS)
@@ -351,14 +351,14 @@ def _network_reason(failure: Exception) -> str:
 
 
 def _chain(failure: BaseException | None) -> Iterator[BaseException]:
-    """The failure and what led to it; httpcore2 raises ``from None`` on its way, so ``__context__`` counts too."""
+    """The failure and its causes; httpcore2 raises ``from None``, so ``__context__`` is followed too."""
     while failure is not None:
         yield failure
         failure = failure.__cause__ or failure.__context__
 
 
 def _tls_reason(error: ssl.SSLError) -> str:
-    """``certificate has expired`` for a refused certificate, else OpenSSL's own word: ``wrong version number``."""
+    """Why TLS failed: ``certificate has expired``; else OpenSSL's text, such as ``wrong version number``."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     return (error.reason or "handshake failed").replace("_", " ").lower()

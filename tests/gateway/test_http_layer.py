@@ -358,7 +358,7 @@ from gateway.__main__ import main
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 server.TOLD_EVERY_SECONDS = 3.0
-handle, held, began, held_by = server._Exhaustion.handle, [], [], []
+handle, held, began, held_by = server._LoopExceptionHandler.handle, [], [], []
 
 def seen(self, loop, context):
     os.write(2, b"no file for a connection\\n")
@@ -367,7 +367,7 @@ def seen(self, loop, context):
     while held and loop.time() > began[0] + 4:
         os.close(held.pop())
 
-server._Exhaustion.handle = seen
+server._LoopExceptionHandler.handle = seen
 
 async def take_all():
     while not began or asyncio.get_running_loop().time() <= began[0] + 4:  # a connection that ends gives a file back

@@ -318,7 +318,7 @@ async def test_a_model_is_measured_once(chat: MistralChat, sim: SimulatorProcess
     assert chat.continuing("mistral-small-latest") is Continuing.UNPROVEN
     await sim.wait("four fruits", requests=1, ended=True)
     calls = await settled(settings, database, sim)
-    other.want("mistral-small-latest")
+    other.request_measurement("mistral-small-latest")
     async with asyncio.timeout(PATIENCE):
         while {one.continuing("mistral-small-latest") for one in (chat, other)} != {Continuing.KNOWN}:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.02)

@@ -1,14 +1,22 @@
-"""Libraries that are used where they are not public (docs/decisions/0023): a changed source file is noticed."""
+"""Libraries that are used where they are not public (docs/decisions/0023 and 0025): a change of them is noticed."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
 import importlib.util
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.pool import StaticPool
 
+from storage.engine.sync_transaction import transaction
 from tests.unit.test_house import ROOMS, ROOT, sources
 
 INTERIORS = {
@@ -40,3 +48,21 @@ def test_no_other_private_module_is_imported() -> None:
             if module and any(part.startswith("_") and part != "__future__" for part in module.split(".")):
                 private[module] = str(path.relative_to(ROOT))
     assert set(private) <= known, private
+
+
+async def test_the_connection_for_writes_is_like_sqlalchemys() -> None:
+    """It is cast to AsyncConnection (docs/decisions/0025), so mypy does not compare the two."""
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    with ThreadPoolExecutor(1) as executor:
+        async with transaction(engine, executor) as connection:
+            ours = {name: value for name, value in vars(type(connection)).items() if not name.startswith("_")}
+    assert set(ours) == {"execute", "scalar", "run_sync"}
+    for name, method in ours.items():
+        theirs = getattr(AsyncConnection, name)
+        assert inspect.iscoroutinefunction(method)
+        assert inspect.iscoroutinefunction(theirs)
+        assert parameters(theirs)[: len(parameters(method))] == parameters(method)
+
+
+def parameters(method: Callable[..., Any]) -> list[tuple[Any, Any]]:
+    return [(one.kind, one.default) for one in inspect.signature(method).parameters.values()]

@@ -1,4 +1,4 @@
-// Calls of the API. An answer that is no success is thrown as a Problem.
+// Calls of the API. An error response is thrown as a Problem.
 
 export class Problem extends Error {
   constructor(status, body) {
@@ -10,7 +10,7 @@ export class Problem extends Error {
 }
 
 const TIMEOUT_MS = 30_000;
-/** Whoever hears of it shows the sign-in. */
+/** Dispatches `signed-out` after a 401; the page then shows the sign-in. */
 export const signedOut = new EventTarget();
 
 export async function call(method, path, { body, headers } = {}) {
@@ -44,7 +44,7 @@ async function json(answer) {
 
 export const jobPath = (id, rest = "") => `/api/jobs/${encodeURIComponent(id)}${rest}`;
 
-/** An idempotency key: a click that is sent again after a lost answer makes one job. */
+/** An idempotency key: a request repeated after a lost response creates one job only. */
 export function newKey() {
   return `page-${Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("")}`;
 }

@@ -1,4 +1,4 @@
-// The page: who is looking, and which view the address names.
+// The page: the session, and the view that the address names.
 
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { call, signedOut } from "./api.js";
@@ -66,7 +66,7 @@ function Bar({ jobId, connection, session, onSignedOut }) {
   </header>`;
 }
 
-/** What went wrong with a sign-in, for the person who holds the key. */
+/** The message for a failed sign-in. */
 function wordsOf(problem) {
   if (problem.status === 0) return "The service does not answer. Your key was not checked; try again in a moment.";
   if (problem.status === 429) return "Too many keys were tried that are not known here. Wait half a minute, then try again.";
@@ -81,7 +81,7 @@ function Login({ onDone, ended }) {
   useEffect(() => {
     if (!problem) return;
     field.current.focus();
-    field.current.select(); // the next key takes the place of this one
+    field.current.select(); // typing replaces the rejected key
   }, [problem]);
   useEffect(() => field.current.focus(), []);
   const submit = async (event) => {

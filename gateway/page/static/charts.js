@@ -9,7 +9,7 @@ import { Link } from "./places.js";
 const REFRESH_MS = { "15m": 3000, "1h": 5000, "6h": 15_000, "24h": 30_000, "7d": 60_000 };
 const HEIGHT = 96;
 const DAY_SECONDS = 86_400;
-const FEW_POINTS = 12; // a line through so few would show nothing, or not what was measured
+const FEW_POINTS = 12; // below this, dots are drawn too: a line alone would show nothing, or values that were not measured
 const { uPlot } = window;
 
 const answers = (bucket) => bucket.completed + bucket.incomplete;
@@ -46,7 +46,7 @@ const CHARTS = [
 const latest = (stats, value) => stats.buckets.map(value).filter((found) => found != null).at(-1);
 const share = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(part && part < whole ? 1 : 0)} % of all that ended` : "nothing ended yet");
 
-/** The figures of a window, asked for again and again while the tab is seen. */
+/** The figures of a window, polled while the tab is visible. */
 function useStats(window) {
   const [stats, set] = useState(null);
   useEffect(() => {
@@ -55,7 +55,7 @@ function useStats(window) {
       if (document.hidden) return;
       call("GET", `/api/stats?window=${window}`).then(
         (found) => over || set(found),
-        () => {}, // the next one may come; the connection's state stands at the top
+        () => {}, // the next request may succeed; the state of the connection is shown at the top
       );
     };
     look();

@@ -1,4 +1,4 @@
-// The chat box: a prompt becomes a job, and the view of that job shows its answer as it appears.
+// The chat box: submitting a prompt creates a job and opens its view, which shows the answer while it is generated.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { call, newKey } from "./api.js";
@@ -7,7 +7,7 @@ import { go, leavingList } from "./places.js";
 
 const MODEL = "chatjobs.model";
 
-/** Browsers that keep nothing (private windows) may refuse even to be asked. */
+/** Local storage, which throws in some browsers' private windows. */
 const kept = {
   get: () => {
     try {
@@ -20,12 +20,12 @@ const kept = {
     try {
       localStorage.setItem(MODEL, model);
     } catch {
-      // Then the next visit begins with the usual model.
+      // The next visit then starts with the default model.
     }
   },
 };
 
-/** `before` are the messages of the conversation so far, `rest` the fields of its last request that go on. */
+/** `before`: the messages of the conversation so far; `rest`: the fields of its last request that are kept. */
 export function Composer({ title, placeholder, before = [], rest = {}, focus = false }) {
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
@@ -34,7 +34,7 @@ export function Composer({ title, placeholder, before = [], rest = {}, focus = f
   const sent = useRef({ text: null, key: null });
 
   useEffect(() => {
-    // Whoever reads with the keyboard, or by touch, keeps the page; an answer that was watched to its end goes on here.
+    // Take the focus after an answer, but not from another element, and not on a touch screen.
     const elsewhere = !["BODY", "H1"].includes(document.activeElement?.tagName);
     if (focus && !elsewhere && matchMedia("(pointer: fine)").matches) form.current.elements.prompt.focus({ preventScroll: true });
   }, []);
@@ -96,7 +96,7 @@ function grow(event) {
   box.style.height = `${Math.min(box.scrollHeight + 2, 320)}px`;
 }
 
-/** The request that a filled-in form asks for; null where there is no prompt. */
+/** The request for a filled-in form; null without a prompt. */
 function requestOf(form, before, rest) {
   const given = Object.fromEntries(new FormData(form));
   if (!given.prompt.trim()) return null;

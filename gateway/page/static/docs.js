@@ -1,4 +1,4 @@
-// The reference of the API, made of /openapi.json.
+// The API reference, rendered from /openapi.json.
 
 import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
 import { call } from "./api.js";
@@ -23,7 +23,7 @@ function useDocument() {
   return [document, problem];
 }
 
-/** What the address names is there only once it was rendered; a schema is closed until it is named. */
+/** Scroll to the target of the address after rendering, and open it if it is a schema. */
 function useAnchor(ready) {
   useEffect(() => {
     if (!ready) return undefined;
@@ -79,7 +79,7 @@ function Reference({ api, groups }) {
 
 const Method = ({ name }) => html`<span class="method" data-method=${name}>${name.toUpperCase()}</span>`;
 
-/** Parameters stand out, and the path may break at its slashes. */
+/** A path with its parameters highlighted and line breaks allowed at slashes. */
 const Path = ({ path }) => html`<code class="path">${path.split(/(?=\/)/).map((part) => html`${part.startsWith("/{") ? html`/<i>${part.slice(1)}</i>` : part}<wbr />`)}</code>`;
 
 function Operation({ api, id, method, path, operation }) {
@@ -121,7 +121,7 @@ const Fields = ({ fields }) => html`<table class="params"><tbody>
   </tr>`)}
 </tbody></table>`;
 
-/** A schema in one line, in which the names of others are links. */
+/** A schema in one line, with links to the schemas that it names. */
 function Type({ schema, plain = false, fallback = "any" }) {
   const parts = typeOf(schema);
   if (!parts.length) return html`<code class="type">${fallback}</code>`;

@@ -1,4 +1,4 @@
-// What the list shows, as it stands in the address; and in words what of it is not understood.
+// The list's filters in the address, and messages for those that are invalid.
 
 import { STATUSES } from "./format.js";
 
@@ -9,7 +9,7 @@ const MODEL = /^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$/;
 const TIME = /^\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?$/i;
 const LONGEST_QUOTE = 60;
 
-/** `troubles` has a sentence for each part that is not understood, by the name of the part. */
+/** `troubles` has a message for each invalid parameter, by its name. */
 export function readFilters(query) {
   const given = Object.fromEntries(NAMES.map((name) => [name, query.get(name) ?? ""]));
   const troubles = Object.entries(READ).flatMap(([name, why]) => (given[name] && why(given[name]) ? [[name, why(given[name])]] : []));
@@ -39,13 +39,13 @@ const READ = {
 const notATime = (name, text) => `“${name}” is no date: ${quoted(text)}. Write it as 2026-11-26 or 2026-11-26T10:00.`;
 const quoted = (text) => `“${text.length > LONGEST_QUOTE ? `${text.slice(0, LONGEST_QUOTE)}…` : text}”`;
 
-/** `; did you mean …?` where one of some words is meant, by its letters. */
+/** `; did you mean …?` if the text is similar to one of some words. */
 function suggested(text, words) {
   const near = words.find((word) => distance(text.toLowerCase(), word) <= Math.max(1, Math.floor(word.length / 4)));
   return near ? ` (did you mean ${near}?)` : "";
 }
 
-/** How many letters have to be changed, put in, taken out or swapped with the next one. */
+/** The edit distance of two words, with transpositions. */
 function distance(one, other) {
   if (Math.abs(one.length - other.length) > 4) return Infinity;
   const rows = Array.from({ length: one.length + 1 }, (_, i) => [i]);
@@ -60,7 +60,7 @@ function distance(one, other) {
   return rows[one.length][other.length];
 }
 
-/** The time in a text as milliseconds; a time without an offset is the reader's own. NaN becomes null: no such day. */
+/** The time in a text as milliseconds, local time without an offset; null if invalid. */
 function timeOf(text) {
   if (!TIME.test(text)) return null;
   const day = text.length === 10;
@@ -70,7 +70,7 @@ function timeOf(text) {
   return Number.isNaN(at) ? null : at;
 }
 
-/** `key=value` as a pair; null where it is not one. */
+/** `key=value` as a pair; null for any other text. */
 export function pairOf(metadata) {
   const [, key, value] = /^\s*([^=]+?)\s*=\s*(.*?)\s*$/s.exec(metadata) ?? [];
   return key ? [key, value] : null;
@@ -97,7 +97,7 @@ export function matches(job, { status, model, metadata, since, until }) {
   );
 }
 
-/** Where the API lists what is chosen. */
+/** The API's URL for the chosen filters. */
 export function listUrl({ status, model, metadata, since, until }, { limit, cursor } = {}) {
   const query = new URLSearchParams({ limit });
   const pair = pairOf(metadata);

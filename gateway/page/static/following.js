@@ -1,4 +1,4 @@
-// The end of an answer that is being written stays in sight, until the reader scrolls up.
+// Keeps the end of a growing answer in view until the reader scrolls up.
 
 import { useCallback, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 
@@ -30,7 +30,7 @@ export function useFollowing(ref, active) {
     grown.observe(ref.current);
     addEventListener("scroll", onScroll, { passive: true });
     return () => {
-      keep(); // the last words, and how it ended
+      keep(); // for the last text, and the final status
       grown.disconnect();
       removeEventListener("scroll", onScroll);
     };

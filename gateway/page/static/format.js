@@ -1,4 +1,4 @@
-// How values are written. Everything here is pure.
+// Formatting of values. Pure.
 
 export const STATUSES = ["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"];
 const OPEN = new Set(["queued", "in_progress"]);
@@ -19,7 +19,7 @@ export const date = (time) => day.format(new Date(time));
 export const timeOfDay = (time) => clock.format(new Date(time));
 export const rate = (value) => (value == null ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} tok/s`);
 
-/** A span of milliseconds, as short as it can be read. */
+/** A short form of a duration in milliseconds. */
 export function span(ms) {
   if (ms == null || Number.isNaN(ms)) return "–";
   if (ms < 0) return "0 ms";
@@ -31,7 +31,7 @@ export function span(ms) {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** How long ago, for a list: exact enough to find one's job. */
+/** A relative time for the list. */
 export function ago(time, now) {
   const seconds = (now - new Date(time)) / 1000;
   if (seconds < 5) return "now";
@@ -41,7 +41,7 @@ export function ago(time, now) {
   return day.format(new Date(time));
 }
 
-/** Where a waiting job stands. */
+/** A waiting job's place in the queue. */
 export function standing({ position, expectedStartAt }, now) {
   const wait = Math.max(0, Math.round((new Date(expectedStartAt) - now) / 1000));
   return `number ${count(position)} in the queue, expected ${wait ? `in ${span(wait * 1000)}` : "now"}`;
@@ -49,12 +49,12 @@ export function standing({ position, expectedStartAt }, now) {
 
 export const shortId = (id) => (id.length > 18 ? `${id.slice(0, 12)}…${id.slice(-4)}` : id);
 
-/** Only web addresses become links: a setting might hold something else. */
+/** The URL if it is http or https, else null: a setting may contain anything, and it becomes a link. */
 export const webAddress = (url) => (/^https?:\/\//i.test(url ?? "") ? url : null);
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
-/** A request as a command for a shell. The key is named, never shown. */
+/** A request as a curl command, with an environment variable in place of the key. */
 export function curl(request, { origin, keysRequired }) {
   const lines = [`curl -X POST ${quoted(`${origin}/api/jobs`)}`, "-H 'Content-Type: application/json'"];
   if (keysRequired) lines.push('-H "Authorization: Bearer $CHATJOBS_KEY"');

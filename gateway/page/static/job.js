@@ -1,4 +1,4 @@
-// One job: what was asked, the answer as it appears, and everything that happened to it.
+// One job: its request, its answer while it is generated, and its history.
 
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { call, jobPath, newKey } from "./api.js";
@@ -21,7 +21,7 @@ const WAITING_FOR = {
   paused: "The model has asked to be left alone for a while",
 };
 const GOOD = new Set(["finished", "segment", "topped_up"]);
-const GONE = new Set([404, 422]); // an id that no job can have is nobody's, too
+const GONE = new Set([404, 422]); // 422: the id is malformed
 
 export function JobView({ id, session, onConnection }) {
   const { job, request, transcript, problem, reload, restarted } = useJob(id, onConnection);
@@ -50,7 +50,7 @@ function Shown({ job, request, transcript, restarted, problem, reload, session }
   const answer = useRef(null);
   const [following, jump] = useFollowing(answer, open);
   useLayoutEffect(() => {
-    const place = placeHere(); // the reader has come back to it
+    const place = placeHere(); // saved when the reader left this entry
     if (!open && place) scrollTo(0, place.y);
   }, []);
   return html`<main class="job">
@@ -75,7 +75,7 @@ function Shown({ job, request, transcript, restarted, problem, reload, session }
 
 // -------------------------------------------------------------------------------------------------------- data
 
-/** The job, its request and its text: read once, then kept up to date by its events. */
+/** The job, its request and its text: fetched once, then updated by its events. */
 function useJob(id, onConnection) {
   const [job, setJob] = useState(null);
   const [request, setRequest] = useState(null);
@@ -138,11 +138,11 @@ function useJob(id, onConnection) {
       call("GET", jobPath(id, "/request")).then((asked) => alive.current && setRequest(asked), () => {});
       show(found);
     };
-    /** Follow an open job; one that has ended may be reopened by an operator, of which the feed of all jobs tells. */
+    /** Follow an open job by its events; a finished one by the feed of all jobs, as an operator may reopen it. */
     const show = (found) => {
       stop();
       if (found && isOpen(found.status)) {
-        transcript.restart(); // its text comes from the beginning
+        transcript.restart(); // the stream sends the text from the beginning
         stop = follow(jobPath(id, "/events"), handlers, tell);
         return;
       }
@@ -166,13 +166,13 @@ function useJob(id, onConnection) {
 
   useDeletion(job, reload);
   useEffect(() => {
-    if (job?.deletedAt) transcript.fill(null, null); // whichever look at the job was the one to find it deleted
+    if (job?.deletedAt) transcript.fill(null, null); // after any request that found the job deleted
   }, [job?.deletedAt]);
   useDeliveries(job, request, reload);
   return { job, request: job?.deletedAt ? null : request, transcript, problem, reload, restarted };
 }
 
-/** Call `onDeleted` once somebody has deleted the finished job, of which no stream tells. */
+/** Poll a finished job and call `onDeleted` once it is deleted: no stream reports that. */
 function useDeletion(job, onDeleted) {
   const watched = job && !isOpen(job.status) && !job.deletedAt;
   useEffect(() => {
@@ -187,13 +187,13 @@ function useDeletion(job, onDeleted) {
   }, [watched, job?.jobId]);
 }
 
-/** Look again until each webhook is delivered or given up. */
+/** Poll until each webhook is delivered or given up. */
 function useDeliveries(job, request, reload) {
   const looks = useRef(0);
   const waits = job && !isOpen(job.status) && (job.deliveries.some((one) => one.status === "pending") || (expectsWebhook(job, request) && !job.deliveries.length));
   useEffect(() => {
     if (!waits) {
-      looks.current = 0; // another delivery may be wanted later
+      looks.current = 0; // another delivery may be requested later
       return undefined;
     }
     const pause = DELIVERY_PAUSES_MS[Math.min(looks.current++, DELIVERY_PAUSES_MS.length - 1)];
@@ -261,7 +261,7 @@ const PARAMETERS = [
   { name: "random_seed", title: "Random seed", min: "0" },
 ];
 
-/** A new job with the request of this one and the fields that were changed. */
+/** The dialog for a new job with this one's request and changed fields. */
 function Replay({ job, request, onClose }) {
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
@@ -276,7 +276,7 @@ function Replay({ job, request, onClose }) {
       onClose();
       go(`/jobs/${encodeURIComponent(made.jobId)}`);
     } catch (error) {
-      if (error.status) key.current = newKey(); // refused: corrected, it is another request
+      if (error.status) key.current = newKey(); // the corrected request needs another idempotency key
       setProblem(error);
       setBusy(false);
     }
@@ -349,16 +349,16 @@ function Message({ message }) {
   </article>`;
 }
 
-/** A message's content as text; what is no text is named. */
+/** A message's content as text, with the type in place of parts that are not text. */
 function textOf(content) {
   if (typeof content === "string") return content;
   return (content ?? []).map((part) => part.text ?? `[${part.type}]`).join("\n");
 }
 
-/** The next question of the same conversation, as a job of its own. */
+/** The chat box for the next message of the conversation, which becomes a new job. */
 function FollowUp({ job, request, focus }) {
   if (!request || isOpen(job.status) || !job.content?.trim() || request.tools?.length) return null;
-  if (request.messages.at(-1).role === "assistant") return null; // the answer went on from words that were put there
+  if (request.messages.at(-1).role === "assistant") return null; // the request had a prefix for the answer
   const { messages, id, jobId, metadata, webhook, ...rest } = request;
   const before = [...messages, { role: "assistant", content: job.content }];
   return html`<${Composer} title="Follow up" placeholder="Follow up…" before=${before} rest=${{ ...rest, model: job.model }} focus=${focus} />`;

@@ -1,4 +1,4 @@
-// All jobs: a chat box, figures, and a list that is live. What is chosen stands in the address.
+// All jobs: the chat box, charts, and a live list. The address has the filters.
 
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { call } from "./api.js";
@@ -43,7 +43,7 @@ export function ListView({ address, onConnection }) {
   </main>`;
 }
 
-/** Filters that are not understood find nothing and everything: neither is shown. */
+/** The view for invalid filters: messages in place of a list. */
 const Unread = ({ troubles }) => html`<div class="trouble" role="alert">
   <p><strong>The list is not shown, as ${troubles.size === 1 ? "a filter is" : "some filters are"} not understood.</strong></p>
   <ul>${[...troubles].map(([name, why]) => html`<li id=${`trouble-${name}`}>${why}</li>`)}</ul>
@@ -52,7 +52,7 @@ const Unread = ({ troubles }) => html`<div class="trouble" role="alert">
 
 // ------------------------------------------------------------------------------------------------------- place
 
-/** Keep the place in the list, and return to it once the rows are there. */
+/** Save the place in the list, and restore it once the rows are loaded. */
 function usePlace(address, jobs) {
   const wanted = useRef(null);
   const loaded = useRef(jobs);
@@ -73,7 +73,7 @@ function usePlace(address, jobs) {
 
 const rowOf = (id) => id && document.querySelector(`tr[data-job="${CSS.escape(id)}"]`);
 
-/** The first row that is not above the window, by its job: newer jobs may have come when the reader is back. */
+/** The first row in view, by its job id: newer jobs may be above it when the reader returns. */
 function rowInSight() {
   const focus = document.activeElement?.closest?.("tr[data-job]")?.dataset.job;
   const row = scrollY > 0 && [...document.querySelectorAll("tr[data-job]")].find((one) => one.getBoundingClientRect().bottom > 0);
@@ -82,13 +82,13 @@ function rowInSight() {
 
 // -------------------------------------------------------------------------------------------------------- data
 
-/** The jobs that match, newest first, kept up to date by the feed. */
+/** The jobs that match, newest first, updated by the feed. */
 function useJobs(chosen, onConnection) {
   const [counts, setCounts] = useState(null);
   const [page, setPage] = useState({ key: null, jobs: null, cursor: null });
   const [problem, setProblem] = useState(null);
   const now = useRef(null);
-  const failed = useRef(false); // it may go better as soon as the feed is back
+  const failed = useRef(false); // load again once the feed is connected
   const unread = chosen.troubles.size > 0;
   const key = unread ? null : listUrl(chosen);
   const fresh = page.key === key;
@@ -96,7 +96,7 @@ function useJobs(chosen, onConnection) {
   if (fresh) wanted.current = Math.max(wanted.current, page.jobs?.length ?? 0);
   now.current = { chosen, key };
 
-  /** As many rows as are wanted from the newest on, or the next ones after a cursor. */
+  /** Load `wanted` rows from the newest on, or the next ones after a cursor. */
   const load = async (cursor) => {
     const asked = now.current.key;
     if (asked === null) return;
@@ -152,20 +152,20 @@ function useJobs(chosen, onConnection) {
   return { ...page, fresh, counts, more: page.cursor, problem, loadMore: () => load(page.cursor) };
 }
 
-/** The next rows below those of the page; not those after a cursor that is no longer its end. */
+/** Append the next rows, unless their cursor is no longer the end of the page. */
 function further(page, cursor, { jobs, nextCursor }) {
   if (page.cursor !== cursor) return page;
   return { ...page, jobs: [...page.jobs, ...jobs.filter((job) => !page.jobs.some((one) => one.jobId === job.jobId))], cursor: nextCursor };
 }
 
-/** The newest rows anew; older ones that were loaded meanwhile stay. */
+/** Replace the newest rows; keep older ones that were loaded meanwhile. */
 function renewed(page, key, { jobs, nextCursor }) {
   const last = jobs.at(-1);
   const older = page.key === key && nextCursor ? page.jobs.filter((job) => newerFirst(job, last) > 0) : [];
   return older.length ? { key, jobs: [...jobs, ...older], cursor: page.cursor } : { key, jobs, cursor: nextCursor };
 }
 
-/** Changed jobs put where they belong; those that match no longer go, and what is older than the page stays away. */
+/** Merge changed jobs by order; drop those that no longer match and those older than the page. */
 function merged(page, changed, wanted) {
   const known = new Map(page.jobs.map((job) => [job.jobId, job]));
   const oldest = page.cursor && page.jobs.at(-1);
@@ -202,7 +202,7 @@ function Filters({ chosen }) {
   const now = useRef(chosen);
   now.current = chosen;
   useEffect(() => {
-    if (!timer.current) setTyped({}); // or somebody is still typing
+    if (!timer.current) setTyped({}); // unless input is pending
   }, [chosen.model, chosen.metadata, chosen.since, chosen.until]);
   const onInput = (event) => {
     const { name, value } = event.currentTarget;

@@ -1,16 +1,16 @@
-// Server-sent events for a tab: one stream while it is seen, none while it is hidden.
+// Server-sent events for a tab: one stream while it is visible, none while it is hidden.
 
 import { signedOut } from "./api.js";
 
-// A browser opens six connections to a host, whatever the number of tabs: hidden ones must not hold any.
+// A browser opens six connections to a host for all tabs together, so hidden tabs must not hold any.
 const FINAL = new Set([204, 400, 401, 404, 410]);
 const LONGEST_PAUSE_MS = 10_000;
 
 /**
  * Follow a stream until the returned function is called.
  *
- * `handlers` maps event names to functions of (data, id). `tell` hears "live", "reconnecting", "paused" and, with the
- * status, "ended".
+ * `handlers` maps event names to functions of (data, id). `tell` is called with "live", "reconnecting", "paused" and,
+ * with the status, "ended".
  */
 export function follow(url, handlers, tell = () => {}) {
   let source = null;
@@ -32,9 +32,9 @@ export function follow(url, handlers, tell = () => {}) {
     };
     for (const [name, handle] of Object.entries(handlers)) {
       mine.addEventListener(name, (event) => {
-        // "error" is also the browser's own word for trouble with the connection; then there is no data.
+        // The browser's own "error" event, for a connection error, has no data.
         if (mine !== source || event.data === undefined) return;
-        if (event.lastEventId) lastId = event.lastEventId; // news of the queue has none
+        if (event.lastEventId) lastId = event.lastEventId; // `queued` events have none
         handle(JSON.parse(event.data), event.lastEventId);
       });
     }
@@ -45,7 +45,7 @@ export function follow(url, handlers, tell = () => {}) {
     };
   }
 
-  /** The browser has given up, without saying why: ask, and come back unless the answer was final. */
+  /** EventSource has given up without a reason: fetch the status, and reconnect unless it is final. */
   async function lookAgain() {
     close();
     const status = await statusOf(address());

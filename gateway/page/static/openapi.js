@@ -1,4 +1,4 @@
-// What an OpenAPI document says, in the words of the page. Everything here is pure.
+// Descriptions of an OpenAPI document for the page. Pure.
 
 const METHODS = ["post", "get", "put", "patch", "delete"];
 const OTHERS = "Other";
@@ -7,7 +7,7 @@ const NULL = "null";
 export const nameOf = (ref) => ref.split("/").at(-1);
 export const schemaOf = (api, schema) => (schema.$ref ? api.components.schemas[nameOf(schema.$ref)] : schema);
 
-/** The operations by their first tag, in the order in which they stand: pairs of a tag and its operations. */
+/** The operations by their first tag, in document order: pairs of a tag and its operations. */
 export function operationsOf(api) {
   const groups = new Map();
   for (const [path, operations] of Object.entries(api.paths)) {
@@ -20,7 +20,7 @@ export function operationsOf(api) {
   return [...groups];
 }
 
-/** A schema in one line: texts, and references as `{ref}`. Empty where it may be anything. */
+/** A schema in one line: texts, and references as `{ref}`. Empty for any value. */
 export function typeOf(schema) {
   if (schema.$ref) return [{ ref: schema.$ref }];
   if ("const" in schema) return [JSON.stringify(schema.const)];
@@ -50,7 +50,7 @@ const LIMITS = {
 };
 const HUGE = 2 ** 31;
 
-/** What a value must keep to, in words; limits that are only those of numbers in general are left out. */
+/** The constraints of a value in words, except limits that hold for numbers in general. */
 export function limitsOf(schema) {
   const choices = (schema.anyOf ?? schema.oneOf ?? []).filter((one) => one.type !== NULL);
   const own = Object.entries(LIMITS).filter(([name]) => name in schema && !(typeof schema[name] === "number" && Math.abs(schema[name]) >= HUGE));
@@ -60,7 +60,7 @@ export function limitsOf(schema) {
   return found;
 }
 
-/** Prose with `code` and ``code`` in it, in pieces. */
+/** Text split at `code` and ``code``. */
 export function partsOf(text) {
   return text.split(/(``[^`]+``|`[^`]+`)/).filter(Boolean).map((part) => (part.startsWith("`") ? { code: true, text: part.replaceAll("`", "") } : { code: false, text: part }));
 }

@@ -1,4 +1,4 @@
-// What several views are made of.
+// Components shared by several views.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { label } from "./format.js";
@@ -6,7 +6,7 @@ import { takeArrival } from "./places.js";
 
 // ---------------------------------------------------------------------------------------------------- focus
 
-/** The heading of a view. It has the focus when the reader has come to the view by a link or by going back. */
+/** The heading of a view. It gets the focus after navigation by a link or by the back button. */
 export function Heading({ hidden = false, children }) {
   const ref = useRef(null);
   useEffect(() => {
@@ -15,12 +15,12 @@ export function Heading({ hidden = false, children }) {
   return html`<h1 ref=${ref} tabindex="-1" class=${hidden ? "hidden" : undefined}>${children}</h1>`;
 }
 
-/** A view with nothing but a message: a heading, what it means, and the way on. */
+/** A view with a message only: heading, explanation and links. */
 export const Alone = ({ title, children }) => html`<main class="alone"><div class="note"><${Heading}>${title}<//>${children}</div></main>`;
 
 // ----------------------------------------------------------------------------------------------------- time
 
-/** The time, again every so many milliseconds while the tab is seen. */
+/** The current time, updated every so many milliseconds while the tab is visible. */
 export function useNow(every = 1000) {
   const [now, set] = useState(Date.now());
   useEffect(() => {
@@ -35,7 +35,7 @@ export function useNow(every = 1000) {
 export const Status = ({ status, pill = false }) =>
   html`<span class=${`status ${pill ? "pill" : ""}`} data-status=${status}><i aria-hidden="true" />${label(status)}</span>`;
 
-/** What went wrong, where it can be heard; nothing without a problem. */
+/** The message of a problem, announced by screen readers; nothing without a problem. */
 export function Trouble({ problem }) {
   if (!problem) return null;
   return html`<div class="trouble" role="alert">
@@ -51,7 +51,7 @@ export const Card = ({ title, children, extra, ...rest }) => html`<section class
   ${children}
 </section>`;
 
-/** `initial` is what stands in it at first; a `value` would be put there again whenever something else changes. */
+/** `initial` is the first value; with `value`, each rendering would overwrite the input. */
 export function Field({ name, title, hint, initial, trouble, ...input }) {
   const described = trouble ? { "aria-invalid": "true", "aria-describedby": `trouble-${name}` } : {};
   const value = initial === undefined ? {} : { defaultValue: initial };
@@ -84,7 +84,7 @@ export const ModelField = ({ initial, list = "models" }) => html`<label class="f
   <datalist id=${list}>${MODELS.map((model) => html`<option value=${model} />`)}</datalist>
 </label>`;
 
-/** A modal that the browser keeps the focus in, and that Escape closes. */
+/** A modal dialog: the browser keeps the focus in it, and Escape closes it. */
 export function Dialog({ title, onClose, children }) {
   const ref = useRef(null);
   useEffect(() => ref.current.showModal(), []);
@@ -98,7 +98,7 @@ export function Dialog({ title, onClose, children }) {
 
 const said = new EventTarget();
 
-/** A short notice that is seen for a moment and read out. */
+/** A short notice, shown for a moment and announced by screen readers. */
 export const say = (text) => said.dispatchEvent(new CustomEvent("said", { detail: text }));
 
 export function Notices() {

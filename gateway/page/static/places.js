@@ -1,4 +1,4 @@
-// Where the reader is: addresses, and for each entry of the browser's history the place on its page.
+// Navigation: addresses, and the scroll position of each entry of the browser's history.
 
 import { html, useEffect, useState } from "./vendor/htm-preact.js";
 
@@ -6,13 +6,13 @@ const MOST_PLACES = 50;
 const KEPT = "chatjobs.places";
 const moved = new EventTarget();
 
-/** By the key of their history entry, oldest first. The session's storage outlives a reload; it may be forbidden. */
+/** Places by the key of their history entry, oldest first. Session storage survives a reload; it may be disabled. */
 const places = new Map(stored());
 let key = history.state?.key;
 let arrived = false;
 let describe = () => ({ y: scrollY });
 
-/** From here on the page returns to its places itself: the browser would scroll before there is anything to scroll to. */
+/** Disable the browser's scroll restoration: it would scroll before the content is loaded. */
 export function keepPlaces() {
   history.scrollRestoration = "manual";
   if (!key) {
@@ -41,14 +41,14 @@ function remember() {
   try {
     sessionStorage.setItem(KEPT, JSON.stringify([...places]));
   } catch {
-    // Then a place lasts until the next reload.
+    // Without storage, places last until the next reload.
   }
 }
 
-/** The place on this page that was left, where it was left by going back or by a reload. */
+/** The saved place of this entry after going back or a reload. */
 export const placeHere = () => places.get(key);
 
-/** A view says what has to be kept of its place, beside how far it is scrolled; until the returned function is called. */
+/** Register what a view saves with its scroll position, until the returned function is called. */
 export function keepingPlace(of) {
   describe = () => ({ y: scrollY, ...of() });
   return () => {
@@ -56,7 +56,7 @@ export function keepingPlace(of) {
   };
 }
 
-/** Whether the view has just been changed by the reader, so that it should have the focus. Once. */
+/** Whether the reader has just navigated, so that the view should take the focus; true once. */
 export function takeArrival() {
   const found = arrived;
   arrived = false;
@@ -82,7 +82,7 @@ export function go(url, { replace = false, place } = {}) {
   moved.dispatchEvent(new Event("moved"));
 }
 
-/** The list as it was left: its address and place. */
+/** The last address and place of the list. */
 const LIST = "chatjobs.list";
 
 export function leavingList() {
@@ -90,7 +90,7 @@ export function leavingList() {
   try {
     sessionStorage.setItem(LIST, JSON.stringify(left));
   } catch {
-    // Then the way back leads to the whole list.
+    // Without storage, the link leads to the unfiltered list.
   }
 }
 
@@ -102,7 +102,7 @@ function listLeft() {
   }
 }
 
-/** A link to the list as it was left. Where that is the entry before this one, the link goes back to it. */
+/** A link to the list as it was left; it goes back in history if the list is the previous entry. */
 export function BackToList({ children, ...rest }) {
   const { url, place } = listLeft();
   const onClick = (event) => {
@@ -114,13 +114,13 @@ export function BackToList({ children, ...rest }) {
   return html`<a href=${url} onClick=${onClick} ...${rest}>${children}</a>`;
 }
 
-/** The address; changes with links, the back button and `go`. */
+/** The current address, updated by links, the back button and `go`. */
 export function useAddress() {
   const [address, set] = useState(() => new URL(location.href));
   useEffect(() => {
     const look = () => set(new URL(location.href));
     const onBack = () => {
-      remember(); // of the entry that was left: the page still shows it
+      remember(); // the place of the entry that was left: the page still shows it
       const before = address.pathname;
       key = history.state?.key ?? newEntry();
       history.replaceState({ ...history.state, key }, "");
@@ -139,7 +139,7 @@ export function useAddress() {
 
 const isOtherTab = (event) => event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey;
 
-/** A real link, so that it opens in new tabs too, which stays on the page for a plain click. */
+/** A real link, which can be opened in a new tab; a plain click navigates within the page. */
 export function Link({ href, children, onLeave, ...rest }) {
   const onClick = (event) => {
     if (isOtherTab(event)) return;

@@ -1,11 +1,11 @@
-// The text of an answer as it appears. It goes straight into text nodes: rendering it anew for every token would not do,
-// and it can never become markup.
+// The text of an answer while it is generated. It is written into text nodes directly: rendering for every token is too
+// slow, and text can never become markup.
 
 import { html, useLayoutEffect, useRef } from "./vendor/htm-preact.js";
 
 const RATE_SECONDS = 5;
 
-/** What a reader of a job's events has so far. */
+/** The text that a reader of a job's events has received so far. */
 export class Transcript {
   constructor() {
     this.watchers = new Set();
@@ -21,19 +21,19 @@ export class Transcript {
     this.tell(null);
   }
 
-  /** Text that is there already, all at once. */
+  /** Set the existing text. */
   fill(content, reasoning) {
     this.restart();
     this.append("content", content ?? "");
     this.append("reasoning", reasoning ?? "");
   }
 
-  /** Whether this is a job's whole text. */
+  /** Whether this is a job's complete text. */
   has({ content, reasoning }) {
     return this.texts.content === (content ?? "") && this.texts.reasoning === (reasoning ?? "");
   }
 
-  /** A chunk whose id says where it ends; one that is here already changes nothing. */
+  /** Append a chunk, whose id is its end position; a chunk that is already here is ignored. */
   take({ content, channel, tokenCount }, id) {
     const [epoch, position] = id.split(".").map(Number);
     if (epoch === this.place.epoch && position <= this.place.position) return;
@@ -55,7 +55,7 @@ export class Transcript {
     for (const watch of this.watchers) watch(change);
   }
 
-  /** Tokens per second of the last seconds; null before it means anything. */
+  /** Tokens per second of the last seconds; null while there are too few. */
   get rate() {
     const [first, last] = [this.marks[0], this.marks.at(-1)];
     return first && last[0] - first[0] > 0.5 ? (last[1] - first[1]) / (last[0] - first[0]) : null;
@@ -66,7 +66,7 @@ export class Transcript {
   }
 }
 
-/** One channel's text. What arrives between two frames is written at once. */
+/** One channel's text; text that arrives between two animation frames is written at once. */
 export function Text({ transcript, channel, ...rest }) {
   const ref = useRef(null);
   useLayoutEffect(() => {
