@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 from starlette.requests import Request
 from temporalio.client import Client
@@ -21,6 +19,7 @@ from dispatch.temporal import connect, run_url
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.ports import WebhookSender
 from domain.settings import Settings
+from domain.tasks import in_background
 from gateway.auth.access import Access, Identity
 from gateway.page.overview import Feeds, Figures
 from gateway.serving.after_response import AfterResponse
@@ -134,14 +133,3 @@ def _job_store(settings: Settings, database: Database, limiter: Limiter, namespa
         limiter=limiter,
         public_url=settings.chatjobs_public_url,
     )
-
-
-@asynccontextmanager
-async def in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Run ``work`` beside the block, and cancel it at its end."""
-    task = asyncio.create_task(work, name=name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from chatjobs.contracts import QueuePlace
 from domain.errors import StorageError
-from storage.engine.sqlite_thread import cancelled
+from domain.tasks import cancel_and_wait
 from storage.rate_limits.limiter import Limiter
 
 LOOK_SECONDS = 1.0
@@ -77,7 +77,7 @@ class QueueReader:
         try:
             yield self
         finally:
-            await cancelled(task)
+            await cancel_and_wait(task)
 
     async def _look_for_ever(self) -> None:
         clock, due = asyncio.get_running_loop().time, 0.0

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus
 
-import worker
 from activities import failures, heartbeats
 from chatjobs.contracts import JobStatus
 from chatjobs.errors import ChatJobsError, JobFinished, JobNotFound
@@ -36,6 +35,7 @@ from tests.support.fakes import (
 )
 from tests.support.house import HOOK, House, house, working
 from tests.support.temporal_server import TemporalServer, temporal_server
+from workflows import workers
 
 CANCELLED, COMPLETED = JobStatus.CANCELLED, JobStatus.COMPLETED
 SHIELDED = ("before accept", "after accept", "before seal", "after seal", "first try", "child start")
@@ -79,7 +79,7 @@ def at(points: Sequence[Point]) -> pytest.MarkDecorator:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancellation comes with the answer to a heartbeat; there are many of them here."""
     monkeypatch.setattr(heartbeats, "HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(worker, "HEARTBEAT_THROTTLE", timedelta(seconds=0.05))
+    monkeypatch.setattr(workers, "HEARTBEAT_THROTTLE", timedelta(seconds=0.05))
 
 
 @asynccontextmanager
