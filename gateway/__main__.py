@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import signal
 import socket
-import sys
 from contextlib import AsyncExitStack
 
-from pydantic import ValidationError
-
-from chatjobs.errors import ChatJobsError, ConfigurationError
-from domain import logs
+from chatjobs.errors import ConfigurationError
+from domain import programs
 from domain.process_exit import exit_now
-from domain.settings import Settings, problems
+from domain.settings import Settings
 from gateway.app import create_app
 from gateway.dependencies import opened
 from gateway.serving.server import BACKLOG, Listener, served
@@ -39,19 +34,14 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-async def serve(settings: Settings) -> None:
-    """Until SIGTERM or Ctrl-C. Raises ChatJobsError."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Answer until ``stop`` is set. Raises ChatJobsError."""
     async with AsyncExitStack() as stack:
         parts = await stack.enter_async_context(opened(settings, lambda rules: HttpWebhookSender(policy=rules)))
         parts.access.refuse_open_door()
         listener = listen(settings.chatjobs_host, settings.chatjobs_port)
         await stack.enter_async_context(served(create_app(parts), parts.open_streams, listener))
-        # What was imported stays for good. Looking through it again and again stops the process for 25 ms at a time.
-        gc.collect()
-        gc.freeze()
+        programs.freeze_imports()
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         log.info("gateway listening on %s", url, extra={"action": "gateway_ready", "url": url})
@@ -60,16 +50,7 @@ async def serve(settings: Settings) -> None:
 
 
 def main() -> int:
-    logs.configure()
-    try:
-        asyncio.run(serve(Settings()))
-    except ChatJobsError as error:
-        sys.stderr.write(f"gateway: {error}\n")
-        return 2
-    except ValidationError as error:
-        sys.stderr.write(f"gateway: the settings are not valid: {problems(error)}\n")
-        return 2
-    return 0
+    return programs.run("gateway", serve)
 
 
 if __name__ == "__main__":
