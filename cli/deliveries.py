@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -13,7 +12,7 @@ from activities.example_webhook import post_example
 from chatjobs.contracts import Endpoint, EndpointList, Redelivering, Redelivery, WebhookTest, WireModel
 from chatjobs.errors import DeliveryNotFound
 from cli.output import Records, complain, console, local_time, one_line, safe, write
-from cli.place import ServiceLocation, find
+from cli.place import ServiceLocation
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.ports import WebhookSender
 from storage.engine.database import Database
@@ -117,15 +116,3 @@ def _table(endpoints: Sequence[Endpoint]) -> RenderableType:
         since = local_time(one.disabled_at or one.failing_since)
         table.add_row(status, safe(one.url), *counts, since, safe(one.last_error or ""))
     return table
-
-
-@asynccontextmanager
-async def opened(*, as_json: bool) -> AsyncIterator[WebhookCommands]:
-    """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
-    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
-    place = find()
-    database = await place.open_database(create=False)
-    try:
-        yield WebhookCommands(place, database, as_json=as_json)
-    finally:
-        await database.close()

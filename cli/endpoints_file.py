@@ -76,7 +76,7 @@ class LocalService:
         return False
 
 
-def expect_something(environment: Mapping[str, str], *, needs_service: bool, first: bool) -> None:
+def require_location(environment: Mapping[str, str], *, needs_service: bool, first: bool) -> None:
     """Refuse at once where nothing says where a service is. ``needs_service``: its database alone is not enough.
     ``first``: the command may come before the service ever ran, if the data directory is named.
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -13,7 +11,7 @@ from rich.console import RenderableType
 from chatjobs.contracts import rfc3339
 from chatjobs.errors import InvalidRequest, Problem
 from cli.output import Records, complain, console, local_time, one_line, safe, write
-from cli.place import find
+from cli.place import ServiceLocation
 from storage.engine.database import Database
 from storage.rate_limits.limiter import Lane, Limiter
 
@@ -26,8 +24,8 @@ SLOWEST, FASTEST = 0.001, 10_000
 class LimitCommands:
     """Each command is a method: it prints, and returns the exit code. Workers follow with their next call."""
 
-    def __init__(self, database: Database, per_second: float, *, as_json: bool) -> None:
-        self._limiter = Limiter(database, per_second=per_second)
+    def __init__(self, place: ServiceLocation, database: Database, *, as_json: bool) -> None:
+        self._limiter = Limiter(database, per_second=place.settings.mistral_requests_per_second)
         self._as_json = as_json
 
     async def list(self) -> int:
@@ -107,15 +105,3 @@ def _rate(lane: Lane) -> str:
     if lane.seen is not None and lane.per_second == lane.seen:
         return f"{rate}, as the model's headers say"
     return f"{rate}, by MISTRAL_REQUESTS_PER_SECOND" if lane.set_to is None else f"{rate}, set here"
-
-
-@asynccontextmanager
-async def opened(*, as_json: bool, create: bool) -> AsyncIterator[LimitCommands]:
-    """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
-    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
-    place = find()
-    database = await place.open_database(create=create, first=True)
-    try:
-        yield LimitCommands(database, place.settings.mistral_requests_per_second, as_json=as_json)
-    finally:
-        await database.close()

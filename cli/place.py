@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,29 @@ NOTHING_RUNS = "Is `make run` running, with the same CHATJOBS_DATA_DIR?"
 
 
 def find() -> ServiceLocation:
-    """By this process's environment. Raises ConfigurationError."""
+    """The location by this process's environment. Raises ConfigurationError."""
     try:
         return ServiceLocation(Settings(), os.environ)
     except ValidationError as error:
         raise ConfigurationError(f"The settings are not valid: {problems(error)}") from None
+
+
+@asynccontextmanager
+async def located(*, database: bool, create: bool, first: bool) -> AsyncIterator[tuple[ServiceLocation, Any]]:
+    """The location and, unless ``database`` is false, its open Database, which is closed after the block; else None.
+
+    ``create`` and ``first``: see ``ServiceLocation.open_database``. Raises ConfigurationError, StorageUnavailable.
+    """
+    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is printed by the commands
+    location = find()
+    if not database:
+        yield location, None
+        return
+    storage = await location.open_database(create=create, first=first)
+    try:
+        yield location, storage
+    finally:
+        await storage.close()
 
 
 class ServiceLocation:
@@ -95,7 +115,7 @@ class ServiceLocation:
         except TimeoutError:
             raise TemporalUnavailable(f"What listens at {address} does not answer as Temporal does") from None
 
-    async def open_database(self, *, create: bool, first: bool = False) -> Database:
+    async def open_database(self, *, create: bool, first: bool) -> Database:
         """``create``: it may be made where its URL is set or a service runs; ``first``: or its directory is set.
 
         Raises ConfigurationError, StorageUnavailable, and ServiceNotRunning where nothing says where one should be.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -19,8 +18,8 @@ from chatjobs.contracts import ChatRequest, Job, JobStatus, QueuePlace
 from chatjobs.errors import ChatJobsError, JobIdConflict, JobNotFound
 from cli.output import console, one_line, write
 from cli.pages import job_list, job_page
-from cli.place import ServiceLocation, find
-from cli.views import View, Voice, view
+from cli.place import ServiceLocation
+from cli.views import Printer, View, view_for
 from cli.waiting import WaitReporter
 from dispatch.intake import RPC_TIMEOUT, Intake
 from dispatch.schedules import delete_runs
@@ -50,7 +49,7 @@ class Service:
         self._place = place
         self._database = database
         self._as_json = as_json
-        self._voice = Voice(as_json=as_json)
+        self._printer = Printer(as_json=as_json)
         self._client: Client | None = None
 
     # -------------------------------------------------------------------------------------------- commands
@@ -58,7 +57,7 @@ class Service:
     async def chat(self, body: dict[str, Any], *, reasoning: bool) -> int:
         self._place.expect_service()
         job = await self._row(await (await self._intake()).accept(body, tenant=self._tenant))
-        with view(as_json=self._as_json, job=job, reasoning=reasoning) as seen:
+        with view_for(as_json=self._as_json, job=job, reasoning=reasoning) as seen:
             seen.notice(f"job {job.job_id}")
             starting = asyncio.create_task(self._start(job, seen))
             try:
@@ -91,7 +90,7 @@ class Service:
         job = await self._found(job_id)
         if not job.status.terminal:
             self._place.expect_service()
-        with view(as_json=self._as_json, job=job, reasoning=reasoning) as seen:
+        with view_for(as_json=self._as_json, job=job, reasoning=reasoning) as seen:
             ended = await self._followed(job, Cursor(job_id, epoch, position), seen)
         return self._outcome(job, ended, seen)
 
@@ -118,13 +117,13 @@ class Service:
         elif jobs:
             console().print(job_list(jobs))
         else:
-            self._voice.notice("there are no such jobs")
+            self._printer.notice("there are no such jobs")
         return OK
 
     async def cancel(self, job_id: str) -> int:
         status = await self._jobs.request_cancel(job_id)
         if not status.terminal:
-            await self._or_say(self._send_cancel(job_id), "the cancel is stored and will be sent", self._voice)
+            await self._or_say(self._send_cancel(job_id), "the cancel is stored and will be sent", self._printer)
         if self._as_json:
             self._print(await self._jobs.get(job_id))
         else:
@@ -134,7 +133,7 @@ class Service:
     async def delete(self, job_id: str) -> int:
         if run := await self._jobs.delete(job_id):
             again = "its history has the job's request: give this command again"
-            await self._or_say(self._delete_runs(run), again, self._voice)
+            await self._or_say(self._delete_runs(run), again, self._printer)
         if self._as_json:
             self._print(await self._jobs.get(job_id))
         else:
@@ -149,17 +148,17 @@ class Service:
             write(f"{job.job_id}\n")  # at once: from here on the job is durable
         elif not wait:
             self._print(job)
-        await self._start(job, self._voice)
+        await self._start(job, self._printer)
         if not wait:
             return OK
-        ended = await self._followed(job, Cursor(job.job_id), self._voice)
+        ended = await self._followed(job, Cursor(job.job_id), self._printer)
         if ended and self._as_json:
             self._print(ended)
-        return self._outcome(job, ended, self._voice)
+        return self._outcome(job, ended, self._printer)
 
-    async def _start(self, job: Job, voice: View) -> None:
+    async def _start(self, job: Job, view: View) -> None:
         if not job.status.terminal:
-            await self._or_say(self._start_stored(job), "the job is stored and will be started", voice)
+            await self._or_say(self._start_stored(job), "the job is stored and will be started", view)
 
     async def _start_stored(self, job: Job) -> None:
         client = await self._temporal()
@@ -189,12 +188,12 @@ class Service:
     async def _delete_runs(self, run: RunRef) -> None:
         await delete_runs(await self._temporal(), run)
 
-    async def _or_say(self, action: Awaitable[None], consequence: str, voice: View) -> None:
+    async def _or_say(self, action: Awaitable[None], consequence: str, view: View) -> None:
         """Do something in Temporal; if it is away, say what comes of that."""
         try:
             await action
         except ChatJobsError as error:
-            voice.notice(f"{error.message}; {consequence} when Temporal is back")
+            view.notice(f"{error.message}; {consequence} when Temporal is back")
 
     # --------------------------------------------------------------------------------------------- watching
 
@@ -205,8 +204,8 @@ class Service:
         except JobNotFound:
             if not await self._runs(job_id):
                 raise
-        self._voice.notice("no worker has taken the job yet; waiting for one")
-        async with WaitReporter(job_id, self._temporal, self._voice.waits).told():
+        self._printer.notice("no worker has taken the job yet; waiting for one")
+        async with WaitReporter(job_id, self._temporal, self._printer.waits).told():
             while await self._runs(job_id):
                 with suppress(JobNotFound):
                     return await self._jobs.get(job_id)
@@ -278,16 +277,16 @@ class Service:
         if not self._as_json:
             write(f"{handle.id}\n")
         try:
-            async with WaitReporter(handle.id, self._temporal, self._voice.waits).told():
+            async with WaitReporter(handle.id, self._temporal, self._printer.waits).told():
                 result = await handle.result()
         except asyncio.CancelledError:  # Ctrl-C
-            self._voice.notice(f"detached; the job goes on. Its result: starter.py show {handle.id}")
+            self._printer.notice(f"detached; the job goes on. Its result: starter.py show {handle.id}")
             return INTERRUPTED
         except RPCError as error:
             raise TemporalUnavailable(f"Temporal does not answer ({error.status.name}); the job goes on") from None
         except WorkflowFailureError as error:
             failed = isinstance(error.cause, ApplicationError)
-            self._voice.notice(f"failed: {error.cause}" if failed else "cancelled")
+            self._printer.notice(f"failed: {error.cause}" if failed else "cancelled")
             return JOB_FAILED
         if self._as_json:
             write(f"{one_line(result)}\n")
@@ -337,16 +336,3 @@ class Service:
             write(f"{one_line(job.model_dump(mode='json'))}\n")
         else:
             console().print(job_page(job), soft_wrap=True)
-
-
-@asynccontextmanager
-async def opened(*, as_json: bool, database: bool, create: bool) -> AsyncIterator[Service]:
-    """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
-    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
-    place = find()
-    storage = await place.open_database(create=create) if database else None
-    try:
-        yield Service(place, storage, as_json=as_json)
-    finally:
-        if storage is not None:
-            await storage.close()

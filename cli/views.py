@@ -57,7 +57,7 @@ class View(Protocol):
         ...
 
 
-def view(*, as_json: bool, job: Job, reasoning: bool) -> View:
+def view_for(*, as_json: bool, job: Job, reasoning: bool) -> View:
     """The form that suits whoever reads standard output."""
     if as_json:
         return JsonView(as_json=True)
@@ -67,7 +67,7 @@ def view(*, as_json: bool, job: Job, reasoning: bool) -> View:
     return PlainView(reasoning=reasoning, begin=place_in_file())
 
 
-class Voice:
+class Printer:
     """Shows nothing of a stream; what there is to say goes to standard error."""
 
     def __init__(self, *, as_json: bool) -> None:
@@ -93,7 +93,7 @@ class Voice:
             self.notice("; ".join(outcome(job)))
 
 
-class JsonView(Voice):
+class JsonView(Printer):
     """JSON lines: the events as on the wire."""
 
     def show(self, frame: Frame) -> None:
@@ -101,7 +101,7 @@ class JsonView(Voice):
         write(f"{one_line({'event': frame.event.type, 'id': frame.id, 'data': data})}\n")
 
 
-class PlainView(Voice):
+class PlainView(Printer):
     """The answer on standard output and nothing else, so that ``> file`` holds exactly the answer."""
 
     def __init__(self, *, reasoning: bool, begin: int | None) -> None:

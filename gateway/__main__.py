@@ -12,7 +12,7 @@ from domain import programs
 from domain.process_exit import exit_now
 from domain.settings import Settings
 from gateway.app import create_app
-from gateway.dependencies import opened
+from gateway.dependencies import open_dependencies
 from gateway.serving.server import BACKLOG, Listener, served
 from providers.webhooks.sender import HttpWebhookSender
 
@@ -37,7 +37,9 @@ def listen(host: str, port: int) -> socket.socket:
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Answer until ``stop`` is set. Raises ChatJobsError."""
     async with AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(opened(settings, lambda rules: HttpWebhookSender(policy=rules)))
+        parts = await stack.enter_async_context(
+            open_dependencies(settings, lambda rules: HttpWebhookSender(policy=rules))
+        )
         parts.access.refuse_open_door()
         listener = listen(settings.chatjobs_host, settings.chatjobs_port)
         await stack.enter_async_context(served(create_app(parts), parts.open_streams, listener))

@@ -76,7 +76,7 @@ async def identity(request: Request) -> Identity:
 
 
 @asynccontextmanager
-async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Dependencies]:
+async def open_dependencies(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Dependencies]:
     """The real parts, looked after while the block runs. Temporal may be away; the database may not.
 
     Raises ChatJobsError with what to do where one is missing.
@@ -96,7 +96,7 @@ async def opened(settings: Settings, sender_of: SenderOf) -> AsyncIterator[Depen
         queue = await stack.enter_async_context(QueueReader(limiter).running())
         after_response = await stack.enter_async_context(AfterResponse().running())
         open_streams = OpenStreams()
-        access = await Access.opened(settings, database, open_streams)
+        access = await Access.open(settings, database, open_streams)
         await stack.enter_async_context(in_background(access.run(), "access"))
         webhooks = WebhookActivities(deliveries=deliveries, sender=sender, secrets_of=secrets_of)
         heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
