@@ -25,6 +25,7 @@ from chatjobs.errors import ChatJobsError, InvalidRequest
 from cli.commands import administration, checks, jobs, webhooks
 from cli.groups import FAILED, INTERRUPTED, OK, UNREACHABLE, USAGE, group
 from cli.running import discard
+from domain.build import VERSION
 from domain.errors import StorageError, TemporalUnavailable
 from domain.process_exit import exit_now
 
@@ -43,9 +44,6 @@ Exit codes:
 The running service is found through endpoints.json in CHATJOBS_DATA_DIR (default .chatjobs), or TEMPORAL_* and
 CHATJOBS_DATABASE_URL.
 """
-
-VERSION = "0.1.0"
-"""That of pyproject.toml, which a container image does not have."""
 
 app = group(
     "Durable chat jobs for Mistral: start them, watch them, look after them.",

@@ -15,6 +15,7 @@ from activities.completion import CompletionActivities
 from activities.result import ResultActivities
 from activities.retention import RetentionActivities
 from activities.webhook import WebhookActivities
+from domain.build import build_id
 from domain.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from domain.settings import Settings
 from workflows import options
@@ -55,6 +56,7 @@ def build_workers(
             sticky_queue_schedule_to_start_timeout=STICKY_QUEUE_TIMEOUT,
             max_concurrent_workflow_task_polls=WORKFLOW_TASK_POLLS,
             graceful_shutdown_timeout=grace,
+            build_id=build_id(),
         ),
         Worker(
             client,
@@ -65,6 +67,7 @@ def build_workers(
             max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             graceful_shutdown_timeout=grace,
+            build_id=build_id(),
         ),
         Worker(
             client,
@@ -74,6 +77,7 @@ def build_workers(
             max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             graceful_shutdown_timeout=grace,
+            build_id=build_id(),
         ),
     ]
 
