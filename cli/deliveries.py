@@ -1,4 +1,4 @@
-"""The commands `redeliver`, `endpoints` and `webhooks test`: made again, how their URLs fare, and a test call."""
+"""The commands `redeliver`, `endpoints` and `webhooks test`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ DELIVERY_PREFIX = "whe_"
 COLOURS = {"ok": "green", "failing": "yellow", "disabled": "red"}
 
 SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]
-"""Makes what posts to strangers by these rules; the entry point knows one."""
+"""Makes the sender that applies these rules; the entry point knows the class."""
 
 
 class WebhookCommands:
-    """Each command is a method: it prints, and returns the exit code. Workers and gateways do what is stored here."""
+    """Each command is a method that prints and returns the exit code. Workers and gateways act on stored changes."""
 
     def __init__(self, place: ServiceLocation, database: Database, *, as_json: bool) -> None:
         self._place = place
@@ -40,10 +40,10 @@ class WebhookCommands:
 
     async def redeliver(self, name: str) -> int:
         """``name`` is a delivery's id or a job's."""
-        return self._told(Redelivering(count=await self._again(name)))
+        return self._report(Redelivering(count=await self._redeliver(name)))
 
     async def redeliver_some(self, chosen: Redelivery, tenant: str | None) -> int:
-        return self._told(await self._deliveries.redeliver_some(chosen, tenant or self._default_tenant))
+        return self._report(await self._deliveries.redeliver_some(chosen, tenant or self._default_tenant))
 
     async def list_endpoints(self, tenant: str | None) -> int:
         found = await self._endpoints.list(tenant or self._default_tenant)
@@ -65,29 +65,29 @@ class WebhookCommands:
         return OK
 
     async def test(self, url: str, tenant: str | None, sender_of: SenderOf) -> int:
-        """From this process, by the rules and with the secrets of the service. Raises WebhookUrlRefused."""
+        """Send a test event from this process, by the service's rules and secrets. Raises WebhookUrlRefused."""
         rules = self._place.webhook_rules(self._database)
         url = (await rules.now()).check(url)
         settings, owner = self._place.service_settings, tenant or self._default_tenant
         secrets = await signing_secrets(settings, self._database, owner)
         async with sender_of(rules) as sender:
-            heard = await post_example(sender, url, secrets)
+            result = await post_example(sender, url, secrets)
         if self._as_json:
-            self._print(heard)
+            self._print(result)
         else:
-            write(f"{_came_of(heard)}\n")
-            if heard.advice:
-                complain(safe(heard.advice))
-        return OK if heard.delivered else NOT_DELIVERED
+            write(f"{_test_line(result)}\n")
+            if result.advice:
+                complain(safe(result.advice))
+        return OK if result.delivered else NOT_DELIVERED
 
-    async def _again(self, name: str) -> int:
+    async def _redeliver(self, name: str) -> int:
         if name.startswith(DELIVERY_PREFIX):
             with suppress(DeliveryNotFound):
                 await self._deliveries.redeliver(name, telling=False)
                 return 1
         return len(await self._deliveries.redeliver_job(name, telling=False))
 
-    def _told(self, made: Redelivering) -> int:
+    def _report(self, made: Redelivering) -> int:
         if self._as_json:
             self._print(made)
             return OK
@@ -100,12 +100,12 @@ class WebhookCommands:
         write(f"{one_line(value.model_dump(mode='json'))}\n")
 
 
-def _came_of(heard: WebhookTest) -> str:
+def _test_line(result: WebhookTest) -> str:
     """``delivered: answered 204 in 12 ms``; ``not delivered: connect_error``."""
-    answer = f"answered {heard.status_code}" if heard.status_code else ""
-    why = ", ".join(filter(None, (answer, safe(heard.error or ""))))
-    took = f" in {heard.latency_ms} ms" if heard.latency_ms else ""
-    return f"{'delivered' if heard.delivered else 'not delivered'}: {why}{took}"
+    answer = f"answered {result.status_code}" if result.status_code else ""
+    why = ", ".join(filter(None, (answer, safe(result.error or ""))))
+    took = f" in {result.latency_ms} ms" if result.latency_ms else ""
+    return f"{'delivered' if result.delivered else 'not delivered'}: {why}{took}"
 
 
 def _table(endpoints: Sequence[Endpoint]) -> RenderableType:

@@ -1,4 +1,4 @@
-"""The commands `keys` and `secrets`: who may call the gateway, and what tenants' webhooks are signed with."""
+"""The commands `keys` and `secrets`: API keys of the gateway, and signing secrets of tenants' webhooks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS = {"valid": "green", "expired": "yellow", "revoked": "red"}
 
 
 class KeyCommands:
-    """Each command is a method: it prints, and returns the exit code."""
+    """Each command is a method that prints and returns the exit code."""
 
     def __init__(self, place: ServiceLocation, database: Database, *, as_json: bool) -> None:
         self._keys = KeyStore(database)
@@ -35,7 +35,7 @@ class KeyCommands:
     # ------------------------------------------------------------------------------------------------ keys
 
     async def add_key(self, tenant: str | None, name: str, expires_at: datetime | None) -> int:
-        """The key itself is all that goes to standard output, so that a script can take it from there."""
+        """Add a key. Standard output gets the key and nothing else, so that a script can read it."""
         first = not await self._keys.configured()
         key, plain = await self._keys.add(tenant=self._tenant(tenant), name=_name(name), expires_at=expires_at)
         if self._as_json:

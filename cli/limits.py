@@ -1,4 +1,4 @@
-"""The commands `limits`: how fast the calls of one key and one family of models may start, over all workers."""
+"""The commands `limits`: calls per second that may start with one key and one family of models, over all workers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from storage.rate_limits.limiter import Lane, Limiter
 
 OK = 0
 LANE = re.compile(r"[0-9a-f]{8}:[!-~]{1,128}")
-"""As providers make them: some digits of the key's digest, and the family of models."""
+"""The form of providers' lane names: some digits of the key's digest, and the family of models."""
 SLOWEST, FASTEST = 0.001, 10_000
 
 
 class LimitCommands:
-    """Each command is a method: it prints, and returns the exit code. Workers follow with their next call."""
+    """Each command is a method that prints and returns the exit code. Workers apply changes to their next call."""
 
     def __init__(self, place: ServiceLocation, database: Database, *, as_json: bool) -> None:
         self._limiter = Limiter(database, per_second=place.settings.mistral_requests_per_second)
@@ -93,14 +93,14 @@ def _table(lanes: Sequence[Lane]) -> RenderableType:
 
 
 def _model(lane: Lane) -> str:
-    """Whether the model answers; what it said last where it does not."""
+    """Whether the model answers; if not, its last error."""
     if not lane.down:
         return "answers"
     return f"down ({safe(lane.last_error or 'no answer')}), tried next at {local_time(lane.probes_at)}"
 
 
 def _rate(lane: Lane) -> str:
-    """The limit in force and where it comes from; that of the setting is this process's own."""
+    """The limit in force and its source. The setting shown is that of this process."""
     rate = f"{lane.per_second:.4g}/s"
     if lane.seen is not None and lane.per_second == lane.seen:
         return f"{rate}, as the model's headers say"

@@ -87,19 +87,19 @@ def _require_location(*, needs_service: bool = False, first: bool = False) -> No
 
 
 def exit_code_of(main: Coroutine[Any, Any, int]) -> int:
-    heed_ctrl_c()
+    enable_ctrl_c()
     try:
         return asyncio.run(main)
-    except BrokenPipeError:  # `| head` has seen enough; the job goes on
+    except BrokenPipeError:  # the reader, such as `| head`, has ended; the job goes on
         discard(sys.stdout)
         return OK
 
 
-def heed_ctrl_c() -> None:
+def enable_ctrl_c() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def discard(stream: TextIO) -> None:
-    """What is still in its buffer goes nowhere: the interpreter's exit would complain of it."""
+    """Send the rest of a stream's buffer to /dev/null, so that the interpreter's exit does not fail on it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,4 +1,4 @@
-"""Keys of the API, secrets of webhooks, limits of the model."""
+"""The commands for API keys, webhook secrets and rate limits."""
 
 from __future__ import annotations
 

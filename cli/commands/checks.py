@@ -1,4 +1,4 @@
-"""Whether everything is well here, and whether it stays so when everything breaks."""
+"""The commands `doctor` and `drill`."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def drill(
             raise
         raise ConfigurationError("the image has no drill; run `make drill` in a checkout of the project") from None
 
-    running.heed_ctrl_c()
+    running.enable_ctrl_c()
     plan = DrillPlan(jobs, kills, scale, workers, gateways, seed, only, database, keep)
     return run(plan, as_json=as_json)

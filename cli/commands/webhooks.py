@@ -1,4 +1,4 @@
-"""Webhooks: made again, tested, and how their receivers fare."""
+"""The commands for webhooks: redelivery, endpoints, test calls."""
 
 from __future__ import annotations
 
