@@ -1,6 +1,6 @@
 """The command line: chat, start, watch and everything else that `starter.py --help` lists.
 
-The commands are in cli/commands/. Nothing heavy is imported before one runs: `--help` answers at once.
+The commands are in cli/commands/. Heavy imports are made when a command runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _open_closed_streams() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code. Errors become one sentence, or one JSON object, on standard error."""
+    """Run a command; the exit code. Errors become one sentence, or one JSON object, on standard error."""
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -90,7 +90,7 @@ class WorkerParts:
 
 @asynccontextmanager
 async def parts_from(settings: Settings) -> AsyncIterator[WorkerParts]:
-    """The real parts. Raises ChatJobsError with what to do where one is missing."""
+    """The real parts, closed after the block. Raises ChatJobsError, which says what to do, if one is missing."""
     if not settings.webhook_secret:
         log.warning("WEBHOOK_SECRET is not set: webhooks wait until it is", extra={"action": "no_webhook_secret"})
     async with AsyncExitStack() as stack:

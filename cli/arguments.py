@@ -20,7 +20,7 @@ Model = Annotated[str | None, typer.Option(help="Mistral's name of the model.")]
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
 MaxTokens = Annotated[int | None, typer.Option(help="The longest answer, in tokens.")]
 Temperature = Annotated[float | None, typer.Option(help="0 to 2.")]
-Callback = Annotated[str | None, typer.Option(metavar="URL", help="A webhook that hears of the outcome.")]
+Callback = Annotated[str | None, typer.Option(metavar="URL", help="A webhook that gets the outcome.")]
 Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the job; repeatable.")]
 Reasoning = Annotated[
     bool, typer.Option("--reasoning", help="Print the model's reasoning, too, where it is no screen.")

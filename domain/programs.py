@@ -18,7 +18,7 @@ from domain.settings import Settings, problems
 UNUSABLE = 2
 
 Serve = Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]]
-"""Serves until the event is set. Raises ChatJobsError with what to do where it cannot."""
+"""Serves until the event is set. Raises ChatJobsError, which says what to do, if it cannot."""
 
 
 def run(name: str, serve: Serve) -> int:

@@ -50,9 +50,9 @@ def drill(
     keep: Annotated[str | None, typer.Option(metavar="DIRECTORY", help="Where to keep data and logs.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Break a stack of its own, and judge what became of its jobs.
+    """Break a stack of its own in every known way, and check its jobs.
 
-    In every way we know; an auditor judges from outside.
+    An auditor checks from outside.
 
     Starts its own Temporal, simulator, workers and gateways on free ports; a running service is not touched. The exit
     code is 1 where an invariant is violated.

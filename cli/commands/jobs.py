@@ -133,7 +133,7 @@ def list_jobs(
 
 @app.command()
 def cancel(job: JobId, as_json: AsJson = False) -> int:
-    """Cancel a job. The wish is stored: where Temporal is away, it is sent when it is back."""
+    """Cancel a job. The request is stored: if Temporal is unavailable, it is sent once Temporal is back."""
     return running.with_service(lambda service: service.cancel(job), as_json=as_json)
 
 
