@@ -1,13 +1,13 @@
 """The command line: chat, start, watch and everything else that `starter.py --help` lists.
 
-The commands are in cli/commands/. Nothing heavy is imported before one runs: `--help` answers at once.
+The commands are in cli/commands/. Heavy imports are made when a command runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":  # while the rest is imported there is nothing to leave in order, and no traceback to show
+if __name__ == "__main__":  # during the imports there is nothing to clean up, so Ctrl-C ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import io
@@ -25,6 +25,7 @@ from chatjobs.errors import ChatJobsError, InvalidRequest
 from cli.commands import administration, checks, jobs, webhooks
 from cli.groups import FAILED, INTERRUPTED, OK, UNREACHABLE, USAGE, group
 from cli.running import discard
+from domain.build import VERSION
 from domain.errors import StorageError, TemporalUnavailable
 from domain.process_exit import exit_now
 
@@ -44,21 +45,18 @@ The running service is found through endpoints.json in CHATJOBS_DATA_DIR (defaul
 CHATJOBS_DATABASE_URL.
 """
 
-VERSION = "0.1.0"
-"""That of pyproject.toml, which a container image does not have."""
-
 app = group(
     "Durable chat jobs for Mistral: start them, watch them, look after them.",
     epilog=EPILOG,
     add_completion=False,
-    pretty_exceptions_enable=False,  # its traceback would show values: prompts, keys
+    pretty_exceptions_enable=False,  # its tracebacks show values: prompts, keys
 )
 for family in (jobs.app, webhooks.app, checks.app, administration.app):
     app.add_typer(family)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"chatjobs {VERSION}")
         raise typer.Exit
 
@@ -73,8 +71,8 @@ def common(
 
 
 def _open_closed_streams() -> None:
-    """A stream that was closed by who started this is nothing to read from and nowhere to write to, and its number not
-    that of the next file."""
+    """Replace standard streams that the parent process closed by /dev/null, so that the next file does not get their
+    descriptor."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             if (opened := os.open(os.devnull, os.O_RDWR)) != number:
@@ -83,7 +81,7 @@ def _open_closed_streams() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code. Errors become one sentence, or one JSON object, on standard error."""
+    """Run a command; the exit code. Errors become one sentence, or one JSON object, on standard error."""
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -92,40 +90,40 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return int(app(arguments, prog_name="starter.py", standalone_mode=False) or OK)
     except ChatJobsError as error:
-        _complain(error, as_json)
+        _print_error(error, as_json)
         return UNREACHABLE if isinstance(error, StorageError | TemporalUnavailable) else USAGE
     except TyperException as error:
-        _complain(error, as_json)
+        _print_error(error, as_json)
         return USAGE
     except KeyboardInterrupt:
         typer.echo("starter: interrupted", err=True)
         return INTERRUPTED
-    except SystemExit:  # of typer, where nobody reads its help
+    except SystemExit:  # raised by typer when the reader of its help has closed the pipe
         discard(sys.stdout)
         return OK
-    except OSError as error:  # a full disk, for one
+    except OSError as error:  # for example a full disk
         discard(sys.stdout)
         typer.echo(f"starter: {error.filename or 'the output cannot be written'}: {error.strerror}", err=True)
         return FAILED
 
 
-def _complain(error: ChatJobsError | TyperException, as_json: bool) -> None:
+def _print_error(error: ChatJobsError | TyperException, as_json: bool) -> None:
     from cli.usage import sentence
 
-    told = sentence(error)
-    line = json.dumps({"error": _described(error, told)}, ensure_ascii=False) if as_json else f"starter: {told}"
+    text = sentence(error)
+    line = json.dumps({"error": _error_fields(error, text)}, ensure_ascii=False) if as_json else f"starter: {text}"
     with suppress(BrokenPipeError):
         typer.echo(line, err=True)
 
 
-def _described(error: ChatJobsError | TyperException, told: str) -> dict[str, Any]:
+def _error_fields(error: ChatJobsError | TyperException, text: str) -> dict[str, Any]:
     if isinstance(error, InvalidRequest):
         problems = [{"pointer": place, "message": why} for place, why in error.problems]
-        return {"code": error.code, "message": told, "errors": problems}
-    return {"code": error.code if isinstance(error, ChatJobsError) else "usage", "message": told}
+        return {"code": error.code, "message": text, "errors": problems}
+    return {"code": error.code if isinstance(error, ChatJobsError) else "usage", "message": text}
 
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
     exit_now(code)

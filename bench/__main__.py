@@ -1,6 +1,6 @@
-"""All benchmarks: a table, and bench/results.json. `make bench`; a single one: `python -m bench.jobs`.
+"""All benchmarks: `make bench` prints a table and writes bench/results.json. A single one: `python -m bench.jobs`.
 
-``--full`` takes up to 20 minutes: it measures the rivals, too, and cuts readers off 10,000 times.
+``--full`` takes up to 20 minutes: it also measures the alternatives, and cuts readers off 10,000 times.
 
 Each module runs in a process of its own, one after the other, and measures its baseline in the same run: machines are
 noisy, ratios less so.
@@ -8,6 +8,7 @@ noisy, ratios less so.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -23,8 +24,10 @@ MODULE_SECONDS_FULL = 600
 
 
 def main() -> int:
-    """The exit code: 0 if every module ran, whether or not it met its targets."""
-    began, full = time.monotonic(), "--full" in sys.argv[1:]
+    """Run all modules. The exit code is 0 if each ran, whether or not it met its targets."""
+    parser = argparse.ArgumentParser("python -m bench", description=__doc__)
+    parser.add_argument("--full", action="store_true", help="also the alternatives, and 10,000 cuts; up to 20 minutes")
+    began, full = time.monotonic(), parser.parse_args().full
     rows: list[Row] = []
     failed = []
     for module in MODULES:

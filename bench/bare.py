@@ -14,7 +14,7 @@ async def nothing() -> None:
 
 @workflow.defn
 class Bare:
-    """The least that Temporal can do with a worker: one activity."""
+    """The smallest workflow with a worker: one activity."""
 
     @workflow.run
     async def run(self) -> None:

@@ -1,8 +1,8 @@
-"""How soon a cancel ends the call of the model: through HTTP, through Temporal, and while Temporal is away.
+"""How soon a cancel ends the call of the model: over HTTP, through Temporal, and while Temporal is unavailable.
 
-``python -m bench.cancel``. The time is from the call that asks for it to the end of the connection in the simulator's
-log; for jobs that wait for their turn there is no connection, and it is to the end of the job. One worker process with
-its own settings; the heartbeat timeout is the usual one.
+``python -m bench.cancel``. The time runs from the request to the end of the connection in the simulator's log; for jobs
+that wait for their turn, which have no connection, to the end of the job. One worker process with its own settings and
+the default heartbeat timeout.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from tests.support.simulator_process import prompt
 from tests.support.stack import stack
 
 CANCELS = 40
-"""In each way; all of them stream at the same time."""
+"""By each way; all of them stream at the same time."""
 BETWEEN = 0.05
-"""Seconds between two cancels: they come at any moment of a heartbeat's second."""
+"""Seconds between two cancels, so that they are spread over the heartbeat's second."""
 LIMIT_SECONDS = 2.0
 PATIENCE = 30.0
 
-Ask = Callable[[str], Awaitable[Any]]
+Cancel = Callable[[str], Awaitable[Any]]
 
 
 async def streaming(live: Service, count: int) -> dict[str, str]:
-    """Messages of jobs whose answers are under way, with their ids."""
+    """Start jobs and wait for their first tokens. Returns their ids by message."""
     messages = [prompt("to be cancelled", tokens=5_000, tokens_per_second=10) for _ in range(count)]
     ids = await asyncio.gather(*(live.submit(message) for message in messages))
     sim = live.stack.simulator
@@ -42,22 +42,22 @@ async def streaming(live: Service, count: int) -> dict[str, str]:
     return dict(zip(messages, ids, strict=True))
 
 
-async def cancelled(live: Service, count: int, ask: Ask, *, after: Ask | None = None) -> list[float]:
+async def cancel_times(live: Service, count: int, cancel: Cancel, *, after: Cancel | None = None) -> list[float]:
     """Seconds from each cancel to the end of its connection."""
     jobs = await streaming(live, count)
     if after is not None:
         await after("")
-    asked = {}
+    requested = {}
     for message, job_id in jobs.items():
-        asked[message] = time.time()
-        await ask(job_id)
+        requested[message] = time.time()
+        await cancel(job_id)
         await asyncio.sleep(BETWEEN)
     sim = live.stack.simulator
     entries = await asyncio.gather(*(sim.wait(message, ended=True, timeout=PATIENCE) for message in jobs))
-    return [entry["ended"] - asked[message] for message, entry in zip(jobs, entries, strict=True)]
+    return [entry["ended"] - requested[message] for message, entry in zip(jobs, entries, strict=True)]
 
 
-async def waiting(live: Service, count: int) -> list[float]:
+async def queued_cancel_times(live: Service, count: int) -> list[float]:
     """Seconds from a cancel to the end of a job that waits for its lane, which is paused."""
     model = "open-mistral-nemo"
     first = prompt(faults=[{"kind": 429, "retry_after": 300}])
@@ -73,7 +73,7 @@ async def waiting(live: Service, count: int) -> list[float]:
 
 
 async def measure(count: int) -> dict[str, list[float]]:
-    """Seconds of each cancel, by the way it came."""
+    """Seconds of each cancel by way."""
     async with AsyncExitStack() as closing:
         home = closing.enter_context(tempfile.TemporaryDirectory(prefix="chatjobs-bench-"))
         env = {"CHATJOBS_CONCURRENCY": str(count), "CHATJOBS_PORT": "0"}
@@ -81,20 +81,20 @@ async def measure(count: int) -> dict[str, list[float]]:
         door = gateway(built)
         live = await closing.enter_async_context(service(built))
         found = {
-            "over HTTP": await cancelled(live, count, over_http(door)),
-            "through Temporal": await cancelled(live, count, lambda job_id: live.run(job_id).cancel()),
-            "in the queue for the rate limit": await waiting(live, count // 2),
+            "over HTTP": await cancel_times(live, count, over_http(door)),
+            "through Temporal": await cancel_times(live, count, lambda job_id: live.run(job_id).cancel()),
+            "in the queue for the rate limit": await queued_cancel_times(live, count // 2),
         }
-        away = await cancelled(live, count, live.jobs.request_cancel, after=lambda _: asyncio.to_thread(kill, live))
+        away = await cancel_times(live, count, live.jobs.request_cancel, after=lambda _: asyncio.to_thread(kill, live))
         return found | {"while Temporal is away": away}
 
 
-def over_http(door: Gateway) -> Ask:
-    async def ask(job_id: str) -> None:
+def over_http(door: Gateway) -> Cancel:
+    async def cancel(job_id: str) -> None:
         async with door.client() as client:
             (await client.post(f"/api/jobs/{job_id}/cancel")).raise_for_status()
 
-    return ask
+    return cancel
 
 
 def kill(live: Service) -> None:
@@ -104,7 +104,9 @@ def kill(live: Service) -> None:
 def rows(found: dict[str, list[float]]) -> list[Row]:
     streams = [seconds for way, times in found.items() if "queue" not in way for seconds in times]
     return [
-        _row(f"cancel to the connection's end, p99 of {len(streams)}", _p99(streams), streams),
+        _row(
+            f"cancel to the connection's end, p99 of {len(streams)}", sorted(streams)[int(len(streams) * 0.99)], streams
+        ),
         *(_row(f"longest cancel {way}", max(times), times) for way, times in found.items()),
     ]
 
@@ -119,10 +121,6 @@ def _row(name: str, value: float, times: Sequence[float]) -> Row:
         target=f"≤ {LIMIT_SECONDS:.0f} s",
         met=value <= LIMIT_SECONDS,
     )
-
-
-def _p99(times: Sequence[float]) -> float:
-    return sorted(times)[int(len(times) * 0.99)]
 
 
 def run() -> list[Row]:

@@ -1,16 +1,16 @@
-"""What a streamed token and a request cost in CPU: our decoding and requests, against the SDK's own, in one run.
+"""CPU cost of a streamed token and of a request: our provider against the SDK, in one run.
 
-``python -m bench.decoding``. A server in a process of its own sends chat completions, each token in a write of its
-own; only this process's CPU time is counted. Both sides get the same streams from the same server, in turns, and
-each in the form that people use: ``Mistral().chat.stream_async`` with the SDK's default client, and
-``MistralChat.stream``. Counting starts when all streams are open and ends when all answers are whole.
+``python -m bench.decoding``. A server in another process sends chat completions with one write per token; only this
+process's CPU time is counted. Both sides read the same streams from the same server, in turns, each as it is commonly
+used: ``Mistral().chat.stream_async`` with the SDK's default client, and ``MistralChat.stream``. Counting starts when
+all streams are open and ends when all answers are whole.
 
-Two ways of sending, since they measure different things:
+Two ways of sending measure different things:
 
-- *as fast as it goes*: reads hold as many tokens as have piled up, so that this is the price of decoding;
-- *one read a token*: tokens come 20 ms apart on each stream (1 ms if there is only one), so that this is the price of
-  a token with everything around it: waking up, reading, HTTP. A process with a single slow stream mostly pays for
-  waking up, which costs both sides the same and says little about decoding; that row has no target.
+- *as fast as it goes*: each read returns all tokens that have accumulated, so this is the cost of decoding;
+- *one read a token*: tokens are sent 20 ms apart on each stream (1 ms if there is only one), so this is the cost of a
+  token with wake-up, read and HTTP. A process with a single slow stream mostly pays for the wake-up, which costs both
+  sides the same and says little about decoding; that row has no target.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ TARGET_RATIO = 20
 TARGET_REQUEST_MS = 4
 ROUNDS = 3
 REQUESTS = 40
-"""Per round and side, one after the other."""
+"""Per round and side, in sequence."""
 SETTLE_SECONDS = 0.3
-"""Between the last stream's opening and its second token: by then all clients have read their first one."""
+"""From the last stream's opening to the second tokens: by then all clients have read their first token."""
 
 
 class StreamLoad(NamedTuple):
-    """``tokens`` on each of ``streams`` streams, ``rate`` tokens a second on each; 0 is as fast as it goes."""
+    """``tokens`` on each of ``streams`` streams, each at ``rate`` tokens per second; 0 is as fast as possible."""
 
     streams: int
     tokens: int
@@ -53,7 +53,7 @@ class StreamLoad(NamedTuple):
 
     @property
     def model(self) -> str:
-        """The load as the name of a model: that is how the server learns of it."""
+        """The load as the name of a model, which tells the server what to send."""
         return ":".join(map(str, self))
 
     @property
@@ -100,7 +100,7 @@ END = _frame("", "stop", usage=USAGE) + _part(b"data: [DONE]\n\n") + b"0\r\n\r\n
 
 
 class LoadServer:
-    """Answers each request with the load that its model names, all streams of a load beginning together."""
+    """Answers each request with the load that its model names. All streams of a load start together."""
 
     def __init__(self) -> None:
         self._waiting: defaultdict[str, list[asyncio.Future[float]]] = defaultdict(list)
@@ -108,21 +108,21 @@ class LoadServer:
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                load = await self._asked(reader)
+                load = await self._read_request(reader)
                 writer.write(HEAD + TOKEN)
-                began = await self._together(load) if load.streams > 1 or load.tokens > 1 else 0
+                began = await self._start_together(load) if load.streams > 1 or load.tokens > 1 else 0
                 await self._answer(writer, load, began)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
-    async def _asked(self, reader: asyncio.StreamReader) -> StreamLoad:
+    async def _read_request(self, reader: asyncio.StreamReader) -> StreamLoad:
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
         body = json.loads(await reader.readexactly(length))
         return StreamLoad(*map(int, body["model"].split(":")))
 
-    async def _together(self, load: StreamLoad) -> float:
-        """When the streams of a load begin: some time after the last one was opened."""
+    async def _start_together(self, load: StreamLoad) -> float:
+        """Wait for all streams of a load to open. Returns the time at which they start."""
         waiting = self._waiting[load.model]
         mine: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         waiting.append(mine)
@@ -153,7 +153,7 @@ async def _serve() -> None:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The address of a server in its own process."""
+    """The address of a server in another process."""
     command = [sys.executable, "-m", "bench.decoding", "serve"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -166,12 +166,12 @@ def server() -> Iterator[str]:
 # --------------------------------------------------------------------------------------------------- clients
 
 Client = Callable[[StreamLoad, Callable[[], None]], Awaitable[int]]
-"""Reads one answer; calls back at its first token; returns the number of tokens."""
+"""Reads one answer, calling back at each token. Returns the number of tokens."""
 
 
 @asynccontextmanager
 async def sdk(url: str) -> AsyncIterator[Client]:
-    limits = httpx2.Limits(max_connections=None)  # the SDK's own client would queue beyond 100
+    limits = httpx2.Limits(max_connections=None)  # the SDK's default client would queue beyond 100
     async with httpx2.AsyncClient(follow_redirects=True, limits=limits) as http:
         mistral = Mistral(api_key="none", server_url=url, async_client=http)
 
@@ -209,14 +209,14 @@ async def ours(url: str) -> AsyncIterator[Client]:
 
 
 class _Start:
-    """The CPU time when the last of the streams was opened."""
+    """The CPU time at which the last stream was opened."""
 
     def __init__(self, streams: int) -> None:
         self._missing = streams
         self.cpu = 0.0
 
-    def one(self) -> Callable[[], None]:
-        """For one stream, to be called at each of its tokens."""
+    def callback(self) -> Callable[[], None]:
+        """A callback for one stream, called at each of its tokens."""
         first = True
 
         def opened() -> None:
@@ -231,7 +231,7 @@ class _Start:
 
 async def tokens_per_cpu_second(client: Client, load: StreamLoad) -> float:
     start = _Start(load.streams)
-    counts = await asyncio.gather(*(client(load, start.one()) for _ in range(load.streams)))
+    counts = await asyncio.gather(*(client(load, start.callback()) for _ in range(load.streams)))
     spent = time.process_time() - start.cpu
     assert counts == [load.tokens] * load.streams
     return load.streams * (load.tokens - 1) / spent

@@ -1,7 +1,7 @@
-"""What it takes to accept a job over HTTP: latency under load, a burst, and the way to the first token.
+"""Accepting jobs over HTTP: latency under load, throughput of a burst, and the time to the first token.
 
-``python -m bench.door``. Temporal, worker, gateway and model are processes of their own; SQLite. The baseline of the
-first token is the plain way to do it: a route that calls the model and hands its events on.
+``python -m bench.door``. Temporal, worker, gateway and model are separate processes; the database is SQLite. The
+baseline of the first token is a route that calls the model and forwards its events (plain.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FIRST_TOKEN_SECONDS = 0.1
 
 @contextmanager
 def bench_stack(concurrency: int = 200) -> Iterator[tuple[Stack, Gateway]]:
-    """The system with a model that stamps its tokens."""
+    """The service with a model that stamps its tokens."""
     port = free_port()
     settings = {
         "MISTRAL_SERVER_URL": f"http://127.0.0.1:{port}",
@@ -60,7 +60,7 @@ def body(tokens: int, rate: float = 0, first: float = 0, **fields: Any) -> dict[
 
 
 async def under_load(url: str) -> list[float]:
-    """Milliseconds of each of the posts, at a steady rate whatever the answers take, beside running streams."""
+    """Milliseconds of each post, at a fixed rate independent of the answers, beside running streams."""
     length = int((SECONDS + 4) * 50)
     readers = [await BenchReader.open(url, "/api/chat/stream", body(length, 50)) for _ in range(STREAMS)]
     await asyncio.gather(*(reader.first for reader in readers))
@@ -90,7 +90,7 @@ async def under_load(url: str) -> list[float]:
 
 
 async def burst(url: str, database: str) -> tuple[float, float]:
-    """Accepted jobs per second, and started ones per second up to the last; every accepted job is in the database."""
+    """Jobs accepted per second, and started per second. Asserts that every accepted job is in the database."""
     ids: list[str] = []
 
     async def post(connection: Connection, times: int) -> None:
@@ -119,7 +119,7 @@ async def burst(url: str, database: str) -> tuple[float, float]:
 
 
 async def first_token(url: str, path: str) -> float:
-    """Milliseconds from before the connection is made to the first token, beyond what the model took."""
+    """Milliseconds from before the connection to the first token, without the model's own time."""
     began = time.perf_counter()
     reader = await BenchReader.open(url, path, body(5, 50, FIRST_TOKEN_SECONDS))
     await reader.first
@@ -129,18 +129,18 @@ async def first_token(url: str, path: str) -> float:
 
 
 async def first_tokens(ours: str, plain: str) -> tuple[list[float], list[float]]:
-    """In turns: ours, and the plain route's."""
+    """Times of our route and of the plain one, measured in turns."""
     durable, proxied = array("d"), array("d")
     for number in range(SINGLES + 3):
         pair = await first_token(ours, "/api/chat/stream"), await first_token(plain, "/chat")
-        if number >= 3:  # the first ones open connections and caches
+        if number >= 3:  # the first ones fill connections and caches
             durable.append(pair[0])
             proxied.append(pair[1])
     return list(durable), list(proxied)
 
 
 async def measure() -> list[Row]:
-    # The streams take all the worker's places, so that what is posted beside them waits, as it does in a busy service.
+    # The streams take all the worker's slots, so that the jobs posted beside them wait, as in a busy service.
     with bench_stack(concurrency=STREAMS) as (built, door):
         database = built.database_url.removeprefix("sqlite:///")
         proxy = built.run("plain", "-m", "bench.plain", str(port := free_port()), ready="plain proxy listening on")

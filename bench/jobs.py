@@ -1,7 +1,7 @@
-"""Jobs per second, overhead of one job, size of its history: against a bare workflow with one empty activity, on the
-same Temporal server, by the same worker process, in turns.
+"""Jobs per second, overhead of one job and size of its history, against a workflow with one empty activity.
 
-The model answers at once, so what is left is ours: accept (durable), start, claim, transcript, finish, seal.
+Both run in turns on the same Temporal server and worker process. The model answers at once, so the rest is the
+service's own work: accept (durable), start, claim, transcript, finish, seal.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ JOBS_PER_ROUND = 60
 IN_FLIGHT = 20
 SINGLES = 25
 NO_LIMIT = 10_000
-"""Calls per second: every job takes its turn, and none waits for it."""
+"""Calls per second: the rate limit is applied, and no job waits for it."""
 BARE_QUEUE = "bench-bare"
 LONG_ANSWER = 5_000_000
 """Characters of the answer whose history is measured."""
@@ -64,14 +64,14 @@ class InstantModel:
 
 
 class InstantReceiver:
-    """A sender whose receiver is always there."""
+    """A sender whose receiver accepts everything at once."""
 
     async def post(self, url: str, *, headers: Any, body: bytes) -> WebhookResponse:
         return WebhookResponse(latency_ms=0, status_code=204)
 
 
 class Bench:
-    """The two things to compare."""
+    """The two kinds of workflow to compare."""
 
     def __init__(self, client: Client, parts: WorkerParts) -> None:
         self._client = client
@@ -96,7 +96,7 @@ class Bench:
 
 
 async def rate(make: Callable[[], Awaitable[Any]]) -> float:
-    """Per second, with IN_FLIGHT at a time."""
+    """Runs per second, with IN_FLIGHT at a time."""
     slots = asyncio.Semaphore(IN_FLIGHT)
 
     async def one() -> None:
@@ -109,7 +109,7 @@ async def rate(make: Callable[[], Awaitable[Any]]) -> float:
 
 
 async def latency(make: Callable[[], Awaitable[Any]]) -> float:
-    """Milliseconds of one, alone."""
+    """Milliseconds of a single run."""
     began = time.perf_counter()
     await make()
     return (time.perf_counter() - began) * 1000
@@ -117,7 +117,7 @@ async def latency(make: Callable[[], Awaitable[Any]]) -> float:
 
 @asynccontextmanager
 async def stack(directory: Path) -> AsyncIterator[Bench]:
-    """A server, a worker for both, a SQLite file."""
+    """A Temporal server, a worker for both kinds, a SQLite file."""
     with temporal_server(directory) as server:
         os.environ["TEMPORAL_ADDRESS"] = server.address
         client = await connect()
@@ -193,7 +193,7 @@ async def latencies(bench: Bench) -> list[Row]:
 
 
 async def histories(bench: Bench) -> list[Row]:
-    """Events and bytes, for a short and for a long answer."""
+    """Events and size of histories, for a short and for a long answer."""
     words = {"pieces": "100", "words": str(LONG_ANSWER // 5 // 100)}
     rows = []
     for name, handle, most in (

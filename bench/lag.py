@@ -1,7 +1,7 @@
-"""How old a token is when a reader has it: model → worker → storage → gateway → server-sent events → client.
+"""The age of a token when a reader receives it: model → worker → storage → gateway → server-sent events → client.
 
-``python -m bench.lag``. Every part is a process of its own; the tokens say when they were sent (model.py). The rivals
-do the same between the same model and the same client, in the same run: Redis Streams (one process that reads the model
+``python -m bench.lag``. Every part is a separate process; the tokens have the time at which they were sent (model.py).
+The alternatives run between the same model and client, in the same run: Redis Streams (one process that reads the model
 and adds to a stream, one that serves server-sent events from it) and temporalio.contrib.workflow_streams.
 """
 
@@ -25,19 +25,19 @@ STREAMS = 100
 RATE = 50
 SECONDS = 8
 SETTLE_SECONDS = 2.0
-"""After the first token of the last stream, before anything is measured."""
+"""From the first token of the last stream to the start of the measurement."""
 PATIENCE_SECONDS = 60
 REDIS = shutil.which("redis-server")
 WORKFLOW_STREAMS = 10
-"""So many, because with 100 most of their updates are refused."""
+"""Not 100, as most updates would be refused."""
 
 Open = Callable[[], Awaitable[BenchReader]]
 
 
 async def lags(open_reader: Open, streams: int = STREAMS) -> array[float]:
-    """Milliseconds, of every token of so many streams while all of them run."""
+    """The age in milliseconds of every token, while all streams run."""
     gc.collect()
-    gc.freeze()  # going through everything takes 25 ms now and then, which the reader would be blamed for
+    gc.freeze()  # a collection over all imports takes 25 ms, which would count as lag
     async with asyncio.timeout(PATIENCE_SECONDS):
         readers = [await open_reader() for _ in range(streams)]
         await asyncio.gather(*(reader.first for reader in readers))
@@ -54,7 +54,7 @@ async def lags(open_reader: Open, streams: int = STREAMS) -> array[float]:
 
 
 def length() -> int:
-    """Tokens: more than are needed, because streams do not all start at once."""
+    """Tokens per answer: more than needed, as streams do not all start at once."""
     return int((PATIENCE_SECONDS / 2 + SETTLE_SECONDS + SECONDS) * RATE)
 
 
@@ -67,11 +67,11 @@ async def through_redis(built: Stack) -> array[float]:
     command = [REDIS or "", "--port", str(redis_port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:  # noqa: ASYNC220 - nothing else runs yet
         try:
-            await _answers(redis_port)
+            await _listening(redis_port)
             for role in ("worker", "door"):
                 arguments = ("-m", "bench.redis_rival", role, str(port), str(redis_port))
                 built.run(f"redis-{role}", *arguments, ready=f"redis rival {role} ready")
-            await _answers(port)
+            await _listening(port)
             return await lags(lambda: BenchReader.open(f"http://127.0.0.1:{port}", "/chat", body(length(), RATE)))
         finally:
             _stop(built, "redis-")
@@ -83,7 +83,7 @@ async def through_workflow_streams(built: Stack) -> array[float]:
     for role in ("worker", "door"):
         arguments = ("-m", "bench.temporal_rival", role, str(port))
         built.run(f"workflow-streams-{role}", *arguments, ready=f"temporal rival {role} ready")
-    await _answers(port)
+    await _listening(port)
     try:
         url = f"http://127.0.0.1:{port}"
         return await lags(lambda: BenchReader.open(url, "/chat", body(length(), RATE)), WORKFLOW_STREAMS)
@@ -91,8 +91,8 @@ async def through_workflow_streams(built: Stack) -> array[float]:
         _stop(built, "workflow-streams-")
 
 
-async def _answers(port: int) -> None:
-    """Wait until somebody listens there."""
+async def _listening(port: int) -> None:
+    """Wait until the port accepts connections."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:

@@ -1,6 +1,6 @@
-"""A model whose every token says when it was sent, as a process of its own: ``python -m bench.model PORT``.
+"""A model that stamps every token with the time at which it was sent. A process: ``python -m bench.model PORT``.
 
-All processes of a machine share CLOCK_MONOTONIC, so whoever reads a token, however far down the line, knows its age.
+All processes of a machine share CLOCK_MONOTONIC, so any reader of a token can compute its age.
 The last message of a request is the plan of its answer: ``{"tokens": 250, "rate": 50, "first": 0.3}``.
 """
 
@@ -35,7 +35,7 @@ def ages(data: bytes, into: array[float]) -> None:
 
 
 def plan(tokens: int, rate: float = 0, first: float = 0) -> str:
-    """The message that asks for so many tokens, ``rate`` a second, the first one after ``first`` seconds."""
+    """The message that requests so many tokens, ``rate`` per second, the first after ``first`` seconds."""
     return json.dumps({"tokens": tokens, "rate": rate, "first": first})
 
 

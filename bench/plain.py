@@ -1,6 +1,6 @@
-"""The plain way to stream a model's answer to a browser, as a process: a route that calls it and hands its events on.
+"""The baseline for streaming an answer: a route that calls the model and forwards its events.
 
-Nothing is kept: who loses the connection, or the process, loses the answer. ``python -m bench.plain PORT``.
+Nothing is stored: if the connection or the process ends, the answer is lost. A process: ``python -m bench.plain PORT``.
 """
 
 from __future__ import annotations

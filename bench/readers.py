@@ -1,6 +1,6 @@
-"""Readers by the thousand: what an idle one costs, and whether any who is cut off misses or repeats a character.
+"""Thousands of readers: memory of idle ones, and whether one that is cut off misses or repeats a character.
 
-``python -m bench.readers``. The gateway is a process on a SQLite file; the transcripts are written from here.
+``python -m bench.readers``. The gateway is a process on a SQLite file; this process writes the transcripts.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def megabytes(pid: int) -> float:
 
 
 async def idle_readers(door: Gateway, store: JobStore) -> float:
-    """Megabytes that so many readers of jobs that stand still take."""
+    """Megabytes that idle readers take."""
     ids = [await accepted(store) for _ in range(IDLE)]
     warm = await _opened(door, ids[:AT_ONCE])
     before = megabytes(door.process.pid)
     readers = await _opened(door, ids)
-    await asyncio.sleep(1)  # whatever was made to open them is let go
+    await asyncio.sleep(1)  # until what was allocated to open them is freed
     taken = megabytes(door.process.pid) - before
     for reader in (*warm, *readers):
         reader.close()
@@ -51,7 +51,7 @@ async def idle_readers(door: Gateway, store: JobStore) -> float:
 
 
 async def _opened(door: Gateway, ids: Sequence[str]) -> list[BenchReader]:
-    """A few at a time: what a thousand requests need while they are under way is another figure."""
+    """Open readers a few at a time, so that the memory of concurrent requests does not count."""
     readers: list[BenchReader] = []
     for start in range(0, len(ids), AT_ONCE):
         some = [await BenchReader.open(door.url, f"/api/jobs/{one}/events") for one in ids[start : start + AT_ONCE]]
@@ -61,7 +61,7 @@ async def _opened(door: Gateway, ids: Sequence[str]) -> list[BenchReader]:
 
 
 async def cut_readers(door: Gateway, store: JobStore, writer: TranscriptWriter, cuts: int) -> tuple[int, int, float]:
-    """Cuts, readers whose text is not the stored one or whose ids do not grow, and cuts per second."""
+    """Returns cuts, readers with a wrong text or ids that do not increase, and cuts per second."""
     made, wrong, began = 0, 0, time.monotonic()
     while made < cuts:
         found = await asyncio.gather(*(_cut_reader(door, store, writer) for _ in range(AT_ONCE)))
@@ -80,7 +80,7 @@ async def _cut_reader(door: Gateway, store: JobStore, writer: TranscriptWriter) 
 
 
 async def _write(store: JobStore, writer: TranscriptWriter, job_id: str, turn: asyncio.Semaphore) -> None:
-    """The next token once the reader has the one before."""
+    """Write a job's tokens, each once the reader has the previous one."""
     claim = await claimed(store, job_id)
     job_writer = writer.open(claim)
     for number in range(TOKENS):

@@ -1,4 +1,4 @@
-"""The same way for a token, through Redis Streams: a process that calls the model, one that serves its events.
+"""The alternative with Redis Streams: one process calls the model, one serves the events.
 
 ``python -m bench.redis_rival (worker|door) PORT REDIS_PORT``. Nothing is durable, fenced, counted or resumed here.
 """
@@ -24,16 +24,16 @@ from starlette.responses import StreamingResponse
 QUEUE = "jobs"
 LIMITS = httpx2.Limits(max_connections=1_000)
 PAUSE = 0.002
-"""Seconds between two pipelines, and between two reads: what the service's own group commit waits."""
+"""Seconds between two pipelines and between two reads, as in the service's group commit."""
 
 
 async def work(redis: Any) -> None:
-    """Take jobs from a list, and add each token to the job's stream; all that is pending goes in one pipeline."""
+    """Take jobs from a list, and add each token to the job's stream; pending tokens share one pipeline."""
     client = httpx2.AsyncClient(timeout=120, trust_env=False, limits=LIMITS)
     pending: list[tuple[str, dict[str, str]]] = []
     gc.collect()
     gc.freeze()
-    _say("worker")
+    _announce("worker")
     async with asyncio.TaskGroup() as group:
         group.create_task(_add(redis, pending))
         while True:
@@ -65,7 +65,7 @@ async def _answer(pending: list[tuple[str, dict[str, str]]], client: httpx2.Asyn
 
 
 class Streams:
-    """One connection reads for all."""
+    """Reads all streams over one connection."""
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
@@ -111,7 +111,7 @@ async def _events(queue: asyncio.Queue[Any]) -> AsyncIterator[bytes]:
             yield f"event: chunk\nid: {number.decode()}\ndata: {data}\n\n".encode()
 
 
-def _say(name: str) -> None:
+def _announce(name: str) -> None:
     sys.stdout.write(f"redis rival {name} ready\n")
     sys.stdout.flush()
 
@@ -122,7 +122,7 @@ def main(role: str, port: int, redis_port: int) -> None:
         asyncio.run(work(redis))
         return
     config = uvicorn.Config(door(redis), port=port, log_level="critical", access_log=False, lifespan="off")
-    _say("door")
+    _announce("door")
     uvicorn.Server(config).run()
 
 

@@ -1,4 +1,4 @@
-"""The form of a figure, and figures as a table."""
+"""A figure of a benchmark, and a table of figures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TypedDict
 
 
 class Row(TypedDict):
-    """``baseline`` was measured in the same run, in the same unit; ``ratio`` is value / baseline unless the name says
-    otherwise. ``target`` says in words what is wanted; ``met`` is None where nothing is."""
+    """One figure. ``baseline`` was measured in the same run, in the same unit; ``ratio`` is value / baseline unless the
+    name says otherwise. ``target`` is in words; ``met`` is None without a target."""
 
     name: str
     value: float

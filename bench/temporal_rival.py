@@ -1,7 +1,7 @@
-"""The same way for a token, through temporalio.contrib.workflow_streams: a worker, and a process that serves events.
+"""The alternative with temporalio.contrib.workflow_streams: a worker, and a process that serves the events.
 
 ``python -m bench.temporal_rival (worker|door) PORT``. The publisher flushes every 50 ms and the reader pauses 10 ms
-between polls: far faster than their defaults (2 s and 100 ms), and about what the server takes.
+between polls: much faster than the defaults (2 s and 100 ms), and about as fast as the server allows.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ async def work() -> None:
         workflow_runner=UnsandboxedWorkflowRunner(),
         max_concurrent_activities=200,
     ):
-        _say("worker")
+        _announce("worker")
         await asyncio.Event().wait()
 
 
@@ -93,7 +93,7 @@ async def _events(job: str) -> AsyncIterator[bytes]:
         yield f"event: chunk\nid: {item.offset}\ndata: {json.dumps({'content': item.data})}\n\n".encode()
 
 
-def _say(name: str) -> None:
+def _announce(name: str) -> None:
     sys.stdout.write(f"temporal rival {name} ready\n")
     sys.stdout.flush()
 
@@ -102,7 +102,7 @@ def main(role: str, port: int) -> None:
     if role == "worker":
         asyncio.run(work())
         return
-    _say("door")
+    _announce("door")
     uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", access_log=False, lifespan="off")).run()
 
 

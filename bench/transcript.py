@@ -1,13 +1,13 @@
-"""How late a reader in another process has the text: the transcript's group commit, from append to reader.
+"""The lag of the transcript from append to a reader in another process, through the group commit.
 
 ``python -m bench.transcript``. Writer and reader are two processes on one machine, which share CLOCK_MONOTONIC; the
-writer notes in a shared file when it appends each token, the reader when it has it. The baseline is measured in the
-same run: the least that SQLite can do (raw sqlite3 in WAL mode, one thread that commits groups, a reader that polls
+writer records in a shared file when it appends each token, and the reader compares. The baseline is measured in the
+same run: the minimum with SQLite (raw sqlite3 in WAL mode, one thread that commits groups, a reader that polls
 ``PRAGMA data_version``), without fence, positions per job or recovery.
 
-Both processes freeze what they have imported out of the garbage collector's sight, as a long-running service should:
-going through it takes 25 ms, now and then. The Postgres server is one that has run for a while: the first 16 MB files
-of its log exist, which take 55 ms each to create.
+Both processes exclude their imports from garbage collection, as a long-running service should: a pass over them takes
+25 ms. The Postgres server is in the state of one that has run for a while: the first 16 MB files of its log exist,
+which take 55 ms each to create.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ PHASES = ((1, 3), (100, 4), (400, 8))
 TARGETS_MS = {"SQLite": {"p50": 15, "p99": 25}, "Postgres": {"p50": 15, "p99": 40}}
 PATIENCE_SECONDS = 20
 LOG_FILES = 16
-"""More than what the benchmark writes to the Postgres server's log, in files of 16 MB."""
+"""Files of 16 MB: more than the benchmark writes to the Postgres server's log."""
 POLL_SECONDS = 0.005
 PAUSE_SECONDS = 0.001
 
 
 class Stamps:
-    """When each token of a phase was appended (monotonic seconds), in a file that both processes map."""
+    """The time at which each token of a phase was appended (monotonic seconds), in a file that both processes map."""
 
     def __init__(self, path: str, streams: int, tokens: int) -> None:
         self._tokens = tokens
@@ -59,8 +59,8 @@ class Stamps:
     def set(self, stream: int, token: int) -> None:
         self._values[stream * self._tokens + token] = time.monotonic()
 
-    def seen(self, stream: int, first: int, last: int, lags: array[float]) -> None:
-        """A reader has the tokens ``first`` to ``last`` (exclusive) now: add their lags, but for the warm-up's."""
+    def add_lags(self, stream: int, first: int, last: int, lags: array[float]) -> None:
+        """Add the lags of the tokens ``first`` to ``last`` (exclusive), received now, without those of the warm-up."""
         now, start = time.monotonic(), stream * self._tokens
         for token in range(max(first, WARM_UP_SECONDS * RATE), last):
             lags.append(now - self._values[start + token])
@@ -88,20 +88,20 @@ class Phase:
         return f"job_{self.name}_{stream}"
 
     def due(self, since: float) -> int:
-        """How many tokens, over all streams in turn, are to have been appended by now."""
+        """The number of tokens, over all streams in turn, that are due by now."""
         return min(self.streams * self.tokens, int((time.monotonic() - since) * self.streams * RATE) + 1)
 
 
-def say(**words: Any) -> None:
-    print(json.dumps(words), flush=True)
+def send(**message: Any) -> None:
+    print(json.dumps(message), flush=True)
 
 
-def heard() -> Any:
+def receive() -> Any:
     return json.loads(sys.stdin.readline())
 
 
-def settle() -> None:
-    """What is there now stays; the garbage collector need not look at it again."""
+def freeze() -> None:
+    """Exclude all present objects from garbage collection."""
     gc.collect()
     gc.freeze()
 
@@ -115,7 +115,7 @@ def cpu_share(report: dict[str, Any]) -> Iterator[None]:
 
 
 async def write(url: str, phases: list[Phase]) -> None:
-    """The writer: one process with the group commit, all streams through it."""
+    """The writer process: all streams go through one group commit."""
     from storage.engine.database import Database
     from storage.transcript.writer import TranscriptWriter
     from tests.support.factories import accepted, claimed, make_store
@@ -126,15 +126,15 @@ async def write(url: str, phases: list[Phase]) -> None:
         for phase in phases:
             ids = [await accepted(store, job_id=phase.job(stream)) for stream in range(phase.streams)]
             jobs = [writer.open(await claimed(store, job_id)) for job_id in ids]
-            settle()
-            say(ready=True)
-            heard()
+            freeze()
+            send(ready=True)
+            receive()
             report: dict[str, Any] = {}
             with cpu_share(report):
                 await _generate(phase, [job.append for job in jobs])
                 for job in jobs:
                     await job.flush()
-            say(**report)
+            send(**report)
     await database.close()
 
 
@@ -152,24 +152,24 @@ async def _generate(phase: Phase, appends: list[Callable[..., None]]) -> None:
 
 
 async def read(url: str, phases: list[Phase]) -> None:
-    """The reader: one task per stream, as the gateway has one per connection."""
+    """The reader process: one task per stream, as in the gateway."""
     from storage.engine.database import Database
     from storage.transcript.reader import TranscriptReader
 
     database = await Database.open(url)
     async with TranscriptReader(database).running() as reader:
         for phase in phases:
-            settle()
-            say(ready=True)
-            heard()
-            lags = array("d")  # numbers only: the garbage collector would go through hundreds of thousands of objects
+            freeze()
+            send(ready=True)
+            receive()
+            lags = array("d")  # numbers, as hundreds of thousands of objects would slow the garbage collector
             stamps = phase.stamps
             report: dict[str, Any] = {}
             with cpu_share(report):
                 async with asyncio.timeout(PATIENCE_SECONDS + phase.seconds), asyncio.TaskGroup() as group:
                     for stream in range(phase.streams):
                         group.create_task(_follow(reader, phase, stream, stamps, lags))
-            say(lags=_summary(lags), **report)
+            send(lags=_summary(lags), **report)
     await database.close()
 
 
@@ -180,14 +180,14 @@ async def _follow(reader: Any, phase: Phase, stream: int, stamps: Stamps, lags: 
     texts: list[str] = []
     while cursor.position < phase.tokens * len(TOKEN):
         piece = await reader.wait(cursor)
-        stamps.seen(stream, cursor.position // len(TOKEN), piece.position // len(TOKEN), lags)
+        stamps.add_lags(stream, cursor.position // len(TOKEN), piece.position // len(TOKEN), lags)
         texts.extend(run.text for run in piece.runs)
         cursor = piece.cursor
     assert "".join(texts) == TOKEN * phase.tokens
 
 
 def _summary(lags: array[float]) -> dict[str, float]:
-    """In milliseconds."""
+    """Percentiles in milliseconds."""
     ordered = sorted(lags)
     places = {"p50": len(ordered) // 2, "p99": int(len(ordered) * 0.99), "max": -1}
     return {name: 1_000 * ordered[place] for name, place in places.items()}
@@ -215,8 +215,8 @@ def raw_write(path: str, phases: list[Phase]) -> None:
         pending: list[tuple[str, int, int, str]] = []
         done = threading.Event()
         committer = threading.Thread(target=_raw_commit, args=(connection, pending, done))
-        say(ready=True)
-        heard()
+        send(ready=True)
+        receive()
         report: dict[str, Any] = {}
         with cpu_share(report):
             committer.start()
@@ -230,7 +230,7 @@ def raw_write(path: str, phases: list[Phase]) -> None:
                 time.sleep(0.001)
             done.set()
             committer.join()
-        say(**report)
+        send(**report)
     connection.close()
 
 
@@ -248,13 +248,13 @@ def _raw_commit(connection: sqlite3.Connection, pending: list[Any], done: thread
 def raw_read(path: str, phases: list[Phase]) -> None:
     connection = raw_connection(path)
     for phase in phases:
-        say(ready=True)
-        heard()
+        send(ready=True)
+        receive()
         lags = array("d")
         report: dict[str, Any] = {}
         with cpu_share(report):
             _raw_poll(connection, phase, lags)
-        say(lags=_summary(lags), **report)
+        send(lags=_summary(lags), **report)
     connection.close()
 
 
@@ -266,7 +266,7 @@ def _raw_poll(connection: sqlite3.Connection, phase: Phase, lags: array[float]) 
         if version != before:
             rows = connection.execute(query, (last, phase.name)).fetchall()
             for _, stream, token in rows:
-                stamps.seen(stream, token, token + 1, lags)
+                stamps.add_lags(stream, token, token + 1, lags)
             last, have = rows[-1][0] if rows else last, have + len(rows)
         time.sleep(POLL_SECONDS)
 
@@ -275,7 +275,7 @@ def _raw_poll(connection: sqlite3.Connection, phase: Phase, lags: array[float]) 
 
 
 class RoleProcess:
-    """One of the two processes; they speak JSON lines over their pipes."""
+    """One of the two processes, which exchanges JSON lines with the parent over pipes."""
 
     def __init__(self, role: str, url: str, phases: list[Phase]) -> None:
         plan = json.dumps([[p.name, p.streams, p.seconds, p.stamps_path] for p in phases])
@@ -286,10 +286,10 @@ class RoleProcess:
             text=True,
         )
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         line = _stream(self._process.stdout).readline()
         if not line:
-            raise RuntimeError("a process of the benchmark died; its reason stands above")
+            raise RuntimeError("a process of the benchmark died; its error is printed above")
         return json.loads(line)
 
     def go(self) -> None:
@@ -319,7 +319,7 @@ class Lags:
 
 
 def measure(store: str, url: str, roles: tuple[str, str], folder: Path) -> dict[int, Lags]:
-    """All phases on one store, by their number of streams."""
+    """The results of all phases on one store, by number of streams."""
     phases = [Phase(f"{s}", s, seconds, str(folder / f"{store}-{s}.stamps")) for s, seconds in PHASES]
     with contextlib.ExitStack() as stack:
         writer, reader = (RoleProcess(role, url, phases) for role in roles)
@@ -328,10 +328,10 @@ def measure(store: str, url: str, roles: tuple[str, str], folder: Path) -> dict[
         measured = {}
         for phase in phases:
             for child in (writer, reader):
-                child.hear()
+                child.receive()
             for child in (reader, writer):
                 child.go()
-            wrote, seen = writer.hear(), reader.hear()
+            wrote, seen = writer.receive(), reader.receive()
             measured[phase.streams] = Lags(seen["lags"], wrote["cpu"], seen["cpu"])
     return measured
 
@@ -356,7 +356,7 @@ def _fill_log(server: Any) -> None:
     server.sql("ALTER SYSTEM SET min_wal_size = '1GB'; SELECT pg_reload_conf();")
     for _ in range(LOG_FILES):
         server.sql("SELECT pg_create_restore_point('x'), pg_switch_wal();")
-    server.sql("CHECKPOINT;")  # and used ones are kept for later
+    server.sql("CHECKPOINT;")  # keeps used files for reuse
 
 
 def _migrated(url: str) -> None:
@@ -381,7 +381,7 @@ def _figure(name: str, value: float, unit: str, raw: float, target: float | None
 
 
 def run() -> list[Row]:
-    """Figures without a target are informative. CPU leaves out the Postgres server's own."""
+    """Rows without a target are informative. CPU does not include the Postgres server."""
     found = measure_all()
     rows = []
     for store, targets in TARGETS_MS.items():

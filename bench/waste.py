@@ -1,7 +1,7 @@
-"""Tokens that the model generates for one answer that is interrupted: continued, against started over.
+"""Tokens that the model generates for an interrupted answer: continued, against restarted.
 
-``python -m bench.waste``. Real worker processes and the simulator, which counts what it sends. Jobs of both policies
-run side by side under the same faults: streams that break, and workers that are killed with -9.
+``python -m bench.waste``. Real worker processes, and the simulator, which counts the tokens it sends. Jobs of both
+policies run concurrently under the same faults: broken streams, and workers killed with -9.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def broken_streams(machine: Stack, live: Service) -> dict[str, float]:
 
 
 async def killed_workers(machine: Stack, live: Service) -> dict[str, float]:
-    """Each time when the answers that are started over have some 80 tokens again."""
+    """Kill the worker each time the restarted answers have 80 tokens again."""
     messages = _messages(SLOW)
     job_ids = await submitted(live, messages)
     for kill in range(KILLS):
@@ -67,7 +67,7 @@ async def submitted(live: Service, messages: dict[str, list[str]]) -> list[str]:
 async def finished(
     machine: Stack, live: Service, messages: dict[str, list[str]], job_ids: list[str]
 ) -> dict[str, float]:
-    """Per policy, tokens generated for one token of the answers. Every answer has to be whole."""
+    """Tokens generated per token of the answers, by policy. Asserts that every answer is whole."""
     jobs = await asyncio.gather(*(live.ended(job_id) for job_id in job_ids))
     needed = {policy: [machine.simulator.answer(one) for one in messages[policy]] for policy in POLICIES}
     texts = [answer["text"] for policy in POLICIES for answer in needed[policy]]

@@ -1,4 +1,4 @@
-"""A client that costs next to nothing, so that what is measured is not the client."""
+"""An HTTP client with very little overhead, so that it does not distort the measurements."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ class HttpResponse:
 
 
 class Connection:
-    """A kept-alive connection for requests whose answers have a known length."""
+    """A keep-alive connection for requests whose responses have a content-length."""
 
     def __init__(self, url: str) -> None:
         self._host = urlsplit(url).netloc
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def post(self, path: str, body: Any, headers: str = "") -> HttpResponse:
-        """``headers`` are whole lines."""
+    async def post(self, path: str, body: Any) -> HttpResponse:
         if self._reader is None or self._writer is None:
             name, port = self._host.rsplit(":", 1)
             self._reader, self._writer = await asyncio.open_connection(name, int(port))
-        self._writer.write(request("POST", self._host, path, json.dumps(body).encode(), headers))
+        self._writer.write(request("POST", self._host, path, json.dumps(body).encode()))
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"(?i)content-length: *([0-9]+)", head)
         return HttpResponse(int(head[9:12]), await self._reader.readexactly(int(length[1]) if length else 0))
@@ -46,20 +45,23 @@ class Connection:
 
 
 def request(method: str, host: str, path: str, body: bytes = b"", headers: str = "") -> bytes:
+    """``headers`` are whole lines."""
     length = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n" if body else ""
     return f"{method} {path} HTTP/1.1\r\nhost: {host}\r\n{length}{headers}\r\n".encode() + body
 
 
-class BenchReader(asyncio.Protocol):
-    """One event stream: ``first`` once a token has come, ``ended`` with the whole of it.
+END = b"event: complete"
 
-    ``lags``: in milliseconds, of the tokens that come while ``measuring``.
+
+class BenchReader(asyncio.Protocol):
+    """One event stream: ``first`` is done at its first token, ``ended`` at its end.
+
+    ``lags``: the age in milliseconds of the tokens received while ``measuring``.
     """
 
-    def __init__(self, asked: bytes, *, until: bytes = b"event: complete") -> None:
+    def __init__(self, head: bytes) -> None:
         loop = asyncio.get_running_loop()
-        self._asked = asked
-        self._until = until
+        self._request = head
         self._rest = b""
         self._transport: asyncio.Transport | None = None
         self.opened: asyncio.Future[None] = loop.create_future()
@@ -70,19 +72,19 @@ class BenchReader(asyncio.Protocol):
         self.tokens = 0
 
     @classmethod
-    async def open(cls, url: str, path: str, body: Any = None, *, until: bytes = b"event: complete") -> BenchReader:
+    async def open(cls, url: str, path: str, body: Any = None) -> BenchReader:
         host = urlsplit(url).netloc
         data = b"" if body is None else json.dumps(body).encode()
-        asked = request("GET" if body is None else "POST", host, path, data, "accept: text/event-stream\r\n")
+        head = request("GET" if body is None else "POST", host, path, data, "accept: text/event-stream\r\n")
         name, port = host.rsplit(":", 1)
-        reader = cls(asked, until=until)
+        reader = cls(head)
         await asyncio.get_running_loop().create_connection(lambda: reader, name, int(port))
         return reader
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.write(self._asked)
+        transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if not self.opened.done():
@@ -91,12 +93,12 @@ class BenchReader(asyncio.Protocol):
         data = self._rest + data
         whole = data.rfind(b"\n") + 1
         data, self._rest = data[:whole], data[whole:]
-        self._take(data)
-        if self._until in data and not self.ended.done():
+        self._count(data)
+        if END in data and not self.ended.done():
             self.ended.set_result(self.tokens)
             self.close()
 
-    def _take(self, data: bytes) -> None:
+    def _count(self, data: bytes) -> None:
         if self.measuring:
             before = len(self.lags)
             ages(data, self.lags)
@@ -110,7 +112,7 @@ class BenchReader(asyncio.Protocol):
         for future in (self.opened, self.first, self.ended):
             if not future.done():
                 future.set_exception(error or ConnectionError("the stream was cut"))
-                future.exception()  # seen: not everybody waits for every one
+                future.exception()  # marks it as retrieved, as not every future is awaited
 
     def close(self) -> None:
         if self._transport is not None:

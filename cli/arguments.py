@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and what is made of the text that was typed in.
+"""Options and arguments that several commands share, and functions that parse their text.
 
 The functions raise typer.BadParameter.
 """
@@ -20,7 +20,7 @@ Model = Annotated[str | None, typer.Option(help="Mistral's name of the model.")]
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
 MaxTokens = Annotated[int | None, typer.Option(help="The longest answer, in tokens.")]
 Temperature = Annotated[float | None, typer.Option(help="0 to 2.")]
-Callback = Annotated[str | None, typer.Option(metavar="URL", help="A webhook that hears of the outcome.")]
+Callback = Annotated[str | None, typer.Option(metavar="URL", help="A webhook that gets the outcome.")]
 Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the job; repeatable.")]
 Reasoning = Annotated[
     bool, typer.Option("--reasoning", help="Print the model's reasoning, too, where it is no screen.")
@@ -36,7 +36,7 @@ def fields(
     callback: str | None,
     metadata: list[str] | None,
 ) -> dict[str, Any]:
-    """The fields of a request that were given."""
+    """The given options as fields of a request."""
     fields = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "callback": callback}
     given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     return given | ({"metadata": pairs(metadata)} if metadata else {})
@@ -63,7 +63,7 @@ def _read_standard_input() -> bytes:
 
 
 def request(prompt: str | None, file: str | None, system: str | None) -> dict[str, Any]:
-    """A request from a prompt or from a file."""
+    """The body of a request, from a prompt or from a file."""
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give a prompt or --file, one of them")
     if prompt is not None:
@@ -111,7 +111,7 @@ def _split(pair: str, option: str, form: str) -> tuple[str, str]:
 
 
 def moment(given: str | None, option: str) -> datetime | None:
-    """A time, or how long ago; without a zone it is local."""
+    """A time from ``2026-01-31T12:00Z``, or from ``2h``: that long ago. A time without a zone is local."""
     if given is None:
         return None
     if span := _span(given):
@@ -124,7 +124,7 @@ def moment(given: str | None, option: str) -> datetime | None:
 
 
 def expiry(given: str | None) -> datetime | None:
-    """A time to come, or in how long."""
+    """A future time from a time, or from ``2h``: that long from now."""
     span = _span(given or "")
     end = datetime.now().astimezone() + span if span else moment(given, "--expires")
     if end is not None and end <= datetime.now().astimezone():
@@ -133,14 +133,14 @@ def expiry(given: str | None) -> datetime | None:
 
 
 def _span(given: str) -> timedelta | None:
-    """``90s``, ``30m``, ``2h``, ``7d``."""
+    """The length of ``90s``, ``30m``, ``2h`` or ``7d``; None for any other text."""
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
     found = re.fullmatch(r"(\d{1,6})([smhd])", given)
     return timedelta(**{units[found[2]]: int(found[1])}) if found else None
 
 
-def place(given: str | None) -> tuple[int, int]:
-    """Epoch and position of an event's id."""
+def event_position(given: str | None) -> tuple[int, int]:
+    """Epoch and position of an event's id; those of the beginning if there is none."""
     found = re.fullmatch(r"(\d{1,9})\.(\d{1,12})(\.end)?", given or "1.0")
     if not found:
         raise typer.BadParameter("must be EPOCH.POSITION, as in an event's id", param_hint="--from")

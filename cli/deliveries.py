@@ -1,10 +1,9 @@
-"""The commands `redeliver`, `endpoints` and `webhooks test`: made again, how their URLs fare, and a test call."""
+"""The commands `redeliver`, `endpoints` and `webhooks test`."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -13,7 +12,7 @@ from activities.example_webhook import post_example
 from chatjobs.contracts import Endpoint, EndpointList, Redelivering, Redelivery, WebhookTest, WireModel
 from chatjobs.errors import DeliveryNotFound
 from cli.output import Records, complain, console, local_time, one_line, safe, write
-from cli.place import ServiceLocation, find
+from cli.place import ServiceLocation
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.ports import WebhookSender
 from storage.engine.database import Database
@@ -25,11 +24,11 @@ DELIVERY_PREFIX = "whe_"
 COLOURS = {"ok": "green", "failing": "yellow", "disabled": "red"}
 
 SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]
-"""Makes what posts to strangers by these rules; the entry point knows one."""
+"""Makes the sender that applies these rules; the entry point knows the class."""
 
 
 class WebhookCommands:
-    """Each command is a method: it prints, and returns the exit code. Workers and gateways do what is stored here."""
+    """Each command is a method that prints and returns the exit code. Workers and gateways act on stored changes."""
 
     def __init__(self, place: ServiceLocation, database: Database, *, as_json: bool) -> None:
         self._place = place
@@ -41,10 +40,10 @@ class WebhookCommands:
 
     async def redeliver(self, name: str) -> int:
         """``name`` is a delivery's id or a job's."""
-        return self._told(Redelivering(count=await self._again(name)))
+        return self._report(Redelivering(count=await self._redeliver(name)))
 
     async def redeliver_some(self, chosen: Redelivery, tenant: str | None) -> int:
-        return self._told(await self._deliveries.redeliver_some(chosen, tenant or self._default_tenant))
+        return self._report(await self._deliveries.redeliver_some(chosen, tenant or self._default_tenant))
 
     async def list_endpoints(self, tenant: str | None) -> int:
         found = await self._endpoints.list(tenant or self._default_tenant)
@@ -66,29 +65,29 @@ class WebhookCommands:
         return OK
 
     async def test(self, url: str, tenant: str | None, sender_of: SenderOf) -> int:
-        """From this process, by the rules and with the secrets of the service. Raises WebhookUrlRefused."""
+        """Send a test event from this process, by the service's rules and secrets. Raises WebhookUrlRefused."""
         rules = self._place.webhook_rules(self._database)
         url = (await rules.now()).check(url)
         settings, owner = self._place.service_settings, tenant or self._default_tenant
         secrets = await signing_secrets(settings, self._database, owner)
         async with sender_of(rules) as sender:
-            heard = await post_example(sender, url, secrets)
+            result = await post_example(sender, url, secrets)
         if self._as_json:
-            self._print(heard)
+            self._print(result)
         else:
-            write(f"{_came_of(heard)}\n")
-            if heard.advice:
-                complain(safe(heard.advice))
-        return OK if heard.delivered else NOT_DELIVERED
+            write(f"{_test_line(result)}\n")
+            if result.advice:
+                complain(safe(result.advice))
+        return OK if result.delivered else NOT_DELIVERED
 
-    async def _again(self, name: str) -> int:
+    async def _redeliver(self, name: str) -> int:
         if name.startswith(DELIVERY_PREFIX):
             with suppress(DeliveryNotFound):
                 await self._deliveries.redeliver(name, notifying=False)
                 return 1
         return len(await self._deliveries.redeliver_job(name, notifying=False))
 
-    def _told(self, made: Redelivering) -> int:
+    def _report(self, made: Redelivering) -> int:
         if self._as_json:
             self._print(made)
             return OK
@@ -101,12 +100,12 @@ class WebhookCommands:
         write(f"{one_line(value.model_dump(mode='json'))}\n")
 
 
-def _came_of(heard: WebhookTest) -> str:
+def _test_line(result: WebhookTest) -> str:
     """``delivered: answered 204 in 12 ms``; ``not delivered: connect_error``."""
-    answer = f"answered {heard.status_code}" if heard.status_code else ""
-    why = ", ".join(filter(None, (answer, safe(heard.error or ""))))
-    took = f" in {heard.latency_ms} ms" if heard.latency_ms else ""
-    return f"{'delivered' if heard.delivered else 'not delivered'}: {why}{took}"
+    answer = f"answered {result.status_code}" if result.status_code else ""
+    why = ", ".join(filter(None, (answer, safe(result.error or ""))))
+    took = f" in {result.latency_ms} ms" if result.latency_ms else ""
+    return f"{'delivered' if result.delivered else 'not delivered'}: {why}{took}"
 
 
 def _table(endpoints: Sequence[Endpoint]) -> RenderableType:
@@ -117,15 +116,3 @@ def _table(endpoints: Sequence[Endpoint]) -> RenderableType:
         since = local_time(one.disabled_at or one.failing_since)
         table.add_row(status, safe(one.url), *counts, since, safe(one.last_error or ""))
     return table
-
-
-@asynccontextmanager
-async def opened(*, as_json: bool) -> AsyncIterator[WebhookCommands]:
-    """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
-    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
-    place = find()
-    database = await place.open_database(create=False)
-    try:
-        yield WebhookCommands(place, database, as_json=as_json)
-    finally:
-        await database.close()

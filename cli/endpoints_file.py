@@ -1,4 +1,4 @@
-"""Whether `make run` runs with a data directory, found out by its files alone and without one heavy import."""
+"""Whether `make run` runs with a data directory, judged by the files there, without heavy imports."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 from chatjobs.errors import ConfigurationError
 from domain.errors import ServiceNotRunning
 
-WHERE_IS_TEMPORAL = ("TEMPORAL_ADDRESS", "TEMPORAL_PROFILE", "TEMPORAL_CONFIG_FILE")
+TEMPORAL_VARIABLES = ("TEMPORAL_ADDRESS", "TEMPORAL_PROFILE", "TEMPORAL_CONFIG_FILE")
 DATA_DIR, DATABASE_URL = "CHATJOBS_DATA_DIR", "CHATJOBS_DATABASE_URL"
 TEMPORAL_FILES = (
     Path("temporalio/temporal.toml"),
     Path("Library/Application Support/temporalio/temporal.toml"),
     Path(".config/temporalio/temporal.toml"),
 )
-"""Where the `temporal` command may have a file: in XDG_CONFIG_HOME, in the home directory of macOS, of Linux."""
+"""Possible files of the `temporal` command: in XDG_CONFIG_HOME, in the home directory on macOS and on Linux."""
 
 
 class LocalService:
-    """The service of `make run`, as its data directory tells of it."""
+    """The service that `make run` runs, as described by the files of its data directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
 
     @cached_property
     def endpoints(self) -> Mapping[str, str]:
-        """Where its parts are; empty where it does not run. Raises ConfigurationError."""
+        """Addresses of its parts; empty if it does not run. Raises ConfigurationError."""
         path = self.directory / "endpoints.json"
         try:
             found = json.loads(path.read_bytes())
@@ -42,7 +42,7 @@ class LocalService:
 
     @cached_property
     def webhook_secret(self) -> str | None:
-        """What signs the default tenant's webhooks where WEBHOOK_SECRET is not set. Raises ConfigurationError."""
+        """The default tenant's signing secret if WEBHOOK_SECRET is not set. Raises ConfigurationError."""
         path = self.directory / "webhook_secret"
         try:
             return path.read_text().strip() or None
@@ -52,8 +52,8 @@ class LocalService:
             why = f"{path} cannot be read ({error.strerror}); use the account that runs the service"
             raise ConfigurationError(why) from None
 
-    def expect(self) -> None:
-        """Raises ServiceNotRunning where it does not run, and ConfigurationError."""
+    def require_running(self) -> None:
+        """Raises ServiceNotRunning if it does not run, and ConfigurationError."""
         if "temporal" not in self.endpoints:
             raise ServiceNotRunning(
                 f"No service runs here: there is no endpoints.json in {self.directory}, and TEMPORAL_ADDRESS is not "
@@ -66,7 +66,7 @@ class LocalService:
             )
 
     def _supervisor_died(self) -> bool:
-        """By the process id in the lock file of `make run`; where there is none, nothing is known."""
+        """Whether the process named in the lock file of `make run` has ended; false if there is no such file."""
         try:
             os.kill(int((self.directory / "lock").read_text()), 0)
         except ProcessLookupError:
@@ -76,22 +76,20 @@ class LocalService:
         return False
 
 
-def expect_something(environment: Mapping[str, str], *, needs_service: bool, first: bool) -> None:
-    """Refuse at once where nothing says where a service is. ``needs_service``: its database alone is not enough.
-    ``first``: the command may come before the service ever ran, if the data directory is named.
+def require_location(environment: Mapping[str, str], *, needs_service: bool, first: bool) -> None:
+    """Raise ServiceNotRunning if neither the environment nor a data directory says where the service is.
 
-    What a setting names is looked for later, with the libraries that it takes. Raises ServiceNotRunning.
+    ``needs_service``: its database alone is not enough. ``first``: the command may be used before the service ever
+    ran, if a setting names the data directory. Whether a named server can be reached is checked later, since that
+    takes heavy libraries.
     """
     given = {name.upper(): value for name, value in environment.items() if value}  # as the settings read them
-    if any(name in given for name in (*WHERE_IS_TEMPORAL, DATABASE_URL)) or _has_temporal_file(given):
+    roots = [Path(given[name]) for name in ("XDG_CONFIG_HOME", "HOME") if name in given]
+    has_temporal_file = any((root / file).exists() for root in roots for file in TEMPORAL_FILES)
+    if has_temporal_file or any(name in given for name in (*TEMPORAL_VARIABLES, DATABASE_URL)):
         return
     if first and DATA_DIR in given:
         return
     directory = Path(given.get(DATA_DIR, ".chatjobs"))
     if needs_service or not (directory / "chatjobs.db").exists():
-        LocalService(directory).expect()
-
-
-def _has_temporal_file(given: Mapping[str, str]) -> bool:
-    roots = [Path(given[name]) for name in ("XDG_CONFIG_HOME", "HOME") if name in given]
-    return any((root / file).exists() for root in roots for file in TEMPORAL_FILES)
+        LocalService(directory).require_running()

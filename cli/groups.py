@@ -1,4 +1,4 @@
-"""Groups of commands, and what all of them share: plain help that fits the screen, exit codes."""
+"""Groups of commands with plain help that fits the screen, and the exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDEST = 80
 
 
 class Commands(TyperGroup):
-    """A group of commands that prints its help, and succeeds, where none of them is named."""
+    """A group of commands that prints its help, and succeeds, if no command is given."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args:
@@ -32,7 +32,7 @@ class Command(TyperCommand):
 
 
 class CommandLine(typer.Typer):
-    """Commands of this kind."""
+    """A typer application whose commands are of the class Command."""
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         return super().command(name, cls=Command, **options)
@@ -42,8 +42,8 @@ def group(help_text: str, **options: Any) -> CommandLine:
     return CommandLine(
         cls=Commands,
         help=help_text,
-        rich_markup_mode=None,  # plain help answers sooner, and its paragraphs fit the screen
-        suggest_commands=False,  # cli/usage.py does
+        rich_markup_mode=None,  # plain help is faster, and its paragraphs fit the screen
+        suggest_commands=False,  # cli/usage.py suggests them
         context_settings={
             "help_option_names": ["-h", "--help"],
             "terminal_width": min(get_terminal_size().columns, WIDEST),  # typer's own is 50 at least

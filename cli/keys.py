@@ -1,11 +1,9 @@
-"""The commands `keys` and `secrets`: who may call the gateway, and what tenants' webhooks are signed with."""
+"""The commands `keys` and `secrets`: API keys of the gateway, and signing secrets of tenants' webhooks."""
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +13,7 @@ from rich.text import Text
 from chatjobs.contracts import rfc3339
 from chatjobs.errors import ConfigurationError, InvalidRequest, Problem
 from cli.output import Records, complain, console, local_time, one_line, safe, write
-from cli.place import find
+from cli.place import ServiceLocation
 from storage.engine.database import Database
 from storage.keys import OLD_SECRET_SIGNS, ApiKey, KeyStore, SecretStore, TenantSecret
 
@@ -26,18 +24,18 @@ COLOURS = {"valid": "green", "expired": "yellow", "revoked": "red"}
 
 
 class KeyCommands:
-    """Each command is a method: it prints, and returns the exit code."""
+    """Each command is a method that prints and returns the exit code."""
 
-    def __init__(self, database: Database, default_tenant: str, *, as_json: bool) -> None:
+    def __init__(self, place: ServiceLocation, database: Database, *, as_json: bool) -> None:
         self._keys = KeyStore(database)
         self._secrets = SecretStore(database)
-        self._default_tenant = default_tenant
+        self._default_tenant = place.settings.chatjobs_direct_tenant
         self._as_json = as_json
 
     # ------------------------------------------------------------------------------------------------ keys
 
     async def add_key(self, tenant: str | None, name: str, expires_at: datetime | None) -> int:
-        """The key itself is all that goes to standard output, so that a script can take it from there."""
+        """Add a key. Standard output gets the key and nothing else, so that a script can read it."""
         first = not await self._keys.configured()
         key, plain = await self._keys.add(tenant=self._tenant(tenant), name=_name(name), expires_at=expires_at)
         if self._as_json:
@@ -159,15 +157,3 @@ def _secret_table(secrets: Sequence[TenantSecret]) -> RenderableType:
         until = local_time(secret.signs_until) or "it is replaced"
         table.add_row(safe(secret.tenant), secret.fingerprint, local_time(secret.created_at), until)
     return table
-
-
-@asynccontextmanager
-async def opened(*, as_json: bool, create: bool) -> AsyncIterator[KeyCommands]:
-    """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
-    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
-    place = find()
-    database = await place.open_database(create=create, first=True)
-    try:
-        yield KeyCommands(database, place.settings.chatjobs_direct_tenant, as_json=as_json)
-    finally:
-        await database.close()

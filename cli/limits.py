@@ -1,11 +1,9 @@
-"""The commands `limits`: how fast the calls of one key and one family of models may start, over all workers."""
+"""The commands `limits`: calls per second that may start with one key and one family of models, over all workers."""
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -13,21 +11,21 @@ from rich.console import RenderableType
 from chatjobs.contracts import rfc3339
 from chatjobs.errors import InvalidRequest, Problem
 from cli.output import Records, complain, console, local_time, one_line, safe, write
-from cli.place import find
+from cli.place import ServiceLocation
 from storage.engine.database import Database
 from storage.rate_limits.limiter import Limiter, RateLimit
 
 OK = 0
 LANE = re.compile(r"[0-9a-f]{8}:[!-~]{1,128}")
-"""As providers make them: some digits of the key's digest, and the family of models."""
+"""The form of providers' lane names: some digits of the key's digest, and the family of models."""
 SLOWEST, FASTEST = 0.001, 10_000
 
 
 class LimitCommands:
-    """Each command is a method: it prints, and returns the exit code. Workers follow with their next call."""
+    """Each command is a method that prints and returns the exit code. Workers apply changes to their next call."""
 
-    def __init__(self, database: Database, per_second: float, *, as_json: bool) -> None:
-        self._limiter = Limiter(database, per_second=per_second)
+    def __init__(self, place: ServiceLocation, database: Database, *, as_json: bool) -> None:
+        self._limiter = Limiter(database, per_second=place.settings.mistral_requests_per_second)
         self._as_json = as_json
 
     async def list(self) -> int:
@@ -95,27 +93,15 @@ def _table(lanes: Sequence[RateLimit]) -> RenderableType:
 
 
 def _model(lane: RateLimit) -> str:
-    """Whether the model answers; what it said last where it does not."""
+    """Whether the model answers; if not, its last error."""
     if not lane.down:
         return "answers"
     return f"down ({safe(lane.last_error or 'no answer')}), tried next at {local_time(lane.probes_at)}"
 
 
 def _rate(lane: RateLimit) -> str:
-    """The limit in force and where it comes from; that of the setting is this process's own."""
+    """The limit in force and its source. The setting shown is that of this process."""
     rate = f"{lane.per_second:.4g}/s"
     if lane.seen is not None and lane.per_second == lane.seen:
         return f"{rate}, as the model's headers say"
     return f"{rate}, by MISTRAL_REQUESTS_PER_SECOND" if lane.set_to is None else f"{rate}, set here"
-
-
-@asynccontextmanager
-async def opened(*, as_json: bool, create: bool) -> AsyncIterator[LimitCommands]:
-    """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
-    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
-    place = find()
-    database = await place.open_database(create=create, first=True)
-    try:
-        yield LimitCommands(database, place.settings.mistral_requests_per_second, as_json=as_json)
-    finally:
-        await database.close()

@@ -1,4 +1,4 @@
-"""Standard output and standard error, and what may be written there."""
+"""Writing to standard output and standard error: safe text, tables, formats."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from rich.text import Text
 
 COLOURS = {"completed": "green", "incomplete": "yellow", "failed": "red", "cancelled": "magenta", "delivered": "green"}
 PLAIN_WIDTH = 1_000
-"""Columns where nobody looks at a screen: a program that reads a table wants whole values."""
+"""Columns if standard output is not a screen: a program that reads a table needs whole values."""
 NARROW = 60
 """Columns below which a table would break its words."""
 CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def safe(text: str) -> str:
-    """Text from outside for a terminal: an answer must not move the cursor or retitle the window."""
+    """Text from outside without control characters, which could move the cursor or retitle the window."""
     return text.translate(CONTROLS)
 
 
 class Screen(Console):
-    """A console that leaves it to the program what a closed pipe means."""
+    """A console that raises for a closed pipe, where rich would end the process."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 def console() -> Console:
-    """Standard output as it is, without rich's own ideas about what words mean.
+    """Standard output without rich's highlighting, and with the terminal's real width.
 
-    Nor about how wide it is: rich takes a terminal without a name (TERM unset, or dumb) for one of 80 columns.
+    rich assumes 80 columns for a terminal without a name (TERM unset, or dumb).
     """
     columns, lines = get_terminal_size()
     width = columns if sys.stdout.isatty() else PLAIN_WIDTH
@@ -47,10 +47,7 @@ def console() -> Console:
 
 
 class Records:
-    """Rows with names for their columns: a table, and on a narrow screen a block of lines for each row.
-
-    ``least``: columns that the table takes at least; on a screen with fewer it is blocks.
-    """
+    """Rows with named columns: a table, or on a screen narrower than ``least`` columns a block of lines per row."""
 
     def __init__(self, *names: str, overflow: OverflowMethod = "fold", least: int = NARROW) -> None:
         self.table = Table(box=None, pad_edge=False, header_style="dim")
@@ -86,7 +83,7 @@ def one_line(document: Any) -> str:
 
 
 def write(text: str) -> None:
-    """To standard output, at once: somebody may be reading along."""
+    """Write to standard output and flush, so that a reader sees it at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -96,8 +93,8 @@ def complain(line: str) -> None:
     sys.stderr.flush()
 
 
-def place_in_file() -> int | None:
-    """Where the next text will stand, if standard output is a file."""
+def offset_in_file() -> int | None:
+    """The offset of the next write, if standard output is a file."""
     descriptor = sys.stdout.fileno()
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -107,7 +104,7 @@ def place_in_file() -> int | None:
 
 
 def local_time(moment: datetime | None) -> str:
-    """In the time zone of whoever looks."""
+    """A time in the local time zone."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}" if moment else ""
 
 

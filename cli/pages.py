@@ -1,4 +1,4 @@
-"""A job's page, and the list of jobs."""
+"""A job with all its details, and the list of jobs, for a terminal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.text import Text
 from chatjobs.contracts import Attempt, Delivery, Job
 from cli.output import COLOURS, Records, local_time, safe, seconds
 from cli.views import advice
-from cli.waiting import standing
+from cli.waiting import queue_position
 
 
 def job_page(job: Job) -> RenderableType:
-    """Everything about a job."""
+    """All details of a job."""
     head = Text(job.job_id, style="bold").append(f"  {job.status}", COLOURS.get(job.status, "cyan"))
     page: list[RenderableType] = [head, _facts(job)]
     if job.attempts:
@@ -47,7 +47,7 @@ def _named_facts(job: Job) -> Iterator[tuple[str, str | None]]:
     yield "model", job.model
     yield "request", job.request_id
     yield "created", local_time(job.created_at)
-    yield "queue", standing(job.queue) if job.queue else None
+    yield "queue", queue_position(job.queue) if job.queue else None
     yield "started", local_time(job.started_at)
     yield (
         "ended",

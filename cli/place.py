@@ -1,10 +1,12 @@
-"""Where the running service is: its Temporal, its database, by the environment or by what `make run` has written."""
+"""Where the running service's Temporal and database are, by the environment or by the files of `make run`."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from temporalio.client import Client
 
 from chatjobs.errors import ConfigurationError
-from cli.endpoints_file import WHERE_IS_TEMPORAL, LocalService
+from cli.endpoints_file import TEMPORAL_VARIABLES, LocalService
 from dispatch.temporal import configured, connect, dial, run_url, silence_core
 from dispatch.webhook_rules import WebhookRules
 from domain.errors import StorageUnavailable, TemporalUnavailable
@@ -29,15 +31,33 @@ NOTHING_RUNS = "Is `make run` running, with the same CHATJOBS_DATA_DIR?"
 
 
 def find() -> ServiceLocation:
-    """By this process's environment. Raises ConfigurationError."""
+    """The location by this process's environment. Raises ConfigurationError."""
     try:
         return ServiceLocation(Settings(), os.environ)
     except ValidationError as error:
         raise ConfigurationError(f"The settings are not valid: {problems(error)}") from None
 
 
+@asynccontextmanager
+async def located(*, database: bool, create: bool, first: bool) -> AsyncIterator[tuple[ServiceLocation, Any]]:
+    """The location and, unless ``database`` is false, its open Database, which is closed after the block; else None.
+
+    ``create`` and ``first``: see ``ServiceLocation.open_database``. Raises ConfigurationError, StorageUnavailable.
+    """
+    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is printed by the commands
+    location = find()
+    if not database:
+        yield location, None
+        return
+    storage = await location.open_database(create=create, first=first)
+    try:
+        yield location, storage
+    finally:
+        await storage.close()
+
+
 class ServiceLocation:
-    """What ``endpoints.json`` in the data directory says holds where the environment says nothing."""
+    """Addresses and settings by the environment, else by ``endpoints.json`` in the data directory."""
 
     def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
         self.settings = settings
@@ -45,13 +65,13 @@ class ServiceLocation:
         self._local = LocalService(settings.chatjobs_data_dir)
 
     def webhook_rules(self, database: Database) -> WebhookRules:
-        """Those that the service judges by. Raises ConfigurationError."""
-        temporal = None if self._told_where else self._endpoints.get("temporal")
+        """The service's own rules for webhook URLs. Raises ConfigurationError."""
+        temporal = None if self._temporal_is_set else self._endpoints.get("temporal")
         return WebhookRules(self.service_settings, database, temporal)
 
     @cached_property
     def service_settings(self) -> Settings:
-        """The settings as the processes of `make run` have them, if it runs: its ports, its secret.
+        """The settings of the running `make run` with its ports and secret, else those of this process.
 
         Raises ConfigurationError.
         """
@@ -68,26 +88,25 @@ class ServiceLocation:
             changes["webhook_secret"] = (SecretStr(secret),)
         return self.settings.model_copy(update=changes)
 
-    def expect_service(self) -> None:
-        """Refuse what only a service could carry out, before anything is stored. Raises ServiceNotRunning.
+    def require_service(self) -> None:
+        """Raise ServiceNotRunning before anything is stored that only a running service could process.
 
-        A service somewhere else, which the environment names, is not looked for: its database takes a job whether
-        the rest of it is there or not.
+        A service that the environment names is not checked: its database accepts a job whether the rest runs or not.
         """
-        if not self._told_where and not self._told_database:
-            self._local.expect()
+        if not self._temporal_is_set and not self._database_is_set:
+            self._local.require_running()
 
     async def connect(self) -> Client:
-        """Only to a Temporal that a setting names, or `make run`: any other would be a stranger's.
+        """A client of the Temporal that a setting names, or that of `make run`; any other would be a stranger's.
 
         Raises TemporalUnavailable, ConfigurationError.
         """
-        if not self._told_where:
-            self._local.expect()
+        if not self._temporal_is_set:
+            self._local.require_running()
         address = configured(self._temporal).get("target_host", "localhost:7233")
         host, _, port = address.rpartition(":")
         if host and port.isdigit() and (why := await dial(host.strip("[]"), int(port), DIAL_SECONDS)):
-            hint = "is TEMPORAL_ADDRESS right, does it run?" if self._told_where else "`make run` starts it again"
+            hint = "is TEMPORAL_ADDRESS right, does it run?" if self._temporal_is_set else "`make run` starts it again"
             raise TemporalUnavailable(f"Temporal is not reachable at {address} ({why}); {hint}")
         silence_core()
         try:
@@ -95,16 +114,18 @@ class ServiceLocation:
         except TimeoutError:
             raise TemporalUnavailable(f"What listens at {address} does not answer as Temporal does") from None
 
-    async def open_database(self, *, create: bool, first: bool = False) -> Database:
-        """``create``: it may be made where its URL is set or a service runs; ``first``: or its directory is set.
+    async def open_database(self, *, create: bool, first: bool) -> Database:
+        """``create``: create it if its URL is set or a service runs; ``first``: also if its directory is set.
 
-        Raises ConfigurationError, StorageUnavailable, and ServiceNotRunning where nothing says where one should be.
+        Raises ConfigurationError, StorageUnavailable, and ServiceNotRunning if nothing says where it should be.
         """
         url = self._database_url()
         if url is not None and url.get_backend_name() == "sqlite":
-            self._expect_file(Path(url.database or ""), create=create and self._may_make(first=first))
+            named = first and "chatjobs_data_dir" in self.settings.model_fields_set
+            may_create = create and (named or self._database_is_set or bool(self._endpoints))
+            self._require_file(Path(url.database or ""), may_create=may_create)
         elif url is not None:
-            await self._expect_server(url)
+            await self._require_server(url)
         try:
             return await Database.open(self.settings.database_url)
         except OSError as error:
@@ -113,40 +134,34 @@ class ServiceLocation:
     def run_url(self, job_id: str) -> str:
         """Where the Temporal UI shows a job's run."""
         namespace = configured(self._temporal).get("namespace", "default")
-        told = "chatjobs_temporal_ui" in self.settings.model_fields_set
-        ui = None if told else self._endpoints.get("temporalUi")
+        ui_is_set = "chatjobs_temporal_ui" in self.settings.model_fields_set
+        ui = None if ui_is_set else self._endpoints.get("temporalUi")
         return run_url(ui or self.settings.chatjobs_temporal_ui, namespace, job_id)
 
     @property
     def gateway(self) -> str | None:
-        """Where the gateway should answer; None where it takes a free port and nothing says which."""
+        """The gateway's URL; None if it takes a free port and nothing says which."""
         if running := self._endpoints.get("gateway"):
             return running
         host, port = self.settings.chatjobs_host, self.settings.chatjobs_port
-        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - only asked
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - only compared
         return f"http://{f'[{local}]' if ':' in local else local}:{port}" if port else None
 
     @property
     def simulated(self) -> bool:
-        """`make run` is up, and answers come from its simulator."""
+        """Whether `make run` is up and answers come from its simulator."""
         return "simulator" in self._endpoints
 
-    def _may_make(self, *, first: bool) -> bool:
-        named = first and "chatjobs_data_dir" in self.settings.model_fields_set
-        return named or self._told_database or bool(self._endpoints)
-
-    def _expect_file(self, path: Path, *, create: bool) -> None:
-        """To look for a job in the wrong directory must not leave an empty database there."""
-        if path.exists() or str(path) in ("", ".", ":memory:"):
+    def _require_file(self, path: Path, *, may_create: bool) -> None:
+        """A look for a job in the wrong directory must not leave an empty database there. Raises StorageUnavailable."""
+        if may_create or path.exists() or str(path) in ("", ".", ":memory:"):
             return
-        if create:
-            return
-        if not (self._told_where or self._told_database):
-            self._local.expect()
+        if not (self._temporal_is_set or self._database_is_set):
+            self._local.require_running()
         raise StorageUnavailable(f"There is no database at {path}: no service has run with it. {NOTHING_RUNS}")
 
-    async def _expect_server(self, url: URL) -> None:
-        """What does not even take a TCP connection is said at once. Raises StorageUnavailable."""
+    async def _require_server(self, url: URL) -> None:
+        """Raise StorageUnavailable at once if the server accepts no TCP connection."""
         if not url.host or "," in url.host or "host" in url.query:
             return
         port = url.port or 5432
@@ -157,7 +172,7 @@ class ServiceLocation:
             )
 
     def _database_url(self) -> URL | None:
-        """None for what is no URL: Database.open says what is wrong with it."""
+        """None for an invalid URL: Database.open raises the error for it."""
         try:
             return make_url(self.settings.database_url)
         except (ArgumentError, ValueError):
@@ -168,24 +183,24 @@ class ServiceLocation:
         return self._local.endpoints
 
     @property
-    def _told_database(self) -> bool:
+    def _database_is_set(self) -> bool:
         return self.settings.chatjobs_database_url is not None
 
     @cached_property
-    def _told_where(self) -> bool:
-        """Whether variables, or where `make run` has not run a file of the `temporal` command, name a Temporal."""
-        looked_at = any(self._environment.get(name) for name in WHERE_IS_TEMPORAL) or not self._endpoints
-        return looked_at and "target_host" in configured()
+    def _temporal_is_set(self) -> bool:
+        """Whether variables name a Temporal, or, if `make run` does not run, a file of the `temporal` command."""
+        considered = any(self._environment.get(name) for name in TEMPORAL_VARIABLES) or not self._endpoints
+        return considered and "target_host" in configured()
 
     @property
     def _temporal(self) -> Mapping[str, str] | None:
-        """The environment by which to find Temporal; None: this process's own, as the `temporal` command reads it."""
+        """The environment for the connection; None: that of this process, as the `temporal` command reads it."""
         address = self._endpoints.get("temporal")
-        if address is None or self._told_where:
+        if address is None or self._temporal_is_set:
             return None
         return {"TEMPORAL_ADDRESS": address, "TEMPORAL_CONFIG_FILE": os.devnull}
 
 
 def _server(address: str) -> str:
-    """``127.0.0.1:8000`` of a URL, or of what is that already."""
+    """``127.0.0.1:8000`` from a URL or from the same text."""
     return urlsplit(address).netloc or address

@@ -1,4 +1,4 @@
-"""Runs a command: opens what it needs, closes it again, and makes its exit code."""
+"""Runs a command: opens what it needs, closes it again, returns its exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from cli.groups import OK
 
@@ -17,22 +17,20 @@ if TYPE_CHECKING:
     from cli.limits import LimitCommands
     from cli.service import Service
 
+Commands = TypeVar("Commands")
+
 
 def with_service(
     work: Callable[[Service], Awaitable[int]], *, as_json: bool, database: bool = True, runs: bool = False
 ) -> int:
-    """Run a command's own part with what it needs, closed again at the end; its exit code.
+    """Run a command on a Service; its exit code.
 
     ``runs``: a running service is needed, not its database alone, which may be empty yet.
     """
-    _expect_something(needs_service=runs)
-    from cli.service import opened
+    _require_location(needs_service=runs)
+    from cli.service import Service
 
-    async def main() -> int:
-        async with opened(as_json=as_json, database=database, create=runs) as service:
-            return await work(service)
-
-    return exit_code_of(main())
+    return _run(Service, work, as_json=as_json, database=database, create=runs)
 
 
 def with_keys(work: Callable[[KeyCommands], Awaitable[int]], *, as_json: bool, create: bool = False) -> int:
@@ -40,61 +38,68 @@ def with_keys(work: Callable[[KeyCommands], Awaitable[int]], *, as_json: bool, c
 
     ``create``: the command may be the first to use it.
     """
-    _expect_something(first=create)
-    from cli.keys import opened
+    _require_location(first=create)
+    from cli.keys import KeyCommands
 
-    async def main() -> int:
-        async with opened(as_json=as_json, create=create) as commands:
-            return await work(commands)
-
-    return exit_code_of(main())
+    return _run(KeyCommands, work, as_json=as_json, create=create, first=True)
 
 
 def with_webhooks(work: Callable[[WebhookCommands], Awaitable[int]], *, as_json: bool) -> int:
     """The same for `redeliver`, `endpoints` and `webhooks`."""
-    _expect_something()
-    from cli.deliveries import opened
+    _require_location()
+    from cli.deliveries import WebhookCommands
 
-    async def main() -> int:
-        async with opened(as_json=as_json) as webhooks:
-            return await work(webhooks)
-
-    return exit_code_of(main())
+    return _run(WebhookCommands, work, as_json=as_json)
 
 
 def with_limits(work: Callable[[LimitCommands], Awaitable[int]], *, as_json: bool, create: bool = False) -> int:
     """The same for `limits`."""
-    _expect_something(first=create)
-    from cli.limits import opened
+    _require_location(first=create)
+    from cli.limits import LimitCommands
+
+    return _run(LimitCommands, work, as_json=as_json, create=create, first=True)
+
+
+def _run(
+    family: Callable[..., Commands],
+    work: Callable[[Commands], Awaitable[int]],
+    *,
+    as_json: bool,
+    database: bool = True,
+    create: bool = False,
+    first: bool = False,
+) -> int:
+    """Run a command on the commands of its family, which get the service's location and database."""
+    from cli.place import located
 
     async def main() -> int:
-        async with opened(as_json=as_json, create=create) as limits:
-            return await work(limits)
+        async with located(database=database, create=create, first=first) as (place, storage):
+            return await work(family(place, storage, as_json=as_json))
 
     return exit_code_of(main())
 
 
-def _expect_something(*, needs_service: bool = False, first: bool = False) -> None:
-    """Say that nothing runs here before the libraries are imported that would look for it."""
-    from cli.endpoints_file import expect_something
+def _require_location(*, needs_service: bool = False, first: bool = False) -> None:
+    """Refuse where nothing runs, before the libraries are imported that would look for it."""
+    from cli.endpoints_file import require_location
 
-    expect_something(os.environ, needs_service=needs_service, first=first)
+    require_location(os.environ, needs_service=needs_service, first=first)
 
 
 def exit_code_of(main: Coroutine[Any, Any, int]) -> int:
-    heed_ctrl_c()
+    enable_ctrl_c()
     try:
         return asyncio.run(main)
-    except BrokenPipeError:  # `| head` has seen enough; the job goes on
+    except BrokenPipeError:  # the reader, such as `| head`, has ended; the job goes on
         discard(sys.stdout)
         return OK
 
 
-def heed_ctrl_c() -> None:
+def enable_ctrl_c() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def discard(stream: TextIO) -> None:
-    """What is still in its buffer goes nowhere: the interpreter's exit would complain of it."""
+    """Send the rest of a stream's buffer to /dev/null, so that the interpreter's exit does not fail on it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

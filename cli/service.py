@@ -1,12 +1,11 @@
-"""What the commands do, each in a method: it prints, and returns the exit code."""
+"""The commands on jobs, each a method of Service."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -19,8 +18,8 @@ from chatjobs.contracts import ChatRequest, Job, JobStatus, QueuePlace
 from chatjobs.errors import ChatJobsError, JobIdConflict, JobNotFound
 from cli.output import console, one_line, write
 from cli.pages import job_list, job_page
-from cli.place import ServiceLocation, find
-from cli.views import View, Voice, view
+from cli.place import ServiceLocation
+from cli.views import Printer, View, view_for
 from cli.waiting import WaitReporter
 from dispatch.intake import RPC_TIMEOUT, Intake
 from dispatch.schedules import delete_runs
@@ -38,42 +37,45 @@ from storage.transcript.reader import TranscriptReader
 
 OK, JOB_FAILED, INTERRUPTED = 0, 1, 130
 LOOK_AGAIN_SECONDS = 0.5
-"""For a job that only Temporal knows yet, and while the database is away."""
+"""Pause before another look for a job that only Temporal knows yet, or at a database that is unavailable."""
 PATIENCE_SECONDS = 60
-"""How long the database may be away before a watcher gives up."""
+"""How long the database may be unavailable before a watcher gives up."""
 
 
 class Service:
-    """Storage and Temporal, as far as a command needs them. ``database`` is None for what goes through Temporal."""
+    """Each command is a method that prints and returns the exit code.
+
+    ``database`` is None for a command that goes through Temporal alone.
+    """
 
     def __init__(self, place: ServiceLocation, database: Database | None, *, as_json: bool) -> None:
         self._place = place
         self._database = database
         self._as_json = as_json
-        self._voice = Voice(as_json=as_json)
+        self._printer = Printer(as_json=as_json)
         self._client: Client | None = None
 
     # -------------------------------------------------------------------------------------------- commands
 
     async def chat(self, body: dict[str, Any], *, reasoning: bool) -> int:
-        self._place.expect_service()
+        self._place.require_service()
         job = await self._row(await (await self._intake()).accept(body, tenant=self._tenant))
-        with view(as_json=self._as_json, job=job, reasoning=reasoning) as seen:
-            seen.notice(f"job {job.job_id}")
-            starting = asyncio.create_task(self._start(job, seen))
+        with view_for(as_json=self._as_json, job=job, reasoning=reasoning) as view:
+            view.notice(f"job {job.job_id}")
+            starting = asyncio.create_task(self._start(job, view))
             try:
-                ended = await self._followed(job, Cursor(job.job_id), seen)
+                ended = await self._followed(job, Cursor(job.job_id), view)
             finally:
                 starting.cancel()
-        return self._outcome(job, ended, seen)
+        return self._outcome(job, ended, view)
 
     async def start(self, body: dict[str, Any], idempotency_key: str | None, *, wait: bool) -> int:
-        self._place.expect_service()
+        self._place.require_service()
         accepted = await (await self._intake()).accept(body, tenant=self._tenant, idempotency_key=idempotency_key)
         return await self._started(accepted, wait=wait)
 
     async def replay(self, job_id: str, overrides: dict[str, Any], *, wait: bool) -> int:
-        self._place.expect_service()
+        self._place.require_service()
         accepted = await (await self._intake()).replay(job_id, tenant=self._tenant, overrides=overrides)
         return await self._started(accepted, wait=wait)
 
@@ -90,10 +92,10 @@ class Service:
     async def watch(self, job_id: str, epoch: int, position: int, *, reasoning: bool) -> int:
         job = await self._found(job_id)
         if not job.status.terminal:
-            self._place.expect_service()
-        with view(as_json=self._as_json, job=job, reasoning=reasoning) as seen:
-            ended = await self._followed(job, Cursor(job_id, epoch, position), seen)
-        return self._outcome(job, ended, seen)
+            self._place.require_service()
+        with view_for(as_json=self._as_json, job=job, reasoning=reasoning) as view:
+            ended = await self._followed(job, Cursor(job_id, epoch, position), view)
+        return self._outcome(job, ended, view)
 
     async def show(self, job_id: str) -> int:
         self._print(await self._jobs.get(job_id))
@@ -118,13 +120,13 @@ class Service:
         elif jobs:
             console().print(job_list(jobs))
         else:
-            self._voice.notice("there are no such jobs")
+            self._printer.notice("there are no such jobs")
         return OK
 
     async def cancel(self, job_id: str) -> int:
         status = await self._jobs.request_cancel(job_id)
         if not status.terminal:
-            await self._or_say(self._send_cancel(job_id), "the cancel is stored and will be sent", self._voice)
+            await self._or_notice(self._send_cancel(job_id), "the cancel is stored and will be sent", self._printer)
         if self._as_json:
             self._print(await self._jobs.get(job_id))
         else:
@@ -134,7 +136,7 @@ class Service:
     async def delete(self, job_id: str) -> int:
         if run := await self._jobs.delete(job_id):
             again = "its history has the job's request: give this command again"
-            await self._or_say(self._delete_runs(run), again, self._voice)
+            await self._or_notice(self._delete_runs(run), again, self._printer)
         if self._as_json:
             self._print(await self._jobs.get(job_id))
         else:
@@ -146,20 +148,20 @@ class Service:
     async def _started(self, accepted: AcceptedJob, *, wait: bool) -> int:
         job = await self._row(accepted)
         if not self._as_json:
-            write(f"{job.job_id}\n")  # at once: from here on the job is durable
+            write(f"{job.job_id}\n")  # first, as the job is durable from here on
         elif not wait:
             self._print(job)
-        await self._start(job, self._voice)
+        await self._start(job, self._printer)
         if not wait:
             return OK
-        ended = await self._followed(job, Cursor(job.job_id), self._voice)
+        ended = await self._followed(job, Cursor(job.job_id), self._printer)
         if ended and self._as_json:
             self._print(ended)
-        return self._outcome(job, ended, self._voice)
+        return self._outcome(job, ended, self._printer)
 
-    async def _start(self, job: Job, voice: View) -> None:
+    async def _start(self, job: Job, view: View) -> None:
         if not job.status.terminal:
-            await self._or_say(self._start_stored(job), "the job is stored and will be started", voice)
+            await self._or_notice(self._start_stored(job), "the job is stored and will be started", view)
 
     async def _start_stored(self, job: Job) -> None:
         client = await self._temporal()
@@ -189,24 +191,24 @@ class Service:
     async def _delete_runs(self, run: RunRef) -> None:
         await delete_runs(await self._temporal(), run)
 
-    async def _or_say(self, action: Awaitable[None], consequence: str, voice: View) -> None:
-        """Do something in Temporal; if it is away, say what comes of that."""
+    async def _or_notice(self, action: Awaitable[None], consequence: str, view: View) -> None:
+        """Await a call of Temporal; if Temporal is unavailable, print the consequence."""
         try:
             await action
         except ChatJobsError as error:
-            voice.notice(f"{error.message}; {consequence} when Temporal is back")
+            view.notice(f"{error.message}; {consequence} when Temporal is back")
 
     # --------------------------------------------------------------------------------------------- watching
 
     async def _found(self, job_id: str) -> Job:
-        """The job, waited for if only Temporal knows it yet. Raises JobNotFound."""
+        """The job; waits for it if only Temporal knows it yet. Raises JobNotFound."""
         try:
             return await self._jobs.get(job_id)
         except JobNotFound:
             if not await self._runs(job_id):
                 raise
-        self._voice.notice("no worker has taken the job yet; waiting for one")
-        async with WaitReporter(job_id, self._temporal, self._voice.waits).told():
+        self._printer.notice("no worker has taken the job yet; waiting for one")
+        async with WaitReporter(job_id, self._temporal, self._printer.waits).running():
             while await self._runs(job_id):
                 with suppress(JobNotFound):
                     return await self._jobs.get(job_id)
@@ -220,74 +222,73 @@ class Service:
             return False
         return run.workflow_type == CHAT_JOB and run.status is WorkflowExecutionStatus.RUNNING
 
-    async def _followed(self, job: Job, cursor: Cursor, seen: View) -> Job | None:
-        """Show a stream to its end; the job as it ended, or None if the watcher left."""
+    async def _followed(self, job: Job, cursor: Cursor, view: View) -> Job | None:
+        """Show a stream to its end. Returns the ended job, or None after Ctrl-C."""
+        waiting = WaitReporter(job.job_id, self._temporal, view.waits)
 
-        waiting = WaitReporter(job.job_id, self._temporal, seen.waits)
-
-        def stands(place: QueuePlace) -> None:
-            waiting.stands(place)
-            seen.show(queued_frame(place))
+        def queued(place: QueuePlace) -> None:
+            waiting.queued(place)
+            view.show(queued_frame(place))
 
         try:
             async with (
-                TranscriptReader(self._opened).running() as reader,
+                TranscriptReader(self._open_database).running() as reader,
                 QueueReader(self._limiter).running() as queue,
-                waiting.told(),
+                waiting.running(),
             ):
-                with queue.watched(job.job_id, stands):
-                    return await self._follow(reader, job, cursor, seen, waiting)
+                with queue.watched(job.job_id, queued):
+                    return await self._follow(reader, job, cursor, view, waiting)
         except asyncio.CancelledError:  # Ctrl-C
             return None
 
     async def _follow(
-        self, reader: TranscriptReader, job: Job, cursor: Cursor, seen: View, waiting: WaitReporter
+        self, reader: TranscriptReader, job: Job, cursor: Cursor, view: View, waiting: WaitReporter
     ) -> Job:
         framing = Framing(job, resumed=cursor.position > 0)
-        away_since: float | None = None
+        unavailable_since: float | None = None
         while True:
             try:
                 async for piece in reader.follow(cursor):
-                    waiting.moved()
+                    waiting.progress()
                     for frame in framing.frames(piece):
-                        seen.show(frame)
-                    cursor, away_since = piece.cursor, None
+                        view.show(frame)
+                    cursor, unavailable_since = piece.cursor, None
                 ended = await self._jobs.get(job.job_id)
             except StorageUnavailable as error:
-                if away_since is None:
-                    away_since = time.monotonic()
-                    seen.notice(f"{error.message}; waiting for it")
-                if time.monotonic() - away_since > PATIENCE_SECONDS:
+                if unavailable_since is None:
+                    unavailable_since = time.monotonic()
+                    view.notice(f"{error.message}; waiting for it")
+                if time.monotonic() - unavailable_since > PATIENCE_SECONDS:
                     raise
                 await asyncio.sleep(LOOK_AGAIN_SECONDS)
                 continue
-            # Another outcome than the one followed: the job was reopened meanwhile, and is followed on.
+            # The outcome is not that of the stream shown if the job was reopened meanwhile: it is followed further.
             if ended.status.terminal and (ended.epoch, ended.position) == (cursor.epoch, cursor.position):
-                seen.show(last_frame(ended))
+                view.show(last_frame(ended))
                 return ended
 
-    def _outcome(self, job: Job, ended: Job | None, seen: View) -> int:
+    def _outcome(self, job: Job, ended: Job | None, view: View) -> int:
         if ended is None:
-            seen.notice(f"detached; the job goes on. To watch it again: starter.py watch {job.job_id}")
+            view.notice(f"detached; the job goes on. To watch it again: starter.py watch {job.job_id}")
             return INTERRUPTED
-        seen.ended(ended)
+        view.ended(ended)
         return OK if ended.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE) else JOB_FAILED
 
     async def _result(self, handle: WorkflowHandle[Any, Any]) -> int:
-        """Wait for a job by its run, since there may be no database here."""
+        """Wait for a job by its run, as there may be no database here."""
         if not self._as_json:
             write(f"{handle.id}\n")
         try:
-            async with WaitReporter(handle.id, self._temporal, self._voice.waits).told():
+            async with WaitReporter(handle.id, self._temporal, self._printer.waits).running():
                 result = await handle.result()
         except asyncio.CancelledError:  # Ctrl-C
-            self._voice.notice(f"detached; the job goes on. Its result: starter.py show {handle.id}")
+            self._printer.notice(f"detached; the job goes on. Its result: starter.py show {handle.id}")
             return INTERRUPTED
         except RPCError as error:
             raise TemporalUnavailable(f"Temporal does not answer ({error.status.name}); the job goes on") from None
         except WorkflowFailureError as error:
             failed = isinstance(error.cause, ApplicationError)
-            self._voice.notice(f"failed: {error.cause}" if failed else "cancelled")
+            self._printer.notice(f"failed: {error.cause}" if failed else "cancelled")
             return JOB_FAILED
         if self._as_json:
             write(f"{one_line(result)}\n")
@@ -300,7 +301,7 @@ class Service:
         return self._place.settings.chatjobs_direct_tenant
 
     @property
-    def _opened(self) -> Database:
+    def _open_database(self) -> Database:
         if self._database is None:
             raise StorageUnavailable("This command was started without a database")
         return self._database
@@ -308,7 +309,7 @@ class Service:
     @property
     def _jobs(self) -> JobStore:
         return JobStore(
-            self._opened,
+            self._open_database,
             run_url=self._place.run_url,
             limiter=self._limiter,
             public_url=self._place.settings.chatjobs_public_url,
@@ -316,11 +317,11 @@ class Service:
 
     @property
     def _limiter(self) -> Limiter:
-        return Limiter(self._opened, per_second=self._place.settings.mistral_requests_per_second)
+        return Limiter(self._open_database, per_second=self._place.settings.mistral_requests_per_second)
 
     async def _intake(self) -> Intake:
-        policy = await self._place.webhook_rules(self._opened).now()
-        prefixes = PrefixRule(self._place.settings, self._opened)
+        policy = await self._place.webhook_rules(self._open_database).now()
+        prefixes = PrefixRule(self._place.settings, self._open_database)
         return Intake(jobs=self._jobs, client=None, policy=lambda: policy, prefixes=prefixes)
 
     async def _row(self, accepted: AcceptedJob) -> Job:
@@ -337,16 +338,3 @@ class Service:
             write(f"{one_line(job.model_dump(mode='json'))}\n")
         else:
             console().print(job_page(job), soft_wrap=True)
-
-
-@asynccontextmanager
-async def opened(*, as_json: bool, database: bool, create: bool) -> AsyncIterator[Service]:
-    """What the commands work with. Raises ConfigurationError, StorageUnavailable."""
-    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is said by the commands
-    place = find()
-    storage = await place.open_database(create=create) if database else None
-    try:
-        yield Service(place, storage, as_json=as_json)
-    finally:
-        if storage is not None:
-            await storage.close()

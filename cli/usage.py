@@ -1,4 +1,4 @@
-"""What is wrong with a command line or a request, in one plain sentence for the person who typed it."""
+"""The error of a command line or a request as one plain sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import typer
 from pydantic import ValidationError
-from typer._click.core import Command, Context  # typer exports none of these, and pins what is in them
+from typer._click.core import Command, Context  # typer exports none of these, and pins their version
 from typer._click.exceptions import BadOptionUsage, MissingParameter, NoSuchOption, UsageError
 from typer.core import TyperGroup, TyperOption
 from typer.exceptions import TyperException
@@ -16,7 +16,7 @@ from chatjobs.errors import ChatJobsError, InvalidRequest, Problem
 from chatjobs.validation import choice, did_you_mean, reason, resembling
 
 PREDICATE = re.compile(r"(must|may|is|are|has|have|needs|takes|cannot|goes)\b")
-"""How a message begins that goes on a sentence which begins with a name."""
+"""The beginning of a message that continues a sentence which starts with a name."""
 NO_COMMAND = re.compile(r"No such command (['\"])(.*)\1\.?")
 EXTRA_ARGUMENTS = re.compile(r"Got unexpected extra argument\(s\) \((.*)\)", re.DOTALL)
 
@@ -49,7 +49,7 @@ def named(name: str, why: str) -> str:
 
 
 def _problem(found: Problem) -> str:
-    """A JSON pointer as people write it: ``messages[0].content``."""
+    """A problem with its JSON pointer written as ``messages[0].content``."""
     steps = [step.replace("~1", "/").replace("~0", "~") for step in found.pointer.split("/")[1:]]
     path = "".join(f"[{step}]" if step.isdigit() else f".{step}" for step in steps).removeprefix(".")
     return named(path, found.message) if path else found.message
@@ -57,13 +57,13 @@ def _problem(found: Problem) -> str:
 
 def _no_such_option(error: NoSuchOption) -> str:
     given, command = error.option_name, error.ctx.command if error.ctx else None
-    if isinstance(command, TyperGroup) and (owner := _owner(command, given)):
+    if isinstance(command, TyperGroup) and (owner := _command_with(command, given)):
         return f"{given} goes after the command: {error.ctx.command_path if error.ctx else ''} {owner} {given}"
     return f"No such option: {given}{did_you_mean(given, _options(command, error.ctx))}"
 
 
-def _owner(group: TyperGroup, option: str) -> str | None:
-    """The first command of a group that has an option."""
+def _command_with(group: TyperGroup, option: str) -> str | None:
+    """The first command of a group that has the option."""
     return next((name for name, command in group.commands.items() if option in _options(command, None)), None)
 
 
@@ -78,12 +78,8 @@ def _options(command: Command | None, ctx: Context | None) -> list[str]:
 def _missing(error: MissingParameter) -> str:
     parameter, ctx = error.param, error.ctx
     name = (getattr(parameter, "metavar", None) or str(parameter.name).upper()) if parameter else "An argument"
-    return f"{name} is missing{f'; usage: {_synopsis(ctx)}' if ctx else ''}"
-
-
-def _synopsis(ctx: Context) -> str:
-    """``starter.py chat [OPTIONS] PROMPT``."""
-    return " ".join([ctx.command_path, *ctx.command.collect_usage_pieces(ctx)])
+    usage = " ".join([ctx.command_path, *ctx.command.collect_usage_pieces(ctx)]) if ctx else ""
+    return f"{name} is missing{f'; usage: {usage}' if usage else ''}"
 
 
 def _bad_value(error: typer.BadParameter) -> str:
@@ -115,7 +111,7 @@ def _usage(error: UsageError) -> str:
 
 
 def _as_option(word: str, command: Command | None) -> str:
-    """``; did you mean --status failed?`` of a word that is a value of an option."""
+    """``; did you mean --status failed?`` for a word that is a value of an option; else nothing."""
     for parameter in command.params if command else ():
         known = parameter.type_descriptor.choices if isinstance(parameter, TyperOption) else None
         choices = [str(one) for one in known or ()]

@@ -25,8 +25,8 @@ from chatjobs.contracts import (
     ResetEvent,
     StartEvent,
 )
-from cli.output import COLOURS, complain, console, one_line, place_in_file, safe, seconds, write
-from cli.waiting import standing
+from cli.output import COLOURS, complain, console, offset_in_file, one_line, safe, seconds, write
+from cli.waiting import queue_position
 from dispatch.stream_events import Frame
 
 REFRESHES_PER_SECOND = 10
@@ -34,41 +34,41 @@ STARTS_OVER = "— the answer starts over —"
 
 
 class View(Protocol):
-    """Someone who watches a job."""
+    """A display of a job while it runs."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def show(self, frame: Frame) -> None:
-        """The next frame of the stream."""
+        """Show the next frame of the stream."""
         ...
 
     def notice(self, text: str) -> None:
-        """Something beside the answer that a person should know."""
+        """Show a message that is not part of the answer."""
         ...
 
     def waits(self, reason: str) -> None:
-        """Why nothing comes, now; said again while it lasts."""
+        """Show why the job makes no progress; called again while that lasts."""
         ...
 
     def ended(self, job: Job) -> None:
-        """The job's outcome, after its last frame."""
+        """Show the job's outcome, after its last frame."""
         ...
 
 
-def view(*, as_json: bool, job: Job, reasoning: bool) -> View:
-    """The form that suits whoever reads standard output."""
+def view_for(*, as_json: bool, job: Job, reasoning: bool) -> View:
+    """The view for standard output: JSON if requested, live on a screen, else plain text."""
     if as_json:
         return JsonView(as_json=True)
     screen = console()
     if sys.stdout.isatty() and not screen.is_dumb_terminal:
         return LiveView(screen, job)
-    return PlainView(reasoning=reasoning, begin=place_in_file())
+    return PlainView(reasoning=reasoning, begin=offset_in_file())
 
 
-class Voice:
-    """Shows nothing of a stream; what there is to say goes to standard error."""
+class Printer:
+    """Prints notices and outcomes on standard error, and nothing of the stream."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -93,19 +93,19 @@ class Voice:
             self.notice("; ".join(outcome(job)))
 
 
-class JsonView(Voice):
-    """JSON lines: the events as on the wire."""
+class JsonView(Printer):
+    """Prints the events as JSON lines, with the wire's fields."""
 
     def show(self, frame: Frame) -> None:
         data = frame.event.model_dump(mode="json")
         write(f"{one_line({'event': frame.event.type, 'id': frame.id, 'data': data})}\n")
 
 
-class PlainView(Voice):
-    """The answer on standard output and nothing else, so that ``> file`` holds exactly the answer."""
+class PlainView(Printer):
+    """Prints the answer on standard output and nothing else, so that ``> file`` holds exactly the answer."""
 
     def __init__(self, *, reasoning: bool, begin: int | None) -> None:
-        """``begin``: where our text begins in a file, if standard output is one; there, text can be taken back."""
+        """``begin``: the offset of our text if standard output is a file, which is truncated there at a reset."""
         super().__init__(as_json=False)
         self._channels = set(Channel) if reasoning else {Channel.CONTENT}
         self._begin = begin
@@ -124,7 +124,7 @@ class PlainView(Voice):
             case ResetEvent():
                 self._start_over()
             case _:
-                pass  # the outcome is told by ``ended``
+                pass  # ``ended`` shows the outcome
 
     def _start_over(self) -> None:
         if self._begin is not None:
@@ -137,7 +137,7 @@ class PlainView(Voice):
 
 
 class LiveView:
-    """For a screen: whole lines scroll by, and below them are the unfinished line and the progress."""
+    """A live display: whole lines scroll, and the unfinished line and the progress stay below them."""
 
     def __init__(self, screen: Console, job: Job) -> None:
         self._console = screen
@@ -167,14 +167,14 @@ class LiveView:
         self._finish_line()
 
     def show(self, frame: Frame) -> None:
-        self._place = self._waits = None  # whatever else comes, it waits no more
+        self._place = self._waits = None  # any other frame ends the wait
         match frame.event:
             case QueuedEvent() as place:
                 self._place = place
             case StartEvent(attempt=attempt):
                 self._status, self._attempt = JobStatus.IN_PROGRESS, attempt
             case ChunkEvent() as chunk:
-                self._pace.saw(chunk.token_count)
+                self._pace.record(chunk.token_count)
                 self._write(chunk)
             case ResetEvent(attempt=attempt):
                 self._finish_line()
@@ -182,7 +182,7 @@ class LiveView:
                 self._pace = Pace(self._job)
                 self._console.print(Text(STARTS_OVER, style="bold yellow"))
             case CompleteEvent() | ErrorEvent() | CancelledEvent():
-                pass  # told by ``ended``
+                pass  # ``ended`` shows it
             case never:
                 assert_never(never)
 
@@ -192,7 +192,7 @@ class LiveView:
             self._console.print()
         self._channel = chunk.channel
         style = "dim" if chunk.channel is Channel.REASONING else ""
-        text = self._line.copy().append(safe(chunk.content), style)  # a copy: another thread may be drawing this one
+        text = self._line.copy().append(safe(chunk.content), style)  # a copy: another thread may draw the original
         *whole, last = text.split("\n", allow_blank=True) or [Text()]
         *wrapped, self._line = last.wrap(self._console, self._console.width) or [Text()]
         for line in (*whole, *wrapped):
@@ -204,9 +204,9 @@ class LiveView:
             self._console.print(line)
 
     def __rich__(self) -> RenderableType:
-        """What is below the lines that have scrolled by, as it is at the moment of drawing."""
+        """The unfinished line and the line of progress, as they are when drawn."""
         place = self._place
-        waits = standing(place) if place else self._waits
+        waits = queue_position(place) if place else self._waits
         facts = [self._status.replace("_", " "), *([waits] if waits else self._pace.facts())]
         if self._attempt > 1:
             facts.append(f"attempt {self._attempt}")
@@ -230,7 +230,7 @@ class LiveView:
 
 
 class Pace:
-    """How fast an answer is seen to grow. The first token's time runs from when the job was accepted."""
+    """The measured rate of an answer's tokens. The time to the first token begins when the job was accepted."""
 
     def __init__(self, job: Job, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -239,7 +239,7 @@ class Pace:
         self._last = (0.0, 0)
         self._first_token = _first_token(job)
 
-    def saw(self, tokens: int) -> None:
+    def record(self, tokens: int) -> None:
         self._last = self._clock(), tokens
         if self._first is None:
             self._first = self._last
@@ -252,13 +252,13 @@ class Pace:
 
     @property
     def per_second(self) -> float | None:
-        """None before there are two moments to compare."""
+        """Tokens per second; None before two moments can be compared."""
         if self._first is None or self._last[0] <= self._first[0]:
             return None
         return (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
 
     def facts(self, tokens: int | None = None, per_second: float | None = None) -> Iterable[str]:
-        """For a line of progress; better figures than those seen may be given."""
+        """Parts of a line of progress. Given figures take precedence over the measured ones."""
         rate = per_second or self.per_second
         yield f"{self.tokens if tokens is None else tokens} tokens"
         yield f"{rate:.1f} tokens/s" if rate else "– tokens/s"
@@ -266,7 +266,7 @@ class Pace:
 
 
 def outcome(job: Job, pace: Pace | None = None) -> Sequence[str]:
-    """How a job ended, and where there is something to do, what."""
+    """Lines that say how a job ended, and what to do about it."""
     if job.error:
         return [f"{job.status}: {job.error.message} ({job.error.code})", advice(job)]
     facts = [job.status.value, *(_figures(job, pace) if pace else ())]
@@ -292,7 +292,7 @@ def advice(job: Job) -> str:
 
 
 def _first_token(job: Job) -> timedelta | None:
-    """From being accepted to the first token, by the ledger of attempts."""
+    """The time from acceptance to the first token, by the ledger of attempts."""
     for attempt in job.attempts:
         if attempt.first_token_ms is not None:
             return attempt.started_at + timedelta(milliseconds=attempt.first_token_ms) - job.created_at

@@ -1,4 +1,4 @@
-"""Why a job makes no progress, for someone who waits for it: found out and said every few seconds."""
+"""Reports every few seconds why a job makes no progress."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ from domain.errors import TemporalUnavailable
 from domain.names import COMPLETIONS_QUEUE, JOBS_QUEUE
 
 QUIET_SECONDS = 3.0
-"""How long nothing may come before the reason is looked for, and how often it is said."""
+"""Time without progress until the reason is determined, and between two reports."""
 ASK_SECONDS = 2.0
-SILENT = timedelta(seconds=12)
-"""A worker that works sends a heartbeat every 3 s."""
+HEARTBEAT_LOST = timedelta(seconds=12)
+"""Time without a heartbeat after which a worker counts as gone; a live one sends one every 3 s."""
 START_ONE = "start one with `make run` or `python worker.py`"
 
 
 class WaitReporter:
-    """``connect`` gives a client of Temporal or raises TemporalUnavailable; ``say`` gets each reason."""
+    """``connect`` returns a client of Temporal or raises TemporalUnavailable; ``report`` is called with each reason."""
 
-    def __init__(self, job_id: str, connect: Callable[[], Awaitable[Client]], say: Callable[[str], None]) -> None:
+    def __init__(self, job_id: str, connect: Callable[[], Awaitable[Client]], report: Callable[[str], None]) -> None:
         self._job_id = job_id
         self._connect = connect
-        self._say = say
-        self._moved = time.monotonic()
+        self._report = report
+        self._last_progress = time.monotonic()
         self._place: QueuePlace | None = None
 
-    def moved(self) -> None:
-        """Something came of the job."""
-        self._moved, self._place = time.monotonic(), None
+    def progress(self) -> None:
+        """The job has made progress."""
+        self._last_progress, self._place = time.monotonic(), None
 
-    def stands(self, place: QueuePlace) -> None:
-        """It waits for its turn in a lane."""
+    def queued(self, place: QueuePlace) -> None:
+        """The job waits for its turn in a lane."""
         self._place = place
 
     @asynccontextmanager
-    async def told(self) -> AsyncIterator[None]:
-        """While the block runs, the reason is said whenever nothing has come for a while."""
-        telling = asyncio.create_task(self._tell(), name="waiting")
+    async def running(self) -> AsyncIterator[None]:
+        """Report the reason while the block runs, whenever there has been no progress for a while."""
+        watching = asyncio.create_task(self._watch(), name="waiting")
         try:
             yield
         finally:
-            telling.cancel()
-            await asyncio.wait({telling})
+            watching.cancel()
+            await asyncio.wait({watching})  # without its error: a failed report must not change the exit code
 
-    async def _tell(self) -> None:
+    async def _watch(self) -> None:
         while True:
             await asyncio.sleep(QUIET_SECONDS)
-            if time.monotonic() - self._moved < QUIET_SECONDS:
+            if time.monotonic() - self._last_progress < QUIET_SECONDS:
                 continue
-            reason = standing(self._place) if self._place else await self._reason()
-            if reason and time.monotonic() - self._moved >= QUIET_SECONDS:
-                self._say(reason)
+            reason = queue_position(self._place) if self._place else await self._reason()
+            if reason and time.monotonic() - self._last_progress >= QUIET_SECONDS:
+                self._report(reason)
 
     async def _reason(self) -> str | None:
         try:
@@ -74,18 +74,18 @@ class WaitReporter:
             return "Temporal does not answer; the job goes on when it does"
 
     async def _by_run(self, client: Client) -> str | None:
-        """What the job's run waits for. Raises TemporalUnavailable."""
+        """The reason by the state of the job's run. Raises TemporalUnavailable."""
         try:
             run = await client.get_workflow_handle(self._job_id).describe(rpc_timeout=timedelta(seconds=ASK_SECONDS))
-            return await _awaited(client, run) if run.status is WorkflowExecutionStatus.RUNNING else None
+            return await _pending(client, run) if run.status is WorkflowExecutionStatus.RUNNING else None
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return f"Temporal does not have the job yet; a worker or gateway hands it over: {START_ONE}"
             raise TemporalUnavailable(f"Temporal does not answer ({error.status.name})") from None
 
 
-def standing(place: QueuePlace | QueuedEvent) -> str:
-    """Where a job stands that waits for its turn, as of now, and why it waits."""
+def queue_position(place: QueuePlace | QueuedEvent) -> str:
+    """A queued job's position, the reason why it waits, and its expected start, in words."""
     wait = max(place.expected_start_at - datetime.now(UTC), timedelta())
     why = WHY_QUEUED.get(getattr(place, "reason", "rate_limit"), "")
     return f"number {place.position} in the queue{why}, expected in {wait.total_seconds():.0f} s"
@@ -98,22 +98,23 @@ WHY_QUEUED = {
 }
 
 
-async def _awaited(client: Client, run: WorkflowExecutionDescription) -> str | None:
+async def _pending(client: Client, run: WorkflowExecutionDescription) -> str | None:
+    """What the run's pending task waits for. Raises RPCError."""
     raw = run.raw_description
     if raw.HasField("pending_workflow_task"):
         return await _no_worker(client, JOBS_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
     for activity in raw.pending_activities:
         if activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED:
-            return _later(activity) or await _no_worker(
+            return _next_attempt(activity) or await _no_worker(
                 client, COMPLETIONS_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
             )
         if activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED:
-            return _under_way(activity)
+            return _started_activity(activity)
     return None
 
 
-def _later(activity: PendingActivityInfo) -> str | None:
-    """Of an attempt that is made again, but not yet."""
+def _next_attempt(activity: PendingActivityInfo) -> str | None:
+    """When the activity's next attempt begins; None if within a second."""
     if not activity.HasField("next_attempt_schedule_time"):
         return None
     wait = activity.next_attempt_schedule_time.ToDatetime(UTC) - datetime.now(UTC)
@@ -127,10 +128,10 @@ async def _no_worker(client: Client, queue: str, kind: TaskQueueType.ValueType) 
     return f"no worker polls the queue {queue}: {START_ONE}; the job waits"
 
 
-def _under_way(activity: PendingActivityInfo) -> str:
+def _started_activity(activity: PendingActivityInfo) -> str:
     last = (
         activity.last_heartbeat_time if activity.HasField("last_heartbeat_time") else activity.last_started_time
     ).ToDatetime(UTC)
-    if datetime.now(UTC) - last > SILENT:
+    if datetime.now(UTC) - last > HEARTBEAT_LOST:
         return "the worker that has the job is silent; another one takes over"
     return "a worker has the job; the model has not sent anything for some seconds"

@@ -12,6 +12,7 @@ from temporalio.envconfig import ClientConfig
 
 from domain.errors import StorageUnavailable
 from domain.settings import Settings
+from domain.tasks import cancel_and_wait
 from domain.webhook_urls import WebhookPolicy
 from storage.engine.database import Database
 from storage.keys import KeyStore, SecretStore
@@ -51,8 +52,7 @@ class WebhookRules:
         try:
             yield self
         finally:
-            task.cancel()
-            await asyncio.wait({task})
+            await cancel_and_wait(task)
 
     async def _look(self) -> None:
         self._current = self._closed if await self._keys.configured() else self._open

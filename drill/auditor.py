@@ -1,15 +1,15 @@
-"""The auditor: judges jobs by the raw tables, the simulator's log, the receiver's log and the readers' logs.
+"""The auditor: checks jobs by the raw tables, the simulator's log, the receiver's log and the readers' logs.
 
-It imports nothing of the service and believes nothing that the service says of itself.
+It imports nothing of the service and does not rely on what the service reports of itself.
 
 I1 every accepted job reaches exactly one terminal state, in time
 I2 one result, whose bytes never change
-I3 every subscribed event is accepted once at least, or its delivery is seen to wait; all tries have one id and one body
-I4 a reader's ids strictly grow, and the text since the last reset is the stored one, which is the model's
+I3 every subscribed event is accepted at least once, or its delivery is due; all tries have one id and one body
+I4 a reader's ids strictly increase, and its text since the last reset is the stored one, which is the model's
 I5 the model is called once, and once more for each fault that hit a call; no fault excuses two calls of one job
 I6 no key, secret or prompt in Temporal's history or in a log
 I7 nothing crosses tenants
-I8 it recovers by itself within the stated time
+I8 the service recovers by itself within the stated time
 I9 no process grows beyond its cap
 """
 
@@ -36,27 +36,27 @@ from drill.readers import ReaderLog
 from drill.stack import TENANTS, DrillStack
 
 RSS_CAP_MB = 700
-"""Of any process at any time since its start."""
+"""The limit of every process's peak memory."""
 STRAGGLERS_SECONDS = 90.0
-"""How long the last webhooks may take, once the last fault is over: one that nobody owns waits for a minute."""
+"""How long the last webhooks may take after the last fault: one whose worker is gone waits for a minute."""
 WHOLE = ("completed", "incomplete")
 TERMINAL_FRAME = {"completed": "complete", "incomplete": "complete", "failed": "error", "cancelled": "cancelled"}
 EVENT_REACH_SECONDS = 1.0
-"""A call was hit by an event of the drill that came so long before its start or after its end, or between."""
+"""An event of the drill counts for a call from so long before the call's start to so long after its end."""
 
 
 @dataclass
 class Verdict:
-    """What was found wrong (nothing is what we want), and figures worth a line."""
+    """Violations found, and figures for the report."""
 
     wrong: list[str] = field(default_factory=list)
     generated: int = 0
     """Tokens that the model sent for these jobs."""
     needed: int = 0
-    """Tokens of their answers. Of both, only those of jobs that have a whole answer."""
+    """Tokens of their answers. Both count only jobs with a whole answer."""
     calls: int = 0
     largest_mb: float = 0
-    """The most memory that a process of ours ever had."""
+    """The highest peak memory of a process of the service."""
 
     @property
     def passed(self) -> bool:
@@ -71,7 +71,7 @@ class Auditor:
         self._results: dict[str, str] = {}
 
     async def audit(self, jobs: Sequence[DrillJob], *, within: float, since: float) -> Verdict:
-        """Judge the jobs of one fault. ``since`` is when the fault ended, ``within`` how long recovery may take."""
+        """Check the jobs of one fault. ``since`` is when the fault ended, ``within`` how long recovery may take."""
         verdict = Verdict()
         tables = await self._tables([job.id for job in jobs])
         calls = await self._calls()
@@ -142,14 +142,14 @@ class Auditor:
                 yield "I3 a try tells another outcome than the table"
 
     def _signed(self, headers: dict[str, str], body: bytes, tenant: str) -> bool:
-        """By hand, after the specification: https://github.com/standard-webhooks/standard-webhooks."""
+        """Verified without the service's code, by the specification: https://github.com/standard-webhooks/standard-webhooks."""
         key = base64.b64decode(self._stack.secrets[tenant].removeprefix("whsec_"))
         signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
         right = "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
         return right in headers["webhook-signature"].split()
 
     def _called(self, job: DrillJob, calls: list[dict[str, Any]], status: str) -> Iterator[str]:
-        """Each call but one was hit: by the script, or by something that the drill did while it ran."""
+        """Each call but one must have been hit by a scripted fault or by an event of the drill."""
         hits = job.scripted + self._hits(calls)
         if len(calls) > 1 + hits:
             outcomes = ", ".join(f"{call['outcome']} after {call['tokens_sent']}" for call in calls)
@@ -158,7 +158,7 @@ class Auditor:
             yield "I5 it completed without a call of the model"
 
     def _hits(self, calls: list[dict[str, Any]]) -> int:
-        """How many of a job's calls were hit by an event of their own, in the order of time."""
+        """The number of a job's calls that were each hit by a different event."""
         events = sorted(event.at for event in self._stack.events if event.cuts)
         hits = 0
         for call in sorted(calls, key=lambda call: float(call["time"])):
@@ -178,11 +178,11 @@ class Auditor:
                 if size > RSS_CAP_MB:
                     yield f"I9 {process.name} had {size:.0f} MB; the cap is {RSS_CAP_MB} MB"
 
-    # ------------------------------------------------------------------------------------- once, at the end
+    # ---------------------------------------------------------------------------------- checks of the whole drill
 
     async def final(self) -> list[str]:
-        """What holds for all jobs together."""
-        missing = await self._stragglers()
+        """Violations over all jobs of the drill."""
+        missing = await self._undelivered()
         again = await self._tables([job.id for job in self._load.jobs])
         changed = [
             f"{job.id}: {wrong}"
@@ -190,10 +190,10 @@ class Auditor:
             if job.id in again.results
             for wrong in self._unchanged(job, again.results[job.id])
         ]
-        return [*missing, *changed, *self._leaks(), *await self._crossings()]
+        return [*missing, *changed, *self._leaks(), *await self._tenant_crossings()]
 
-    async def _stragglers(self) -> list[str]:
-        """Every receiver is well by now: what was never accepted is told."""
+    async def _undelivered(self) -> list[str]:
+        """Webhooks that were never accepted, though every receiver works by now."""
         hooks, deadline = self._load.receiver.log, time.monotonic() + STRAGGLERS_SECONDS
         while True:
             accepted = {post.path for post in hooks if post.status == 200}
@@ -203,7 +203,7 @@ class Auditor:
             await asyncio.sleep(0.2)
 
     def _leaks(self) -> Iterator[str]:
-        """In Temporal's own database, where histories are, and in the logs of all our processes."""
+        """Secrets in Temporal's database, which has the histories, and in the logs of the service's processes."""
         secrets = {"the model's key": self._stack.api_key, "a prompt": f"{CANARY}-"}
         secrets |= {f"the secret of {tenant}": secret for tenant, secret in self._stack.secrets.items()}
         secrets |= {f"the key of {tenant}": key for tenant, key in self._stack.keys.items()}
@@ -216,8 +216,8 @@ class Auditor:
                 if secret.encode() in content:
                     yield f"I6 {what} stands in {file.name}"
 
-    async def _crossings(self) -> list[str]:
-        """Each tenant asks for some of the other's jobs, in every way there is."""
+    async def _tenant_crossings(self) -> list[str]:
+        """Requests of each tenant for the other's jobs, by every route, that were not answered with 404."""
         wrong = []
         for job in self._load.jobs[:: max(1, len(self._load.jobs) // 20)]:
             other = next(tenant for tenant in TENANTS if tenant != job.tenant)
@@ -237,7 +237,7 @@ class Auditor:
                     )
         return wrong
 
-    # ------------------------------------------------------------------------------------------ the sources
+    # ---------------------------------------------------------------------------------------------------- sources
 
     async def _calls(self) -> dict[str, list[dict[str, Any]]]:
         """The simulator's log by prompt."""
@@ -298,8 +298,10 @@ class Tables:
 
 
 def _reader(log: ReaderLog, content: str, status: str) -> Iterator[str]:
-    places = [_place(frame.id) for frame in log.frames if frame.id is not None]
-    if any(later <= earlier for earlier, later in pairwise(places)):
+    """Violations in what one reader of a job received."""
+    ids = [frame.id.split(".") for frame in log.frames if frame.id is not None]
+    positions = [(int(epoch), int(position), len(end)) for epoch, position, *end in ids]
+    if any(later <= earlier for earlier, later in pairwise(positions)):
         yield "I4 a reader saw ids that do not grow"
     text = ""
     for frame in log.frames:
@@ -318,12 +320,7 @@ def _reader(log: ReaderLog, content: str, status: str) -> Iterator[str]:
         yield f"I1 a reader saw the ends {ends} of a job that is {status}"
 
 
-def _place(event_id: str) -> tuple[int, int, int]:
-    epoch, position, *end = event_id.split(".")
-    return int(epoch), int(position), len(end)
-
-
 def _difference(one: str, other: str) -> str:
-    """Where, and not what: answers are private."""
+    """The position of the first difference, without the text: answers are private."""
     where = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return f"{len(one)} and {len(other)} characters, different from character {where} on"

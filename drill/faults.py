@@ -1,4 +1,4 @@
-"""The catalogue: what is broken, when, and how soon all must be well again."""
+"""The catalogue of faults: what each breaks, and how soon its jobs must have ended."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MOMENT_SECONDS = 1.0
 PAUSE_SECONDS = 8
 LONG = "at great length"
 FILE_BYTES = 64 * 1024
-"""So large a file may get while the disk is full: less than the database has already."""
+"""The size limit of files while the disk is full: less than the database has already."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """What a fault works on. ``scale`` multiplies its number of jobs; what it sees itself goes into ``wrong``."""
+    """What a fault works on. ``scale`` multiplies its number of jobs; ``wrong`` gets the violations it sees itself."""
 
     stack: DrillStack
     load: Load
@@ -32,21 +32,21 @@ class Field:
     async def jobs(self, order: Order) -> list[DrillJob]:
         return await self.load.submit(replace(order, jobs=order.jobs * self.scale))
 
-    # Threads, so that readers and receivers go on meanwhile.
+    # In threads, so that readers and receivers are not blocked.
     async def kill(self, *processes: Process) -> None:
         await asyncio.to_thread(self.stack.kill, *processes)
 
     async def start(self, *processes: Process) -> None:
-        """Start what does not run, and wait until it is ready."""
+        """Start the processes that do not run, and wait until they are ready."""
         await asyncio.to_thread(self.stack.start_all, processes)
 
     async def operator(self, *arguments: str) -> None:
-        """A command of `temporal`."""
+        """Run a command of `temporal`."""
         await asyncio.to_thread(self.stack.temporal_command, *arguments)
 
 
 Breaking = Callable[[Field], Awaitable[object]]
-"""Starts jobs and breaks something. All jobs that it has started are judged."""
+"""Starts jobs and breaks something. The auditor checks all jobs that it started."""
 Databases = Literal["any", "sqlite", "postgres"]
 
 
@@ -65,7 +65,7 @@ CATALOGUE: list[Fault] = []
 
 
 def fault(sources: str, within: float = 40, *, database: Databases = "any") -> Callable[[Breaking], Breaking]:
-    """Into the catalogue, under the function's name."""
+    """Add a function to the catalogue under its name."""
 
     def add(breaks: Breaking) -> Breaking:
         CATALOGUE.append(Fault(breaks.__name__.replace("_", " "), sources, breaks, within, database))
@@ -116,7 +116,7 @@ async def a_rolling_deploy(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=15, tokens=150, rate=30))
     for worker in field.stack.worker_processes:
         await field.load.streaming(jobs, 20)
-        field.stack.happened(f"stopped {worker.name}")
+        field.stack.record(f"stopped {worker.name}")
         await asyncio.to_thread(worker.stop)
         await field.start(worker)
 
@@ -126,10 +126,10 @@ async def a_frozen_worker_wakes_up_after_others_took_over(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=6, tokens=120, rate=30))
     await field.load.streaming(jobs, 30)
     frozen = field.stack.worker_processes[0]
-    field.stack.happened(f"froze {frozen.name}")
+    field.stack.record(f"froze {frozen.name}")
     frozen.freeze()
     await field.load.settled(jobs, 60)
-    field.stack.happened(f"thawed {frozen.name}")
+    field.stack.record(f"thawed {frozen.name}")
     frozen.thaw()
     await asyncio.sleep(MOMENT_SECONDS)
 
@@ -155,11 +155,11 @@ async def temporal_is_down_when_jobs_come(field: Field) -> None:
 
 @fault("F14", within=45)
 async def temporal_is_frozen_when_jobs_come(field: Field) -> None:
-    field.stack.happened("froze temporal")
+    field.stack.record("froze temporal")
     field.stack.temporal.freeze()
     await field.jobs(Order(jobs=15, patience=5))
     await asyncio.sleep(MOMENT_SECONDS)
-    field.stack.happened("thawed temporal")
+    field.stack.record("thawed temporal")
     field.stack.temporal.thaw()
 
 
@@ -180,7 +180,7 @@ async def a_rolling_deploy_of_gateways(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=10, tokens=150, rate=30, readers=3))
     await field.load.streaming(jobs, 20)
     for gateway in field.stack.gateway_processes:
-        field.stack.happened(f"stopped {gateway.name}", cuts=False)
+        field.stack.record(f"stopped {gateway.name}", cuts=False)
         code = await asyncio.to_thread(gateway.stop)
         if code != 0:
             field.wrong.append(f"I8 {gateway.name} left with exit code {code}")
@@ -189,7 +189,7 @@ async def a_rolling_deploy_of_gateways(field: Field) -> None:
 
 @fault("F17", within=75)
 async def temporal_loses_its_database(field: Field) -> None:
-    """Finished jobs stay finished; the others are started again once they have been silent for half a minute."""
+    """Finished jobs stay finished; the others are started again after half a minute without progress."""
     done = await field.jobs(Order(jobs=5, tokens=10))
     await field.load.settled(done, 30)
     jobs = await field.jobs(Order(jobs=6, tokens=150, rate=30))
@@ -201,7 +201,7 @@ async def temporal_loses_its_database(field: Field) -> None:
 
 @fault("F17", within=75)
 async def temporal_is_restored_from_a_backup(field: Field) -> None:
-    """It takes finished jobs for running ones, and does not know the newest."""
+    """The backup has finished jobs as running ones, and lacks the newest."""
     known = await field.jobs(Order(jobs=5, tokens=60, rate=30))
     await field.load.streaming(known, 20)
     backup = await asyncio.to_thread(field.stack.back_up_temporal)
@@ -219,7 +219,7 @@ async def an_operator_resets_jobs(field: Field) -> None:
     await field.load.settled(done, 30)
     running = await field.jobs(Order(jobs=4, tokens=200, rate=40))
     await field.load.streaming(running, 20)
-    field.stack.happened("reset jobs")
+    field.stack.record("reset jobs")
     which = ("--type", "FirstWorkflowTask", "--reason", "drill")
     await asyncio.gather(
         *(field.operator("workflow", "reset", "--workflow-id", job.id, *which) for job in [*done, *running])
@@ -228,10 +228,10 @@ async def an_operator_resets_jobs(field: Field) -> None:
 
 @fault("F20", within=60)
 async def an_operator_terminates_jobs(field: Field) -> None:
-    """The sweeper finds them once they have been silent for half a minute."""
+    """The sweeper finds them after half a minute without progress."""
     jobs = await field.jobs(Order(jobs=4, tokens=2_000, rate=40, expects=("failed",)))
     await field.load.streaming(jobs, 20)
-    field.stack.happened("terminated jobs", cuts=False)
+    field.stack.record("terminated jobs", cuts=False)
     await asyncio.gather(*(field.operator("workflow", "terminate", "--workflow-id", job.id) for job in jobs))
 
 
@@ -274,7 +274,7 @@ async def a_storm_of_429(field: Field) -> None:
 
 @fault("F34", within=60)
 async def one_model_refuses_and_another_one_goes_on(field: Field) -> None:
-    """The pause is that of one lane: nobody calls that model meanwhile, and the other's jobs end."""
+    """The pause applies to one lane: its model is not called meanwhile, and the other's jobs end."""
     large = {"model": "mistral-large-latest"}
     order = Order(jobs=1, tokens=10, fields=large, faults=[{"kind": 429, "retry_after": PAUSE_SECONDS}])
     slow = await field.jobs(order)
@@ -290,7 +290,7 @@ async def one_model_refuses_and_another_one_goes_on(field: Field) -> None:
 
 
 async def called(field: Field, job: DrillJob) -> float:
-    """When the model was called for a job, in unix seconds; waits for it."""
+    """Wait until the model is called for a job. Returns the time in unix seconds."""
     words = job.body["messages"][-1]["content"].split(" ")[0]
     query: dict[str, Any] = {"contains": words, "requests": 1, "timeout": 30}
     found = await field.load.client.get(f"{field.stack.simulator_url}/sim/wait", params=query)
@@ -300,7 +300,7 @@ async def called(field: Field, job: DrillJob) -> float:
 
 @fault("F35", within=60)
 async def the_model_fails_three_times(field: Field) -> None:
-    """Each job calls a model of its own: eight that fail together on one are an outage, which all of them wait out."""
+    """Each job calls a different model: eight failures on one model are an outage, in which all its jobs wait."""
     faults = [{"kind": 500}, {"kind": 503}, {"kind": 529}]
     for number in range(8):
         await field.jobs(Order(jobs=1, tokens=30, faults=faults, fields={"model": f"mistral-drill{number}-latest"}))
@@ -336,7 +336,7 @@ async def receivers_are_slow_broken_or_hang_up(field: Field) -> None:
 
 
 async def delivered(field: Field, jobs: list[DrillJob]) -> None:
-    """Wait for the second try, 5 s after the first."""
+    """Wait until every webhook is accepted, at its second try 5 s after the first."""
     for _ in range(150):
         seen = {post.path for post in field.load.receiver.log if post.status == 200}
         if {job.path for job in jobs} <= seen:
@@ -359,26 +359,26 @@ async def callers_cancel(field: Field) -> None:
     jobs = await field.jobs(Order(jobs=10, tokens=200, rate=40, expects=("cancelled",)))
     await field.load.streaming(jobs, 20)
     answers = await asyncio.gather(*(field.load.post(job, "cancel") for job in jobs))
-    field.stack.happened("cancelled jobs", cuts=False)
+    field.stack.record("cancelled jobs", cuts=False)
     assert {answer.status_code for answer in answers} == {202}
     late = await field.jobs(Order(jobs=6, tokens=1, expects=expects))
     await asyncio.gather(*(field.load.post(job, "cancel") for job in late))
-    field.stack.happened("cancelled jobs", cuts=False)
+    field.stack.record("cancelled jobs", cuts=False)
 
 
 @fault("F59")
 async def readers_take_nothing_for_a_while(field: Field) -> None:
-    """Long answers: what they do not take is more than a gateway keeps for them."""
+    """The answers are longer than what a gateway buffers for a reader."""
     pieces = [f"{number} {'x' * 40_000}" for number in range(150)]
     script = {"script": {"pieces": pieces, "tokens_per_second": 50}, "match": LONG}
     given = await field.load.client.post(f"{field.stack.simulator_url}/sim/script", json=script)
     assert given.status_code == 200, given.text
-    await field.jobs(Order(jobs=2, rule=LONG, readers=2, deaf_seconds=5))
+    await field.jobs(Order(jobs=2, rule=LONG, readers=2, pause_seconds=5))
 
 
 @fault("F28, F62")
 async def callers_send_everything_to_all_gateways_at_once(field: Field) -> None:
-    """With one key each, while a gateway dies."""
+    """Each job is sent with one key, while a gateway dies."""
     coming = asyncio.create_task(field.jobs(Order(jobs=10, tokens=30, copies=6)))
     await asyncio.sleep(0.05)
     await field.kill(field.stack.gateway_processes[-1])
@@ -395,20 +395,20 @@ async def the_database_is_locked(field: Field) -> None:
     await field.load.streaming(jobs, 20)
     with closing(sqlite3.connect(field.stack.database.removeprefix("sqlite:///"), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        field.stack.happened("locked the database")
+        field.stack.record("locked the database")
         more = asyncio.create_task(field.jobs(Order(jobs=4, tokens=20)))
         await asyncio.sleep(7)
         other.execute("ROLLBACK")
-        field.stack.happened("unlocked the database")
+        field.stack.record("unlocked the database")
     await more
 
 
 @fault("F26", within=60, database="sqlite")
 async def the_disk_is_full(field: Field) -> None:
-    """No file of ours can grow: jobs that run wait, new ones are refused until there is room again."""
+    """No file of the service can grow: running jobs wait, and new ones are refused until there is room again."""
     jobs = await field.jobs(Order(jobs=8, tokens=120, rate=40))
     await field.load.streaming(jobs, 20)
-    field.stack.happened("filled the disk")
+    field.stack.record("filled the disk")
     field.stack.limit_files(FILE_BYTES)
     try:
         await refused(field)
@@ -418,12 +418,12 @@ async def the_disk_is_full(field: Field) -> None:
             field.wrong.append("I1 a job was accepted while the disk was full")
     finally:
         field.stack.limit_files(None)
-        field.stack.happened("made room on the disk")
+        field.stack.record("made room on the disk")
     await more
 
 
 async def refused(field: Field) -> None:
-    """Wait until every gateway says that it is not ready; jobs are shown meanwhile."""
+    """Wait until every gateway reports that it is not ready, while jobs can still be read."""
     for url in field.stack.gateway_urls:
         async with asyncio.timeout(20):
             while (await field.load.client.get(f"{url}/readyz")).status_code != 503:  # noqa: ASYNC110 - no event
@@ -439,7 +439,7 @@ async def postgres_ends_all_connections(field: Field) -> None:
     coming = asyncio.create_task(field.jobs(Order(jobs=20, tokens=100, rate=30)))
     operator = await asyncpg.connect(field.stack.database)
     for _ in range(8):
-        field.stack.happened("ended the connections to Postgres")
+        field.stack.record("ended the connections to Postgres")
         await operator.execute(CUT)
         await asyncio.sleep(MOMENT_SECONDS / 4)
     await operator.close()

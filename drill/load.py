@@ -1,4 +1,4 @@
-"""Jobs, as any caller would start them: by HTTP, again with the same key where no answer came, read live by some."""
+"""The drill's jobs, started over HTTP as by any caller, with retries under one key and live readers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -27,7 +27,7 @@ POLL_SECONDS = 0.2
 
 @dataclass
 class DrillJob:
-    """A job that was answered with 202, and what the drill expects of it."""
+    """An accepted job, and what the drill expects of it."""
 
     id: str
     tenant: str
@@ -35,21 +35,21 @@ class DrillJob:
     path: str | None
     expects: tuple[str, ...]
     scripted: int
-    """Faults of the model that its script has."""
+    """The number of model faults in its script."""
     accepted: float
     accept_seconds: float
     logs: list[ReaderLog] = field(default_factory=list)
     settled: float | None = None
     others: set[str] = field(default_factory=set)
-    """Ids that the same Idempotency-Key was answered with, besides ``id``."""
+    """Other ids that were returned for the same Idempotency-Key."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the jobs of a fault look like. ``faults`` is the simulator's script, one entry per call of a job.
+    """The jobs of a fault. ``faults`` is the simulator's script, one entry per call of a job.
 
-    ``rule``: words by which a script that the simulator was given beforehand knows these jobs; then they bring none.
-    ``copies``: how many callers send each of them at the same time, with one key, to all gateways.
+    ``rule``: words in the prompt that match a script set in the simulator beforehand; the jobs then have no script.
+    ``copies``: the number of callers that send each job at the same time, with one key, to all gateways.
     """
 
     jobs: int = 10
@@ -61,7 +61,7 @@ class Order:
     webhook: bool = True
     readers: int = 1
     cut_after: int = 0
-    deaf_seconds: float = 0
+    pause_seconds: float = 0
     copies: int = 1
     expects: tuple[str, ...] = ("completed",)
     fields: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Load:
         began = time.time()
         key, urls = secrets.token_hex(16), self.stack.gateway_urls
         job_id, *others = await asyncio.gather(
-            *(self._posted(body, tenant, key, _turned(urls, nth), order.patience) for nth in range(order.copies))
+            *(self._posted(body, tenant, key, _rotated(urls, nth), order.patience) for nth in range(order.copies))
         )
         job = DrillJob(job_id, tenant, body, path, order.expects, len(order.faults), time.time(), time.time() - began)
         job.others = set(others) - {job_id}
@@ -108,7 +108,7 @@ class Load:
         return body | ({"callback": self.receiver.url(path)} if path else {})
 
     async def _posted(self, body: dict[str, Any], tenant: str, key: str, urls: list[str], patience: float) -> str:
-        """The id of the accepted job. Where no answer came, the same key is sent again, to the other gateway too."""
+        """Send a job until a gateway accepts it, to each gateway in turn with the same key. Returns the job's id."""
         headers = {"idempotency-key": key, "authorization": f"Bearer {self.stack.keys[tenant]}"}
         deadline = time.monotonic() + patience
         last = "nothing"
@@ -124,13 +124,13 @@ class Load:
         raise AssertionError("there is no gateway")
 
     def _read(self, job: DrillJob, nth: int, order: Order) -> None:
-        """Only the first reader of a job misbehaves."""
+        """Start a reader. Only the first reader of a job hangs up or pauses."""
         reader = StreamReader(
-            _turned(self.stack.gateway_urls, nth),
+            _rotated(self.stack.gateway_urls, nth),
             job.id,
             key=self.stack.keys[job.tenant],
             cut_after=0 if nth else order.cut_after,
-            deaf_seconds=0 if nth else order.deaf_seconds,
+            pause_seconds=0 if nth else order.pause_seconds,
             seed=self.random.randrange(2**32),
         )
         job.logs.append(reader.log)
@@ -139,7 +139,7 @@ class Load:
         task.add_done_callback(self._reading.discard)
 
     async def get(self, job: DrillJob) -> dict[str, Any] | None:
-        """A job as a gateway shows it; None where none answers."""
+        """A job as a gateway shows it; None if no gateway answers."""
         headers = {"authorization": f"Bearer {self.stack.keys[job.tenant]}"}
         for url in self.stack.gateway_urls:
             with suppress(httpx2.TransportError):
@@ -153,18 +153,18 @@ class Load:
         return await self.client.post(f"{self.stack.gateway_urls[0]}/api/jobs/{job.id}/{action}", headers=headers)
 
     async def streaming(self, jobs: Sequence[DrillJob], characters: int = 1, *, timeout: float = 30) -> None:
-        """Wait until so much of every job's answer is there."""
-        await self._until(jobs, lambda shown: shown["position"] >= characters or shown["status"] in TERMINAL, timeout)
+        """Wait until every job's answer has so many characters, or the job has ended."""
+        await self._until(jobs, lambda job: job["position"] >= characters or job["status"] in TERMINAL, timeout)
 
     async def settled(self, jobs: Sequence[DrillJob], timeout: float) -> None:
-        """Wait until every job has ended and its readers know. Jobs that do not are for the auditor."""
+        """Wait until every job and its readers have ended. Jobs that do not are left to the auditor."""
         with suppress(TimeoutError):
-            await self._until(jobs, lambda shown: shown["status"] in TERMINAL, timeout)
+            await self._until(jobs, lambda job: job["status"] in TERMINAL, timeout)
             async with asyncio.timeout(10):
                 while any(not log.ended for job in jobs for log in job.logs):  # noqa: ASYNC110 - no event to wait for
                     await asyncio.sleep(POLL_SECONDS)
 
-    async def _until(self, jobs: Sequence[DrillJob], there: Any, timeout: float) -> None:
+    async def _until(self, jobs: Sequence[DrillJob], reached: Callable[[dict[str, Any]], bool], timeout: float) -> None:
         waiting = list(jobs)
         async with asyncio.timeout(timeout):
             while waiting:
@@ -172,7 +172,7 @@ class Load:
                 for job, one in zip(waiting, shown, strict=True):
                     if one is not None and one["status"] in TERMINAL and job.settled is None:
                         job.settled = time.time()
-                waiting = [job for job, one in zip(waiting, shown, strict=True) if one is None or not there(one)]
+                waiting = [job for job, one in zip(waiting, shown, strict=True) if one is None or not reached(one)]
                 await asyncio.sleep(POLL_SECONDS if waiting else 0)
 
     async def close(self) -> None:
@@ -182,6 +182,6 @@ class Load:
             await asyncio.wait(self._reading)
 
 
-def _turned(urls: list[str], nth: int) -> list[str]:
-    """The gateways, beginning with another one."""
+def _rotated(urls: list[str], nth: int) -> list[str]:
+    """The gateways, beginning with the nth."""
     return urls[nth % len(urls) :] + urls[: nth % len(urls)]

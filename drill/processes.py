@@ -1,4 +1,4 @@
-"""Processes that are made to be broken: started, killed, frozen, started again. For the drill and the tests."""
+"""Processes that the drill and the tests start, kill, freeze and restart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a
 
 
 class Running(Protocol):
-    """What is used of a subprocess.Popen."""
+    """The methods of subprocess.Popen that are used."""
 
     pid: int
 
@@ -37,7 +37,7 @@ class Running(Protocol):
 
 
 class Process:
-    """A process that can be killed and started again. ``ready`` is a text that its log shows once it works."""
+    """A process that can be killed and restarted. ``ready`` is a text in its log that says that it works."""
 
     def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path, ready: str) -> None:
         self.name = name
@@ -66,7 +66,7 @@ class Process:
         assert not self.running, f"{self.name} runs already"
         self._begin = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as out:
-            self._popen = self._begun(out)
+            self._popen = self._spawn(out)
         if wait:
             self.wait_until_ready()
 
@@ -74,7 +74,7 @@ class Process:
         self.wait_for_log(self._ready)
 
     def wait_for_log(self, text: str, *, timeout: float = READY_SECONDS) -> str:
-        """The line of the log that has the text, written since the last start. Raises AssertionError."""
+        """The first line with the text since the last start; waits for it. Raises AssertionError."""
 
         def found() -> str | None:
             lines = self.output().splitlines()
@@ -85,21 +85,21 @@ class Process:
         return line
 
     def output(self) -> str:
-        """What it has written since its last start."""
+        """The log since the last start."""
         with self.log.open("rb") as log:
             log.seek(self._begin)
             return log.read().decode(errors="replace")
 
     def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
+        """kill -9, and wait for the end."""
         self._end(signal.SIGKILL, timeout=10)
 
     def stop(self, *, timeout: float = 30) -> int:
-        """SIGTERM, and the exit code."""
+        """SIGTERM, and wait for the end. Returns the exit code."""
         return self._end(signal.SIGTERM, timeout=timeout)
 
     def freeze(self) -> None:
-        """SIGSTOP: it is there, and does nothing."""
+        """SIGSTOP: the process exists, and does nothing."""
         self.popen.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -110,7 +110,7 @@ class Process:
         self.kill()
         self.start()
 
-    def _begun(self, out: IO[bytes]) -> Running:
+    def _spawn(self, out: IO[bytes]) -> Running:
         return subprocess.Popen(
             self._command,
             cwd=ROOT,
@@ -118,7 +118,7 @@ class Process:
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C of the person who runs the tests is for pytest
+            start_new_session=True,  # Ctrl-C in the terminal reaches only pytest or the drill
             preexec_fn=die_with_parent,
         )
 
@@ -131,11 +131,11 @@ class Process:
 def wait_until(
     look: Callable[[], T], *, timeout: float = 10, give_up: Callable[[], bool] = lambda: False, pause: float = 0.02
 ) -> T:
-    """The first true answer of ``look``; its last answer after ``timeout`` seconds or once ``give_up`` says so."""
+    """The first true result of ``look``; its last one after ``timeout`` seconds or once ``give_up`` returns true."""
     deadline = time.monotonic() + timeout
     while True:
-        hopeless = give_up()  # asked first: what was written before the end is still to be seen
-        if (answer := look()) or hopeless or time.monotonic() > deadline:
+        gave_up = give_up()  # called first, so that ``look`` sees what was written before the end
+        if (answer := look()) or gave_up or time.monotonic() > deadline:
             return answer
         time.sleep(pause)
 

@@ -1,33 +1,31 @@
-"""A webhook receiver that keeps a log, and misbehaves on request."""
+"""A webhook receiver that logs requests, and fails on request."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 HOST = "127.0.0.1"
-Manner = Literal["good", "slow", "refusing", "silent", "dropping"]
-"""How it answers: 200; 200 after a second; 500; never; by closing after the request was read."""
+Manner = Literal["good", "slow", "refusing", "dropping"]
+"""The answer: 200; 200 after a second; 500; none, as the connection is closed once the request was read."""
 
 
 @dataclass(frozen=True)
 class Post:
-    """One request as it came. ``at`` is in unix seconds; ``status`` is None where no answer was given."""
+    """One request. ``status`` is None if it got no answer."""
 
     path: str
     headers: dict[str, str]
     body: bytes
-    at: float
     status: int | None
 
 
 @dataclass
 class Receiver:
-    """``manners`` are by path; a path that is not there is served well."""
+    """``manners`` are by path; the default is ``good``."""
 
     port: int = 0
     manners: dict[str, Manner] = field(default_factory=dict)
@@ -40,44 +38,41 @@ class Receiver:
 
     async def up(self) -> None:
         """Listen, on the same port as before."""
-        self._server = await asyncio.start_server(self._connected, HOST, self.port)
+        self._server = await asyncio.start_server(self._serve_connection, HOST, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def down(self) -> None:
-        """Nobody listens: connections are refused."""
+        """Stop listening: connections are refused."""
         if self._server is not None:
             self._server.close()
             for writer in list(self._open):
                 writer.transport.abort()
             self._server = None
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
         try:
             with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-                while await self._served(reader, writer):
+                while await self._serve_request(reader, writer):
                     pass
         finally:
             self._open.discard(writer)
             writer.close()
 
-    async def _served(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Serve one request; False where the connection is of no more use."""
+    async def _serve_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Serve one request. Returns whether the connection stays open."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.strip().split("\r\n")
         path = first.split(" ")[1]
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
-        status = await self._answered(path, writer)
-        self.log.append(Post(path, headers, body, time.time(), status))
+        status = await self._answer(path, writer)
+        self.log.append(Post(path, headers, body, status))
         return status is not None and headers.get("connection") != "close"
 
-    async def _answered(self, path: str, writer: asyncio.StreamWriter) -> int | None:
+    async def _answer(self, path: str, writer: asyncio.StreamWriter) -> int | None:
         match self.manners.get(path, "good"):
             case "dropping":
-                return None
-            case "silent":
-                await asyncio.sleep(60)
                 return None
             case "slow":
                 await asyncio.sleep(1)

@@ -1,4 +1,4 @@
-"""One drill: a stack, a round of faults or several, a verdict per fault, and figures."""
+"""A drill: a stack, one or more rounds of faults, a verdict per fault, and figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTLE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class DrillPlan:
-    """``jobs`` and ``kills``: rounds of faults until there were so many. ``scale`` multiplies each fault's jobs."""
+    """``jobs`` and ``kills``: rounds of faults are repeated up to so many. ``scale`` multiplies each fault's jobs."""
 
     jobs: int = 0
     kills: int = 0
@@ -41,7 +41,7 @@ class DrillPlan:
 
 @dataclass
 class DrillReport:
-    """``wrong`` is empty where all is well."""
+    """The result. ``wrong`` has the violations."""
 
     faults: list[dict[str, object]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class DrillReport:
     accept_p99_ms: float = 0
     seconds: float = 0
 
-    def take(self, fault: Fault, jobs: int, seconds: float, verdict: Verdict) -> None:
+    def add(self, fault: Fault, jobs: int, seconds: float, verdict: Verdict) -> None:
         found = {"fault": fault.name, "rows": fault.sources, "jobs": jobs, "passed": verdict.passed}
         self.faults.append(found | {"seconds": seconds})
         self.wrong += [f"{fault.name}: {wrong}" for wrong in verdict.wrong]
@@ -66,13 +66,13 @@ class DrillReport:
 
 
 def chosen(plan: DrillPlan) -> list[Fault]:
-    """What a plan breaks."""
+    """The faults of a plan."""
     kind = "postgres" if plan.database_url else "sqlite"
     return [one for one in CATALOGUE if plan.only in one.name and one.database in (kind, "any")]
 
 
 async def drill(plan: DrillPlan, say: Callable[[str], None] = print) -> DrillReport:
-    """Run a plan. Raises what keeps the drill itself from working; what it finds stands in the report."""
+    """Run a plan. Violations are in the report; raises errors of the drill itself."""
     with tempfile.TemporaryDirectory(prefix="chatjobs-drill-", ignore_cleanup_errors=True) as temporary:
         directory = Path(plan.directory or temporary)
         stack = DrillStack(directory, plan.workers, plan.gateways, plan.database_url)
@@ -98,7 +98,7 @@ async def _rounds(
         while True:
             before = stack.kills
             for one in order:
-                await _one(one, plan, stack, load, auditor, report, say)
+                await _run_fault(one, plan, stack, load, auditor, report, say)
             enough = stack.kills >= plan.kills or stack.kills == before
             if len(load.jobs) >= plan.jobs and enough:
                 break
@@ -113,8 +113,8 @@ async def _rounds(
     return report
 
 
-async def _one(
-    one: Fault,
+async def _run_fault(
+    fault: Fault,
     plan: DrillPlan,
     stack: DrillStack,
     load: Load,
@@ -124,18 +124,18 @@ async def _one(
 ) -> None:
     began, first, found = time.monotonic(), len(load.jobs), list[str]()
     try:
-        await one.breaks(Field(stack, load, found, plan.scale))
+        await fault.breaks(Field(stack, load, found, plan.scale))
     except (AssertionError, TimeoutError, subprocess.CalledProcessError) as error:
         found.append(f"it did not come so far as it should: {type(error).__name__} {error}")
     since, jobs = time.time(), load.jobs[first:]
     await asyncio.to_thread(stack.heal)
     await load.settled(jobs, SETTLE_SECONDS)
-    verdict = await auditor.audit(jobs, within=one.within, since=since)
+    verdict = await auditor.audit(jobs, within=fault.within, since=since)
     verdict.wrong += found
     seconds = time.monotonic() - began
-    report.take(one, len(jobs), round(seconds, 1), verdict)
+    report.add(fault, len(jobs), round(seconds, 1), verdict)
     word = "ok   " if verdict.passed else "WRONG"
-    say(f"{word} {one.name:<52} {one.sources:<16} {len(jobs):>4} jobs {seconds:6.1f} s")
+    say(f"{word} {fault.name:<52} {fault.sources:<16} {len(jobs):>4} jobs {seconds:6.1f} s")
     for wrong in verdict.wrong[:10]:
         say(f"      {wrong}")
 
@@ -157,7 +157,7 @@ def summary(report: DrillReport) -> str:
 
 
 def run(plan: DrillPlan, *, as_json: bool) -> int:
-    """The exit code: 0 where all invariants hold."""
+    """Run a plan and print its report. The exit code is 0 if all invariants hold."""
     out = sys.stderr if as_json else sys.stdout
     if not chosen(plan):
         print(f"no fault has {plan.only!r} in its name", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The whole service as processes that the drill may break: Temporal, simulator, workers, gateways."""
+"""The service as processes that the drill breaks: Temporal, simulator, workers, gateways."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drill.processes import ROOT, Process, free_port, wait_until
+from drill.processes import ROOT, Process, free_port
 from local.temporal_server import binary, command
 
 HOST = "127.0.0.1"
@@ -27,7 +27,7 @@ TENANTS = ("red", "blue")
 
 @dataclass
 class Event:
-    """Something that the drill did to the stack, at a unix time. ``cuts``: it may have cost a call of the model."""
+    """An action of the drill, at a unix time. ``cuts``: it may have ended a call of the model."""
 
     at: float
     what: str
@@ -37,7 +37,7 @@ class Event:
 
 @dataclass
 class DrillStack:
-    """``api_key`` of the model and ``secret`` of the webhooks must turn up nowhere: the auditor looks for them."""
+    """``api_key`` of the model and ``secret`` of the webhooks must appear nowhere: the auditor searches for them."""
 
     directory: Path
     workers: int
@@ -73,7 +73,7 @@ class DrillStack:
         ]
 
     def _environment(self) -> dict[str, str]:
-        """Nothing of the service's own settings comes from outside."""
+        """The environment without inherited settings of the service."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         environment = kept | {
             "HOME": str(self.directory),
@@ -96,7 +96,7 @@ class DrillStack:
 
     @property
     def service(self) -> list[Process]:
-        """What belongs to us; the simulator is the outside."""
+        """The service's processes, without the simulator."""
         return [self.temporal, *self.worker_processes, *self.gateway_processes]
 
     @property
@@ -108,7 +108,7 @@ class DrillStack:
         return sum(event.kills for event in self.events)
 
     def start(self) -> None:
-        """Everything, and a key for each tenant."""
+        """Start everything, with a key and a secret for each tenant."""
         self.data.mkdir(parents=True, exist_ok=True)
         self.temporal.start(wait=False)
         self.simulator.start()
@@ -119,25 +119,25 @@ class DrillStack:
         self.start_all(self.service[1:])
 
     def command(self, *arguments: str) -> str:
-        """What `starter.py` prints. Raises CalledProcessError."""
+        """Run `starter.py` and return its output. Raises CalledProcessError."""
         started = [sys.executable, "starter.py", *arguments]
         return subprocess.run(
             started, cwd=ROOT, env=self.environment, check=True, capture_output=True, text=True, timeout=60
         ).stdout
 
     def temporal_command(self, *arguments: str) -> None:
-        """As an operator does it. Raises CalledProcessError."""
+        """Run a command of `temporal`. Raises CalledProcessError."""
         started = [binary(), *arguments, "--address", f"{HOST}:{self.temporal_port}"]
         subprocess.run(started, env=self.environment, check=True, capture_output=True, timeout=60)
 
-    def happened(self, what: str, kills: int = 0, *, cuts: bool = True) -> None:
+    def record(self, what: str, kills: int = 0, *, cuts: bool = True) -> None:
         self.events.append(Event(time.time(), what, kills, cuts))
 
     def kill(self, *processes: Process) -> None:
-        """kill -9, all at once."""
+        """kill -9 of all given processes at once."""
         running = [process for process in processes if process.running]
         cuts = any(process not in self.gateway_processes for process in running)
-        self.happened("killed " + ", ".join(process.name for process in running), len(running), cuts=cuts)
+        self.record("killed " + ", ".join(process.name for process in running), len(running), cuts=cuts)
         for process in running:
             process.popen.kill()
         for process in running:
@@ -151,13 +151,13 @@ class DrillStack:
             process.wait_until_ready()
 
     def limit_files(self, size: int | None) -> None:
-        """From now on no process of ours may write a file beyond this many bytes; None lifts the limit."""
+        """Limit the size of files that workers and gateways write, in bytes; None lifts the limit."""
         for process in [*self.worker_processes, *self.gateway_processes]:
             soft = resource.RLIM_INFINITY if size is None else size
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
 
     def lose_temporal(self, backup: Path | None = None) -> None:
-        """Temporal's database is gone, or an older one; what it was is kept for the auditor."""
+        """Remove Temporal's database, or replace it by a backup. The old one is kept for the auditor."""
         number = len(list(self.directory.glob("temporal.db.lost-*")))
         for suffix in ("", "-wal", "-shm"):
             file = self.directory / f"temporal.db{suffix}"
@@ -177,7 +177,7 @@ class DrillStack:
         return copy
 
     def heal(self) -> None:
-        """Whatever a fault has left broken."""
+        """Thaw, restart and lift limits after a fault."""
         for process in self.processes:
             if process.running:
                 process.thaw()
@@ -206,6 +206,3 @@ def running(stack: DrillStack) -> Iterator[DrillStack]:
         yield stack
     finally:
         stack.stop()
-
-
-__all__ = ["HEARTBEAT_SECONDS", "DrillStack", "Event", "running", "wait_until"]

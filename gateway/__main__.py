@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import signal
 import socket
-import sys
 from contextlib import AsyncExitStack
 
-from pydantic import ValidationError
-
-from chatjobs.errors import ChatJobsError, ConfigurationError
-from domain import logs
+from chatjobs.errors import ConfigurationError
+from domain import programs
 from domain.process_exit import exit_now
-from domain.settings import Settings, problems
+from domain.settings import Settings
 from domain.timings import Timings
 from gateway.app import create_app
-from gateway.dependencies import opened
+from gateway.dependencies import open_dependencies
 from gateway.serving.server import BACKLOG, Listener, served
 from providers.webhooks.sender import HttpWebhookSender
 
@@ -40,21 +35,18 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises ChatJobsError."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Answer until ``stop`` is set. Raises ChatJobsError."""
     async with AsyncExitStack() as stack:
         timings = Timings()
-        opening = opened(settings, lambda rules: HttpWebhookSender(policy=rules, timings=timings), timings=timings)
+        opening = open_dependencies(
+            settings, lambda rules: HttpWebhookSender(policy=rules, timings=timings), timings=timings
+        )
         parts = await stack.enter_async_context(opening)
         parts.access.require_keys_or_loopback()
         listener = listen(settings.chatjobs_host, settings.chatjobs_port)
         await stack.enter_async_context(served(create_app(parts), parts.open_streams, listener))
-        # Imported objects live as long as the process; collecting them again and again pauses it for 25 ms each time.
-        gc.collect()
-        gc.freeze()
+        programs.freeze_imports()
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         log.info("gateway listening on %s", url, extra={"action": "gateway_ready", "url": url})
@@ -63,16 +55,7 @@ async def serve(settings: Settings) -> None:
 
 
 def main() -> int:
-    logs.configure()
-    try:
-        asyncio.run(serve(Settings()))
-    except ChatJobsError as error:
-        sys.stderr.write(f"gateway: {error}\n")
-        return 2
-    except ValidationError as error:
-        sys.stderr.write(f"gateway: the settings are not valid: {problems(error)}\n")
-        return 2
-    return 0
+    return programs.run("gateway", serve)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 from starlette.requests import Request
 from temporalio.client import Client
@@ -21,6 +19,7 @@ from dispatch.temporal import connect, run_url
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.ports import WebhookSender
 from domain.settings import Settings
+from domain.tasks import in_background
 from domain.timings import Timings
 from gateway.auth.access import Access, Identity
 from gateway.page.overview import Feeds, Figures
@@ -79,7 +78,7 @@ async def identity(request: Request) -> Identity:
 
 
 @asynccontextmanager
-async def opened(
+async def open_dependencies(
     settings: Settings, sender_of: SenderOf, *, timings: Timings = Timings()
 ) -> AsyncIterator[Dependencies]:
     """The dependencies and their background tasks, while the block runs. Temporal may be unavailable; the database not.
@@ -101,7 +100,7 @@ async def opened(
         queue = await stack.enter_async_context(QueueReader(limiter, timings=timings).running())
         after_response = await stack.enter_async_context(AfterResponse().running())
         open_streams = OpenStreams()
-        access = await Access.opened(settings, database, open_streams)
+        access = await Access.open(settings, database, open_streams)
         await stack.enter_async_context(in_background(access.run(), "access"))
         webhooks = WebhookActivities(deliveries=deliveries, sender=sender, secrets_of=secrets_of)
         heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
@@ -145,14 +144,3 @@ def _job_store(settings: Settings, database: Database, limiter: Limiter, namespa
         limiter=limiter,
         public_url=settings.chatjobs_public_url,
     )
-
-
-@asynccontextmanager
-async def in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Run ``work`` beside the block, and cancel it at its end."""
-    task = asyncio.create_task(work, name=name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})

@@ -1,1 +1,1 @@
-"""Everything on one machine: `make run`."""
+"""`make run`: the whole service on one machine."""

@@ -1,4 +1,4 @@
-"""One chat, accepted, started and read as any other program would do it: what `make run` shows when it is up."""
+"""The sample chat of `make run`: one job, accepted, started and read as any other program would do it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_TOKENS: Final = 500
 
 
 async def sample_chat(settings: Settings, client: Client, console: Console, *, only_first: bool) -> None:
-    """Run one job and show it; with ``only_first``, only where no job was ever accepted. Raises ChatJobsError."""
+    """Run one job and show it; with ``only_first``, only if no job was ever accepted. Raises ChatJobsError."""
     database = await Database.open(settings.database_url)
     try:
         jobs = JobStore(database, run_url=lambda id_: run_url(settings.chatjobs_temporal_ui, client.namespace, id_))
@@ -41,7 +41,7 @@ async def sample_chat(settings: Settings, client: Client, console: Console, *, o
 async def _submit(intake: Intake, tenant: str) -> str:
     body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": MAX_TOKENS}
     accepted = await intake.accept(body, tenant=tenant)
-    with contextlib.suppress(TemporalUnavailable):  # the job is accepted: the worker's sweeper will start it
+    with contextlib.suppress(TemporalUnavailable):  # the job is accepted, so the worker's sweeper will start it
         await intake.start(accepted.waiting)
     return accepted.job_id
 

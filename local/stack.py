@@ -1,7 +1,7 @@
-"""Everything on one machine: Temporal with its UI, worker, gateway, and a simulator of Mistral if there is no key.
+"""The service on one machine: Temporal with its UI, worker, gateway, and a simulator of Mistral if there is no key.
 
-Dead children are started again, children die with this process, and a data directory has one such process at a time.
-All of it survives kill -9, of any process or of all of them: the state is in the data directory.
+Children that die are restarted, all children die with this process, and a data directory has one such process at a
+time. Jobs survive kill -9 of any process or of all of them: the state is in the data directory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from local.supervisor import (
     write_whole,
 )
 
-if TYPE_CHECKING:  # what takes long to import is imported below, while the first child starts
+if TYPE_CHECKING:  # slow imports are made below, while the first child starts
     from temporalio.client import Client
 
     from domain.settings import Settings
@@ -42,7 +42,7 @@ USUAL_PORTS = {"temporal": 7233, "temporalUi": 8233, "metrics": 9233, "simulator
 
 
 class LocalStack:
-    """What runs on this machine: addresses, environments, children and how to see that they are ready."""
+    """Addresses, environments and child processes of the service on this machine, and their readiness checks."""
 
     def __init__(self, settings: Settings, data: DataDirectory, simulator_options: Sequence[str] = ()) -> None:
         self.simulated = settings.mistral_api_key is None
@@ -56,12 +56,12 @@ class LocalStack:
 
     @property
     def own_ports(self) -> list[int]:
-        """Where no webhook may go, though they are on this machine."""
+        """Ports that no webhook may be sent to, though they are on this machine."""
         return sorted(self._ports.values())
 
     @property
     def endpoints(self) -> dict[str, str | None]:
-        """Where everything is; None for what is not there. ``metrics`` are the Temporal server's."""
+        """Addresses by name; None for a part that does not run. ``metrics`` are the Temporal server's."""
         return {
             "gateway": self.gateway_url,
             "temporal": f"{HOST}:{self._ports['temporal']}",
@@ -73,7 +73,7 @@ class LocalStack:
     @property
     def gateway_url(self) -> str:
         host = self.settings.chatjobs_host
-        host = HOST if host in ("0.0.0.0", "::") else host  # noqa: S104 - only asked
+        host = HOST if host in ("0.0.0.0", "::") else host  # noqa: S104 - only compared
         return f"http://{f'[{host}]' if ':' in host else host}:{self._ports['gateway']}"
 
     async def client(self) -> Client:
@@ -100,7 +100,7 @@ class LocalStack:
         return Spec("temporal", started, _environment(), self._temporal_serves)
 
     async def _temporal_serves(self, pid: int) -> bool:
-        """To listen is not enough: a worker asks for the search attributes only once, when it starts."""
+        """Whether it listens and has its search attributes, which a worker checks only once, at its start."""
         from dispatch.temporal import indexed
 
         with contextlib.suppress(ChatJobsError):
@@ -140,7 +140,7 @@ class LocalStack:
         found = _environment() | {
             "TEMPORAL_ADDRESS": str(self.endpoints["temporal"]),
             "CHATJOBS_DATA_DIR": str(self._data.path),
-            "CHATJOBS_PORT": str(self._ports["gateway"]),  # the worker's, too: no webhook may go there
+            "CHATJOBS_PORT": str(self._ports["gateway"]),  # for the worker, too, which sends no webhook there
             "CHATJOBS_TEMPORAL_UI": self.settings.chatjobs_temporal_ui,
             "CHATJOBS_WEBHOOK_DENY": ",".join(
                 [*(f"{HOST}:{port}" for port in self._ports.values()), *self.settings.chatjobs_webhook_deny]
@@ -157,26 +157,26 @@ class LocalStack:
 
 
 def _environment() -> dict[str, str]:
-    """Without what is meant for other Temporal servers: an API key for one of them would make ours speak TLS."""
+    """The environment without settings for other Temporal servers: an API key would turn on TLS for ours."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
     return kept | {"TEMPORAL_CONFIG_FILE": os.devnull, "PYTHONUNBUFFERED": "1"}
 
 
 def webhook_secret(data: DataDirectory) -> str:
-    """The signing secret of a data directory, made when it is first asked for."""
+    """The signing secret of a data directory; created at the first call."""
     path = data.path / "webhook_secret"
     if not path.exists():
         write_whole(path, "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode() + "\n", mode=0o600)
     return path.read_text().strip()
 
 
-# ----------------------------------------------------------------------------------------------------- the run
+# ---------------------------------------------------------------------------------------------------- running
 
 
 async def supervise(stack: LocalStack, data: DataDirectory, console: Console) -> None:
-    """Run everything until a signal comes. Raises ChatJobsError where something does not start."""
+    """Run everything until a signal. Raises ChatJobsError if something does not start."""
     endpoints = data.path / "endpoints.json"
-    endpoints.unlink(missing_ok=True)  # of a run that was killed
+    endpoints.unlink(missing_ok=True)  # left by a run that was killed
     supervisor = Supervisor(data, console)
     async with supervisor.until_signal():
         await bring_up(stack, supervisor)
@@ -191,18 +191,18 @@ async def supervise(stack: LocalStack, data: DataDirectory, console: Console) ->
 
 
 def example(url: str) -> str:
-    """A command to paste, with the port that was free."""
+    """A command to paste, with the gateway's port."""
     body = '{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
     return f"Try it:  curl -N {url}/api/chat/stream -H 'Content-Type: application/json' -d '{body}'"
 
 
 async def bring_up(stack: LocalStack, supervisor: Supervisor) -> None:
-    """Start the children, each once it has what it needs."""
+    """Start the children; the worker once Temporal and the simulator are ready."""
     started = [supervisor.start(stack.temporal()), supervisor.start(stack.gateway())]
     if stack.simulated:
         started.append(supervisor.start(stack.simulator()))
-    await asyncio.sleep(0)  # they start now
-    from local import sample_chat  # noqa: F401 - takes its time, which is free here
+    await asyncio.sleep(0)  # lets their tasks begin
+    from local import sample_chat  # noqa: F401 - a slow import, made while the children start
 
     for child in started:
         await child.ready()
@@ -210,7 +210,7 @@ async def bring_up(stack: LocalStack, supervisor: Supervisor) -> None:
 
 
 async def show(stack: LocalStack, console: Console) -> None:
-    """That it works: with the simulator, which costs nothing, or on an empty store."""
+    """Run the sample chat: always with the simulator, which costs nothing, else only on an empty store."""
     from local.sample_chat import sample_chat
 
     try:
@@ -234,7 +234,7 @@ def introduce(stack: LocalStack, data: DataDirectory, console: Console) -> None:
 
 
 def receivers(settings: Settings, own_ports: Sequence[int]) -> list[str]:
-    """Where webhooks may go, by the rules that judge them."""
+    """The allowed receivers of webhooks, in words."""
     from domain.webhook_urls import FIRST_USER_PORT, HTTP_PORTS, PORTS
 
     def listed(ports: Iterable[int]) -> str:
@@ -274,7 +274,7 @@ def read_settings() -> Settings:
 
 
 def run() -> None:
-    """Raises ChatJobsError for whatever keeps this from running."""
+    """Run until a signal. Raises ChatJobsError if that is not possible."""
     if sys.version_info < OLDEST_PYTHON:
         raise ConfigurationError(f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]}")
     given = arguments()
@@ -289,7 +289,7 @@ def run() -> None:
 
 
 def main() -> int:
-    logging.disable(logging.WARNING)  # this process speaks through its Console, its children have logs
+    logging.disable(logging.WARNING)  # this process writes to its Console, its children to logs
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # answers have more characters than some terminals
     try:
@@ -297,6 +297,6 @@ def main() -> int:
     except ChatJobsError as error:
         sys.stderr.write(f"standalone: {error}\n")
         return 1
-    except KeyboardInterrupt:  # there was nothing to stop yet
+    except KeyboardInterrupt:  # before the first child
         return 0
     return 0

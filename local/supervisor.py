@@ -1,6 +1,6 @@
-"""Keeps processes alive: starts them, starts them again when they die, stops them in order, and dies with them.
+"""A supervisor of child processes: starts them, restarts those that die, and stops them in order.
 
-What the processes are, and when they are ready, is for the caller to say (local/stack.py).
+The caller describes the processes and their readiness (local/stack.py).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ PORTS_TRIED = 100
 PROBE_SECONDS = 0.05
 READY_SECONDS = 60.0
 TRIES = 3
-"""How often a child may die before it was ever ready; then something is wrong that another try does not cure."""
+"""Deaths of a child that was never ready, after which it is not started again."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 STEADY_SECONDS = 30.0
-"""Who lived that long is started again after the first pause, not after a longer one."""
+"""A child that ran so long is restarted after the first pause, not after a longer one."""
 GRACE_SECONDS = 10.0
 LEFTOVER_SECONDS = 10.0
 
@@ -41,7 +41,7 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a
 
 
 class Console:
-    """Standard output, for a person: whole lines, also while an answer is being written there."""
+    """Standard output for a person: lines begin on a line of their own, also in the middle of an answer."""
 
     def __init__(self) -> None:
         self._midline = False
@@ -56,7 +56,7 @@ class Console:
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
-        except OSError:  # a closed terminal, `| head`: whoever looked has gone, the service goes on
+        except OSError:  # the terminal is closed, or `| head` has ended: the service goes on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -64,7 +64,7 @@ class Console:
 
 
 class DataDirectory:
-    """Where the state is kept between runs, with two locks.
+    """The directory that keeps the state between runs, with two locks.
 
     ``lock`` is the supervisor's; it is free as soon as that process has ended, however it ended. ``children.lock`` is
     handed down to the children and free once the last of them is gone: two Temporal servers on one file would steal
@@ -77,7 +77,7 @@ class DataDirectory:
         self._children: IO[str]
 
     def claim(self) -> None:
-        """Take the directory until this process ends. Raises ConfigurationError, which names who has it."""
+        """Lock the directory until this process ends. Raises ConfigurationError, which names the owner."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and answers are private
             (self.path / "logs").mkdir(exist_ok=True)
@@ -87,10 +87,10 @@ class DataDirectory:
             raise ConfigurationError(
                 f"{self.path} cannot be written ({error.strerror}); choose another directory with CHATJOBS_DATA_DIR"
             ) from None
-        self._lock_or_name_owner()
+        self._lock_directory()
         self._wait_for_leftovers()
 
-    def _lock_or_name_owner(self) -> None:
+    def _lock_directory(self) -> None:
         if not _locked(self._lock):
             self._lock.seek(0)
             pid = self._lock.read().strip()
@@ -121,12 +121,12 @@ class DataDirectory:
         return self.path / "logs" / f"{name}.log"
 
     def new_log(self, name: str) -> None:
-        """Begin a log. The one before is kept: it tells how the last run ended."""
+        """Begin a log. The previous one is kept: it shows how the last run ended."""
         with contextlib.suppress(FileNotFoundError):
             self.log(name).replace(self.log(f"{name}.before"))
 
-    def last_words(self, name: str) -> str:
-        """The last line of a log that says anything."""
+    def last_line(self, name: str) -> str:
+        """The last line of a log that is not blank."""
         with contextlib.suppress(OSError), self.log(name).open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 4_096))
             lines = log.read().decode(errors="replace").splitlines()
@@ -143,7 +143,7 @@ def _locked(file: IO[str]) -> bool:
 
 
 def write_whole(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """All or nothing: nobody reads half a file."""
+    """Write a file atomically: a reader never sees half of it."""
     unfinished = path.with_name(f"{path.name}.new")
     unfinished.unlink(missing_ok=True)
     with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
@@ -157,7 +157,7 @@ def write_whole(path: Path, text: str, *, mode: int = 0o644) -> None:
 def free_port(usual: int) -> int:
     """The usual port, or the first free one after it. Raises ConfigurationError.
 
-    Not one of the system's choice: the system could give it away again while its owner is being restarted.
+    Not a port of the system's choice: the system could assign that to another process during a restart.
     """
     for port in range(usual, usual + PORTS_TRIED):
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ def free_port(usual: int) -> int:
 
 
 async def accepts(port: int, pid: int) -> bool:
-    """Whether that process, and no stranger who took the port first, can be reached there."""
+    """Whether that process, and no other one that took the port first, accepts connections there."""
     try:
         _, writer = await asyncio.open_connection(HOST, port)
     except OSError:
@@ -178,7 +178,7 @@ async def accepts(port: int, pid: int) -> bool:
 
 
 def listens(pid: int, port: int) -> bool:
-    """Whether it is that process which listens on the port (proc(5), /proc/net/tcp)."""
+    """Whether the process listens on the port (proc(5), /proc/net/tcp)."""
     listening = "0A"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == listening and row[1].endswith(f":{port:04X}")}
@@ -200,7 +200,7 @@ def _target(link: Path) -> str:
 
 @dataclass(frozen=True)
 class Spec:
-    """A child: how it is started, and how to see that the process with a given id does its work."""
+    """How to start a child. ``ready`` says whether the process with a given id does its work."""
 
     name: str
     command: Sequence[str]
@@ -210,7 +210,7 @@ class Spec:
 
 
 class Child:
-    """Keeps one process alive until it is told to stop."""
+    """One process, restarted whenever it dies, until ``stop``."""
 
     def __init__(self, spec: Spec, data: DataDirectory, console: Console) -> None:
         self.spec = spec
@@ -218,21 +218,21 @@ class Child:
         self._console = console
         self._process: asyncio.subprocess.Process | None = None
         self._was_ready = asyncio.Event()
-        self._keeping = asyncio.create_task(self._keep(), name=f"keep {spec.name}")
+        self._keeper = asyncio.create_task(self._keep(), name=f"keep {spec.name}")
 
     async def ready(self) -> None:
-        """Wait until the child does its work. Raises ConfigurationError where it does not."""
+        """Wait until the child does its work. Raises ConfigurationError if it never does."""
         waiting = asyncio.create_task(self._was_ready.wait())
-        await asyncio.wait({waiting, self._keeping}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({waiting, self._keeper}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         if not self._was_ready.is_set():
             name, log = self.spec.name, self._data.log(self.spec.name)
-            raise ConfigurationError(f"{name} does not start: {self._data.last_words(name)} (its log is {log})")
+            raise ConfigurationError(f"{name} does not start: {self._data.last_line(name)} (its log is {log})")
 
     async def stop(self, hurry: asyncio.Event) -> None:
-        """SIGTERM; SIGKILL after the grace time, or as soon as somebody is in a hurry."""
-        self._keeping.cancel()
-        await asyncio.wait({self._keeping})
+        """End the child by SIGTERM, or by SIGKILL after the grace time or as soon as ``hurry`` is set."""
+        self._keeper.cancel()
+        await asyncio.wait({self._keeper})
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -246,12 +246,12 @@ class Child:
         await ended
 
     async def _keep(self) -> None:
-        """Start the child again whenever it dies. Returns if it dies too often before it was ever ready."""
+        """Restart the child whenever it dies. Returns if it died TRIES times without ever being ready."""
         self._data.new_log(self.spec.name)
         pause, deaths = FIRST_PAUSE, 0
         while True:
             began = time.monotonic()
-            end = await self._live()
+            end = await self._run_once()
             deaths += 1
             if deaths >= TRIES and not self._was_ready.is_set():
                 return
@@ -261,17 +261,17 @@ class Child:
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _live(self) -> str:
-        """One life of the child, and how it ended."""
+    async def _run_once(self) -> str:
+        """Start the child and wait for its end, which is returned in words."""
         try:
             self._process = await self._spawn()
         except OSError as error:
             return f"cannot be started ({error.strerror})"
-        greeting = asyncio.create_task(self._greet(self._process.pid))
+        announcing = asyncio.create_task(self._announce(self._process.pid))
         try:
             code = await self._process.wait()
         finally:
-            greeting.cancel()
+            announcing.cancel()
         return f"was killed (signal {-code})" if code < 0 else f"ended (exit code {code})"
 
     async def _spawn(self) -> asyncio.subprocess.Process:
@@ -283,12 +283,12 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the supervisor, which stops them in order
+                start_new_session=True,  # Ctrl-C in the terminal reaches only the supervisor, which stops them in order
                 pass_fds=(self._data.inherited,),
                 preexec_fn=_dies_with_parent(),
             )
 
-    async def _greet(self, pid: int) -> None:
+    async def _announce(self, pid: int) -> None:
         while not await self.spec.ready(pid):  # noqa: ASYNC110 - another process has no event to wait for
             await asyncio.sleep(PROBE_SECONDS)
         again = " again" if self._was_ready.is_set() else ""
@@ -302,29 +302,29 @@ def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None
 
 
 def _dies_with_parent() -> Callable[[], None]:
-    """For the time between fork and exec: the kernel kills the child when its parent dies, also from kill -9 (Linux).
+    """A function for ``preexec_fn``: the kernel kills the child when its parent dies, also by kill -9 (Linux).
 
     It watches the parent's *thread*: children are started from the main one (prctl(2), PR_SET_PDEATHSIG).
     """
     parent = os.getpid()
 
-    def ask_kernel() -> None:
+    def request_signal() -> None:
         if LIBC is not None:
             LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it died before we asked
+            if os.getppid() != parent:  # it died before the call
                 os._exit(1)
 
-    return ask_kernel
+    return request_signal
 
 
 def end_with_parent() -> None:
-    """Get SIGTERM when the process ends that started this one (Linux)."""
+    """Have the kernel send this process SIGTERM when its parent ends (Linux)."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Supervisor:
-    """The children in the order of their start; they are stopped in the opposite one."""
+    """The child processes. They are stopped in the reverse order of their start."""
 
     def __init__(self, data: DataDirectory, console: Console) -> None:
         self._data = data
@@ -340,9 +340,9 @@ class Supervisor:
 
     @asynccontextmanager
     async def until_signal(self) -> AsyncIterator[None]:
-        """Ctrl-C or SIGTERM leaves the block, whatever it is at; then, or when it ends, the children are stopped.
+        """Cancel the block at Ctrl-C, SIGTERM or SIGHUP, and stop the children at its end.
 
-        Another one while they stop ends them without grace.
+        A second signal, while they stop, kills them.
         """
         loop, block = asyncio.get_running_loop(), cast(asyncio.Task[Any], asyncio.current_task())
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -1,4 +1,4 @@
-"""The command line of Temporal's development server, for whoever starts one: `make run`, the drill, the tests."""
+"""The command line of Temporal's development server, for `make run`, the drill and the tests."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from domain.names import SEARCH_ATTRIBUTES
 
 HOST = "127.0.0.1"
 FASTER_POLLING = "history.{}ProcessorMaxPollRPS=2000"
-"""The server's default, 20 a second, costs up to 50 ms at each step of a job."""
+"""The server's default, 20 per second, costs up to 50 ms at each step of a job."""
 PUNCTUAL_TIMERS = 'history.timerProcessorMaxTimeShift="1ms"'
 """By default every timer and every retry may be a second late, in case the clocks of several servers differ."""
 FAIRNESS = "matching.enableFairness=true"
 """Without it, fairness keys do nothing."""
-ONE_LINE = ("matching.numTaskqueueReadPartitions=1", "matching.numTaskqueueWritePartitions=1")
+ONE_PARTITION = ("matching.numTaskqueueReadPartitions=1", "matching.numTaskqueueWritePartitions=1")
 """Priority and fairness hold within a partition of a task queue; by default it has four."""
 
 KEEP_ALIVE = ('frontend.keepAliveTime="2s"', 'frontend.keepAliveTimeout="3s"')
-"""A worker that answers no ping of the server's for 5 s in all loses its connection, and its open polls with it; by
-default after 70 s. Both together stay below the heartbeat timeout (10 s): by then its jobs go to workers that run."""
+"""A worker that does not answer the server's pings for 5 s in all (by default 70 s) loses its connection and its open
+polls. Both together stay below the heartbeat timeout (10 s), when its jobs go to other workers."""
 
 
 def binary(name: str = "temporal") -> str:
-    """The program that a package has installed beside our Python. Raises ConfigurationError."""
+    """The path of a program installed beside this Python, or on the PATH. Raises ConfigurationError."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         raise ConfigurationError(f"The `{name}` program is missing; `make run` installs it (requirements.lock)")
@@ -43,7 +43,7 @@ def command(
     search_attributes: bool = True,
     configuration: Sequence[str] = (),
 ) -> list[str]:
-    """``durable``: survives a power loss; a kill -9 it survives either way. ``configuration``: more ``key=value``."""
+    """``durable``: the data survive a power loss, and not only kill -9. ``configuration``: more ``key=value``."""
     options = {
         "--ip": [HOST],
         "--port": [str(port)],
@@ -54,7 +54,7 @@ def command(
             *(FASTER_POLLING.format(queue) for queue in ("transfer", "timer", "visibility", "outbound")),
             PUNCTUAL_TIMERS,
             FAIRNESS,
-            *ONE_LINE,
+            *ONE_PARTITION,
             *KEEP_ALIVE,
             *configuration,
         ],

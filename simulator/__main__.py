@@ -1,4 +1,4 @@
-"""``python -m simulator``: the process. Prints one line with its address once it can be called."""
+"""``python -m simulator``: the process. Prints one line with its address once it accepts calls."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def main() -> None:
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="critical",  # broken connections are what the simulator is for
+        log_level="critical",  # broken connections are intended
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=0,  # open answers end with the process, as they would with Mistral's
+        timeout_graceful_shutdown=0,  # open answers end with the process, as at Mistral
         timeout_keep_alive=75,
         backlog=BACKLOG,
     )
@@ -66,10 +66,10 @@ def span(text: str) -> tuple[float, float]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound, listening socket: from here on a call waits for its answer and is not refused."""
+    """A listening socket: from here on, calls wait and are not refused."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio leaves it out for such listeners
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does not set it for such listeners
     return listener
 
 

@@ -1,4 +1,4 @@
-"""How much may be asked for in a minute, as the ``x-ratelimit-*`` headers tell it."""
+"""The requests and tokens allowed per minute, as in the ``x-ratelimit-*`` headers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MinuteWindow:
         self._tokens = 0
 
     def spend(self, tokens: int) -> Headers:
-        """The headers that say what is left after a request of so many tokens. Raises Refused (429)."""
+        """Count a request of so many tokens. Returns the headers with the rest. Raises Refused (429)."""
         window = int(self._clock() // WINDOW_SECONDS)
         if window != self._window:
             self._window, self._requests, self._tokens = window, 0, 0

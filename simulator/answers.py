@@ -1,6 +1,6 @@
-"""The text of answers: pure, and the same for the same seed.
+"""The text of answers: pure functions, with the same result for the same seed.
 
-A token is a word or a piece of one with the space before it, as a tokeniser makes them; joined, tokens are the text.
+A token is a word or a part of one with the space before it, as in a tokeniser; joined, the tokens are the text.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _SENTENCES = ("{time}, {who} {does} {where}", "{who} {does} {where}, {end}", "{t
 
 
 def tokenise(text: str) -> list[str]:
-    """The tokens of a text; joined, they are the text again."""
+    """The tokens of a text, which joined are the text again."""
     return _TOKEN.findall(text)
 
 
 def prose(seed: str) -> Iterator[str]:
-    """Sentences for ever, token by token."""
-    dice = Random(seed)  # noqa: S311 - the same text each time is the purpose
-    words = {slot: _deck(dice, choices) for slot, choices in _WORDS.items()}
+    """Sentences without end, token by token."""
+    rng = Random(seed)  # noqa: S311 - the same text each time is the purpose
+    words = {slot: _shuffled(rng, choices) for slot, choices in _WORDS.items()}
     for number in count(1):
-        yield from tokenise(_sentence(dice, words) + ("\n\n" if number % 4 == 0 else " "))
+        yield from tokenise(_sentence(rng, words) + ("\n\n" if number % 4 == 0 else " "))
 
 
 def whole_sentences(tokens: Iterable[str], at_least: int) -> Iterator[str]:
@@ -59,22 +59,22 @@ def whole_sentences(tokens: Iterable[str], at_least: int) -> Iterator[str]:
             return
 
 
-def _deck(dice: Random, choices: Sequence[str]) -> Iterator[str]:
-    """The choices as from a shuffled deck, for ever: none comes twice in a row of sentences."""
+def _shuffled(rng: Random, choices: Sequence[str]) -> Iterator[str]:
+    """The choices in random order without end; each comes once before any comes again."""
     while True:
-        yield from dice.sample(choices, len(choices))
+        yield from rng.sample(choices, len(choices))
 
 
-def _sentence(dice: Random, words: Mapping[str, Iterator[str]]) -> str:
-    sentence = dice.choice(_SENTENCES).format(**{slot: next(deck) for slot, deck in words.items()})
-    sign = f" {dice.choice(_SIGNS)}" if dice.random() < 1 / 6 else ""
+def _sentence(rng: Random, words: Mapping[str, Iterator[str]]) -> str:
+    sentence = rng.choice(_SENTENCES).format(**{slot: next(choices) for slot, choices in words.items()})
+    sign = f" {rng.choice(_SIGNS)}" if rng.random() < 1 / 6 else ""
     return f"{sentence[0].upper()}{sentence[1:]}{sign}."
 
 
 def until_stop(tokens: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """Tokens before the stop sequence that is complete first, which is left out, however the text is cut in tokens."""
+    """Tokens up to the first complete stop sequence, which is left out, also if it spans tokens."""
     reach = max(map(len, stops), default=0) - 1
-    held: list[str] = []  # tokens in which a stop sequence may have begun
+    held: list[str] = []  # tokens that may contain the beginning of a stop sequence
     for token in tokens:
         held.append(token)
         text = "".join(held)
@@ -88,7 +88,7 @@ def until_stop(tokens: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
 
 
 def first_characters(tokens: Iterable[str], length: int) -> Iterator[str]:
-    """So many characters of the tokens; the last one may be broken."""
+    """The tokens of the first ``length`` characters; the last one may be cut."""
     for token in tokens:
         if length <= 0:
             return
@@ -97,10 +97,10 @@ def first_characters(tokens: Iterable[str], length: int) -> Iterator[str]:
 
 
 def overlap(text: str, prefix: str) -> int:
-    """How many characters of ``text`` an assistant's prefix already holds at its end.
+    """The number of characters at the beginning of ``text`` that an assistant's prefix ends with.
 
-    All of the prefix, if the text begins with it; else the longest beginning of the text that the prefix ends with,
-    for a caller's own words may stand before the text.
+    The whole prefix, if the text begins with it; else the longest such overlap, as a caller's own words may precede the
+    text in the prefix.
     """
     if not text or text.startswith(prefix):
         return len(prefix) if text else 0
@@ -111,7 +111,7 @@ def overlap(text: str, prefix: str) -> int:
 
 
 def resume(tokens: Iterable[str], prefix: str) -> tuple[int, Iterator[str]]:
-    """How many tokens the prefix holds, and the tokens after it; the first may be the rest of a broken one."""
+    """The number of tokens in the prefix, and the tokens after it; the first may be the rest of a cut one."""
     source, head, length = iter(tokens), list[str](), 0
     while length < len(prefix) and (token := next(source, None)) is not None:
         head.append(token)
@@ -125,9 +125,9 @@ def resume(tokens: Iterable[str], prefix: str) -> tuple[int, Iterator[str]]:
 
 
 def echo(prefix: str, style: str) -> list[str]:
-    """The frames' texts with which an answer repeats the prefix it continues.
+    """The texts of the frames in which an answer repeats the prefix it continues.
 
-    ``whole``: one; ``pieces``: token by token; ``none``; ``differing``: whole, but with a sign in the middle.
+    ``whole``: one; ``pieces``: token by token; ``none``; ``differing``: one, with an extra character in the middle.
     """
     if not prefix or style == "none":
         return []

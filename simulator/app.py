@@ -1,4 +1,4 @@
-"""The routes: Mistral's two, and the tests' own under ``/sim``."""
+"""The routes: Mistral's two, and those for tests under ``/sim``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SECRET_HEADERS = {"authorization", "cookie"}
 
 @dataclass(frozen=True)
 class Options:
-    """Defaults of the process: ranges of seconds to the first token and of tokens per second, both ends included."""
+    """Defaults of the process. ``first_token`` (seconds) and ``rate`` (tokens per second) are inclusive ranges."""
 
     first_token: tuple[float, float] = (0.3, 0.8)
     rate: tuple[float, float] = (40, 80)
@@ -75,16 +75,14 @@ class Simulator:
         if rule is None:
             return Script()
         if spend and rule.times is not None:
-            self._spend(rule, rule.times - 1)
+            at = next(number for number, other in enumerate(self.rules) if other is rule)
+            left = rule.times - 1
+            self.rules[at : at + 1] = [rule.model_copy(update={"times": left})] if left else []
         return rule.script
 
-    def _spend(self, rule: Rule, left: int) -> None:
-        at = next(number for number, other in enumerate(self.rules) if other is rule)
-        self.rules[at : at + 1] = [rule.model_copy(update={"times": left})] if left else []
-
     def _tempo(self, script: Script, call: ChatCall, seed: str) -> Tempo:
-        dice = Random(f"{seed if call.random_seed is None else call.random_seed} tempo")  # noqa: S311 - repeatable
-        first, rate = dice.uniform(*self.options.first_token), dice.uniform(*self.options.rate)
+        rng = Random(f"{seed if call.random_seed is None else call.random_seed} tempo")  # noqa: S311 - repeatable
+        first, rate = rng.uniform(*self.options.first_token), rng.uniform(*self.options.rate)
         if script.first_token_seconds is not None:
             first = script.first_token_seconds
         if script.tokens_per_second is not None:
@@ -93,18 +91,19 @@ class Simulator:
 
 
 class Completions:
-    """``POST /v1/chat/completions``, as a bare ASGI application: a hot stream has no layers to spare."""
+    """``POST /v1/chat/completions``, as a bare ASGI application for speed."""
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        log, entry = self._simulator.log, self._simulator.log.begin(_shown_headers(request))
+        log = self._simulator.log
+        entry = log.begin({name: value for name, value in request.headers.items() if name not in _SECRET_HEADERS})
         headers = {"mistral-correlation-id": str(uuid.uuid4())}
         player = Player(scope, send, log, entry)
         try:
-            reply, told = self._accept(request, await request.body(), entry)
+            reply, allowance = self._accept(request, await request.body(), entry)
         except ClientDisconnect:
             log.end(entry, "client_gone")
         except Refused as error:
@@ -113,10 +112,10 @@ class Completions:
         else:
             log.described()
             player.pace(interval=reply.tempo.interval, split=reply.script.framing.split)
-            await player.play(reply.steps(headers | told), receive)
+            await player.play(reply.steps(headers | allowance), receive)
 
     def _accept(self, request: Request, body: bytes, entry: LogEntry) -> tuple[Reply, refusals.Headers]:
-        """The reply, and the headers that tell what is left of the allowance. Raises Refused."""
+        """The reply, and the headers with the rest of the allowance. Raises Refused."""
         if not authorized(request):
             raise Refused(refusals.unauthorized())
         try:
@@ -126,8 +125,8 @@ class Completions:
             found = call.refusal()
             if found is not None:
                 raise Refused(refusals.error(400, *found))
-            told = self._simulator.allowance.spend(call.prompt_tokens)  # first: a true 429 is no scripted attempt
-            return self._reply(call, entry), told
+            allowance = self._simulator.allowance.spend(call.prompt_tokens)  # a real 429 is no scripted attempt
+            return self._reply(call, entry), allowance
         except ValidationError as error:
             raise Refused(refusals.invalid(error)) from error
         except DirectiveError as error:
@@ -139,12 +138,12 @@ class Completions:
         reply = self._simulator.reply(call, script, entry.attempt)
         entry.fault = None if reply.fault is None else reply.fault.label
         if isinstance(reply.fault, Odd):
-            oddities.named(reply.fault.name)  # raises where there is none, while a refusal can still be sent
+            oddities.named(reply.fault.name)  # raises for an unknown name while a refusal can still be sent
         return reply
 
 
 def authorized(request: Request) -> bool:
-    """Any key will do, but there must be one."""
+    """Whether the request has a key; any key is valid."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     return scheme.lower() == "bearer" and bool(key.strip())
 
@@ -155,12 +154,8 @@ def _describe(entry: LogEntry, call: ChatCall) -> None:
     entry.parameters, entry.conversation = call.parameters, call.conversation
 
 
-def _shown_headers(request: Request) -> dict[str, str]:
-    return {name: value for name, value in request.headers.items() if name not in _SECRET_HEADERS}
-
-
 class Routes:
-    """The handlers that are not hot."""
+    """The other handlers."""
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator
@@ -176,7 +171,7 @@ class Routes:
         return JSONResponse({"status": "ok", "open": sum(entry.outcome is None for entry in entries)})
 
     async def add_script(self, request: Request) -> Response:
-        """A Rule in the body; the newest that matches a request serves it."""
+        """Add the Rule in the body. The newest that matches a request applies."""
         try:
             self._simulator.rules.append(Rule.model_validate_json(await request.body()))
         except ValidationError as error:
@@ -196,32 +191,34 @@ class Routes:
         return JSONResponse({"removed": self._simulator.log.clear()})
 
     async def wait(self, request: Request) -> Response:
-        """Answers once the event is there; 408 if it does not come."""
+        """Wait until a request has got so far; 408 after the timeout."""
         try:
-            asked = _Awaited.model_validate(dict(request.query_params))
+            awaited = _Awaited.model_validate(dict(request.query_params))
         except ValidationError as error:
             return Response(refusals.invalid(error).body, 422, media_type=wire.JSON_TYPE)
         log = self._simulator.log
-        found = await log.wait(asked.contains, asked.requests, asked.tokens, ended=asked.ended, timeout=asked.timeout)
+        found = await log.wait(
+            awaited.contains, awaited.requests, awaited.tokens, ended=awaited.ended, timeout=awaited.timeout
+        )
         if found is not None:
             return JSONResponse(found.as_json())
-        matching = [entry.as_json() for entry in log.entries(asked.contains)]
+        matching = [entry.as_json() for entry in log.entries(awaited.contains)]
         return JSONResponse({"error": "timeout", "matching": len(matching), "requests": matching[-3:]}, 408)
 
     async def release(self, request: Request) -> Response:
-        """Held answers to prompts that contain ``contains`` go on; the others of this kind are not held at all."""
+        """Release held answers to prompts that contain ``contains``, and do not hold later ones."""
         self._simulator.log.release(request.query_params.get("contains", ""))
         return JSONResponse({})
 
     async def answer(self, request: Request) -> Response:
-        """What a chat completion with this body would say, at once, without faults and without a trace in the log."""
+        """The answer to a chat completion with this body, at once, without faults and without a log entry."""
         try:
             call = ChatCall.model_validate_json(await request.body())
             script = self._simulator.script(call, spend=False)
             call.served_as(script.continues or self._simulator.options.continues)
         except (ValidationError, DirectiveError) as error:
             return JSONResponse({"error": str(error)}, 422)
-        return JSONResponse(_told(self._simulator.reply(call, script, attempt=len(script.faults) + 1)))
+        return JSONResponse(_answer_fields(self._simulator.reply(call, script, attempt=len(script.faults) + 1)))
 
 
 class _Awaited(BaseModel):
@@ -232,15 +229,15 @@ class _Awaited(BaseModel):
     timeout: float = 10
 
 
-def _told(reply: Reply) -> dict[str, object]:
+def _answer_fields(reply: Reply) -> dict[str, object]:
     pieces = list(itertools.islice(reply.generation.pieces(), 1_000_000))
     tokens = sum(piece.tokens for piece in pieces)
     texts = [piece.text for piece in pieces if isinstance(piece, Text)]
-    thoughts = [piece.text for piece in pieces if isinstance(piece, Thinking)]
+    reasoning = [piece.text for piece in pieces if isinstance(piece, Thinking)]
     return {
         "text": "".join(texts),
         "tokens": texts,
-        "reasoning": "".join(thoughts),
+        "reasoning": "".join(reasoning),
         "finish_reason": reply.generation.reason,
         "usage": wire.usage(reply.call.prompt_tokens, tokens),
     }

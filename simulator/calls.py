@@ -1,4 +1,4 @@
-"""A chat-completion request as it came in, checked as strictly as Mistral does."""
+"""A chat-completion request, validated as strictly as by Mistral."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from simulator.faults import Continues, without_directive
 KNOWN_MODELS = re.compile(
     r"(mistral|ministral|magistral|codestral|devstral|pixtral|voxtral|open|labs|ft:)[a-z0-9._:-]*", re.IGNORECASE
 )
-_ROLE_ORDER = {("user", "tool"), ("tool", "user"), ("system", "tool")}
-"""A role and the one before it, which Mistral refuses."""
+_REFUSED_ROLE_PAIRS = {("user", "tool"), ("tool", "user"), ("system", "tool")}
+"""Pairs of consecutive roles that Mistral refuses."""
 
 
 class Message(BaseModel):
-    """One message of any role; only what the simulator reads is checked."""
+    """One message of any role; only the fields that the simulator reads are validated."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     role: Literal["system", "user", "assistant", "tool"]
@@ -42,7 +42,7 @@ class Message(BaseModel):
 
 
 class ChatCall(BaseModel):
-    """The body of ``POST /v1/chat/completions``. An unknown field is an error, there as here."""
+    """The body of ``POST /v1/chat/completions``. An unknown field is an error, as at Mistral."""
 
     model_config = ConfigDict(extra="forbid")
     model: str
@@ -54,7 +54,7 @@ class ChatCall(BaseModel):
     response_format: dict[str, JsonValue] | None = None
     tools: list[dict[str, JsonValue]] | None = None
     tool_choice: str | dict[str, JsonValue] | None = None
-    # Accepted, and without effect on the answer.
+    # Accepted, without effect on the answer.
     temperature: float | None = None
     top_p: float | None = None
     min_tokens: int | None = None
@@ -76,13 +76,13 @@ class ChatCall(BaseModel):
     prompt_cache_key: str | None = None
     service_tier: str | None = None
     safe_prompt: bool | None = None
-    # vLLM's, which Mistral refuses.
+    # Fields of vLLM, which Mistral refuses.
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     _continues: Continues = PrivateAttr("prefix")
 
     def served_as(self, continues: Continues) -> None:
-        """By which kind of server. Call it first."""
+        """Set the kind of server that answers; called before anything else."""
         self._continues = continues
 
     @cached_property
@@ -96,18 +96,18 @@ class ChatCall(BaseModel):
         """The text that the answer continues."""
         match self._continues:
             case "prefix":
-                asked = self.messages[-1].prefix
+                continues = self.messages[-1].prefix
             case "continue_final_message":
-                asked = self.continue_final_message is True and self.add_generation_prompt is False
+                continues = self.continue_final_message is True and self.add_generation_prompt is False
             case "assistant":
-                asked = True
+                continues = True
             case "never":
-                asked = False
-        return self.trailing if asked else None
+                continues = False
+        return self.trailing if continues else None
 
     @property
     def message_is_prefix(self) -> bool:
-        """It is continued as Mistral does."""
+        """Whether the answer continues a prefix in Mistral's way."""
         return self._continues == "prefix" and self.prefix is not None
 
     @cached_property
@@ -117,21 +117,21 @@ class ChatCall(BaseModel):
 
     @property
     def conversation(self) -> str:
-        """SHA-256 (hex) of model and messages without a trailing prefix: what the attempts have in common."""
-        return _digest(self.model, [message.model_dump(exclude_none=True) for message in self._asked])
+        """SHA-256 (hex) of model and messages without a trailing prefix: the same for all attempts."""
+        return _digest(self.model, [message.model_dump(exclude_none=True) for message in self._conversation])
 
     @property
     def subject(self) -> str:
         """SHA-256 (hex) of what the answer's text depends on: the conversation without directives, and the seed.
 
-        A trailing message that is not continued is a part of the conversation: it gets another answer.
+        A trailing message that is not continued is part of the conversation, which then gets another answer.
         """
-        asked = self.messages if self.prefix is None else self._asked
-        texts = [(message.role, without_directive(message.text)) for message in asked]
+        messages = self.messages if self.prefix is None else self._conversation
+        texts = [(message.role, without_directive(message.text)) for message in messages]
         return _digest(self.model, [texts, self.random_seed])
 
     @property
-    def _asked(self) -> Sequence[Message]:
+    def _conversation(self) -> Sequence[Message]:
         return self.messages if self.trailing is None else self.messages[:-1]
 
     @property
@@ -152,16 +152,16 @@ class ChatCall(BaseModel):
 
     @cached_property
     def prompt_tokens(self) -> int:
-        """Tokens of all messages, prefix included, and four for each message's frame."""
+        """Tokens of all messages, prefix included, plus four for each message."""
         return sum(4 + len(tokenise(message.text)) for message in self.messages)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What was sent, without the messages."""
+        """The given fields without the messages."""
         return self.model_dump(exclude={"messages"}, exclude_unset=True)
 
     def refusal(self) -> tuple[str, str, str] | None:
-        """Message, type and code with which Mistral answers 400 to a well-formed request."""
+        """Message, type and code of Mistral's 400 for a well-formed request; None if it is not refused."""
         if not KNOWN_MODELS.fullmatch(self.model):
             return f"Invalid model: {self.model}", "invalid_model", "1500"
         if self._continues != "prefix":
@@ -172,7 +172,7 @@ class ChatCall(BaseModel):
 
     def _out_of_order(self) -> tuple[str, str, str] | None:
         roles = [message.role for message in self.messages]
-        wrong = next((pair for pair in pairwise(roles) if pair in _ROLE_ORDER), None)
+        wrong = next((pair for pair in pairwise(roles) if pair in _REFUSED_ROLE_PAIRS), None)
         if wrong:
             return f"Unexpected role '{wrong[1]}' after role '{wrong[0]}'", "invalid_request_message_order", "3230"
         if self.prefix is not None and self.tools:

@@ -1,4 +1,4 @@
-"""The script of an answer: what a test asks the simulator to say, and how it shall go wrong."""
+"""The script of an answer: its text and its faults, as set by a test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DirectiveError(ValueError):
 
 Continues = Literal["prefix", "continue_final_message", "assistant", "never"]
 """How a server continues a trailing assistant message: Mistral with ``prefix``, vLLM with ``continue_final_message``,
-llama.cpp always. Only Mistral refuses what it does not know; the others open a new answer without a word."""
+llama.cpp always. Only Mistral refuses a field it does not know; the others silently begin a new answer."""
 
 
 class _Model(BaseModel):
@@ -30,7 +30,7 @@ class _Fault(_Model):
 
     @property
     def label(self) -> str:
-        """The word for the log."""
+        """The fault's name in the log."""
         return self.kind
 
 
@@ -41,9 +41,9 @@ After = Annotated[int, Field(ge=0)]
 class Status(_Fault):
     """An HTTP status in place of an answer. ``{"kind": 503}`` is short for ``{"kind": "status", "status": 503}``.
 
-    ``retry_after`` is sent as it is given: seconds, an HTTP date, junk. ``variant`` chooses among the bodies that
-    Mistral was seen to send with a 429; ``body`` (JSON, or text as it stands) replaces them. A redirect leads to
-    ``location``, where a client that follows it is seen in the log.
+    ``retry_after`` is sent unchanged: seconds, an HTTP date, junk. ``variant`` selects one of the bodies that Mistral
+    sends with a 429; ``body`` (JSON, or text sent unchanged) replaces it. A redirect leads to ``location``, so that a
+    client that follows it appears in the log.
     """
 
     kind: Literal["status"] = "status"
@@ -73,7 +73,7 @@ class Cut(_Fault):
 
 
 class Stall(_Fault):
-    """Silence, or comments every so many seconds; for ever, or for ``seconds``, after which the answer goes on."""
+    """Silence, or comments at an interval, without end or for ``seconds``, after which the answer continues."""
 
     kind: Literal["stall"] = "stall"
     after: After = 0
@@ -82,7 +82,7 @@ class Stall(_Fault):
 
 
 class Drip(_Fault):
-    """Comments, and no token: before the first one, for ever or for ``seconds``."""
+    """Comments and no token before the first one, without end or for ``seconds``."""
 
     kind: Literal["drip"] = "drip"
     every: float = Field(0.2, gt=0)
@@ -90,7 +90,7 @@ class Drip(_Fault):
 
 
 class Slow(_Fault):
-    """The first token, or even the headers, after so many seconds."""
+    """A delay of the first token or of the headers."""
 
     kind: Literal["slow"] = "slow"
     seconds: float = Field(ge=0)
@@ -98,14 +98,14 @@ class Slow(_Fault):
 
 
 class Eof(_Fault):
-    """A clean end without a finish reason; without ``after``, once all the text is sent."""
+    """A clean end without a finish reason, after all the text if ``after`` is not set."""
 
     kind: Literal["eof"] = "eof"
     after: After | None = None
 
 
 class NoDone(_Fault):
-    """All is sent but ``[DONE]``."""
+    """A whole answer without ``[DONE]``."""
 
     kind: Literal["no_done"] = "no_done"
 
@@ -119,7 +119,7 @@ class Malformed(_Fault):
 
 
 class UnknownChunk(_Fault):
-    """A content chunk of a type that nobody knows yet."""
+    """A content chunk of an unknown type."""
 
     kind: Literal["unknown_chunk"] = "unknown_chunk"
     after: After = 0
@@ -138,7 +138,7 @@ class StreamError(_Fault):
 
 
 class Huge(_Fault):
-    """One frame whose text has so many bytes; it counts as no token."""
+    """One frame with a text of so many bytes, which does not count as a token."""
 
     kind: Literal["huge"] = "huge"
     after: After = 0
@@ -152,14 +152,14 @@ class Endless(_Fault):
 
 
 class Empty(_Fault):
-    """200 and an event stream with nothing in it, or only ``[DONE]``."""
+    """200 and an empty event stream, or one with only ``[DONE]``."""
 
     kind: Literal["empty"] = "empty"
     done: bool = False
 
 
 class WrongType(_Fault):
-    """200 with something that is not an event stream; ``application/json`` is the whole completion as JSON."""
+    """200 with another content type than an event stream; ``application/json`` has the whole completion."""
 
     kind: Literal["wrong_type"] = "wrong_type"
     content_type: str = "text/html"
@@ -167,7 +167,7 @@ class WrongType(_Fault):
 
 
 class FinishFault(_Fault):
-    """Another finish reason (``error``, ``model_length``, one unknown), at the end or after so many tokens."""
+    """Another finish reason (``error``, ``model_length``, an unknown one), at the end or after so many tokens."""
 
     kind: Literal["finish"] = "finish"
     reason: str = "error"
@@ -178,7 +178,7 @@ class ScriptedFrame(_Model):
     """One step of a scripted stream, by the field that is set.
 
     ``json`` is a frame with this JSON; ``delta``, one with a single choice, beside ``finish`` and ``usage``; ``raw`` is
-    bytes of the body as they stand; ``wait`` is silence of so many seconds; ``cut`` breaks the connection.
+    bytes sent unchanged; ``wait`` is a pause in seconds; ``cut`` breaks the connection.
     """
 
     json_: Any = Field(None, alias="json")
@@ -200,7 +200,7 @@ class ScriptedFrame(_Model):
 
 
 class FramesFault(_Fault):
-    """An answer of these frames and nothing else, whatever it was asked; then the proper end of the response.
+    """An answer of only these frames, for any request, and a clean end of the response.
 
     ``ending`` adds the chunk with finish reason ``stop``, and ``[DONE]``.
     """
@@ -212,7 +212,7 @@ class FramesFault(_Fault):
 
 
 class Odd(_Fault):
-    """An answer with a name: see simulator/oddities.py."""
+    """An answer by name; see simulator/oddities.py."""
 
     kind: Literal["odd"] = "odd"
     name: str
@@ -249,16 +249,16 @@ class FrameStyle(_Model):
     space: bool = True
     """A space after ``data:``."""
     ascii: bool = False
-    """Everything beyond ASCII as JSON escapes, astral characters as surrogate pairs."""
+    """Non-ASCII characters as JSON escapes, astral ones as surrogate pairs."""
     split_surrogates: bool = False
     """The two halves of an astral character in two frames."""
     padding: bool = False
-    """A field ``p`` of varying length in each frame, which nobody asked for."""
+    """An additional field ``p`` of varying length in each frame."""
     split: int | None = Field(None, ge=1)
 
 
 class ScriptedCall(_Model):
-    """A call the model makes; ``arguments`` as an object is written as JSON, as a string as it stands."""
+    """A tool call of the model. ``arguments`` given as an object are written as JSON, a string is sent unchanged."""
 
     name: str
     arguments: str | dict[str, Any] = {}
@@ -277,7 +277,7 @@ class Reference(_Model):
 
 
 class Script(_Model):
-    """What an answer says and how. Everything has a default; an empty script is an ordinary answer.
+    """Text, timing, form and faults of an answer. An empty script is an ordinary answer.
 
     Times are in seconds. The text is ``pieces`` (each a token; an empty one is a token without text of its own, such as
     the first bytes of a character), else ``text``, else prose of ``tokens`` tokens.
@@ -296,34 +296,34 @@ class Script(_Model):
     content_as_list: bool = False
     finish_reason: str | None = None
     usage: bool | Literal["chunks"] = True
-    """At the end of the answer, not at all, or from the first token on in every chunk, counted up to there."""
+    """At the end of the answer, never, or cumulative in every chunk."""
     first_token_seconds: float | None = Field(None, ge=0)
     tokens_per_second: float | None = Field(None, ge=0)
     echo: Literal["whole", "pieces", "none", "differing"] = "whole"
     continues: Continues | None = None
-    """How the server is made to continue a trailing assistant message; None: as the process is (``--continues``)."""
+    """How the server continues a trailing assistant message; None: by the process's option ``--continues``."""
     continuation: str | None = None
-    """What is said behind any text that is continued, in place of the rest of the answer."""
+    """The text after any continued prefix, in place of the rest of the answer."""
     framing: FrameStyle = FrameStyle()
     headers: dict[str, str] = {}
-    """Response headers, added to or in place of the usual ones (``x-ratelimit-…``)."""
+    """Response headers that are added to the default ones (``x-ratelimit-…``) or replace them."""
     faults: list[Fault | None] = []
     repeat_last: bool = False
     hold: int | None = Field(None, ge=0)
-    """Tokens of each attempt after which the model falls silent until ``POST /sim/release`` names its prompt: what a
-    test has to see in the middle of an answer does not depend on how fast the machine is."""
+    """Tokens of each attempt after which the answer pauses until ``POST /sim/release`` matches its prompt, so that a
+    test of an unfinished answer does not depend on the machine's speed."""
 
     def fault(self, attempt: int) -> Fault | None:
-        """What goes wrong in this attempt, counted from 1."""
+        """The fault of an attempt, counted from 1."""
         if self.repeat_last and self.faults:
             attempt = min(attempt, len(self.faults))
         return self.faults[attempt - 1] if attempt <= len(self.faults) else None
 
 
 class Rule(_Model):
-    """A script for requests without a directive: all, or those whose last user message contains ``match``.
+    """A script for requests without a directive whose last user message contains ``match``.
 
-    With ``times`` it serves so many requests and is gone.
+    With ``times``, it is removed after so many requests.
     """
 
     script: Script
@@ -341,7 +341,7 @@ def read_directive(text: str) -> Script | None:
 
 
 def without_directive(text: str) -> str:
-    """The message that is left without its directive."""
+    """The message without its directive."""
     try:
         start, end, _ = _find_directive(text) or (0, 0, None)
     except ValueError:
@@ -350,7 +350,7 @@ def without_directive(text: str) -> str:
 
 
 def _find_directive(text: str) -> tuple[int, int, Any] | None:
-    """Where it begins and ends, and its decoded JSON, which may itself contain the closing brackets."""
+    """Start and end of the directive, and its decoded JSON, which may itself contain the closing brackets."""
     start = text.find(OPENING)
     if start < 0:
         return None

@@ -1,4 +1,4 @@
-"""One answer in the making: which pieces come in which order, counted and cut off at ``max_tokens``."""
+"""The generation of one answer: its pieces in order, counted and cut off at ``max_tokens``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simulator.calls import ChatCall
 from simulator.faults import Reference, Script, ScriptedCall
 
 MIN_TOKENS, MAX_TOKENS = 60, 105
-"""An ordinary answer ends with the first sentence after a number of tokens between these."""
+"""An ordinary answer ends at the first end of a sentence after a number of tokens in this range."""
 
 
 class Text(NamedTuple):
@@ -32,7 +32,7 @@ class References(NamedTuple):
 
 
 class CallPiece(NamedTuple):
-    """A part of tool call number ``call``: the first has its id and name, the others pieces of the arguments."""
+    """A part of tool call number ``call``: the first has id and name, the others have pieces of the arguments."""
 
     call: int
     arguments: str
@@ -45,10 +45,10 @@ Piece = Text | Thinking | References | CallPiece
 
 
 class Generation:
-    """The pieces of the answer to a call. ``reason`` is the finish reason, once they are through.
+    """The pieces of the answer to a call. ``reason`` is the finish reason, known after the last piece.
 
-    The text depends on model, messages, random seed and the seed of the process, and on nothing else: a prefix that
-    the text begins with is continued where it ends. A blank prefix gets another text, as garbage as Mistral's.
+    The text depends only on model, messages, random seed and the seed of the process, so a prefix that the text begins
+    with is continued where it ends. A blank prefix gets an unrelated text, as at Mistral.
     """
 
     def __init__(self, call: ChatCall, script: Script, *, seed: str, endless: bool = False) -> None:
@@ -59,7 +59,7 @@ class Generation:
         self.reason = ""
 
     def pieces(self) -> Iterator[Piece]:
-        """Everything in order: thinking, text with references, tool calls."""
+        """All pieces in order: thinking, text with references, tool calls."""
         return grouped(self._capped(), self._script.tokens_per_chunk)
 
     def _capped(self) -> Iterator[Piece]:
@@ -83,8 +83,8 @@ class Generation:
 
     def _has_text(self) -> bool:
         script = self._script
-        said = script.text is not None or script.pieces is not None or script.tokens is not None
-        return said or not self._tool_calls()
+        has_text = script.text is not None or script.pieces is not None or script.tokens is not None
+        return has_text or not self._tool_calls()
 
     def _content(self) -> Iterator[Piece]:
         if self._script.continuation is not None and self._call.prefix:
@@ -94,7 +94,7 @@ class Generation:
         return with_references(map(Text, rest), self._script.references, number)
 
     def _text(self) -> Iterator[str]:
-        """The tokens of the whole text, without regard to prefix and limits."""
+        """The tokens of the whole text, regardless of prefix and limits."""
         script, prose = self._script, answers.prose(self._seed)
         if self._endless:
             return prose
@@ -102,12 +102,10 @@ class Generation:
             return iter(script.pieces)
         if script.text is not None:
             return iter(answers.tokenise(script.text))
-        tokens = self._ordinary(prose) if script.tokens is None else islice(prose, script.tokens)
-        return iter(answers.tokenise(json.dumps({"answer": "".join(tokens)}))) if self._call.wants_json else tokens
-
-    def _ordinary(self, prose: Iterator[str]) -> Iterator[str]:
         at_least = Random(f"{self._seed} length").randint(MIN_TOKENS, MAX_TOKENS)  # noqa: S311 - the same each time
-        return answers.whole_sentences(prose, at_least)
+        ordinary = answers.whole_sentences(prose, at_least)
+        tokens = ordinary if script.tokens is None else islice(prose, script.tokens)
+        return iter(answers.tokenise(json.dumps({"answer": "".join(tokens)}))) if self._call.wants_json else tokens
 
     def _tool_calls(self) -> list[ScriptedCall]:
         if self._script.tool_calls or self._call.forced_tool is None:
@@ -115,8 +113,8 @@ class Generation:
         return [ScriptedCall(name=self._call.forced_tool)]
 
     def _call_pieces(self, index: int, call: ScriptedCall) -> Iterator[CallPiece]:
-        dice = Random(f"{self._seed} call {index}")  # noqa: S311 - the same id each time
-        name = call.id or "".join(dice.choices("abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789", k=9))
+        rng = Random(f"{self._seed} call {index}")  # noqa: S311 - the same id each time
+        name = call.id or "".join(rng.choices("abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789", k=9))
         arguments = answers.tokenise(call.arguments_text)
         if self._script.tool_style == "whole":
             yield CallPiece(index, call.arguments_text, name, call.name, 1 + len(arguments))
@@ -126,7 +124,7 @@ class Generation:
 
 
 def with_references(texts: Iterable[Text], references: list[Reference], number: int) -> Iterator[Piece]:
-    """References between the texts; ``number`` tokens, and what stood among them, are already said."""
+    """Texts with references between them. The first ``number`` tokens and their references were sent before."""
     waiting = sorted((r for r in references if r.after > number or number == 0), key=lambda r: r.after)
     for position, text in enumerate(texts, number):
         while waiting and waiting[0].after <= position:
@@ -136,7 +134,7 @@ def with_references(texts: Iterable[Text], references: list[Reference], number: 
 
 
 def grouped(pieces: Iterator[Piece], size: int) -> Iterator[Piece]:
-    """Neighbouring texts joined, ``size`` tokens each."""
+    """The pieces with adjacent texts joined to ``size`` tokens each."""
     if size == 1:
         yield from pieces
         return

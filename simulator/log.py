@@ -1,4 +1,4 @@
-"""What was asked and what became of it, for tests to read and to wait for."""
+"""The log of requests and their outcomes, which tests read and wait for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_PROMPT_CHARACTERS = 20_000
 
 @dataclass(eq=False)
 class LogEntry:
-    """One request. Times are unix seconds; ``outcome`` is None while the answer is on its way."""
+    """One request. Times are unix seconds; ``outcome`` is None until the answer has ended."""
 
     number: int
     model: str = ""
@@ -64,7 +64,7 @@ def _rfc3339(moment: float | None) -> str | None:
 
 
 class RequestLog:
-    """The requests in the order of their arrival; the oldest are forgotten."""
+    """The requests in the order of their arrival; the oldest are dropped."""
 
     def __init__(self) -> None:
         self._entries: deque[LogEntry] = deque(maxlen=MAX_ENTRIES)
@@ -81,7 +81,7 @@ class RequestLog:
         return entry
 
     def attempt(self, conversation: str) -> int:
-        """The number of this attempt, from 1, of a conversation."""
+        """Count another attempt of a conversation. Returns its number, from 1."""
         number = self._attempts.pop(conversation, 0) + 1
         self._attempts[conversation] = number
         if len(self._attempts) > MAX_CONVERSATIONS:
@@ -89,7 +89,7 @@ class RequestLog:
         return number
 
     def described(self) -> None:
-        """The newest request is known for what it is: someone may have waited for it."""
+        """The newest entry has its prompt now, so that waiters can match it."""
         for waiter in self._waiting:
             waiter.search(self)
 
@@ -98,32 +98,32 @@ class RequestLog:
         self._changed(entry)
 
     def release(self, contains: str) -> None:
-        """Requests whose prompt contains this text are not held: neither those that wait, nor those to come."""
+        """Do not hold requests whose prompt contains this text, neither present nor later ones."""
         self._released.add(contains)
         self._release.set()
         self._release = asyncio.Event()
 
     async def released(self, entry: LogEntry) -> None:
-        """Returns once a release has named the request."""
+        """Wait until a release matches the request."""
         while not any(contains in entry.prompt for contains in self._released):
             await self._release.wait()
 
     def end(self, entry: LogEntry, outcome: Outcome) -> None:
-        """The first outcome stands."""
+        """Record the outcome, unless there is one already."""
         if entry.outcome is None:
             entry.outcome, entry.ended = outcome, time.time()
             self._changed(entry)
 
     def _changed(self, entry: LogEntry) -> None:
         for waiter in self._waiting:
-            waiter.look(entry)
+            waiter.check(entry)
 
     def entries(self, contains: str = "") -> list[LogEntry]:
-        """Those whose last user message contains the text."""
+        """The requests whose last user message contains the text."""
         return [entry for entry in self._entries if contains in entry.prompt]
 
     def clear(self) -> int:
-        """Forget all requests, and which attempt each conversation is at. Returns how many there were."""
+        """Drop all requests and counts of attempts. Returns the number of requests."""
         count = len(self._entries)
         self._entries.clear()
         self._attempts.clear()
@@ -151,13 +151,13 @@ class _Waiter:
         self.found: asyncio.Future[LogEntry] = asyncio.get_running_loop().create_future()
 
     def search(self, log: RequestLog) -> None:
-        """Find the request; too dear to be done with each token of other requests."""
+        """Find the request; too slow to be repeated for each token of other requests."""
         if self._entry is None and len(matching := log.entries(self._contains)) >= self._requests:
             self._entry = matching[self._requests - 1]
-            self.look(self._entry)
+            self.check(self._entry)
 
-    def look(self, entry: LogEntry) -> None:
-        """Is this the request, and has what was waited for come?"""
+    def check(self, entry: LogEntry) -> None:
+        """Finish if this is the request and it has got as far as awaited."""
         if entry is not self._entry or self.found.done():
             return
         if entry.tokens_sent >= self._tokens and (entry.outcome is not None or not self._ended):

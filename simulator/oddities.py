@@ -1,7 +1,7 @@
-"""Streams as servers and gateways were seen to send them, by name: other shapes of what Mistral says in its own.
+"""Streams of other servers and gateways, by name, in forms that differ from Mistral's.
 
-The names begin with the rows of the collection of cases that they came from. Where nothing else is in the frames, they
-say TEXT, or call the tools of CALLS; a stream whose name ends in "cut" breaks off in the middle.
+The names begin with the rows of the collection of cases that they come from. By default the frames have TEXT, or the
+tool calls of CALLS; a stream whose name ends in "cut" breaks off in the middle.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def calls(*pieces: Step, finish: Any = None) -> Step:
 
 
 def call(arguments: Any = None, *, name: str | None = None, **where: Any) -> Step:
-    """A piece of a tool call; ``where`` is its id and index, as far as it has them."""
+    """A piece of a tool call; ``where`` is its id and index, if given."""
     function = {key: value for key, value in {"name": name, "arguments": arguments}.items() if value is not None}
     return {**where, "function": function}
 
@@ -78,7 +78,7 @@ def _every(finish: Any, pause: float = 0) -> list[Step]:
 NO_REASONS: Final[tuple[Any, ...]] = ("", "null", " ", "None", "NULL", 0, False, {})
 
 _WHOLE: Final[dict[str, list[Step]]] = {
-    # W1: finish reasons that are none
+    # W1: values for no finish reason
     **{f"W1 {reason!r} on every chunk": _every(reason) for reason in NO_REASONS},
     "W1 pauses": _every("", 0.6),
     "W1 a reason in capitals": [*SAID, c({}, "STOP"), DONE],
@@ -158,7 +158,7 @@ _WHOLE: Final[dict[str, list[Step]]] = {
         c({"reasoning": " about boats."}),
         *SAID[2:],
     ],
-    # W5: usage that is none
+    # W5: empty usage
     "W5 empty and zero": [
         text(PIECES[0], usage={}),
         text(PIECES[1], usage={"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}),
@@ -291,7 +291,7 @@ _ERRORS: Final[dict[str, list[Step]]] = {
 
 
 def named(name: str) -> FramesFault:
-    """Raises DirectiveError."""
+    """The stream of this name. Raises DirectiveError."""
     if name not in (*WHOLE, *BROKEN, *ERRORS):
         raise DirectiveError(f"no odd stream is called {name!r}; see simulator/oddities.py")
     if name in _WHOLE:
@@ -305,8 +305,8 @@ def _frames(steps: list[Step], *, ending: bool) -> FramesFault:
 
 
 WHOLE: Final = tuple(_WHOLE)
-"""Names of streams that are a whole answer."""
+"""Names of streams with a whole answer."""
 BROKEN: Final = tuple(_BROKEN)
-"""Names of streams that are not."""
+"""Names of streams without a whole answer."""
 ERRORS: Final = tuple(_ERRORS)
 """Names of streams that end in an error."""

@@ -1,4 +1,4 @@
-"""Plays the steps of a reply on a connection, in time, and notices when nobody listens any more."""
+"""Plays the steps of a reply on a connection, in time, and detects when the client disconnects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class BreakableProtocol(HttpToolsProtocol):
-    """uvicorn's, but it hands its transport to the application, which could not break a connection otherwise."""
+    """uvicorn's protocol, which passes its transport to the application, so that it can break the connection."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -32,7 +32,7 @@ class BreakableProtocol(HttpToolsProtocol):
 
 
 class Player:
-    """One answer on its way."""
+    """Sends one answer."""
 
     def __init__(self, scope: Scope, send: AsgiSend, log: RequestLog, entry: LogEntry) -> None:
         self._transport: asyncio.Transport = scope["state"][_TRANSPORT]
@@ -44,11 +44,11 @@ class Player:
         self.pace(interval=0, split=None)
 
     def pace(self, *, interval: float, split: int | None) -> None:
-        """Seconds per token, and the most bytes per write."""
+        """Set the seconds per token and the maximum of bytes per write."""
         self._interval, self._split = interval, split
 
     async def play(self, steps: Iterator[Step], receive: Receive) -> None:
-        """To the end, or until the client is gone."""
+        """Play to the end, or until the client disconnects."""
         playing = asyncio.create_task(self._play(steps))
         watching = asyncio.create_task(_disconnected(receive))
         try:
@@ -92,7 +92,7 @@ class Player:
         await self._asgi_send({"type": "http.response.start", "status": status, "headers": pairs})
 
     async def _send(self, data: bytes, tokens: int) -> None:
-        """Tokens go when they are due, counted from the first, so that the rate does not drift."""
+        """Send at the time that is due, counted from the first token, so that the rate does not drift."""
         if tokens:
             await asyncio.sleep(self._due - self._clock())
             self._due += tokens * self._interval
@@ -105,7 +105,7 @@ class Player:
             self._log.sent(self._entry, tokens)
 
     async def _wait(self, seconds: float | None, comments_every: float | None) -> None:
-        """The tokens after it are due from its end on."""
+        """Pause; later tokens are due from its end on."""
         if comments_every is None:
             await (asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
         else:
@@ -123,7 +123,7 @@ class Player:
 
     def _abort(self, *, reset: bool) -> None:
         if not reset:
-            self._transport.close()  # what was written still goes out, then FIN; the last HTTP chunk is missing
+            self._transport.close()  # sends what was written, then FIN, without the last HTTP chunk
             return
         connection: socket.socket = self._transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -1,6 +1,6 @@
-"""Answers that are no answers: the status codes and bodies with which Mistral refuses.
+"""Refusals: the status codes and bodies of Mistral's errors.
 
-The shapes were seen in public reports of the real service; the refusal of a prefix with tools alone is invented.
+The forms are from public reports of the real service; only the refusal of a prefix with tools is invented.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Refusal(NamedTuple):
 
 
 class Refused(Exception):
-    """A request that gets no answer but this."""
+    """The request is answered with this refusal."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.status)
@@ -50,13 +50,13 @@ def unauthorized() -> Refusal:
 
 
 def rate_limited(retry_after: int, headers: Headers) -> Refusal:
-    """A true 429; ``retry_after`` in seconds."""
+    """The 429 of an exceeded allowance; ``retry_after`` in seconds."""
     refusal = error(429, "Rate limit exceeded", "rate_limited", "1300")
     return refusal._replace(headers=refusal.headers | headers | {"retry-after": str(retry_after)})
 
 
 def invalid(found: ValidationError) -> Refusal:
-    """422, with the places in the body that are wrong."""
+    """422, with the location of each error in the body."""
     problems = [
         {"type": item["type"], "loc": ["body", *item["loc"]], "msg": item["msg"], "input": item["input"]}
         for item in found.errors(include_url=False, include_context=False)
@@ -65,7 +65,7 @@ def invalid(found: ValidationError) -> Refusal:
 
 
 def of_fault(fault: Status) -> Refusal:
-    """The response that a scripted status asks for."""
+    """The response of a scripted status."""
     refusal = _with_body(fault)
     headers = refusal.headers | _NO_ALLOWANCE if fault.variant == "no_allowance" else dict(refusal.headers)
     if fault.retry_after is not None:

@@ -1,4 +1,4 @@
-"""What happens on the connection, step by step: the answer, and the fault in it. No clock, no socket."""
+"""The steps of a response on the connection, with the fault in it. No clock, no socket."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ class Start(NamedTuple):
 
 
 class Send(NamedTuple):
-    """Bytes of the body. ``tokens`` of them are due when their time has come; with 0 they go at once."""
+    """Bytes of the body with so many tokens, sent when these are due; with 0, at once."""
 
     data: bytes
     tokens: int = 0
 
 
 class Wait(NamedTuple):
-    """Silence of so many seconds, with a comment every ``comments_every``; None is for ever."""
+    """A pause in seconds, None without end, with a comment every ``comments_every`` seconds."""
 
     seconds: float | None
     comments_every: float | None = None
 
 
 class Hold(NamedTuple):
-    """Silence until the request is released."""
+    """A pause until the request is released."""
 
 
 class Close(NamedTuple):
@@ -86,7 +86,7 @@ class Tempo(NamedTuple):
 
 @dataclass(frozen=True)
 class Reply:
-    """One request and all that was decided about its answer. ``answer_id`` and ``created`` stand in each frame."""
+    """One request, and the script, fault and timing of its answer. Each frame has ``answer_id`` and ``created``."""
 
     call: ChatCall
     script: Script
@@ -106,7 +106,7 @@ class Reply:
 
     @property
     def echo_style(self) -> str:
-        """Of the kinds of servers only Mistral repeats what it continues, unless the script says otherwise."""
+        """The script's style; by default only Mistral's way of continuing repeats the prefix."""
         chosen = "echo" in self.script.model_fields_set
         return self.script.echo if chosen or self.call.message_is_prefix else "none"
 
@@ -114,7 +114,7 @@ class Reply:
         return wire.usage(self.call.prompt_tokens, tokens) if self.script.usage else None
 
     def steps(self, headers: Headers) -> Iterator[Step]:
-        """Everything that happens; ``headers`` go with the answer and with a refusal alike."""
+        """All steps; answers and refusals have the ``headers``."""
         headers = headers | self.script.headers
         match self.fault:
             case Status():
@@ -166,7 +166,7 @@ class Reply:
         yield Close("cut")
 
     def _streamed(self, headers: Headers) -> Iterator[Step]:
-        """Headers at once, then silence up to the first token, unless a fault has it otherwise."""
+        """Headers at once, then a pause up to the first token, unless a fault changes that."""
         fault = self.fault
         if isinstance(fault, Slow) and fault.before == "headers":
             yield Wait(fault.seconds)
@@ -189,7 +189,7 @@ class Reply:
 
 
 class _EventStream:
-    """The frames of one event stream; knows how many tokens have gone."""
+    """The frames of one event stream, with a count of the tokens sent."""
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
@@ -203,7 +203,7 @@ class _EventStream:
         match self._reply.fault:
             case Cut() as fault:
                 yield from self._until(fault.after)
-                yield from self._torn(fault)
+                yield from self._cut_frame(fault)
                 yield Abort(fault.reset)
             case Eof() as fault:
                 yield from self._until(fault.after)
@@ -225,7 +225,7 @@ class _EventStream:
                 yield from self._end(self._reply.generation.reason)
 
     def _with_insertion(self, fault: Fault | None) -> Iterator[Step]:
-        """The beginning of an answer that will be whole, up to and with what does not belong into it."""
+        """The beginning of an otherwise whole answer, up to and with the inserted fault."""
         if isinstance(fault, Stall | Malformed | UnknownChunk | Huge):
             yield from self._until(fault.after)
         match fault:
@@ -239,7 +239,7 @@ class _EventStream:
                 yield Send(self._frames.text("x" * fault.bytes))
 
     def _until(self, tokens: int | None) -> Iterator[Step]:
-        """Frames until so many tokens have gone in this attempt; with None, all that are left."""
+        """Frames until so many tokens were sent in this attempt; with None, all that remain."""
         while tokens is None or self._sent < tokens:
             if self._hold is not None and self._sent >= self._hold:
                 self._hold = None
@@ -261,8 +261,8 @@ class _EventStream:
             yield from map(Send, early)
             yield Send(frame, piece.tokens)
 
-    def _torn(self, fault: Cut) -> Iterator[Send]:
-        """The beginning of the next frame, if the cut goes through it."""
+    def _cut_frame(self, fault: Cut) -> Iterator[Send]:
+        """The beginning of the next frame, if the cut is inside it."""
         if fault.where == "frame":
             step = next(self._body, None)
             yield Send(wire.cut_inside(self._frames.role() if step is None else step.data))
@@ -289,7 +289,7 @@ def _scripted(fault: FramesFault, headers: Headers) -> Iterator[Step]:
 
 
 def refused(refusal: Refusal, headers: Headers) -> Iterator[Step]:
-    """A complete response in place of an answer; it goes at once."""
+    """A complete response in place of an answer, sent at once."""
     if refusal.status not in (204, 304):
         headers = {"content-length": str(len(refusal.body))} | headers
     yield Start(refusal.status, headers | refusal.headers)

@@ -1,4 +1,4 @@
-"""Bytes as Mistral writes them: frames of an event stream, JSON documents, error bodies, headers."""
+"""The bytes of Mistral's wire format: frames of an event stream, JSON documents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
 
 
 def json_bytes(document: Any) -> bytes:
-    """Compact JSON in UTF-8; escaped where a lone surrogate leaves no other way."""
+    """Compact JSON in UTF-8; with escapes if there is a lone surrogate."""
     try:
         return _compact(document).encode()
     except UnicodeEncodeError:
@@ -39,7 +39,7 @@ def json_bytes(document: Any) -> bytes:
 
 
 class FrameWriter:
-    """The frames of one streamed answer. All that does not change from token to token is serialised once."""
+    """The frames of one streamed answer. What is the same for all tokens is serialised once."""
 
     def __init__(self, answer_id: str, model: str, created: int, framing: FrameStyle) -> None:
         self._chunk = {"id": answer_id, "object": "chat.completion.chunk", "created": created, "model": model}
@@ -49,7 +49,7 @@ class FrameWriter:
         self._around: dict[str, tuple[str, str]] = {}
 
     def piece(self, piece: Piece, *, as_list: bool, nameless: bool, used: Usage | None = None) -> list[bytes]:
-        """The frame of a piece, with what was used up to its end; of a text, two, if its surrogates are to be split."""
+        """The frame of a piece, with the usage up to its end; two for a text whose surrogates are split."""
         match piece:
             case Text(text) if used is not None:
                 return [self._counted(part, used, as_list=as_list) for part in self._parts(text)]
@@ -98,7 +98,7 @@ class FrameWriter:
         return self.data(self._encode(body))
 
     def data(self, payload: str) -> bytes:
-        """A frame with this text, whatever it is."""
+        """A frame with any text as its data."""
         return self._event(payload).encode()
 
     def _parts(self, text: str) -> list[str]:
@@ -108,11 +108,11 @@ class FrameWriter:
         before, after = self._around.get(shape) or self._make_around(shape)
         try:
             return f"{before}{self._encode(text)}{after}".encode()
-        except UnicodeEncodeError:  # half of a surrogate pair: legal in JSON as an escape, and only so
+        except UnicodeEncodeError:  # half of a surrogate pair is legal in JSON only as an escape
             return f"{before}{_escaped(text)}{after}".encode()
 
     def _make_around(self, shape: str) -> tuple[str, str]:
-        """What stands before and after the text in a frame of this shape."""
+        """The parts of a frame of this shape before and after its text."""
         part = {"type": "text", "text": _HOLE}
         content: Any = {"text": _HOLE, "list": [part], "thinking": [{"type": "thinking", "thinking": [part]}]}[shape]
         before, after = self._event(self._json({"content": content})).split(self._encode(_HOLE))
@@ -129,7 +129,7 @@ class FrameWriter:
 
     def _event(self, payload: str) -> str:
         if self._framing.multiline:
-            # A line break between two members of an object is white space to JSON.
+            # A line break between two members of an object is white space in JSON.
             payload = payload.replace(',"choices":', ',\n"choices":').replace('"delta":{', '"delta":{\n')
         field = "data: " if self._framing.space else "data:"
         lines = "".join(f"{field}{line}{self._eol}" for line in payload.split("\n"))
@@ -138,7 +138,7 @@ class FrameWriter:
 
 
 def scripted(frame: ScriptedFrame) -> bytes:
-    """The bytes of a frame of a scripted stream; none for its pauses."""
+    """The bytes of a frame of a scripted stream; empty for a pause or a cut."""
     if frame.raw is not None:
         return frame.raw.encode()
     if frame.wait is not None or frame.cut is not None:
@@ -153,7 +153,7 @@ def _call_delta(piece: CallPiece, *, nameless: bool) -> dict[str, Any]:
 
 
 def split_surrogates(text: str) -> list[str]:
-    """The text in two, broken inside its first character beyond the BMP, if it has one."""
+    """The text split inside its first character beyond the BMP, if it has one."""
     at = next((i for i, character in enumerate(text) if ord(character) > 0xFFFF), None)
     if at is None:
         return [text]
@@ -172,13 +172,13 @@ def cut_inside_character(frame: bytes) -> bytes:
 
 
 def completion(answer_id: str, model: str, created: int, message: dict[str, Any], reason: str) -> dict[str, Any]:
-    """The document of an answer that is not streamed, without its usage."""
+    """The document of a non-streamed answer, without its usage."""
     choice = {"index": 0, "message": message, "finish_reason": reason}
     return {"id": answer_id, "object": "chat.completion", "created": created, "model": model, "choices": [choice]}
 
 
 def message(pieces: Iterable[Piece], *, echo: str, as_list: bool) -> dict[str, Any]:
-    """The pieces of an answer as one assistant message; ``content`` is a list where text is not all."""
+    """The pieces of an answer as one assistant message; ``content`` is a list unless all pieces are text."""
     found = list(pieces)
     parts = list(_parts(found, echo))
     plain = not as_list and all(part["type"] == "text" for part in parts)
@@ -187,9 +187,9 @@ def message(pieces: Iterable[Piece], *, echo: str, as_list: bool) -> dict[str, A
 
 
 def _parts(pieces: list[Piece], echo: str) -> Iterator[dict[str, Any]]:
-    thoughts = "".join(piece.text for piece in pieces if isinstance(piece, Thinking))
-    if thoughts:
-        yield {"type": "thinking", "thinking": [{"type": "text", "text": thoughts}]}
+    reasoning = "".join(piece.text for piece in pieces if isinstance(piece, Thinking))
+    if reasoning:
+        yield {"type": "thinking", "thinking": [{"type": "text", "text": reasoning}]}
     text = echo
     for piece in pieces:
         if isinstance(piece, Text):

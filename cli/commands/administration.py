@@ -1,4 +1,4 @@
-"""Keys of the API, secrets of webhooks, limits of the model."""
+"""The commands for API keys, webhook secrets and rate limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cli.arguments import AsJson, OfTenant, Tenant
 from cli.groups import CommandLine, group
 
 app = CommandLine()
-keys_app = group("Keys of the HTTP API. Once there is one, nobody gets in without.")
+keys_app = group("Keys of the HTTP API. Once there is one, every call needs one.")
 secrets_app = group("Webhook secrets of tenants. The default tenant's are in WEBHOOK_SECRET.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(secrets_app, name="secrets")

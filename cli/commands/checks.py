@@ -1,4 +1,4 @@
-"""Whether everything is well here, and whether it stays so when everything breaks."""
+"""The commands `doctor` and `drill`."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def drill(
     keep: Annotated[str | None, typer.Option(metavar="DIRECTORY", help="Where to keep data and logs.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Break a stack of its own, and judge what became of its jobs.
+    """Break a stack of its own in every known way, and check its jobs.
 
-    In every way we know; an auditor judges from outside.
+    An auditor checks from outside.
 
     Starts its own Temporal, simulator, workers and gateways on free ports; a running service is not touched. The exit
     code is 1 where an invariant is violated.
@@ -64,6 +64,6 @@ def drill(
             raise
         raise ConfigurationError("the image has no drill; run `make drill` in a checkout of the project") from None
 
-    running.heed_ctrl_c()
+    running.enable_ctrl_c()
     plan = DrillPlan(jobs, kills, scale, workers, gateways, seed, only, database, keep)
     return run(plan, as_json=as_json)

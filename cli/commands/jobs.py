@@ -1,4 +1,4 @@
-"""Start jobs, watch them, look after them."""
+"""The commands that start, watch and manage jobs."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def watch(
     as_json: AsJson = False,
 ) -> int:
     """Watch a job's answer, from its beginning to its end. Ctrl-C detaches, the job goes on."""
-    place = arguments.place(position)
-    return running.with_service(lambda service: service.watch(job, *place, reasoning=reasoning), as_json=as_json)
+    begin = arguments.event_position(position)
+    return running.with_service(lambda service: service.watch(job, *begin, reasoning=reasoning), as_json=as_json)
 
 
 @app.command()
@@ -133,7 +133,7 @@ def list_jobs(
 
 @app.command()
 def cancel(job: JobId, as_json: AsJson = False) -> int:
-    """Cancel a job. The wish is stored: where Temporal is away, it is sent when it is back."""
+    """Cancel a job. The request is stored: if Temporal is unavailable, it is sent once Temporal is back."""
     return running.with_service(lambda service: service.cancel(job), as_json=as_json)
 
 

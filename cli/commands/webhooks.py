@@ -1,4 +1,4 @@
-"""Webhooks: made again, tested, and how their receivers fare."""
+"""The commands for webhooks: redelivery, endpoints, test calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from providers.webhooks.sender import HttpWebhookSender
 
 app = CommandLine()
-webhooks_app = group("Whether a receiver hears webhooks.")
+webhooks_app = group("Test whether a receiver gets webhooks.")
 app.add_typer(webhooks_app, name="webhooks")
 
 
@@ -56,7 +56,7 @@ def endpoints(
     tenant: Annotated[str | None, typer.Option(help="Whose; by default the default tenant's.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """How webhooks fare, per URL. One that failed for five days, or answered 410, is disabled until you enable it."""
+    """List receivers of webhooks. One that failed for five days, or answered 410, is disabled until you enable it."""
     if enable is None:
         return running.with_webhooks(lambda webhooks: webhooks.list_endpoints(tenant), as_json=as_json)
     return running.with_webhooks(lambda webhooks: webhooks.enable(enable, tenant), as_json=as_json)

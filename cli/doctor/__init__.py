@@ -1,1 +1,1 @@
-"""What is missing or wrong here, and how to mend it."""
+"""`starter.py doctor`: what is missing or wrong here, and how to fix it."""

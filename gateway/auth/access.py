@@ -45,7 +45,7 @@ def unauthorized() -> HttpProblem:
 
 
 class Access:
-    """Authenticates requests, issues tickets. Create it with ``Access.opened``. ``local``: it listens on loopback."""
+    """Authenticates requests, issues tickets. Create it with ``Access.open``. ``local``: it listens on loopback."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Access:
         self._local = local
 
     @classmethod
-    async def opened(cls, settings: Settings, database: Database, open_streams: OpenStreams) -> Access:
+    async def open(cls, settings: Settings, database: Database, open_streams: OpenStreams) -> Access:
         """Raises StorageUnavailable."""
         keys = KeyCache(KeyStore(database))
         await keys.reload()

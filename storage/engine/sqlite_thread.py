@@ -67,10 +67,3 @@ class SqliteThread:
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
-
-
-async def cancelled(task: asyncio.Task[None]) -> None:
-    """End a task that runs for ever."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

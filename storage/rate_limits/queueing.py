@@ -12,8 +12,8 @@ from datetime import timedelta
 
 from chatjobs.contracts import QueuePlace
 from domain.errors import StorageError
+from domain.tasks import cancel_and_wait
 from domain.timings import Timings
-from storage.engine.sqlite_thread import cancelled
 from storage.rate_limits.limiter import Limiter
 
 TOGETHER_SECONDS = 0.02
@@ -78,7 +78,7 @@ class QueueReader:
         try:
             yield self
         finally:
-            await cancelled(task)
+            await cancel_and_wait(task)
 
     async def _poll(self) -> None:
         clock, due = asyncio.get_running_loop().time, 0.0

@@ -20,10 +20,11 @@ from typing import Any, Protocol
 from sqlalchemy import select, text
 
 from domain.errors import StorageError
+from domain.tasks import in_background
 from domain.values import TextPiece
 from storage.engine.database import HINT_CHANNEL, Database, translated
 from storage.engine.schema import jobs, micros, now
-from storage.engine.sqlite_thread import SqliteThread, cancelled
+from storage.engine.sqlite_thread import SqliteThread
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ async def batches(database: Database) -> AsyncIterator[Batches]:
         thread = await stack.enter_async_context(database.sqlite_thread("transcript-writer").open())
         spare = await stack.enter_async_context(database.sqlite_thread("checkpoints").open())
         place = SqliteBatches(database, thread, spare)
-        stack.push_async_callback(cancelled, asyncio.create_task(place.checkpoint_for_ever(), name="checkpoints"))
+        await stack.enter_async_context(in_background(place.checkpoint_for_ever(), "checkpoints"))
         yield place
 
 

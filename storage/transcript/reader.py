@@ -16,11 +16,11 @@ from itertools import groupby, islice
 from chatjobs.contracts import JobStatus
 from chatjobs.errors import ContentDeleted, JobNotFound
 from domain.errors import StorageUnavailable
+from domain.tasks import cancel_and_wait
 from domain.timings import Timings
 from domain.values import Cursor, Run, Slice, TextPiece
 from storage.engine.database import Database
 from storage.engine.schema import CHANNELS
-from storage.engine.sqlite_thread import cancelled
 from storage.jobs.mapping import compacted_pieces
 from storage.transcript.changes import ChangeSource, TextChange, fetch, watch
 
@@ -83,7 +83,7 @@ class TranscriptReader:
         try:
             yield self
         finally:
-            await cancelled(task)
+            await cancel_and_wait(task)
             self._stopped = StorageUnavailable("The transcript reader has stopped")
             self._fail_all(self._stopped)
 

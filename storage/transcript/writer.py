@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from chatjobs.contracts import Channel
 from chatjobs.errors import ChatJobsError
 from domain.errors import FenceLost, StorageError, StorageRefused, StorageUnavailable
+from domain.tasks import cancel_and_wait
 from domain.text import Normaliser, clean_json
 from domain.timings import Timings
 from domain.values import Claim, FinishRecord, TextPiece
 from storage.engine.database import Database
 from storage.engine.schema import CHANNELS
-from storage.engine.sqlite_thread import cancelled
 from storage.transcript.batches import BatchEntry, Batches, already_in, batches
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class TranscriptWriter:
             try:
                 yield self
             finally:
-                await cancelled(task)
+                await cancel_and_wait(task)
                 self._stop()
 
     def open(self, claim: Claim, stale: Callable[[], bool] = lambda: False) -> JobWriter:

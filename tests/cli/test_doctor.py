@@ -24,7 +24,7 @@ import pytest
 import starter
 from chatjobs.contracts import Channel
 from cli.doctor.checks import differing, file_system
-from cli.doctor.live import FIRST_TOKENS, MORE_TOKENS, heard, judged, overlap
+from cli.doctor.live import FIRST_TOKENS, MORE_TOKENS, findings_of, overlap, received
 from domain.ports import Finish, TextDelta
 from providers.mistral.probe import PROBES
 from storage.engine.database import SCHEMA_VERSION
@@ -574,9 +574,9 @@ async def test_a_model_that_says_again_what_was_there_is_found_out() -> None:
             yield TextDelta(Channel.CONTENT, piece)
         yield Finish("stop")
 
-    second = await heard(said("eight, nine, ", "ten"))
+    second = await received(said("eight, nine, ", "ten"))
     for own in (second.text, f"Sure: {text}ten"):
-        statuses = {one.check: one.status for one in judged(second, second, text, "none", own)}
+        statuses = {one.check: one.status for one in findings_of(second, second, text, "none", own)}
         assert statuses["live: joint"] == "problem"
-    assert {one.check: one.status for one in judged(second, second, text, "none", "ten")}["live: joint"] == "ok"
+    assert {one.check: one.status for one in findings_of(second, second, text, "none", "ten")}["live: joint"] == "ok"
     assert (overlap(text, "nine, ten"), overlap(text, "ten"), overlap("", "a")) == (6, 0, 0)

@@ -19,7 +19,7 @@ from domain.settings import Settings
 from domain.timings import Timings
 from gateway.__main__ import listen
 from gateway.app import create_app
-from gateway.dependencies import Dependencies, opened
+from gateway.dependencies import Dependencies, open_dependencies
 from gateway.routes import streams
 from gateway.serving.server import served
 from providers.webhooks.sender import HttpWebhookSender
@@ -351,7 +351,7 @@ async def inside(
     """A gateway in this process, so that its parts can be looked at, and its URL."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", machine.temporal_address)
     settings = Settings(chatjobs_database_url=machine.database_url, webhook_secret=())
-    async with opened(settings, lambda rules: HttpWebhookSender(policy=rules), timings=timings) as parts:
+    async with open_dependencies(settings, lambda rules: HttpWebhookSender(policy=rules), timings=timings) as parts:
         listener = listen("127.0.0.1", 0)
         async with served(create_app(parts), parts.open_streams, listener):
             yield parts, f"http://127.0.0.1:{listener.getsockname()[1]}"

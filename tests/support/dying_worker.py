@@ -6,7 +6,6 @@ job's request is read.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import storage.jobs.store
 import worker
 from activities.webhook import WebhookActivities
+from domain import programs
 from domain.process_exit import exit_now
 from providers.webhooks.sender import HttpWebhookSender
 from storage.jobs.store import JobStore
@@ -73,7 +73,7 @@ def main(point: str) -> int:
     else:
         owner, name = POINTS[point]
         setattr(owner, name, dying(getattr(owner, name), before=point.startswith("before")))
-    return asyncio.run(worker.main())
+    return programs.run("worker", worker.serve)
 
 
 if __name__ == "__main__":

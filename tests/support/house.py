@@ -32,7 +32,7 @@ from storage.webhooks.deliveries import DeliveryStore
 from tests.support.factories import make_body
 from tests.support.fakes import PATIENCE, SECRET, GatedJobs, GatedTranscript, Gates, ScriptedModel, ScriptedSender
 from tests.support.service import Watched
-from worker import WorkerParts, build_workers
+from worker import WorkerParts
 
 QUEUES = (JOBS_QUEUE, COMPLETIONS_QUEUE, WEBHOOKS_QUEUE)
 HOOK = "http://receiver.example/hook"
@@ -205,7 +205,7 @@ async def working(parts: GatedParts, queues: Collection[str] = QUEUES) -> AsyncI
     transcript = GatedTranscript(parts.database, timings=parts.timings)
     transcript.gates = parts.gates
     async with transcript.running(), AsyncExitStack() as stack:
-        workers = [worker for worker in build_workers(parts, transcript) if worker.task_queue in queues]
+        workers = [worker for worker in parts.workers(transcript) if worker.task_queue in queues]
         for worker in workers:
             await stack.enter_async_context(worker)
         yield

@@ -44,10 +44,10 @@ WEBHOOK_SECRET = "a secret for tests"
 class Process(processes.Process):
     """The same; what the fork server is able to start comes from there, in a third of the time."""
 
-    def _begun(self, out: IO[bytes]) -> processes.Running:
+    def _spawn(self, out: IO[bytes]) -> processes.Running:
         if fork_server.able(self._command, self._env):
             return fork_server.Program(self._command[1:], env=self._env, log=self.log)
-        return super()._begun(out)
+        return super()._spawn(out)
 
 
 class Stack:

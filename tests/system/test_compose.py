@@ -189,7 +189,7 @@ def test_the_server_is_tuned_as_on_one_machine() -> None:
         assert f"{name}={json.dumps(entry['value'])}" in known
     local = set(re.findall(r"((?:frontend|history|matching)\.\w+)=", known))
     # Several machines need the partitions of a task queue.
-    assert local - set(dynamic) == {setting.partition("=")[0] for setting in devserver.ONE_LINE}
+    assert local - set(dynamic) == {setting.partition("=")[0] for setting in devserver.ONE_PARTITION}
 
 
 async def test_the_namespace_job_does_its_work_and_may_run_again(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_pace_is_measured_from_what_is_seen_and_from_the_ledger() -> None:
     pace = Pace(make_job(), clock=lambda: next(ticks))
     assert list(pace.facts())[:2] == ["0 tokens", "– tokens/s"]
     for tokens in (10, 20, 40):
-        pace.saw(tokens)
+        pace.record(tokens)
     assert pace.per_second == 30
     ended = make_job(attempts=(Attempt(number=1, started_at=NOW, first_token_ms=250),))
     assert list(Pace(ended).facts())[-1] == "first token 0.25 s"

@@ -84,6 +84,11 @@ def test_every_file_is_in_a_room() -> None:
     assert set(MODULES) == HALL
 
 
+@pytest.mark.parametrize("program", sorted(HALL))
+def test_a_program_is_read_at_once(program: str) -> None:
+    assert len((ROOT / f"{program}.py").read_text().splitlines()) < 150
+
+
 def test_nothing_imports_a_program() -> None:
     """What two of them need has a place of its own."""
     everything = [*sources(*SERVICE), *ROOT.glob("*.py")]

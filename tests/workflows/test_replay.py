@@ -15,12 +15,12 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
-import worker
 from tests.replay.changed import CarelessChatJob
 from tests.replay.record import HISTORIES, SCENARIOS, record
 from workflows.chat_job import ChatJob
 from workflows.retention import Retention
 from workflows.webhook_delivery import WebhookDelivery
+from workflows.workers import sandboxed
 
 RECORDED = sorted(path.stem for path in HISTORIES.glob("*.json"))
 
@@ -33,7 +33,7 @@ def recorded(name: str, directory: Path = HISTORIES) -> WorkflowHistory:
 
 def replayer(*workflows: type) -> Replayer:
     """As the worker runs them."""
-    return Replayer(workflows=workflows, data_converter=pydantic_data_converter, workflow_runner=worker.sandboxed())
+    return Replayer(workflows=workflows, data_converter=pydantic_data_converter, workflow_runner=sandboxed())
 
 
 @pytest.mark.parametrize("name", RECORDED)

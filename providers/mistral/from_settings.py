@@ -1,0 +1,25 @@
+"""The model that the settings describe."""
+
+from __future__ import annotations
+
+from chatjobs.errors import ConfigurationError
+from domain.continuing import Practice
+from domain.settings import Settings
+from domain.timings import Timings
+from providers.mistral.chat import MistralChat
+
+
+def mistral_chat(settings: Settings, practice: Practice | None, timings: Timings = Timings()) -> MistralChat:
+    """``practice``: how the server continues an answer; None: not known. Raises ConfigurationError."""
+    if settings.mistral_api_key is None:
+        raise ConfigurationError("MISTRAL_API_KEY is not set; set it, or use `make run`, which brings a simulator")
+    try:
+        return MistralChat(
+            api_key=settings.mistral_api_key.get_secret_value(),
+            server_url=settings.mistral_server_url,
+            idle_connections=settings.chatjobs_concurrency,
+            practice=practice,
+            timings=timings,
+        )
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None

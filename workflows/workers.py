@@ -1,0 +1,93 @@
+"""The Temporal workers of a process: one per task queue, and which workflows and activities each runs.
+
+The values come from worker.py. Workflow code does not import this module.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from activities.completion import CompletionActivities
+from activities.result import ResultActivities
+from activities.retention import RetentionActivities
+from activities.webhook import WebhookActivities
+from domain.build import build_id
+from domain.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
+from domain.settings import Settings
+from domain.timings import Timings
+from workflows import options
+from workflows.chat_job import ChatJob
+from workflows.retention import Retention
+from workflows.webhook_delivery import WebhookDelivery
+
+STICKY_QUEUE_TIMEOUT = timedelta(seconds=1)
+"""How long a workflow task waits for a dead worker's cache before any worker may take it; the default is 10 s."""
+WEBHOOKS_AT_ONCE = 100
+TASK_POLLS = 1
+"""A frozen worker holds its polls open: each takes one more job, which waits there for a heartbeat timeout."""
+WORKFLOW_TASK_POLLS = 2
+"""As few as the SDK allows: one for its cached runs and one for others."""
+
+
+def build_workers(
+    client: Client,
+    settings: Settings,
+    timings: Timings,
+    *,
+    results: ResultActivities,
+    completions: CompletionActivities,
+    webhooks: WebhookActivities,
+    retention: RetentionActivities,
+) -> list[Worker]:
+    """One worker per task queue, so that slow receivers never hold up completions."""
+    heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
+    options.configure(heartbeat=heartbeat, timings=timings)
+    throttle = timedelta(seconds=timings.heartbeat_throttle_seconds)
+    grace = timedelta(seconds=settings.chatjobs_grace_seconds)
+    return [
+        Worker(
+            client,
+            task_queue=JOBS_QUEUE,
+            workflows=[ChatJob, WebhookDelivery, Retention],
+            activities=[results.accept_inline, results.store_result, retention.remove_old_jobs],
+            workflow_runner=UnsandboxedWorkflowRunner(),
+            sticky_queue_schedule_to_start_timeout=STICKY_QUEUE_TIMEOUT,
+            max_concurrent_workflow_task_polls=WORKFLOW_TASK_POLLS,
+            graceful_shutdown_timeout=grace,
+            build_id=build_id(),
+        ),
+        Worker(
+            client,
+            task_queue=COMPLETIONS_QUEUE,
+            activities=[completions.complete_chat],
+            max_concurrent_activities=settings.chatjobs_concurrency,
+            max_concurrent_activity_task_polls=TASK_POLLS,
+            max_heartbeat_throttle_interval=throttle,
+            default_heartbeat_throttle_interval=throttle,
+            graceful_shutdown_timeout=grace,
+            build_id=build_id(),
+        ),
+        Worker(
+            client,
+            task_queue=WEBHOOKS_QUEUE,
+            activities=[webhooks.deliver_webhook],
+            max_concurrent_activities=WEBHOOKS_AT_ONCE,
+            max_heartbeat_throttle_interval=throttle,
+            default_heartbeat_throttle_interval=throttle,
+            graceful_shutdown_timeout=grace,
+            build_id=build_id(),
+        ),
+    ]
+
+
+def sandboxed() -> SandboxedWorkflowRunner:
+    """The runner of the replay tests: it refuses code that is not deterministic (docs/decisions/0011).
+
+    Our own modules are passed through; importing them anew for every run would double its cost.
+    """
+    rooms = ("chatjobs", "domain", "storage", "activities", "providers", "workflows.options", "pydantic", "sqlalchemy")
+    return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*rooms))
