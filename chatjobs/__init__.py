@@ -1,1 +1,1 @@
-"""The words of the service: what other services install and import (see contracts.py first)."""
+"""The words of the service: what other services install and import (see contracts/ first)."""

@@ -204,7 +204,7 @@ def _event(body: bytes) -> WebhookEvent:
 
 def _newer_event(body: bytes) -> WebhookEvent:
     try:
-        # A second pass, since this setting also drops what contracts.py keeps on purpose (further usage counters).
+        # A second pass, since this setting also drops what the contracts keep on purpose (further usage counters).
         return WebhookEvent.model_validate_json(body, extra="ignore")
     except ValidationError:
         raise InvalidSignature("the signature is valid, but the body is not an event that this version knows") from None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,13 +33,16 @@ REGISTRY_HOSTS = [
 
 PUBLIC_NAMES = """
 AssistantMessage Attempt AudioPart Backoff CancelledEvent Channel ChatRequest ChatResult ChunkEvent CompleteEvent
-Delivery DeliveryTry DocumentUrlPart Endpoint EndpointList ErrorCause ErrorEvent FilePart Function FunctionCall
-FunctionName FunctionTool HostedTool ImageUrl ImageUrlPart Job JobAccepted JobError JobOutcome JobPage JobStart
-JobStatus JsonSchema Limits PlacedPart Prediction QueuePlace QueuedEvent Redelivering Redelivery ReferencePart
-ResetEvent ResourceLinkPart ResourcePart ResponseFormat Retry StartEvent SystemMessage TextPart ThinkingPart ToolCall
-ToolChoice ToolMessage ToolReferencePart Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType
-WebhookTest WebhookTestEvent WireModel WorkflowStatus canonical_json earlier_fingerprint fingerprint message_text parse
-read_json rfc3339 too_many_messages without_nulls
+Content ContentPart DEFAULT_MODEL Delivery DeliveryTry DocumentUrlPart Endpoint EndpointList EndpointStatus ErrorCause
+ErrorEvent FilePart Function FunctionCall FunctionName FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart Job
+JobAccepted JobError JobId JobOutcome JobPage JobStart JobStatus JsonObject JsonSchema Limits MAX_INLINE_RESULT_BYTES
+MAX_MESSAGES MAX_METADATA MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS MAX_WEBHOOK_CONTENT_BYTES Many Message
+Metadata MetadataKey MetadataValue Milliseconds ModelName OURS PlacedPart Prediction QueuePlace QueueReason
+QueuedEvent Redelivering Redelivery ReferencePart RequestId ResetEvent ResourceLinkPart ResourcePart ResponseFormat
+Retry Seconds SignedInt64 StartEvent StopSequence StreamEvent SystemMessage TextPart ThinkingPart Timestamp TokenCount
+Tool ToolCall ToolChoice ToolMessage ToolReferencePart USUAL_PRIORITY Usage UserMessage Webhook WebhookData
+WebhookEvent WebhookEventType WebhookTest WebhookTestEvent WireModel WorkflowStatus canonical_json earlier_fingerprint
+fingerprint message_text parse read_json rfc3339 too_many_messages without_nulls
 """
 
 
@@ -144,14 +147,16 @@ def below(parent: type[Exception]) -> list[type[Exception]]:
 
 
 def test_public_names() -> None:
-    """Other services import these; a name that goes breaks them, a new one is a promise."""
-    public = {
-        name
-        for name, value in vars(contracts).items()
-        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
-    }
-    own = {name for name in public if vars(contracts)[name].__module__ == contracts.__name__}
-    assert sorted(own) == sorted(PUBLIC_NAMES.split())
+    """Other services import these: removing a name breaks them, adding one is a promise."""
+    assert sorted(contracts.__all__) == sorted(PUBLIC_NAMES.split())
+    assert [name for name in contracts.__all__ if not hasattr(contracts, name)] == []
+
+
+def test_contracts_bring_no_network() -> None:
+    """Workflow code imports them, and the workflow sandbox refuses HTTP clients."""
+    loaded = "import sys, chatjobs.contracts; print(sorted({'httpx2', 'standardwebhooks', 'ssl'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 DETERMINISTIC = {

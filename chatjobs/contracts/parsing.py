@@ -1,0 +1,92 @@
+"""Decoded JSON to values of the contracts, or to a list of everything that is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from chatjobs.contracts.fingerprints import canonical_json
+from chatjobs.contracts.messages import too_many_messages
+from chatjobs.contracts.nulls import MAX_PROBLEMS, without_nulls
+from chatjobs.errors import InvalidRequest, Problem
+from chatjobs.validation import reason, unknown_field
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(model: type[M], body: Any) -> M:
+    """A value of ``model`` from decoded JSON; null in an optional field is as if it were absent.
+
+    Raises InvalidRequest.
+    """
+    body = without_nulls(model, body)
+    try:
+        return model.model_validate_json(canonical_json(body))
+    except ValidationError as error:
+        raise InvalidRequest(_problems(error, body, model)) from None
+    except (TypeError, ValueError) as error:  # not JSON: NaN, Infinity, lone surrogates
+        raise InvalidRequest([Problem("", str(error).split(":")[0])]) from None
+
+
+def read_json(model: type[M], document: str | bytes) -> M:
+    """A value of ``model`` as another version of the service wrote it: fields unknown here are dropped.
+
+    Raises ValueError, which echoes nothing.
+    """
+    try:
+        return model.model_validate_json(document)
+    except ValidationError:
+        # A second pass, since this setting also drops what is kept on purpose (further usage counters).
+        return model.model_validate_json(document, extra="ignore")
+
+
+def _problems(error: ValidationError, body: Any, model: type[BaseModel]) -> list[Problem]:
+    """Where and why, as JSON pointers (RFC 6901), without the input; only the most precise of nested places."""
+    found = [(*_place(item, body), item) for item in error.errors(include_url=False)]
+    outer = {place[:cut] for place, _, _ in found for cut, letter in enumerate(place) if letter == "/"}
+    told = [(place, why, item) for place, why, item in found if place not in outer][:MAX_PROBLEMS]
+    return [Problem(place, why or _why(item, model)) for place, why, item in told]
+
+
+def _place(item: ErrorDetails, body: Any) -> tuple[str, str | None]:
+    """Where it is, and why, where the words for all do not fit."""
+    pointer = _pointer(item["loc"], body, absent=item["type"] == "missing")
+    match item["type"]:
+        case "union_tag_invalid":
+            return f"{pointer}/{_tag_name(item)}", None
+        case "union_tag_not_found":
+            return f"{pointer}/{_tag_name(item)}", "is missing"
+        case "too_long" if pointer == "/messages" and isinstance(body, dict):
+            return pointer, too_many_messages(len(body["messages"]))
+        case _:
+            return pointer, None
+
+
+def _tag_name(item: ErrorDetails) -> str:
+    """The field that pydantic calls ``'role'``. A function in its place finds the ``type``."""
+    discriminator = str(item["ctx"]["discriminator"])
+    return discriminator.strip("'") if discriminator.startswith("'") else "type"
+
+
+def _why(item: ErrorDetails, model: type[BaseModel]) -> str:
+    return unknown_field(model, item["loc"]) if item["type"] == "extra_forbidden" else reason(item)
+
+
+def _pointer(path: tuple[int | str, ...], body: Any, *, absent: bool) -> str:
+    """A pydantic location without the names of union members, which are not in the document.
+
+    ``absent``: its last step is a field that is missing, which is not there either, but belongs to the pointer.
+    """
+    steps: list[str] = []
+    here = body
+    for number, step in enumerate(path, 1):
+        if isinstance(here, dict) and step in here:
+            here = here[step]
+        elif isinstance(here, list) and isinstance(step, int):
+            here = here[step] if step < len(here) else None
+        elif number < len(path) or not absent:
+            continue
+        steps.append(str(step).replace("~", "~0").replace("/", "~1"))
+    return "".join(f"/{step}" for step in steps)
