@@ -1,14 +1,14 @@
-"""Everything that crosses a boundary: requests, results, events, statuses. Read the modules in this order:
+"""The values that cross a boundary: requests, results, events, webhooks. Read the modules in this order:
 
-base          the two base models; times, ids, names and other scalars
-statuses      where a job stands; what a webhook announces
-messages      messages, their parts, calls of tools
-request       ChatRequest: a job as a caller asks for it, with limits, retries and tools
+base          the base models; times, ids, names and other scalars
+statuses      the status of a job, the channels of an answer, the events of webhooks
+messages      messages, the parts of their content, calls of tools
+request       ChatRequest: Mistral's parameters, limits, retries, webhook
 results       Job: its text, usage, error, attempts and deliveries
 events        the events of a job's stream
 webhooks      the body of a webhook; endpoints, redelivery, the test call
 workflow      the argument, the status and the result of the Temporal workflow ChatJob
-parsing       JSON to values of these models, or to a list of all that is wrong with it
+parsing       decoded JSON to values of these models, or to a list of problems
 nulls         null in an optional field is as if the field were absent
 fingerprints  canonical JSON and its hash
 

@@ -1,8 +1,9 @@
-"""What all contracts are made of: the two base models, and the scalars that several of them have.
+"""The base models of all contracts, and the scalars that several of them have.
 
-Frozen pydantic models with the names that stand on the wire. Our own fields are camelCase there; Mistral's
-objects (messages, tools, usage, sampling parameters) keep Mistral's names. Models are strict: ``"5"`` is not
-an integer, an unknown field is an error. Times are aware and serialise as RFC 3339 in UTC.
+Every contract is a frozen pydantic model with the field names of the wire. The service's own fields are camelCase
+there; Mistral's objects (messages, tools, usage, sampling parameters) keep Mistral's names. Models are strict: ``"5"``
+is not an integer, an unknown field is an error. Times are aware and serialise as RFC 3339 in UTC. Lengths of text are
+in characters, which are Unicode code points.
 """
 
 from __future__ import annotations
@@ -28,31 +29,11 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticKnownError
 
 MAX_METADATA = 16
-
-
-class _FirstOnly(FailFast):
-    """With a hash, which a member of a union needs before Python 3.14."""
-
-    __hash__ = object.__hash__
-
-
-T = TypeVar("T")
-Many = Annotated[tuple[T, ...], Strict(False), _FirstOnly()]
-"""A JSON array; a list given from Python is accepted and frozen into a tuple. Only its first wrong element is told: a
-million wrong ones are refused as fast as one."""
-
-
-def rfc3339(moment: datetime) -> str:
-    """``2026-01-02T03:04:05.678901Z``: RFC 3339 in UTC, microseconds always present (so that it sorts as text)."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-Timestamp = Annotated[AwareDatetime, Strict(False), PlainSerializer(rfc3339, when_used="json")]
-JsonObject = dict[str, JsonValue]
+"""Most keys of a job's metadata."""
 
 
 class StrictModel(BaseModel):
-    """A value with Mistral's names."""
+    """A frozen value whose fields have the same names in Python and on the wire, as Mistral's objects have."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -67,37 +48,86 @@ class StrictModel(BaseModel):
 
 
 class WireModel(StrictModel):
-    """A value of our own: snake_case in Python, camelCase on the wire."""
+    """A value of the service's own: snake_case in Python, camelCase on the wire."""
 
     model_config = ConfigDict(alias_generator=to_camel)
 
 
+# ----------------------------------------------------------------------------------------- JSON and time
+
+
+class _FirstOnly(FailFast):
+    """``FailFast`` with a hash, which a member of a union needs before Python 3.14."""
+
+    __hash__ = object.__hash__
+
+
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], Strict(False), _FirstOnly()]
+"""A JSON array; a list given from Python is accepted and frozen into a tuple.
+
+Only its first wrong element is reported, so that a million wrong ones are refused as fast as one."""
+JsonObject = dict[str, JsonValue]
+"""Any JSON object."""
+
+
+def rfc3339(moment: datetime) -> str:
+    """``2026-01-02T03:04:05.678901Z``: RFC 3339 in UTC, microseconds always present (so that it sorts as text)."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+Timestamp = Annotated[AwareDatetime, Strict(False), PlainSerializer(rfc3339, when_used="json")]
+"""An aware time; RFC 3339 in JSON."""
+Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
+"""A length of time in seconds: more than 0, at most a week."""
+Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]
+"""A length of time in whole milliseconds, at most an hour."""
+
+# ----------------------------------------------------------------------------------------- ids and names
+
+
+JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+"""The id of a job, which is also the id of its Temporal workflow and a segment of its URLs."""
+RequestId = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,128}$")]
+"""A caller's own id of a request: printable ASCII without spaces. It need not be unique."""
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
+"""The name of a model, as Mistral lists it."""
+
+
 def _http_url(url: str) -> str:
-    """Only the shape; whether the address may be called is decided by the sender, at connect time."""
+    """The URL if its shape is right. Whether its address may be called is decided by the sender, at connect time."""
     if not re.fullmatch(r"(?i)https?://[!-~]+", url):
         raise ValueError("must be an absolute http or https URL in ASCII, without spaces")
     return url
 
 
 HttpUrl = Annotated[str, StringConstraints(max_length=2_048), AfterValidator(_http_url)]
-Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
-Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]
+"""An absolute http or https URL in ASCII."""
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+"""A key of a job's metadata, in characters."""
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+"""A value of a job's metadata, in characters."""
 
 
-def _few(value: Any) -> Any:
-    """Refused by its length before its values are looked at, which pydantic would do first."""
+def _bounded_metadata(value: Any) -> Any:
+    """The value, unless it is an object with too many keys: pydantic would validate each value before it counts."""
     if isinstance(value, dict) and len(value) > MAX_METADATA:
         limits = {"field_type": "Dictionary", "max_length": MAX_METADATA, "actual_length": len(value)}
         raise PydanticKnownError("too_long", limits)
     return value
 
 
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA), BeforeValidator(_few)]
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
-RequestId = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,128}$")]
-JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+Metadata = Annotated[
+    dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA), BeforeValidator(_bounded_metadata)
+]
+"""A caller's own words about a job: kept, searchable and sent with its webhooks, not forwarded to Mistral."""
+
+# ----------------------------------------------------------------------------------- sampling parameters
+
+
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+"""A text that ends the answer where the model produces it, in characters."""
 TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
+"""A number of tokens, at least one."""
 SignedInt64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""An integer of 64 bits with a sign."""

@@ -1,4 +1,4 @@
-"""One text for all JSON documents that mean the same, and its hash: what an idempotency key is bound to."""
+"""Canonical JSON (RFC 8785) and its hash, which binds an idempotency key to its request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chatjobs.jcs import canonical
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces, as UTF-8; numbers as Python writes them.
+    """JSON with sorted keys and no spaces, as UTF-8; numbers as Python writes them, which RFC 8785 does not.
 
     Raises ValueError for NaN, Infinity and lone surrogates, which JSON (RFC 8259) does not have.
     """
@@ -21,11 +21,14 @@ def canonical_json(value: Any) -> bytes:
 def fingerprint(body: Any) -> str:
     """SHA-256 (hex) over the canonical JSON (RFC 8785) of a request as it was received, before defaults.
 
-    Raises ValueError for what is not JSON.
+    Raises ValueError and TypeError for what is not JSON.
     """
     return hashlib.sha256(canonical(body)).hexdigest()
 
 
 def earlier_fingerprint(body: Any) -> str:
-    """The fingerprint as it was before numbers were canonical. Stored jobs have it; new ones do not get it."""
+    """The fingerprint as it was before numbers were canonical. Stored jobs may have it; new ones do not get it.
+
+    Raises ValueError and TypeError for what is not JSON.
+    """
     return hashlib.sha256(canonical_json(body)).hexdigest()

@@ -11,17 +11,17 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 MAX_PROBLEMS = 100
-"""How many are told of one request, and how many unknown fields of one object are looked at: a body of 8 MiB may have a
-million, and each takes time of the event loop."""
+"""Most problems that are reported of one request, and most unknown fields of one object that are examined: a body of
+8 MiB may have a million, and each takes time of the event loop."""
 
 TAGS = ("role", "type")
-"""What the members of unions are told apart by."""
+"""The fields that distinguish the members of unions."""
 
 
 def without_nulls(annotation: Any, value: Any) -> Any:
-    """Decoded JSON without the nulls that stand in optional fields of ``annotation``'s models.
+    """Decoded JSON without the nulls in optional fields of ``annotation``'s models.
 
-    JSON objects that are not ours (schemas, parameters of tools) stay as they are.
+    JSON objects that have no model (schemas, arguments of tools) stay as they are.
     """
     if isinstance(value, dict):
         model = _model_of(annotation, value)
@@ -33,7 +33,7 @@ def without_nulls(annotation: Any, value: Any) -> Any:
 
 
 def _without_nulls(model: type[BaseModel], value: dict[str, Any]) -> dict[str, Any]:
-    """Without most of its unknown fields, too, where there are many: those that are left are refused."""
+    """An object without nulls in optional fields. Of many unknown fields only the first are kept, which are refused."""
     fields = _fields_of(model)
     most = MAX_PROBLEMS if model.model_config.get("extra") == "forbid" else None
     unknown = set(islice((name for name in value if name not in fields), most))
@@ -46,12 +46,12 @@ def _without_nulls(model: type[BaseModel], value: dict[str, Any]) -> dict[str, A
 
 @cache
 def _fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """By both of their names, that in Python and that on the wire."""
+    """A model's fields by both of their names, that in Python and that on the wire."""
     return {name: field for key, field in model.model_fields.items() for name in (key, field.alias or key)}
 
 
 def _model_of(annotation: Any, value: dict[str, Any]) -> type[BaseModel] | None:
-    """The model that an object is meant to be: the only one there is, or that with its role or type."""
+    """The model of an object: the only one there is, or the one with its role or type; None if there is none."""
     models = _kinds_of(annotation).models
     if len(models) > 1 and any(value.get(name) is not None for name in TAGS):
         models = [one for one in models if _has_tag_of(one, value)]
@@ -64,17 +64,18 @@ def _has_tag_of(model: type[BaseModel], value: dict[str, Any]) -> bool:
 
 @cache
 def _tags_of(model: type[BaseModel]) -> list[tuple[str, tuple[Any, ...]]]:
+    """A model's distinguishing fields, each with the values that it may have."""
     fields = model.model_fields
     return [(name, get_args(fields[name].annotation)) for name in TAGS if name in fields]
 
 
 def _elements_of(annotation: Any) -> Any:
-    """What the elements of an array are; None where it may not be one, or one of anything."""
+    """The annotation of an array's elements; None if there may be no array, or one of anything."""
     return _kinds_of(annotation).elements
 
 
 class _Kinds(NamedTuple):
-    """What an annotation lets an object and the elements of an array be."""
+    """The models that an annotation allows for an object, and the annotation of an array's elements."""
 
     annotation: Any
     models: list[type[BaseModel]]
@@ -82,7 +83,7 @@ class _Kinds(NamedTuple):
 
 
 _KINDS: dict[int, _Kinds] = {}
-"""By the annotation's ``id``, since not every annotation has a hash; each is a part of a model here, and stays."""
+"""A cache by the annotation's ``id``, since some annotations have no hash; each is part of a model and never freed."""
 
 
 def _kinds_of(annotation: Any) -> _Kinds:

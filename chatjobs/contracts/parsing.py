@@ -1,4 +1,7 @@
-"""Decoded JSON to values of the contracts, or to a list of everything that is wrong with it."""
+"""Decoded JSON to values of the contracts, or to a list of the problems in it.
+
+A problem names its place by a JSON pointer (RFC 6901).
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def parse(model: type[M], body: Any) -> M:
-    """A value of ``model`` from decoded JSON; null in an optional field is as if it were absent.
+    """A value of ``model`` from decoded JSON; null in an optional field is as if the field were absent.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest, with at most ``MAX_PROBLEMS`` problems, which repeats no value of ``body``.
     """
     body = without_nulls(model, body)
     try:
@@ -31,27 +34,27 @@ def parse(model: type[M], body: Any) -> M:
 
 
 def read_json(model: type[M], document: str | bytes) -> M:
-    """A value of ``model`` as another version of the service wrote it: fields unknown here are dropped.
+    """A value of ``model`` from a document of another version of the service: fields that are unknown here are dropped.
 
-    Raises ValueError, which echoes nothing.
+    Raises ValueError, which repeats nothing of the document.
     """
     try:
         return model.model_validate_json(document)
     except ValidationError:
-        # A second pass, since this setting also drops what is kept on purpose (further usage counters).
+        # In a second pass, since this setting also drops fields that a model keeps on purpose (further usage counters).
         return model.model_validate_json(document, extra="ignore")
 
 
 def _problems(error: ValidationError, body: Any, model: type[BaseModel]) -> list[Problem]:
-    """Where and why, as JSON pointers (RFC 6901), without the input; only the most precise of nested places."""
+    """The problems in a validation error, without the input; of nested places only the most precise."""
     found = [(*_place(item, body), item) for item in error.errors(include_url=False)]
     outer = {place[:cut] for place, _, _ in found for cut, letter in enumerate(place) if letter == "/"}
-    told = [(place, why, item) for place, why, item in found if place not in outer][:MAX_PROBLEMS]
-    return [Problem(place, why or _why(item, model)) for place, why, item in told]
+    reported = [(place, why, item) for place, why, item in found if place not in outer][:MAX_PROBLEMS]
+    return [Problem(place, why or _why(item, model)) for place, why, item in reported]
 
 
 def _place(item: ErrorDetails, body: Any) -> tuple[str, str | None]:
-    """Where it is, and why, where the words for all do not fit."""
+    """The JSON pointer of a problem, and its reason where the general words do not fit."""
     pointer = _pointer(item["loc"], body, absent=item["type"] == "missing")
     match item["type"]:
         case "union_tag_invalid":
@@ -65,7 +68,7 @@ def _place(item: ErrorDetails, body: Any) -> tuple[str, str | None]:
 
 
 def _tag_name(item: ErrorDetails) -> str:
-    """The field that pydantic calls ``'role'``. A function in its place finds the ``type``."""
+    """The name of a union's discriminator. Pydantic quotes it; an unquoted one is a function that reads ``type``."""
     discriminator = str(item["ctx"]["discriminator"])
     return discriminator.strip("'") if discriminator.startswith("'") else "type"
 
@@ -75,9 +78,10 @@ def _why(item: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _pointer(path: tuple[int | str, ...], body: Any, *, absent: bool) -> str:
-    """A pydantic location without the names of union members, which are not in the document.
+    """The JSON pointer of a pydantic location, without the names of union members, which are not in the document.
 
-    ``absent``: its last step is a field that is missing, which is not there either, but belongs to the pointer.
+    ``absent``: the location's last step is a missing field, which is not in the document either but belongs to the
+    pointer.
     """
     steps: list[str] = []
     here = body

@@ -15,6 +15,7 @@ class JobStart(WireModel):
 
     job_id: JobId | None = None
     request: JsonObject | None = None
+    """A body as ``POST /api/jobs`` takes it."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
@@ -29,6 +30,7 @@ class WorkflowStatus(WireModel):
     job_id: str
     status: JobStatus
     step: Literal["accepting", "completing", "storing", "notifying", "done"]
+    """The step that the workflow has reached: the last one that began."""
 
 
 class JobOutcome(WireModel):
@@ -37,4 +39,6 @@ class JobOutcome(WireModel):
     job_id: str
     status: JobStatus
     position: int
+    """Characters of the answer, over both channels."""
     sha256: str
+    """Of the answer's UTF-8 bytes, in hexadecimal digits."""

@@ -159,6 +159,32 @@ def test_contracts_bring_no_network() -> None:
     assert done.stdout == "[]\n"
 
 
+def undocumented(tree: ast.Module, where: str) -> Iterator[str]:
+    """The public classes, functions and methods without a docstring; the module itself, too."""
+    if not ast.get_docstring(tree):
+        yield where
+    definitions = [(where, node) for node in tree.body]
+    for inside, node in definitions:
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) or node.name.startswith("_"):
+            continue
+        name = f"{inside}:{node.name}"
+        if not ast.get_docstring(node):
+            yield name
+        if isinstance(node, ast.ClassDef):
+            definitions += [(name, inner) for inner in node.body]
+
+
+@pytest.mark.parametrize("path", sorted(sources("chatjobs")), ids=lambda path: path.stem)
+def test_everything_public_of_the_package_has_a_docstring(path: Path) -> None:
+    assert list(undocumented(ast.parse(path.read_text()), path.name)) == []
+
+
+def test_a_missing_docstring_would_be_found() -> None:
+    """The test above can fail."""
+    tree = ast.parse("class A:\n  def b(self): ...\n  def _c(self): ...\nasync def d(): ...\n")
+    assert list(undocumented(tree, "m")) == ["m", "m:A", "m:d", "m:A:b"]
+
+
 DETERMINISTIC = {
     "asyncio": {"CancelledError", "Task", "create_task", "shield"},
     "contextlib": {"contextmanager", "suppress"},
