@@ -14,7 +14,6 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 
 import httpx2
@@ -41,6 +40,7 @@ from chatjobs.errors import (
     Unauthorized,
     WebhookUrlRefused,
 )
+from chatjobs.retry_after import retry_after
 
 M = TypeVar("M", bound=BaseModel)
 Backoff = Callable[[int], float]
@@ -208,8 +208,9 @@ def failure(response: httpx2.Response, body: bytes, *, repeated: frozenset[int])
     found, status = _problem(body), response.status_code
     code, detail = _text(found.get("code")), _text(found.get("detail"))
     if status in repeated:
-        after = retry_after(response.headers.get("retry-after"), datetime.now(UTC))
-        return ServiceUnavailable(detail, status=status, reason=code, retry_after=after)
+        pause = retry_after(response.headers, datetime.now(UTC))
+        pause = None if pause is None else min(pause, LONGEST_RETRY_AFTER)
+        return ServiceUnavailable(detail, status=status, reason=code, retry_after=pause)
     if status == 401:
         return Unauthorized(detail)
     if code == InvalidRequest.code:
@@ -235,18 +236,3 @@ def _text(value: JsonValue) -> str | None:
 def _problems(errors: JsonValue) -> list[Problem]:
     listed = [one for one in errors if isinstance(one, dict)] if isinstance(errors, list) else []
     return [Problem(_text(one.get("pointer")) or "", _text(one.get("message")) or "is not valid") for one in listed]
-
-
-def retry_after(value: str | None, now: datetime) -> float | None:
-    """The seconds of a ``Retry-After``, at most ``LONGEST_RETRY_AFTER``; None if there is none, or junk."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value) if re.fullmatch("[0-9]{1,15}", value) else _until(parsedate_to_datetime(value), now)
-    except ValueError:
-        return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
-
-
-def _until(moment: datetime, now: datetime) -> float:
-    return (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds()

@@ -38,6 +38,7 @@ from pydantic_core import to_jsonable_python
 
 from chatjobs.calls import CONNECTIONS, Backoff, Http, exponential, new_client
 from chatjobs.contracts import (
+    JOB_ID,
     CancelledEvent,
     Channel,
     ChatRequest,
@@ -401,7 +402,7 @@ def _plain(value: Any) -> Any:
 
 def _path(job_id: str) -> str:
     """The path of a job. Raises JobNotFound for a text that cannot be an id of a job."""
-    if not re.fullmatch("[A-Za-z0-9_-]{1,128}", job_id):
+    if not re.fullmatch(JOB_ID, job_id):
         raise JobNotFound
     return f"/api/jobs/{job_id}"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from chatjobs.contracts import (
     CancelledEvent,
@@ -25,8 +25,6 @@ from chatjobs.errors import ResponseTooLarge, StreamBroken
 BOM: Final = b"\xef\xbb\xbf"
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 """Most bytes of one event. The service's frames have less than 1 MiB, except for the tool calls of a terminal one."""
-EVENT_ID = re.compile(r"([1-9][0-9]{0,8})\.([0-9]{1,15})(\.end)?")
-"""``<epoch>.<position>``, with ``.end`` on a terminal event."""
 EVENTS: Final[Mapping[str, type[StreamEvent]]] = {
     "start": StartEvent,
     "chunk": ChunkEvent,
@@ -143,11 +141,32 @@ class Parser:
         return event
 
 
+EVENT_ID: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,15})(\.end)?")
+
+
 class Place(NamedTuple):
     """A place in a job's text: ``position`` characters of the text of an ``epoch`` lie before it."""
 
     epoch: int
     position: int
+
+
+class EventId(NamedTuple):
+    """The id of an event of a job's stream: ``<epoch>.<position>``, with ``.end`` on a terminal event.
+
+    The place is that after the event's text. Ids of one job sort in the order of its events.
+    """
+
+    place: Place
+    terminal: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The id in a text. Raises ValueError for any other text, and for epoch 0: epochs begin at 1."""
+        found = EVENT_ID.fullmatch(text)
+        if found is None or int(found[1]) == 0:
+            raise ValueError("this is not the id of an event of a job's stream")
+        return cls(Place(int(found[1]), int(found[2])), terminal=found[3] is not None)
 
 
 class JobEvents:
@@ -217,6 +236,8 @@ def read_event(model: type[Event], data: str) -> Event:
 
 
 def _place(event_id: str) -> Place:
-    if not (found := EVENT_ID.fullmatch(event_id)):
-        raise StreamBroken("an event's id is not one of a job's stream")
-    return Place(int(found[1]), int(found[2]))
+    """The place in an event's id. Raises StreamBroken."""
+    try:
+        return EventId.parse(event_id).place
+    except ValueError:
+        raise StreamBroken("an event's id is not one of a job's stream") from None

@@ -31,6 +31,7 @@ from typing import Any
 
 import httpx2
 
+from chatjobs.sse import EventId
 from drill.load import CANARY, DrillJob, Load
 from drill.readers import ReaderLog
 from drill.stack import TENANTS, DrillStack
@@ -298,8 +299,8 @@ class Tables:
 
 
 def _reader(log: ReaderLog, content: str, status: str) -> Iterator[str]:
-    places = [_place(frame.id) for frame in log.frames if frame.id is not None]
-    if any(later <= earlier for earlier, later in pairwise(places)):
+    ids = [EventId.parse(frame.id) for frame in log.frames if frame.id is not None]
+    if any(later <= earlier for earlier, later in pairwise(ids)):
         yield "I4 a reader saw ids that do not grow"
     text = ""
     for frame in log.frames:
@@ -316,11 +317,6 @@ def _reader(log: ReaderLog, content: str, status: str) -> Iterator[str]:
     ends = [frame.event for frame in log.frames if frame.event in TERMINAL_FRAME.values()]
     if log.ended and ends != [TERMINAL_FRAME[status]]:
         yield f"I1 a reader saw the ends {ends} of a job that is {status}"
-
-
-def _place(event_id: str) -> tuple[int, int, int]:
-    epoch, position, *end = event_id.split(".")
-    return int(epoch), int(position), len(end)
 
 
 def _difference(one: str, other: str) -> str:

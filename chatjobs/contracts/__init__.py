@@ -18,6 +18,7 @@ Import names from here, not from the modules.
 from __future__ import annotations
 
 from chatjobs.contracts.base import (
+    JOB_ID,
     MAX_METADATA,
     HttpUrl,
     JobId,
@@ -142,6 +143,7 @@ __all__ = [  # noqa: RUF022 -- in reading order
     "Metadata",
     "ModelName",
     "RequestId",
+    "JOB_ID",
     "JobId",
     "StopSequence",
     "TokenCount",

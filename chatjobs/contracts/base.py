@@ -86,7 +86,9 @@ Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]
 # ----------------------------------------------------------------------------------------- ids and names
 
 
-JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+JOB_ID = "[A-Za-z0-9_-]{1,128}"
+"""The regular expression of a job id."""
+JobId = Annotated[str, StringConstraints(pattern=f"^{JOB_ID}$")]
 """The id of a job, which is also the id of its Temporal workflow and a segment of its URLs."""
 RequestId = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,128}$")]
 """A caller's own id of a request: printable ASCII without spaces. It need not be unique."""

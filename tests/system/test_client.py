@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from chatjobs.calls import exponential, retry_after
+from chatjobs.calls import CALLS_REPEATED, exponential, failure
 from chatjobs.client import ChatJobs, Outcome, Progress, request_body
 from chatjobs.contracts import (
     AssistantMessage,
@@ -648,7 +648,11 @@ async def test_retry_after_is_waited_for_unless_it_is_too_long() -> None:
     ],
 )
 def test_retry_after_in_all_its_forms(header: str | None, seconds: float | None) -> None:
-    assert retry_after(header, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)) == seconds
+    """At most a minute."""
+    headers = {"Date": "Fri, 02 Jan 2026 03:04:05 GMT"} | ({} if header is None else {"Retry-After": header})
+    error = failure(httpx2.Response(503, headers=headers), b"", repeated=CALLS_REPEATED)
+    assert isinstance(error, ServiceUnavailable)
+    assert error.retry_after == seconds
 
 
 def test_waiting_grows_to_a_limit() -> None:

@@ -34,15 +34,16 @@ REGISTRY_HOSTS = [
 PUBLIC_NAMES = """
 AssistantMessage Attempt AudioPart Backoff CancelledEvent Channel ChatRequest ChatResult ChunkEvent CompleteEvent
 Content ContentPart DEFAULT_MODEL Delivery DeliveryTry DocumentUrlPart Endpoint EndpointList EndpointStatus ErrorCause
-ErrorEvent FilePart Function FunctionCall FunctionName FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart Job
-JobAccepted JobError JobId JobOutcome JobPage JobStart JobStatus JsonObject JsonSchema Limits MAX_INLINE_RESULT_BYTES
-MAX_MESSAGES MAX_METADATA MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS MAX_WEBHOOK_CONTENT_BYTES Many Message
-Metadata MetadataKey MetadataValue Milliseconds ModelName OURS PlacedPart Prediction QueuePlace QueueReason
-QueuedEvent Redelivering Redelivery ReferencePart RequestId ResetEvent ResourceLinkPart ResourcePart ResponseFormat
-Retry Seconds SignedInt64 StartEvent StopSequence StreamEvent SystemMessage TextPart ThinkingPart Timestamp TokenCount
-Tool ToolCall ToolChoice ToolMessage ToolReferencePart USUAL_PRIORITY Usage UserMessage Webhook WebhookData
-WebhookEvent WebhookEventType WebhookTest WebhookTestEvent WireModel WorkflowStatus canonical_json earlier_fingerprint
-fingerprint message_text parse read_json rfc3339 too_many_messages without_nulls
+ErrorEvent FilePart Function FunctionCall FunctionName FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart JOB_ID
+Job JobAccepted JobError JobId JobOutcome JobPage JobStart JobStatus JsonObject JsonSchema Limits
+MAX_INLINE_RESULT_BYTES MAX_MESSAGES MAX_METADATA MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS
+MAX_WEBHOOK_CONTENT_BYTES Many Message Metadata MetadataKey MetadataValue Milliseconds ModelName OURS PlacedPart
+Prediction QueuePlace QueueReason QueuedEvent Redelivering Redelivery ReferencePart RequestId ResetEvent
+ResourceLinkPart ResourcePart ResponseFormat Retry Seconds SignedInt64 StartEvent StopSequence StreamEvent
+SystemMessage TextPart ThinkingPart Timestamp TokenCount Tool ToolCall ToolChoice ToolMessage ToolReferencePart
+USUAL_PRIORITY Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent
+WireModel WorkflowStatus canonical_json earlier_fingerprint fingerprint message_text parse read_json rfc3339
+too_many_messages without_nulls
 """
 
 
@@ -236,6 +237,19 @@ def test_a_clock_in_a_workflow_would_be_found(tmp_path: Path) -> None:
     path = tmp_path / "bad.py"
     path.write_text("import asyncio\nimport time\nfrom datetime import datetime\nasyncio.to_thread(print)\n")
     assert foreign_uses(path) == {"time.", "datetime.datetime", "asyncio.to_thread"}
+
+
+ONE_DEFINITION = {
+    "the id of a job": ("A-Za-z0-9_-]{1,128}", "chatjobs/contracts/base.py"),
+    "the id of an event": (r"\.end)?", "chatjobs/sse.py"),
+}
+
+
+@pytest.mark.parametrize(("pattern", "place"), ONE_DEFINITION.values(), ids=ONE_DEFINITION.keys())
+def test_one_pattern_is_written_once(pattern: str, place: str) -> None:
+    """Rooms that wrote it anew have disagreed about it; the simulator may not import the service."""
+    product = [*sources(*(room for room in ROOMS if room != "simulator")), *ROOT.glob("*.py")]
+    assert [str(path.relative_to(ROOT)) for path in product if pattern in path.read_text()] == [place]
 
 
 def test_one_name_is_one_class() -> None:
