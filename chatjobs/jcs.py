@@ -19,13 +19,9 @@ def canonical(value: Any) -> bytes:
 
     Raises ValueError for NaN, Infinity and lone surrogates, TypeError for what is not JSON.
     """
-    return "".join(_pieces(value)).encode()
-
-
-def _pieces(value: Any) -> list[str]:
     pieces: list[str] = []
     _add(value, pieces)
-    return pieces
+    return "".join(pieces).encode()
 
 
 def _add(value: Any, pieces: list[str]) -> None:

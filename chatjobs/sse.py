@@ -23,6 +23,7 @@ from chatjobs.contracts import (
 from chatjobs.errors import ResponseTooLarge, StreamBroken
 
 BOM: Final = b"\xef\xbb\xbf"
+"""The byte order mark, which is dropped at the beginning of a stream."""
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 """Most bytes of one event. The service's frames have less than 1 MiB, except for the tool calls of a terminal one."""
 EVENTS: Final[Mapping[str, type[StreamEvent]]] = {
@@ -106,13 +107,10 @@ class Parser:
                 raise ResponseTooLarge(f"an event of the stream has more than {self._limit} bytes")
             if piece.endswith((b"\n", b"\r")):
                 line, self._line = bytes(self._line), bytearray()
-                yield self._without_bom(line)
+                if self._first:
+                    line, self._first = line.removeprefix(BOM), False
+                yield line
         self._after_cr = self._after_cr or chunk.endswith(b"\r")
-
-    def _without_bom(self, line: bytes) -> bytes:
-        """The line; the first one of a stream without its byte order mark."""
-        first, self._first = self._first, False
-        return line.removeprefix(BOM) if first else line
 
     def _take(self, line: bytes) -> None:
         name, _, value = line.decode(errors="replace").partition(":")

@@ -63,7 +63,8 @@ def reason(item: ErrorDetails) -> str:
         return template.format_map({name: _number(value) for name, value in context.items()})
     match kind:
         case "literal_error" | "enum":
-            return _one_of(re.findall(r"'([^']*)'", str(context["expected"])), item) or f"must be {context['expected']}"
+            known, given = re.findall(r"'([^']*)'", str(context["expected"])), item.get("input")
+            return choice(known, given if isinstance(given, str) else "") if known else f"must be {context['expected']}"
         case "union_tag_invalid":
             tags = re.findall(r"'([^']*)'", str(context["expected_tags"]))
             return choice(tags, str(context["tag"]))
@@ -79,7 +80,8 @@ def reason(item: ErrorDetails) -> str:
 
 def choice(known: Sequence[str], given: str) -> str:
     """The reason for a word that is not one of ``known``."""
-    return f"must be {_listed(known)}{did_you_mean(given, known)}"
+    allowed = known[0] if len(known) == 1 else f"one of {', '.join(known)}"
+    return f"must be {allowed}{did_you_mean(given, known)}"
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -129,21 +131,9 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _is_tagged(model: type[BaseModel], tag: str) -> bool:
     """Whether a step of a location names this member of a union, by its class or by its discriminator."""
-    literals = [get_args(field.annotation) for field in model.model_fields.values() if _is_literal(field.annotation)]
+    annotations = (field.annotation for field in model.model_fields.values())
+    literals = (get_args(one) for one in annotations if get_origin(one) is Literal)
     return tag == model.__name__ or any(tag in values for values in literals)
-
-
-def _is_literal(annotation: Any) -> bool:
-    return get_origin(annotation) is Literal
-
-
-def _one_of(known: Sequence[str], item: ErrorDetails) -> str:
-    given = item.get("input")
-    return choice(known, given if isinstance(given, str) else "") if known else ""
-
-
-def _listed(known: Sequence[str]) -> str:
-    return known[0] if len(known) == 1 else f"one of {', '.join(known)}"
 
 
 def _size(kind: str, context: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ def without_nulls(annotation: Any, value: Any) -> Any:
         model = _model_of(annotation, value)
         return value if model is None else _without_nulls(model, value)
     if isinstance(value, list):
-        elements = _elements_of(annotation)
+        elements = _kinds_of(annotation).elements
         return value if elements is None else [without_nulls(elements, one) for one in value]
     return value
 
@@ -69,13 +69,11 @@ def _tags_of(model: type[BaseModel]) -> list[tuple[str, tuple[Any, ...]]]:
     return [(name, get_args(fields[name].annotation)) for name in TAGS if name in fields]
 
 
-def _elements_of(annotation: Any) -> Any:
-    """The annotation of an array's elements; None if there may be no array, or one of anything."""
-    return _kinds_of(annotation).elements
-
-
 class _Kinds(NamedTuple):
-    """The models that an annotation allows for an object, and the annotation of an array's elements."""
+    """The models that an annotation allows for an object, and the annotation of an array's elements.
+
+    ``elements`` is None if there may be no array, or one of anything.
+    """
 
     annotation: Any
     models: list[type[BaseModel]]

@@ -49,8 +49,11 @@ def _problems(error: ValidationError, body: Any, model: type[BaseModel]) -> list
     """The problems in a validation error, without the input; of nested places only the most precise."""
     found = [(*_place(item, body), item) for item in error.errors(include_url=False)]
     outer = {place[:cut] for place, _, _ in found for cut, letter in enumerate(place) if letter == "/"}
-    reported = [(place, why, item) for place, why, item in found if place not in outer][:MAX_PROBLEMS]
-    return [Problem(place, why or _why(item, model)) for place, why, item in reported]
+    problems = []
+    for place, why, item in [one for one in found if one[0] not in outer][:MAX_PROBLEMS]:
+        unknown = item["type"] == "extra_forbidden"
+        problems.append(Problem(place, why or (unknown_field(model, item["loc"]) if unknown else reason(item))))
+    return problems
 
 
 def _place(item: ErrorDetails, body: Any) -> tuple[str, str | None]:
@@ -71,10 +74,6 @@ def _tag_name(item: ErrorDetails) -> str:
     """The name of a union's discriminator. Pydantic quotes it; an unquoted one is a function that reads ``type``."""
     discriminator = str(item["ctx"]["discriminator"])
     return discriminator.strip("'") if discriminator.startswith("'") else "type"
-
-
-def _why(item: ErrorDetails, model: type[BaseModel]) -> str:
-    return unknown_field(model, item["loc"]) if item["type"] == "extra_forbidden" else reason(item)
 
 
 def _pointer(path: tuple[int | str, ...], body: Any, *, absent: bool) -> str:

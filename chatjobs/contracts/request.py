@@ -286,7 +286,9 @@ class ChatRequest(StrictModel):
         if sum(map(len, texts)) > MAX_TEXT_CHARACTERS:
             raise ValueError(f"the messages may have {MAX_TEXT_CHARACTERS} characters together")
         for message, text in zip(self.messages, texts, strict=True):
-            if isinstance(message, (SystemMessage, UserMessage)) and not text.strip() and not _has_parts(message):
+            if text.strip() or not isinstance(message, (SystemMessage, UserMessage)):
+                continue
+            if isinstance(message.content, str) or all(isinstance(part, TextPart) for part in message.content):
                 raise ValueError(f"the content of a {message.role} message is blank")
         return self
 
@@ -298,10 +300,6 @@ class ChatRequest(StrictModel):
     def target(self) -> Webhook | None:
         """The webhook to notify, from ``webhook`` or ``callback``; None if there is neither."""
         return self.webhook or (Webhook(url=self.callback) if self.callback else None)
-
-
-def _has_parts(message: SystemMessage | UserMessage) -> bool:
-    return not isinstance(message.content, str) and any(not isinstance(p, TextPart) for p in message.content)
 
 
 OURS = frozenset(
