@@ -1,1 +1,1 @@
-"""The words of the service: what other services install and import (see contracts.py first)."""
+"""The package that other services install: contracts, client, webhook signatures (read contracts/ first)."""

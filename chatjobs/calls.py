@@ -1,7 +1,7 @@
-"""Calls of the service over HTTP, for client.py: repeated while that may help, bounded in time and size.
+"""HTTP calls of the service, for client.py: repeated while that may help, bounded in time and size.
 
-The only file of this package that names httpx2's errors; and the only one that turns the service's problems
-(RFC 9457) into our errors.
+Only this module catches httpx2's errors, and only this module converts the service's problems (RFC 9457) into
+exceptions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 
 import httpx2
@@ -41,15 +40,18 @@ from chatjobs.errors import (
     Unauthorized,
     WebhookUrlRefused,
 )
+from chatjobs.retry_after import retry_after
 
 M = TypeVar("M", bound=BaseModel)
 Backoff = Callable[[int], float]
-"""Seconds to wait after so many failures in a row; 0 means that the connection had worked until it broke."""
+"""Seconds to wait after a number of failures in a row; 0 failures: the connection had worked until it broke."""
 
 LONGEST_RETRY_AFTER: Final = 60.0
+"""Most seconds that a ``Retry-After`` of the service is honoured for."""
 CONNECTIONS: Final = 1_000
-"""At the same time, of one client."""
+"""Most connections of one client at the same time."""
 CALLS_REPEATED: Final = frozenset({429, 502, 503, 504})
+"""HTTP statuses after which a call is repeated."""
 KNOWN: Final[Mapping[str, type[ChatJobsError]]] = {
     "job_id_taken": JobIdConflict,
     **{
@@ -66,23 +68,26 @@ KNOWN: Final[Mapping[str, type[ChatJobsError]]] = {
         )
     },
 }
-"""The codes of the service's problems that have an error of their own."""
+"""The codes of the service's problems that have an exception of their own."""
 
 
 def exponential(failures: int) -> float:
-    """Up to a quarter of a second, and twice as much for each failure, up to 10 s: at random, so that not all come."""
+    """Seconds to wait, at random so that clients do not call together: up to 0.25, doubled per failure, at most 10."""
     return random.uniform(0, min(10, 0.25 * 2 ** min(failures, 10)))  # noqa: S311 -- to spread load, not to hide
 
 
 def new_client(
     base_url: str, api_key: str | None, transport: httpx2.AsyncBaseTransport | None, silence: float
 ) -> httpx2.AsyncClient:
-    """Raises ConfigurationError, which does not repeat the key."""
+    """The HTTP client of the service at ``base_url``; ``silence`` is its timeout without a byte, in seconds.
+
+    Raises ConfigurationError, which does not repeat the key.
+    """
     if not re.fullmatch(r"(?i)https?://[!-~]+", base_url):
         raise ConfigurationError("the service's base_url must be an absolute http or https URL")
     if api_key is not None and not re.fullmatch("[!-~]+", api_key):
         raise ConfigurationError("the API key must be printable ASCII without spaces")
-    # Nothing compressed: an answer's size is known only once it is unpacked.
+    # Not compressed: the size of a compressed response is known only once it is unpacked.
     headers = {"Accept-Encoding": "identity", "User-Agent": "chatjobs-python"}
     if api_key is not None:
         headers["Authorization"] = f"Bearer {api_key}"
@@ -100,7 +105,10 @@ def new_client(
 
 @dataclass(frozen=True, slots=True)
 class Http:
-    """Calls of the service, repeated while that may help; its errors and httpx2's translated into ours."""
+    """Calls of the service, repeated while that may help; its errors and httpx2's are raised as ChatJobsError.
+
+    ``timeout`` is in seconds, for a call with all its repetitions.
+    """
 
     client: httpx2.AsyncClient
     timeout: float
@@ -108,7 +116,7 @@ class Http:
     backoff: Backoff
 
     async def read(self, model: type[M], method: str, path: str, **options: Any) -> M:
-        """What the service answers, as a value of ``model``; see ``call``."""
+        """The response of a call as a value of ``model``; see ``call``. Raises ApiError for another response, too."""
         document = await self.call(method, path, **options)
         try:
             return read_json(model, document)
@@ -124,7 +132,11 @@ class Http:
         body: bytes | None = None,
         key: str | None = None,
     ) -> bytes:
-        """The body of a successful answer. Everything called here may be called twice."""
+        """The body of a successful response. Only calls that may be made twice are made here.
+
+        ``key`` is the idempotency key. Raises ServiceUnavailable once the time is up, ResponseTooLarge, ApiError and
+        the service's errors (``KNOWN``, InvalidRequest, Unauthorized).
+        """
         headers = {} if body is None else {"Content-Type": "application/json"}
         if key is not None:
             headers["Idempotency-Key"] = key
@@ -154,6 +166,7 @@ class Http:
 
     @contextlib.asynccontextmanager
     async def opened(self, request: httpx2.Request) -> AsyncIterator[httpx2.Response]:
+        """The response to a request, its body unread; closed at the end. Raises ServiceUnavailable."""
         with reachable():
             response = await self.client.send(request, stream=True)
         try:
@@ -162,7 +175,10 @@ class Http:
             await response.aclose()
 
     async def body(self, response: httpx2.Response, limit: int | None = None) -> bytes:
-        """Raises ResponseTooLarge, and ApiError for a compressed answer, which was not asked for."""
+        """The body of a response, at most ``limit`` bytes (None: ``max_response_bytes``).
+
+        Raises ResponseTooLarge, ServiceUnavailable, and ApiError for a compressed response, which was not asked for.
+        """
         if response.headers.get("content-encoding", "identity") != "identity":
             raise ApiError("the service's answer is compressed", status=response.status_code)
         pieces = bytearray()
@@ -173,14 +189,14 @@ class Http:
         return bytes(pieces)
 
     def check(self, size: int, limit: int | None = None) -> None:
-        """Raises ResponseTooLarge if ``size`` is over the limit, by default that of all answers."""
+        """Raises ResponseTooLarge if ``size`` is over ``limit`` bytes (None: ``max_response_bytes``)."""
         if size > (allowed := self.max_response_bytes if limit is None else limit):
             raise ResponseTooLarge(f"the service's answer is larger than the {allowed} bytes that this client reads")
 
 
 @contextlib.contextmanager
 def reachable() -> Iterator[None]:
-    """httpx2's errors as ServiceUnavailable."""
+    """A context in which httpx2's errors are raised as ServiceUnavailable."""
     try:
         yield
     except (httpx2.RequestError, httpx2.StreamError) as error:
@@ -188,12 +204,13 @@ def reachable() -> Iterator[None]:
 
 
 def failure(response: httpx2.Response, body: bytes, *, repeated: frozenset[int]) -> ChatJobsError:
-    """The error in an answer (RFC 9457); those with a status in ``repeated`` are ServiceUnavailable."""
+    """The exception for an error response (RFC 9457): ServiceUnavailable if its status is in ``repeated``."""
     found, status = _problem(body), response.status_code
     code, detail = _text(found.get("code")), _text(found.get("detail"))
     if status in repeated:
-        after = retry_after(response.headers.get("retry-after"), datetime.now(UTC))
-        return ServiceUnavailable(detail, status=status, reason=code, retry_after=after)
+        pause = retry_after(response.headers, datetime.now(UTC))
+        pause = None if pause is None else min(pause, LONGEST_RETRY_AFTER)
+        return ServiceUnavailable(detail, status=status, reason=code, retry_after=pause)
     if status == 401:
         return Unauthorized(detail)
     if code == InvalidRequest.code:
@@ -204,7 +221,7 @@ def failure(response: httpx2.Response, body: bytes, *, repeated: frozenset[int])
 
 
 def _problem(body: bytes) -> dict[str, JsonValue]:
-    """The object in a body; empty for what a proxy has written."""
+    """The JSON object in a body; empty for any other body, such as a proxy's."""
     try:
         found = from_json(body)
     except ValueError:
@@ -219,18 +236,3 @@ def _text(value: JsonValue) -> str | None:
 def _problems(errors: JsonValue) -> list[Problem]:
     listed = [one for one in errors if isinstance(one, dict)] if isinstance(errors, list) else []
     return [Problem(_text(one.get("pointer")) or "", _text(one.get("message")) or "is not valid") for one in listed]
-
-
-def retry_after(value: str | None, now: datetime) -> float | None:
-    """The seconds of a ``Retry-After``, at most a minute; None where there is none, or junk."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value) if re.fullmatch("[0-9]{1,15}", value) else _until(parsedate_to_datetime(value), now)
-    except ValueError:
-        return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
-
-
-def _until(moment: datetime, now: datetime) -> float:
-    return (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds()

@@ -1,4 +1,4 @@
-"""ChatJobs: the service from Python. Start jobs, read them, watch their answers appear.
+"""ChatJobs: the client of the service. It starts jobs, reads them and streams their answers.
 
     async with ChatJobs("http://127.0.0.1:8000") as jobs:
         accepted = await jobs.submit("Why is the sky blue?")
@@ -7,7 +7,7 @@
                 case ChunkEvent(content=text):
                     print(text, end="")
 
-Every call may be repeated by the client without harm: calls that start something carry an idempotency key.
+The client may repeat every call without harm: calls that start something carry an idempotency key.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from pydantic_core import to_jsonable_python
 
 from chatjobs.calls import CONNECTIONS, Backoff, Http, exponential, new_client
 from chatjobs.contracts import (
+    JOB_ID,
     CancelledEvent,
     Channel,
     ChatRequest,
@@ -77,15 +78,20 @@ from chatjobs.stream import Stream
 
 T = TypeVar("T")
 Prompt = str | Sequence[Any] | ChatRequest
-"""What a job is asked: the text of a user message, messages (as models or as dicts), or a whole request."""
+"""The prompt of a job: the text of a user message, messages (as models or as dicts), or a whole request."""
 
 DAY: Final = 24 * 3600.0
+"""In seconds."""
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
+"""Most bytes of a response that a client reads, unless it is given another limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far ``ChatJobs.map`` is. ``failed`` are among ``done``; ``total`` is None where prompts have no length."""
+    """The number of prompts of ``ChatJobs.map`` that are done, and of those that failed, which are among them.
+
+    ``total`` is None if the prompts have no length.
+    """
 
     done: int
     failed: int
@@ -94,9 +100,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a prompt of ``ChatJobs.map``, number ``index`` from 0.
+    """The outcome of prompt number ``index`` of ``ChatJobs.map``, from 0.
 
-    ``error`` says why there is no answer; ``job`` is there whenever the job came to an end, however it did.
+    ``error`` says why there is no answer, and is None if there is one; ``job`` is None unless the job has ended.
     """
 
     index: int
@@ -105,7 +111,7 @@ class Outcome:
 
     @property
     def content(self) -> str | None:
-        """The answer; None if there is none."""
+        """The text of the answer; None if there is none."""
         return self.job.content if self.job is not None and self.error is None else None
 
 
@@ -120,11 +126,12 @@ class _Cancelled(WireModel):
 class ChatJobs:
     """A client of the service at ``base_url``. Use it as ``async with``, or close it with ``aclose``.
 
-    ``timeout``: seconds for a call with all its repetitions. ``patience``: seconds that a stream stays without hearing
-    from the service. ``silence``: seconds without a byte after which a connection is taken for dead; the service sends
-    something every 15 s. ``max_response_bytes`` bounds an answer, ``max_event_bytes`` an event of a stream.
+    ``timeout``: seconds for a call with all its repetitions. ``patience``: seconds that a stream waits for a byte from
+    the service, over all its connections. ``silence``: seconds without a byte after which a connection counts as dead;
+    the service sends something every 15 s. ``max_response_bytes`` bounds a response, ``max_event_bytes`` an event of a
+    stream.
 
-    Methods raise ServiceUnavailable once that time is up, Unauthorized, ApiError and what they name themselves.
+    Methods raise ServiceUnavailable once that time is up, Unauthorized, ApiError, and the errors that they name.
     """
 
     def __init__(
@@ -140,7 +147,7 @@ class ChatJobs:
         max_event_bytes: int = MAX_EVENT_BYTES,
         backoff: Backoff = exponential,
     ) -> None:
-        """Raises ConfigurationError."""
+        """``transport`` and ``backoff`` replace the network and the waits, for tests. Raises ConfigurationError."""
         self._http = Http(new_client(base_url, api_key, transport, silence), timeout, max_response_bytes, backoff)
         self._patience = patience
         self._silence = silence
@@ -153,10 +160,11 @@ class ChatJobs:
         await self.aclose()
 
     async def aclose(self) -> None:
+        """Close all connections. Jobs continue."""
         await self._http.client.aclose()
 
     async def submit(self, prompt: Prompt, *, idempotency_key: str | None = None, **fields: Any) -> JobAccepted:
-        """Start a job; it is durable when this returns.
+        """Start a job; it is durable once this returns.
 
         ``fields`` are those of ChatRequest (``model="…"``, ``callback="https://…"``, ``metadata={…}``). The same
         ``idempotency_key`` with the same request is the same job; without one, a new key makes repetitions safe.
@@ -170,7 +178,10 @@ class ChatJobs:
         return await self._http.read(Job, "GET", _path(job_id))
 
     async def wait(self, job_id: str, timeout: float = DAY) -> Job:
-        """The job once it has ended, however it did. Raises JobNotFound, and TimeoutError after so many seconds."""
+        """The job once it has ended, with any terminal status.
+
+        ``timeout`` is in seconds. Raises JobNotFound, TimeoutError and what ``stream`` raises.
+        """
         async with asyncio.timeout(timeout):
             while not (job := await self.get(job_id)).status.terminal:
                 with contextlib.suppress(ContentDeleted):  # it ended and was deleted meanwhile
@@ -180,18 +191,20 @@ class ChatJobs:
             return job
 
     def stream(self, job_id: str, *, last_event_id: str = "", timeout: float = DAY) -> Stream:
-        """The events of a job from the beginning, or from where ``last_event_id`` was, to its terminal one.
+        """The events of a job from the beginning, or after ``last_event_id``, to its terminal one.
 
-        A broken connection is opened again and the stream goes on where it was: no event is lost or comes twice.
-        ``timeout`` is in seconds, for all of it. Raises JobNotFound while iterating, ContentDeleted, TimeoutError.
+        A broken connection is opened again and the stream continues where it was: no event is lost or comes twice.
+        ``timeout`` is in seconds, for the whole stream. Raises StreamBroken if ``last_event_id`` is not an event's id;
+        iterating raises JobNotFound, ContentDeleted, TimeoutError, StreamBroken and ResponseTooLarge.
         """
         events = JobEvents(last_event_id=last_event_id, limit=self._max_event_bytes)
         return Stream(self._http, f"{_path(job_id)}/events", events, self._patience, self._silence, timeout)
 
     async def answer(self, job_id: str, timeout: float = DAY) -> str:
-        """The whole text of the answer, once it is complete (or as long as the model was allowed to make it).
+        """The whole text of the answer once it is complete, or as long as a limit allowed.
 
-        Raises JobFailed if there will be none, JobNotFound, ContentDeleted, TimeoutError, ResponseTooLarge.
+        ``timeout`` is in seconds. Raises JobFailed if there is no answer, JobNotFound, ContentDeleted, TimeoutError,
+        ResponseTooLarge and StreamBroken.
         """
         pieces: list[str] = []
         size = 0
@@ -215,21 +228,24 @@ class ChatJobs:
     async def ask(
         self, prompt: Prompt, *, idempotency_key: str | None = None, timeout: float = DAY, **fields: Any
     ) -> Job:
-        """``submit`` and ``wait``."""
+        """``submit`` and ``wait``: the job once it has ended. ``timeout`` is in seconds. Raises what they raise."""
         accepted = await self.submit(prompt, idempotency_key=idempotency_key, **fields)
         return await self.wait(accepted.job_id, timeout)
 
     async def cancel(self, job_id: str) -> JobStatus:
-        """Cancel a job, durably; the status it has now. Again is the same. Raises JobNotFound, JobFinished."""
+        """Cancel a job, durably; its status now. A second call does the same. Raises JobNotFound, JobFinished."""
         return (await self._http.read(_Cancelled, "POST", f"{_path(job_id)}/cancel")).status
 
     async def delete(self, job_id: str) -> None:
-        """Delete what a finished job holds: texts, deliveries. Again is the same. Raises JobNotFound, JobRunning."""
+        """Delete the texts and deliveries of a finished job. A second call does the same.
+
+        Raises JobNotFound, JobRunning.
+        """
         with contextlib.suppress(ContentDeleted):
             await self._http.call("DELETE", _path(job_id))
 
     async def replay(self, job_id: str, *, idempotency_key: str | None = None, **overrides: Any) -> JobAccepted:
-        """A new job with the request of this one, but for the fields given; None unsets one.
+        """Start a new job with the request of this one and the fields given; None unsets a field.
 
         Raises JobNotFound, ContentDeleted, and what ``submit`` raises.
         """
@@ -238,11 +254,11 @@ class ChatJobs:
         return await self._http.read(JobAccepted, "POST", path, body=body, key=idempotency_key or _new_key())
 
     async def deliveries(self, job_id: str) -> tuple[Delivery, ...]:
-        """The job's webhooks with all their tries. Raises JobNotFound."""
+        """The job's deliveries with all their tries. Raises JobNotFound."""
         return (await self.get(job_id)).deliveries
 
     async def redeliver(self, job_id: str, delivery_id: str | None = None) -> int:
-        """Have a delivery, or all of a job's, made again now: same body, same ``webhook-id``. How many there are.
+        """Make a delivery, or all of a job's, again now: same body, same ``webhook-id``. The number of deliveries.
 
         Raises JobNotFound, DeliveryNotFound, ContentDeleted.
         """
@@ -262,21 +278,24 @@ class ChatJobs:
         status: Literal["pending", "delivered", "failed"] = "failed",
         url: str | None = None,
     ) -> Redelivering:
-        """``redeliver`` for the deliveries of a time, up to 10,000. Times are aware. Raises InvalidRequest."""
+        """Make the deliveries of events between two times again, up to 10,000 in a call.
+
+        Times are aware; ``until`` None is now. Raises InvalidRequest.
+        """
         body = Redelivery(since=since, until=until, status=status, url=url).model_dump_json().encode()
         return await self._http.read(Redelivering, "POST", "/api/redeliveries", body=body)
 
     async def test_webhook(self, url: str) -> WebhookTest:
-        """Have the service call a URL with a signed ``webhook.test``. Raises WebhookUrlRefused."""
+        """Send a signed ``webhook.test`` from the service to a URL. Raises WebhookUrlRefused."""
         body = canonical_json({"url": url})
         return await self._http.read(WebhookTest, "POST", "/api/webhooks/test", body=body)
 
     async def endpoints(self) -> tuple[Endpoint, ...]:
-        """How deliveries fare, per URL: the disabled ones first, then those that fail."""
+        """The health of deliveries per URL: the disabled ones first, then those that fail."""
         return (await self._http.read(EndpointList, "GET", "/api/endpoints")).endpoints
 
     async def enable_endpoint(self, url: str) -> Endpoint:
-        """Have the service send to a disabled URL again. Raises EndpointNotFound."""
+        """Enable deliveries to a disabled URL again. Raises EndpointNotFound."""
         body = canonical_json({"url": url})
         return await self._http.read(Endpoint, "POST", "/api/endpoints/enable", body=body)
 
@@ -290,7 +309,10 @@ class ChatJobs:
         until: datetime | None = None,
         page_size: int = 100,
     ) -> AsyncIterator[Job]:
-        """Jobs without their texts, newest first, read page by page. Times are aware. Raises InvalidRequest."""
+        """Jobs without their texts, newest first, read in pages of ``page_size``. Times are aware.
+
+        Raises InvalidRequest, and ValueError for an unknown ``status``.
+        """
         filters = {
             "status": JobStatus(status).value if status is not None else None,
             "model": model,
@@ -322,13 +344,14 @@ class ChatJobs:
         timeout: float = DAY,
         **fields: Any,
     ) -> AsyncIterator[Outcome]:
-        """Ask many things, ``concurrency`` at a time; outcomes come in the order of the prompts, as soon as they can.
+        """A job for each of many prompts, ``concurrency`` at a time; outcomes come in the order of the prompts.
 
-        An error is the outcome of its prompt and stops nothing else. However many prompts there are, about ten times
-        ``concurrency`` of them are in memory. ``fields`` are for all jobs. With an ``idempotency_prefix`` a script
+        An error is the outcome of its prompt and does not affect the others. About ten times ``concurrency`` prompts
+        are in memory, whatever their number. ``fields`` are those of every job. With an ``idempotency_prefix`` a script
         that is run again gets the jobs of its first run (prompt number n has the key ``<prefix>-<n>``). ``timeout``:
-        seconds for one prompt, after which its outcome is an error, while the job goes on.
-        Leave the loop early with ``contextlib.aclosing``: jobs that were started go on.
+        seconds for one prompt, after which its outcome is an error, while the job continues.
+        Leave the loop early with ``contextlib.aclosing``: jobs that were started continue.
+        Raises TypeError for a single prompt, ValueError for a ``concurrency`` out of range.
         """
         if isinstance(prompts, (str, ChatRequest)):
             raise TypeError("prompts are several: put a single one in a list")
@@ -342,20 +365,21 @@ class ChatJobs:
 
 
 def _checked(text: str, expected: str) -> str:
-    """Raises StreamBroken if the text is not the one that the service has stored."""
+    """The text, if it is the one that the service has stored. Raises StreamBroken if not."""
     if hashlib.sha256(text.encode()).hexdigest() != expected:
         raise StreamBroken("the text is not the one that was stored; read the job")
     return text
 
 
 def request_body(prompt: Prompt, fields: Mapping[str, Any]) -> bytes:
-    """A request as JSON: just what was given. Raises InvalidRequest."""
-    body = {**_asked(prompt), **_named(fields)}
+    """A request as JSON: only the fields that were given. Raises InvalidRequest."""
+    body = {**_prompt_fields(prompt), **_named(fields)}
     ChatRequest.parse(body)
     return canonical_json(body)
 
 
-def _asked(prompt: Prompt) -> dict[str, Any]:
+def _prompt_fields(prompt: Prompt) -> dict[str, Any]:
+    """The fields of a request that a prompt sets."""
     if isinstance(prompt, ChatRequest):
         # Not exclude_unset, which would drop the role of messages that were made in Python.
         return prompt.model_dump(mode="json", include=prompt.model_fields_set)
@@ -369,7 +393,7 @@ def _named(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Models to what JSON has. Raises InvalidRequest."""
+    """A value as decoded JSON. Raises InvalidRequest."""
     try:
         return to_jsonable_python(value, by_alias=True)
     except ValueError:
@@ -377,8 +401,8 @@ def _plain(value: Any) -> Any:
 
 
 def _path(job_id: str) -> str:
-    """Raises JobNotFound for what cannot be an id of a job."""
-    if not re.fullmatch("[A-Za-z0-9_-]{1,128}", job_id):
+    """The path of a job. Raises JobNotFound for a text that cannot be an id of a job."""
+    if not re.fullmatch(JOB_ID, job_id):
         raise JobNotFound
     return f"/api/jobs/{job_id}"
 
@@ -391,7 +415,7 @@ def _new_key() -> str:
 
 
 class _Mapping:
-    """One run of ``ChatJobs.map``: a feeder starts tasks, their outcomes are handed out in order."""
+    """One run of ``ChatJobs.map``: a feeder starts tasks, whose outcomes are yielded in order."""
 
     def __init__(
         self,
@@ -406,20 +430,21 @@ class _Mapping:
         self._on_progress = on_progress
         self._prefix = idempotency_prefix
         self._running = asyncio.Semaphore(concurrency)
-        # A slow job holds up the outcomes after it, but not the work on them, so long as they fit.
+        # A slow job delays the outcomes after it, but not their jobs, as long as so many fit.
         self._kept = asyncio.Semaphore(10 * concurrency)
         self._tasks: asyncio.Queue[asyncio.Task[Outcome] | None] = asyncio.Queue()
         self._total = len(prompts) if isinstance(prompts, Sized) else None
         self._done = self._failed = 0
 
     async def outcomes(self) -> AsyncGenerator[Outcome]:
+        """The outcomes in the order of the prompts. Raises what iterating over the prompts raises."""
         feeder = asyncio.create_task(self._feed(), name="map-feeder")
         current: asyncio.Task[Outcome] | None = None
         try:
             while (current := await self._tasks.get()) is not None:
                 yield await current
                 self._kept.release()
-            await feeder  # which raises what the prompts raised
+            await feeder  # raises what the prompts raised
         finally:
             left = [current, *(self._tasks.get_nowait() for _ in range(self._tasks.qsize()))]
             await _ended([feeder, *(task for task in left if task is not None)])
@@ -458,7 +483,7 @@ class _Mapping:
 
 
 def unsuccessful(job: Job) -> JobFailed | None:
-    """Why a job that has ended has no answer; None if it has one."""
+    """The exception that says why a job that has ended has no answer; None if it has one."""
     if job.status in (JobStatus.COMPLETED, JobStatus.INCOMPLETE):
         return None
     if job.error is None:
@@ -482,7 +507,7 @@ async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
 
 
 async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel what still runs, and wait until it has stopped."""
+    """Cancel the tasks, and wait until they have stopped."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

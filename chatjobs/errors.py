@@ -1,6 +1,6 @@
 """The errors of the client and of webhooks. Each docstring is the message that is shown unless a better one is given.
 
-Those that only the service itself has are in domain/errors.py.
+Errors that only the service itself raises are in domain/errors.py.
 
 ChatJobsError
 ├── InvalidRequest
@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 MAX_MESSAGE_CHARACTERS = 500
+"""Longest message of an error."""
 
 
 def bounded(text: str, limit: int = MAX_MESSAGE_CHARACTERS) -> str:
@@ -44,19 +45,23 @@ class Problem(NamedTuple):
     """One thing that is wrong with an input: a JSON pointer (RFC 6901) and why."""
 
     pointer: str
+    """Empty for the whole input."""
     message: str
+    """The end of a sentence that begins with the place, such as ``is missing``."""
 
 
 class ChatJobsError(Exception):
     """Something went wrong in the chat-job service."""
 
     code: ClassVar[str] = "internal"
+    """A stable word for the error, as in the service's problems (RFC 9457)."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(bounded(message or type(self).__doc__ or self.code))
 
     @property
     def message(self) -> str:
+        """One line for people, at most 500 characters, without secrets."""
         return str(self)
 
 
@@ -66,6 +71,7 @@ class InvalidRequest(ChatJobsError):
     code = "validation_failed"
 
     def __init__(self, problems: Sequence[Problem]) -> None:
+        """``problems`` are all that were found; the message lists them."""
         self.problems = tuple(problems)
         super().__init__("; ".join(f"{p.pointer}: {p.message}" if p.pointer else p.message for p in self.problems))
 
@@ -137,9 +143,9 @@ class ApiError(ChatJobsError):
         reason: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """``status`` is the answer's HTTP status, None if there was no answer; ``reason`` the code in it.
+        """``status`` is the response's HTTP status, None if there was no response; ``reason`` is the code in it.
 
-        ``retry_after`` is in seconds, as the answer's header said.
+        ``retry_after`` is in seconds, from the response's header.
         """
         super().__init__(message)
         self.status = status
@@ -178,9 +184,9 @@ class JobFailed(ChatJobsError):
         retryable: bool = False,
         cause: str | None = None,
     ) -> None:
-        """``reason`` is the code of the job's error, or ``cancelled``; a retryable one may succeed when replayed.
+        """``reason`` is the code of the job's error, or ``cancelled``; a ``retryable`` job may succeed when replayed.
 
-        ``cause`` is the code of what went wrong last, where a limit of the job ended it (``error.cause``).
+        ``cause`` is the code of the last failure, where a limit of the job ended it (``error.cause``).
         """
         super().__init__(message)
         self.reason = reason or self.code

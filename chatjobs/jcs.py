@@ -1,7 +1,7 @@
-"""JSON Canonicalization Scheme (RFC 8785): one text for all JSON documents that mean the same.
+"""JSON Canonicalization Scheme (RFC 8785): one text for all JSON documents with the same meaning.
 
 One difference: an integer keeps all its digits. The scheme would round one beyond 2**53 to a double, and two requests
-with different seeds or order numbers would be one.
+with different seeds or order numbers would have the same text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 _string = json.JSONEncoder(ensure_ascii=False).encode
-"""Escapes exactly what RFC 8785, section 3.2.2.2, wants escaped."""
+"""Escapes the characters that RFC 8785, section 3.2.2.2, requires, and no others."""
 
 
 def canonical(value: Any) -> bytes:
@@ -19,13 +19,9 @@ def canonical(value: Any) -> bytes:
 
     Raises ValueError for NaN, Infinity and lone surrogates, TypeError for what is not JSON.
     """
-    return "".join(_pieces(value)).encode()
-
-
-def _pieces(value: Any) -> list[str]:
     pieces: list[str] = []
     _add(value, pieces)
-    return pieces
+    return "".join(pieces).encode()
 
 
 def _add(value: Any, pieces: list[str]) -> None:
@@ -51,7 +47,7 @@ def _add(value: Any, pieces: list[str]) -> None:
 
 
 def _utf_16(name: str) -> bytes:
-    """What members are sorted by: UTF-16 code units (RFC 8785, section 3.2.3)."""
+    """The key by which members are sorted: UTF-16 code units (RFC 8785, section 3.2.3)."""
     return name.encode("utf-16-be")
 
 
@@ -66,7 +62,10 @@ def _integer(value: int) -> str:
 
 
 def number(value: float) -> str:
-    """As ECMAScript's Number::toString writes it (ECMA-262, section 6.1.6.1.20). Raises ValueError."""
+    """A number as ECMAScript's Number::toString writes it (ECMA-262, section 6.1.6.1.20).
+
+    Raises ValueError for NaN and Infinity.
+    """
     sign, numerals, exponent = Decimal(repr(value)).normalize().as_tuple()
     if not isinstance(exponent, int):
         raise ValueError("NaN and Infinity are not JSON")

@@ -1,13 +1,13 @@
-"""Events to the text of server-sent events and back. Pure.
+"""Server-sent events: encoding, parsing, and the events of a job over several connections. No input or output.
 
-Source of the format: https://html.spec.whatwg.org/multipage/server-sent-events.html.
+Source of the format: the HTML standard, https://html.spec.whatwg.org/multipage/server-sent-events.html.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from chatjobs.contracts import (
     CancelledEvent,
@@ -23,10 +23,9 @@ from chatjobs.contracts import (
 from chatjobs.errors import ResponseTooLarge, StreamBroken
 
 BOM: Final = b"\xef\xbb\xbf"
+"""The byte order mark, which is dropped at the beginning of a stream."""
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
-"""Of one event; the service's frames have less than 1 MiB, but for the tool calls of a terminal one."""
-EVENT_ID = re.compile(r"([1-9][0-9]{0,8})\.([0-9]{1,15})(\.end)?")
-"""``<epoch>.<position>``, with ``.end`` on a terminal event."""
+"""Most bytes of one event. The service's frames have less than 1 MiB, except for the tool calls of a terminal one."""
 EVENTS: Final[Mapping[str, type[StreamEvent]]] = {
     "start": StartEvent,
     "chunk": ChunkEvent,
@@ -41,8 +40,7 @@ LINE_BREAK = re.compile("\r\n|\n|\r")
 
 
 def encode(event: str, id: str | None, data: str) -> bytes:
-    """One event as it stands on the wire, the fields in the order ``event, id, data``. Without ``id`` readers keep the
-    one before.
+    """One event on the wire, the fields in the order ``event, id, data``. Without ``id`` readers keep the one before.
 
     Raises ValueError if ``event`` or ``id`` has a line break or NUL, which the format cannot carry there.
     """
@@ -55,7 +53,10 @@ def encode(event: str, id: str | None, data: str) -> bytes:
 
 
 class ServerEvent(NamedTuple):
-    """``event`` is its name, ``message`` if it has none; ``id`` the last one that was seen, here or before."""
+    """One event that was read.
+
+    ``event`` is its name, ``message`` if it has none; ``id`` is the last one received, with this event or before.
+    """
 
     event: str
     id: str
@@ -63,10 +64,11 @@ class ServerEvent(NamedTuple):
 
 
 class Parser:
-    """The events in a stream of bytes, however it is cut.
+    """A parser of a stream of bytes, which may be cut into pieces anywhere.
 
-    ``last_event_id`` is what a reconnecting reader sent; ``retry`` is in milliseconds, None until the server says it.
-    Memory is bounded: an event, or a line, over ``limit`` bytes raises ResponseTooLarge.
+    ``last_event_id`` is the id that a reader sends when it connects again; ``retry`` is the time to wait before that,
+    in milliseconds, None until the server sends it. Memory is bounded: an event, or a line, over ``limit`` bytes raises
+    ResponseTooLarge.
     """
 
     def __init__(self, *, last_event_id: str = "", limit: int = MAX_EVENT_BYTES) -> None:
@@ -87,7 +89,7 @@ class Parser:
         }
 
     def feed(self, chunk: bytes) -> Iterator[ServerEvent]:
-        """The events that this piece completes. Iterate to the end before the next piece."""
+        """The events that this piece completes. Iterate to the end before the next piece. Raises ResponseTooLarge."""
         for line in self._lines(chunk):
             if line:
                 self._take(line)
@@ -105,13 +107,10 @@ class Parser:
                 raise ResponseTooLarge(f"an event of the stream has more than {self._limit} bytes")
             if piece.endswith((b"\n", b"\r")):
                 line, self._line = bytes(self._line), bytearray()
-                yield self._without_bom(line)
+                if self._first:
+                    line, self._first = line.removeprefix(BOM), False
+                yield line
         self._after_cr = self._after_cr or chunk.endswith(b"\r")
-
-    def _without_bom(self, line: bytes) -> bytes:
-        """At the beginning of the stream one byte order mark is dropped."""
-        first, self._first = self._first, False
-        return line.removeprefix(BOM) if first else line
 
     def _take(self, line: bytes) -> None:
         name, _, value = line.decode(errors="replace").partition(":")
@@ -134,24 +133,45 @@ class Parser:
             self.retry = int(value)
 
     def _dispatched(self) -> ServerEvent | None:
-        """What a blank line completes: nothing if there was no data."""
+        """The event that a blank line completes; None if there was no data."""
         event = ServerEvent(self._event or "message", self.last_event_id, "\n".join(self._data)) if self._data else None
         self._event, self._data, self._size = "", [], 0
         return event
 
 
+EVENT_ID: Final = re.compile(r"([0-9]{1,9})\.([0-9]{1,15})(\.end)?")
+
+
 class Place(NamedTuple):
-    """``position`` characters of the text of an ``epoch`` lie before it."""
+    """A place in a job's text: ``position`` characters of the text of an ``epoch`` lie before it."""
 
     epoch: int
     position: int
 
 
+class EventId(NamedTuple):
+    """The id of an event of a job's stream: ``<epoch>.<position>``, with ``.end`` on a terminal event.
+
+    The place is that after the event's text. Ids of one job sort in the order of its events.
+    """
+
+    place: Place
+    terminal: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The id in a text. Raises ValueError for any other text, and for epoch 0: epochs begin at 1."""
+        found = EVENT_ID.fullmatch(text)
+        if found is None or int(found[1]) == 0:
+            raise ValueError("this is not the id of an event of a job's stream")
+        return cls(Place(int(found[1]), int(found[2])), terminal=found[3] is not None)
+
+
 class JobEvents:
     """The events of a job's stream, each once and without a gap, over any number of connections.
 
-    The ids tell: a chunk's is the place after its text, so the place before it has to be where the reader is.
-    ``last_event_id`` names what a reader has already.
+    Ids make this possible: a chunk's id is the place after its text, so the place before its text must be the reader's.
+    ``last_event_id`` is the id of the last event that the reader has.
     """
 
     def __init__(self, *, last_event_id: str = "", limit: int = MAX_EVENT_BYTES) -> None:
@@ -162,20 +182,20 @@ class JobEvents:
         self._parser = Parser(limit=limit)
 
     def connect(self) -> None:
-        """A new connection begins, which was asked for what follows ``last_event_id``. What was incomplete is gone."""
+        """Begin to read a new connection, which continues after ``last_event_id``. An incomplete event is dropped."""
         self._parser = Parser(limit=self._limit)
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, StreamEvent]]:
-        """The ids and events that this piece of the connection completes; names that are not known here are skipped.
-        A QueuedEvent has no id of its own: it comes with that of the event before.
+        """The ids and events that this piece of the connection completes; events of unknown names are skipped.
 
-        Raises StreamBroken, upon which a new connection may help, and ResponseTooLarge.
+        A QueuedEvent has no id of its own: it comes with that of the event before.
+        Raises StreamBroken, after which a new connection may help, and ResponseTooLarge.
         """
         for name, event_id, data in self._parser.feed(chunk):
-            if name == QUEUED:  # it has no place in the text, and changes none
+            if name == QUEUED:  # it is at no place of the text
                 yield self.last_event_id, read_event(QueuedEvent, data)
                 continue
-            if not event_id:  # not of a job's transcript: whatever it is, a reader can do without it
+            if not event_id:  # it is no part of the job's text
                 continue
             event = _event(name, data)
             if self._moved(_place(event_id), event):
@@ -184,7 +204,7 @@ class JobEvents:
                     yield event_id, event
 
     def _moved(self, to: Place, event: StreamEvent | None) -> bool:
-        """Go on to an event's place; False if the reader has been told already. Raises StreamBroken."""
+        """Move to an event's place; False if the reader has the event already. Raises StreamBroken."""
         here = self._place
         match event:
             case StartEvent() if here is not None:
@@ -193,7 +213,7 @@ class JobEvents:
                 raise StreamBroken("a piece of the text is missing or comes twice")
             case CompleteEvent() | CancelledEvent() | ErrorEvent() if here not in (None, to):
                 raise StreamBroken("the end of the text is missing")
-            case None if here not in (None, to):  # unknown here; if it had text, the next event will tell of the gap
+            case None if here not in (None, to):  # of an unknown name; if it had text, the next event shows the gap
                 return False
             case _:
                 self._place = to
@@ -206,7 +226,7 @@ def _event(name: str, data: str) -> StreamEvent | None:
 
 
 def read_event(model: type[Event], data: str) -> Event:
-    """Raises StreamBroken."""
+    """An event from the JSON of its data. Raises StreamBroken."""
     try:
         return read_json(model, data)
     except ValueError:
@@ -214,6 +234,8 @@ def read_event(model: type[Event], data: str) -> Event:
 
 
 def _place(event_id: str) -> Place:
-    if not (found := EVENT_ID.fullmatch(event_id)):
-        raise StreamBroken("an event's id is not one of a job's stream")
-    return Place(int(found[1]), int(found[2]))
+    """The place in an event's id. Raises StreamBroken."""
+    try:
+        return EventId.parse(event_id).place
+    except ValueError:
+        raise StreamBroken("an event's id is not one of a job's stream") from None

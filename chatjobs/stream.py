@@ -1,4 +1,4 @@
-"""A job's stream as a client reads it: opened again where it broke off. For client.py."""
+"""A client's stream of a job's events, which reconnects where it broke off. For client.py."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from chatjobs.errors import ServiceUnavailable, StreamBroken
 from chatjobs.sse import JobEvents
 
 STREAMS_REPEATED: Final = frozenset({408, 425, 429, *range(500, 600)})
+"""HTTP statuses after which a stream connects again."""
 MAX_PROBLEM_BYTES: Final = 64 * 1024
+"""Most bytes of an error's body."""
 BROKEN_IN_A_ROW: Final = 3
+"""Connections in a row whose events do not fit together, after which the stream fails."""
 LASTING_SECONDS: Final = 5.0
-"""A connection that lasted so long was no failure, even if it brought no event."""
+"""A connection that lasted longer counts as no failure, even if it brought no event."""
 
 
 class Stream:
     """The events of a job: ``async for event in stream``, in an ``async with`` where the loop may be left early.
 
-    ``last_event_id`` names the last event that was handed out; give it to ``ChatJobs.stream`` to go on in another
-    process. Iterate once.
+    ``last_event_id`` is the id of the last event that the loop received; give it to ``ChatJobs.stream`` to continue in
+    another process. Iterate once. Iterating raises ServiceUnavailable after ``patience`` seconds without a byte from
+    the service, StreamBroken if its events do not fit together, TimeoutError after ``timeout`` seconds in all, and the
+    service's errors. ``silence``: seconds without a response after which a connection counts as dead.
     """
 
     def __init__(
@@ -40,7 +45,7 @@ class Stream:
         self._ready: deque[tuple[str, StreamEvent]] = deque()
         self._connection: AsyncIterator[bytes] | None = None
         self._closing = contextlib.AsyncExitStack()
-        self._heard_at = self._connected_at = 0.0
+        self._received_at = self._connected_at = 0.0
         self._failures = 0
         self._broken = 0
 
@@ -51,13 +56,13 @@ class Stream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Hang up. The job goes on."""
+        """Close the connection. The job continues."""
         self._connection = None
         await self._closing.aclose()
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        self._heard_at = asyncio.get_running_loop().time()
-        deadline = self._heard_at + self._timeout
+        self._received_at = asyncio.get_running_loop().time()
+        deadline = self._received_at + self._timeout
         try:
             while True:
                 async with asyncio.timeout_at(deadline):
@@ -72,7 +77,7 @@ class Stream:
             await self.aclose()
 
     async def _next(self) -> tuple[str, StreamEvent] | None:
-        """The next event; None if the service says that none follows."""
+        """The next event and its id; None if the service answers that none follows."""
         while not self._ready:
             try:
                 if (connection := self._connection or await self._connect()) is None:
@@ -83,7 +88,7 @@ class Stream:
         return self._ready.popleft()
 
     async def _connect(self) -> AsyncIterator[bytes] | None:
-        """The bytes of a new connection; None if nothing follows the end that the reader has."""
+        """The bytes of a new connection; None if the reader has the terminal event already."""
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if self._events.last_event_id:
             headers["Last-Event-ID"] = self._events.last_event_id
@@ -106,25 +111,25 @@ class Stream:
         return self._connection
 
     async def _receive(self, connection: AsyncIterator[bytes]) -> None:
-        """Wait for the next bytes and take what they complete."""
+        """Wait for the next bytes, and queue the events that they complete."""
         with reachable():
             piece = await anext(connection, None)
         if piece is None:
             raise ServiceUnavailable("the stream was cut")
-        self._heard_at = asyncio.get_running_loop().time()
+        self._received_at = asyncio.get_running_loop().time()
         for found in self._events.feed(piece):
             self._ready.append(found)
             self._failures = self._broken = 0
 
     async def _recover(self, error: ServiceUnavailable | StreamBroken) -> None:
-        """Wait before the next connection; raises the error where there should be none."""
+        """Wait before the next connection. Raises the error if there is to be none."""
         await self.aclose()
         self._broken += isinstance(error, StreamBroken)
         now = asyncio.get_running_loop().time()
-        silent = now - self._heard_at
+        silent = now - self._received_at
         if silent >= self._patience or self._broken >= BROKEN_IN_A_ROW:
             raise error
-        if self._heard_at - self._connected_at > LASTING_SECONDS:
+        if self._received_at - self._connected_at > LASTING_SECONDS:
             self._failures = 0
         wait = max(self._http.backoff(self._failures), error.retry_after or 0)
         self._failures += 1

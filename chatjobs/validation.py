@@ -1,6 +1,6 @@
-"""What is wrong with an input, in plain words: pydantic's validation errors as sentences, with a suggestion for a typo.
+"""Pydantic's validation errors as plain sentences, with a suggestion for a typo.
 
-No sentence repeats the input. A suggestion is a name of ours that resembles what was given.
+No sentence repeats the input. A suggestion is a known name that resembles the given one.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 LONGEST_TYPO = 64
-"""Comparing takes time that grows with the square of the length, and names of ours are short."""
+"""Longest name, in characters, that gets a suggestion: comparing takes time that grows with the square of the length,
+and known names are short."""
 UNKNOWN_FIELD = "is not a known field"
 
-NUMBERS = {
+NUMBERS = {  # by pydantic's type of error; templates of its context
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",
     "multiple_of": "must be a multiple of {multiple_of}",
 }
-WORDS = {
+WORDS = {  # by pydantic's type of error
     "missing": "is missing",
     "finite_number": "must be a finite number",
     "int_from_float": "must be a whole number",
@@ -56,13 +57,14 @@ LIBRARY_WORDS = re.compile(r"^(?:Input|String|Tuple|Array|List|Dictionary|Data|B
 
 
 def reason(item: ErrorDetails) -> str:
-    """Why one value was refused, as the end of a sentence that begins with the value's name."""
+    """The reason why one value was refused, as the end of a sentence that begins with the value's name."""
     kind, context = item["type"], item.get("ctx") or {}
     if template := NUMBERS.get(kind) or WORDS.get(kind):
         return template.format_map({name: _number(value) for name, value in context.items()})
     match kind:
         case "literal_error" | "enum":
-            return _one_of(re.findall(r"'([^']*)'", str(context["expected"])), item) or f"must be {context['expected']}"
+            known, given = re.findall(r"'([^']*)'", str(context["expected"])), item.get("input")
+            return choice(known, given if isinstance(given, str) else "") if known else f"must be {context['expected']}"
         case "union_tag_invalid":
             tags = re.findall(r"'([^']*)'", str(context["expected_tags"]))
             return choice(tags, str(context["tag"]))
@@ -77,18 +79,19 @@ def reason(item: ErrorDetails) -> str:
 
 
 def choice(known: Sequence[str], given: str) -> str:
-    """What to say of a word that is not one of ``known``."""
-    return f"must be {_listed(known)}{did_you_mean(given, known)}"
+    """The reason for a word that is not one of ``known``."""
+    allowed = known[0] if len(known) == 1 else f"one of {', '.join(known)}"
+    return f"must be {allowed}{did_you_mean(given, known)}"
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """``; did you mean max_tokens?``, or nothing where no known name resembles what was given."""
+    """``; did you mean max_tokens?``, or an empty text if no known name resembles the given one."""
     found = resembling(given, known)
     return f"; did you mean {found}?" if found else ""
 
 
 def resembling(given: str, known: Iterable[str]) -> str | None:
-    """The known name that resembles what was given the most; case and separators make no difference."""
+    """The known name that resembles the given one most, or None; case and separators make no difference."""
     if len(given) > LONGEST_TYPO:
         return None
     names = {_plain(name): name for name in known}
@@ -100,12 +103,12 @@ def resembling(given: str, known: Iterable[str]) -> str | None:
 
 
 def unknown_field(model: type[BaseModel], path: Sequence[int | str]) -> str:
-    """What to say of a field that the value of ``model`` at ``path`` does not have; the last step is its name."""
+    """The reason for a field that the value of ``model`` at ``path`` does not have; its last step is the field."""
     return UNKNOWN_FIELD + did_you_mean(str(path[-1]), fields_at(model, path[:-1]))
 
 
 def fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """The names of the fields, as on the wire, that a value may have at a pydantic location."""
+    """The names on the wire of the fields that a value may have at a pydantic location, sorted."""
     models = [model]
     for step in path:
         if isinstance(step, str):
@@ -119,7 +122,7 @@ def _inner(models: Sequence[type[BaseModel]], step: str) -> list[type[BaseModel]
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models in an annotation, whatever unions, arrays and aliases they are in."""
+    """The models in an annotation, within any unions, arrays and aliases."""
     if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
@@ -127,22 +130,10 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _is_tagged(model: type[BaseModel], tag: str) -> bool:
-    """Whether a location names this member of a union, by its class or by its discriminator."""
-    literals = [get_args(field.annotation) for field in model.model_fields.values() if _is_literal(field.annotation)]
+    """Whether a step of a location names this member of a union, by its class or by its discriminator."""
+    annotations = (field.annotation for field in model.model_fields.values())
+    literals = (get_args(one) for one in annotations if get_origin(one) is Literal)
     return tag == model.__name__ or any(tag in values for values in literals)
-
-
-def _is_literal(annotation: Any) -> bool:
-    return get_origin(annotation) is Literal
-
-
-def _one_of(known: Sequence[str], item: ErrorDetails) -> str:
-    given = item.get("input")
-    return choice(known, given if isinstance(given, str) else "") if known else ""
-
-
-def _listed(known: Sequence[str]) -> str:
-    return known[0] if len(known) == 1 else f"one of {', '.join(known)}"
 
 
 def _size(kind: str, context: dict[str, Any]) -> str:

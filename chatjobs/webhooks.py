@@ -1,12 +1,12 @@
-"""Sign and verify webhooks: bytes, headers, secrets and the time in; headers, an event or one of our errors out.
+"""Signing and verifying webhooks. No network, no clock, no environment: the time is an argument.
 
-No network, no clock, no environment. The rules are those of the Standard Webhooks specification 1.0.0
+The rules are those of the Standard Webhooks specification 1.0.0
 (https://www.standardwebhooks.com), symmetric scheme: HMAC-SHA256 over ``<id>.<timestamp>.<body>``, sent as
 ``v1,<base64>``, several separated by spaces while secrets rotate.
 
-The signature itself is computed by the package ``standardwebhooks``. Everything around it is ours, because the
-package reads its own clock, answers malformed headers with ValueError, binascii.Error or UnicodeDecodeError in
-place of its own error, ignores characters of a secret that are not base64, and knows only base64 secrets.
+The package ``standardwebhooks`` computes the signature itself. This module does the rest, because the package reads the
+clock itself, raises ValueError, binascii.Error or UnicodeDecodeError for malformed headers in place of its own error,
+ignores characters of a secret that are not base64, and accepts only base64 secrets.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ LEGACY_SIGNATURE = "x-webhook-signature"
 LEGACY_TIMESTAMP = "x-webhook-timestamp"
 SECRET_PREFIX = "whsec_"  # noqa: S105 -- the specification's mark of a base64 secret, not a secret
 SHORTEST_KEY = 16
-"""A shorter text that happens to be base64 is a word."""
+"""Fewest bytes of a key that was decoded from base64 without ``whsec_``: a shorter text that is base64 is a word."""
 TOLERANCE = timedelta(minutes=5)
-"""How far ``webhook-timestamp`` may lie from the receiver's clock, as in the specification's libraries."""
+"""Largest difference of ``webhook-timestamp`` from the receiver's clock, as in the specification's libraries."""
 
 
 def sign(
@@ -40,8 +40,8 @@ def sign(
 ) -> dict[str, str]:
     """The headers of one try to deliver ``body``, a JSON document in UTF-8.
 
-    ``timestamp`` is the moment of this try, aware; ``body_timestamp`` is the body's own ``timestamp``, RFC 3339.
-    ``secrets`` are newest first: each adds a ``v1`` signature, the newest alone makes the seed's hex signature.
+    ``timestamp`` is the time of this try, aware; ``body_timestamp`` is the body's own ``timestamp``, RFC 3339.
+    ``secrets`` are newest first: each adds a ``v1`` signature, the newest alone makes ``x-webhook-signature``.
     Raises InvalidSecret, and ValueError if ``timestamp`` is naive or ``body`` is not UTF-8.
     """
     keys = _keys(secrets)
@@ -66,9 +66,9 @@ def verify(
 ) -> WebhookEvent:
     """The event in ``body``, if one of ``secrets`` signed it within ``tolerance`` of ``now`` (aware).
 
-    ``body`` must be the bytes as they came, ``headers`` may be in any case. Only ``webhook-timestamp`` is signed
-    and checked. Use ``webhook-id`` to drop a second delivery of the same event. Raises InvalidSignature for
-    whatever is wrong with the message, InvalidSecret, and ValueError if ``now`` is naive.
+    ``body`` must be the bytes as they were received, ``headers`` may be in any case. Of the two timestamps only
+    ``webhook-timestamp`` is signed and checked. Use ``webhook-id`` to drop a second delivery of the same event. Raises
+    InvalidSignature for any fault of the message, InvalidSecret, and ValueError if ``now`` is naive.
     """
     keys = _keys(secrets)
     sent = _lower_case(headers)
@@ -87,8 +87,8 @@ def verify(
 def verify_seed(body: bytes, headers: Mapping[str, str], *, secrets: str | Sequence[str]) -> WebhookEvent:
     """The event in ``body``, if one of ``secrets`` made its ``x-webhook-signature`` (hex HMAC-SHA256 of the body).
 
-    For receivers that know only the seed's headers. It says nothing about when: a message that was recorded
-    verifies for ever, so prefer ``verify``. Raises InvalidSignature and InvalidSecret.
+    For receivers that read only the headers ``x-webhook-*``. Their signature has no time: a recorded message verifies
+    for ever, so prefer ``verify``. Raises InvalidSignature and InvalidSecret.
     """
     keys = _keys(secrets)
     offered = _header(_lower_case(headers), LEGACY_SIGNATURE)
@@ -109,10 +109,10 @@ def _keys(secrets: str | Sequence[str]) -> list[bytes]:
 
 
 def read_otherwise(secret: str) -> str | None:
-    """What a receiver has to know of a secret that looks like base64 but has no ``whsec_``; None for any other.
+    """Advice for the receiver of a secret that looks like base64 but has no ``whsec_``; None for any other secret.
 
     This service signs with the UTF-8 bytes of its text; the libraries of Standard Webhooks decode it as base64, get
-    another key, and refuse every webhook. The secret itself is not in the text.
+    another key, and refuse every webhook. The advice does not contain the secret.
     """
     if secret.startswith(SECRET_PREFIX):
         return None
@@ -130,7 +130,7 @@ def read_otherwise(secret: str) -> str | None:
 
 
 def _key(secret: str) -> bytes:
-    """``whsec_…`` is base64 as in the specification, anything else stands for its UTF-8 bytes."""
+    """The HMAC key of a secret: ``whsec_…`` is base64 as in the specification, any other text its UTF-8 bytes."""
     try:
         key = _base64(secret.removeprefix(SECRET_PREFIX)) if secret.startswith(SECRET_PREFIX) else secret.encode()
     except ValueError:  # not base64, or half of a surrogate pair
@@ -141,7 +141,8 @@ def _key(secret: str) -> bytes:
 
 
 def _base64(text: str) -> bytes:
-    """Strict on the alphabet; padding may be missing, as in the specification's libraries. Raises ValueError."""
+    """The bytes of a base64 text. Padding may be missing, as in the specification's libraries; other characters may not
+    be there. Raises ValueError."""
     bare = text.rstrip("=")
     return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
 
@@ -150,8 +151,8 @@ def _base64(text: str) -> bytes:
 
 
 def _signature(key: bytes, webhook_id: str, seconds: int, body: bytes) -> str:
-    """``v1,<base64>``. Raises UnicodeError if the body or the id is not text."""
-    moment = datetime.fromtimestamp(seconds, UTC)  # the package takes an aware time that is not UTC for UTC
+    """A signature, ``v1,<base64>``. Raises UnicodeError if the body or the id is not UTF-8."""
+    moment = datetime.fromtimestamp(seconds, UTC)  # the package reads an aware time in another zone as UTC
     return Webhook(key).sign(webhook_id, moment, body.decode())
 
 
@@ -160,11 +161,11 @@ def _legacy_signature(key: bytes, body: bytes) -> str:
 
 
 def _same(mine: str, theirs: str) -> bool:
-    """Compare as sent, in constant time: decoding first would accept several spellings of one signature."""
-    return theirs.isascii() and hmac.compare_digest(mine, theirs)  # which refuses text that is not ASCII
+    """Whether two signatures are equal, as sent and in constant time: decoded, several spellings of one would match."""
+    return theirs.isascii() and hmac.compare_digest(mine, theirs)  # raises TypeError for other text
 
 
-# ----------------------------------------------------------------------------------------- what was sent
+# ---------------------------------------------------------------------------------- headers, time, event
 
 
 def _lower_case(headers: Mapping[str, str]) -> dict[str, str]:
@@ -178,7 +179,10 @@ def _header(sent: Mapping[str, str], name: str) -> str:
 
 
 def _fresh(timestamp: str, now: float, tolerance: timedelta) -> int:
-    """``webhook-timestamp`` as unix seconds, if it is near ``now``. One spelling only: digits, no leading zero."""
+    """``webhook-timestamp`` as unix seconds, if it is within ``tolerance`` of ``now``: digits without a leading zero.
+
+    Raises InvalidSignature.
+    """
     if not re.fullmatch("[1-9][0-9]{0,10}", timestamp):
         raise InvalidSignature(f"{WEBHOOK_TIMESTAMP} is not a time in unix seconds")
     age = now - int(timestamp)
@@ -188,14 +192,14 @@ def _fresh(timestamp: str, now: float, tolerance: timedelta) -> int:
 
 
 def _seconds(moment: datetime) -> float:
-    """Unix seconds. Raises ValueError for a naive time, which would be taken for this machine's local time."""
+    """A time as unix seconds. Raises ValueError for a naive time, which would be read as this machine's local time."""
     if moment.utcoffset() is None:
         raise ValueError("the time must be aware, as datetime.now(UTC) is")
     return moment.timestamp()
 
 
 def _event(body: bytes) -> WebhookEvent:
-    """The event in a body that is genuine. A newer service may send fields that this version does not know yet."""
+    """The event in a body whose signature is valid; fields of a newer service are dropped. Raises InvalidSignature."""
     try:
         return WebhookEvent.model_validate_json(body)
     except ValidationError:
@@ -204,7 +208,7 @@ def _event(body: bytes) -> WebhookEvent:
 
 def _newer_event(body: bytes) -> WebhookEvent:
     try:
-        # A second pass, since this setting also drops what contracts.py keeps on purpose (further usage counters).
+        # A second pass, since this setting also drops what the contracts keep on purpose (further usage counters).
         return WebhookEvent.model_validate_json(body, extra="ignore")
     except ValidationError:
         raise InvalidSignature("the signature is valid, but the body is not an event that this version knows") from None

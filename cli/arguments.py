@@ -141,7 +141,9 @@ def _span(given: str) -> timedelta | None:
 
 def event_position(given: str | None) -> tuple[int, int]:
     """Epoch and position of an event's id; those of the beginning if there is none."""
-    found = re.fullmatch(r"(\d{1,9})\.(\d{1,12})(\.end)?", given or "1.0")
-    if not found:
-        raise typer.BadParameter("must be EPOCH.POSITION, as in an event's id", param_hint="--from")
-    return int(found[1]), int(found[2])
+    from chatjobs.sse import EventId
+
+    try:
+        return EventId.parse(given or "1.0").place
+    except ValueError:
+        raise typer.BadParameter("must be EPOCH.POSITION, as in an event's id", param_hint="--from") from None

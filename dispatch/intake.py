@@ -27,7 +27,15 @@ from temporalio.common import (
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from chatjobs.contracts import ChatRequest, JobError, JobStatus, earlier_fingerprint, fingerprint, without_nulls
+from chatjobs.contracts import (
+    JOB_ID,
+    ChatRequest,
+    JobError,
+    JobStatus,
+    earlier_fingerprint,
+    fingerprint,
+    without_nulls,
+)
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem
 from dispatch.server_knowledge import PrefixRule
 from dispatch.temporal import runs_of, search_attributes
@@ -193,7 +201,7 @@ class Intake:
 
     async def runs(self, job_id: str) -> bool:
         """Whether Temporal has an open run of a job. False, too, where Temporal does not say so soon."""
-        if self._client is None or not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", job_id):
+        if self._client is None or not re.fullmatch(JOB_ID, job_id):
             return False
         try:
             # The timeout of a call is that of each of its tries; the SDK makes them for ten seconds.

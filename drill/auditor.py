@@ -31,6 +31,7 @@ from typing import Any
 
 import httpx2
 
+from chatjobs.sse import EventId
 from drill.load import CANARY, DrillJob, Load
 from drill.readers import ReaderLog
 from drill.stack import TENANTS, DrillStack
@@ -299,9 +300,8 @@ class Tables:
 
 def _reader(log: ReaderLog, content: str, status: str) -> Iterator[str]:
     """Violations in what one reader of a job received."""
-    ids = [frame.id.split(".") for frame in log.frames if frame.id is not None]
-    positions = [(int(epoch), int(position), len(end)) for epoch, position, *end in ids]
-    if any(later <= earlier for earlier, later in pairwise(positions)):
+    ids = [EventId.parse(frame.id) for frame in log.frames if frame.id is not None]
+    if any(later <= earlier for earlier, later in pairwise(ids)):
         yield "I4 a reader saw ids that do not grow"
     text = ""
     for frame in log.frames:

@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
-from fastapi.sse import format_sse_event
-
 from chatjobs.contracts import Job, JobStatus
+from chatjobs.sse import encode
 from domain.errors import StorageUnavailable
 from storage.engine.schema import micros, now
 from storage.jobs.overview import Overview, Stats
@@ -118,7 +117,7 @@ def message(
     """One event of the feed: ``counts`` per status, and the jobs without their texts and without absent fields."""
     listed = [job.model_dump(mode="json", by_alias=True, exclude_none=True) for job in found]
     data = json.dumps({"counts": counts, "jobs": listed, **more}, separators=(",", ":"))
-    return format_sse_event(event=kind, id=str(micros(at)), data_str=data)
+    return encode(kind, str(micros(at)), data)
 
 
 class _RunningFeed(NamedTuple):

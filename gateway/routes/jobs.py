@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chatjobs.contracts import (
+    JOB_ID,
     ChatRequest,
     Job,
     JobAccepted,
@@ -190,7 +191,7 @@ def _read_cursor(cursor: str) -> tuple[int, str]:
     """The creation time in microseconds and the id of a page's last job. Raises HttpProblem."""
     with contextlib.suppress(ValueError):
         given = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
-        if found := re.fullmatch(r"([0-9]{1,18}) ([A-Za-z0-9_-]{1,128})", given):
+        if found := re.fullmatch(rf"([0-9]{{1,18}}) ({JOB_ID})", given):
             return int(found[1]), found[2]
     raise HttpProblem(400, "bad_cursor", "The cursor is not one of this service; leave it out")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Annotated, NamedTuple
@@ -117,10 +116,12 @@ def read_event_id(given: str | None) -> StreamStart:
     """The position in an event id; without one, the beginning. Raises HttpProblem."""
     if not given:
         return StreamStart()
-    found = re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,15})(\.end)?", given)
-    if not found or int(found[1]) < 1:
-        raise HttpProblem(400, "bad_event_id", "Last-Event-ID is not an id of this stream; leave it out to start over")
-    return StreamStart(int(found[1]), int(found[2]), ended=found[3] is not None, resumed=True)
+    try:
+        place, terminal = sse.EventId.parse(given)
+    except ValueError:
+        why = "Last-Event-ID is not an id of this stream; leave it out to start over"
+        raise HttpProblem(400, "bad_event_id", why) from None
+    return StreamStart(*place, ended=terminal, resumed=True)
 
 
 def _check_accept(request: Request) -> None:

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chatjobs.contracts import JOB_ID
 from gateway.problems import METHOD, PROTECTION, allowed_methods, problem
 from gateway.routes.metrics import Metrics
 from gateway.serving.cors import Cors, Headers
@@ -21,8 +22,7 @@ log = logging.getLogger("gateway.requests")
 NO_ROUTE = "(none)"
 QUIET = ("/healthz", "/readyz", "/metrics")
 """Polled every few seconds by machines, so logged at DEBUG."""
-JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-JOB_URL = re.compile(rb"/api/jobs/([A-Za-z0-9_-]{1,128})")
+JOB_URL = re.compile(f"/api/jobs/({JOB_ID})".encode())
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that disconnected before the response; only metrics and the log have it."""
 NO_STORE = (b"cache-control", b"no-store")
@@ -149,4 +149,4 @@ def _job_id(scope: Scope, answer: OutgoingResponse, status: int) -> str | None:
     if answer.location and (found := JOB_URL.fullmatch(answer.location)):
         return found[1].decode()
     given = scope.get("path_params", {}).get("job_id", "")
-    return given if (status < 400 or status in (409, 410)) and JOB_ID.fullmatch(given) else None
+    return given if (status < 400 or status in (409, 410)) and re.fullmatch(JOB_ID, given) else None

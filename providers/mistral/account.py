@@ -12,11 +12,11 @@ from typing import Any, Final, NamedTuple
 import httpx2
 from mistralai.client.sdkconfiguration import SERVER_GLOBAL, SERVERS
 
+from chatjobs.retry_after import http_date
 from domain.errors import UpstreamError, UpstreamInterrupted
 from providers.mistral.chat import check_access, http_client
 from providers.mistral.errors import ErrorAnswer, Private, mistral_errors
 from providers.mistral.values import OK
-from providers.retry_after import http_date
 
 SERVER: Final = SERVERS[SERVER_GLOBAL]
 MAX_BYTES: Final = 4 * 1024 * 1024

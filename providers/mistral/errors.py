@@ -22,10 +22,10 @@ import httpx2
 from mistralai.client.errors import MistralError, NoResponseError
 from mistralai.extra.exceptions import MistralClientException
 
+from chatjobs.retry_after import retry_after
 from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
 from providers.mistral.answer import ErrorObject
 from providers.mistral.values import OK, decoded, whole_text
-from providers.retry_after import retry_after
 
 MAX_VENDOR_CHARACTERS: Final = 200
 MAX_VENDOR_REASONS: Final = 3

@@ -24,10 +24,10 @@ import httpcore2
 import httpx2
 
 from chatjobs.errors import WebhookUrlRefused, bounded
+from chatjobs.retry_after import retry_after
 from domain.errors import WebhookAddressDenied
 from domain.ports import BUSY, WebhookResponse
 from domain.timings import Timings
-from providers.retry_after import retry_after
 from providers.webhooks.answer import BodyReader, Head, HeadReader, NoStatus
 from providers.webhooks.network_guard import GuardedNetwork, NetworkBusy, Policy, Resolve, current_policy
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 import subprocess
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from chatjobs.calls import exponential, retry_after
+from chatjobs.calls import CALLS_REPEATED, exponential, failure
 from chatjobs.client import ChatJobs, Outcome, Progress, request_body
 from chatjobs.contracts import (
     AssistantMessage,
@@ -70,7 +69,8 @@ from tests.support.raw_http import (
     stream,
 )
 from tests.support.simulator_process import prompt
-from tests.support.stack import ROOT, Stack, free_port, stack
+from tests.support.snippets import CLIENT_EXAMPLES, output, snippets
+from tests.support.stack import Stack, free_port, stack
 
 SLOW = {"tokens": 120, "tokens_per_second": 80}
 """An answer that takes a second and a half."""
@@ -648,7 +648,11 @@ async def test_retry_after_is_waited_for_unless_it_is_too_long() -> None:
     ],
 )
 def test_retry_after_in_all_its_forms(header: str | None, seconds: float | None) -> None:
-    assert retry_after(header, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)) == seconds
+    """At most a minute."""
+    headers = {"Date": "Fri, 02 Jan 2026 03:04:05 GMT"} | ({} if header is None else {"Retry-After": header})
+    error = failure(httpx2.Response(503, headers=headers), b"", repeated=CALLS_REPEATED)
+    assert isinstance(error, ServiceUnavailable)
+    assert error.retry_after == seconds
 
 
 def test_waiting_grows_to_a_limit() -> None:
@@ -902,13 +906,11 @@ def test_importing_it_is_light() -> None:
     assert not heavy & set(done.stdout.split())
 
 
-@pytest.mark.parametrize(("number", "shown"), [(0, "mistral-small-latest begins"), (1, "\n4 ")], ids=["stream", "map"])
-async def test_the_examples_of_the_guide_run(door: Gateway, number: int, shown: str) -> None:
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(), flags=re.DOTALL)[number]
-    env = {"CHATJOBS_URL": door.url, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    said, _ = await asyncio.wait_for(process.communicate(), 20)
-    assert process.returncode == 0, said.decode()
-    assert shown in said.decode()
+@pytest.mark.parametrize(("number", "shown"), CLIENT_EXAMPLES.values(), ids=CLIENT_EXAMPLES.keys())
+def test_the_examples_of_the_guide_run(door: Gateway, number: int, shown: str) -> None:
+    """In an empty environment, too: tests/unit/test_package.py."""
+    assert shown in output(snippets("client.md", "python")[number], env={"CHATJOBS_URL": door.url})
+
+
+def test_every_example_of_the_guide_is_run() -> None:
+    assert [number for number, _ in CLIENT_EXAMPLES.values()] == list(range(len(snippets("client.md", "python"))))

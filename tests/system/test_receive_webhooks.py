@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from chatjobs.webhooks import read_otherwise, sign
 from tests.support.needs import program
+from tests.support.snippets import snippets
 from tests.support.stack import ROOT, free_port, wait_until
 
-PAGE = ROOT / "docs" / "receive-webhooks.md"
 SECRETS = ["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "a plain secret"]
 OTHER = "a secret of somebody else"
 BODY = (
@@ -33,8 +32,8 @@ BODY = (
 
 def snippet(language: str) -> str:
     """The one block of code in that language."""
-    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    return str(found)
+    (found,) = snippets("receive-webhooks.md", language)
+    return found
 
 
 @dataclass(frozen=True)

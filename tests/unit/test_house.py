@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,13 +34,17 @@ REGISTRY_HOSTS = [
 
 PUBLIC_NAMES = """
 AssistantMessage Attempt AudioPart Backoff CancelledEvent Channel ChatRequest ChatResult ChunkEvent CompleteEvent
-Delivery DeliveryTry DocumentUrlPart Endpoint EndpointList ErrorCause ErrorEvent FilePart Function FunctionCall
-FunctionName FunctionTool HostedTool ImageUrl ImageUrlPart Job JobAccepted JobError JobOutcome JobPage JobStart
-JobStatus JsonSchema Limits PlacedPart Prediction QueuePlace QueuedEvent Redelivering Redelivery ReferencePart
-ResetEvent ResourceLinkPart ResourcePart ResponseFormat Retry StartEvent SystemMessage TextPart ThinkingPart ToolCall
-ToolChoice ToolMessage ToolReferencePart Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType
-WebhookTest WebhookTestEvent WireModel WorkflowStatus canonical_json earlier_fingerprint fingerprint message_text parse
-read_json rfc3339 too_many_messages without_nulls
+Content ContentPart DEFAULT_MODEL Delivery DeliveryTry DocumentUrlPart Endpoint EndpointList EndpointStatus ErrorCause
+ErrorEvent FilePart Function FunctionCall FunctionName FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart JOB_ID
+Job JobAccepted JobError JobId JobOutcome JobPage JobStart JobStatus JsonObject JsonSchema Limits
+MAX_INLINE_RESULT_BYTES MAX_MESSAGES MAX_METADATA MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS
+MAX_WEBHOOK_CONTENT_BYTES Many Message Metadata MetadataKey MetadataValue Milliseconds ModelName OURS PlacedPart
+Prediction QueuePlace QueueReason QueuedEvent Redelivering Redelivery ReferencePart RequestId ResetEvent
+ResourceLinkPart ResourcePart ResponseFormat Retry Seconds SignedInt64 StartEvent StopSequence StreamEvent
+SystemMessage TextPart ThinkingPart Timestamp TokenCount Tool ToolCall ToolChoice ToolMessage ToolReferencePart
+USUAL_PRIORITY Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent
+WireModel WorkflowStatus canonical_json earlier_fingerprint fingerprint message_text parse read_json rfc3339
+too_many_messages without_nulls
 """
 
 NOT_OF_THE_SERVICE = {"CHATJOBS_URL", "CHATJOBS_API_KEY", "CHATJOBS_SCREENSHOTS", "CHATJOBS_VERSION"}
@@ -171,14 +175,42 @@ def below(parent: type[Exception]) -> list[type[Exception]]:
 
 
 def test_public_names() -> None:
-    """Other services import these; a name that goes breaks them, a new one is a promise."""
-    public = {
-        name
-        for name, value in vars(contracts).items()
-        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
-    }
-    own = {name for name in public if vars(contracts)[name].__module__ == contracts.__name__}
-    assert sorted(own) == sorted(PUBLIC_NAMES.split())
+    """Other services import these: removing a name breaks them, adding one is a promise."""
+    assert sorted(contracts.__all__) == sorted(PUBLIC_NAMES.split())
+    assert [name for name in contracts.__all__ if not hasattr(contracts, name)] == []
+
+
+def test_contracts_bring_no_network() -> None:
+    """Workflow code imports them, and the workflow sandbox refuses HTTP clients."""
+    loaded = "import sys, chatjobs.contracts; print(sorted({'httpx2', 'standardwebhooks', 'ssl'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def undocumented(tree: ast.Module, where: str) -> Iterator[str]:
+    """The public classes, functions and methods without a docstring; the module itself, too."""
+    if not ast.get_docstring(tree):
+        yield where
+    definitions = [(where, node) for node in tree.body]
+    for inside, node in definitions:
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) or node.name.startswith("_"):
+            continue
+        name = f"{inside}:{node.name}"
+        if not ast.get_docstring(node):
+            yield name
+        if isinstance(node, ast.ClassDef):
+            definitions += [(name, inner) for inner in node.body]
+
+
+@pytest.mark.parametrize("path", sorted(sources("chatjobs")), ids=lambda path: path.stem)
+def test_everything_public_of_the_package_has_a_docstring(path: Path) -> None:
+    assert list(undocumented(ast.parse(path.read_text()), path.name)) == []
+
+
+def test_a_missing_docstring_would_be_found() -> None:
+    """The test above can fail."""
+    tree = ast.parse("class A:\n  def b(self): ...\n  def _c(self): ...\nasync def d(): ...\n")
+    assert list(undocumented(tree, "m")) == ["m", "m:A", "m:d", "m:A:b"]
 
 
 DETERMINISTIC = {
@@ -232,6 +264,19 @@ def test_a_clock_in_a_workflow_would_be_found(tmp_path: Path) -> None:
     path = tmp_path / "bad.py"
     path.write_text("import asyncio\nimport time\nfrom datetime import datetime\nasyncio.to_thread(print)\n")
     assert foreign_uses(path) == {"time.", "datetime.datetime", "asyncio.to_thread"}
+
+
+ONE_DEFINITION = {
+    "the id of a job": ("A-Za-z0-9_-]{1,128}", "chatjobs/contracts/base.py"),
+    "the id of an event": (r"\.end)?", "chatjobs/sse.py"),
+}
+
+
+@pytest.mark.parametrize(("pattern", "place"), ONE_DEFINITION.values(), ids=ONE_DEFINITION.keys())
+def test_one_pattern_is_written_once(pattern: str, place: str) -> None:
+    """Rooms that wrote it anew have disagreed about it; the simulator may not import the service."""
+    product = [*sources(*(room for room in ROOMS if room != "simulator")), *ROOT.glob("*.py")]
+    assert [str(path.relative_to(ROOT)) for path in product if pattern in path.read_text()] == [place]
 
 
 def test_one_name_is_one_class() -> None:

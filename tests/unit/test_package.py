@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
+import sys
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.gateway import Gateway, gateway
 from tests.support.needs import lacking
-from tests.support.stack import ROOT
+from tests.support.snippets import CLIENT_EXAMPLES, output, snippets
+from tests.support.stack import ROOT, stack
 
 USED = """
 import importlib.util, sys
@@ -26,15 +29,29 @@ from importlib.metadata import metadata
 assert metadata("chatjobs")["License-Expression"] == "MIT"
 print(chatjobs.contracts.ChatRequest(messages=[{"role": "user", "content": "Hello"}]).messages[0].content)
 """
+RECEIVED = """
+from datetime import UTC, datetime
+
+from chatjobs.webhooks import sign, verify
+
+body = (
+    b'{"event":"chat.cancelled","timestamp":"2026-01-02T03:04:05.000000Z","data":{"jobId":"job_1","requestId":"r",'
+    b'"status":"cancelled","model":"m","completedAt":"2026-01-02T03:04:05.000000Z","sha256":"","statusUrl":"/"}}'
+)
+for secret in ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "a plain secret"):
+    now = datetime.now(UTC)
+    headers = sign(body, webhook_id="whe_1", timestamp=now, body_timestamp="", secrets=secret)
+    print(receiver(secret).verify(body, headers)["event"], verify(body, headers, secrets=secret, now=now).data.job_id)
+"""
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that has the package, and nothing else that was asked for."""
+    """The interpreter of an environment that has the package with its dependencies, and nothing else."""
     directory = tmp_path_factory.mktemp("package")
-    venv.create(directory / "env", with_pip=True)
+    venv.create(directory / "env")
     python = directory / "env" / "bin" / "python"
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "--no-input", "--quiet"]
     reachable = subprocess.run([*pip, "download", "--no-deps", "-d", directory, "hatchling"], capture_output=True)
     if reachable.returncode:
         lacking("a package registry", "the package is built with hatchling")
@@ -43,7 +60,26 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+@pytest.fixture(scope="module")
+def door(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A running service, after the installation: without a registry none is started."""
+    with stack(tmp_path_factory.mktemp("service"), env={"CHATJOBS_PORT": "0"}) as started:
+        yield gateway(started)
+
+
 def test_it_is_complete_and_brings_nothing_of_the_service(installed: Path, tmp_path: Path) -> None:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run([installed, "-c", USED], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "Hello\n"), done.stderr
+    assert output(USED, python=installed, cwd=tmp_path) == "Hello\n"
+
+
+@pytest.mark.parametrize(("number", "shown"), CLIENT_EXAMPLES.values(), ids=CLIENT_EXAMPLES.keys())
+def test_the_examples_of_the_client_run_with_it(
+    installed: Path, door: Gateway, tmp_path: Path, number: int, shown: str
+) -> None:
+    code = snippets("client.md", "python")[number]
+    assert shown in output(code, python=installed, cwd=tmp_path, env={"CHATJOBS_URL": door.url})
+
+
+def test_the_receiver_with_a_library_runs_with_it(installed: Path, tmp_path: Path) -> None:
+    """The receiver's library is a dependency of the package; the other receiver needs FastAPI."""
+    (library,) = snippets("receive-webhooks.md", "python library")
+    assert output(library + RECEIVED, python=installed, cwd=tmp_path) == "chat.cancelled job_1\n" * 2

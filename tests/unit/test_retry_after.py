@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from providers.retry_after import retry_after
+from chatjobs.retry_after import retry_after
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -26,6 +26,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
         ("Fri, 02 Jan 2026 03:05:05 GMT", 60),
         ("Friday, 02-Jan-26 03:05:05 GMT", 60),
         ("Fri Jan  2 03:05:05 2026", 60),
+        ("Fri, 02 Jan 2026 03:05:05 -0000", 60),
         ("Fri, 02 Jan 2026 03:04:05 GMT", 0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
         ("Fri, 31 Dec 9999 23:59:59 GMT", 251_634_977_754),

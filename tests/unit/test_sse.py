@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chatjobs.contracts import Channel, ChunkEvent, CompleteEvent, QueuedEvent, ResetEvent, StartEvent, StreamEvent
 from chatjobs.errors import ResponseTooLarge, StreamBroken
-from chatjobs.sse import JobEvents, Parser, ServerEvent, encode
+from chatjobs.sse import EventId, JobEvents, Parser, Place, ServerEvent, encode
 
 CHUNK = '{"content":"Hello there,","channel":"content","index":0,"tokenCount":3}'
 START = '{"jobId":"job_1","requestId":"r","model":"m","attempt":1,"timestamp":"2026-01-02T03:04:05.678901Z"}'
@@ -162,6 +162,36 @@ def test_a_long_line_in_small_pieces_takes_linear_time() -> None:
 
 
 # --------------------------------------------------------------------------------------- a job's events
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("1.0", EventId(Place(1, 0), terminal=False)),
+        ("12.345.end", EventId(Place(12, 345), terminal=True)),
+        ("01.05", EventId(Place(1, 5), terminal=False)),
+        ("999999999." + "9" * 15, EventId(Place(10**9 - 1, 10**15 - 1), terminal=False)),
+    ],
+)
+def test_ids_of_events(text: str, found: EventId) -> None:
+    assert EventId.parse(text) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "1", "1.", ".1", "0.5", "000.5", "1.-5", "-1.5", "1.5.END", "1.5.end.end", " 1.5", "1.5\n", "1.\xb2"),
+        *("٣.5", "1" * 10 + ".5", "1." + "9" * 16),
+    ],
+)
+def test_what_is_not_the_id_of_an_event(text: str) -> None:
+    with pytest.raises(ValueError, match="not the id of an event"):
+        EventId.parse(text)
+
+
+def test_ids_sort_as_the_events_come() -> None:
+    ids = ["1.0", "1.9", "1.10", "2.0", "2.3", "2.3.end", "3.0"]
+    assert [EventId.parse(one) for one in ids] == sorted(map(EventId.parse, ids))
 
 
 def chunk(text: str, position: int, epoch: int = 1) -> bytes:

@@ -1,4 +1,4 @@
-"""The header Retry-After, as servers of both kinds send it."""
+"""The response header ``Retry-After``: seconds or a date (RFC 9110, section 10.2.3)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from email.utils import parsedate_to_datetime
 
 
 def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds to wait, finite but not clamped (RFC 9110, section 10.2.3); None where the header says nothing usable.
+    """Seconds to wait, at least 0, finite but not clamped; None if the header is missing or unusable.
 
-    A date counts from the response's own ``Date``, because our clock may differ from the server's; without one, from
-    ``now`` (aware). One that is past gives 0. ``headers`` has lower-case names, or ignores case.
+    A date counts from the response's own ``Date``, because this machine's clock may differ from the server's; without
+    one, from ``now`` (aware). A past date gives 0. ``headers`` has lower-case names, or ignores case.
     """
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
@@ -26,7 +26,7 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def http_date(value: str) -> datetime | None:
-    """A header's time, in UTC; None where it is none."""
+    """The time in a header's value, in UTC; None if it is none (RFC 9110, section 5.6.7)."""
     try:
         moment = parsedate_to_datetime(value)
         aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)  # the asctime form names no zone: it is GMT
