@@ -24,7 +24,7 @@ from activities.webhook import WebhookActivities
 from dispatch import measuring, server_knowledge
 from dispatch.intake import Intake, Sweeper
 from dispatch.schedules import scheduled_retention
-from dispatch.temporal import connect, indexed, run_url
+from dispatch.temporal import RunLinks, connect, indexed
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.ports import ChatModel, WebhookSender
 from domain.process_exit import exit_now
@@ -32,6 +32,7 @@ from domain.programs import freeze_imports, run
 from domain.settings import Settings
 from domain.tasks import in_background
 from domain.timings import Timings
+from domain.webhook_body import webhook_body
 from providers.mistral.chat import MistralChat
 from providers.mistral.from_settings import mistral_chat
 from providers.mistral.probe import measured
@@ -64,8 +65,8 @@ class WorkerParts:
 
     @property
     def jobs(self) -> JobStore:
-        url_of = partial(run_url, self.settings.chatjobs_temporal_ui, self.client.namespace)
-        return JobStore(self.database, run_url=url_of, public_url=self.settings.chatjobs_public_url)
+        body = partial(webhook_body, public_url=self.settings.chatjobs_public_url or "")
+        return JobStore(self.database, webhook_body=body)
 
     @property
     def limiter(self) -> Limiter:
@@ -80,14 +81,17 @@ class WorkerParts:
 
     def workers(self, transcript: TranscriptWriter) -> list[Worker]:
         jobs, tenant, timings = self.jobs, self.settings.chatjobs_direct_tenant, self.timings
+        links = RunLinks(self.settings.chatjobs_temporal_ui, self.client.namespace)
         retention, endpoints = RetentionStore(self.database), EndpointStore(self.database)
         return build_workers(
             self.client,
             self.settings,
             timings,
-            results=ResultActivities(jobs=jobs, tenant=tenant, indexed=self.indexed, policy=self.rules),
+            results=ResultActivities(
+                jobs=jobs, run_url=links.of, tenant=tenant, indexed=self.indexed, policy=self.rules
+            ),
             completions=CompletionActivities(
-                jobs=jobs, transcript=transcript, model=self.model, limiter=self.limiter, timings=timings
+                attempts=jobs.attempts, transcript=transcript, model=self.model, limiter=self.limiter, timings=timings
             ),
             webhooks=self.webhooks,
             retention=RetentionActivities(retention=retention, endpoints=endpoints, timings=timings),
@@ -117,7 +121,7 @@ async def running(parts: WorkerParts) -> AsyncIterator[None]:
     the workers hand their streams over within one grace time, the transcript writer stops."""
     settings, client, jobs = parts.settings, parts.client, parts.jobs
     heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
-    waker = Waker(limiter=parts.limiter, jobs=jobs, client=client, heartbeat=heartbeat)
+    waker = Waker(limiter=parts.limiter, jobs=jobs.queries, client=client, heartbeat=heartbeat)
     sweeper = Sweeper(
         intake=Intake(jobs=jobs, client=client, indexed=parts.indexed),
         jobs=jobs,

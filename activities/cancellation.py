@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from domain.errors import StorageError
-from storage.jobs.store import JobStore
+from storage.jobs.attempts import AttemptStore
 
 LOOK_SECONDS = 0.5
 
@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 class Cancels:
     """One look at the database every half second for all attempts of this process, while there are any."""
 
-    def __init__(self, jobs: JobStore) -> None:
-        self._jobs = jobs
+    def __init__(self, attempts: AttemptStore) -> None:
+        self._attempts = attempts
         self._waiting: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
         self._looking: asyncio.Task[None] | None = None
 
@@ -45,7 +45,7 @@ class Cancels:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
-                found = await self._jobs.cancels(list(self._waiting))
+                found = await self._attempts.cancels(list(self._waiting))
             except StorageError as error:  # Temporal tells the same, a little later
                 log.warning("cancels not read: %s", error, extra={"action": "cancels_unread"})
                 continue

@@ -10,10 +10,8 @@ from chatjobs.contracts import Channel, ChatRequest, Usage, message_text
 from domain.estimates import prompt_ceiling, prompt_tokens, text_ceiling
 from domain.ports import Continuing
 from domain.tokens import Estimate, Sample, estimated
-from domain.values import AttemptHistory, Stretch, TextPiece
-from storage.engine.schema import CHANNELS
+from domain.values import AttemptHistory, Stretch, TextRun
 
-CONTENT = CHANNELS.index(Channel.CONTENT)
 MOST_ROOM = 16
 """Tokens for whitespace that is said again, where the deltas show how many it took; else one has to do."""
 LEAST_SAMPLE = 2
@@ -78,28 +76,28 @@ class CallPlan:
 def plan(
     request: ChatRequest,
     past: AttemptHistory,
-    pieces: Sequence[TextPiece] = (),
+    runs: Sequence[TextRun] = (),
     samples: Sequence[Sample] = (),
     unsent: str = "",
 ) -> CallPlan:
-    """The next call: from the beginning, or, if there are ``pieces``, from their end.
+    """The next call: from the beginning, or, if there are ``runs``, from their end.
 
     ``samples``: calls of the model that were counted. ``unsent``: whitespace at the end of the content that the model
     has to say again.
     """
-    prompt = prompt_tokens(request) + (pieces[-1].token_count if pieces else 0)
-    left = _left(request, past, pieces)
-    if not pieces:
+    prompt = prompt_tokens(request) + (runs[-1].token_count if runs else 0)
+    left = _left(request, past, runs)
+    if not runs:
         return CallPlan(request, prompt, tokens_left=left)
-    so_far = said(past.stretches, pieces, samples)
+    so_far = said(past.stretches, runs, samples)
     singly = so_far.sure and not any(one.tokens for one in past.stretches if not one.closed)
     room = min(len(unsent), MOST_ROOM if singly else 1)
-    return CallPlan(_shortened(request, so_far.tokens), prompt, content(pieces), left, room)
+    return CallPlan(_shortened(request, so_far.tokens), prompt, content(runs), left, room)
 
 
-def said(stretches: Sequence[Stretch], pieces: Sequence[TextPiece], samples: Sequence[Sample]) -> Estimate:
+def said(stretches: Sequence[Stretch], runs: Sequence[TextRun], samples: Sequence[Sample]) -> Estimate:
     """Tokens that the present segment has by now, rather too many than too few."""
-    text = "".join(piece.text for piece in pieces)
+    text = "".join(run.text for run in runs)
     known = [
         Sample(one.tokens, one.deltas, text[one.start : one.end])
         for one in stretches
@@ -121,16 +119,16 @@ def counted(request: ChatRequest, past: AttemptHistory) -> bool:
     return not limited or all(one.closed or not one.deltas or one.tokens is not None for one in past.stretches)
 
 
-def _left(request: ChatRequest, past: AttemptHistory, pieces: Sequence[TextPiece]) -> int | None:
+def _left(request: ChatRequest, past: AttemptHistory, runs: Sequence[TextRun]) -> int | None:
     """What the cap on all tokens leaves for another call's answer, with prompts estimated high: it is a promise."""
     cap = request.limits.max_total_tokens
     if cap is None:
         return None
     prompt = prompt_ceiling(request)
-    so_far = max(pieces[-1].token_count, text_ceiling(content(pieces))) if pieces else 0
+    so_far = max(runs[-1].token_count, text_ceiling(content(runs))) if runs else 0
     unsaid = past.estimated * max(prompt - prompt_tokens(request), 0)  # of earlier calls, which were estimated fairly
     lost = [one for one in past.stretches if one.tokens is None and one.most is None]  # and counted in deltas
-    text = "".join(piece.text for piece in pieces)
+    text = "".join(run.text for run in runs)
     unsaid += sum(max(_of_stretch(one, text, ()).tokens - one.deltas, 0) for one in lost)
     return cap - past.total_tokens - unsaid - prompt - so_far
 
@@ -145,11 +143,11 @@ def _shortened(request: ChatRequest, said: int) -> ChatRequest:
     return request.model_copy(update=limits)
 
 
-def content(pieces: Sequence[TextPiece]) -> str:
-    return "".join(piece.text for piece in pieces if piece.channel == CONTENT)
+def content(runs: Sequence[TextRun]) -> str:
+    return "".join(run.text for run in runs if run.channel is Channel.CONTENT)
 
 
-def obstacle(request: ChatRequest, pieces: Sequence[TextPiece], continuing: Continuing) -> str | None:
+def obstacle(request: ChatRequest, runs: Sequence[TextRun], continuing: Continuing) -> str | None:
     """Why the model cannot go on from this text as it would have; None if it can."""
     if continuing is not Continuing.KNOWN:  # it may begin a new answer, which would be glued to the old one
         return "unproven" if continuing is Continuing.UNPROVEN else "no_continuation"
@@ -157,9 +155,9 @@ def obstacle(request: ChatRequest, pieces: Sequence[TextPiece], continuing: Cont
         return "tools"  # Mistral refuses a prefix beside them
     if request.response_format is not None and request.response_format.type != "text":
         return "response_format"  # constrained decoding begins anew
-    if pieces[-1].channel != CONTENT:
+    if runs[-1].channel is not Channel.CONTENT:
         return "reasoning"  # a thought that is not at its end cannot be given back
-    if not (own_prefix(request) + content(pieces)).strip():
+    if not (own_prefix(request) + content(runs)).strip():
         return "blank"  # a blank prefix yields garbage
     return None
 

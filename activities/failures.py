@@ -14,9 +14,9 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from chatjobs.contracts import Backoff, ErrorCause, Retry
 from chatjobs.errors import MAX_MESSAGE_CHARACTERS, ChatJobsError, bounded
 from domain.errors import StorageUnavailable, UpstreamError, UpstreamRateLimited
+from domain.outcomes import AttemptOutcome
 from domain.timings import Timings
 
-EMPTY = "upstream_empty"
 FAILURE_BUDGET = Retry().attempts
 """Errors of this service before an attempt could begin; a job's own ``retry`` counts those of its calls."""
 EMPTY_BUDGET = 3
@@ -49,7 +49,7 @@ class Tally:
         most = retry.attempts
         if self.here >= most or self.in_all >= max(most, MOVING_BUDGET * (most - 1)):
             return True
-        return self.breaks >= BREAK_BUDGET or (reason == EMPTY and self.empties >= EMPTY_BUDGET)
+        return self.breaks >= BREAK_BUDGET or (reason == AttemptOutcome.EMPTY and self.empties >= EMPTY_BUDGET)
 
 
 def permanent(code: str, message: str, *, retryable: bool = False, cause: ErrorCause | None = None) -> ApplicationError:
@@ -110,9 +110,9 @@ def from_upstream(
 def internal(error: BaseException, tally: Tally, retry: Retry, timings: Timings = Timings()) -> ApplicationError:
     """An error of our own. Its text may hold anything, so that only its name leaves the worker's log."""
     message = f"An error in this service ({type(error).__name__}); see the worker's log"
-    if tally.spent(retry, "internal"):
-        return _given_up("internal", message, tally)
-    return again("internal", message, failure_pause(tally.here, retry.backoff, timings))
+    if tally.spent(retry, AttemptOutcome.INTERNAL.value):
+        return _given_up(AttemptOutcome.INTERNAL.value, message, tally)
+    return again(AttemptOutcome.INTERNAL.value, message, failure_pause(tally.here, retry.backoff, timings))
 
 
 def _given_up(code: str, message: str, tally: Tally, cause: ErrorCause | None = None) -> ApplicationError:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from temporalio.exceptions import ApplicationError
 from activities import failures
 from chatjobs.errors import ChatJobsError
 from domain.errors import StorageError, UpstreamError, UpstreamRateLimited, UpstreamRefused
+from domain.outcomes import AttemptOutcome
 from domain.ports import CANNOT_CONTINUE, SENT, Allowance, ChatModel
 from domain.values import Claim, Claimant, Reservation
 from storage.rate_limits.limiter import (
@@ -36,12 +38,11 @@ WAITING = "waiting_for_turn"
 log = logging.getLogger(__name__)
 
 
-class Postponed(Exception):
-    """The lane was paused after the job was claimed."""
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """The lane was paused after the job had been claimed: it may call at ``turn``."""
 
-    def __init__(self, turn: Reservation) -> None:
-        super().__init__(WAITING)
-        self.turn = turn
+    turn: Reservation
 
 
 def not_yet_due(turn: Reservation | None) -> ApplicationError:
@@ -75,8 +76,8 @@ class RateLimitGate:
             turn = await self._limiter.reserve(turn.lane, claimant)
         return turn
 
-    async def wait_for_turn(self, claim: Claim) -> Reservation | None:
-        """Wait until the call may start, and return its turn. Raises Postponed.
+    async def wait_for_turn(self, claim: Claim) -> Reservation | Postponed | None:
+        """Wait until the call may start, and return its turn; Postponed where that is later.
 
         The turn is checked again just before: the lane may have been paused since it was granted.
         """
@@ -86,7 +87,7 @@ class RateLimitGate:
         granted = time.monotonic()
         while True:
             if not turn.granted:
-                raise Postponed(turn)
+                return Postponed(turn)
             await asyncio.sleep(max(0.0, turn.due - CHECK_SECONDS - time.monotonic()))
             fresh = time.monotonic() - granted < FRESH_SECONDS
             if fresh or await self._limiter.still_holds(turn, claim.job_id):
@@ -127,7 +128,13 @@ class RateLimitGate:
                 log.warning("rate limit not kept: %s", error, extra={"action": "limit_unkept", "job_id": claim.job_id})
 
     async def record_end(
-        self, claim: Claim, turn: Reservation | None, error: BaseException, failure: BaseException, *, began: bool
+        self,
+        claim: Claim,
+        turn: Reservation | None,
+        error: BaseException | None,
+        failure: BaseException,
+        *,
+        began: bool,
     ) -> BaseException:
         """Record how a call ended; ``began``: the model had begun to answer. Returns the exception for Temporal:
         ``failure``, or another one if all jobs of the lane have to wait."""
@@ -138,7 +145,7 @@ class RateLimitGate:
                 return await self._throttled(claim, turn.lane, error)
             case UpstreamRefused():
                 await self._limiter.record_answer(turn.lane, claim.job_id)
-            case UpstreamError() if error.reason in (failures.EMPTY, CANNOT_CONTINUE):
+            case UpstreamError() if error.reason in (AttemptOutcome.EMPTY, CANNOT_CONTINUE):
                 await self._limiter.record_answer(turn.lane, claim.job_id)
             case UpstreamError() if not began:
                 return await self._failed(claim, turn.lane, error) or failure

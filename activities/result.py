@@ -19,13 +19,11 @@ from chatjobs.contracts import (
     JobStatus,
     JsonObject,
     WireModel,
-    earlier_fingerprint,
-    fingerprint,
     parse,
-    without_nulls,
 )
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, WebhookUrlRefused
-from domain.names import new_request_id, status_path
+from domain.names import status_path
+from domain.new_jobs import new_job
 from domain.payloads import Accepted, Ending, Sealed
 from domain.values import NewJob, RunRef
 from domain.webhook_urls import WebhookPolicy, checked
@@ -59,18 +57,21 @@ class SealOrder(WireModel):
 class ResultActivities:
     """``tenant`` owns the jobs that are started straight through Temporal; ``indexed``: see steps.Accepted.
 
-    ``policy`` gives the rules for webhook URLs; without it they are judged only when they are called.
+    ``run_url`` makes the link to a run in the Temporal UI. ``policy`` gives the rules for webhook URLs; without it they
+    are judged only when they are called.
     """
 
     def __init__(
         self,
         *,
         jobs: JobStore,
+        run_url: Callable[[RunRef], str],
         tenant: str,
         indexed: bool,
         policy: Callable[[], WebhookPolicy] | None = None,
     ) -> None:
         self._jobs = jobs
+        self._run_url = run_url
         self._tenant = tenant
         self._indexed = indexed
         self._policy = policy
@@ -85,7 +86,7 @@ class ResultActivities:
         _check_id(order.job_id)
         job, error = self._read(order, _own_run(order.job_id))
         try:
-            accepted = await self._jobs.accept(job)
+            accepted = await self._jobs.acceptance.accept(job)
         except ChatJobsError as problem:
             raise failures.from_storage(problem, pause=None) from None
         return Accepted(
@@ -112,16 +113,7 @@ class ResultActivities:
             error = JobError(code=problem.code, message=problem.message)
         except WebhookUrlRefused as problem:  # nobody is told, least of all at that URL
             request, error = None, JobError(code=problem.code, message=problem.message)
-        job = NewJob(
-            job_id=order.job_id,
-            tenant=self._tenant,
-            request_id=(request and request.request_id) or new_request_id(),
-            body_hash=_fingerprint(without_nulls(ChatRequest, body)),
-            earlier_hashes=(_fingerprint(body, by=earlier_fingerprint),),
-            request=request,
-            started=True,
-            run=run,
-        )
+        job = new_job(body, request, job_id=order.job_id, tenant=self._tenant, started=True, run=run)
         return job, error
 
     @activity.defn
@@ -129,7 +121,7 @@ class ResultActivities:
         """Seal a job: final row, terminal event, compacted transcript and stored delivery in one transaction."""
         run_id = activity.info().workflow_run_id or ""
         try:
-            sealed = await self._jobs.seal(order.ending, run_id=run_id)
+            sealed = await self._jobs.seals.seal(order.ending, run_id=run_id)
             result = await self._inline(sealed.job_id) if order.inline else None
         except ChatJobsError as problem:
             raise failures.from_storage(problem, pause=None) from None
@@ -138,8 +130,9 @@ class ResultActivities:
         return sealed.model_copy(update={"indexed": self._indexed, "result": result})
 
     async def _inline(self, job_id: str) -> ChatResult:
-        job = await self._jobs.get(job_id)
-        result = ChatResult(**{name: getattr(job, name) for name in ChatResult.model_fields})
+        job = await self._jobs.queries.get(job_id)
+        fields = {name: getattr(job, name) for name in ChatResult.model_fields}
+        result = ChatResult(**fields | {"temporal_url": self._run_url(job.run)})
         if len(result.model_dump_json().encode()) <= MAX_INLINE_RESULT_BYTES:
             return result
         left_out = {"content": None, "reasoning": None, "tool_calls": None, "content_parts": None}
@@ -182,10 +175,3 @@ def _body(order: AcceptOrder, *, repeated: bool) -> JsonObject:
     if start.request is None:
         raise InvalidRequest([Problem("/jobId", "must be the id of this workflow")])
     return start.request
-
-
-def _fingerprint(body: Any, by: Callable[[Any], str] = fingerprint) -> str:
-    try:
-        return by(body)
-    except ValueError:  # not JSON at all (NaN, lone surrogates): such a job fails and is never compared
-        return by(repr(body))

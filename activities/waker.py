@@ -23,7 +23,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from domain.errors import StorageError
 from domain.names import COMPLETE_CHAT
-from storage.jobs.store import JobStore
+from storage.jobs.queries import JobQueries
 from storage.rate_limits.limiter import Limiter
 
 LOOK_SECONDS = 0.2
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 class Waker:
     """Wakes jobs through Temporal. ``heartbeat`` is the activity's own timeout: one option has to be changed."""
 
-    def __init__(self, *, limiter: Limiter, jobs: JobStore, client: Client, heartbeat: timedelta) -> None:
+    def __init__(self, *, limiter: Limiter, jobs: JobQueries, client: Client, heartbeat: timedelta) -> None:
         self._limiter = limiter
         self._jobs = jobs
         self._client = client

@@ -85,7 +85,8 @@ async def measure(count: int) -> dict[str, list[float]]:
             "through Temporal": await cancel_times(live, count, lambda job_id: live.run(job_id).cancel()),
             "in the queue for the rate limit": await queued_cancel_times(live, count // 2),
         }
-        away = await cancel_times(live, count, live.jobs.request_cancel, after=lambda _: asyncio.to_thread(kill, live))
+        request = live.jobs.seals.request_cancel
+        away = await cancel_times(live, count, request, after=lambda _: asyncio.to_thread(kill, live))
         return found | {"while Temporal is away": away}
 
 

@@ -86,7 +86,7 @@ class Bench:
     async def job(self, **fields: Any) -> WorkflowHandle[Any, Any]:
         body = {"messages": [{"role": "user", "content": "Hello"}], **fields}
         accepted = await self._intake.accept(body, tenant="default")
-        await self._intake.start(accepted.waiting)
+        await self._intake.start(accepted)
         handle = self._client.get_workflow_handle(accepted.job_id)
         await handle.result()
         return handle

@@ -74,7 +74,7 @@ async def _cut_reader(door: Gateway, store: JobStore, writer: TranscriptWriter) 
     job_id, turn = await accepted(store), asyncio.Semaphore()
     url = f"{door.url}/api/jobs/{job_id}/events"
     _, pieced = await asyncio.gather(_write(store, writer, job_id, turn), read_in_pieces([url], on_chunk=turn.release))
-    job, places = await store.get(job_id), pieced.places()
+    job, places = await store.queries.get(job_id), pieced.places()
     right = places == sorted(set(places)) and pieced.texts["content"] == job.content
     return pieced.cuts, right and pieced.ending["sha256"] == job.sha256 and pieced.names.count("chunk") == TOKENS
 
@@ -88,7 +88,7 @@ async def _write(store: JobStore, writer: TranscriptWriter, job_id: str, turn: a
         job_writer.append(Channel.CONTENT, f"tök{number} ")
         await job_writer.flush()
     await job_writer.finish(finished(claim))
-    await store.seal(ending(job_id), run_id="run-1")
+    await store.seals.seal(ending(job_id), run_id="run-1")
 
 
 async def measure(cuts: int) -> list[Row]:

@@ -19,7 +19,7 @@ from temporalio.client import Client
 
 from chatjobs.errors import ConfigurationError
 from cli.endpoints_file import TEMPORAL_VARIABLES, LocalService
-from dispatch.temporal import configured, connect, dial, run_url, silence_core
+from dispatch.temporal import RunLinks, configured, connect, dial, silence_core
 from dispatch.webhook_rules import WebhookRules
 from domain.errors import StorageUnavailable, TemporalUnavailable
 from domain.settings import Settings, problems
@@ -131,12 +131,13 @@ class ServiceLocation:
         except OSError as error:
             raise StorageUnavailable(f"The database cannot be opened ({error.strerror}). {NOTHING_RUNS}") from None
 
-    def run_url(self, job_id: str) -> str:
+    @property
+    def links(self) -> RunLinks:
         """Where the Temporal UI shows a job's run."""
         namespace = configured(self._temporal).get("namespace", "default")
         ui_is_set = "chatjobs_temporal_ui" in self.settings.model_fields_set
         ui = None if ui_is_set else self._endpoints.get("temporalUi")
-        return run_url(ui or self.settings.chatjobs_temporal_ui, namespace, job_id)
+        return RunLinks(ui or self.settings.chatjobs_temporal_ui, namespace)
 
     @property
     def gateway(self) -> str | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
@@ -28,7 +29,8 @@ from dispatch.stream_events import Framing, last_frame, queued_frame
 from dispatch.temporal import indexed
 from domain.errors import StorageUnavailable, TemporalUnavailable
 from domain.names import CHAT_JOB, JOBS_QUEUE, new_job_id
-from domain.values import AcceptedJob, Cursor, RunRef, Waiting
+from domain.values import Cursor, JobHandle, RunRef
+from domain.webhook_body import webhook_body
 from storage.engine.database import Database
 from storage.jobs.store import JobStore
 from storage.rate_limits.limiter import Limiter
@@ -59,10 +61,11 @@ class Service:
 
     async def chat(self, body: dict[str, Any], *, reasoning: bool) -> int:
         self._place.require_service()
-        job = await self._row(await (await self._intake()).accept(body, tenant=self._tenant))
+        accepted = await (await self._intake()).accept(body, tenant=self._tenant)
+        job = await self._job(accepted.job_id)
         with view_for(as_json=self._as_json, job=job, reasoning=reasoning) as view:
             view.notice(f"job {job.job_id}")
-            starting = asyncio.create_task(self._start(job, view))
+            starting = asyncio.create_task(self._start(accepted, view))
             try:
                 ended = await self._followed(job, Cursor(job.job_id), view)
             finally:
@@ -85,7 +88,7 @@ class Service:
         handle = await self._start_workflow(job_id, body, request.model)
         if wait:
             return await self._result(handle)
-        known = {"jobId": job_id, "status": JobStatus.QUEUED, "temporalUrl": self._place.run_url(job_id)}
+        known = {"jobId": job_id, "status": JobStatus.QUEUED, "temporalUrl": self._place.links.of(RunRef(job_id))}
         write(f"{one_line(known) if self._as_json else job_id}\n")
         return OK
 
@@ -98,7 +101,7 @@ class Service:
         return self._outcome(job, ended, view)
 
     async def show(self, job_id: str) -> int:
-        self._print(await self._jobs.get(job_id))
+        self._print(await self._job(job_id))
         return OK
 
     async def list(
@@ -112,9 +115,10 @@ class Service:
         limit: int,
     ) -> int:
         chosen = JobStatus(status) if status else None
-        jobs = await self._jobs.list(
+        found = await self._jobs.queries.list(
             status=chosen, model=model, metadata=metadata, since=since, until=until, limit=limit
         )
+        jobs = list(map(self._place.links.added, found))
         if self._as_json:
             write(f"{one_line({'jobs': [job.model_dump(mode='json') for job in jobs]})}\n")
         elif jobs:
@@ -124,34 +128,34 @@ class Service:
         return OK
 
     async def cancel(self, job_id: str) -> int:
-        status = await self._jobs.request_cancel(job_id)
+        status = await self._jobs.seals.request_cancel(job_id)
         if not status.terminal:
             await self._or_notice(self._send_cancel(job_id), "the cancel is stored and will be sent", self._printer)
         if self._as_json:
-            self._print(await self._jobs.get(job_id))
+            self._print(await self._job(job_id))
         else:
             write(f"{job_id} {status if status.terminal else f'{status}, asked to cancel'}\n")
         return OK
 
     async def delete(self, job_id: str) -> int:
-        if run := await self._jobs.delete(job_id):
+        if run := await self._jobs.seals.delete(job_id):
             again = "its history has the job's request: give this command again"
             await self._or_notice(self._delete_runs(run), again, self._printer)
         if self._as_json:
-            self._print(await self._jobs.get(job_id))
+            self._print(await self._job(job_id))
         else:
             write(f"{job_id} deleted\n")
         return OK
 
     # --------------------------------------------------------------------------------------------- starting
 
-    async def _started(self, accepted: AcceptedJob, *, wait: bool) -> int:
-        job = await self._row(accepted)
+    async def _started(self, accepted: JobHandle, *, wait: bool) -> int:
+        job = await self._job(accepted.job_id)
         if not self._as_json:
             write(f"{job.job_id}\n")  # first, as the job is durable from here on
         elif not wait:
             self._print(job)
-        await self._start(job, self._printer)
+        await self._start(accepted, self._printer)
         if not wait:
             return OK
         ended = await self._followed(job, Cursor(job.job_id), self._printer)
@@ -159,14 +163,14 @@ class Service:
             self._print(ended)
         return self._outcome(job, ended, self._printer)
 
-    async def _start(self, job: Job, view: View) -> None:
+    async def _start(self, job: JobHandle, view: View) -> None:
         if not job.status.terminal:
             await self._or_notice(self._start_stored(job), "the job is stored and will be started", view)
 
-    async def _start_stored(self, job: Job) -> None:
+    async def _start_stored(self, job: JobHandle) -> None:
         client = await self._temporal()
         intake = Intake(jobs=self._jobs, client=client, indexed=await indexed(client))
-        await intake.start(Waiting(job.job_id, self._tenant, job.model, job.replay_of))
+        await intake.start(job)
 
     async def _start_workflow(self, job_id: str, body: dict[str, Any], model: str) -> WorkflowHandle[Any, Any]:
         client = await self._temporal()
@@ -203,7 +207,7 @@ class Service:
     async def _found(self, job_id: str) -> Job:
         """The job; waits for it if only Temporal knows it yet. Raises JobNotFound."""
         try:
-            return await self._jobs.get(job_id)
+            return await self._job(job_id)
         except JobNotFound:
             if not await self._runs(job_id):
                 raise
@@ -211,9 +215,9 @@ class Service:
         async with WaitReporter(job_id, self._temporal, self._printer.waits).running():
             while await self._runs(job_id):
                 with suppress(JobNotFound):
-                    return await self._jobs.get(job_id)
+                    return await self._job(job_id)
                 await asyncio.sleep(LOOK_AGAIN_SECONDS)
-        return await self._jobs.get(job_id)
+        return await self._job(job_id)
 
     async def _runs(self, job_id: str) -> bool:
         try:
@@ -253,7 +257,7 @@ class Service:
                     for frame in framing.frames(piece):
                         view.show(frame)
                     cursor, unavailable_since = piece.cursor, None
-                ended = await self._jobs.get(job.job_id)
+                ended = await self._job(job.job_id)
             except StorageUnavailable as error:
                 if unavailable_since is None:
                     unavailable_since = time.monotonic()
@@ -308,12 +312,8 @@ class Service:
 
     @property
     def _jobs(self) -> JobStore:
-        return JobStore(
-            self._open_database,
-            run_url=self._place.run_url,
-            limiter=self._limiter,
-            public_url=self._place.settings.chatjobs_public_url,
-        )
+        body = partial(webhook_body, public_url=self._place.settings.chatjobs_public_url or "")
+        return JobStore(self._open_database, limiter=self._limiter, webhook_body=body)
 
     @property
     def _limiter(self) -> Limiter:
@@ -324,8 +324,9 @@ class Service:
         prefixes = PrefixRule(self._place.settings, self._open_database)
         return Intake(jobs=self._jobs, client=None, policy=lambda: policy, prefixes=prefixes)
 
-    async def _row(self, accepted: AcceptedJob) -> Job:
-        return await self._jobs.get(accepted.job_id)
+    async def _job(self, job_id: str) -> Job:
+        """Raises JobNotFound."""
+        return self._place.links.added(await self._jobs.queries.get(job_id))
 
     async def _temporal(self) -> Client:
         """Raises TemporalUnavailable."""

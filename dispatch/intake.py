@@ -27,15 +27,7 @@ from temporalio.common import (
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from chatjobs.contracts import (
-    JOB_ID,
-    ChatRequest,
-    JobError,
-    JobStatus,
-    earlier_fingerprint,
-    fingerprint,
-    without_nulls,
-)
+from chatjobs.contracts import JOB_ID, ChatRequest, JobError, JobStatus
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem
 from dispatch.server_knowledge import PrefixRule
 from dispatch.temporal import runs_of, search_attributes
@@ -47,18 +39,18 @@ from domain.names import (
     WEBHOOK_DELIVERY,
     delivery_workflow_id,
     new_job_id,
-    new_request_id,
 )
+from domain.new_jobs import new_job
 from domain.payloads import DeliveryOrder, DeliveryReport, DeliveryStart, Ending, Sealed
 from domain.timings import Timings
-from domain.values import AcceptedJob, NewJob, RunRef, Waiting
+from domain.values import JobHandle, RunRef
 from domain.webhook_urls import WebhookPolicy, checked
 from storage.jobs.store import JobStore
 from storage.webhooks.deliveries import DeliveryStore, OutgoingWebhook, RedeliveryRequest
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", Waiting, OutgoingWebhook, RedeliveryRequest)
+T = TypeVar("T", JobHandle, OutgoingWebhook, RedeliveryRequest)
 RPC_TIMEOUT = timedelta(seconds=5)
 TASK_TIMEOUT = timedelta(seconds=5)
 """How long a step of a job may hang in a frozen worker; the default is 10 s. Steps take milliseconds, or say that they
@@ -107,33 +99,29 @@ class Intake:
         tenant: str,
         idempotency_key: str | None = None,
         replay_of: str | None = None,
-    ) -> AcceptedJob:
+    ) -> JobHandle:
         """Commit the job in a decoded JSON body. From here on it is durable.
 
         Raises InvalidRequest, IdempotencyMismatch, JobIdConflict, StorageUnavailable.
         """
         request = ChatRequest.parse(body)
-        bare = without_nulls(ChatRequest, body)
         if self._policy is not None:
             request = checked(request, self._policy())
         if self._prefixes is not None:
             await self._prefixes.check(request)
-        return await self._jobs.accept(
-            NewJob(
-                job_id=request.job_id or new_job_id(),
-                tenant=tenant,
-                request_id=request.request_id or new_request_id(),
-                body_hash=fingerprint(_wish(bare, replay_of)),
-                earlier_hashes=tuple(earlier_fingerprint(_wish(one, replay_of)) for one in (bare, body)),
-                request=request,
-                idempotency_key=idempotency_key,
-                replay_of=replay_of,
-            )
+        new = new_job(
+            body,
+            request,
+            job_id=request.job_id or new_job_id(),
+            tenant=tenant,
+            idempotency_key=idempotency_key,
+            replay_of=replay_of,
         )
+        return await self._jobs.acceptance.accept(new)
 
     async def replay(
         self, job_id: str, *, tenant: str, overrides: Any = None, idempotency_key: str | None = None
-    ) -> AcceptedJob:
+    ) -> JobHandle:
         """A new job with the request of another one, and the fields that ``overrides`` changes (null unsets one).
 
         Raises JobNotFound, InvalidRequest, ContentDeleted and what ``accept`` raises.
@@ -141,7 +129,7 @@ class Intake:
         changes = {} if overrides is None else overrides
         if not isinstance(changes, dict):
             raise InvalidRequest([Problem("", "must be an object with the fields to change")])
-        original = (await self._jobs.request(job_id, tenant)).model_dump(mode="json", exclude_unset=True)
+        original = (await self._jobs.queries.request(job_id, tenant)).model_dump(mode="json", exclude_unset=True)
         original.pop("jobId", None)
         if "webhook" in changes or "callback" in changes:  # either is the whole target
             original.pop("callback", None)
@@ -149,7 +137,7 @@ class Intake:
         body = {name: value for name, value in (original | changes).items() if value is not None}
         return await self.accept(body, tenant=tenant, replay_of=job_id, idempotency_key=idempotency_key)
 
-    async def start(self, job: Waiting) -> None:
+    async def start(self, job: JobHandle) -> None:
         """Start a job's workflow, once, however often it is asked for. Raises TemporalUnavailable."""
         if self._client is None:
             raise TemporalUnavailable
@@ -174,9 +162,9 @@ class Intake:
         except (RPCError, RuntimeError) as error:
             name = error.status.name if isinstance(error, RPCError) else "not reachable"
             raise TemporalUnavailable(f"Temporal did not start the job ({name}); it will be") from None
-        await self._jobs.workflow_started(job.job_id)
+        await self._jobs.acceptance.workflow_started(job.job_id)
 
-    def _search_attributes(self, job: Waiting) -> TypedSearchAttributes:
+    def _search_attributes(self, job: JobHandle) -> TypedSearchAttributes:
         values = {"ChatStatus": "open", "ChatModel": job.model, "ChatTenant": job.tenant, "ChatReplayOf": job.replay_of}
         return TypedSearchAttributes(
             [
@@ -191,7 +179,7 @@ class Intake:
 
         Raises JobNotFound, JobFinished.
         """
-        status = await self._jobs.request_cancel(job_id, tenant)
+        status = await self._jobs.seals.request_cancel(job_id, tenant)
         if not status.terminal:
             try:
                 await self.send_cancel(job_id)
@@ -221,7 +209,7 @@ class Intake:
         """
         if self._client is None:
             raise TemporalUnavailable
-        run = await self._jobs.run_of(job_id)
+        run = await self._jobs.queries.run_of(job_id)
         if run.is_cron:
             return
         try:
@@ -230,11 +218,6 @@ class Intake:
         except (RPCError, RuntimeError) as error:
             if not isinstance(error, RPCError) or error.status is not RPCStatusCode.NOT_FOUND:
                 raise TemporalUnavailable from None
-
-
-def _wish(body: Any, replay_of: str | None) -> Any:
-    """A replay is another wish than the request that it repeats, also under one idempotency key."""
-    return body if replay_of is None else {"replayOf": replay_of, "request": body}
 
 
 def _fairness_key(tenant: str) -> str:
@@ -317,7 +300,7 @@ class Sweeper:
     async def expire(self) -> None:
         """End the jobs that waited longer than they may, each once, without a call of the model."""
         try:
-            ended = await self._jobs.expire()
+            ended = await self._jobs.seals.expire()
         except StorageUnavailable as error:
             log.warning("queue times are not looked at: %s", error, extra={"action": "expiry_waits"})
             return
@@ -365,11 +348,12 @@ class Sweeper:
         """Look after everything once."""
         unstarted_after = timedelta(seconds=self._timings.unstarted_after_seconds)
         for _ in range(MOST_PAGES):
-            if await self._each(self._jobs.unstarted(older_than=unstarted_after, limit=PAGE), self._start) < PAGE:
+            unstarted = self._jobs.sweep.unstarted(older_than=unstarted_after, limit=PAGE)
+            if await self._each(unstarted, self._start) < PAGE:
                 break
-        await self._each(self._jobs.to_cancel(), self._cancel)
+        await self._each(self._jobs.sweep.to_cancel(), self._cancel)
         silent_after = timedelta(seconds=self._timings.silent_after_seconds)
-        await self._each(self._jobs.silent(since=silent_after), self._look_after)
+        await self._each(self._jobs.sweep.silent(since=silent_after), self._look_after)
         await self._each(self._deliveries.take_requests(), self._try_now)
         overdue_after = timedelta(seconds=self._timings.overdue_after_seconds)
         await self._each(self._deliveries.overdue(overdue_after), self._adopt)
@@ -405,32 +389,34 @@ class Sweeper:
         except (TemporalUnavailable, StorageUnavailable, RPCError):
             raise
         except Exception:
-            which = one.job_id if isinstance(one, Waiting) else one.id  # of a delivery never more: it holds the answer
+            which = (
+                one.job_id if isinstance(one, JobHandle) else one.id
+            )  # of a delivery never more: it holds the answer
             log.exception("sweep failed for %s", which, extra={"action": "sweep_failed", "sweep": look_after.__name__})
 
-    async def _start(self, job: Waiting) -> None:
+    async def _start(self, job: JobHandle) -> None:
         await self._intake.start(job)
         log.info("job started by the sweeper", extra={"action": "job_swept", "job_id": job.job_id})
 
-    async def _cancel(self, job: Waiting) -> None:
+    async def _cancel(self, job: JobHandle) -> None:
         await self._intake.send_cancel(job.job_id)
 
-    async def _look_after(self, job: Waiting) -> None:
+    async def _look_after(self, job: JobHandle) -> None:
         """A job that has not moved for a while: is there still a run?"""
         match await self._state(job.job_id):
             case None:
                 await self._intake.start(job)
                 log.warning("Temporal lost a job; started again", extra={"action": "job_lost", "job_id": job.job_id})
             case WorkflowExecutionStatus.RUNNING:
-                await self._jobs.touch(job.job_id)
+                await self._jobs.sweep.touch(job.job_id)
             case _:
                 ending = Ending(job_id=job.job_id, status=JobStatus.FAILED, error=TERMINATED)
-                await self._jobs.seal(ending, run_id="")
+                await self._jobs.seals.seal(ending, run_id="")
                 log.warning("job was terminated", extra={"action": "job_terminated", "job_id": job.job_id})
 
     async def _state(self, job_id: str) -> WorkflowExecutionStatus | None:
         """The state of a job's newest run; None if Temporal does not know it."""
-        run = await self._jobs.run_of(job_id)
+        run = await self._jobs.queries.run_of(job_id)
         try:
             found = await runs_of(self._client, run)
             if not found and run.workflow_id != job_id:  # lost, and started again under the job's own id

@@ -20,7 +20,7 @@ from chatjobs.contracts import (
     StartEvent,
     StreamEvent,
 )
-from domain.values import AcceptedJob, Slice
+from domain.values import JobHandle, Slice, TextRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Frame:
 class Framing:
     """Slices to frames, for one reader. ``resumed``: the reader has the beginning already, of ``epoch``."""
 
-    def __init__(self, job: Job | AcceptedJob, *, resumed: bool, epoch: int | None = None) -> None:
+    def __init__(self, job: Job | JobHandle, *, resumed: bool, epoch: int | None = None) -> None:
         self._epoch = epoch
         self._job_id, self._request_id, self._model = job.job_id, job.request_id, job.model
         self._started_at = job.started_at if isinstance(job, Job) else None
@@ -51,12 +51,10 @@ class Framing:
             reason = piece.reset_reason or "position"  # a reader that came with a position this job never had
             yield Frame(f"{piece.epoch}.0", ResetEvent(attempt=piece.attempt, reason=reason))
         self._epoch = piece.epoch
-        position = piece.position - sum(len(run.text) for run in piece.runs)
         for run in piece.runs:
-            position += len(run.text)
             chunk = ChunkEvent(content=run.text, channel=run.channel, index=self._index, token_count=run.token_count)
             self._index += 1
-            yield Frame(f"{piece.epoch}.{position}", chunk)
+            yield Frame(f"{piece.epoch}.{run.position}", chunk)
 
     def _start(self, piece: Slice) -> StartEvent:
         return StartEvent(
@@ -77,14 +75,14 @@ def first_part(piece: Slice, limit: int) -> Slice:
     """A slice with at most ``limit`` characters: itself, or its beginning."""
     if sum(len(run.text) for run in piece.runs) <= limit:
         return piece
-    runs, position = [], piece.position - sum(len(run.text) for run in piece.runs)
+    runs: list[TextRun] = []
     for run in piece.runs:
-        runs.append(run._replace(text=run.text[:limit]))
-        position += len(runs[-1].text)
-        limit -= len(runs[-1].text)
+        text = run.text[:limit]
+        runs.append(run._replace(text=text, position=run.position - len(run.text) + len(text)))
+        limit -= len(text)
         if not limit:
             break
-    return piece._replace(runs=tuple(runs), position=position)
+    return piece._replace(runs=tuple(runs), position=runs[-1].position)
 
 
 def last_frame(job: Job) -> Frame:

@@ -26,7 +26,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from chatjobs.errors import ConfigurationError
 from domain.errors import TemporalUnavailable
 from domain.names import SEARCH_ATTRIBUTES
-from domain.values import RunRef
+from domain.values import RunRef, StoredJob
 
 log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=5)
@@ -199,6 +199,17 @@ async def pollers(client: Client, queue: str, kind: TaskQueueType.ValueType) -> 
     return len({one.identity for one in found.pollers if one.last_access_time.ToDatetime(UTC) > since})
 
 
-def run_url(ui: str, namespace: str, job_id: str) -> str:
-    """Where the Temporal UI shows a job's run."""
-    return f"{ui.rstrip('/')}/namespaces/{quote(namespace, safe='')}/workflows/{quote(job_id, safe='')}"
+class RunLinks:
+    """Addresses of workflow runs in the Temporal UI. ``ui``: the URL of the UI's root."""
+
+    def __init__(self, ui: str, namespace: str) -> None:
+        self._workflows = f"{ui.rstrip('/')}/namespaces/{quote(namespace, safe='')}/workflows"
+
+    def of(self, run: RunRef) -> str:
+        """Where the UI shows a run; without ``run_id``, the workflow's newest."""
+        url = f"{self._workflows}/{quote(run.workflow_id, safe='')}"
+        return url if run.run_id is None else f"{url}/{run.run_id}"
+
+    def added(self, job: StoredJob) -> StoredJob:
+        """The job with its ``temporal_url``."""
+        return job.model_copy(update={"temporal_url": self.of(job.run)})

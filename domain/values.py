@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from pydantic import Field
+
 from chatjobs.contracts import (
-    USUAL_PRIORITY,
     Channel,
     ChatRequest,
     ErrorCause,
+    Job,
     JobStatus,
     Many,
     PlacedPart,
@@ -22,23 +25,6 @@ from domain.names import SCHEDULED
 
 OK = 200
 """The HTTP status of a call that brought a part of an answer."""
-SEGMENT = "segment"
-"""The outcome of an attempt that ended at its length limit, and whose answer goes on in the next one."""
-
-TOPPED_UP = "topped_up"
-"""The outcome of an attempt that ended at a length limit that was estimated too low; the next one brings the rest."""
-
-POSTPONED = "postponed"
-"""The outcome of an attempt whose lane was paused before it could call: it costs nothing."""
-
-LOST = "lost"
-"""The outcome of an attempt of which nothing was heard again: its worker died."""
-WORKER_LOST = "worker_lost"
-"""The code of a job that has lost too many workers."""
-FROZEN = "frozen"
-"""The outcome of an attempt whose worker stood still for so long that Temporal took it for dead, and then went on."""
-TAKEN_OVER = "taken_over"
-"""The outcome of an attempt that another one took the job from while its worker lived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +41,29 @@ class RunRef:
 
 
 @dataclass(frozen=True, slots=True)
+class JobHandle:
+    """A job that has a row: its identity, and what starting its workflow needs."""
+
+    job_id: str
+    request_id: str
+    tenant: str
+    model: str
+    status: JobStatus
+    priority: int
+    replay_of: str | None = None
+    created: bool = False
+    """This call inserted the row; False where it was there already."""
+
+
+class StoredJob(Job):
+    """A job as storage gives it: without ``temporal_url``, which whoever shows the job makes from ``run``."""
+
+    run: RunRef = Field(exclude=True)
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job to be accepted. ``body_hash`` is contracts.fingerprint of the body as received, without nulls that say
-    nothing; ``earlier_hashes`` are those that earlier versions would have stored for it.
+    """A job to be accepted; see domain/new_jobs.py, which makes it.
 
     ``request`` is None where it was not valid: the job gets a row, so that it can be found, and can only fail.
     """
@@ -65,50 +71,25 @@ class NewJob:
     job_id: str
     tenant: str
     request_id: str
-    body_hash: str
     request: ChatRequest | None
+    request_json: str | None
+    """``request`` as it is stored: the fields that the caller gave."""
+    body_hash: str
+    """contracts.fingerprint of the body as received, without nulls in optional fields."""
+    earlier_hashes: Callable[[], Collection[str]] = tuple
+    """The hashes that earlier versions stored for the same body. Only a conflict asks for them: each costs as much as
+    ``body_hash``."""
     started: bool = False
     """It comes from its own workflow, which need not be started."""
     idempotency_key: str | None = None
     replay_of: str | None = None
     batch_id: str | None = None
     run: RunRef | None = None
-    """Where the workflow's id is not the job's: a run of a cron or Schedule."""
-    earlier_hashes: tuple[str, ...] = ()
+    """Set where the workflow's id is not the job's: a run of a cron or Schedule."""
 
     def repeats(self, body_hash: str) -> bool:
-        """Whether a job with this hash was accepted for the same body."""
-        return body_hash in (self.body_hash, *self.earlier_hashes)
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A job that somebody has to look after: start it, cancel it, see whether it is alive."""
-
-    job_id: str
-    tenant: str
-    model: str
-    replay_of: str | None
-    priority: int = USUAL_PRIORITY
-
-
-@dataclass(frozen=True, slots=True)
-class AcceptedJob:
-    """``created`` is False where the same job was there already."""
-
-    job_id: str
-    request_id: str
-    status: JobStatus
-    created: bool
-    tenant: str
-    model: str
-    replay_of: str | None = None
-    priority: int = USUAL_PRIORITY
-
-    @property
-    def waiting(self) -> Waiting:
-        """What is needed to start it."""
-        return Waiting(self.job_id, self.tenant, self.model, self.replay_of, self.priority)
+        """Whether a stored job with this hash was accepted for the same body."""
+        return body_hash == self.body_hash or body_hash in self.earlier_hashes()
 
 
 class FinishRecord(WireModel):
@@ -145,7 +126,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
-    """How an attempt ended that did not finish its answer. ``outcome`` is an error's code or one of our words.
+    """How an attempt ended that did not finish its answer. ``outcome`` is an AttemptOutcome or an error's code.
 
     ``usage`` is exact; without it, it is estimated: ``tokens`` for the answer, or one for each delta. ``called``: the
     model was called; where it was not, there is nothing for the ledger of calls. ``message`` says why it failed, for
@@ -169,8 +150,8 @@ class AttemptHistory:
     ``furthest`` is the most characters that the transcript had after any of them. An attempt moves on if it goes on
     from the text so far and brings it further than that, and does not end with an error of this service. ``failures``
     are the real ones of all; ``here`` those at the present place: of the last attempt that moved on and of those after
-    it. ``breaks``: of these, answers that were paid for and broke off. ``lost``: attempts after the last that moved on
-    whose worker died. ``cause``: the last thing that went wrong. ``empties``: failures that brought nothing at all.
+    it. ``breaks``: of these, answers that were paid for and broke off. ``cause``: the last thing that went wrong.
+    ``empties``: failures that brought nothing at all.
     ``segments``: parts of the answer of this epoch that ended at their own length limit; ``segment_tokens``: what came
     after the last of them and before it was interrupted, one delta for one token. ``stretches``: what each attempt
     wrote of this epoch. ``topped_up``: the present segment is already being brought up to its limit. ``total_tokens``:
@@ -180,7 +161,6 @@ class AttemptHistory:
     failures: int = 0
     here: int = 0
     breaks: int = 0
-    lost: int = 0
     furthest: int = 0
     cause: ErrorCause | None = None
     empties: int = 0
@@ -256,18 +236,11 @@ class Claim:
     turn: Reservation | None = None
 
 
-class TextPiece(NamedTuple):
-    """A piece of a transcript as it is stored; ``position`` and ``token_count`` are those after it."""
+class TextRun(NamedTuple):
+    """Neighbouring text of one channel. ``position`` (characters) and ``token_count`` (deltas of the epoch) are those
+    at its end."""
 
     position: int
-    channel: int
-    text: str
-    token_count: int
-
-
-class Run(NamedTuple):
-    """Neighbouring text of one channel. ``token_count``: deltas of the epoch up to its end."""
-
     channel: Channel
     text: str
     token_count: int
@@ -295,7 +268,7 @@ class Slice(NamedTuple):
     job_id: str
     epoch: int
     position: int
-    runs: tuple[Run, ...]
+    runs: tuple[TextRun, ...]
     reset: bool
     status: JobStatus
     attempt: int

@@ -15,12 +15,13 @@ from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from dispatch.intake import Intake, Sweeper
 from dispatch.server_knowledge import PrefixRule
-from dispatch.temporal import connect, run_url
+from dispatch.temporal import RunLinks, connect
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.ports import WebhookSender
 from domain.settings import Settings
 from domain.tasks import in_background
 from domain.timings import Timings
+from domain.webhook_body import webhook_body
 from gateway.auth.access import Access, Identity
 from gateway.page.overview import Feeds, Figures
 from gateway.serving.after_response import AfterResponse
@@ -48,6 +49,7 @@ class Dependencies:
     database: Database
     client: Client
     jobs: JobStore
+    links: RunLinks
     deliveries: DeliveryStore
     endpoints: EndpointStore
     webhook_tests: WebhookTests
@@ -63,7 +65,9 @@ class Dependencies:
     async def may_be_new(self, job_id: str, caller: Identity) -> bool:
         """Whether a job without a row may be one that so far exists only in Temporal, not another tenant's job."""
         mine = caller.tenant == self.settings.chatjobs_direct_tenant
-        return mine and (not await self.jobs.exists(job_id) or await self.jobs.exists(job_id, caller.tenant))
+        return mine and (
+            not await self.jobs.queries.exists(job_id) or await self.jobs.queries.exists(job_id, caller.tenant)
+        )
 
 
 def parts(request: Request) -> Dependencies:
@@ -90,7 +94,9 @@ async def open_dependencies(
         stack.push_async_callback(database.close)
         client = await connect(lazy=True)
         limiter = Limiter(database, per_second=settings.mistral_requests_per_second, timings=timings)
-        jobs = _job_store(settings, database, limiter, client.namespace)
+        body = partial(webhook_body, public_url=settings.chatjobs_public_url or "")
+        jobs = JobStore(database, limiter=limiter, webhook_body=body)
+        links = RunLinks(settings.chatjobs_temporal_ui, client.namespace)
         deliveries = DeliveryStore(database)
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
         sender = await stack.enter_async_context(sender_of(rules))
@@ -104,7 +110,7 @@ async def open_dependencies(
         await stack.enter_async_context(in_background(access.run(), "access"))
         webhooks = WebhookActivities(deliveries=deliveries, sender=sender, secrets_of=secrets_of)
         heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
-        wake = Waker(limiter=limiter, jobs=jobs, client=client, heartbeat=heartbeat).wake
+        wake = Waker(limiter=limiter, jobs=jobs.queries, client=client, heartbeat=heartbeat).wake
         sweeper = Sweeper(
             intake=intake,
             jobs=jobs,
@@ -115,13 +121,14 @@ async def open_dependencies(
             wake=wake,
         )
         await stack.enter_async_context(in_background(sweeper.run(), "sweeper"))
-        overview = Overview(database, run_url=jobs.run_url)
+        overview = Overview(database)
         yield Dependencies(
             settings=settings,
             timings=timings,
             database=database,
             client=client,
             jobs=jobs,
+            links=links,
             deliveries=deliveries,
             endpoints=EndpointStore(database),
             webhook_tests=WebhookTests(sender, rules, secrets_of),
@@ -131,16 +138,6 @@ async def open_dependencies(
             queue=queue,
             open_streams=open_streams,
             access=access,
-            feeds=Feeds(overview),
+            feeds=Feeds(overview, links),
             figures=Figures(overview),
         )
-
-
-def _job_store(settings: Settings, database: Database, limiter: Limiter, namespace: str) -> JobStore:
-    ui = settings.chatjobs_temporal_ui
-    return JobStore(
-        database,
-        run_url=lambda job_id: run_url(ui, namespace, job_id),
-        limiter=limiter,
-        public_url=settings.chatjobs_public_url,
-    )

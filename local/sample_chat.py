@@ -10,7 +10,7 @@ from temporalio.client import Client
 
 from chatjobs.contracts import Channel, Job
 from dispatch.intake import Intake
-from dispatch.temporal import indexed, run_url
+from dispatch.temporal import RunLinks, indexed
 from domain.errors import TemporalUnavailable
 from domain.settings import Settings
 from domain.values import Cursor
@@ -28,12 +28,13 @@ async def sample_chat(settings: Settings, client: Client, console: Console, *, o
     """Run one job and show it; with ``only_first``, only if no job was ever accepted. Raises ChatJobsError."""
     database = await Database.open(settings.database_url)
     try:
-        jobs = JobStore(database, run_url=lambda id_: run_url(settings.chatjobs_temporal_ui, client.namespace, id_))
-        if not only_first or await jobs.empty():
+        jobs = JobStore(database)
+        if not only_first or await jobs.queries.empty():
             intake = Intake(jobs=jobs, client=client, indexed=await indexed(client))
             job_id = await _submit(intake, settings.chatjobs_direct_tenant)
             await _watch(database, job_id, console)
-            _show(await jobs.get(job_id), console)
+            links = RunLinks(settings.chatjobs_temporal_ui, client.namespace)
+            _show(links.added(await jobs.queries.get(job_id)), console)
     finally:
         await database.close()
 
@@ -42,7 +43,7 @@ async def _submit(intake: Intake, tenant: str) -> str:
     body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": MAX_TOKENS}
     accepted = await intake.accept(body, tenant=tenant)
     with contextlib.suppress(TemporalUnavailable):  # the job is accepted, so the worker's sweeper will start it
-        await intake.start(accepted.waiting)
+        await intake.start(accepted)
     return accepted.job_id
 
 

@@ -12,14 +12,17 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
-from chatjobs.contracts import Job, JobStatus
+from chatjobs.contracts import Job, JobStatus, Timestamp, WireModel
 from chatjobs.sse import encode
+from dispatch.temporal import RunLinks
 from domain.errors import StorageUnavailable
+from domain.values import StoredJob
 from storage.engine.schema import micros, now
-from storage.jobs.overview import Overview, Stats
+from storage.jobs.overview import Overview
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +52,41 @@ FRESH = (2.0, 60.0)
 MOST_FIGURES = 1_000
 
 
+class Bucket(WireModel):
+    """The jobs that ended within ``bucketSeconds`` from ``at``; times are in milliseconds, None where there is nothing.
+
+    ``latency`` is from acceptance to the end, of jobs that have an answer; ``firstToken`` is one call's.
+    """
+
+    at: Timestamp
+    completed: int = 0
+    incomplete: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    tokens: int = 0
+    latency_p50: int | None = None
+    latency_p95: int | None = None
+    first_token_p50: int | None = None
+
+
+class Stats(WireModel):
+    """Buckets without a gap, oldest first; the last one is still filling."""
+
+    since: Timestamp
+    until: Timestamp
+    bucket_seconds: int
+    buckets: tuple[Bucket, ...]
+
+
 class Feed:
     """The changes of one tenant's jobs as numbered messages; ``run`` polls the database for them."""
 
-    def __init__(self, overview: Overview, tenant: str) -> None:
+    def __init__(self, overview: Overview, links: RunLinks, tenant: str) -> None:
         self._overview = overview
+        self._links = links
         self._tenant = tenant
         self._since = now()
-        self._seen: dict[str, Job] = {}
+        self._seen: dict[str, StoredJob] = {}
         self._counts: dict[JobStatus, int] = {}
         self._counted = -COUNTS_SECONDS
         self._stale = True
@@ -90,7 +120,7 @@ class Feed:
         recounted = await self._recounted(changed=bool(fresh))
         self._since, self._seen = at, {job.job_id: job for job in changed.jobs}
         if fresh or recounted:
-            self._publish(message("jobs", at, self._counts, fresh, more=changed.more))
+            self._publish(message("jobs", at, self._counts, list(map(self._links.added, fresh)), more=changed.more))
 
     async def _recounted(self, *, changed: bool) -> bool:
         """Count the jobs again if that is due; whether the counts have changed."""
@@ -129,15 +159,16 @@ class _RunningFeed(NamedTuple):
 class Feeds:
     """The feeds that have readers, one per tenant."""
 
-    def __init__(self, overview: Overview) -> None:
+    def __init__(self, overview: Overview, links: RunLinks) -> None:
         self.overview = overview
+        self._links = links
         self._running: dict[str, _RunningFeed] = {}
 
     @contextmanager
     def joined(self, tenant: str) -> Iterator[Feed]:
         """The tenant's feed; it runs while it has at least one reader."""
         if tenant not in self._running:
-            feed = Feed(self.overview, tenant)
+            feed = Feed(self.overview, self._links, tenant)
             self._running[tenant] = _RunningFeed(feed, asyncio.create_task(feed.run(), name="feed"), set())
         running, reader = self._running[tenant], object()
         running.readers.add(reader)
@@ -164,7 +195,16 @@ class Figures:
         if task is None or (task.done() and (time > until or task.exception())):
             if len(self._known) >= MOST_FIGURES:
                 self._known = {key: one for key, one in self._known.items() if one[0] > time}
-            task = asyncio.create_task(self._overview.stats(tenant, until=now(), bucket=bucket, count=count))
+            task = asyncio.create_task(self._stats(tenant, now(), bucket, count))
             seconds = min(max(bucket.total_seconds() / 10, FRESH[0]), FRESH[1])
             self._known[tenant, window] = (time + seconds, task)
         return await asyncio.shield(task)  # a client that disconnects must not cancel it for the others
+
+    async def _stats(self, tenant: str, until: datetime, width: timedelta, count: int) -> Stats:
+        buckets = await self._overview.stats(tenant, until=until, bucket=width, count=count)
+        return Stats(
+            since=buckets[0].at,
+            until=until,
+            bucket_seconds=width // timedelta(seconds=1),
+            buckets=tuple(Bucket(**asdict(bucket)) for bucket in buckets),
+        )

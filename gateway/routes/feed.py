@@ -17,12 +17,11 @@ from chatjobs.contracts import JobStatus
 from domain.errors import StorageUnavailable
 from gateway.auth.access import Identity
 from gateway.dependencies import Dependencies, identity, parts
-from gateway.page.overview import MOST_CHANGED, OVERLAP, Feed, message
+from gateway.page.overview import MOST_CHANGED, OVERLAP, Feed, Stats, message
 from gateway.problems import HttpProblem
 from gateway.routes.jobs import cursor_of
 from gateway.routes.streams import KEEP_ALIVE, EventStreamResponse
 from storage.engine.schema import moment, now
-from storage.jobs.overview import Stats
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +85,18 @@ class FeedStream(EventStreamResponse):
             return await self._hello()
         at, overview, tenant = now(), self._here.feeds.overview, self._caller.tenant
         changed = await overview.changed(tenant, self._since - OVERLAP, limit=MOST_CHANGED)
-        return message("jobs", at, await overview.counts(tenant), changed.jobs, more=changed.more)
+        return message(
+            "jobs",
+            at,
+            await overview.counts(tenant),
+            list(map(self._here.links.added, changed.jobs)),
+            more=changed.more,
+        )
 
     async def _hello(self) -> bytes:
         at, tenant = now(), self._caller.tenant
         counts = await self._here.feeds.overview.counts(tenant)
-        found = await self._here.jobs.list(tenant=tenant, limit=PAGE)
+        found = list(map(self._here.links.added, await self._here.jobs.queries.list(tenant=tenant, limit=PAGE)))
         cursor = cursor_of(found[-1]) if len(found) == PAGE else None
         return message("hello", at, counts, found, nextCursor=cursor)
 

@@ -29,7 +29,7 @@ from chatjobs.contracts import (
 )
 from chatjobs.errors import ContentDeleted, Problem
 from dispatch.schedules import delete_runs
-from domain.values import AcceptedJob, Cursor
+from domain.values import Cursor, JobHandle, RunRef
 from gateway.auth.access import Identity
 from gateway.dependencies import Dependencies, identity, parts
 from gateway.problems import HttpProblem
@@ -70,15 +70,15 @@ async def create(
     seconds = wait_seconds(prefer)
     accepted = await accept(request, here, caller, idempotency_key)
     if seconds and await _ended(here, accepted.job_id, seconds):
-        job = await here.jobs.get(accepted.job_id, caller.tenant)
+        job = here.links.added(await here.jobs.queries.get(accepted.job_id, caller.tenant))
         return json_answer(job, 200, {**_headers(accepted), "Preference-Applied": f"wait={seconds}"})
     if seconds:
-        now = await here.jobs.outline(accepted.job_id, caller.tenant)
+        now = await here.jobs.queries.outline(accepted.job_id, caller.tenant)
         return json_answer(_links(here, replace(accepted, status=now.status)), 202, _headers(accepted))
     return json_answer(_links(here, accepted), 202, _headers(accepted))
 
 
-async def accept(request: Request, here: Dependencies, caller: Identity, idempotency_key: str | None) -> AcceptedJob:
+async def accept(request: Request, here: Dependencies, caller: Identity, idempotency_key: str | None) -> JobHandle:
     """Commit the job in a request's body, and have it started."""
     key = checked_key(idempotency_key)
     body = await json_body(request, here.settings.chatjobs_max_body_bytes)
@@ -87,10 +87,10 @@ async def accept(request: Request, here: Dependencies, caller: Identity, idempot
     return accepted
 
 
-def _have_started(request: Request, here: Dependencies, accepted: AcceptedJob) -> None:
+def _have_started(request: Request, here: Dependencies, accepted: JobHandle) -> None:
     if accepted.created:
         request.app.state.metrics.accepted()
-        here.after_response.soon(lambda: here.intake.start(accepted.waiting))
+        here.after_response.soon(lambda: here.intake.start(accepted))
 
 
 def checked_key(key: str | None) -> str | None:
@@ -119,7 +119,7 @@ async def _ended(here: Dependencies, job_id: str, seconds: int) -> bool:
     return True
 
 
-def _links(here: Dependencies, accepted: AcceptedJob) -> JobAccepted:
+def _links(here: Dependencies, accepted: JobHandle) -> JobAccepted:
     url = f"/api/jobs/{accepted.job_id}"
     return JobAccepted(
         job_id=accepted.job_id,
@@ -128,12 +128,12 @@ def _links(here: Dependencies, accepted: AcceptedJob) -> JobAccepted:
         status_url=url,
         events_url=f"{url}/events",
         cancel_url=f"{url}/cancel",
-        temporal_url=here.jobs.run_url(accepted.job_id),
+        temporal_url=here.links.of(RunRef(accepted.job_id)),
         replay_of=accepted.replay_of,
     )
 
 
-def _headers(accepted: AcceptedJob) -> dict[str, str]:
+def _headers(accepted: JobHandle) -> dict[str, str]:
     location = {"Location": f"/api/jobs/{accepted.job_id}"}
     return location if accepted.created else {**location, "Idempotency-Replayed": "true"}
 
@@ -155,7 +155,7 @@ async def list_jobs(
     cursor: str | None = None,
 ) -> Response:
     """List jobs, newest first. ``metadata.KEY=VALUE`` filters by metadata."""
-    found = await here.jobs.list(
+    found = await here.jobs.queries.list(
         tenant=caller.tenant,
         status=status,
         model=model,
@@ -165,7 +165,7 @@ async def list_jobs(
         before=_read_cursor(cursor) if cursor else None,
         limit=limit + 1,
     )
-    page, more = tuple(found[:limit]), len(found) > limit
+    page, more = tuple(map(here.links.added, found[:limit])), len(found) > limit
     return json_answer(JobPage(jobs=page, next_cursor=cursor_of(page[-1]) if more else None))
 
 
@@ -199,20 +199,20 @@ def _read_cursor(cursor: str) -> tuple[int, str]:
 @router.get("/jobs/{job_id}", response_model=Job)
 async def show(job_id: str, here: Here, caller: Caller) -> Response:
     """One job. ``content`` has the partial text while it runs, and after it failed."""
-    return json_answer(await here.jobs.get(job_id, caller.tenant))
+    return json_answer(here.links.added(await here.jobs.queries.get(job_id, caller.tenant)))
 
 
 @router.get("/jobs/{job_id}/request", response_model=ChatRequest, responses={410: {"description": "It was deleted"}})
 async def asked(job_id: str, here: Here, caller: Caller) -> Response:
     """The stored request of a job, with only the fields that the caller gave."""
-    found = await here.jobs.request(job_id, caller.tenant)
+    found = await here.jobs.queries.request(job_id, caller.tenant)
     return Response(found.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 @router.post("/jobs/{job_id}/cancel", status_code=202)
 async def cancel(job_id: str, here: Here, caller: Caller) -> Response:
     """Cancel a job, durably. Repeating the call has no further effect."""
-    status = await here.jobs.request_cancel(job_id, caller.tenant)
+    status = await here.jobs.seals.request_cancel(job_id, caller.tenant)
     if not status.terminal:
         here.after_response.soon(lambda: here.intake.send_cancel(job_id))
     return json_answer(CancelAccepted(job_id=job_id, status=status), 202)
@@ -230,7 +230,7 @@ async def delete(job_id: str, here: Here, caller: Caller) -> Response:
     Temporal has no copy of them, except for a job that was started directly in Temporal: each of these calls requests
     the deletion of that job's history.
     """
-    if run := await here.jobs.delete(job_id, caller.tenant):
+    if run := await here.jobs.seals.delete(job_id, caller.tenant):
         here.after_response.soon(lambda: delete_runs(here.client, run))
     return Response(status_code=204)
 

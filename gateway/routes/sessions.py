@@ -99,7 +99,7 @@ async def stream_token(job_id: str, here: Here, caller: Caller) -> Response:
 
 async def _job_exists(here: Dependencies, caller: Identity, job_id: str) -> bool:
     """Whether the job has a row, or runs in Temporal without one so far."""
-    if await here.jobs.exists(job_id, caller.tenant):
+    if await here.jobs.queries.exists(job_id, caller.tenant):
         return True
     return await here.may_be_new(job_id, caller) and await here.intake.runs(job_id)
 

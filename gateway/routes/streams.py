@@ -23,7 +23,7 @@ from chatjobs.contracts import ChatRequest, Job, QueuePlace
 from chatjobs.errors import ContentDeleted, JobNotFound
 from dispatch.stream_events import Frame, Framing, first_part, last_frame, queued_frame
 from domain.errors import StorageUnavailable
-from domain.values import AcceptedJob, Cursor, Slice
+from domain.values import Cursor, JobHandle, Slice
 from gateway.auth.access import Identity
 from gateway.dependencies import Dependencies, identity, parts
 from gateway.problems import HttpProblem
@@ -104,7 +104,7 @@ async def _stream_of(
     job_id: str, here: Dependencies, caller: Identity, place: StreamStart, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The stream of a job that has a row. Raises JobNotFound, ContentDeleted, StorageUnavailable."""
-    job = await here.jobs.outline(job_id, caller.tenant)
+    job = await here.jobs.queries.outline(job_id, caller.tenant)
     if job.deleted_at is not None:
         raise ContentDeleted
     if place.ended and job.status.terminal and (job.epoch, job.position) == (place.epoch, place.position):
@@ -198,7 +198,7 @@ class JobEventsResponse(EventStreamResponse):
         cursor: Cursor,
         *,
         resumed: bool,
-        job: Job | AcceptedJob | None = None,
+        job: Job | JobHandle | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(here, caller, headers)
@@ -243,7 +243,7 @@ class JobEventsResponse(EventStreamResponse):
 
     async def _last_frame(self) -> Frame | None:
         """The terminal frame; None if the job, a failed one, was reopened in the meantime."""
-        job = await self._here.jobs.outline(self._cursor.job_id, self._caller.tenant)
+        job = await self._here.jobs.queries.outline(self._cursor.job_id, self._caller.tenant)
         if job.deleted_at is not None:
             raise ContentDeleted
         there = job.status.terminal and (job.epoch, job.position) == (self._cursor.epoch, self._cursor.position)
@@ -279,7 +279,7 @@ class JobEventsResponse(EventStreamResponse):
         while True:
             runs = rounds % RUN_POLL_ROUNDS or await self._here.intake.runs(job_id)
             with contextlib.suppress(JobNotFound):
-                return await self._here.jobs.outline(job_id, self._caller.tenant)
+                return await self._here.jobs.queries.outline(job_id, self._caller.tenant)
             if not runs:
                 return None
             await asyncio.sleep(ROW_POLL_SECONDS)

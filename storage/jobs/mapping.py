@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -16,7 +16,6 @@ from chatjobs.contracts import (
     Channel,
     Delivery,
     DeliveryTry,
-    Job,
     JobError,
     JobStatus,
     Many,
@@ -25,7 +24,7 @@ from chatjobs.contracts import (
     Usage,
     WebhookEventType,
 )
-from domain.values import FinishRecord, TextPiece
+from domain.values import FinishRecord, JobHandle, RunRef, StoredJob, TextRun
 from storage.engine.schema import CHANNELS, attempts, deliveries, delivery_tries, jobs, moment, results, transcript
 
 TOOL_CALLS: TypeAdapter[tuple[ToolCall, ...]] = TypeAdapter(Many[ToolCall])
@@ -40,18 +39,33 @@ def _moment(value: int | None) -> Any:
     return None if value is None else moment(value)
 
 
-RunUrl = Callable[[str], str]
-"""The address of a workflow in the Temporal UI, by its id."""
+HANDLE = (
+    *(jobs.c.id, jobs.c.request_id, jobs.c.tenant, jobs.c.model, jobs.c.status, jobs.c.priority),
+    jobs.c.replay_of,
+)
+"""The columns of a JobHandle."""
 
 
-def run_link(row: Row[Any], run_url: RunUrl) -> str:
-    """Where the Temporal UI shows a job's run."""
-    if row.workflow_id is None:
-        return run_url(row.id)
-    return f"{run_url(row.workflow_id)}/{row.workflow_run_id}"
+def handle(row: Any, *, created: bool = False) -> JobHandle:
+    return JobHandle(
+        job_id=row.id,
+        request_id=row.request_id,
+        tenant=row.tenant,
+        model=row.model,
+        status=JobStatus(row.status),
+        priority=row.priority,
+        replay_of=row.replay_of,
+        created=created,
+    )
 
 
-def _head(row: Row[Any], run_url: str) -> dict[str, Any]:
+def run_of(row: Row[Any]) -> RunRef:
+    """The workflow run of a job, whether it was started yet or not."""
+    return RunRef(row.id) if row.workflow_id is None else RunRef(row.workflow_id, row.workflow_run_id)
+
+
+def head(row: Row[Any]) -> dict[str, Any]:
+    """The fields of a ChatResult that stand in the job's row."""
     return {
         "job_id": row.id,
         "request_id": row.request_id,
@@ -65,12 +79,11 @@ def _head(row: Row[Any], run_url: str) -> dict[str, Any]:
         "metadata": row.metadata,
         "replay_of": row.replay_of,
         "batch_id": row.batch_id,
-        "temporal_url": run_url,
         "deleted_at": _moment(row.deleted_at),
     }
 
 
-async def job(connection: AsyncConnection, row: Row[Any], run_url: str) -> Job:
+async def job(connection: AsyncConnection, row: Row[Any]) -> StoredJob:
     """The whole job of a row in ``jobs``."""
     ledger_rows = await ledger(connection, row.id)
     if row.completed_at is None:
@@ -79,12 +92,14 @@ async def job(connection: AsyncConnection, row: Row[Any], run_url: str) -> Job:
         body = outcome((await connection.execute(select(results).where(results.c.job_id == row.id))).one())
         if row.deleted_at is not None:
             body["content"] = None
-    return Job(
-        **_head(row, run_url),
+    replays = select(jobs.c.id).where(jobs.c.replay_of == row.id).order_by(jobs.c.created_at)
+    return StoredJob(
+        **head(row),
         **body,
         attempts=tuple(ledger_rows),
         deliveries=await _deliveries(connection, row.id),
-        replays=await _replays(connection, row.id),
+        replays=tuple((await connection.execute(replays)).scalars()),
+        run=run_of(row),
     )
 
 
@@ -94,9 +109,9 @@ def listed() -> Select[Any]:
     return select(jobs, *head).outerjoin(results, results.c.job_id == jobs.c.id)
 
 
-def summary(row: Row[Any], run_url: str) -> Job:
+def summary(row: Row[Any]) -> StoredJob:
     """A job without its texts and lists, for listings."""
-    return Job(**_head(row, run_url), **({} if row.sha256 is None else _outcome_head(row)))
+    return StoredJob(**head(row), **({} if row.sha256 is None else _outcome_head(row)), run=run_of(row))
 
 
 def outcome(result: Row[Any]) -> dict[str, Any]:
@@ -121,7 +136,7 @@ def _outcome_head(result: Any) -> dict[str, Any]:
 
 
 async def _running(connection: AsyncConnection, row: Row[Any], ledger_rows: Sequence[Attempt]) -> dict[str, Any]:
-    texts = await channel_texts(connection, row)
+    texts = channel_texts(await transcript_runs(connection, row))
     finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
     usage, estimated = total_usage(ledger_rows, finish)
     return {
@@ -136,33 +151,32 @@ async def _running(connection: AsyncConnection, row: Row[Any], ledger_rows: Sequ
     }
 
 
-async def channel_texts(connection: AsyncConnection, row: Row[Any]) -> dict[Channel, str]:
-    """The text so far per channel, of a transcript that is not yet compacted."""
-    pieces: dict[Channel, list[str]] = {channel: [] for channel in CHANNELS}
-    for piece in await transcript_pieces(connection, row):
-        pieces[CHANNELS[piece.channel]].append(piece.text)
-    return {channel: "".join(texts) for channel, texts in pieces.items()}
+def channel_texts(runs: Sequence[TextRun]) -> dict[Channel, str]:
+    """The text of each channel."""
+    return {channel: "".join(run.text for run in runs if run.channel is channel) for channel in CHANNELS}
 
 
-async def transcript_pieces(connection: AsyncConnection, row: Row[Any]) -> Sequence[TextPiece]:
-    """The pieces of a transcript that is not yet compacted, in order, the row's tail last."""
-    pieces: list[TextPiece] = []
+async def transcript_runs(connection: AsyncConnection, row: Row[Any]) -> Sequence[TextRun]:
+    """The text of a transcript that is not yet compacted, in order; the tail in the job's row comes last."""
+    runs: list[TextRun] = []
     if len(row.tail) < row.position:
         columns = (transcript.c.position, transcript.c.channel, transcript.c.text, transcript.c.token_count)
         query = select(*columns).where(transcript.c.job_id == row.id, transcript.c.epoch == row.epoch)
-        pieces = [TextPiece(*piece) for piece in await connection.execute(query.order_by(transcript.c.position))]
-    tail = TextPiece(row.position, row.tail_channel, row.tail, row.token_count)
-    return [*pieces, tail] if row.tail else pieces
+        found = (await connection.execute(query.order_by(transcript.c.position))).all()
+        runs = [TextRun(position, CHANNELS[number], text, count) for position, number, text, count in found]
+    tail = TextRun(row.position, CHANNELS[row.tail_channel], row.tail, row.token_count)
+    return [*runs, tail] if row.tail else runs
 
 
-def compacted_pieces(texts: Sequence[str], runs: str) -> list[TextPiece]:
-    """The pieces of a compacted transcript, one per run, from a text per channel and ``results.runs``."""
-    pieces, taken, position = [], [0] * len(texts), 0
-    for channel, length, token_count in json.loads(runs):
+def compacted_runs(texts: Mapping[Channel, str], runs: str) -> list[TextRun]:
+    """The runs of a compacted transcript, from the text of each channel and ``results.runs``."""
+    found, taken, position = [], dict.fromkeys(CHANNELS, 0), 0
+    for number, length, token_count in json.loads(runs):
+        channel = CHANNELS[number]
         start, position = taken[channel], position + length
         taken[channel] += length
-        pieces.append(TextPiece(position, channel, texts[channel][start : taken[channel]], token_count))
-    return pieces
+        found.append(TextRun(position, channel, texts[channel][start : taken[channel]], token_count))
+    return found
 
 
 def total_usage(ledger_rows: Sequence[Attempt], finish: FinishRecord | None) -> tuple[Usage | None, bool]:
@@ -197,11 +211,6 @@ async def ledger(connection: AsyncConnection, job_id: str) -> Sequence[Attempt]:
         )
         for row in (await connection.execute(query)).all()
     ]
-
-
-async def _replays(connection: AsyncConnection, job_id: str) -> tuple[str, ...]:
-    query = select(jobs.c.id).where(jobs.c.replay_of == job_id).order_by(jobs.c.created_at)
-    return tuple((await connection.execute(query)).scalars())
 
 
 async def _deliveries(connection: AsyncConnection, job_id: str) -> tuple[Delivery, ...]:

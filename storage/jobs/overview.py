@@ -6,19 +6,20 @@ and the ended ones by time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Select, and_, case, cast, func, select, union
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.contracts import Job, JobStatus, Timestamp, WireModel
+from chatjobs.contracts import JobStatus
+from domain.values import StoredJob
 from storage.engine.database import Database
 from storage.engine.schema import attempts, jobs, micros, moment
-from storage.jobs import mapping as presenting
+from storage.jobs import mapping
 
-SECOND = 1_000_000
 MILLISECOND = 1_000
 OPEN = [status.value for status in JobStatus if not status.terminal]
 
@@ -26,17 +27,18 @@ OPEN = [status.value for status in JobStatus if not status.terminal]
 class Changed(NamedTuple):
     """Jobs without their texts, newest first. ``more``: there are others that did not fit."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[StoredJob]
     more: bool
 
 
-class Bucket(WireModel):
-    """The jobs that ended within ``bucketSeconds`` from ``at``; times are in milliseconds, None where there is nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeBucket:
+    """The jobs that ended within one span of time from ``at``; times are in milliseconds, None where there is nothing.
 
-    ``latency`` is from acceptance to the end, of jobs that have an answer; ``firstToken`` is one call's.
+    ``latency`` is from acceptance to the end, of jobs that have an answer; ``first_token`` is one call's.
     """
 
-    at: Timestamp
+    at: datetime
     completed: int = 0
     incomplete: int = 0
     failed: int = 0
@@ -47,21 +49,11 @@ class Bucket(WireModel):
     first_token_p50: int | None = None
 
 
-class Stats(WireModel):
-    """Buckets without a gap, oldest first; the last one is still filling."""
-
-    since: Timestamp
-    until: Timestamp
-    bucket_seconds: int
-    buckets: tuple[Bucket, ...]
-
-
 class Overview:
-    """``run_url`` makes the link to a job's run in the Temporal UI."""
+    """Reads what concerns all jobs of a tenant."""
 
-    def __init__(self, database: Database, run_url: Callable[[str], str]) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._run_url = run_url
 
     async def counts(self, tenant: str) -> dict[JobStatus, int]:
         """How many jobs have each status. Raises StorageUnavailable."""
@@ -73,15 +65,15 @@ class Overview:
     async def changed(self, tenant: str, since: datetime, *, limit: int) -> Changed:
         """Jobs that were accepted, went on or ended at or after ``since``. Raises StorageUnavailable."""
         ids = _changed_ids(tenant, micros(since)).subquery()
-        query = presenting.listed().where(jobs.c.id.in_(select(ids.c.id)))
+        query = mapping.listed().where(jobs.c.id.in_(select(ids.c.id)))
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        found = [presenting.summary(row, presenting.run_link(row, self._run_url)) for row in rows[:limit]]
+        found = [mapping.summary(row) for row in rows[:limit]]
         return Changed(found, more=len(rows) > limit)
 
-    async def stats(self, tenant: str, *, until: datetime, bucket: timedelta, count: int) -> Stats:
-        """``count`` buckets, of which the last one holds ``until``. Raises StorageUnavailable."""
+    async def stats(self, tenant: str, *, until: datetime, bucket: timedelta, count: int) -> Sequence[OutcomeBucket]:
+        """``count`` buckets without a gap, oldest first; the last one holds ``until``. Raises StorageUnavailable."""
         width = bucket // timedelta(microseconds=1)
         begin = (micros(until) // width - count + 1) * width
         buckets: dict[int, dict[str, Any]] = {number: {} for number in range(begin // width, begin // width + count)}
@@ -89,12 +81,7 @@ class Overview:
             for query in (_outcomes(tenant, begin, width), _latencies(tenant, begin, width)):
                 await _fill(connection, query, buckets)
             await _fill(connection, _first_tokens(tenant, begin, width), buckets)
-        return Stats(
-            since=moment(begin),
-            until=until,
-            bucket_seconds=width // SECOND,
-            buckets=tuple(Bucket(at=moment(number * width), **values) for number, values in buckets.items()),
-        )
+        return [OutcomeBucket(at=moment(number * width), **values) for number, values in buckets.items()]
 
 
 def _changed_ids(tenant: str, since: int) -> Any:

@@ -7,6 +7,7 @@ it can be late but not lost.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -14,27 +15,29 @@ from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import (
-    MAX_WEBHOOK_CONTENT_BYTES,
+    Channel,
     ChatRequest,
     ChatResult,
     JobError,
     JobStatus,
     Webhook,
-    WebhookData,
-    WebhookEvent,
     WebhookEventType,
     rfc3339,
 )
 from domain.errors import SealConflict
-from domain.names import delivery_id, status_path
+from domain.names import delivery_id
+from domain.outcomes import WORKER_LOST, AttemptOutcome
 from domain.payloads import Ending, Sealed
 from domain.text import clean
-from domain.values import LOST, WORKER_LOST, AttemptEnd, FinishRecord
+from domain.values import AttemptEnd, FinishRecord, TextRun
 from storage.engine.schema import CHANNELS, attempts, deliveries, jobs, micros, moment, now, results, transcript
-from storage.jobs import mapping as presenting
-from storage.jobs.rows import CHANGED, REQUEST, close_open_attempts
+from storage.jobs import mapping
+from storage.jobs.ledger import close_open_attempts
+from storage.jobs.rows import CHANGED, REQUEST, queue_end
 from storage.rate_limits import lane_queue
 
+WebhookBody = Callable[[ChatResult], bytes]
+"""Makes the body of the webhook that announces a job's outcome."""
 LENGTH_LIMITS = ("length", "model_length")
 """Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
 SEALED = CHANGED.returning(*jobs.c)
@@ -76,12 +79,14 @@ def _outcome(row: Row[Any], sha256: str, error: JobError | None, delivery: str |
     )
 
 
-async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_id: str, public_url: str = "") -> Sealed:
-    """Seal the locked, open row of ``jobs``. ``public_url``: what receivers reach us at. Raises SealConflict."""
+async def seal(
+    connection: AsyncConnection, row: Row[Any], ending: Ending, run_id: str, webhook_body: WebhookBody
+) -> Sealed:
+    """Seal the locked, open row of ``jobs``. Raises SealConflict."""
     finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
     status, error = _verdict(row, ending, finish)
     await _settle_attempts(connection, row, finish, status, error)
-    sha256 = await _store_result(connection, row, finish if status is not JobStatus.FAILED else None, error)
+    answer = await _store_result(connection, row, finish if status is not JobStatus.FAILED else None, error)
     time = micros(now())
     closed = await connection.execute(
         SEALED,
@@ -100,30 +105,44 @@ async def seal(connection: AsyncConnection, row: Row[Any], ending: Ending, run_i
     )
     row = closed.one()
     await lane_queue.leave(connection, row.id)
-    return _outcome(row, sha256, error, await _store_delivery(connection, row, public_url))
+    delivery = await _store_delivery(connection, row, answer, webhook_body)
+    return _outcome(row, answer["sha256"], error, delivery)
 
 
 async def _store_result(
     connection: AsyncConnection, row: Row[Any], finish: FinishRecord | None, error: JobError | None
-) -> str:
-    """The result, with the transcript compacted to a text per channel and the list of its runs; its sha256."""
+) -> dict[str, Any]:
+    """Store the result, with the transcript compacted to a text per channel and the list of its runs.
+
+    Returns the fields of a ChatResult that it fixes.
+    """
     only = finish is not None and row.attempt <= 1
-    ledger = [] if only else await presenting.ledger(connection, row.id)
-    usage, estimated = presenting.total_usage(ledger, finish)
-    pieces = await presenting.transcript_pieces(connection, row)
-    texts = ["".join(p.text for p in pieces if p.channel == number) for number in range(len(CHANNELS))]
-    sha256 = presenting.sha256(texts[0])
+    ledger_rows = [] if only else await mapping.ledger(connection, row.id)
+    usage, estimated = mapping.total_usage(ledger_rows, finish)
+    runs = await mapping.transcript_runs(connection, row)
+    texts = mapping.channel_texts(runs)
+    answer: dict[str, Any] = {
+        "content": texts[Channel.CONTENT],
+        "reasoning": texts[Channel.REASONING] or None,
+        "finish_reason": finish.reason[:64] if finish else None,
+        "tool_calls": finish.tool_calls or None if finish else None,
+        "content_parts": finish.parts or None if finish else None,
+        "usage": usage,
+        "usage_estimated": estimated,
+        "error": error,
+        "sha256": mapping.sha256(texts[Channel.CONTENT]),
+    }
     await connection.execute(
         insert(results),
         {
             "job_id": row.id,
-            "content": texts[0],
-            "reasoning": texts[1],
-            "runs": json.dumps(_runs(pieces)),
-            "sha256": sha256,
-            "finish_reason": finish.reason[:64] if finish else None,
-            "tool_calls": _json(presenting.TOOL_CALLS, finish.tool_calls) if finish else None,
-            "parts": _json(presenting.PARTS, finish.parts) if finish else None,
+            "content": texts[Channel.CONTENT],
+            "reasoning": texts[Channel.REASONING],
+            "runs": json.dumps(_channel_lengths(runs)),
+            "sha256": answer["sha256"],
+            "finish_reason": answer["finish_reason"],
+            "tool_calls": _json(mapping.TOOL_CALLS, answer["tool_calls"]),
+            "parts": _json(mapping.PARTS, answer["content_parts"]),
             "usage": usage.model_dump_json() if usage else None,
             "usage_estimated": estimated,
             "error": error.model_dump_json() if error else None,
@@ -131,10 +150,10 @@ async def _store_result(
     )
     if len(row.tail) < row.position:
         await connection.execute(delete(transcript).where(transcript.c.job_id == row.id))
-    return sha256
+    return answer
 
 
-def _json(adapter: Any, values: tuple[Any, ...]) -> str | None:
+def _json(adapter: Any, values: tuple[Any, ...] | None) -> str | None:
     return adapter.dump_json(values, by_alias=True).decode() if values else None
 
 
@@ -151,13 +170,14 @@ def _verdict(row: Row[Any], ending: Ending, finish: FinishRecord | None) -> tupl
     return JobStatus.FAILED, ending.error or JobError(code="internal", message="The job failed without a reason")
 
 
-def _runs(pieces: Any) -> list[tuple[int, int, int]]:
-    """[channel, characters, token count after], neighbours of one channel joined."""
-    runs = []
-    for channel, group in groupby(pieces, key=lambda piece: piece.channel):
-        joined = list(group)
-        runs.append((channel, sum(len(piece.text) for piece in joined), joined[-1].token_count))
-    return runs
+def _channel_lengths(runs: Sequence[TextRun]) -> list[tuple[int, int, int]]:
+    """[channel number, characters, token count after it], neighbours of one channel joined."""
+    joined = []
+    for channel, group in groupby(runs, key=lambda run: run.channel):
+        neighbours = list(group)
+        length = sum(len(run.text) for run in neighbours)
+        joined.append((CHANNELS.index(channel), length, neighbours[-1].token_count))
+    return joined
 
 
 async def _settle_attempts(
@@ -174,7 +194,7 @@ async def _settle_attempts(
             .where(attempts.c.job_id == row.id, attempts.c.number == finish.attempt)
             .values(
                 ended_at=micros(finish.ended_at),
-                outcome="finished",
+                outcome=AttemptOutcome.FINISHED.value,
                 http_status=200,
                 usage=finish.usage.model_dump_json() if finish.usage else None,
                 estimated=finish.estimated,
@@ -183,19 +203,20 @@ async def _settle_attempts(
             )
         )
     if row.attempt > (finish.attempt if finish else 0):
-        known = error.code if error and error.code != WORKER_LOST else LOST
-        outcome = "cancelled" if status is JobStatus.CANCELLED else known
+        known = error.code if error and error.code != WORKER_LOST else AttemptOutcome.LOST
+        outcome = AttemptOutcome.CANCELLED if status is JobStatus.CANCELLED else known
         await close_open_attempts(connection, row, AttemptEnd(outcome))
 
 
-async def _store_delivery(connection: AsyncConnection, row: Row[Any], public_url: str) -> str | None:
-    """The delivery row with the webhook's id and its exact body, if the outcome's event is subscribed; its id."""
+async def _store_delivery(
+    connection: AsyncConnection, row: Row[Any], answer: dict[str, Any], webhook_body: WebhookBody
+) -> str | None:
+    """Store the delivery with the webhook's id and its exact body, if the outcome's event is subscribed; its id."""
     webhook = Webhook.model_validate_json(row.webhook) if row.webhook else None
     event = WebhookEventType.of(JobStatus(row.status))
     if webhook is None or event not in webhook.events:
         return None
     delivery = delivery_id(row.id, event, row.revision)
-    result = await presenting.job(connection, row, "")
     await connection.execute(
         insert(deliveries).values(
             id=delivery,
@@ -203,7 +224,7 @@ async def _store_delivery(connection: AsyncConnection, row: Row[Any], public_url
             tenant=row.tenant,
             event=event.value,
             url=webhook.url,
-            body=announcement(result, public_url).model_dump_json().encode(),
+            body=webhook_body(ChatResult(**mapping.head(row), **answer)),
             body_timestamp=rfc3339(moment(row.completed_at)),
             status="pending",
             created_at=row.completed_at,
@@ -219,30 +240,6 @@ def _wanted_at(row: Row[Any]) -> int | None:
     if row.sealed_by == SWEEPER:
         return int(row.completed_at) + FIRST_TRY_SECONDS * 1_000_000
     return None if row.sealed_by else row.completed_at
-
-
-def announcement(result: ChatResult, public_url: str = "") -> WebhookEvent:
-    """The webhook of a job's outcome."""
-    omitted = len((result.content or "").encode()) > MAX_WEBHOOK_CONTENT_BYTES
-    if result.completed_at is None or result.sha256 is None:
-        raise SealConflict("Only a sealed job can be announced")
-    data = WebhookData(
-        job_id=result.job_id,
-        request_id=result.request_id,
-        status=result.status,
-        model=result.model,
-        content=None if omitted else result.content,
-        tool_calls=result.tool_calls,
-        finish_reason=result.finish_reason,
-        usage=result.usage,
-        error=result.error,
-        completed_at=result.completed_at,
-        sha256=result.sha256,
-        metadata=result.metadata,
-        status_url=public_url.rstrip("/") + status_path(result.job_id),
-        content_omitted=omitted,
-    )
-    return WebhookEvent(event=WebhookEventType.of(result.status), timestamp=result.completed_at, data=data)
 
 
 # ------------------------------------------------------------------------------------------------- reopening
@@ -265,8 +262,11 @@ def reopens(row: Row[Any], run_id: str) -> bool:
 async def reopen(connection: AsyncConnection, row: Row[Any]) -> None:
     """Undo the seal of a failed job: the transcript goes on where it stopped, the next outcome has a new revision."""
     result = (await connection.execute(select(results).where(results.c.job_id == row.id))).one()
-    pieces = presenting.compacted_pieces((result.content, result.reasoning), result.runs)
-    rows = [{"job_id": row.id, "epoch": row.epoch, **piece._asdict()} for piece in pieces]
+    texts = {Channel.CONTENT: result.content, Channel.REASONING: result.reasoning}
+    rows = [
+        {"job_id": row.id, "epoch": row.epoch, **run._asdict(), "channel": CHANNELS.index(run.channel)}
+        for run in mapping.compacted_runs(texts, result.runs)
+    ]
     if rows:
         await connection.execute(insert(transcript), rows)
     await connection.execute(delete(results).where(results.c.job_id == row.id))
@@ -290,4 +290,4 @@ async def _queue_until(connection: AsyncConnection, row: Row[Any]) -> int | None
     body = None if row.attempt else await connection.scalar(REQUEST, {"key": row.id})
     if body is None:
         return None
-    return micros(now()) + round(ChatRequest.model_validate_json(body).limits.queue_seconds * 1_000_000)
+    return queue_end(micros(now()), ChatRequest.model_validate_json(body))

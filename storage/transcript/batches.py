@@ -1,7 +1,7 @@
-"""A batch of text into the database: a compare-and-set of every job's head, and the pieces of those that stood.
+"""Writes a batch of text to the database: a compare-and-set of every job's head, and the text of those that moved.
 
 Each batch is one transaction in which a job's head moves only if fence, epoch and position are as its writer believes,
-so that a zombie changes nothing. In a database's own words, because this is what runs a hundred times a second.
+so that an attempt that has lost the job changes nothing. The statements are raw SQL: they run a hundred times a second.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any, Protocol
 
 from sqlalchemy import select, text
 
+from chatjobs.contracts import Channel
 from domain.errors import StorageError
 from domain.tasks import in_background
-from domain.values import TextPiece
+from domain.values import TextRun
 from storage.engine.database import HINT_CHANNEL, Database, translated
-from storage.engine.schema import jobs, micros, now
+from storage.engine.schema import CHANNELS, jobs, micros, now
 from storage.engine.sqlite_thread import SqliteThread
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchEntry:
-    """What one attempt adds in one batch, from position ``start`` on. A batch may hold two entries of one job: a
-    zombie's and its successor's.
+    """What one attempt adds in one batch, from position ``start`` on. A batch may hold two entries of one job: of an
+    attempt that has lost it, and of its successor.
 
-    ``tail`` goes to the end of the tail in the job's row, or replaces it where ``pieces`` (which the old one is part
-    of) go to the transcript.
+    ``tail`` is appended to the tail in the job's row, or replaces it where ``runs`` (which include the old tail) go to
+    the transcript.
     """
 
     job_id: str
@@ -44,9 +45,9 @@ class BatchEntry:
     start: int
     end: int
     token_count: int
-    pieces: Sequence[TextPiece]
+    runs: Sequence[TextRun]
     tail: str
-    tail_channel: int
+    tail_channel: Channel
     finish: str | None
 
 
@@ -89,8 +90,13 @@ STANDS = """jobs.id = v.id AND jobs.fence = v.fence AND jobs.epoch = v.epoch AND
 
 def _head(e: BatchEntry) -> tuple[Any, ...]:
     """An entry's COLUMNS."""
-    rolled = bool(e.pieces)
-    return e.job_id, e.fence, e.epoch, e.start, e.end, e.token_count, e.tail, e.tail_channel, rolled, e.finish
+    channel, rolled = CHANNELS.index(e.tail_channel), bool(e.runs)
+    return e.job_id, e.fence, e.epoch, e.start, e.end, e.token_count, e.tail, channel, rolled, e.finish
+
+
+def _row(e: BatchEntry, run: TextRun) -> tuple[Any, ...]:
+    """A row of the transcript."""
+    return e.job_id, e.epoch, run.position, CHANNELS.index(run.channel), run.text, run.token_count
 
 
 # ------------------------------------------------------------------------------------------------------ SQLite
@@ -112,7 +118,7 @@ def _heads_table(width: int) -> str:
 
 SQLITE_MOVES = {width: f"{MOVE} ? FROM {_heads_table(width)} WHERE {STANDS}" for width in WIDTHS}
 SQLITE_STANDS = f"SELECT 1 FROM {_heads_table(1)} JOIN jobs ON {STANDS}"  # noqa: S608 - constants
-SQLITE_PIECES = """INSERT INTO transcript (job_id, epoch, position, channel, text, token_count)
+SQLITE_RUNS = """INSERT INTO transcript (job_id, epoch, position, channel, text, token_count)
 SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
   json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]') FROM json_each(?)"""
 
@@ -170,9 +176,9 @@ def _append(entries: Sequence[BatchEntry], connection: sqlite3.Connection) -> se
         connection.execute("BEGIN IMMEDIATE")
         entries = [entry for entry in entries if connection.execute(SQLITE_STANDS, _head(entry)).fetchone()]
         _move(connection, entries)
-    pieces = [(e.job_id, e.epoch, *piece) for e in entries for piece in e.pieces]
-    if pieces:
-        connection.execute(SQLITE_PIECES, (json.dumps(pieces, ensure_ascii=False),))
+    rows = [_row(entry, run) for entry in entries for run in entry.runs]
+    if rows:
+        connection.execute(SQLITE_RUNS, (json.dumps(rows, ensure_ascii=False),))
     connection.execute("COMMIT")
     return set(entries)
 
@@ -211,16 +217,16 @@ WITH moved AS (
 added AS (
   INSERT INTO transcript (job_id, epoch, position, channel, text, token_count)
   SELECT p.job_id, p.epoch, p.position, p.channel, p.text, p.token_count
-  FROM unnest(CAST(:piece_places AS int[]), CAST(:piece_ids AS text[]), CAST(:piece_epochs AS int[]),
-    CAST(:piece_positions AS bigint[]), CAST(:piece_channels AS smallint[]), CAST(:piece_texts AS text[]),
-    CAST(:piece_token_counts AS bigint[])) AS p(place, job_id, epoch, position, channel, text, token_count)
+  FROM unnest(CAST(:run_places AS int[]), CAST(:run_ids AS text[]), CAST(:run_epochs AS int[]),
+    CAST(:run_positions AS bigint[]), CAST(:run_channels AS smallint[]), CAST(:run_texts AS text[]),
+    CAST(:run_token_counts AS bigint[])) AS p(place, job_id, epoch, position, channel, text, token_count)
   JOIN moved ON moved.place = p.place
 )
 SELECT moved.place, pg_notify('{HINT_CHANNEL}', '') FROM moved
 """  # noqa: S608 - only constants of this module go into the text
 )
 HEADS = ("ids", "fences", "epochs", "starts", "endings", "token_counts", "tails", "tail_channels", "rolled", "finishes")
-PIECES = ("places", "ids", "epochs", "positions", "channels", "texts", "token_counts")
+RUNS = ("places", "ids", "epochs", "positions", "channels", "texts", "token_counts")
 
 
 class PostgresBatches:
@@ -228,10 +234,10 @@ class PostgresBatches:
         self._database = database
 
     async def append(self, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
-        pieces = [(place, e.job_id, e.epoch, *piece) for place, e in enumerate(entries, 1) for piece in e.pieces]
+        rows = [(place, *_row(e, run)) for place, e in enumerate(entries, 1) for run in e.runs]
         values = {"now": micros(now())}
         values |= _columns(HEADS, [_head(entry) for entry in entries])
-        values |= _columns([f"piece_{name}" for name in PIECES], pieces)
+        values |= _columns([f"run_{name}" for name in RUNS], rows)
         async with self._database.single(own=True) as connection:
             return {entries[place - 1] for place in (await connection.execute(POSTGRES_BATCH, values)).scalars()}
 

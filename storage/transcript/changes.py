@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Protocol
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.values import Cursor, TextPiece
+from domain.values import Cursor, TextRun
 from storage.engine.database import HINT_CHANNEL, Database, translated
+from storage.engine.schema import CHANNELS
 from storage.engine.sqlite_thread import SqliteThread
 
 POLL_SECONDS = 0.005
@@ -25,7 +26,7 @@ UNHINTED_POLL_SECONDS = 0.1
 
 
 class TextChange(NamedTuple):
-    """A job and what its reader lacks. ``runs`` (JSON) is there once it is sealed, and then neither tail nor pieces.
+    """A job and what its reader lacks. Once it is sealed, ``runs`` (JSON) is set; ``tail`` and ``stored`` are empty.
 
     ``place`` is that of the reader's cursor; ``epoch`` is None where there is no such job, and nothing else holds.
     """
@@ -44,7 +45,7 @@ class TextChange(NamedTuple):
     content: str
     reasoning: str
     runs: str | None
-    pieces: list[TextPiece]
+    stored: list[TextRun]
 
 
 class ChangeSource(Protocol):
@@ -61,7 +62,7 @@ class ChangeSource(Protocol):
 
 COLUMNS = """w.place, j.epoch, j.position, j.token_count, j.tail, j.tail_channel, j.status, j.attempt, j.reset_reason,
   j.started_at, j.deleted_at, r.content, r.reasoning, r.runs, c.position, c.channel, c.text, c.token_count"""
-PIECE_AT = 14
+RUN_AT = 14
 SQLITE_CURSORS = """(SELECT key AS place, json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS epoch,
   json_extract(value, '$[2]') AS position, json_extract(value, '$[3]') AS awaits_start FROM json_each(:cursors))"""
 POSTGRES_CURSORS = """(SELECT place - 1 AS place, id, epoch, position, awaits_start FROM unnest(CAST(:ids AS text[]),
@@ -144,7 +145,7 @@ def _json(cursors: Sequence[Cursor]) -> str:
 
 
 def _from_json(found: str | None) -> Sequence[TextChange]:
-    return _news(sorted(json.loads(found or "[]"), key=lambda row: (row[0], row[PIECE_AT] or 0)))
+    return _news(sorted(json.loads(found or "[]"), key=lambda row: (row[0], row[RUN_AT] or 0)))
 
 
 # ---------------------------------------------------------------------------------------------------- Postgres
@@ -187,7 +188,8 @@ def _news(rows: Iterable[Sequence[Any]]) -> Sequence[TextChange]:
     found: list[TextChange] = []
     for row in rows:
         if not found or found[-1].place != row[0]:
-            found.append(TextChange._make((*row[:PIECE_AT], [])))
-        if row[PIECE_AT] is not None:
-            found[-1].pieces.append(TextPiece(*row[PIECE_AT:]))
+            found.append(TextChange._make((*row[:RUN_AT], [])))
+        if row[RUN_AT] is not None:
+            position, number, text, token_count = row[RUN_AT:]
+            found[-1].stored.append(TextRun(position, CHANNELS[number], text, token_count))
     return found

@@ -12,16 +12,17 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import groupby, islice
+from operator import attrgetter
 
-from chatjobs.contracts import JobStatus
+from chatjobs.contracts import Channel, JobStatus
 from chatjobs.errors import ContentDeleted, JobNotFound
 from domain.errors import StorageUnavailable
 from domain.tasks import cancel_and_wait
 from domain.timings import Timings
-from domain.values import Cursor, Run, Slice, TextPiece
+from domain.values import Cursor, Slice, TextRun
 from storage.engine.database import Database
 from storage.engine.schema import CHANNELS
-from storage.jobs.mapping import compacted_pieces
+from storage.jobs.mapping import compacted_runs
 from storage.transcript.changes import ChangeSource, TextChange, fetch, watch
 
 PATIENCE = 4
@@ -173,7 +174,7 @@ def _slice(cursor: Cursor, news: TextChange) -> Slice:
         job_id=cursor.job_id,
         epoch=news.epoch,
         position=news.position,
-        runs=_merged(_after(start, _pieces(news))),
+        runs=_from(start, _runs(news)),
         reset=not known and not nothing_yet,
         status=STATUSES[news.status],
         attempt=news.attempt,
@@ -182,28 +183,22 @@ def _slice(cursor: Cursor, news: TextChange) -> Slice:
     )
 
 
-def _pieces(news: TextChange) -> Sequence[TextPiece]:
+def _runs(change: TextChange) -> Sequence[TextRun]:
     """The text that the reader lacks, and perhaps some before it."""
-    if news.runs is not None:
-        return compacted_pieces((news.content, news.reasoning), news.runs)
-    return [*news.pieces, TextPiece(news.position, news.tail_channel, news.tail, news.token_count)]
-
-
-def _after(start: int, pieces: Sequence[TextPiece]) -> list[Run]:
-    """A cursor may lie within a piece."""
+    if change.runs is not None:
+        return compacted_runs({Channel.CONTENT: change.content, Channel.REASONING: change.reasoning}, change.runs)
     return [
-        Run(CHANNELS[channel], text[max(0, len(text) - (position - start)) :], token_count)
-        for position, channel, text, token_count in pieces
-        if position > start and text
+        *change.stored,
+        TextRun(change.position, CHANNELS[change.tail_channel], change.tail, change.token_count),
     ]
 
 
-def _merged(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """One run per change of channel."""
-    if len(runs) < 2:
-        return tuple(runs)
-    merged = []
-    for channel, group in groupby(runs, key=lambda run: run.channel):
+def _from(start: int, runs: Sequence[TextRun]) -> tuple[TextRun, ...]:
+    """The text from a position on, one run per change of channel. The position may lie within a run."""
+    lacking: list[TextRun] = []
+    for channel, group in groupby((run for run in runs if run.position > start and run.text), attrgetter("channel")):
         neighbours = list(group)
-        merged.append(Run(channel, "".join(run.text for run in neighbours), neighbours[-1].token_count))
-    return tuple(merged)
+        text = "".join(run.text for run in neighbours)
+        position = neighbours[-1].position
+        lacking.append(TextRun(position, channel, text[-(position - start) :], neighbours[-1].token_count))
+    return tuple(lacking)

@@ -19,9 +19,8 @@ from domain.errors import FenceLost, StorageError, StorageRefused, StorageUnavai
 from domain.tasks import cancel_and_wait
 from domain.text import Normaliser, clean_json
 from domain.timings import Timings
-from domain.values import Claim, FinishRecord, TextPiece
+from domain.values import Claim, FinishRecord, TextRun
 from storage.engine.database import Database
-from storage.engine.schema import CHANNELS
 from storage.transcript.batches import BatchEntry, Batches, already_in, batches
 
 log = logging.getLogger(__name__)
@@ -142,53 +141,58 @@ class TranscriptWriter:
 
 
 @dataclass(slots=True)
-class _Collected:
-    """Neighbouring deltas of one channel. ``position`` and ``token_count`` are those after it."""
-
-    channel: int
-    texts: list[str]
-    position: int
-    token_count: int
-
-    def add(self, text: str, position: int, token_count: int) -> None:
-        self.position, self.token_count = position, token_count
-        self.texts.append(text)
-        if len(self.texts) > JOIN_AFTER:  # a string object costs ten times what a token weighs
-            self.texts[:] = ["".join(self.texts)]
-
-
-@dataclass(slots=True)
 class _Pending:
-    """What waits for its batch; ``bytes`` is what its text weighs."""
+    """The text of one job that waits for its batch, from position ``start`` on; ``bytes`` is its size in UTF-8.
+
+    The newest run is open: its deltas are in ``texts``, those before it in ``runs``.
+    """
 
     start: int
-    collected: list[_Collected] = field(default_factory=list)
+    position: int
+    token_count: int
+    channel: Channel = Channel.CONTENT
+    texts: list[str] = field(default_factory=list)
+    runs: list[TextRun] = field(default_factory=list)
     bytes: int = 0
     finish: str | None = None
 
+    def add(self, channel: Channel, text: str, position: int, token_count: int) -> None:
+        if channel is not self.channel:
+            self.close()
+            self.channel = channel
+        self.position, self.token_count = position, token_count
+        self.texts.append(text)
+        if len(self.texts) > JOIN_AFTER:  # a string object takes ten times the memory of a token's text
+            self.texts[:] = ["".join(self.texts)]
+
+    def close(self) -> None:
+        """End the open run."""
+        if self.texts:
+            self.runs.append(TextRun(self.position, self.channel, "".join(self.texts), self.token_count))
+            self.texts = []
+
 
 class _Tail:
-    """The newest text, as the job's row holds it; a new claim starts without (JobStore puts the old one away)."""
+    """The newest text, which the job's row holds. A new claim starts without it (AttemptStore moves it away)."""
 
     def __init__(self) -> None:
-        self._held: TextPiece | None = None
+        self._held: TextRun | None = None
 
-    def add(self, collected: Sequence[_Collected]) -> tuple[Sequence[TextPiece], str, int]:
-        """The pieces for the transcript (what has grown too long, or is of another channel), then text and channel for
-        the row: to the end of its tail, or, if there are pieces, in place of it."""
-        pieces, held, kept = [], self._held, ""
-        for new in collected:
-            if held and held.channel != new.channel:
-                pieces.append(held)
+    def add(self, runs: Sequence[TextRun]) -> tuple[Sequence[TextRun], str, Channel]:
+        """The runs for the transcript (too long for the tail, or of another channel), then text and channel for the
+        row: appended to its tail, or, if there are runs, in place of it."""
+        rolled, held, kept = [], self._held, ""
+        for new in runs:
+            if held and held.channel is not new.channel:
+                rolled.append(held)
                 held, kept = None, ""
-            text = "".join(new.texts)
-            kept += text
-            held = TextPiece(new.position, new.channel, held.text + text if held else text, new.token_count)
+            kept += new.text
+            held = new._replace(text=held.text + new.text) if held else new
             if len(held.text) > TAIL_CHARACTERS:
-                pieces.append(held)
+                rolled.append(held)
                 held, kept = None, ""
         self._held = held
-        return pieces, kept, held.channel if held else 0
+        return rolled, kept, held.channel if held else Channel.CONTENT
 
 
 class JobWriter:
@@ -204,7 +208,7 @@ class JobWriter:
         self.committed = claim.position
         self._writer = writer
         self._stale = stale
-        self._normalisers = [Normaliser() for _ in CHANNELS]
+        self._normalisers = {channel: Normaliser() for channel in Channel}
         self._tail = _Tail()
         self._pending: _Pending | None = None
         self._in_flight: BatchEntry | None = None
@@ -216,9 +220,8 @@ class JobWriter:
         """Add one delta, of so many tokens. Raises what made the writer stop: FenceLost, StorageRefused,
         StorageUnavailable."""
         self._check()
-        number = CHANNELS.index(channel)
         self.token_count += tokens
-        self._add(number, self._normalisers[number].feed(text))
+        self._add(channel, self._normalisers[channel].feed(text))
 
     @property
     def full(self) -> bool:
@@ -249,15 +252,15 @@ class JobWriter:
     async def finish(self, record: FinishRecord) -> None:
         """Commit the end of the answer together with its last text. Raises as ``flush``."""
         self._check()
-        for number, normaliser in enumerate(self._normalisers):
-            self._add(number, normaliser.end())
+        for channel, normaliser in self._normalisers.items():
+            self._add(channel, normaliser.end())
         self._collecting().finish = json.dumps(clean_json(record.model_dump(mode="json")), ensure_ascii=False)
         await self.flush()
 
     def restarted(self, epoch: int) -> None:
-        """The text so far was thrown away (JobStore.restart); nothing may be pending."""
+        """The text so far was thrown away (AttemptStore.restart); nothing may be pending."""
         self.epoch, self.position, self.committed, self.token_count = epoch, 0, 0, 0
-        self._normalisers = [Normaliser() for _ in CHANNELS]
+        self._normalisers = {channel: Normaliser() for channel in Channel}
         self._tail = _Tail()
 
     # ------------------------------------------------------------------------------- the writer's side
@@ -270,7 +273,8 @@ class JobWriter:
             self._writer.settle(self, FenceLost("The process stood still, and Temporal took it for dead"))
             return None
         pending, self._pending = self._pending, None
-        pieces, tail, channel = self._tail.add(pending.collected)
+        pending.close()
+        runs, tail, channel = self._tail.add(pending.runs)
         self._in_flight = BatchEntry(
             job_id=self.job_id,
             fence=self.fence,
@@ -278,7 +282,7 @@ class JobWriter:
             start=pending.start,
             end=self.position,
             token_count=self.token_count,
-            pieces=pieces,
+            runs=runs,
             tail=tail,
             tail_channel=channel,
             finish=pending.finish,
@@ -315,11 +319,11 @@ class JobWriter:
 
     def _collecting(self) -> _Pending:
         if self._pending is None:
-            self._pending = _Pending(self.position)
+            self._pending = _Pending(self.position, self.position, self.token_count)
             self._writer.mark_dirty(self)
         return self._pending
 
-    def _add(self, channel: int, text: str) -> None:
+    def _add(self, channel: Channel, text: str) -> None:
         if not text:
             return
         pending = self._collecting()
@@ -327,7 +331,4 @@ class JobWriter:
         size = len(text) if text.isascii() else len(text.encode())
         pending.bytes += size
         self._writer.pending_bytes += size
-        if pending.collected and pending.collected[-1].channel == channel:
-            pending.collected[-1].add(text, self.position, self.token_count)
-        else:
-            pending.collected.append(_Collected(channel, [text], self.position, self.token_count))
+        pending.add(channel, text, self.position, self.token_count)

@@ -95,7 +95,7 @@ async def ended(live: Service, job_id: str) -> Job:
     async with asyncio.timeout(60):
         async for _ in live.reader.follow(Cursor(job_id)):
             pass
-    return await live.jobs.get(job_id)
+    return await live.jobs.queries.get(job_id)
 
 
 # -------------------------------------------------------------------------------------------- without Temporal
@@ -124,7 +124,7 @@ async def test_jobs_are_accepted_without_temporal_and_started_once_it_is_back(
         "it waits for Temporal"
     )
     assert machine.simulator.requests(unwanted) == []
-    assert (await live.jobs.get(cancelled)).status is JobStatus.CANCELLED
+    assert (await live.jobs.queries.get(cancelled)).status is JobStatus.CANCELLED
 
 
 async def _seconds(http: httpx2.AsyncClient) -> float:
@@ -226,7 +226,7 @@ async def test_a_hundred_posts_with_one_key_at_two_gateways_make_one_job(
     await ended(live, job_id)
     runs = [run.run_id async for run in live.client.list_workflows(f"WorkflowId = '{job_id}'")]
     assert len(runs) <= 1  # the list is late, never wrong
-    assert len((await live.jobs.get(job_id)).attempts) == 1
+    assert len((await live.jobs.queries.get(job_id)).attempts) == 1
 
 
 async def test_what_is_the_same_request(http: httpx2.AsyncClient) -> None:

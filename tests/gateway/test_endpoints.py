@@ -46,7 +46,7 @@ def endpoints(database: Database) -> EndpointStore:
 
 async def promised(store: JobStore, url: str = URL, **fields: str) -> str:
     """The id of a delivery that nobody has tried yet."""
-    sealed = await store.seal(failing(await accepted(store, webhook={"url": url}, **fields)), run_id="run-1")
+    sealed = await store.seals.seal(failing(await accepted(store, webhook={"url": url}, **fields)), run_id="run-1")
     assert sealed.delivery_id is not None
     return sealed.delivery_id
 
@@ -247,7 +247,7 @@ async def delivering(here: House, status: str) -> Delivery:
     """A new delivery in a run of its own, once it has a status and a try."""
     job_id = await here.accept(callback=URL)
     await here.intake.cancel(job_id)
-    (delivery,) = (await here.jobs.get(job_id)).deliveries
+    (delivery,) = (await here.jobs.queries.get(job_id)).deliveries
     await here.client.start_workflow(
         WEBHOOK_DELIVERY,
         DeliveryStart(delivery_id=delivery.id),

@@ -65,7 +65,7 @@ async def test_nothing_is_held_back(proxied: str, store: JobStore, writer: Trans
             assert event is not None
             assert json.loads(event.data)["content"] == f"{number} "
         await job_writer.finish(finished(claim))
-        await store.seal(ending(claim.job_id), run_id="run-1")
+        await store.seals.seal(ending(claim.job_id), run_id="run-1")
         last = await reader.next()
         assert last is not None
         assert last.event == "complete"
@@ -88,7 +88,7 @@ async def test_a_long_stream_through_an_http_1_0_proxy(
     job_writer = writer.open(claim)
     job_writer.append(Channel.CONTENT, "0123456789 " * 20_000)
     await job_writer.finish(finished(claim))
-    await store.seal(ending(claim.job_id), run_id="run-1")
+    await store.seals.seal(ending(claim.job_id), run_id="run-1")
     async with reading(f"{proxied}/api/jobs/{claim.job_id}/events") as reader:
         events = await reader.all()
     text = "".join(json.loads(event.data)["content"] for event in events if event.event == "chunk")

@@ -15,10 +15,11 @@ import pytest
 from sqlalchemy import event, update
 
 from chatjobs.contracts import JobStatus
+from dispatch.temporal import RunLinks
 from gateway.page.overview import Feeds, Figures
 from storage.engine.database import Database
 from storage.engine.schema import jobs, micros
-from storage.jobs.overview import Changed, Overview, Stats
+from storage.jobs.overview import Changed, OutcomeBucket, Overview
 from storage.jobs.store import JobStore
 from storage.transcript.writer import TranscriptWriter
 from tests.support.factories import accepted, answered, claimed, ending, failing, make_body, make_store, wrote
@@ -31,7 +32,7 @@ LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 @pytest.fixture
 def overview(database: Database) -> Overview:
-    return Overview(database, run_url=lambda job_id: f"http://ui.example/{job_id}")
+    return Overview(database)
 
 
 def ids(changed: Changed) -> set[str]:
@@ -41,14 +42,14 @@ def ids(changed: Changed) -> set[str]:
 async def sealed(store: JobStore, writer: TranscriptWriter, *, ended: datetime, took: float, **fields: Any) -> str:
     """The id of a completed job that ended at a time, so many seconds after it was accepted."""
     job_id = await answered(store, writer, **fields)
-    await store.seal(ending(job_id), run_id="run-1")
+    await store.seals.seal(ending(job_id), run_id="run-1")
     await dated(store, job_id, ended, took)
     return job_id
 
 
 async def dated(store: JobStore, job_id: str, ended: datetime, took: float) -> None:
     times = {"created_at": micros(ended) - int(took * 1_000_000), "completed_at": micros(ended)}
-    async with store._database.write() as connection:
+    async with store.queries._database.write() as connection:
         await connection.execute(update(jobs).where(jobs.c.id == job_id).values(**times))
 
 
@@ -59,7 +60,7 @@ async def test_counts_are_one_tenants(store: JobStore, writer: TranscriptWriter,
     await accepted(store)
     await accepted(store, tenant="other")
     await claimed(store, await accepted(store))
-    await store.seal(failing(await accepted(store)), run_id="run-1")
+    await store.seals.seal(failing(await accepted(store)), run_id="run-1")
     found = await overview.counts("default")
     assert {status.value: count for status, count in found.items() if count} == {
         "queued": 1,
@@ -73,7 +74,7 @@ async def test_changed_jobs(store: JobStore, writer: TranscriptWriter, overview:
     """Accepted, gone on, or ended since; whatever has not moved is left out, and so is what others have."""
     still, moved, over = [await accepted(store) for _ in range(3)]
     claims = [await claimed(store, job_id) for job_id in (still, moved)]
-    await store.seal(failing(over), run_id="run-1")
+    await store.seals.seal(failing(over), run_id="run-1")
     async with database.write() as connection:
         old = {"created_at": micros(LONG_AGO), "progressed_at": micros(LONG_AGO)}
         await connection.execute(update(jobs).values(**old))
@@ -84,7 +85,7 @@ async def test_changed_jobs(store: JobStore, writer: TranscriptWriter, overview:
     new = await accepted(store)
     await accepted(store, tenant="other")
     assert ids(await overview.changed("default", since, limit=10)) == {moved, new}
-    await store.seal(failing(still), run_id="run-1")
+    await store.seals.seal(failing(still), run_id="run-1")
     assert ids(await overview.changed("default", since, limit=10)) == {moved, new, still}
     first = await overview.changed("default", since, limit=1)
     assert ([job.job_id for job in first.jobs], first.more) == ([new], True)
@@ -97,24 +98,24 @@ async def test_stats_are_what_one_would_count(store: JobStore, writer: Transcrip
     for seconds in took:
         await sealed(store, writer, ended=until - MINUTE, took=seconds)
     failed = await accepted(store)
-    await store.seal(failing(failed), run_id="run-1")
+    await store.seals.seal(failing(failed), run_id="run-1")
     await dated(store, failed, until, 1)
     await sealed(store, writer, ended=until - 5 * MINUTE, took=1)  # before the window
     await sealed(store, writer, ended=until, took=1, tenant="other")
     found = await overview.stats("default", until=until, bucket=MINUTE, count=3)
-    assert [bucket.at.minute for bucket in found.buckets] == [58, 59, 0]
-    assert [bucket.completed for bucket in found.buckets] == [0, 5, 0]
-    assert [bucket.failed for bucket in found.buckets] == [0, 0, 1]
-    middle = found.buckets[1]
+    assert [bucket.at.minute for bucket in found] == [58, 59, 0]
+    assert [bucket.completed for bucket in found] == [0, 5, 0]
+    assert [bucket.failed for bucket in found] == [0, 0, 1]
+    middle = found[1]
     assert (middle.latency_p50, middle.latency_p95) == (statistics.median(took) * 1000, 30_000)
     assert middle.tokens == 2 * len(took)  # two deltas each
-    assert found.buckets[0].latency_p50 is None
+    assert found[0].latency_p50 is None
 
 
 async def test_the_looks_use_their_indexes(sqlite: Database) -> None:
     """Neither the one every second nor the figures go through all jobs of a tenant."""
     plans: list[str] = []
-    for statement, values in await recorded(sqlite, Overview(sqlite, run_url=str)):
+    for statement, values in await recorded(sqlite, Overview(sqlite)):
         async with sqlite.read() as connection:
             rows = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)).all()
         plans += [str(tuple(row)[-1]) for row in rows]
@@ -160,15 +161,15 @@ class Counting(Overview):
         self.looks += 1
         return await super().changed(tenant, since, limit=limit)
 
-    async def stats(self, tenant: str, *, until: datetime, bucket: timedelta, count: int) -> Stats:
+    async def stats(self, tenant: str, *, until: datetime, bucket: timedelta, count: int) -> Sequence[OutcomeBucket]:
         self.figures += 1
         return await super().stats(tenant, until=until, bucket=bucket, count=count)
 
 
 async def test_one_look_serves_all_readers(sqlite: Database) -> None:
     """A hundred readers cost what one does, and nobody reading costs nothing."""
-    counting = Counting(sqlite, run_url=str)
-    feeds = Feeds(counting)
+    counting = Counting(sqlite)
+    feeds = Feeds(counting, RunLinks("http://ui.example", "default"))
 
     async def read() -> bytes | None:
         with feeds.joined("default") as feed:
@@ -185,7 +186,7 @@ async def test_one_look_serves_all_readers(sqlite: Database) -> None:
 
 
 async def test_figures_are_computed_once_for_all(sqlite: Database) -> None:
-    counting = Counting(sqlite, run_url=str)
+    counting = Counting(sqlite)
     figures = Figures(counting)
     found = await asyncio.gather(*(figures.stats("default", "1h") for _ in range(20)))
     assert len(set(map(id, found))) == 1

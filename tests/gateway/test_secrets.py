@@ -117,7 +117,7 @@ async def test_rotated_while_retrying_either_secret_verifies(tmp_path: Path) -> 
 
 async def submitted(here: Service, tenant: str, url: str) -> str:
     accepted = await here.intake.accept(make_body(callback=url), tenant=tenant)
-    await here.intake.start(accepted.waiting)
+    await here.intake.start(accepted)
     return accepted.job_id
 
 

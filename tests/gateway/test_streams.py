@@ -86,7 +86,7 @@ async def write_answer(
         job_writer.append(Channel.REASONING if number < tokens // 4 else Channel.CONTENT, f"tök{number} ")
         await job_writer.flush()
     await job_writer.finish(finished(claim))
-    await store.seal(ending(job_id), run_id="run-1")
+    await store.seals.seal(ending(job_id), run_id="run-1")
 
 
 # ------------------------------------------------------------------------------------------------ cut, resume
@@ -105,7 +105,7 @@ async def test_cut_before_every_frame_nothing_is_missing_and_nothing_comes_twice
             group.create_task(write_answer(store, writer, job_id, TOKENS_CUT, turn))
             readers.append(group.create_task(read_in_pieces(urls, on_chunk=turn.release)))
     for job_id, reader in zip(ids, readers, strict=True):
-        pieced, job = reader.result(), await store.get(job_id)
+        pieced, job = reader.result(), await store.queries.get(job_id)
         places = pieced.places()
         assert places == sorted(set(places))
         assert pieced.names.count("chunk") == TOKENS_CUT
@@ -125,7 +125,7 @@ async def test_start_is_sent_when_the_attempt_begins(door: Gateway, store: JobSt
         claim = await claimed(store, job_id)
         seen = await reader.until(lambda raw: b"event: start" in raw)
         assert b"event: chunk" not in seen
-    await store.seal(failing(claim.job_id), run_id="run-1")
+    await store.seals.seal(failing(claim.job_id), run_id="run-1")
 
 
 async def test_a_gateway_is_killed_in_mid_stream_and_its_readers_go_on(
@@ -156,7 +156,7 @@ async def test_what_was_missed_comes_as_one_frame_per_channel(
     for delta in ("It ", "is ", "so."):
         job_writer.append(Channel.CONTENT, delta)
     await job_writer.finish(finished(claim))
-    await store.seal(ending(claim.job_id), run_id="run-1")
+    await store.seals.seal(ending(claim.job_id), run_id="run-1")
     async with reading(events_url(door, claim.job_id)) as reader:
         events = await reader.all()
         assert reader.raw.startswith(b'retry: 1000\nevent: start\nid: 1.0\ndata: {"jobId"')
@@ -176,7 +176,7 @@ async def test_a_long_text_comes_in_bounded_frames(door: Gateway, store: JobStor
     """None has more than the longest one may, and the ids lie inside the run."""
     text = "wörd " * 40_000
     job_id = await answered(store, writer, text)
-    await store.seal(ending(job_id), run_id="run-1")
+    await store.seals.seal(ending(job_id), run_id="run-1")
     async with reading(events_url(door, job_id)) as reader:
         events = [event for event in await reader.all() if event.event == "chunk"]
     contents = [json.loads(event.data)["content"] for event in events]
@@ -190,7 +190,7 @@ async def test_fifty_readers_of_one_job(door: Gateway, store: JobStore, writer: 
     async with asyncio.TaskGroup() as group:
         readers = [group.create_task(_whole(events_url(door, job_id))) for _ in range(50)]
         group.create_task(write_answer(store, writer, job_id, tokens=40))
-    job = await store.get(job_id)
+    job = await store.queries.get(job_id)
     assert {reader.result() for reader in readers} == {f"{job.reasoning}{job.content}"}
 
 
@@ -210,7 +210,7 @@ async def test_a_restart_tells_readers_to_drop_what_they_have(
     await wrote(writer, claim, "Wrong")
     async with reading(events_url(door, claim.job_id)) as reader:
         await reader.until(lambda raw: b"Wrong" in raw)
-        epoch = await store.restart(claim.job_id, fence=claim.fence, reason="tools")
+        epoch = await store.attempts.restart(claim.job_id, fence=claim.fence, reason="tools")
         await wrote(writer, replace(claim, epoch=epoch, position=0, token_count=0), "Right")
         await reader.until(lambda raw: b"Right" in raw)
         names = [(event.event, event.id) for event in [await reader.next() for _ in range(4)] if event]
@@ -241,7 +241,7 @@ async def test_a_failed_job_that_was_reopened_goes_on_behind_its_end(
 ) -> None:
     claim = await claimed(store, await accepted(store), run_id="run-1")
     await wrote(writer, claim, "Half ")
-    await store.seal(failing(claim.job_id), run_id="run-1")
+    await store.seals.seal(failing(claim.job_id), run_id="run-1")
     async with reading(events_url(door, claim.job_id)) as reader:
         *_, error = await reader.all()
     assert (error.event, error.id) == ("error", "1.5.end")
@@ -252,7 +252,7 @@ async def test_a_failed_job_that_was_reopened_goes_on_behind_its_end(
         assert reader.status == 200
         job_writer = await wrote(writer, again, "done.")
         await job_writer.finish(finished(again))
-        await store.seal(ending(claim.job_id), run_id="run-2")
+        await store.seals.seal(ending(claim.job_id), run_id="run-2")
         events = await reader.all()
     assert [(event.event, event.id) for event in events] == [("chunk", "1.10"), ("complete", "1.10.end")]
 
@@ -322,7 +322,7 @@ async def test_a_posted_stream_names_its_job_and_hanging_up_does_not_stop_it(doo
         assert reader.headers["x-accel-buffering"] == "no"
         assert reader.headers["cache-control"] == "no-cache, no-transform"
         job_id = reader.headers["x-job-id"]
-    assert (await store.get(job_id)).status is JobStatus.QUEUED
+    assert (await store.queries.get(job_id)).status is JobStatus.QUEUED
     async with reading(f"{door.url}/api/chat/stream", body=body, headers=key) as reader:
         assert (reader.headers["x-job-id"], reader.headers["idempotency-replayed"]) == (job_id, "true")
 
@@ -387,7 +387,7 @@ async def test_a_reader_who_takes_nothing_is_cut_off(
 ) -> None:
     """And its connection is broken: what waits in the socket would otherwise be kept until the reader is gone."""
     job_id = await answered(store, writer, *["x" * 1_000_000] * MEGABYTES)
-    await store.seal(ending(job_id), run_id="run-1")
+    await store.seals.seal(ending(job_id), run_id="run-1")
     async with inside(machine, monkeypatch, Timings(stream_stuck_seconds=0.5)) as (parts, url):
         deaf_one = await deaf(f"{url}/api/jobs/{job_id}/events")
         await until(lambda: len(parts.open_streams) == 1, seconds=30)
@@ -431,7 +431,7 @@ async def test_retry_stands_in_the_block_of_the_first_event(
         job_writer = await wrote(writer, claim, "One ", "two ")
         await early.until(lambda raw: b"two" in raw)
         await job_writer.finish(finished(claim))
-        await store.seal(ending(claim.job_id), run_id="run-1")
+        await store.seals.seal(ending(claim.job_id), run_id="run-1")
         await early.all()
         assert_introduced(early.raw)
     for last in ("", "1.4", "1.8", "7.99"):
@@ -467,12 +467,12 @@ async def test_an_http_1_0_reader_of_a_long_stream(door: Gateway, store: JobStor
         job_writer.append(Channel.CONTENT, f"{number:04} " * 200)
         await job_writer.flush()
     await job_writer.finish(finished(claim))
-    await store.seal(ending(claim.job_id), run_id="run-1")
+    await store.seals.seal(ending(claim.job_id), run_id="run-1")
     late = await read_1_0(door, claim.job_id)
     curl = await asyncio.create_subprocess_exec(
         *("curl", "--http1.0", "-sS", "-N", events_url(door, claim.job_id)), stdout=asyncio.subprocess.PIPE
     )
-    text = (await store.get(claim.job_id)).content
+    text = (await store.queries.get(claim.job_id)).content
     for raw in (await live, late, (await curl.communicate())[0]):
         assert len(raw) > 200_000
         events = list(Parser().feed(raw))

@@ -166,9 +166,9 @@ async def test_replays_and_deliveries_are_told_to_their_owner_only(callers: Call
 
 async def test_storage_tells_tenants_apart_where_ids_and_keys_meet(store: JobStore) -> None:
     """A row of one's own by the key, another tenant's by the id: the key decides; without one, the id is taken."""
-    job_id = (await store.accept(make_job(tenant="acme", idempotency_key="k"))).job_id
+    job_id = (await store.acceptance.accept(make_job(tenant="acme", idempotency_key="k"))).job_id
     with pytest.raises(JobIdConflict):
-        await store.accept(make_job(tenant="other", job_id=job_id, idempotency_key="k"))
-    own = await store.accept(make_job(tenant="other", idempotency_key="k"))
-    again = await store.accept(make_job(tenant="other", job_id=job_id, idempotency_key="k"))
+        await store.acceptance.accept(make_job(tenant="other", job_id=job_id, idempotency_key="k"))
+    own = await store.acceptance.accept(make_job(tenant="other", idempotency_key="k"))
+    again = await store.acceptance.accept(make_job(tenant="other", job_id=job_id, idempotency_key="k"))
     assert (again.job_id, again.created) == (own.job_id, False)

@@ -20,7 +20,7 @@ from activities.token_counts import Counter
 from chatjobs.contracts import Channel, ChatRequest, Job, JobStatus, Usage
 from domain.ports import Finish, ModelEvent, TextDelta, Told
 from domain.tokens import Estimate, Sample, ceiling, estimated, regular_sizes, signs
-from domain.values import AttemptHistory, Stretch, TextPiece
+from domain.values import AttemptHistory, Stretch, TextRun
 from providers.mistral.chat import MistralChat
 from storage.engine.database import Database
 from tests.support.fakes import ScriptedModel
@@ -204,7 +204,7 @@ def play(
         plan = continuation.CallPlan(request)
         if text:
             past = AttemptHistory(stretches=tuple(stretches), segment_tokens=1)
-            piece = TextPiece(len(text), continuation.CONTENT, text, 1)
+            piece = TextRun(len(text), Channel.CONTENT, text, 1)
             plan = continuation.plan(request, past, [piece], known, text[len(stripped) :])
         if plan.nothing_left or (limit := plan.sent.max_tokens) is None:
             return new_tokens(pieces, text)
@@ -226,7 +226,7 @@ def play(
             stretches.append(Stretch(start, len(text), counter.count, exact, guessed))
             continue
         stretches.append(Stretch(start, len(text), counter.count, used))
-        piece = TextPiece(len(text), continuation.CONTENT, text, 1)
+        piece = TextRun(len(text), Channel.CONTENT, text, 1)
         if topped or most - continuation.said(stretches, [piece], known).tokens <= most * 0.02:
             return new_tokens(pieces, text)
         topped = True
@@ -305,7 +305,7 @@ def test_an_answer_of_a_known_server_lacks_less_than_a_delta() -> None:
 
 def plan_of(stretch: Stretch, text: str, unsent: str = "", **fields: Any) -> continuation.CallPlan:
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50} | fields
-    piece = TextPiece(len(text), continuation.CONTENT, text, stretch.deltas)
+    piece = TextRun(len(text), Channel.CONTENT, text, stretch.deltas)
     past = AttemptHistory(stretches=(stretch,), segment_tokens=stretch.deltas)
     return continuation.plan(ChatRequest.parse(body), past, [piece], (), unsent)
 

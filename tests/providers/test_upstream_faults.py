@@ -173,7 +173,7 @@ async def test_the_reader_of_a_cut_stream(live: Service, policy: str, resets: in
     message = prompt("reader of a cut stream", **script)
     job_id = await live.submit(message, onInterrupt=policy)
     watched = await live.watched(job_id)
-    job = await live.jobs.get(job_id)
+    job = await live.jobs.queries.get(job_id)
     assert (watched.resets, watched.ends) == (resets, [COMPLETED])
     assert watched.texts[Channel.CONTENT] == job.content == live.stack.simulator.answer(message)["text"]
     assert job.epoch == 1 + resets

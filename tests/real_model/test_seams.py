@@ -113,7 +113,9 @@ class Bench:
         """Interrupt an answer after so many deltas (then, after so many more)."""
         key = self.wire.job(*(Fault(one) for one in after))
         watched = await self.live.watched(job_id := await self.submit(prompt, key))
-        return self.judge(await self.live.jobs.get(job_id), watched, key, deltas, place_of(prompt, deltas, after[0]))
+        return self.judge(
+            await self.live.jobs.queries.get(job_id), watched, key, deltas, place_of(prompt, deltas, after[0])
+        )
 
     def judge(self, job: Job, watched: Watched, key: int, deltas: Sequence[str], place: str) -> Outcome:
         """The outcome. Fails where a character that was shown is lost, changed, or said twice."""
@@ -200,7 +202,7 @@ async def test_killed_workers(live: Service, wire: Proxy, machine: Stack) -> Non
             wire.held(key).clear()
         machine.workers[0].restart()
     for prompt, key in keys.items():
-        watched, job = await watching[prompt], await live.jobs.get(jobs[prompt])
+        watched, job = await watching[prompt], await live.jobs.queries.get(jobs[prompt])
         assert [one.outcome for one in job.attempts].count("lost") == KILLS
         bench.judge(job, watched, key, wholes[prompt], "kill -9")
 

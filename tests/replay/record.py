@@ -70,7 +70,7 @@ async def cancelled_by_us(here: House, job_id: str) -> Run:
     here.model.scripts = [[gate, *HELLO]]
     await here.submit(jobId=job_id, callback=HOOK)
     await gate.reached()
-    await here.jobs.request_cancel(job_id)
+    await here.jobs.seals.request_cancel(job_id)
     gate.open()
     return here.run(job_id)
 
@@ -106,7 +106,7 @@ async def cron(here: House, job_id: str) -> Run:
     started = await here.direct({"request": make_body()}, job_id=job_id, cron_schedule="@every 1s")
 
     async def over() -> bool:
-        return any(job.status.terminal for job in await here.jobs.list(tenant="default"))
+        return any(job.status.terminal for job in await here.jobs.queries.list(tenant="default"))
 
     await eventually(over)
     await here.run(job_id).terminate()
@@ -122,7 +122,7 @@ async def webhook_in_three_days(here: House, job_id: str) -> Run:
     here.sender.answers = [answered(500)]
     await here.accept(jobId=job_id, callback=HOOK)
     await here.intake.cancel(job_id)
-    delivery_id = (await here.jobs.get(job_id)).deliveries[0].id
+    delivery_id = (await here.jobs.queries.get(job_id)).deliveries[0].id
     return await here.client.start_workflow(
         WEBHOOK_DELIVERY,
         DeliveryStart(delivery_id=delivery_id),

@@ -69,11 +69,13 @@ async def ended(store: JobStore, writer: TranscriptWriter, *, delivered: bool = 
     """The id of a job with a row in every table: completed, notified (or about to be)."""
     fields = {"callback": HOOK, "metadata": {"order": "42"}} | fields
     job_id = await answered(store, writer, "a", SECRET, **fields)
-    await store.seal(ending(job_id, JobStatus.COMPLETED), run_id="run-1")
+    await store.seals.seal(ending(job_id, JobStatus.COMPLETED), run_id="run-1")
     one_try = DeliveryTry(number=1, started_at=datetime.now(UTC), latency_ms=1, status_code=200, response=SECRET)
-    for delivery in (await store.get(job_id)).deliveries:
+    for delivery in (await store.queries.get(job_id)).deliveries:
         later = None if delivered else tomorrow()
-        await DeliveryStore(store._database).record_try(delivery.id, one_try, delivered=delivered, next_try_at=later)
+        await DeliveryStore(store.queries._database).record_try(
+            delivery.id, one_try, delivered=delivered, next_try_at=later
+        )
     return job_id
 
 
@@ -104,8 +106,8 @@ async def test_a_job_goes_whole(
     assert (await retention.remove(tomorrow()))[0] == 1
     assert set((await counts(database)).values()) == {0}
     with pytest.raises(JobNotFound):
-        await store.get(job_id)
-    again = await store.accept(make_job(callback=HOOK, metadata={"order": "42"}, idempotency_key="k"))
+        await store.queries.get(job_id)
+    again = await store.acceptance.accept(make_job(callback=HOOK, metadata={"order": "42"}, idempotency_key="k"))
     assert again.created
     assert again.job_id != job_id
 
@@ -119,16 +121,16 @@ async def test_only_jobs_that_ended_long_enough_ago(
     running, waiting, reopened = [await accepted(store) for _ in range(3)]
     await wrote(writer, await claimed(store, running), "Hel")
     await claimed(store, reopened)
-    await store.seal(failing(reopened), run_id="run-1")
+    await store.seals.seal(failing(reopened), run_id="run-1")
     await claimed(store, reopened, run_id="run-2")
     young = await ended(store, writer)
     before = await counts(database)
     assert (await retention.remove(between))[0] == 1
     assert (await retention.remove(between))[0] == 0
     assert before["jobs"] - (await counts(database))["jobs"] == 1
-    assert {job.job_id for job in await store.list()} == {running, waiting, reopened, young}
+    assert {job.job_id for job in await store.queries.list()} == {running, waiting, reopened, young}
     assert (await retention.remove(tomorrow()))[0] == 1
-    assert (await store.get(running)).content == "Hel"
+    assert (await store.queries.get(running)).content == "Hel"
     assert old != young
 
 
@@ -138,9 +140,9 @@ async def test_a_pending_delivery_keeps_its_job(
     """Until it is done, or seven days more."""
     waits, done = await ended(store, writer, delivered=False), await ended(store, writer)
     assert (await retention.remove(tomorrow()))[0] == 1
-    assert [job.job_id for job in await store.list()] == [waits]
+    assert [job.job_id for job in await store.queries.list()] == [waits]
     assert (await retention.remove(tomorrow() + PENDING_DELIVERIES_KEEP))[0] == 1
-    assert await store.list() == []
+    assert await store.queries.list() == []
     assert done != waits
 
 
@@ -178,10 +180,10 @@ async def test_small_steps_reach_every_job_once(
 
 async def test_a_try_that_is_being_recorded_leaves_nothing_behind(postgres_database: Database) -> None:
     """The removal waits for it, and takes it along."""
-    store, retention = JobStore(postgres_database, run_url=str), RetentionStore(postgres_database)
+    store, retention = JobStore(postgres_database), RetentionStore(postgres_database)
     async with TranscriptWriter(postgres_database).running() as writer:
         job_id = await ended(store, writer)
-    (delivery,) = (await store.get(job_id)).deliveries
+    (delivery,) = (await store.queries.get(job_id)).deliveries
     locked = select(schema.deliveries.c.id).where(schema.deliveries.c.id == delivery.id).with_for_update()
     waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
@@ -201,7 +203,7 @@ async def test_a_try_that_is_being_recorded_leaves_nothing_behind(postgres_datab
 
 async def test_a_transaction_is_short_however_large_the_jobs(sqlite: Database) -> None:
     """On SQLite nobody else can write meanwhile: it ends once it has taken its time, and the next one goes on."""
-    store, retention = JobStore(sqlite, run_url=str), RetentionStore(sqlite)
+    store, retention = JobStore(sqlite), RetentionStore(sqlite)
     jobs = [await accepted(store) for _ in range(60)]
     async with sqlite.write() as connection:
         await connection.execute(text("UPDATE jobs SET status = 'cancelled', completed_at = 1"))
@@ -220,15 +222,15 @@ async def test_another_attempt_goes_on_where_the_last_one_was(
 ) -> None:
     """What was passed is not looked at again, and counts."""
     passed, left = await ended(store, writer), await ended(store, writer)
-    place = (await store.get(passed)).completed_at
+    place = (await store.queries.get(passed)).completed_at
     assert place is not None
     environment = ActivityEnvironment()
     said = RetentionReport(removed=7, completed_at=schema.micros(place), job_id=passed)
     environment.info = replace(environment.info, heartbeat_details=[said.model_dump()])
-    work = RetentionActivities(retention=retention, endpoints=EndpointStore(store._database)).remove_old_jobs
+    work = RetentionActivities(retention=retention, endpoints=EndpointStore(store.queries._database)).remove_old_jobs
     report = await environment.run(work, RetentionOrder(days=1e-9))
     assert (report.removed, report.complete) == (8, True)
-    assert [job.job_id for job in await store.list()] == [passed]
+    assert [job.job_id for job in await store.queries.list()] == [passed]
     assert left != passed
 
 
@@ -278,11 +280,11 @@ async def test_the_schedule_removes_what_is_too_old(scheduled: Client, sqlite: D
         await scheduled.get_schedule_handle(RETENTION_SCHEDULE).trigger()
 
         async def gone() -> bool:
-            return not await here.jobs.exists(old)
+            return not await here.jobs.queries.exists(old)
 
         await eventually(gone)
-        assert await here.jobs.exists(running)
-        await here.jobs.request_cancel(running)
+        assert await here.jobs.queries.exists(running)
+        await here.jobs.seals.request_cancel(running)
         run = await scheduled.start_workflow(RETENTION, RetentionOrder(days=1e-9), id="by-hand", task_queue=JOBS_QUEUE)
         assert (await run.result())["removed"] == 1
 
@@ -294,10 +296,10 @@ async def test_a_deleted_job_keeps_what_it_cost_and_nothing_that_was_said(
     database: Database, store: JobStore, writer: TranscriptWriter
 ) -> None:
     job_id = await ended(store, writer, prompt=SECRET, idempotency_key="k", metadata={"order": f"{SECRET} 42"})
-    before = await store.get(job_id)
+    before = await store.queries.get(job_id)
     assert SECRET in await everything(database)
-    await store.delete(job_id)
-    after = await store.get(job_id)
+    await store.seals.delete(job_id)
+    after = await store.queries.get(job_id)
     gone: dict[str, Any] = {"content": None, "deliveries": (), "metadata": {}, "deleted_at": after.deleted_at}
     assert after == before.model_copy(update=gone)
     assert isinstance(after, Job)
@@ -306,27 +308,27 @@ async def test_a_deleted_job_keeps_what_it_cost_and_nothing_that_was_said(
     found = await everything(database)
     assert SECRET not in found
     assert HOOK not in found
-    await store.delete(job_id)
-    assert (await store.get(job_id)).deleted_at == after.deleted_at, "again is the same"
+    await store.seals.delete(job_id)
+    assert (await store.queries.get(job_id)).deleted_at == after.deleted_at, "again is the same"
     metadata = {"order": f"{SECRET} 42"}
-    again = await store.accept(make_job(SECRET, callback=HOOK, metadata=metadata, idempotency_key="k"))
+    again = await store.acceptance.accept(make_job(SECRET, callback=HOOK, metadata=metadata, idempotency_key="k"))
     assert (again.created, again.job_id) == (False, job_id)
-    assert [(job.deleted_at, job.metadata) for job in await store.list()] == [(after.deleted_at, {})]
+    assert [(job.deleted_at, job.metadata) for job in await store.queries.list()] == [(after.deleted_at, {})]
     with pytest.raises(ContentDeleted):
-        await store.request(job_id)
+        await store.queries.request(job_id)
 
 
 async def test_the_text_is_not_in_the_file_any_more(tmp_path: Path) -> None:
     """SQLite would leave it in free pages: neither the request, nor the transcript, nor what the seal made of it."""
     path = tmp_path / "chatjobs.db"
     database = await Database.open(f"sqlite:///{path}")
-    store = JobStore(database, run_url=str)
+    store = JobStore(database)
     async with TranscriptWriter(database).running() as writer:
         deltas = [f"{SECRET} {number} " for number in range(500)]
         job_id = await answered(store, writer, *deltas, prompt=SECRET * 1000)
-        await store.seal(ending(job_id, JobStatus.COMPLETED), run_id="run-1")
+        await store.seals.seal(ending(job_id, JobStatus.COMPLETED), run_id="run-1")
         assert SECRET.encode() in raw(path)
-        await store.delete(job_id)
+        await store.seals.delete(job_id)
     await database.close()
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -342,27 +344,27 @@ def raw(path: Path) -> bytes:
 async def test_only_finished_jobs_of_ones_own(store: JobStore, writer: TranscriptWriter) -> None:
     running = await accepted(store)
     with pytest.raises(JobRunning):
-        await store.delete(running)
+        await store.seals.delete(running)
     claim = await claimed(store, running)
     await (await wrote(writer, claim, "Hello")).finish(finished(claim))
     with pytest.raises(JobRunning):
-        await store.delete(running)
+        await store.seals.delete(running)
     done = await ended(store, writer)
     for job_id, tenant in ((done, "another"), ("job_none", None)):
         with pytest.raises(JobNotFound):
-            await store.delete(job_id, tenant)
-    assert (await store.get(done)).deleted_at is None
+            await store.seals.delete(job_id, tenant)
+    assert (await store.queries.get(done)).deleted_at is None
 
 
 async def test_which_jobs_stand_in_temporal_too(store: JobStore) -> None:
     """Those that came with their request inline, and no other."""
-    inline = (await store.accept(replace(make_job(), started=True))).job_id
+    inline = (await store.acceptance.accept(replace(make_job(), started=True))).job_id
     stored = await accepted(store)
-    await store.workflow_started(stored)
+    await store.acceptance.workflow_started(stored)
     for job_id, is_inline in ((inline, True), (stored, False)):
         await claimed(store, job_id)
-        await store.seal(failing(job_id), run_id="run-1")
-        assert (await store.delete(job_id) == RunRef(job_id)) is is_inline
+        await store.seals.seal(failing(job_id), run_id="run-1")
+        assert (await store.seals.delete(job_id) == RunRef(job_id)) is is_inline
 
 
 async def test_readers_of_a_deleted_job_are_told(
@@ -370,8 +372,8 @@ async def test_readers_of_a_deleted_job_are_told(
 ) -> None:
     """Wherever they are; a slice without its text would look like the answer's end."""
     job_id, other = await ended(store, writer), await ended(store, writer)
-    length = (await store.get(job_id)).position
-    await store.delete(job_id)
+    length = (await store.queries.get(job_id)).position
+    await store.seals.delete(job_id)
     for cursor in (Cursor(job_id), Cursor(job_id, 1, 3), Cursor(job_id, 1, length), Cursor(job_id, 7, 1)):
         with pytest.raises(ContentDeleted):
             await reader.read(cursor)
@@ -385,7 +387,7 @@ async def test_a_reader_that_waits_meanwhile_comes_to_an_end(
     store: JobStore, writer: TranscriptWriter, reader: TranscriptReader, retention: RetentionStore
 ) -> None:
     """It sees the outcome, or that there is nothing to see any more; it never hangs."""
-    for end, error in ((store.delete, ContentDeleted), (lambda _: retention.remove(tomorrow()), JobNotFound)):
+    for end, error in ((store.seals.delete, ContentDeleted), (lambda _: retention.remove(tomorrow()), JobNotFound)):
         job_id = await answered(store, writer)
         came = asyncio.Event()
 
@@ -402,7 +404,7 @@ async def test_a_reader_that_waits_meanwhile_comes_to_an_end(
         following = asyncio.create_task(follow())
         async with asyncio.timeout(PATIENCE):
             await came.wait()
-            await store.seal(ending(job_id), run_id="run-1")
+            await store.seals.seal(ending(job_id), run_id="run-1")
             await end(job_id)
             assert await following
 
@@ -411,11 +413,11 @@ async def test_an_operators_reset_does_not_reopen_it(store: JobStore, writer: Tr
     """Its text is gone: the outcome stands."""
     job_id = await accepted(store)
     await wrote(writer, await claimed(store, job_id), "Hel")
-    await store.seal(failing(job_id), run_id="run-1")
-    await store.delete(job_id)
+    await store.seals.seal(failing(job_id), run_id="run-1")
+    await store.seals.delete(job_id)
     claim = await claimed(store, job_id, run_id="run-2")
     assert claim.outcome == "sealed"
-    sealed = await store.seal(failing(job_id), run_id="run-2")
+    sealed = await store.seals.seal(failing(job_id), run_id="run-2")
     assert (sealed.status, sealed.delivery_id) == (JobStatus.FAILED, None)
 
 
@@ -426,8 +428,8 @@ async def test_the_delivery_of_a_deleted_job_ends_quietly(client: Client, sqlite
         here.sender.answers = [answering(500)]
         waits = await here.submit(callback=HOOK)
         await here.ended(waits)
-        (delivery,) = (await here.jobs.get(waits)).deliveries
-        await here.jobs.delete(waits)
+        (delivery,) = (await here.jobs.queries.get(waits)).deliveries
+        await here.jobs.seals.delete(waits)
         run = here.run(delivery_workflow_id(delivery.id))
         await run.signal(RETRY_NOW)
         async with asyncio.timeout(PATIENCE):
@@ -437,7 +439,7 @@ async def test_the_delivery_of_a_deleted_job_ends_quietly(client: Client, sqlite
         here.sender.answers = [gate, answering(500)]
         tries = await here.submit(callback=HOOK)
         await gate.reached()
-        await here.jobs.delete(tries)
+        await here.jobs.seals.delete(tries)
         gate.open()
         assert (await here.ended(tries)).status is JobStatus.COMPLETED
         assert (await here.run(tries).describe()).status is WorkflowExecutionStatus.COMPLETED

@@ -48,7 +48,7 @@ async def test_the_migrations_make_the_tables_that_the_code_expects(empty_databa
 async def test_opening_again_finds_everything(database: Database, database_url: str, store: JobStore) -> None:
     job_id = await accepted(store)
     again = await Database.open(database_url)
-    assert (await make_store(again).get(job_id)).job_id == job_id
+    assert (await make_store(again).queries.get(job_id)).job_id == job_id
     await again.close()
 
 
@@ -122,7 +122,7 @@ async def test_cancelled_calls_leave_no_half_and_no_lock(store: JobStore, databa
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     async with asyncio.timeout(30):
-        assert await store.request(await accepted(store))
+        assert await store.queries.request(await accepted(store))
     halves = select(func.count()).where(jobs.c.id.not_in(select(requests.c.job_id)))
     async with database.read() as connection:
         assert await connection.scalar(halves) == 0
@@ -131,8 +131,8 @@ async def test_cancelled_calls_leave_no_half_and_no_lock(store: JobStore, databa
 async def test_fifty_claims_at_once_and_many_calls_beside(store: JobStore) -> None:
     ids = await asyncio.gather(*(accepted(store, str(number)) for number in range(50)))
     claims = [claimed(store, job_id) for job_id in ids]
-    reads = [store.get(job_id) for job_id in ids]
-    results = await asyncio.gather(*claims, *reads, store.list(limit=50))
+    reads = [store.queries.get(job_id) for job_id in ids]
+    results = await asyncio.gather(*claims, *reads, store.queries.list(limit=50))
     assert len(results) == 101
 
 
@@ -149,7 +149,7 @@ async def test_a_locked_database_is_waited_for_only_so_long(database_url: str) -
         async with asyncio.timeout(15):
             results = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(result) for result in results] == [StorageUnavailable] * 8
-        assert (await store.get(job_id)).job_id == job_id  # reading goes on
+        assert (await store.queries.get(job_id)).job_id == job_id  # reading goes on
     await accepted(store)
     await database.close()
 
@@ -165,10 +165,10 @@ async def test_connections_are_waited_for_only_so_long(database_url: str) -> Non
     holding = [asyncio.create_task(hold()) for _ in range(storage.engine.database.POSTGRES_CONNECTIONS)]
     await asyncio.sleep(0.05)
     with pytest.raises(StorageUnavailable):
-        await make_store(database).list()
+        await make_store(database).queries.list()
     release.set()
     await asyncio.gather(*holding, return_exceptions=True)
-    assert await make_store(database).empty()
+    assert await make_store(database).queries.empty()
     await database.close()
 
 
@@ -193,7 +193,7 @@ async def test_a_deadlock_is_nobodys_business(postgres_server: Postgres, postgre
         await connection.execute("UPDATE jobs SET progressed_at = 0")
         await connection.execute("COMMIT")
     assert (await claiming).attempt == 1
-    assert len(await store.ledger(job_id)) == 1
+    assert len((await store.queries.get(job_id)).attempts) == 1
 
 
 async def test_a_rolled_back_transaction_is_made_five_times_and_no_more() -> None:

@@ -24,7 +24,7 @@ def deliveries(database: Database) -> DeliveryStore:
 async def promised(store: JobStore) -> str:
     """The id of a delivery that nobody has tried yet."""
     job_id = await accepted(store, webhook={"url": "https://receiver.example/"})
-    sealed = await store.seal(failing(job_id), run_id="run-1")
+    sealed = await store.seals.seal(failing(job_id), run_id="run-1")
     assert sealed.delivery_id is not None
     return sealed.delivery_id
 
@@ -114,8 +114,8 @@ async def test_what_is_not_there_is_not_found(store: JobStore, deliveries: Deliv
 
 async def test_what_no_run_has_sealed_is_wanted_at_once(store: JobStore, database: Database) -> None:
     """A job that is cancelled before it was started has no workflow that would make the first try."""
-    await store.accept(make_job(job_id="job_1", webhook={"url": "https://hooks.example/x"}))
-    await store.request_cancel("job_1")
+    await store.acceptance.accept(make_job(job_id="job_1", webhook={"url": "https://hooks.example/x"}))
+    await store.seals.request_cancel("job_1")
     (wanted,) = await DeliveryStore(database).take_requests()
-    (delivery,) = (await store.get("job_1")).deliveries
+    (delivery,) = (await store.queries.get("job_1")).deliveries
     assert wanted.id == delivery.id

@@ -15,12 +15,13 @@ from chatjobs.contracts import ChatRequest, JobStatus
 from chatjobs.errors import IdempotencyMismatch, JobFinished, JobIdConflict, JobNotFound
 from dispatch.intake import Intake
 from domain.errors import StorageRefused
-from domain.values import NewJob
+from domain.new_jobs import new_job
+from domain.values import RunRef
 from storage.engine.database import Database
 from storage.engine.schema import jobs, micros
 from storage.jobs.store import JobStore
 from storage.transcript.writer import TranscriptWriter
-from tests.support.factories import accepted, answered, claimed, ending, failing, make_job
+from tests.support.factories import accepted, answered, claimed, ending, failing, make_body, make_job
 
 ODD_KEYS = ("a.b", 'say "hi"', "$", "[0]", "'; --", "😀", "%", "back\\slash")
 
@@ -28,31 +29,31 @@ ODD_KEYS = ("a.b", 'say "hi"', "$", "[0]", "'; --", "😀", "%", "back\\slash")
 
 
 async def test_a_hundred_posts_of_one_key_make_one_job(store: JobStore) -> None:
-    answers = await asyncio.gather(*(store.accept(make_job(idempotency_key="k")) for _ in range(100)))
+    answers = await asyncio.gather(*(store.acceptance.accept(make_job(idempotency_key="k")) for _ in range(100)))
     assert len({(answer.job_id, answer.request_id) for answer in answers}) == 1
     assert sum(answer.created for answer in answers) == 1
-    assert len(await store.list(limit=100)) == 1
+    assert len(await store.queries.list(limit=100)) == 1
 
 
 async def test_the_same_job_again_is_answered_as_it_stands(store: JobStore) -> None:
     """By its key, or from its own workflow by its id; whatever has become of it meanwhile."""
-    first = await store.accept(make_job(job_id="job_1", idempotency_key="k"))
+    first = await store.acceptance.accept(make_job(job_id="job_1", idempotency_key="k"))
     await claimed(store, "job_1")
     for again in (make_job(job_id="job_1", idempotency_key="k"), replace(make_job(job_id="job_1"), started=True)):
-        found = await store.accept(again)
+        found = await store.acceptance.accept(again)
         assert (found.created, found.request_id, found.status) == (False, first.request_id, JobStatus.IN_PROGRESS)
 
 
 async def test_an_id_without_a_key_is_taken_once(store: JobStore) -> None:
-    await store.accept(make_job(job_id="job_1"))
+    await store.acceptance.accept(make_job(job_id="job_1"))
     with pytest.raises(JobIdConflict):
-        await store.accept(make_job(job_id="job_1"))
+        await store.acceptance.accept(make_job(job_id="job_1"))
 
 
 async def test_a_key_belongs_to_one_body(store: JobStore) -> None:
-    await store.accept(make_job("one", idempotency_key="k"))
+    await store.acceptance.accept(make_job("one", idempotency_key="k"))
     with pytest.raises(IdempotencyMismatch):
-        await store.accept(make_job("two", idempotency_key="k"))
+        await store.acceptance.accept(make_job("two", idempotency_key="k"))
 
 
 EARLIER = {
@@ -83,8 +84,8 @@ async def test_the_row_of_an_earlier_version_is_found_by_its_key(
 
 
 async def test_a_key_belongs_to_one_tenant(store: JobStore) -> None:
-    mine = await store.accept(make_job("one", tenant="a", idempotency_key="k"))
-    theirs = await store.accept(make_job("two", tenant="b", idempotency_key="k"))
+    mine = await store.acceptance.accept(make_job("one", tenant="a", idempotency_key="k"))
+    theirs = await store.acceptance.accept(make_job("two", tenant="b", idempotency_key="k"))
     assert theirs.created
     assert mine.job_id != theirs.job_id
 
@@ -93,60 +94,60 @@ async def test_a_key_belongs_to_one_tenant(store: JobStore) -> None:
 async def test_an_id_belongs_to_one_job(store: JobStore, prompt: str, tenant: str) -> None:
     await accepted(store, job_id="job_1")
     with pytest.raises(JobIdConflict):
-        await store.accept(make_job(prompt, tenant=tenant, job_id="job_1"))
+        await store.acceptance.accept(make_job(prompt, tenant=tenant, job_id="job_1"))
 
 
 async def test_the_key_decides_before_the_id(store: JobStore) -> None:
-    keyed = await store.accept(make_job(job_id="job_1", idempotency_key="k"))
+    keyed = await store.acceptance.accept(make_job(job_id="job_1", idempotency_key="k"))
     await accepted(store, job_id="job_2")
-    assert (await store.accept(make_job(job_id="job_2", idempotency_key="k"))).job_id == keyed.job_id
+    assert (await store.acceptance.accept(make_job(job_id="job_2", idempotency_key="k"))).job_id == keyed.job_id
 
 
 async def test_the_request_comes_back_whole(store: JobStore) -> None:
     job = make_job("😀 \0", temperature=0.5, metadata={"a": "b"})
-    await store.accept(job)
-    assert await store.request(job.job_id) == job.request
+    await store.acceptance.accept(job)
+    assert await store.queries.request(job.job_id) == job.request
     with pytest.raises(JobNotFound):
-        await store.request(job.job_id, tenant="another")
+        await store.queries.request(job.job_id, tenant="another")
 
 
 async def test_an_invalid_request_gets_a_row_that_can_only_fail(store: JobStore) -> None:
-    job = NewJob(job_id="job_1", tenant="t", request_id="r", body_hash="h", request=None, started=True)
-    await store.accept(job)
+    job = new_job({"messages": []}, None, job_id="job_1", tenant="t", started=True)
+    await store.acceptance.accept(job)
     with pytest.raises(JobNotFound, match="request was not kept"):
         await claimed(store, "job_1")
-    await store.seal(failing("job_1", "validation_failed"), run_id="run-1")
-    found = await store.get("job_1")
+    await store.seals.seal(failing("job_1", "validation_failed"), run_id="run-1")
+    found = await store.queries.get("job_1")
     assert (found.status, found.error and found.error.code) == (JobStatus.FAILED, "validation_failed")
 
 
 async def test_what_the_database_cannot_take_is_refused_without_repeating_it(store: JobStore) -> None:
     with pytest.raises(StorageRefused) as refused:
-        await store.accept(make_job("private", idempotency_key="secret\ud800"))
+        await store.acceptance.accept(make_job("private", idempotency_key="secret\ud800"))
     assert "secret" not in str(refused.value)
     assert "private" not in str(refused.value)
 
 
 async def test_a_new_job_as_it_is_shown(store: JobStore) -> None:
-    assert await store.empty()
+    assert await store.queries.empty()
     before = datetime.now(UTC)
     job = make_job(metadata={"team": "\0search"})
-    await store.accept(job)
-    found = await store.get(job.job_id, "default")
+    await store.acceptance.accept(job)
+    found = await store.queries.get(job.job_id, "default")
     assert (found.status, found.content, found.epoch, found.position) == (JobStatus.QUEUED, "", 1, 0)
     assert found.metadata == {"team": "\ufffdsearch"}
-    assert found.temporal_url == f"http://ui.example/{job.job_id}"
+    assert found.run == RunRef(job.job_id)
     assert before <= found.created_at <= datetime.now(UTC)
-    assert not await store.empty()
+    assert not await store.queries.empty()
     with pytest.raises(JobNotFound):
-        await store.get(job.job_id, "another")
+        await store.queries.get(job.job_id, "another")
     for name in ("nobody", "no\0body", "nob\ud83ddy"):
         with pytest.raises(JobNotFound):
-            await store.get(name)
+            await store.queries.get(name)
         with pytest.raises(JobNotFound):
-            await store.request(name)
+            await store.queries.request(name)
         with pytest.raises(JobNotFound):
-            await store.request_cancel(name)
+            await store.seals.request_cancel(name)
 
 
 # ------------------------------------------------------------------------------------------------------ cancel
@@ -154,35 +155,35 @@ async def test_a_new_job_as_it_is_shown(store: JobStore) -> None:
 
 async def test_a_job_that_was_never_started_is_cancelled_at_once(store: JobStore) -> None:
     job_id = await accepted(store)
-    assert await store.request_cancel(job_id) is JobStatus.CANCELLED
-    assert await store.request_cancel(job_id) is JobStatus.CANCELLED
+    assert await store.seals.request_cancel(job_id) is JobStatus.CANCELLED
+    assert await store.seals.request_cancel(job_id) is JobStatus.CANCELLED
     assert (await claimed(store, job_id)).outcome == "sealed"
-    assert (await store.get(job_id)).status is JobStatus.CANCELLED
-    assert not await store.unstarted(older_than=timedelta(0))
+    assert (await store.queries.get(job_id)).status is JobStatus.CANCELLED
+    assert not await store.sweep.unstarted(older_than=timedelta(0))
 
 
 async def test_a_started_job_is_cancelled_by_its_workflow(store: JobStore) -> None:
     job_id = await accepted(store)
-    await store.workflow_started(job_id)
-    assert await store.request_cancel(job_id) is JobStatus.QUEUED
-    assert [job.job_id for job in await store.to_cancel()] == [job_id]
+    await store.acceptance.workflow_started(job_id)
+    assert await store.seals.request_cancel(job_id) is JobStatus.QUEUED
+    assert [job.job_id for job in await store.sweep.to_cancel()] == [job_id]
     assert (await claimed(store, job_id)).outcome == "cancel_requested"
-    await store.seal(ending(job_id, JobStatus.CANCELLED), run_id="run-1")
-    assert not await store.to_cancel()
+    await store.seals.seal(ending(job_id, JobStatus.CANCELLED), run_id="run-1")
+    assert not await store.sweep.to_cancel()
 
 
 async def test_an_ended_job_cannot_be_cancelled(store: JobStore, writer: TranscriptWriter) -> None:
     job_id = await answered(store, writer)
-    await store.seal(ending(job_id), run_id="run-1")
+    await store.seals.seal(ending(job_id), run_id="run-1")
     with pytest.raises(JobFinished, match="completed"):
-        await store.request_cancel(job_id)
+        await store.seals.request_cancel(job_id)
 
 
 async def test_only_its_tenant_cancels_a_job(store: JobStore) -> None:
     job_id = await accepted(store, tenant="a")
     with pytest.raises(JobNotFound):
-        await store.request_cancel(job_id, "b")
-    assert (await store.get(job_id)).status is JobStatus.QUEUED
+        await store.seals.request_cancel(job_id, "b")
+    assert (await store.queries.get(job_id)).status is JobStatus.QUEUED
 
 
 # -------------------------------------------------------------------------------------------------------- list
@@ -191,7 +192,7 @@ async def test_only_its_tenant_cancels_a_job(store: JobStore) -> None:
 async def test_jobs_are_listed_newest_first_page_by_page(store: JobStore) -> None:
     ids = [await accepted(store) for _ in range(7)]
     found, place = [], None
-    while page := await store.list(before=place, limit=3):
+    while page := await store.queries.list(before=place, limit=3):
         found += [job.job_id for job in page]
         place = (micros(page[-1].created_at), page[-1].job_id)
     assert found == ids[::-1]
@@ -199,13 +200,13 @@ async def test_jobs_are_listed_newest_first_page_by_page(store: JobStore) -> Non
 
 async def test_lists_are_filtered(store: JobStore, writer: TranscriptWriter) -> None:
     done = await answered(store, writer, tenant="a")
-    await store.seal(ending(done), run_id="run-1")
+    await store.seals.seal(ending(done), run_id="run-1")
     between = datetime.now(UTC)
     large = await accepted(store, tenant="a", model="mistral-large-latest")
     other = await accepted(store, tenant="b")
 
     async def ids(**filters: object) -> set[str]:
-        return {job.job_id for job in await store.list(**filters)}  # type: ignore[arg-type]
+        return {job.job_id for job in await store.queries.list(**filters)}  # type: ignore[arg-type]
 
     assert await ids(tenant="a") == {done, large}
     assert await ids(status=JobStatus.COMPLETED) == {done}
@@ -220,15 +221,15 @@ async def test_lists_are_filtered_by_metadata_with_any_key(store: JobStore) -> N
     for key in ODD_KEYS:
         wanted = await accepted(store, metadata={key: "yes", "team": "a"})
         await accepted(store, metadata={key: "no", "team": "a"})
-        assert [job.job_id for job in await store.list(metadata={key: "yes", "team": "a"})] == [wanted]
-        assert not await store.list(metadata={key: "yes", "team": "b"})
+        assert [job.job_id for job in await store.queries.list(metadata={key: "yes", "team": "a"})] == [wanted]
+        assert not await store.queries.list(metadata={key: "yes", "team": "b"})
 
 
 async def test_a_listed_job_has_its_outcome_and_no_texts(store: JobStore, writer: TranscriptWriter) -> None:
     job_id = await answered(store, writer)
-    await store.seal(ending(job_id), run_id="run-1")
-    (listed,) = await store.list()
-    whole = await store.get(job_id)
+    await store.seals.seal(ending(job_id), run_id="run-1")
+    (listed,) = await store.queries.list()
+    whole = await store.queries.get(job_id)
     assert (listed.status, listed.finish_reason, listed.sha256) == (whole.status, "stop", whole.sha256)
     assert (listed.content, whole.content) == (None, "Hello you")
 
@@ -238,31 +239,25 @@ async def test_a_listed_job_has_its_outcome_and_no_texts(store: JobStore, writer
 
 async def test_the_sweeper_finds_what_nobody_started(store: JobStore) -> None:
     job_id, started = await accepted(store, tenant="a"), await accepted(store)
-    await store.workflow_started(started)
-    (waiting,) = await store.unstarted(older_than=timedelta(0))
+    await store.acceptance.workflow_started(started)
+    (waiting,) = await store.sweep.unstarted(older_than=timedelta(0))
     assert (waiting.job_id, waiting.tenant, waiting.model) == (job_id, "a", "mistral-small-latest")
-    assert not await store.unstarted(older_than=timedelta(hours=1))
+    assert not await store.sweep.unstarted(older_than=timedelta(hours=1))
 
 
 async def test_the_sweeper_finds_what_does_not_move(store: JobStore) -> None:
     job_id = await accepted(store)
-    await store.workflow_started(job_id)
-    assert [job.job_id for job in await store.silent(since=timedelta(0))] == [job_id]
-    assert not await store.silent(since=timedelta(hours=1))
-    await store.touch(job_id)
-    assert not await store.silent(since=timedelta(seconds=60))
+    await store.acceptance.workflow_started(job_id)
+    assert [job.job_id for job in await store.sweep.silent(since=timedelta(0))] == [job_id]
+    assert not await store.sweep.silent(since=timedelta(hours=1))
+    await store.sweep.touch(job_id)
+    assert not await store.sweep.silent(since=timedelta(seconds=60))
 
 
 async def test_a_repeated_request_is_a_new_job(store: JobStore) -> None:
     original = make_job()
-    await store.accept(original)
-    replay = NewJob(
-        job_id="job_2",
-        tenant="default",
-        request_id="r",
-        body_hash=original.body_hash,
-        request=ChatRequest.parse({"messages": [{"role": "user", "content": "Hello"}]}),
-        replay_of=original.job_id,
-    )
-    assert (await store.accept(replay)).created
-    assert (await store.get("job_2")).replay_of == original.job_id
+    await store.acceptance.accept(original)
+    body = make_body()
+    replay = new_job(body, ChatRequest.parse(body), job_id="job_2", tenant="default", replay_of=original.job_id)
+    assert (await store.acceptance.accept(replay)).created
+    assert (await store.queries.get("job_2")).replay_of == original.job_id

@@ -32,13 +32,15 @@ async def test_a_killed_writer_leaves_a_prefix_of_what_it_received(
         writer.kill()
         await asyncio.to_thread(writer.join)
 
-        job = await store.get(job_id)
+        job = await store.queries.get(job_id)
         received = log.read_bytes().decode(errors="ignore")
         assert job.content == text_from(0, job.position)
         assert received.startswith(job.content)
         log.write_text(job.content)  # what was not stored is received again
         cursor = Cursor(job_id, 1, job.position)
-    assert [attempt.outcome for attempt in (await store.get(job_id)).attempts] == ["lost"] * (KILLS - 1) + [None]
+    assert [attempt.outcome for attempt in (await store.queries.get(job_id)).attempts] == ["lost"] * (KILLS - 1) + [
+        None
+    ]
 
 
 async def test_writers_a_reader_and_a_compaction_at_once(
@@ -54,10 +56,10 @@ async def test_writers_a_reader_and_a_compaction_at_once(
         copy.take(piece)
         if time.monotonic() > enough and copy.resets > 1:
             enough = float("inf")
-            await store.seal(failing(job_id), run_id="run-1")
+            await store.seals.seal(failing(job_id), run_id="run-1")
     for writer in writers:
         await asyncio.to_thread(writer.join)
-    job = await store.get(job_id)
+    job = await store.queries.get(job_id)
     assert job.status is JobStatus.FAILED
     assert (copy.texts[Channel.CONTENT], copy.texts[Channel.REASONING]) == (job.content, job.reasoning or "")
     assert copy.position == job.position

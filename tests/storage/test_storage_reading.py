@@ -18,7 +18,7 @@ from chatjobs.errors import JobNotFound
 from domain.errors import StorageUnavailable
 from domain.text import clean
 from domain.timings import Timings
-from domain.values import Cursor, Run, Slice
+from domain.values import Cursor, Slice, TextRun
 from storage.engine.database import Database
 from storage.engine.schema import jobs
 from storage.jobs.store import JobStore
@@ -39,7 +39,7 @@ deltas = st.lists(st.tuples(st.sampled_from(Channel), st.lists(characters, max_s
 flushes = st.sets(st.integers(0, 24))
 
 
-def after(position: int, runs: Sequence[Run]) -> list[tuple[Channel, str]]:
+def after(position: int, runs: Sequence[TextRun]) -> list[tuple[Channel, str]]:
     """What is missing after a position, by the definition."""
     letters = [(run.channel, letter) for run in runs for letter in run.text][position:]
     missing: list[tuple[Channel, str]] = []
@@ -82,7 +82,7 @@ async def test_every_position_gives_exactly_the_missing_text(
     assert copy.texts == streamed
     assert whole.position == sum(map(len, streamed.values()))
     await _same_from_every_position(reader, whole)
-    await store.seal(ending(job_id, position=whole.position), run_id="run-1")
+    await store.seals.seal(ending(job_id, position=whole.position), run_id="run-1")
     await _same_from_every_position(reader, whole)
 
 
@@ -109,7 +109,7 @@ async def test_a_reader_that_breaks_off_and_resumes_has_it_all(
             job_writer.append(Channel.CONTENT, text)
             await asyncio.sleep(0.001)
         await job_writer.flush()
-        await store.seal(failing(job_id), run_id="run-1")
+        await store.seals.seal(failing(job_id), run_id="run-1")
 
     writing, ended = asyncio.create_task(write()), False
     while not ended:
@@ -134,8 +134,8 @@ async def test_many_readers_of_many_jobs(store: JobStore, writer: TranscriptWrit
         await asyncio.sleep(0.002)
     await asyncio.gather(*(job_writer.flush() for job_writer in job_writers))
     late = [asyncio.create_task(_copied(reader, job_id)) for job_id in ids]
-    await asyncio.gather(*(store.seal(failing(job_id), run_id="run-1") for job_id in ids))
-    stored = [await store.get(job_id) for job_id in ids]
+    await asyncio.gather(*(store.seals.seal(failing(job_id), run_id="run-1") for job_id in ids))
+    stored = [await store.queries.get(job_id) for job_id in ids]
     for copy, job in zip(await asyncio.gather(*early, *late), stored * 3, strict=True):
         assert (copy.texts[Channel.CONTENT], copy.texts[Channel.REASONING]) == (job.content, job.reasoning)
 
@@ -159,13 +159,13 @@ async def test_a_reader_waits_until_there_is_news(
         await asyncio.wait_for(asyncio.shield(waiting), 0.05)
     job_writer.append(Channel.REASONING, " you")
     piece = await asyncio.wait_for(waiting, PATIENCE)
-    assert (piece.runs, piece.position) == ((Run(Channel.REASONING, " you", 2),), 9)
+    assert (piece.runs, piece.position) == ((TextRun(9, Channel.REASONING, " you", 2),), 9)
 
 
 async def test_the_end_is_news(store: JobStore, writer: TranscriptWriter, reader: TranscriptReader) -> None:
     job_id = await answered(store, writer, "Hello")
     waiting = asyncio.create_task(reader.wait(Cursor(job_id, 1, 5)))
-    await store.seal(ending(job_id), run_id="run-1")
+    await store.seals.seal(ending(job_id), run_id="run-1")
     piece = await asyncio.wait_for(waiting, PATIENCE)
     assert (piece.status, piece.runs, piece.reset) == (JobStatus.COMPLETED, (), False)
 
@@ -178,7 +178,7 @@ async def test_the_end_is_news_for_each_reader_at_the_same_place(
     slow = (await reader.read(Cursor(job_id))).cursor
     waiting = asyncio.create_task(reader.wait(slow))
     await asyncio.sleep(0)
-    await store.seal(ending(job_id), run_id="run-1")
+    await store.seals.seal(ending(job_id), run_id="run-1")
     assert (await asyncio.wait_for(waiting, PATIENCE)).status is JobStatus.COMPLETED
     assert (await asyncio.wait_for(reader.wait(slow), PATIENCE)).status is JobStatus.COMPLETED
 
@@ -188,7 +188,7 @@ async def test_another_epoch_is_news(store: JobStore, writer: TranscriptWriter, 
     await wrote(writer, await claimed(store, job_id), "Hello")
     waiting = asyncio.create_task(reader.wait(Cursor(job_id, 1, 5)))
     claim = await claimed(store, job_id)
-    await store.restart(job_id, fence=claim.fence, reason="tools")
+    await store.attempts.restart(job_id, fence=claim.fence, reason="tools")
     piece = await asyncio.wait_for(waiting, PATIENCE)
     assert (piece.cursor, piece.reset, piece.reset_reason, piece.attempt) == (Cursor(job_id, 2, 0), True, "tools", 2)
 
@@ -201,15 +201,15 @@ async def test_an_impossible_cursor_gets_everything_anew(
     for _ in range(2):
         for cursor in [(1, 99), (7, 0), (2, 3), (10**30, 10**30), (-1, 0)]:
             piece = await asyncio.wait_for(reader.wait(Cursor(job_id, *cursor)), PATIENCE)
-            assert (piece.reset, piece.runs, piece.position) == (True, (Run(Channel.CONTENT, "Hello", 1),), 5)
-        await store.seal(ending(job_id), run_id="run-1")
+            assert (piece.reset, piece.runs, piece.position) == (True, (TextRun(5, Channel.CONTENT, "Hello", 1),), 5)
+        await store.seals.seal(ending(job_id), run_id="run-1")
 
 
 async def test_a_new_reader_needs_no_reset(store: JobStore, reader: TranscriptReader) -> None:
     """Nothing was read yet, whichever epoch it is."""
     job_id = await accepted(store)
     claim = await claimed(store, job_id)
-    await store.restart(job_id, fence=claim.fence, reason="restart")
+    await store.attempts.restart(job_id, fence=claim.fence, reason="restart")
     piece = await reader.read(Cursor(job_id))
     assert (piece.epoch, piece.reset, piece.started) == (2, False, True)
 
@@ -233,7 +233,7 @@ async def test_a_job_that_is_not_there_is_not_waited_for(
 async def test_many_wait_together(store: JobStore, writer: TranscriptWriter, reader: TranscriptReader) -> None:
     """One live, one sealed meanwhile, one without news, one that does not exist."""
     live, sealed, quiet = [await answered(store, writer, "Hello") for _ in range(3)]
-    await store.seal(ending(sealed), run_id="run-1")
+    await store.seals.seal(ending(sealed), run_id="run-1")
     cursors = [Cursor(live, 1, 2), Cursor(sealed, 1, 5), Cursor(quiet, 1, 5), Cursor("nobody")]
     waiting = [asyncio.create_task(reader.wait(cursor)) for cursor in cursors]
     one, two, three, four = waiting
@@ -303,7 +303,7 @@ async def test_readers_do_not_notice_a_restart_of_the_database(
             job_writer.append(Channel.CONTENT, f"{number} ")
             await job_writer.flush()
             await cut_connections(postgres_server, database)
-        await store.seal(failing(job_id), run_id="run-1")
+        await store.seals.seal(failing(job_id), run_id="run-1")
         assert (await copying).texts[Channel.CONTENT] == "0 1 2 3 4 "
 
 
@@ -358,7 +358,7 @@ async def test_who_comes_back_while_others_are_looked_after_misses_nothing(
         piece = await reader.wait(Cursor(mine))
         go_on.clear()
         looking.clear()
-        await store.seal(ending(mine), run_id="run-1")
+        await store.seals.seal(ending(mine), run_id="run-1")
         await looking.wait()
         waiting = asyncio.create_task(reader.wait(piece.cursor))
         await asyncio.sleep(0)

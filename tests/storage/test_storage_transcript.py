@@ -30,13 +30,13 @@ async def job_writers(store: JobStore, writer: TranscriptWriter, count: int) -> 
 
 
 async def content(store: JobStore, job_writer: JobWriter) -> str | None:
-    return (await store.get(job_writer.job_id)).content
+    return (await store.queries.get(job_writer.job_id)).content
 
 
 async def test_text_is_durable_after_a_flush(store: JobStore, writer: TranscriptWriter) -> None:
     job_writer = await wrote(writer, await claimed(store, await accepted(store)), "Hello", "", " you", "😀")
     assert (job_writer.position, job_writer.committed, job_writer.token_count) == (10, 10, 4)
-    job = await store.get(job_writer.job_id)
+    job = await store.queries.get(job_writer.job_id)
     assert (job.content, job.position) == ("Hello you😀", 10)
 
 
@@ -111,7 +111,7 @@ async def test_what_waits_weighs_no_more_than_its_text(store: JobStore, writer: 
     for _ in range(10_000):
         job_writer.append(Channel.CONTENT, "token")
     assert job_writer._pending is not None
-    assert len(job_writer._pending.collected[0].texts) < 100
+    assert len(job_writer._pending.texts) < 100
     await job_writer.flush()
 
 
@@ -128,7 +128,7 @@ async def test_what_is_stale_by_the_time_of_its_batch_is_not_written(store: JobS
     job_writer.append(Channel.CONTENT, " and dropped")
     with pytest.raises(FenceLost):
         await job_writer.finish(finished(claim))
-    job = await store.get(claim.job_id)
+    job = await store.queries.get(claim.job_id)
     assert (job.content, job.status, writer.pending_bytes) == ("kept", JobStatus.IN_PROGRESS, 0)
 
 
@@ -214,7 +214,7 @@ async def test_accepting_on_a_full_disk_says_so(sqlite: Database) -> None:
     with pytest.raises(StorageUnavailable, match="full") as full:
         await accepted(store, "private " * 50_000)
     assert "private" not in str(full.value)
-    assert await store.empty()
+    assert await store.queries.empty()
 
 
 async def test_one_poisonous_text_fails_its_job_only(

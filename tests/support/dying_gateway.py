@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from domain.process_exit import exit_now
 from gateway.__main__ import main
-from storage.jobs.store import JobStore
+from storage.jobs.accept import AcceptStore
 from tests.support.dying_worker import dying
 
 if __name__ == "__main__":
-    setattr(JobStore, "accept", dying(JobStore.accept, before=False))  # noqa: B010 - as in dying_worker
+    setattr(AcceptStore, "accept", dying(AcceptStore.accept, before=False))  # noqa: B010 - as in dying_worker
     exit_now(main())

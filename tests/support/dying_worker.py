@@ -12,21 +12,22 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import storage.jobs.store
+import storage.jobs.attempts
 import worker
 from activities.webhook import WebhookActivities
 from domain import programs
 from domain.process_exit import exit_now
 from providers.webhooks.sender import HttpWebhookSender
-from storage.jobs.store import JobStore
+from storage.jobs.attempts import AttemptStore
+from storage.jobs.seals import SealStore
 from storage.transcript.batches import BatchEntry, PostgresBatches, SqliteBatches
 from storage.transcript.writer import JobWriter
 
 POINTS: dict[str, tuple[type, str]] = {
-    "after_claim": (JobStore, "claim"),
+    "after_claim": (AttemptStore, "claim"),
     "before_finish": (JobWriter, "finish"),
     "after_finish": (JobWriter, "finish"),
-    "after_seal": (JobStore, "seal"),
+    "after_seal": (SealStore, "seal"),
     "before_send": (WebhookActivities, "_send"),
     "after_send": (HttpWebhookSender, "post"),
 }
@@ -66,7 +67,7 @@ class Deadly:
 
 def main(point: str) -> int:
     if point == "decoding":
-        setattr(storage.jobs.store, "ChatRequest", Deadly)  # noqa: B010 - as for the other points
+        setattr(storage.jobs.attempts, "ChatRequest", Deadly)  # noqa: B010 - as for the other points
     elif point == "before_finish_commit":
         for kind in (SqliteBatches, PostgresBatches):
             setattr(kind, "append", dying_with_the_finish(kind.append))  # noqa: B010 - as for the other points

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from chatjobs.contracts import Channel, ChatRequest, JobError, JobStatus, fingerprint
-from domain.names import new_job_id, new_request_id
+from chatjobs.contracts import Channel, ChatRequest, JobError, JobStatus
+from domain.names import new_job_id
+from domain.new_jobs import new_job
 from domain.payloads import Ending
 from domain.values import Claim, FinishRecord, NewJob, Slice
 from storage.engine.database import Database
@@ -28,23 +29,17 @@ def make_job(prompt: str = "Hello", *, job_id: str | None = None, tenant: str = 
     """A job to be accepted; ``fields`` are fields of the request, but for ``idempotency_key``."""
     key = fields.pop("idempotency_key", None)
     body = make_body(prompt, **fields)
-    return NewJob(
-        job_id=job_id or new_job_id(),
-        tenant=tenant,
-        request_id=new_request_id(),
-        body_hash=fingerprint(body),
-        request=ChatRequest.parse(body),
-        idempotency_key=key,
-    )
+    request = ChatRequest.parse(body)
+    return new_job(body, request, job_id=job_id or new_job_id(), tenant=tenant, idempotency_key=key)
 
 
 def make_store(database: Database) -> JobStore:
-    return JobStore(database, run_url=lambda job_id: f"http://ui.example/{job_id}")
+    return JobStore(database)
 
 
 async def accepted(store: JobStore, prompt: str = "Hello", **fields: Any) -> str:
     """The id of a job that has a row."""
-    return (await store.accept(make_job(prompt, **fields))).job_id
+    return (await store.acceptance.accept(make_job(prompt, **fields))).job_id
 
 
 async def claimed(
@@ -52,7 +47,7 @@ async def claimed(
 ) -> Claim:
     """A claim by the next attempt."""
     number = next(fences) if fence is None else fence
-    return await store.claim(job_id, fence=number, claimant=f"claimant-{number}", run_id=run_id, tries=tries)
+    return await store.attempts.claim(job_id, fence=number, claimant=f"claimant-{number}", run_id=run_id, tries=tries)
 
 
 def ending(job_id: str, status: EndStatus = JobStatus.COMPLETED, **fields: Any) -> Ending:

@@ -10,7 +10,12 @@ from typing import Any, NamedTuple, TypeVar, cast
 from chatjobs.contracts import Channel, ChatRequest, Usage, WebhookEvent
 from chatjobs.webhooks import verify
 from domain.ports import Continuing, Finish, ModelEvent, TextDelta, WebhookResponse
-from domain.values import AcceptedJob, Claim, FinishRecord
+from domain.values import Claim, FinishRecord, JobHandle
+from domain.webhook_body import webhook_body
+from storage.engine.database import Database
+from storage.jobs.accept import AcceptStore
+from storage.jobs.attempts import AttemptStore
+from storage.jobs.seals import SealStore
 from storage.jobs.store import JobStore
 from storage.transcript.writer import JobWriter, TranscriptWriter
 
@@ -167,30 +172,51 @@ class Gates(dict[str, Gate]):
         if place in self:
             await self[place].pass_through()
 
-
-class GatedJobs(JobStore):
-    """A job store with the places "before accept", "after accept", and the same for claim and seal."""
-
-    gates = Gates()
-
-    async def accept(self, *args: Any, **kwargs: Any) -> AcceptedJob:
-        return cast(AcceptedJob, await self._gated("accept", super().accept(*args, **kwargs)))
-
-    async def claim(self, *args: Any, **kwargs: Any) -> Claim:
-        return cast(Claim, await self._gated("claim", super().claim(*args, **kwargs)))
-
-    async def seal(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._gated("seal", super().seal(*args, **kwargs))
-
-    async def _gated(self, name: str, work: Any) -> Any:
+    async def around(self, name: str, work: Any) -> Any:
+        """Do ``work`` between the places "before NAME" and "after NAME"."""
         try:
-            await self.gates.at(f"before {name}")
+            await self.at(f"before {name}")
         except asyncio.CancelledError:
             work.close()
             raise
         result = await work
-        await self.gates.at(f"after {name}")
+        await self.at(f"after {name}")
         return result
+
+
+class GatedAccepts(AcceptStore):
+    gates = Gates()
+
+    async def accept(self, *args: Any, **kwargs: Any) -> JobHandle:
+        return cast(JobHandle, await self.gates.around("accept", super().accept(*args, **kwargs)))
+
+
+class GatedAttempts(AttemptStore):
+    gates = Gates()
+
+    async def claim(self, *args: Any, **kwargs: Any) -> Claim:
+        return cast(Claim, await self.gates.around("claim", super().claim(*args, **kwargs)))
+
+
+class GatedSeals(SealStore):
+    gates = Gates()
+
+    async def seal(self, *args: Any, **kwargs: Any) -> Any:
+        return await self.gates.around("seal", super().seal(*args, **kwargs))
+
+
+class GatedJobs(JobStore):
+    """A job store with the places "before accept", "after accept", and the same for claim and seal."""
+
+    def __init__(self, database: Database, gates: Gates) -> None:
+        super().__init__(database)
+        self.acceptance, self.attempts, self.seals = stores = (
+            GatedAccepts(database),
+            GatedAttempts(database),
+            GatedSeals(database, webhook_body),
+        )
+        for store in stores:
+            store.gates = gates
 
 
 class GatedTranscript(TranscriptWriter):

@@ -24,7 +24,7 @@ from domain.names import CHAT_JOB, COMPLETIONS_QUEUE, JOBS_QUEUE, STATUS_QUERY, 
 from domain.ports import ChatModel, WebhookSender
 from domain.settings import Settings
 from domain.timings import Timings
-from domain.values import Cursor, Slice, Waiting
+from domain.values import Cursor, JobHandle, Slice
 from storage.engine.database import Database
 from storage.jobs.store import JobStore
 from storage.transcript.reader import TranscriptReader
@@ -53,9 +53,7 @@ class GatedParts(WorkerParts):
 
     @property
     def jobs(self) -> JobStore:
-        store = GatedJobs(self.database, run_url=lambda job_id: f"http://ui.example/{job_id}")
-        store.gates = self.gates
-        return store
+        return GatedJobs(self.database, self.gates)
 
 
 class House:
@@ -89,8 +87,8 @@ class House:
         return job_id
 
     async def start(self, job_id: str) -> None:
-        model = (await self.jobs.get(job_id)).model
-        await self.intake.start(Waiting(job_id, "default", model, None))
+        job = await self.jobs.queries.get(job_id)
+        await self.intake.start(JobHandle(job_id, job.request_id, "default", job.model, job.status, priority=3))
         self.started.append(job_id)
 
     async def direct(self, *arguments: Any, job_id: str | None = None, **options: Any) -> WorkflowHandle[Any, Any]:
@@ -109,10 +107,10 @@ class House:
                 with suppress(WorkflowFailureError):
                     await self.run(job_id).result()
         except TimeoutError:
-            job = await self.jobs.get(job_id)
+            job = await self.jobs.queries.get(job_id)
             pending = (await self.run(job_id).describe()).raw_description.pending_activities
             raise AssertionError(f"{job.status} after {PATIENCE} s: {job.attempts}, {pending}") from None
-        return await self.jobs.get(job_id)
+        return await self.jobs.queries.get(job_id)
 
     async def failure(self, job_id: str) -> ApplicationError:
         """Why the run failed."""

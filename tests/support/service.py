@@ -46,13 +46,13 @@ class Service:
         self.client = client
         self.database = database
         self.reader = reader
-        self.jobs = JobStore(database, run_url=lambda job_id: f"http://ui.example/{job_id}")
+        self.jobs = JobStore(database)
         self.intake = Intake(jobs=self.jobs, client=client, indexed=True)
 
     async def submit(self, message: str, **fields: Any) -> str:
         """The id of an accepted and started job. ``message``: see tests.simulator_process.prompt."""
         accepted = await self.intake.accept(make_body(message, **fields), tenant="default")
-        await self.intake.start(accepted.waiting)
+        await self.intake.start(accepted)
         return accepted.job_id
 
     def run(self, job_id: str) -> WorkflowHandle[Any, Any]:
@@ -62,7 +62,7 @@ class Service:
         """The job, once its outcome is stored."""
         async with asyncio.timeout(PATIENCE):
             await self.watched(job_id)
-            return await self.jobs.get(job_id)
+            return await self.jobs.queries.get(job_id)
 
     async def watched(self, job_id: str) -> Watched:
         """Follow a job to its end."""

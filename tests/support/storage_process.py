@@ -73,7 +73,7 @@ def take_turns(url: str, job_id: str, name: str) -> None:
                     claim = await _claim(database, job_id, time.time_ns() // 1_000)
                     if claim.outcome == "sealed":
                         return
-                    await _attempt(JobStore(database, str), writer, claim, name)
+                    await _attempt(JobStore(database), writer, claim, name)
                 except FenceLost:
                     continue
 
@@ -83,7 +83,7 @@ def take_turns(url: str, job_id: str, name: str) -> None:
 async def _attempt(store: JobStore, writer: TranscriptWriter, claim: Claim, name: str) -> None:
     job_writer = writer.open(claim)
     if claim.position > 0 and dice.random() < 0.3:
-        job_writer.restarted(await store.restart(claim.job_id, fence=claim.fence, reason="restart"))
+        job_writer.restarted(await store.attempts.restart(claim.job_id, fence=claim.fence, reason="restart"))
     for number in range(dice.randint(1, 40)):
         job_writer.append(dice.choice(list(Channel)), f"{name}.{claim.fence}.{number} 😀")
         await asyncio.sleep(dice.random() * 0.002)
@@ -91,4 +91,6 @@ async def _attempt(store: JobStore, writer: TranscriptWriter, claim: Claim, name
 
 
 async def _claim(database: Database, job_id: str, fence: int) -> Claim:
-    return await JobStore(database, str).claim(job_id, fence=fence, claimant=f"{os.getpid()}-{fence}", run_id="run-1")
+    return await JobStore(database).attempts.claim(
+        job_id, fence=fence, claimant=f"{os.getpid()}-{fence}", run_id="run-1"
+    )

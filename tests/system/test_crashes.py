@@ -75,7 +75,7 @@ async def test_killed_in_mid_stream(machine: Stack, live: Service, hook: Receive
     machine.workers[0].restart()
     watched = await watching
     await hook.arrived(1, path="/hook")
-    job = await live.jobs.get(job_id)
+    job = await live.jobs.queries.get(job_id)
     assert_one_outcome(job, watched, hook)
     assert (watched.resets, job.epoch) == (resets, 1 + resets)
     assert [attempt.outcome for attempt in job.attempts] == ["lost", "finished"]
@@ -92,7 +92,7 @@ async def test_killed_before_the_first_token(machine: Stack, live: Service) -> N
     await machine.simulator.wait(message, requests=1)
     machine.workers[0].restart()
     watched = await watching
-    assert_one_outcome(await live.jobs.get(job_id), watched)
+    assert_one_outcome(await live.jobs.queries.get(job_id), watched)
     assert watched.resets == 0
 
 
@@ -110,7 +110,7 @@ async def test_killed_after_the_final_commit(machine: Stack, live: Service, scri
     job_id = await live.submit(message)
     await died(machine, "after_finish")
     watched = await live.watched(job_id)
-    job = await live.jobs.get(job_id)
+    job = await live.jobs.queries.get(job_id)
     assert_one_outcome(job, watched)
     assert len(machine.simulator.requests(message)) == 1
     assert [attempt.outcome for attempt in job.attempts] == ["finished"]
@@ -125,7 +125,7 @@ async def test_killed_between_seal_and_notify(machine: Stack, live: Service, hoo
     job_id = await live.submit(message, callback=hook.url("/hook"))
     await died(machine, point)
     watched = await live.watched(job_id)
-    job = await live.jobs.get(job_id)
+    job = await live.jobs.queries.get(job_id)
     await hook.arrived(2 if point == "after_send" else 1, path="/hook", timeout=60)
     assert_one_outcome(job, watched, hook)
     assert len(machine.simulator.requests(message)) == 1
@@ -147,7 +147,7 @@ async def test_killed_between_the_finish_reason_and_its_commit(either: Stack, ho
         watching = asyncio.create_task(live.watched(job_id))
         await died(either, point)
         watched = await watching
-        job = await live.jobs.get(job_id)
+        job = await live.jobs.queries.get(job_id)
     await hook.arrived(1, path="/hook")
     assert_one_outcome(job, watched, hook)
     assert watched.resets == 0
@@ -173,8 +173,8 @@ async def test_a_gateway_killed_between_the_commit_and_its_answer(either: Stack,
         assert [answer.headers.get("Idempotency-Replayed") for answer in answers] == ["true", "true"]
         (job_id,) = {answer.json()["jobId"] for answer in answers}
         watched = await live.watched(job_id)
-        job = await live.jobs.get(job_id)
-        assert [one.job_id for one in await live.jobs.list()] == [job_id]
+        job = await live.jobs.queries.get(job_id)
+        assert [one.job_id for one in await live.jobs.queries.list()] == [job_id]
     await hook.arrived(1, path="/hook")
     assert_one_outcome(job, watched, hook)
     assert len(either.simulator.requests(message)) == 1
@@ -218,7 +218,7 @@ async def grown(live: Service, job_id: str, position: int) -> int:
     """The job's position, once it is beyond ``position``."""
 
     async def look() -> int:
-        found = (await live.jobs.outline(job_id)).position
+        found = (await live.jobs.queries.outline(job_id)).position
         return found if found > position else 0
 
     return await eventually(look)
@@ -239,7 +239,7 @@ async def test_everything_killed_at_once(machine: Stack, live: Service, hook: Re
     machine.workers[0].wait_until_ready()
     watched = await watching
     await hook.arrived(1, path="/hook")
-    job = await live.jobs.get(job_id)
+    job = await live.jobs.queries.get(job_id)
     assert_one_outcome(job, watched, hook)
     assert [attempt.outcome for attempt in job.attempts] == ["lost", "finished"]
     assert len(machine.simulator.requests(message)) == 1  # the simulator's log began anew
@@ -255,7 +255,7 @@ async def test_killed_again_and_again(machine: Stack, live: Service) -> None:
         await machine.simulator.wait(message, requests=kill + 1, tokens=2, timeout=30)
         machine.workers[0].restart()
     watched = await watching
-    job = await live.jobs.get(job_id)
+    job = await live.jobs.queries.get(job_id)
     assert_one_outcome(job, watched)
     assert [attempt.outcome for attempt in job.attempts] == ["lost"] * 3 + ["finished"]
     assert (job.content, watched.resets) == (machine.simulator.answer(message)["text"], 0)

@@ -67,11 +67,11 @@ class Crowd:
         sim = self._live.stack.simulator
         await asyncio.gather(*(sim.wait(message, tokens=2, timeout=60) for message in self._messages))
 
-    async def ended(self) -> list[Job]:
+    async def ended(self) -> Sequence[Job]:
         """All are complete, and nobody has read anything twice or lost a character."""
         async with asyncio.timeout(120):
             watched = await asyncio.gather(*self._readers)
-        jobs = [await self._live.jobs.get(job_id) for job_id in self.ids]
+        jobs = [await self._live.jobs.queries.get(job_id) for job_id in self.ids]
         for message, reader, job in zip(self._messages, watched, jobs, strict=True):
             assert (job.status, reader.ends) == (JobStatus.COMPLETED, [JobStatus.COMPLETED])
             assert (reader.resets, reader.texts[Channel.CONTENT]) == (0, job.content)
@@ -153,7 +153,7 @@ async def test_a_frozen_worker(machine: Stack, live: Service) -> None:
     assert lost > 0
     assert await asyncio.to_thread(wait_until, lambda: frozen.output().count("attempt ended") >= lost, timeout=30)
     for job in jobs:
-        assert await live.jobs.get(job.job_id) == job
+        assert await live.jobs.queries.get(job.job_id) == job
     assert set(outcomes(jobs)) <= {"lost", "finished"}
     assert took < 2 * HEARTBEAT + 2 * TASK_TIMEOUT.total_seconds() + NOISE
 
@@ -166,7 +166,7 @@ async def test_two_activities_of_one_job(sqlite: Database) -> None:
     store = make_store(sqlite)
     job_id = await accepted(store)
     async with TranscriptWriter(sqlite).running() as transcript:
-        activities = CompletionActivities(jobs=store, transcript=transcript, model=model)
+        activities = CompletionActivities(attempts=store.attempts, transcript=transcript, model=model)
         early = asyncio.create_task(by_hand(activities, job_id, scheduled=1))
         await gates[0].reached()
         late = asyncio.create_task(by_hand(activities, job_id, scheduled=2))
@@ -176,7 +176,7 @@ async def test_two_activities_of_one_job(sqlite: Database) -> None:
             await early
         gates[1].open()
         summary = await late
-    job = await store.get(job_id)
+    job = await store.queries.get(job_id)
     assert (stopped.value.type, stopped.value.non_retryable) == (FenceLost.code, True)
     assert (summary.position, job.content, job.epoch) == (5, "Hello", 1)
     assert (outcomes([job]), job.finish_reason) == (["taken_over", None], "stop")  # the seal closes the ledger

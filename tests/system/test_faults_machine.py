@@ -155,7 +155,7 @@ async def test_a_worker_with_a_tenth_of_a_processor(tmp_path: Path) -> None:
             with starved(machine.workers[0]):
                 ids = [await live.submit(prompt("starved", **script)) for _ in range(4)]
                 watched = await asyncio.gather(*(live.watched(job_id) for job_id in ids))
-            jobs = [await live.jobs.get(job_id) for job_id in ids]
+            jobs = [await live.jobs.queries.get(job_id) for job_id in ids]
         assert [(job.status, len(job.attempts)) for job in jobs] == [(JobStatus.COMPLETED, 1)] * 4
         assert [one.ends for one in watched] == [[JobStatus.COMPLETED]] * 4
         assert len(machine.simulator.requests("starved")) == 4

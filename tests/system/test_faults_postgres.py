@@ -41,7 +41,7 @@ async def test_postgres_is_stopped_at_once_again_and_again(tmp_path: Path, own_s
             ids = await coming
         async with service(machine) as live:
             jobs = await asyncio.gather(*(live.ended(job_id) for job_id in ids))
-            assert {job.job_id for job in await live.jobs.list(limit=2 * JOBS)} == set(ids)
+            assert {job.job_id for job in await live.jobs.queries.list(limit=2 * JOBS)} == set(ids)
         assert {job.status for job in jobs} == {JobStatus.COMPLETED}
         assert [job.content for job in jobs] == [machine.simulator.answer(message)["text"] for message in messages]
 

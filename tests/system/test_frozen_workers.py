@@ -87,7 +87,7 @@ async def said_so(store: JobStore, job_id: str) -> None:
     """The worker of a job's first attempt has written that it was frozen; until then it looked dead."""
 
     async def look() -> bool:
-        return (await store.ledger(job_id))[0].outcome == "frozen"
+        return (await store.queries.get(job_id)).attempts[0].outcome == "frozen"
 
     await eventually(look)
 
@@ -118,7 +118,7 @@ async def test_all_jobs_of_a_frozen_worker_are_taken_over_after_one_timeout(tmp_
             for job_id in ours:
                 await said_so(live.jobs, job_id)
             watched = await asyncio.gather(*watching)
-            ended = [await live.jobs.get(job_id) for job_id in jobs]
+            ended = [await live.jobs.queries.get(job_id) for job_id in jobs]
         assert max(took) < HEARTBEAT + NOISE, took
         for job, message, reader in zip(ended, jobs.values(), watched, strict=True):
             calls = stack.simulator.requests(message)
@@ -140,7 +140,7 @@ async def test_a_frozen_worker_that_is_alone_drops_what_came_meanwhile(
             ((job_id, message),) = (await streaming(live, 1)).items()
             (worker,) = stack.workers
             began = await frozen(live, worker)
-            before = (await live.jobs.get(job_id)).position
+            before = (await live.jobs.queries.get(job_id)).position
             sent = stack.simulator.requests(message)[0]["tokens_sent"]
             await stack.simulator.wait(message, tokens=sent + 3 * RATE, timeout=PATIENCE)
             assert time.monotonic() - began > 2

@@ -110,13 +110,13 @@ class Jobs:
     """A caller's view: submit jobs, see them end."""
 
     def __init__(self, database: Database, client: Client, reader: TranscriptReader) -> None:
-        self.store = JobStore(database, run_url=str)
+        self.store = JobStore(database)
         self.intake = Intake(jobs=self.store, client=client)
         self.reader = reader
 
     async def submit(self, text: str) -> str:
         accepted = await self.intake.accept(make_body(text), tenant="default")
-        await self.intake.start(accepted.waiting)
+        await self.intake.start(accepted)
         return accepted.job_id
 
     async def streams(self, job_id: str, characters: int = 1) -> None:
@@ -130,7 +130,7 @@ class Jobs:
         async with asyncio.timeout(PATIENCE):
             async for _ in self.reader.follow(Cursor(job_id)):
                 pass
-        return await self.store.get(job_id)
+        return await self.store.queries.get(job_id)
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from datetime import UTC, datetime
-from itertools import count
+from itertools import accumulate, count
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from chatjobs.contracts import Attempt, Channel, ChunkEvent, Job, JobError, JobS
 from cli.output import safe
 from cli.views import LiveView, Pace, PlainView
 from dispatch.stream_events import Frame, Framing, last_frame
-from domain.values import Run, Slice
+from domain.values import Slice, TextRun
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -26,9 +26,11 @@ def make_job(**fields: Any) -> Job:
 
 def make_slice(*texts: str, position: int | None = None, **fields: Any) -> Slice:
     """Text of the channel ``content``; one that begins with ``?`` is reasoning."""
+    begin = 0 if position is None else position - sum(map(len, texts))
+    ends = [begin + end for end in accumulate(map(len, texts))]
     runs = tuple(
-        Run(Channel.REASONING if text.startswith("?") else Channel.CONTENT, text, tokens)
-        for tokens, text in enumerate(texts, 1)
+        TextRun(end, Channel.REASONING if text.startswith("?") else Channel.CONTENT, text, tokens)
+        for tokens, (end, text) in enumerate(zip(ends, texts, strict=True), 1)
     )
     known: dict[str, Any] = {
         "job_id": "job_1",

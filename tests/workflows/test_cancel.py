@@ -125,7 +125,7 @@ async def test_a_cancel_through_the_database(point: Point, client: Client, sqlit
 async def test_a_cancel_that_only_the_row_knows(point: Point, client: Client, sqlite: Database) -> None:
     """Temporal is not told: claim, stream or seal finds the wish, and the run ends as cancelled all the same."""
     async with stopped_at(point, client, sqlite) as (here, job_id, gate):
-        await here.jobs.request_cancel(job_id)
+        await here.jobs.seals.request_cancel(job_id)
         if point.place not in STREAMING:
             gate.open()
         await ends(here, job_id, gate, point, CANCELLED)
@@ -197,7 +197,7 @@ async def test_a_cancel_between_two_attempts(through_us: bool, client: Client, s
 
 async def first_attempt_over(here: House, job_id: str) -> None:
     async def look() -> bool:
-        return any(attempt.outcome for attempt in await here.jobs.ledger(job_id))
+        return any(attempt.outcome for attempt in (await here.jobs.queries.get(job_id)).attempts)
 
     await eventually(look)
 
@@ -207,7 +207,7 @@ async def test_a_cancel_before_the_start(client: Client, sqlite: Database) -> No
     async with house(client, sqlite) as here:
         job_id = await here.accept(callback=HOOK)
         assert await here.intake.cancel(job_id) is CANCELLED
-        assert await here.jobs.unstarted(older_than=timedelta(0)) == []
+        assert await here.jobs.sweep.unstarted(older_than=timedelta(0)) == []
         await here.direct({"jobId": job_id}, job_id=job_id)  # a start that was already on its way
         await here.agree(job_id, CANCELLED)
         assert here.model.calls == 0
@@ -247,7 +247,7 @@ async def test_a_cancel_while_temporal_is_away(tmp_path: Path, sqlite: Database)
             await here.readable(job_id, 3)
             server.process.kill()
             began = time.monotonic()
-            await here.jobs.request_cancel(job_id)
+            await here.jobs.seals.request_cancel(job_id)
 
             async def hung_up() -> bool:
                 return model.open_streams == 0

@@ -27,7 +27,7 @@ from domain.ports import Finish, StillWorking
 from storage.engine.database import Database
 from storage.rate_limits import breaker
 from tests.support.factories import make_body
-from tests.support.fakes import HELLO, SECRET, STOP, Gate, GatedJobs, Gates, ScriptedSender, answered, eventually, text
+from tests.support.fakes import HELLO, SECRET, STOP, Gate, GatedSeals, Gates, ScriptedSender, answered, eventually, text
 from tests.support.house import HOOK, QUICK, House, house, working
 from tests.support.temporal_server import TemporalServer, temporal_server
 
@@ -167,7 +167,7 @@ async def test_an_inline_answer_that_is_too_large(here: House, characters: int) 
     else:
         assert (result["content"], result["contentOmitted"]) == (None, True)
         assert result["statusUrl"] == f"/api/jobs/{run.id}"
-        assert (await here.jobs.get(run.id)).content == "x" * characters
+        assert (await here.jobs.queries.get(run.id)).content == "x" * characters
 
 
 # ------------------------------------------------------------------------------------- what Temporal holds
@@ -276,7 +276,7 @@ async def test_a_worker_can_stop_while_the_database_is_away(
     async with house(await temporal.connect(), sqlite, queues=[], timings=QUICK) as here:
         job_id = await here.submit(callback=HOOK)
         with monkeypatch.context() as patched:
-            patched.setattr(GatedJobs, "seal", away)
+            patched.setattr(GatedSeals, "seal", away)
             async with working(replace(here.parts, client=await temporal.connect())):
                 await enough.wait()
                 began = time.monotonic()
@@ -374,10 +374,10 @@ async def test_another_request_under_a_taken_id(here: House) -> None:
     """It fails as job_id_conflict, and the job that has the id stays as it is."""
     first = await here.direct({"request": make_body(callback=HOOK)})
     await first.result()
-    before = await here.jobs.get(first.id)
+    before = await here.jobs.queries.get(first.id)
     await here.direct({"request": make_body("Something else")}, job_id=first.id)
     assert (await here.failure(first.id)).type == "job_id_conflict"
-    assert await here.jobs.get(first.id) == before
+    assert await here.jobs.queries.get(first.id) == before
     assert (here.model.calls, len(here.sender.posts)) == (1, 1)
 
 
@@ -407,7 +407,7 @@ async def details(here: House, job_id: str) -> str:
 
 
 async def delivery_of(here: House, job_id: str) -> str:
-    return (await here.jobs.get(job_id)).deliveries[0].id
+    return (await here.jobs.queries.get(job_id)).deliveries[0].id
 
 
 async def pending_activity(here: House, job_id: str) -> Any:

@@ -26,9 +26,9 @@ from domain.timings import Timings
 from domain.values import Claim
 from storage.engine.database import Database
 from storage.engine.schema import jobs
-from storage.jobs.store import JobStore
+from storage.jobs.attempts import AttemptStore
 from storage.rate_limits import limiter
-from tests.support.fakes import HELLO, PATIENCE, STOP, Gate, GatedJobs, ScriptedModel, Step, eventually, text
+from tests.support.fakes import HELLO, PATIENCE, STOP, Gate, GatedAttempts, ScriptedModel, Step, eventually, text
 from tests.support.house import HOOK, QUICK, House, house, working
 from tests.support.temporal_server import TemporalServer
 
@@ -169,30 +169,30 @@ async def test_an_attempt_that_lost_its_job_does_not_seal_it(here: House) -> Non
     here.model.scripts = [[*text("Hel"), gate, *text("lo"), STOP]]
     job_id = await here.submit()
     await here.readable(job_id, 3)
-    claim = await here.jobs.claim(job_id, fence=2**62, claimant="another", run_id="another")
+    claim = await here.jobs.attempts.claim(job_id, fence=2**62, claimant="another", run_id="another")
     gate.open()
     assert (await here.failure(job_id)).type == FenceLost.code
-    job = await here.jobs.get(job_id)
+    job = await here.jobs.queries.get(job_id)
     assert (job.status, job.content, claim.outcome) == (JobStatus.IN_PROGRESS, "Hel", "taken")
 
 
-class ForgetfulJobs(GatedJobs):
+class ForgetfulAttempts(GatedAttempts):
     """Cannot write how an attempt ended, at first."""
 
     failures_left = 2
 
-    async def end_attempt(self, *args: Any, **kwargs: Any) -> None:
-        if ForgetfulJobs.failures_left:
-            ForgetfulJobs.failures_left -= 1
+    async def end(self, *args: Any, **kwargs: Any) -> None:
+        if ForgetfulAttempts.failures_left:
+            ForgetfulAttempts.failures_left -= 1
             raise StorageUnavailable
-        await JobStore.end_attempt(self, *args, **kwargs)
+        await AttemptStore.end(self, *args, **kwargs)
 
 
 @timed(recording_pauses_seconds=(0.01, 0.05))
 async def test_an_attempt_whose_end_is_written_late_was_not_lost(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next attempt believes that its worker died, until the database takes what it had to say."""
-    monkeypatch.setattr(ForgetfulJobs, "failures_left", 2)
-    monkeypatch.setattr(GatedJobs, "end_attempt", ForgetfulJobs.end_attempt, raising=False)
+    monkeypatch.setattr(ForgetfulAttempts, "failures_left", 2)
+    monkeypatch.setattr(GatedAttempts, "end", ForgetfulAttempts.end, raising=False)
     gate = Gate()
     here.model.scripts = [[*text("Hel"), CUT], [gate, *text("lo"), STOP]]
     job_id = await here.submit(callback=HOOK)
@@ -203,7 +203,7 @@ async def test_an_attempt_whose_end_is_written_late_was_not_lost(here: House, mo
     assert (outcomes(job), job.content) == (["upstream_cut", "finished"], "Hello")
 
 
-class BrokenJobs(GatedJobs):
+class BrokenAttempts(GatedAttempts):
     """Its claims raise what no storage should."""
 
     async def claim(self, *args: Any, **kwargs: Any) -> Claim:
@@ -213,12 +213,12 @@ class BrokenJobs(GatedJobs):
 @timed(claim_patience_seconds=1.0)
 async def test_an_error_of_our_own_before_the_claim(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried again, not for ever, and tells Temporal no more than its name."""
-    monkeypatch.setattr(GatedJobs, "claim", BrokenJobs.claim)
+    monkeypatch.setattr(GatedAttempts, "claim", BrokenAttempts.claim)
     failure = await here.failure(job_id := await here.submit())
     assert (
         failure.message == "An error in this service (RuntimeError); see the worker's log (given up after 5 failures)"
     )
-    assert (failure.type, (await here.jobs.get(job_id)).status) == ("internal", FAILED)
+    assert (failure.type, (await here.jobs.queries.get(job_id)).status) == ("internal", FAILED)
 
 
 @timed(heartbeat_seconds=0.05)
@@ -237,7 +237,10 @@ async def test_an_attempt_whose_heartbeats_end(here: House, monkeypatch: pytest.
 
 async def next_outcome(here: House, job_id: str, outcome: str | None = None) -> None:
     async def look() -> bool:
-        return any(attempt.outcome and outcome in (None, attempt.outcome) for attempt in await here.jobs.ledger(job_id))
+        return any(
+            attempt.outcome and outcome in (None, attempt.outcome)
+            for attempt in (await here.jobs.queries.get(job_id)).attempts
+        )
 
     await eventually(look)
 

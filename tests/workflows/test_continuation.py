@@ -503,4 +503,4 @@ async def test_killed_workers(machine: Stack, live: Service) -> None:
         unsent = 0 if message in messages[:3] else outcomes(job).count("lost")  # a kill may come before the request
         assert len(job.attempts) - unsent <= len(calls) <= len(job.attempts)
         assert sum(call["tokens_sent"] for call in calls) <= len(answer["tokens"]) + WINDOW * (len(calls) - 1)
-    assert outcomes(await live.jobs.get(job_ids[0])) == ["lost", "lost", "lost", "handed_over", FINISHED]
+    assert outcomes(await live.jobs.queries.get(job_ids[0])) == ["lost", "lost", "lost", "handed_over", FINISHED]

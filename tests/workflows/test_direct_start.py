@@ -122,10 +122,12 @@ async def test_an_invalid_start(here: House, name: str) -> None:
     assert not [
         e async for e in run.fetch_history_events() if e.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED
     ]
-    job = await here.jobs.get(run.id)
+    job = await here.jobs.queries.get(run.id)
     assert job.error is not None
     assert (job.status, job.error.code, job.error.message) == (JobStatus.FAILED, failure.type, failure.message)
-    assert [found.job_id for found in await here.jobs.list(tenant="default", status=JobStatus.FAILED)] == [run.id]
+    assert [found.job_id for found in await here.jobs.queries.list(tenant="default", status=JobStatus.FAILED)] == [
+        run.id
+    ]
     assert here.model.calls == 0
 
 
@@ -136,7 +138,7 @@ async def test_a_workflow_id_that_cannot_be_a_jobs(here: House, job_id: str) -> 
     failure = await here.failure(job_id)
     assert (failure.type, "cannot be one" in failure.message) == ("validation_failed", True)
     with pytest.raises(JobNotFound):
-        await here.jobs.get(job_id)
+        await here.jobs.queries.get(job_id)
 
 
 async def test_a_stored_job_that_is_not_there(here: House) -> None:

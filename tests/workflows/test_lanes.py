@@ -46,7 +46,7 @@ async def live(machine: Stack) -> AsyncIterator[Service]:
 
 async def submit(live: Service, message: str, *, tenant: str = "many", **fields: Any) -> str:
     accepted = await live.intake.accept(make_body(message, **fields), tenant=tenant)
-    await live.intake.start(accepted.waiting)
+    await live.intake.start(accepted)
     return accepted.job_id
 
 
@@ -280,7 +280,7 @@ async def test_tenants_take_turns_in_temporals_queue(client: Client, sqlite: Dat
 
 async def begun(here: House, words: str, *, tenant: str = "many", **fields: Any) -> str:
     accepted = await here.intake.accept(make_body(words, **fields), tenant=tenant)
-    await here.intake.start(accepted.waiting)
+    await here.intake.start(accepted)
     here.started.append(accepted.job_id)
     info = (await here.run(accepted.job_id).describe()).raw_description.workflow_execution_info
     assert (info.priority.priority_key, info.priority.fairness_key) == (fields.get("priority", 3), tenant)

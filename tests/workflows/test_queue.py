@@ -69,12 +69,12 @@ def _is(place: QueuePlace, position: int, after: datetime | None) -> bool:
 
 async def test_a_job_that_waits_has_its_place(database: Database, limiter: Limiter) -> None:
     """One that does not wait, or has ended, has none; neither is there a word of it in the JSON then."""
-    store = JobStore(database, run_url=str, limiter=limiter)
+    store = JobStore(database, limiter=limiter)
     ids = [await accepted(store) for _ in range(3)]
     await limiter.throttle("a", 60)
     for number, job_id in enumerate(ids[:2]):
         await limiter.reserve("a", asker(job_id, since=number))
-    first, second, other = [await store.get(job_id) for job_id in ids]
+    first, second, other = [await store.queries.get(job_id) for job_id in ids]
     assert first.queue is not None
     assert second.queue is not None
     assert [first.queue.position, second.queue.position] == [1, 2]
@@ -82,8 +82,8 @@ async def test_a_job_that_waits_has_its_place(database: Database, limiter: Limit
     assert abs(first.queue.expected_start_at - in_a_minute) < timedelta(seconds=10)
     assert first.queue.expected_start_at < second.queue.expected_start_at
     assert "queue" not in other.model_dump(mode="json", by_alias=True)
-    await store.seal(failing(ids[0]), run_id="run-1")
-    assert (await store.get(ids[0])).queue is None
+    await store.seals.seal(failing(ids[0]), run_id="run-1")
+    assert (await store.queries.get(ids[0])).queue is None
 
 
 async def test_places_of_many_in_several_lanes(limiter: Limiter) -> None:

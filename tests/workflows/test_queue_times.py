@@ -90,29 +90,29 @@ async def test_a_webhook_that_fails_first_is_sent_again_by_temporal(tmp_path: Pa
 
 
 async def test_a_claim_after_the_limit_takes_nothing(database: Database) -> None:
-    store = JobStore(database, run_url=str)
+    store = JobStore(database)
     job_id = await accepted(store, limits={"queueSeconds": 0.01})
     await asyncio.sleep(0.02)
-    claim = await store.claim(job_id, fence=1, claimant="me", run_id="run-1")
+    claim = await store.attempts.claim(job_id, fence=1, claimant="me", run_id="run-1")
     assert (claim.outcome, claim.attempt) == ("expired", 0)
-    (sealed,) = await store.expire()
+    (sealed,) = await store.seals.expire()
     assert (sealed.job_id, sealed.error and sealed.error.code) == (job_id, "queue_timeout")
-    assert await store.expire() == []
+    assert await store.seals.expire() == []
 
 
 async def test_a_job_that_was_called_for_is_not_queued_any_more(database: Database) -> None:
-    store = JobStore(database, run_url=str)
+    store = JobStore(database)
     job_id = await accepted(store, limits={"queueSeconds": 1})
-    assert (await store.claim(job_id, fence=1, claimant="me", run_id="run-1")).outcome == "taken"
+    assert (await store.attempts.claim(job_id, fence=1, claimant="me", run_id="run-1")).outcome == "taken"
     await asyncio.sleep(1.1)
-    assert await store.expire() == []
+    assert await store.seals.expire() == []
 
 
 async def test_the_first_run_adopts_the_seal_and_a_reset_reopens_it(database: Database) -> None:
-    store = JobStore(database, run_url=str)
+    store = JobStore(database)
     job_id = await accepted(store, limits={"queueSeconds": 0.01})
     await asyncio.sleep(0.02)
-    await store.expire()
-    assert (await store.claim(job_id, fence=1, claimant="a", run_id="run-1")).outcome == "sealed"
-    assert (await store.claim(job_id, fence=2, claimant="b", run_id="run-1")).outcome == "sealed"
-    assert (await store.claim(job_id, fence=3, claimant="c", run_id="run-2")).outcome in ("taken", "expired")
+    await store.seals.expire()
+    assert (await store.attempts.claim(job_id, fence=1, claimant="a", run_id="run-1")).outcome == "sealed"
+    assert (await store.attempts.claim(job_id, fence=2, claimant="b", run_id="run-1")).outcome == "sealed"
+    assert (await store.attempts.claim(job_id, fence=3, claimant="c", run_id="run-2")).outcome in ("taken", "expired")

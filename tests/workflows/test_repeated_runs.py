@@ -27,7 +27,7 @@ from chatjobs.contracts import Job, JobStatus
 from dispatch.schedules import delete_runs
 from domain.names import CHAT_JOB, JOBS_QUEUE, job_id_of_run, new_job_id
 from domain.ports import Finish
-from domain.values import RunRef
+from domain.values import RunRef, StoredJob
 from storage.engine.database import Database
 from tests.support.factories import make_body
 from tests.support.fakes import Gate, eventually, text
@@ -55,14 +55,14 @@ def text_and_finish(word: str) -> list[Any]:
 
 
 async def jobs_of(
-    here: House, count: int, settled: Callable[[Job], bool] = lambda job: job.status.terminal
-) -> list[Job]:
+    here: House, count: int, settled: Callable[[StoredJob], bool] = lambda job: job.status.terminal
+) -> list[StoredJob]:
     """The oldest ``count`` jobs, once there are so many and each is ``settled``."""
-    found: list[Job] = []
+    found: list[StoredJob] = []
 
     async def enough() -> bool:
         nonlocal found
-        listed = [await here.jobs.get(job.job_id) for job in await here.jobs.list(tenant="default")]
+        listed = [await here.jobs.queries.get(job.job_id) for job in await here.jobs.queries.list(tenant="default")]
         found = sorted(listed, key=lambda job: job.created_at)[:count]
         return len(found) == count and all(map(settled, found))
 
@@ -85,7 +85,7 @@ async def schedule(here: House, request: Any, workflow_id: str = "daily") -> Sch
 
 async def closed(here: House, job: Job) -> None:
     """Its run has ended; while it is open, Temporal starts no other one with its workflow id."""
-    run = await here.jobs.run_of(job.job_id)
+    run = await here.jobs.queries.run_of(job.job_id)
     handle = here.client.get_workflow_handle(run.workflow_id, run_id=run.run_id)
 
     async def ended() -> bool:
@@ -113,10 +113,8 @@ async def test_each_run_of_a_cron_is_a_job(here: House) -> None:
     assert first.deliveries[0].id != second.deliveries[0].id
     posted = {post.event.data.job_id: post.event.data.content for post in here.sender.posts}
     assert posted.items() >= {first.job_id: "first", second.job_id: "second"}.items()
-    assert first.temporal_url is not None
-    described = await here.client.get_workflow_handle(
-        workflow_id, run_id=first.temporal_url.rpartition("/")[2]
-    ).describe()
+    assert first.run.run_id is not None
+    described = await here.client.get_workflow_handle(workflow_id, run_id=first.run.run_id).describe()
     assert described.status is WorkflowExecutionStatus.COMPLETED
 
 
@@ -129,7 +127,7 @@ async def test_a_cron_from_the_command_line(temporal: TemporalServer, here: Hous
     await temporal.cli("workflow", "start", *what, "--input", json.dumps({"request": make_body()}))
     first, _ = await jobs_of(here, 2)
     await here.run(workflow_id).terminate()
-    run = await here.jobs.run_of(first.job_id)
+    run = await here.jobs.queries.run_of(first.job_id)
     shown = await temporal.cli("workflow", "show", "--workflow-id", workflow_id, "--run-id", str(run.run_id))
     assert first.job_id in shown
 
@@ -153,14 +151,14 @@ async def test_a_cron_cannot_name_one_job(here: House, start: str) -> None:
     await here.direct(body, job_id=workflow_id, cron_schedule=EVERY_SECOND)
 
     async def refused() -> bool:
-        return (await here.jobs.list(tenant="default"))[0].status is FAILED
+        return (await here.jobs.queries.list(tenant="default"))[0].status is FAILED
 
     await eventually(refused)
     await here.run(workflow_id).terminate()
-    job = (await here.jobs.list(tenant="default"))[0]
+    job = (await here.jobs.queries.list(tenant="default"))[0]
     assert job.error is not None
     assert (job.error.code, "must be left out" in job.error.message) == ("validation_failed", True)
-    assert ((await here.jobs.get(stored)).status, here.model.calls) == (JobStatus.QUEUED, 0)
+    assert ((await here.jobs.queries.get(stored)).status, here.model.calls) == (JobStatus.QUEUED, 0)
 
 
 async def test_reset_of_a_cron_run(temporal: TemporalServer, here: House) -> None:
@@ -209,7 +207,7 @@ async def test_a_deleted_job_of_a_cron_takes_only_its_own_run_along(here: House)
     workflow_id = await cron(here, {"request": make_body()})
     first, second = await jobs_of(here, 2)
     await here.run(workflow_id).terminate()
-    run = await here.jobs.delete(first.job_id)
+    run = await here.jobs.seals.delete(first.job_id)
     assert run is not None
     await delete_runs(here.client, run)
 
@@ -221,7 +219,7 @@ async def test_a_deleted_job_of_a_cron_takes_only_its_own_run_along(here: House)
         return False
 
     await eventually(gone)
-    kept = await here.jobs.run_of(second.job_id)
+    kept = await here.jobs.queries.run_of(second.job_id)
     await here.client.get_workflow_handle(workflow_id, run_id=kept.run_id).describe()
 
 
@@ -234,7 +232,7 @@ async def test_the_sweeper_leaves_a_running_cron_job_alone(here: House) -> None:
     workflow_id = await cron(here, {"request": make_body()})
     (job,) = await jobs_of(here, 1, lambda job: job.position == 3)
     await sweeper(here).sweep()
-    assert (await here.jobs.get(job.job_id)).status is JobStatus.IN_PROGRESS
+    assert (await here.jobs.queries.get(job.job_id)).status is JobStatus.IN_PROGRESS
     with pytest.raises(RPCError):
         await here.run(job.job_id).describe()
     gate.open()
@@ -249,7 +247,7 @@ async def test_a_terminated_cron_run_ends_its_job(here: House) -> None:
     (job,) = await jobs_of(here, 1, lambda job: job.position == 3)
     await here.run(workflow_id).terminate()
     await sweeper(here).sweep()
-    ended = await here.jobs.get(job.job_id)
+    ended = await here.jobs.queries.get(job.job_id)
     assert (ended.status, ended.error and ended.error.code) == (FAILED, "terminated")
 
 
@@ -260,7 +258,7 @@ async def test_a_cron_run_that_timed_out_ends_its_job(here: House) -> None:
     await jobs_of(here, 1, lambda job: job.position == 3)
 
     async def next_one() -> bool:
-        return len(await here.jobs.list(tenant="default")) > 1
+        return len(await here.jobs.queries.list(tenant="default")) > 1
 
     await eventually(next_one)
     await sweeper(here).sweep()
@@ -279,7 +277,7 @@ async def test_the_sweeper_finds_a_run_that_was_reset(temporal: TemporalServer, 
     await temporal.cli("workflow", "reset", *which)
     await gate.reached()
     await sweeper(here).sweep()
-    assert (await here.jobs.get(job.job_id)).status is JobStatus.IN_PROGRESS
+    assert (await here.jobs.queries.get(job.job_id)).status is JobStatus.IN_PROGRESS
     gate.open()
     (ended,) = await jobs_of(here, 1)
     await here.run(workflow_id).terminate()
@@ -312,7 +310,7 @@ async def test_cancel_of_a_scheduled_job(here: House) -> None:
     await here.intake.cancel(job.job_id)
     await jobs_of(here, 1)
     await handle.delete()
-    run = await here.jobs.run_of(job.job_id)
+    run = await here.jobs.queries.run_of(job.job_id)
 
     async def over() -> bool:
         found = await here.client.get_workflow_handle(run.workflow_id, run_id=run.run_id).describe()
@@ -338,7 +336,7 @@ async def test_a_schedule_whose_id_cannot_be_a_jobs(here: House, workflow_id: st
     await handle.delete()
     failure = await here.failure(found[0].id)
     assert (failure.type, "at most 96" in failure.message) == ("validation_failed", True)
-    assert await here.jobs.list(tenant="default") == []
+    assert await here.jobs.queries.list(tenant="default") == []
 
 
 # ----------------------------------------------------------------------------------------------------------- ids

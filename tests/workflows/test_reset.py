@@ -22,9 +22,10 @@ from domain.ports import Finish
 from domain.timings import Timings
 from domain.values import Cursor
 from storage.engine.database import Database
+from storage.jobs.sweep import SweepStore
 from storage.rate_limits import breaker
 from tests.support.factories import make_body
-from tests.support.fakes import HELLO, Gate, GatedJobs, answered, eventually, text
+from tests.support.fakes import HELLO, Gate, answered, eventually, text
 from tests.support.house import HOOK, QUICK, House, house
 from tests.support.temporal_server import TemporalServer, temporal_server
 
@@ -97,7 +98,7 @@ async def test_reset_of_a_failed_job(temporal: TemporalServer, here: House) -> N
     end = (await here.reader.read(Cursor(job_id))).cursor
     await reset(temporal, job_id)
     await gate.reached()
-    assert (await here.jobs.get(job_id)).status is JobStatus.IN_PROGRESS
+    assert (await here.jobs.queries.get(job_id)).status is JobStatus.IN_PROGRESS
     gate.open()
     watched = await here.watched(job_id, end)
     job = await here.ended(job_id)
@@ -167,7 +168,7 @@ async def delivered(here: House, job_id: str) -> Job:
     """The job, once nothing of its webhooks is pending."""
 
     async def look() -> Job | None:
-        job = await here.jobs.get(job_id)
+        job = await here.jobs.queries.get(job_id)
         pending = [delivery for delivery in job.deliveries if delivery.status == "pending"]
         return job if job.deliveries and not pending else None
 
@@ -191,9 +192,9 @@ async def test_a_finished_job_that_temporal_does_not_know(here: House) -> None:
     """Its history is gone (retention), its row is not: it does not run again."""
     job_id = await here.accept()
     await here.intake.cancel(job_id)
-    before = await here.jobs.get(job_id)
+    before = await here.jobs.queries.get(job_id)
     await sweeper(here).sweep()
-    assert await here.jobs.get(job_id) == before
+    assert await here.jobs.queries.get(job_id) == before
     with pytest.raises(RPCError):
         await here.run(job_id).describe()
 
@@ -226,7 +227,7 @@ async def test_the_sweeper_leaves_running_jobs_alone(here: House) -> None:
     job_id = await here.submit(callback=HOOK)
     await here.readable(job_id, 3)
     await sweeper(here).sweep()
-    assert await here.jobs.silent(since=timedelta(seconds=10)) == []
+    assert await here.jobs.sweep.silent(since=timedelta(seconds=10)) == []
     gate.open()
     await here.agree(job_id, COMPLETED)
 
@@ -236,7 +237,7 @@ async def test_the_sweeper_sends_cancels(here: House) -> None:
     here.model.scripts = [[*text("Hel"), Gate()]]
     job_id = await here.submit(callback=HOOK)
     await here.readable(job_id, 3)
-    await here.jobs.request_cancel(job_id)
+    await here.jobs.seals.request_cancel(job_id)
     for _ in range(2):
         await sweeper(here).sweep()
     await here.agree(job_id, CANCELLED)
@@ -267,7 +268,7 @@ async def test_an_adopted_delivery_keeps_its_place_in_the_schedule(here: House) 
 
 async def tried(here: House, job_id: str, times: int) -> Any:
     async def look() -> Any:
-        delivery = (await here.jobs.get(job_id)).deliveries[0]
+        delivery = (await here.jobs.queries.get(job_id)).deliveries[0]
         return delivery if len(delivery.tries) == times else None
 
     return await eventually(look)
@@ -299,7 +300,7 @@ async def test_a_database_that_cannot_be_read(here: House, monkeypatch: pytest.M
         async def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
             raise ValueError("no")
 
-        monkeypatch.setattr(GatedJobs, find, broken)
+        monkeypatch.setattr(SweepStore, find, broken)
     await sweeper(here).sweep()
 
 

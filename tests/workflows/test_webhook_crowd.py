@@ -56,7 +56,7 @@ async def promised(here: House, urls: dict[str, str]) -> None:
     """Deliveries that nobody has tried yet, by id: copies of a real one."""
     job_id = await here.accept(callback=HOOK)
     await here.intake.cancel(job_id)
-    real = (await here.jobs.get(job_id)).deliveries[0].id
+    real = (await here.jobs.queries.get(job_id)).deliveries[0].id
     database = here.parts.database
     async with database.read() as connection:
         row = (await connection.execute(select(deliveries).where(deliveries.c.id == real))).one()
@@ -155,7 +155,7 @@ async def test_a_job_does_not_wait_for_a_place(here: House) -> None:
     here.sender.answers = [*[FULL] * 4, OK]
     job_id = await here.accept(callback=HOOK)
     await (await here.direct({"jobId": job_id}, job_id=job_id)).result()
-    job = await here.jobs.get(job_id)
+    job = await here.jobs.queries.get(job_id)
     assert (job.status, job.deliveries[0].tries, job.deliveries[0].status) == (JobStatus.COMPLETED, (), "pending")
     assert (job.deliveries[0].next_try_at or now()) > now()
     report = await delivered(here, job.deliveries[0].id)

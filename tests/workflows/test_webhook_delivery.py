@@ -45,7 +45,7 @@ async def promised(here: House) -> str:
     """The id of a delivery that nobody has tried yet."""
     job_id = await here.accept(callback=HOOK)
     await here.intake.cancel(job_id)
-    return (await here.jobs.get(job_id)).deliveries[0].id
+    return (await here.jobs.queries.get(job_id)).deliveries[0].id
 
 
 async def delivering(here: House, delivery_id: str, **start: Any) -> WorkflowHandle[Any, DeliveryReport]:

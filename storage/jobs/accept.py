@@ -1,25 +1,26 @@
-"""Accepting jobs and noting that they were started, many in one transaction."""
+"""Accepting jobs, and recording that their workflows were started: many in one transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, insert, or_, select, update
+from sqlalchemy import and_, bindparam, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.contracts import USUAL_PRIORITY, ChatRequest, JobStatus, Limits
+from chatjobs.contracts import USUAL_PRIORITY, JobStatus, Limits
 from chatjobs.errors import ChatJobsError, IdempotencyMismatch, JobIdConflict
 from domain.text import clean_json
-from domain.values import AcceptedJob, NewJob
+from domain.values import JobHandle, NewJob
 from storage.engine.database import Database, RolledBack, reconnecting, retried
 from storage.engine.group_commit import Group
 from storage.engine.schema import jobs, micros, now, requests
+from storage.jobs.mapping import HANDLE, handle
+from storage.jobs.rows import queue_end
 
-INSERT_ON_SQLITE = sqlite.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
-INSERT_ON_POSTGRES = postgresql.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
+INSERT_ON_SQLITE = sqlite.insert(jobs).on_conflict_do_nothing().returning(*HANDLE)
+INSERT_ON_POSTGRES = postgresql.insert(jobs).on_conflict_do_nothing().returning(*HANDLE)
 REQUESTS = insert(requests)
 USUAL_LIMITS = Limits()
 SAME_KEY = and_(jobs.c.tenant == bindparam("tenant_of"), jobs.c.idempotency_key == bindparam("key"))
@@ -31,60 +32,47 @@ STARTED = (
 )
 
 
-class _New(NamedTuple):
-    """``order`` is the same in every process: transactions that want the same keys take them in turn."""
-
-    order: tuple[str, str]
-    job: NewJob
-    body: str | None
-    time: int
-
-
-class Acceptor:
-    """The group commits of one process."""
+class AcceptStore:
+    """Inserts jobs, and records that their workflows were started; the changes of one moment share a transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._new: Group[_New, AcceptedJob] = Group(self._insert_all)
+        self._new: Group[tuple[NewJob, int], JobHandle] = Group(self._insert_all)
         self._begun: Group[str, None] = Group(self._mark_all)
 
-    async def accept(self, job: NewJob) -> AcceptedJob:
-        """Commit a job, durably. See JobStore.accept."""
-        self._database.not_writing()
-        body = job.request.model_dump_json(exclude_unset=True) if job.request is not None else None
-        new = _New((job.idempotency_key or "", job.job_id), job, body, micros(now()))
-        return await self._new.add(new, weight=len(body or ""))
+    async def accept(self, job: NewJob) -> JobHandle:
+        """Insert a job, durably. A job whose idempotency key is there already, or whose id is, where it comes from its
+        own workflow again, is returned as it is.
 
-    async def started(self, job_id: str) -> None:
-        """Its workflow runs: the sweeper need not start it."""
+        Raises IdempotencyMismatch, JobIdConflict, StorageError.
+        """
+        self._database.not_writing()
+        return await self._new.add((job, micros(now())), weight=len(job.request_json or ""))
+
+    async def workflow_started(self, job_id: str) -> None:
+        """Record that a job's workflow runs, so that no sweeper starts it. Raises StorageError."""
         self._database.not_writing()
         await self._begun.add(job_id)
 
     @reconnecting
     @retried
-    async def _insert_all(self, group: Sequence[_New]) -> Sequence[AcceptedJob | ChatJobsError]:
+    async def _insert_all(self, group: Sequence[tuple[NewJob, int]]) -> Sequence[JobHandle | ChatJobsError]:
+        """Insert jobs, each given with the time of its acceptance (microseconds)."""
+        # One order in every process: transactions that insert the same keys wait for each other in turn.
+        in_order = sorted(group, key=lambda new: (new[0].idempotency_key or "", new[0].job_id))
         async with self._database.write() as connection:
-            found = {id(new): await self._insert(connection, new) for new in sorted(group, key=attrgetter("order"))}
-        return [found[id(new)] for new in group]
+            found = {id(job): await self._insert(connection, job, time) for job, time in in_order}
+        return [found[id(job)] for job, _ in group]
 
-    async def _insert(self, connection: AsyncConnection, new: _New) -> AcceptedJob | ChatJobsError:
+    async def _insert(self, connection: AsyncConnection, job: NewJob, time: int) -> JobHandle | ChatJobsError:
         """Insert first and look afterwards: of 100 parallel posts with one key exactly one inserts."""
-        job, values = new.job, _row(new.job, new.time)
-        row = await connection.execute(INSERT_ON_SQLITE if self._database.is_sqlite else INSERT_ON_POSTGRES, values)
-        if row.first() is None:
-            return await _existing(connection, new)
-        if new.body is not None:
-            await connection.execute(REQUESTS, {"job_id": job.job_id, "body": new.body})
-        return AcceptedJob(
-            job_id=job.job_id,
-            request_id=job.request_id,
-            status=JobStatus.QUEUED,
-            created=True,
-            tenant=job.tenant,
-            model=values["model"],
-            replay_of=job.replay_of,
-            priority=values["priority"],
-        )
+        statement = INSERT_ON_SQLITE if self._database.is_sqlite else INSERT_ON_POSTGRES
+        row = (await connection.execute(statement, _row(job, time))).first()
+        if row is None:
+            return await _existing(connection, job, time)
+        if job.request_json is not None:
+            await connection.execute(REQUESTS, {"job_id": job.job_id, "body": job.request_json})
+        return handle(row, created=True)
 
     @retried
     async def _mark_all(self, group: Sequence[str]) -> Sequence[None]:
@@ -93,8 +81,8 @@ class Acceptor:
         return [None] * len(group)
 
 
-async def _existing(connection: AsyncConnection, new: _New) -> AcceptedJob | ChatJobsError:
-    job = new.job
+async def _existing(connection: AsyncConnection, job: NewJob, time: int) -> JobHandle | ChatJobsError:
+    """The job that is in the way of a new one, if it is the same job."""
     values = {"tenant_of": job.tenant, "key": job.idempotency_key, "id_of": job.job_id}
     found = (await connection.execute(EXISTING, values)).all()
     if not found:
@@ -104,34 +92,11 @@ async def _existing(connection: AsyncConnection, new: _New) -> AcceptedJob | Cha
     row = keyed or found[0]
     if row.tenant != job.tenant or not job.repeats(row.body_hash):
         return IdempotencyMismatch() if keyed else JobIdConflict()
-    if (row.id, row.request_id, row.created_at) == (job.job_id, job.request_id, new.time):
-        # Our own, committed over a connection that was cut before it could say so.
-        return AcceptedJob(
-            row.id, row.request_id, JobStatus(row.status), True, row.tenant, row.model, row.replay_of, row.priority
-        )
-    if keyed is None and not job.started:
+    # Inserted by this very call, over a connection that was cut before its answer: request ids of two calls differ.
+    own = (row.id, row.request_id, row.created_at) == (job.job_id, job.request_id, time)
+    if keyed is None and not own and not job.started:
         return JobIdConflict()
-    return AcceptedJob(
-        row.id, row.request_id, JobStatus(row.status), False, row.tenant, row.model, row.replay_of, row.priority
-    )
-
-
-def _found(row: Row[Any], *, created: bool) -> AcceptedJob:
-    return AcceptedJob(
-        job_id=row.id,
-        request_id=row.request_id,
-        status=JobStatus(row.status),
-        created=created,
-        tenant=row.tenant,
-        model=row.model,
-        replay_of=row.replay_of,
-        priority=row.priority,
-    )
-
-
-def queue_end(created_at: int, request: ChatRequest) -> int:
-    """Until when a job may wait for the first call of the model."""
-    return created_at + round(request.limits.queue_seconds * 1_000_000)
+    return handle(row, created=own)
 
 
 def _row(job: NewJob, time: int) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""The webhook of a job's outcome."""
+
+from __future__ import annotations
+
+from chatjobs.contracts import MAX_WEBHOOK_CONTENT_BYTES, ChatResult, WebhookData, WebhookEvent, WebhookEventType
+from domain.names import status_path
+
+
+def webhook_body(result: ChatResult, public_url: str = "") -> bytes:
+    """The body of the webhook that announces a sealed job: a WebhookEvent as JSON.
+
+    ``public_url``: where receivers reach this service; without it ``statusUrl`` is a path. Raises ValueError for a job
+    that has not ended.
+    """
+    if result.completed_at is None or result.sha256 is None:
+        raise ValueError("Only a sealed job can be announced")
+    omitted = len((result.content or "").encode()) > MAX_WEBHOOK_CONTENT_BYTES
+    data = WebhookData(
+        job_id=result.job_id,
+        request_id=result.request_id,
+        status=result.status,
+        model=result.model,
+        content=None if omitted else result.content,
+        tool_calls=result.tool_calls,
+        finish_reason=result.finish_reason,
+        usage=result.usage,
+        error=result.error,
+        completed_at=result.completed_at,
+        sha256=result.sha256,
+        metadata=result.metadata,
+        status_url=public_url.rstrip("/") + status_path(result.job_id),
+        content_omitted=omitted,
+    )
+    event = WebhookEvent(event=WebhookEventType.of(result.status), timestamp=result.completed_at, data=data)
+    return event.model_dump_json().encode()

@@ -1,0 +1,283 @@
+"""Attempts at a job: claimed, read, restarted, ended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Row, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chatjobs.contracts import ChatRequest, JobStatus, Usage
+from chatjobs.errors import JobNotFound
+from domain.errors import FenceLost
+from domain.outcomes import AttemptOutcome
+from domain.text import clean
+from domain.tokens import Sample
+from domain.values import AttemptEnd, AttemptHistory, Claim, Claimant, FinishRecord, TextRun
+from storage.engine.database import Database, retried
+from storage.engine.schema import attempts, jobs, micros, now, results, transcript
+from storage.jobs import mapping, sealing
+from storage.jobs.ledger import close_open_attempts, excuse, history, lost_in_a_row
+from storage.jobs.rows import CHANGED, REQUEST, by_id, locked, queue_end, store_tail
+from storage.rate_limits.limiter import Reserve
+
+SAMPLES_AMONG = 200
+"""Jobs that ended last, among which those of a model are looked for."""
+MOST_SAMPLES = 8
+LONGEST_SAMPLE = 16_384
+"""Characters: more text tells no more about its tokens."""
+
+CANCELS = select(jobs.c.id).where(
+    jobs.c.id.in_(bindparam("keys", expanding=True)), jobs.c.cancel_requested_at.is_not(None)
+)
+_LATELY = (
+    select(jobs.c.id)
+    .where(jobs.c.completed_at.is_not(None))
+    .order_by(jobs.c.completed_at.desc())
+    .limit(SAMPLES_AMONG)
+    .scalar_subquery()
+)
+SAMPLES = (
+    select(jobs.c.token_count, attempts.c.usage, results.c.content, results.c.reasoning)
+    .join(results, results.c.job_id == jobs.c.id)
+    .join(attempts, and_(attempts.c.job_id == jobs.c.id, attempts.c.number == jobs.c.attempt))
+    .where(jobs.c.id.in_(_LATELY), jobs.c.model == bindparam("model"), jobs.c.token_count > 0)
+    .where(
+        attempts.c.outcome == AttemptOutcome.FINISHED.value,
+        attempts.c.estimated.is_(False),
+        attempts.c.tokens_before == 0,
+    )
+    .where(results.c.tool_calls.is_(None), results.c.parts.is_(None))
+    .where(func.length(results.c.content) + func.length(results.c.reasoning) <= LONGEST_SAMPLE)
+    .order_by(jobs.c.completed_at.desc())
+    .limit(MOST_SAMPLES)
+)
+
+
+class AttemptStore:
+    """What the attempts at a job write and read, each under the fence that it has claimed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @retried
+    async def claim(
+        self,
+        job_id: str,
+        *,
+        fence: int,
+        claimant: str,
+        run_id: str,
+        reserve: Reserve | None = None,
+        tries: int = sys.maxsize,
+    ) -> Claim:
+        """Take a job over for an attempt, if no later attempt has it.
+
+        ``fence`` grows over all attempts of a job, also across Resets. ``claimant`` is unique to the caller, so that
+        it may ask again after a lost answer. A failed job that another workflow run sealed is reopened. ``reserve``
+        says when the job may call the model; where that is later, nothing is taken. ``tries``: attempts before this
+        one, as Temporal counts them: workers that died before an operator's Reset are not held against the job.
+        Raises JobNotFound (also where the request was not kept), FenceLost.
+        """
+        async with self._database.write("fast") as connection:
+            row = await locked(connection, job_id)
+            await sealing.adopt(connection, row, run_id)
+            if sealing.reopens(row, run_id):
+                await sealing.reopen(connection, row)
+                row = await locked(connection, job_id)
+            found = _nothing_to_do(row)
+            if found:
+                return _claim(row, found, fence)
+            if row.fence > fence or (row.fence == fence and row.claimant != claimant):
+                raise FenceLost
+            if row.fence < fence and await _lost_too_often(connection, row, tries):
+                return _claim(row, "worker_lost", fence)
+            claim, body = await self._take(connection, row, fence, claimant, reserve)
+        if claim.outcome != "taken":
+            return claim
+        # After the commit: a request that ends the process that reads it is in the ledger by now.
+        return replace(claim, request=ChatRequest.model_validate_json(body))
+
+    async def _take(
+        self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, reserve: Reserve | None
+    ) -> tuple[Claim, str]:
+        """The claim, without its request, whose JSON it gives beside it."""
+        body = await connection.scalar(REQUEST, {"key": row.id})
+        if body is None:
+            raise JobNotFound("The job's request was not kept")
+        if _queue_seconds_left(row, body, micros(now())) <= 0:
+            return _claim(row, "expired", fence), body
+        asker = Claimant(row.id, row.tenant, row.priority, row.created_at, returns=row.attempt > 0)
+        turn = await reserve(connection, row.model, asker) if reserve else None
+        time = micros(now())
+        if turn is not None and not turn.granted:
+            left = _seconds_left(row, body, time)
+            if left > 0:
+                shorter = replace(turn, seconds=min(turn.seconds, left))
+                return replace(_claim(row, "waiting", fence), asker=asker, turn=shorter), body
+        started, number = row.started_at or time, row.attempt
+        if row.fence < fence:
+            number += 1
+            await self._begin_attempt(connection, row, fence, claimant, started, time)
+        before = await history(connection, row, number)
+        return replace(_claim(row, "taken", fence, number, before, started), asker=asker, turn=turn), body
+
+    async def _begin_attempt(
+        self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, started: int, time: int
+    ) -> None:
+        await connection.execute(
+            CHANGED,
+            {
+                "key": row.id,
+                "fence": fence,
+                "claimant": claimant,
+                "attempt": row.attempt + 1,
+                "status": JobStatus.IN_PROGRESS.value,
+                "workflow_started_at": row.workflow_started_at or time,
+                "started_at": started,
+                "progressed_at": time,
+                "queue_until": None,
+                "tail": "",
+            },
+        )
+        await store_tail(connection, row)
+        if row.attempt:
+            await close_open_attempts(connection, row, AttemptEnd(AttemptOutcome.LOST))
+        first = {"job_id": row.id, "number": row.attempt + 1, "started_at": time, "tokens_before": row.token_count}
+        await connection.execute(insert(attempts), first | {"estimated": False})
+
+    async def written(self, job_id: str, *, fence: int, epoch: int) -> Sequence[TextRun]:
+        """The text of an epoch so far, in order. Raises FenceLost."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(by_id(job_id, None))).first()
+            if row is None or (row.fence, row.epoch) != (fence, epoch):
+                raise FenceLost
+            return await mapping.transcript_runs(connection, row)
+
+    async def samples(self, model: str) -> Sequence[Sample]:
+        """Calls of a model that ended lately and were counted, each of which brought all the text of its job."""
+        async with self._database.single() as connection:
+            rows = (await connection.execute(SAMPLES, {"model": model})).all()
+        return [
+            Sample(Usage.model_validate_json(row.usage).completion_tokens, row.token_count, row.reasoning + row.content)
+            for row in rows
+        ]
+
+    @retried
+    async def restart(self, job_id: str, *, fence: int, reason: str) -> int:
+        """Throw the text so far away: a new epoch, whose number is returned. Raises FenceLost."""
+        async with self._database.write("fast") as connection:
+            epoch = await connection.scalar(
+                update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.completed_at.is_(None))
+                .where(jobs.c.finish.is_(None))
+                .values(epoch=jobs.c.epoch + 1, position=0, token_count=0, tail="", reset_reason=clean(reason)[:64])
+                .returning(jobs.c.epoch)
+            )
+            if epoch is None:
+                raise FenceLost
+            await connection.execute(
+                delete(transcript).where(transcript.c.job_id == job_id, transcript.c.epoch < epoch)
+            )
+            await connection.execute(
+                update(attempts)
+                .where(attempts.c.job_id == job_id, attempts.c.ended_at.is_(None))
+                .values(tokens_before=0)
+            )
+            await self._database.hint(connection)
+        return int(epoch)
+
+    @retried
+    async def end(self, job_id: str, number: int, fence: int, end: AttemptEnd) -> None:
+        """Write into the ledger how attempt ``number``, which claimed ``fence``, ended without finishing its answer.
+
+        Where another attempt has the job by now, the ledger says that this one was lost; while the job runs, that is
+        put right: its worker lives.
+        """
+        async with self._database.write("fast") as connection:
+            row = await locked(connection, job_id)
+            if row.fence == fence:
+                await close_open_attempts(connection, row, end)
+                if not end.called and row.completed_at is None:
+                    await _queue_again(connection, row)
+            elif row.completed_at is None:
+                closed = and_(
+                    attempts.c.job_id == job_id,
+                    attempts.c.number == number,
+                    attempts.c.outcome == AttemptOutcome.LOST.value,
+                )
+                values = {"outcome": clean(end.outcome)[:64], "message": end.message} | excuse(end.outcome)
+                await connection.execute(update(attempts).where(closed).values(values))
+
+    async def cancels(self, job_ids: Collection[str]) -> Collection[str]:
+        """Those of some jobs that somebody asked to cancel."""
+        async with self._database.single() as connection:
+            return (await connection.execute(CANCELS, {"keys": list(job_ids)})).scalars().all()
+
+
+def _seconds_left(row: Row[Any], body: str, time: int) -> float:
+    """Until the clock runs out that runs while a job waits; ``body`` is its request as JSON."""
+    if row.started_at is None:
+        return _queue_seconds_left(row, body, time)
+    total = ChatRequest.model_validate_json(body).limits.total_seconds
+    return float(total - (time - row.started_at) / 1e6)
+
+
+async def _lost_too_often(connection: AsyncConnection, row: Row[Any], tries: int) -> bool:
+    if min(row.attempt, tries) < row.max_lost:
+        return False
+    return min(await lost_in_a_row(connection, row), tries) >= int(row.max_lost)
+
+
+def _queue_seconds_left(row: Row[Any], body: str, time: int) -> float:
+    """Of limits.queueSeconds; without end once the model was called."""
+    if row.queue_until is not None:
+        return float((row.queue_until - time) / 1e6)
+    if row.attempt:
+        return float("inf")
+    return (queue_end(row.created_at, ChatRequest.model_validate_json(body)) - time) / 1e6  # of an older version
+
+
+async def _queue_again(connection: AsyncConnection, row: Row[Any]) -> None:
+    """The first attempt ended without a call: the job is as it was before it, and its time in the queue goes on."""
+    if await connection.scalar(select(attempts.c.number).where(attempts.c.job_id == row.id).limit(1)) is not None:
+        return
+    body = await connection.scalar(REQUEST, {"key": row.id})
+    if body is not None:
+        until = queue_end(row.created_at, ChatRequest.model_validate_json(body))
+        await connection.execute(CHANGED, {"key": row.id, "queue_until": until, "started_at": None})
+
+
+def _nothing_to_do(row: Row[Any]) -> Any:
+    if row.completed_at is not None:
+        return "sealed"
+    if row.cancel_requested_at is not None:
+        return "cancel_requested"
+    return "finished" if row.finish is not None else None
+
+
+def _claim(
+    row: Row[Any],
+    outcome: Any,
+    fence: int,
+    attempt: int = 0,
+    before: AttemptHistory = AttemptHistory(),  # noqa: B008 - frozen
+    started_at: int = 0,
+) -> Claim:
+    finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
+    return Claim(
+        outcome=outcome,
+        job_id=row.id,
+        fence=fence,
+        epoch=row.epoch,
+        position=row.position,
+        token_count=row.token_count,
+        finish_reason=finish.reason if finish else None,
+        attempt=attempt,
+        past=before,
+        created_at=row.created_at,
+        started_at=started_at,
+    )

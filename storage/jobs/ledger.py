@@ -1,0 +1,137 @@
+"""The ledger of a job's attempts: closing one, and what those before the present one add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Row, and_, delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chatjobs.contracts import ChatRequest, ErrorCause, Usage
+from domain.estimates import prompt_tokens
+from domain.outcomes import UNNOTICED, AttemptOutcome, broke_off, is_failure
+from domain.text import clean
+from domain.values import OK, AttemptEnd, AttemptHistory, Stretch
+from storage.engine.schema import attempts, micros, now
+from storage.jobs.rows import REQUEST
+
+
+async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: AttemptEnd) -> None:
+    """End the attempt that is still open; normally there is one. What it used is estimated, unless ``end`` knows."""
+    is_open = and_(attempts.c.job_id == row.id, attempts.c.ended_at.is_(None))
+    if not end.called:
+        await connection.execute(delete(attempts).where(is_open))
+        return
+    for number, before in (
+        await connection.execute(select(attempts.c.number, attempts.c.tokens_before).where(is_open))
+    ).all():
+        written = max(0, row.token_count - before)
+        status = end.http_status or (OK if written else None)
+        answered = written > 0 or status == OK
+        tokens = written if end.tokens is None else end.tokens
+        usage = end.usage or await _estimated(connection, row.id, before, tokens, answered=answered)
+        await connection.execute(
+            update(attempts)
+            .where(is_open, attempts.c.number == number)
+            .values(
+                ended_at=micros(now()),
+                outcome=clean(end.outcome)[:64],
+                http_status=status,
+                first_token_ms=end.first_token_ms,
+                tokens_per_second=end.tokens_per_second,
+                estimated=end.usage is None and (answered or status is None),
+                usage=usage.model_dump_json(),
+                position=row.position,
+                message=end.message,
+                **excuse(end.outcome),
+            )
+        )
+
+
+def excuse(outcome: str) -> dict[str, bool]:
+    """Columns of an attempt that keep earlier versions, which do not know its outcome, from taking it for a failure."""
+    return {"excused": True} if outcome in (AttemptOutcome.FROZEN, AttemptOutcome.TOPPED_UP) else {}
+
+
+async def _estimated(connection: AsyncConnection, job_id: str, before: int, tokens: int, *, answered: bool) -> Usage:
+    """One delta of the text that the call went on from is one token. A call that was refused, or of which nothing is
+    known, used nothing that we can tell."""
+    body = await connection.scalar(REQUEST, {"key": job_id}) if answered else None
+    prompt = prompt_tokens(ChatRequest.model_validate_json(body)) + before if body else 0
+    return Usage(prompt_tokens=prompt, completion_tokens=tokens, total_tokens=prompt + tokens)
+
+
+async def history(connection: AsyncConnection, row: Row[Any], number: int) -> AttemptHistory:
+    """Summary of the attempts before ``number``."""
+    if number == 1:
+        return AttemptHistory()
+    query = select(attempts).where(attempts.c.job_id == row.id, attempts.c.number < number)
+    before = (await connection.execute(query.order_by(attempts.c.number))).all()
+    found = [str(attempt.outcome) for attempt in before]
+    starts = [*(attempt.tokens_before for attempt in before), row.token_count]
+    epoch = max(place for place, start in enumerate(starts) if start == 0 or place == 0)
+    ends = [place for place in range(epoch, len(found)) if found[place] == AttemptOutcome.SEGMENT]
+    present = ends[-1] + 1 if ends else epoch
+    moved, furthest = _moved([(str(one.outcome), one.tokens_before, one.position or 0) for one in before])
+    here = [one for one in (before[moved:] if moved is not None else before) if not one.excused]
+    messages = [(attempt.outcome, attempt.message) for attempt in before if attempt.message]
+    return AttemptHistory(
+        failures=sum(is_failure(str(one.outcome)) for one in before if not one.excused),
+        here=sum(is_failure(str(attempt.outcome)) for attempt in here),
+        breaks=sum(broke_off(str(one.outcome), began=one.first_token_ms is not None) for one in here),
+        furthest=furthest,
+        cause=ErrorCause(code=messages[-1][0], message=messages[-1][1]) if messages else None,
+        empties=found.count(AttemptOutcome.EMPTY),
+        segments=len(ends),
+        segment_tokens=row.token_count - (starts[ends[-1] + 1] if ends else 0),
+        stretches=tuple(_stretches(before[epoch:], starts[epoch:], present - epoch)),
+        topped_up=AttemptOutcome.TOPPED_UP in found[present:],
+        total_tokens=sum(Usage.model_validate_json(one.usage).total_tokens for one in before if one.usage),
+        estimated=sum(one.estimated for one in before),
+    )
+
+
+def _stretches(attempts: Sequence[Row[Any]], starts: Sequence[int], present: int) -> Iterator[Stretch]:
+    """What the attempts of an epoch wrote; ``starts`` are their token counts before it, and the last one's after.
+    ``present``: the first of those in the segment that is not over."""
+    position = 0
+    for place, one in enumerate(attempts):
+        end, deltas = max(one.position or 0, position), starts[place + 1] - starts[place]
+        counted = Usage.model_validate_json(one.usage).completion_tokens if one.usage else 0
+        exact, whole = (
+            counted > 0 and not one.estimated,
+            one.outcome in (AttemptOutcome.SEGMENT, AttemptOutcome.TOPPED_UP),
+        )
+        yield Stretch(
+            start=position,
+            end=end,
+            deltas=deltas,
+            # Counted while it came, the count is in the text's own; what else the call used is no part of it.
+            tokens=(counted if whole else deltas) if exact else None,
+            most=counted if counted and not exact and one.outcome not in UNNOTICED else None,
+            closed=place < present,
+        )
+        position = end
+
+
+def _moved(before: Sequence[tuple[str, int, int]]) -> tuple[int | None, int]:
+    """Which attempt was the last that moved on, and the furthest position of all (see values.Past), from the outcome,
+    the token count at the start and the position at the end of each."""
+    moved, furthest = None, 0
+    for place, (outcome, start, end) in enumerate(before):
+        if end > furthest:
+            if outcome != AttemptOutcome.INTERNAL and (start or not furthest):
+                moved = place
+            furthest = end
+    return moved, furthest
+
+
+async def lost_in_a_row(connection: AsyncConnection, row: Row[Any]) -> int:
+    """How many attempts since the last that moved on have ended with their worker, an open one among them."""
+    query = select(attempts).where(attempts.c.job_id == row.id).order_by(attempts.c.number)
+    before = (await connection.execute(query)).all()
+    ends = [row.position if one.ended_at is None else one.position or 0 for one in before]
+    moved, _ = _moved([(str(one.outcome), one.tokens_before, end) for one, end in zip(before, ends, strict=True)])
+    after = before if moved is None else before[moved + 1 :]
+    return sum(one.outcome == AttemptOutcome.LOST or one.ended_at is None for one in after)

@@ -1,0 +1,64 @@
+"""Jobs that a sweeper has to act on: not started, silent, to be cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import bindparam, select, update
+
+from domain.values import JobHandle
+from storage.engine.database import Database, retried
+from storage.engine.schema import jobs, micros, now
+from storage.jobs import mapping
+
+UNSTARTED = select(*mapping.HANDLE).where(
+    jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_(None), jobs.c.progressed_at <= bindparam("before")
+)
+
+
+class SweepStore:
+    """Finds work for sweepers, of which several may run at once."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def unstarted(self, *, older_than: timedelta, limit: int = 100) -> Sequence[JobHandle]:
+        """Accepted jobs whose workflow was not started, for the caller to start: for ``older_than`` nobody else, in
+        whatever process, is given the same ones."""
+        before = micros(now() - older_than)
+        async with self._database.read() as connection:
+            if (await connection.execute(UNSTARTED.limit(1), {"before": before})).first() is None:
+                return []
+        return await self._take_unstarted(before, limit)
+
+    @retried
+    async def _take_unstarted(self, before: int, limit: int) -> Sequence[JobHandle]:
+        async with self._database.write("fast") as connection:
+            oldest = UNSTARTED.order_by(jobs.c.created_at).limit(limit).with_for_update(skip_locked=True)
+            rows = (await connection.execute(oldest, {"before": before})).all()
+            taken = jobs.c.id.in_([row.id for row in rows])
+            await connection.execute(update(jobs).where(taken).values(progressed_at=micros(now())))
+        return [mapping.handle(row) for row in rows]
+
+    async def silent(self, *, since: timedelta, limit: int = 100) -> Sequence[JobHandle]:
+        """Started jobs that have not ended and have not moved for a while."""
+        query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_not(None))
+        return await self._found(query.where(jobs.c.progressed_at <= micros(now() - since)), limit)
+
+    async def to_cancel(self, limit: int = 100) -> Sequence[JobHandle]:
+        """Jobs that somebody asked to cancel and that have not ended."""
+        query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.cancel_requested_at.is_not(None))
+        return await self._found(query, limit)
+
+    @retried
+    async def touch(self, job_id: str) -> None:
+        """The job is known to be alive: look again later."""
+        async with self._database.write("fast") as connection:
+            await connection.execute(update(jobs).where(jobs.c.id == job_id).values(progressed_at=micros(now())))
+
+    async def _found(self, query: Any, limit: int) -> Sequence[JobHandle]:
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query.order_by(jobs.c.created_at).limit(limit))).all()
+        return [mapping.handle(row) for row in rows]
