@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from json import JSONEncoder
 
+from chatjobs import sse
 from chatjobs.contracts import (
     CancelledEvent,
     ChunkEvent,
@@ -21,6 +23,8 @@ from chatjobs.contracts import (
     StreamEvent,
 )
 from domain.values import JobHandle, Slice, TextRun
+
+_json_string = JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +47,34 @@ class Framing:
 
     def frames(self, piece: Slice) -> Iterator[Frame]:
         """``start`` once an attempt has begun, ``reset`` where the reader's text is void, and the text."""
-        if piece.started and not self._introduced:
-            self._introduced = True
-            yield Frame(f"{piece.epoch}.0", self._start(piece))
-        # Who has the beginning of an older epoch and no text yet lacks nothing, but its ids are of that epoch.
-        if piece.reset or self._epoch not in (None, piece.epoch):
-            reason = piece.reset_reason or "position"  # a reader that came with a position this job never had
-            yield Frame(f"{piece.epoch}.0", ResetEvent(attempt=piece.attempt, reason=reason))
-        self._epoch = piece.epoch
+        yield from self._introduction(piece)
         for run in piece.runs:
             chunk = ChunkEvent(content=run.text, channel=run.channel, index=self._index, token_count=run.token_count)
             self._index += 1
             yield Frame(f"{piece.epoch}.{run.position}", chunk)
+
+    def encoded(self, piece: Slice) -> bytes:
+        """The frames of a slice as on the wire. A chunk is written without making its event first: every reader of a
+        job needs its own."""
+        blocks = [encoded(frame) for frame in self._introduction(piece)]
+        for run in piece.runs:
+            data = (
+                f'{{"content":{_json_string(run.text)},"channel":"{run.channel.value}",'
+                f'"index":{self._index},"tokenCount":{run.token_count}}}'
+            )
+            self._index += 1
+            blocks.append(sse.encode("chunk", f"{piece.epoch}.{run.position}", data))
+        return b"".join(blocks)
+
+    def _introduction(self, piece: Slice) -> Iterator[Frame]:
+        if piece.started and not self._introduced:
+            self._introduced = True
+            yield Frame(f"{piece.epoch}.0", self._start(piece))
+        # A reader that has the beginning of an older epoch and no text lacks nothing, but its ids are of that epoch.
+        if piece.reset or self._epoch not in (None, piece.epoch):
+            reason = piece.reset_reason or "position"  # the reader came with a position that this job never had
+            yield Frame(f"{piece.epoch}.0", ResetEvent(attempt=piece.attempt, reason=reason))
+        self._epoch = piece.epoch
 
     def _start(self, piece: Slice) -> StartEvent:
         return StartEvent(
@@ -64,6 +84,11 @@ class Framing:
             attempt=piece.attempt,
             timestamp=self._started_at or datetime.now(UTC),
         )
+
+
+def encoded(frame: Frame) -> bytes:
+    """A frame as on the wire."""
+    return sse.encode(frame.event.type, frame.id, frame.event.model_dump_json())
 
 
 def queued_frame(place: QueuePlace) -> Frame:

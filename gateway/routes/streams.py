@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Depends, Header
@@ -18,10 +18,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from chatjobs import sse
 from chatjobs.contracts import ChatRequest, Job, QueuePlace
 from chatjobs.errors import ContentDeleted, JobNotFound
-from dispatch.stream_events import Frame, Framing, first_part, last_frame, queued_frame
+from dispatch.stream_events import Frame, Framing, encoded, first_part, last_frame, queued_frame
 from domain.errors import StorageUnavailable
 from domain.values import Cursor, JobHandle, Slice
 from gateway.auth.access import Identity
@@ -234,12 +233,12 @@ class JobEventsResponse(EventStreamResponse):
             part = first_part(piece, CHARACTERS_AT_ONCE)
             whole = part is piece
             self._cursor = part.cursor
-            data = _encoded(framing.frames(part))
+            data = framing.encoded(part)
             del piece, part  # while a slow reader takes ``data``, the rest of the text is not kept in memory
             if data:
                 await self.write_events(send, data)
             if whole and status.terminal and (frame := await self._last_frame()):
-                return await self.write_events(send, _encoded([frame]))
+                return await self.write_events(send, encoded(frame))
 
     async def _last_frame(self) -> Frame | None:
         """The terminal frame; None if the job, a failed one, was reopened in the meantime."""
@@ -263,7 +262,7 @@ class JobEventsResponse(EventStreamResponse):
                         self._pause = None
             place, self._place = self._place, None
             if place:
-                await self.write_events(send, _encoded([queued_frame(place)]))
+                await self.write_events(send, encoded(queued_frame(place)))
             else:
                 await self.write(send, KEEP_ALIVE)
 
@@ -286,10 +285,6 @@ class JobEventsResponse(EventStreamResponse):
             rounds += 1
             if rounds % RUN_POLL_ROUNDS == 0:
                 await self.write(send, KEEP_ALIVE)
-
-
-def _encoded(frames: Iterable[Frame]) -> bytes:
-    return b"".join(sse.encode(frame.event.type, frame.id, frame.event.model_dump_json()) for frame in frames)
 
 
 async def _watch_disconnect(receive: Receive, stream: OpenStream) -> None:

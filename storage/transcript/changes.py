@@ -9,15 +9,18 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.values import Cursor, TextRun
+from chatjobs.errors import ContentDeleted, JobNotFound
+from domain.values import Cursor, Slice
 from storage.engine.database import HINT_CHANNEL, Database, translated
-from storage.engine.schema import CHANNELS
 from storage.engine.sqlite_thread import SqliteThread
+from storage.transcript.slices import COLUMNS, TEXT, slice_of
 
 POLL_SECONDS = 0.005
 """Between two looks at whether anything was written (SQLite: one pragma, no query)."""
@@ -26,26 +29,10 @@ UNHINTED_POLL_SECONDS = 0.1
 
 
 class TextChange(NamedTuple):
-    """A job and what its reader lacks. Once it is sealed, ``runs`` (JSON) is set; ``tail`` and ``stored`` are empty.
-
-    ``place`` is that of the reader's cursor; ``epoch`` is None where there is no such job, and nothing else holds.
-    """
+    """The change for one cursor, given by its place among those that were asked for."""
 
     place: int
-    epoch: int | None
-    position: int
-    token_count: int
-    tail: str
-    tail_channel: int
-    status: str
-    attempt: int
-    reset_reason: str | None
-    started_at: int | None
-    deleted_at: int | None
-    content: str
-    reasoning: str
-    runs: str | None
-    stored: list[TextRun]
+    found: Slice | JobNotFound | ContentDeleted
 
 
 class ChangeSource(Protocol):
@@ -60,9 +47,6 @@ class ChangeSource(Protocol):
         ...
 
 
-COLUMNS = """w.place, j.epoch, j.position, j.token_count, j.tail, j.tail_channel, j.status, j.attempt, j.reset_reason,
-  j.started_at, j.deleted_at, r.content, r.reasoning, r.runs, c.position, c.channel, c.text, c.token_count"""
-RUN_AT = 14
 SQLITE_CURSORS = """(SELECT key AS place, json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS epoch,
   json_extract(value, '$[2]') AS position, json_extract(value, '$[3]') AS awaits_start FROM json_each(:cursors))"""
 POSTGRES_CURSORS = """(SELECT place - 1 AS place, id, epoch, position, awaits_start FROM unnest(CAST(:ids AS text[]),
@@ -76,8 +60,8 @@ WHERE :all OR j.id IS NULL OR w.epoch <> j.epoch OR w.position <> j.position OR 
   OR (w.awaits_start AND j.started_at IS NOT NULL)
 """
 # One row with everything in it: see own_thread.py. (Only constants of this module go into these texts.)
-NEWS_SQLITE = f"SELECT json_group_array(json_array({COLUMNS})) FROM {SQLITE_CURSORS} AS w {NEWS}"  # noqa: S608
-NEWS_POSTGRES = text(f"SELECT {COLUMNS} FROM {POSTGRES_CURSORS} AS w {NEWS} ORDER BY w.place, c.position")  # noqa: S608
+NEWS_SQLITE = f"SELECT json_group_array(json_array(w.place, {COLUMNS})) FROM {SQLITE_CURSORS} AS w {NEWS}"  # noqa: S608
+NEWS_POSTGRES = text(f"SELECT w.place, {COLUMNS} FROM {POSTGRES_CURSORS} AS w {NEWS} ORDER BY w.place, c.position")  # noqa: S608
 
 
 async def fetch(database: Database, cursors: Sequence[Cursor], *, everything: bool = False) -> Sequence[TextChange]:
@@ -85,7 +69,7 @@ async def fetch(database: Database, cursors: Sequence[Cursor], *, everything: bo
     async with database.single() as connection:
         if database.is_sqlite:
             values = {"cursors": _json(cursors), "all": everything}
-            return _from_json(await connection.scalar(text(NEWS_SQLITE), values))
+            return _from_json(cursors, await connection.scalar(text(NEWS_SQLITE), values))
         return await _fetch_postgres(connection, cursors, everything)
 
 
@@ -127,7 +111,7 @@ class SqliteWatch:
 
     async def fetch(self, cursors: Sequence[Cursor]) -> Sequence[TextChange]:
         with translated():
-            return _from_json(await self._thread.run(partial(_fetch_sqlite, _json(cursors))))
+            return _from_json(cursors, await self._thread.run(partial(_fetch_sqlite, _json(cursors))))
 
 
 def _data_version(connection: sqlite3.Connection) -> int:
@@ -144,8 +128,8 @@ def _json(cursors: Sequence[Cursor]) -> str:
     return json.dumps([tuple(cursor) for cursor in cursors])
 
 
-def _from_json(found: str | None) -> Sequence[TextChange]:
-    return _news(sorted(json.loads(found or "[]"), key=lambda row: (row[0], row[RUN_AT] or 0)))
+def _from_json(cursors: Sequence[Cursor], found: str | None) -> Sequence[TextChange]:
+    return _changes(cursors, sorted(json.loads(found or "[]"), key=lambda row: (row[0], row[1 + TEXT] or 0)))
 
 
 # ---------------------------------------------------------------------------------------------------- Postgres
@@ -180,16 +164,17 @@ async def _fetch_postgres(
         "awaiting": [cursor.awaits_start for cursor in cursors],
         "all": everything,
     }
-    return _news((await connection.execute(NEWS_POSTGRES, values)).all())
+    return _changes(cursors, (await connection.execute(NEWS_POSTGRES, values)).all())
 
 
-def _news(rows: Iterable[Sequence[Any]]) -> Sequence[TextChange]:
-    """Rows in order of place and position; a job's own columns stand in each of its rows."""
-    found: list[TextChange] = []
-    for row in rows:
-        if not found or found[-1].place != row[0]:
-            found.append(TextChange._make((*row[:RUN_AT], [])))
-        if row[RUN_AT] is not None:
-            position, number, text, token_count = row[RUN_AT:]
-            found[-1].stored.append(TextRun(position, CHANNELS[number], text, token_count))
-    return found
+def _changes(cursors: Sequence[Cursor], rows: Iterable[Sequence[Any]]) -> Sequence[TextChange]:
+    """``rows`` are in order of place and position of their text."""
+    changes: list[TextChange] = []
+    for place, group in groupby(rows, key=itemgetter(0)):
+        found: Slice | JobNotFound | ContentDeleted
+        try:
+            found = slice_of(cursors[place], [row[1:] for row in group])
+        except (JobNotFound, ContentDeleted) as error:
+            found = error
+        changes.append(TextChange(place, found))
+    return changes

@@ -11,19 +11,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from itertools import groupby, islice
-from operator import attrgetter
+from itertools import islice
 
-from chatjobs.contracts import Channel, JobStatus
 from chatjobs.errors import ContentDeleted, JobNotFound
 from domain.errors import StorageUnavailable
 from domain.tasks import cancel_and_wait
 from domain.timings import Timings
-from domain.values import Cursor, Slice, TextRun
+from domain.values import Cursor, Slice
 from storage.engine.database import Database
-from storage.engine.schema import CHANNELS
-from storage.jobs.mapping import compacted_runs
-from storage.transcript.changes import ChangeSource, TextChange, fetch, watch
+from storage.transcript.changes import ChangeSource, fetch, watch
 
 PATIENCE = 4
 """Tries that fail before the readers are told: about what a restart of the database takes."""
@@ -49,8 +45,10 @@ class TranscriptReader:
 
     async def read(self, cursor: Cursor) -> Slice:
         """What a reader lacks now; its runs may be empty. Raises JobNotFound, ContentDeleted, StorageUnavailable."""
-        (news,) = await fetch(self._database, [_possible(cursor)], everything=True)
-        return _slice(cursor, news)
+        (change,) = await fetch(self._database, [_possible(cursor)], everything=True)
+        if not isinstance(change.found, Slice):
+            raise change.found
+        return change.found
 
     async def wait(self, cursor: Cursor) -> Slice:
         """The next slice with news: text, another epoch, or the end. Nothing is held for a reader in between.
@@ -117,24 +115,26 @@ class TranscriptReader:
                 places.setdefault(cursor, []).append(future)  # many may read one job: its text is fetched once
         readers = iter(places.items())
         while some := list(islice(readers, READERS_PER_LOOK)):
-            for news in await place.fetch([cursor for cursor, _ in some]):
-                self._hand_out(*some[news.place], news, up_to_date)
+            for change in await place.fetch([cursor for cursor, _ in some]):
+                _, futures = some[change.place]
+                self._hand_out(futures, change.found, up_to_date)
         self._up_to_date = up_to_date
 
     def _hand_out(
-        self, cursor: Cursor, futures: Sequence[asyncio.Future[Slice]], news: TextChange, up_to_date: set[Cursor]
+        self,
+        futures: Sequence[asyncio.Future[Slice]],
+        found: Slice | JobNotFound | ContentDeleted,
+        up_to_date: set[Cursor],
     ) -> None:
         waiting = [future for future in futures if not future.done()]
-        try:
-            piece = _slice(cursor, news)
-        except (JobNotFound, ContentDeleted) as error:
+        if not isinstance(found, Slice):
             for future in waiting:
-                future.set_exception(type(error)(error.message))
+                future.set_exception(type(found)(found.message))
             return
-        if not piece.status.terminal:  # whoever comes from this place may have read it before the job ended there
-            up_to_date.add(piece.cursor)
+        if not found.status.terminal:  # a reader may have read up to here before the job ended here
+            up_to_date.add(found.cursor)
         for future in waiting:
-            future.set_result(piece)
+            future.set_result(found)
 
     def _failed(self, error: StorageUnavailable) -> None:
         """Tell the readers, if it has lasted."""
@@ -156,49 +156,3 @@ def _possible(cursor: Cursor) -> Cursor:
     if len(cursor.job_id) > MAX_ID_CHARACTERS or not cursor.job_id.isascii() or "\0" in cursor.job_id:
         raise JobNotFound
     return cursor._replace(epoch=min(max(cursor.epoch, 0), 2**31 - 1), position=min(max(cursor.position, 0), 2**53))
-
-
-STATUSES = {status.value: status for status in JobStatus}
-
-
-def _slice(cursor: Cursor, news: TextChange) -> Slice:
-    """Raises JobNotFound, ContentDeleted: a slice without its text would look like the end of the answer."""
-    if news.epoch is None:
-        raise JobNotFound
-    if news.deleted_at is not None:
-        raise ContentDeleted
-    known = cursor.epoch == news.epoch and cursor.position <= news.position
-    nothing_yet = cursor.epoch == 1 and cursor.position == 0
-    start = cursor.position if known else 0
-    return Slice(
-        job_id=cursor.job_id,
-        epoch=news.epoch,
-        position=news.position,
-        runs=_from(start, _runs(news)),
-        reset=not known and not nothing_yet,
-        status=STATUSES[news.status],
-        attempt=news.attempt,
-        reset_reason=news.reset_reason,
-        started=news.started_at is not None,
-    )
-
-
-def _runs(change: TextChange) -> Sequence[TextRun]:
-    """The text that the reader lacks, and perhaps some before it."""
-    if change.runs is not None:
-        return compacted_runs({Channel.CONTENT: change.content, Channel.REASONING: change.reasoning}, change.runs)
-    return [
-        *change.stored,
-        TextRun(change.position, CHANNELS[change.tail_channel], change.tail, change.token_count),
-    ]
-
-
-def _from(start: int, runs: Sequence[TextRun]) -> tuple[TextRun, ...]:
-    """The text from a position on, one run per change of channel. The position may lie within a run."""
-    lacking: list[TextRun] = []
-    for channel, group in groupby((run for run in runs if run.position > start and run.text), attrgetter("channel")):
-        neighbours = list(group)
-        text = "".join(run.text for run in neighbours)
-        position = neighbours[-1].position
-        lacking.append(TextRun(position, channel, text[-(position - start) :], neighbours[-1].token_count))
-    return tuple(lacking)

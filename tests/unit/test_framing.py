@@ -8,12 +8,14 @@ from itertools import accumulate, count
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from chatjobs.contracts import Attempt, Channel, ChunkEvent, Job, JobError, JobStatus, ResetEvent
 from cli.output import safe
 from cli.views import LiveView, Pace, PlainView
-from dispatch.stream_events import Frame, Framing, last_frame
+from dispatch.stream_events import Frame, Framing, encoded, last_frame
 from domain.values import Slice, TextRun
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -66,6 +68,18 @@ def test_ids_are_positions_after_the_frame() -> None:
     assert ids(second) == [("chunk", "1.14")]
     assert isinstance(second[0].event, ChunkEvent)
     assert second[0].event.index == 2
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(st.lists(texts, max_size=4), st.booleans(), st.booleans())
+def test_a_chunk_on_the_wire_is_its_event(texts: list[str], resumed: bool, reset: bool) -> None:
+    """Gateways write the bytes of a chunk without making the event; they are the same for any text."""
+    odd = make_slice('?\x00\x1f\x7f\u2028\u2029\ufeff \r\n\t"\\/\b\f é 😀', epoch=2)
+    by_frames, by_bytes = (Framing(make_job(started_at=NOW), resumed=resumed) for _ in range(2))
+    for piece in (make_slice(*texts, reset=reset), odd):
+        assert by_bytes.encoded(piece) == b"".join(map(encoded, by_frames.frames(piece)))
 
 
 def test_a_job_that_never_started_has_no_start() -> None:
