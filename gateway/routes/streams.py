@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from chatjobs import sse
 from chatjobs.contracts import ChatRequest, Job, QueuePlace
 from chatjobs.errors import ContentDeleted, JobNotFound
 from dispatch.stream_events import Frame, Framing, encoded, first_part, last_frame, queued_frame
