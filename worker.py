@@ -1,7 +1,4 @@
-"""Builds the parts, runs the Temporal workers, shuts down in order. The only place that knows every concrete class.
-
-The Temporal workers, one per task queue, are in workflows/workers.py.
-"""
+"""The composition root of the worker: makes its parts, runs them and closes them in order (see workflows/workers.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
@@ -23,6 +20,7 @@ from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from dispatch import measuring, server_knowledge
 from dispatch.intake import Intake, Sweeper
+from dispatch.job_store import job_store
 from dispatch.schedules import scheduled_retention
 from dispatch.temporal import RunLinks, connect, indexed
 from dispatch.webhook_rules import WebhookRules, signing_secrets
@@ -32,7 +30,6 @@ from domain.programs import freeze_imports, run
 from domain.settings import Settings
 from domain.tasks import in_background
 from domain.timings import Timings
-from domain.webhook_body import webhook_body
 from providers.mistral.chat import MistralChat
 from providers.mistral.from_settings import mistral_chat
 from providers.mistral.probe import measured
@@ -59,19 +56,17 @@ class WorkerParts:
     model: ChatModel
     sender: WebhookSender
     indexed: bool
-    rules: WebhookRules | None = field(default=None, kw_only=True)
+    rules: WebhookRules | None = None
     """For webhook URLs; None: only the sender judges them."""
-    timings: Timings = field(default=Timings(), kw_only=True)
+    timings: Timings = Timings()
 
     @property
     def jobs(self) -> JobStore:
-        body = partial(webhook_body, public_url=self.settings.chatjobs_public_url or "")
-        return JobStore(self.database, webhook_body=body)
+        return job_store(self.settings, self.database)
 
     @property
     def limiter(self) -> Limiter:
-        per_second = self.settings.mistral_requests_per_second
-        return Limiter(self.database, per_second=per_second, timings=self.timings)
+        return Limiter(self.database, per_second=self.settings.mistral_requests_per_second, timings=self.timings)
 
     @property
     def webhooks(self) -> WebhookActivities:
@@ -111,8 +106,7 @@ async def parts_from(settings: Settings, timings: Timings = Timings()) -> AsyncI
         client = await connect()
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
         sender = await stack.enter_async_context(HttpWebhookSender(policy=rules, timings=timings))
-        found = await indexed(client)
-        yield WorkerParts(settings, client, database, model, sender, found, rules=rules, timings=timings)
+        yield WorkerParts(settings, client, database, model, sender, await indexed(client), rules, timings)
 
 
 @asynccontextmanager
@@ -122,25 +116,21 @@ async def running(parts: WorkerParts) -> AsyncIterator[None]:
     settings, client, jobs = parts.settings, parts.client, parts.jobs
     heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
     waker = Waker(limiter=parts.limiter, jobs=jobs.queries, client=client, heartbeat=heartbeat)
+    intake, deliveries = Intake(jobs=jobs, client=client, indexed=parts.indexed), DeliveryStore(parts.database)
+    try_once, wake, timings = parts.webhooks.try_once, waker.wake, parts.timings
     sweeper = Sweeper(
-        intake=Intake(jobs=jobs, client=client, indexed=parts.indexed),
-        jobs=jobs,
-        deliveries=DeliveryStore(parts.database),
-        client=client,
-        timings=parts.timings,
-        try_once=parts.webhooks.try_once,
-        wake=waker.wake,
+        intake=intake, jobs=jobs, deliveries=deliveries, client=client, timings=timings, try_once=try_once, wake=wake
     )
     async with AsyncExitStack() as stack:
-        transcript = await stack.enter_async_context(TranscriptWriter(parts.database, timings=parts.timings).running())
+        transcript = await stack.enter_async_context(TranscriptWriter(parts.database, timings=timings).running())
         workers = parts.workers(transcript)
         for worker in workers:
             await stack.enter_async_context(worker)
         stack.push_async_callback(lambda: asyncio.gather(*(worker.shutdown() for worker in workers)))
-        background = {"sweeper": sweeper.run(), "waker": waker.run()}
+        retention = scheduled_retention(client, settings.chatjobs_retention_days)
+        background = {"sweeper": sweeper.run(), "waker": waker.run(), "retention schedule": retention}
         if isinstance(parts.model, MistralChat):
             background["continuations"] = measuring.keep_informed(settings, parts.database, parts.model, measured)
-        background["retention schedule"] = scheduled_retention(client, settings.chatjobs_retention_days)
         for name, work in background.items():
             await stack.enter_async_context(in_background(work, name))
         yield

@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
@@ -23,6 +22,7 @@ from cli.place import ServiceLocation
 from cli.views import Printer, View, view_for
 from cli.waiting import WaitReporter
 from dispatch.intake import RPC_TIMEOUT, Intake
+from dispatch.job_store import job_store
 from dispatch.schedules import delete_runs
 from dispatch.server_knowledge import PrefixRule
 from dispatch.stream_events import Framing, last_frame, queued_frame
@@ -30,7 +30,6 @@ from dispatch.temporal import indexed
 from domain.errors import StorageUnavailable, TemporalUnavailable
 from domain.names import CHAT_JOB, JOBS_QUEUE, new_job_id
 from domain.values import Cursor, JobHandle, RunRef
-from domain.webhook_body import webhook_body
 from storage.engine.database import Database
 from storage.jobs.store import JobStore
 from storage.rate_limits.limiter import Limiter
@@ -312,8 +311,7 @@ class Service:
 
     @property
     def _jobs(self) -> JobStore:
-        body = partial(webhook_body, public_url=self._place.settings.chatjobs_public_url or "")
-        return JobStore(self._open_database, limiter=self._limiter, webhook_body=body)
+        return job_store(self._place.settings, self._open_database, self._limiter)
 
     @property
     def _limiter(self) -> Limiter:

@@ -14,6 +14,7 @@ from temporalio.client import Client
 from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from dispatch.intake import Intake, Sweeper
+from dispatch.job_store import job_store
 from dispatch.server_knowledge import PrefixRule
 from dispatch.temporal import RunLinks, connect
 from dispatch.webhook_rules import WebhookRules, signing_secrets
@@ -21,7 +22,6 @@ from domain.ports import WebhookSender
 from domain.settings import Settings
 from domain.tasks import in_background
 from domain.timings import Timings
-from domain.webhook_body import webhook_body
 from gateway.auth.access import Access, Identity
 from gateway.page.overview import Feeds, Figures
 from gateway.serving.after_response import AfterResponse
@@ -94,8 +94,7 @@ async def open_dependencies(
         stack.push_async_callback(database.close)
         client = await connect(lazy=True)
         limiter = Limiter(database, per_second=settings.mistral_requests_per_second, timings=timings)
-        body = partial(webhook_body, public_url=settings.chatjobs_public_url or "")
-        jobs = JobStore(database, limiter=limiter, webhook_body=body)
+        jobs = job_store(settings, database, limiter)
         links = RunLinks(settings.chatjobs_temporal_ui, client.namespace)
         deliveries = DeliveryStore(database)
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())

@@ -186,7 +186,7 @@ async def house(
         )
     )
     model, sender = model or ScriptedModel(), sender or ScriptedSender()
-    parts = GatedParts(chosen, client, database, model, sender, indexed, gates, timings=timings)
+    parts = GatedParts(chosen, client, database, model, sender, indexed, gates=gates, timings=timings)
     async with AsyncExitStack() as closing:
         reader = await closing.enter_async_context(TranscriptReader(database).running())
         here = House(parts, reader)
