@@ -35,7 +35,8 @@ class Parameters:
             return
         names = self._names_of(request.scope["route"])
         given = [name for name, _ in request.query_params.multi_items()]
-        wrong = [Problem(f"/{name}", "There is no such parameter") for name in given if not _known(name, names)]
+        unknown = [name for name in given if names.isdisjoint((name, f"{name.partition('.')[0]}."))]
+        wrong = [Problem(f"/{name}", "There is no such parameter") for name in unknown]
         twice = {name for name in given if given.count(name) > 1} if len(given) <= len(names) * 2 + 32 else set(given)
         wrong += [Problem(f"/{name}", "It may be given once") for name in sorted(twice)]
         if wrong:
@@ -52,7 +53,3 @@ def _declared(dependant: Dependant) -> Iterator[str]:
     yield from (field.alias for field in dependant.query_params)
     for inner in dependant.dependencies:
         yield from _declared(inner)
-
-
-def _known(name: str, names: frozenset[str]) -> bool:
-    return name in names or f"{name.partition('.')[0]}." in names

@@ -175,19 +175,19 @@ class Answer:
         groq, told = chunk.get("x_groq"), None
         for reported in (chunk.get("usage"), groq.get("usage") if isinstance(groq, dict) else None):
             self.meaningful_chunks += self._counts.take(reported)
-            told = told or self._counts.told(reported)
+            told = told or self._counts.so_far(reported)
         return told
 
     def _read_choice(self, choice: JsonObject, told: Told | None) -> Iterator[ModelEvent]:
         if _truthy(choice.get("error")):
             raise ErrorObject({"error": choice["error"]})
         self.meaningful_chunks += self._counts.take(choice.get("usage"))
-        told = told or self._counts.told(choice.get("usage"))
+        told = told or self._counts.so_far(choice.get("usage"))
         delta = self._delta(choice)
         calls = _tool_calls(delta)
         events = [*_reasoning(delta), *_content(delta)]
-        spoke = bool(events or calls)
-        if spoke:
+        has_output = bool(events or calls)
+        if has_output:
             self._note_output()
         for event in events:
             if isinstance(event, TextDelta) and event.channel is _CONTENT:
@@ -196,7 +196,7 @@ class Answer:
         for _ in calls:
             yield StillWorking()
         self._calls.take(calls)
-        self._take_finish_reason(_finish_reason(choice), spoke=spoke, called=bool(calls))
+        self._take_finish_reason(_finish_reason(choice), has_output=has_output, called=bool(calls))
 
     def _delta(self, choice: JsonObject) -> JsonObject:
         """The delta of a choice: its ``delta`` field, or what servers send in its place."""
@@ -228,21 +228,21 @@ class Answer:
             self._output_after_reason = self._output_with_reason = True
             self._awaits = End.DONE
 
-    def _take_finish_reason(self, reason: str | None, *, spoke: bool, called: bool) -> None:
+    def _take_finish_reason(self, reason: str | None, *, has_output: bool, called: bool) -> None:
         """Update what is missing for the answer's end after a chunk with this finish reason."""
-        self.meaningful_chunks += spoke or reason is not None
+        self.meaningful_chunks += has_output or reason is not None
         if reason is None:
-            self._output_without_reason = self._output_without_reason or spoke
+            self._output_without_reason = self._output_without_reason or has_output
             return
         calling = self._reason == "tool_calls" and reason == "stop" and bool(self._calls)
-        if self._reason is None or ((spoke or self._awaits is End.DONE) and not calling):
+        if self._reason is None or ((has_output or self._awaits is End.DONE) and not calling):
             self._reason = reason  # of consecutive reasons without output between them, the first one counts
-        if called or (spoke and not self._output_without_reason):
+        if called or (has_output and not self._output_without_reason):
             self._output_with_reason = True
         if self._output_without_reason and not self._output_with_reason:
             self._awaits = End.NOTHING
         else:
-            self._awaits = End.DONE if self._output_after_reason and spoke else End.CLOSE
+            self._awaits = End.DONE if self._output_after_reason and has_output else End.CLOSE
 
 
 # ---------------------------------------------------------------------------------------------- parts of a chunk
@@ -325,12 +325,12 @@ _THOUGHT_FIELDS: Final = ("text", "content", "summary", "thinking", "reasoning")
 
 def _reasoning(delta: JsonObject) -> Iterator[ModelEvent]:
     """Reasoning in separate fields; the same text in several of them, or also in the content, counts once."""
-    said = {"".join(event.text for event in _thinking_in_content(delta))}
+    seen = {"".join(event.text for event in _thinking_in_content(delta))}
     for name in _REASONING_FIELDS:
         value = delta.get(name)
         text = _thoughts(value)
-        if text not in said:
-            said.add(text)
+        if text not in seen:
+            seen.add(text)
             yield from _text(Channel.REASONING, text)
         elif value and not text:
             yield StillWorking()  # encrypted, or of an unknown kind
@@ -409,7 +409,8 @@ def _is_error(chunk: JsonObject) -> bool:
     """Whether a chunk is an error: ``{"object": "error", …}`` is Mistral's, the other forms come from gateways."""
     if "error" in (chunk.get("object"), chunk.get("type")) or _truthy(chunk.get("error")):
         return True
-    if chunk.get("choices") or any(_lowered(chunk.get(name)) in _SIGNS_OF_LIFE for name in ("type", "object", "event")):
+    kinds = (chunk.get(name) for name in ("type", "object", "event"))
+    if chunk.get("choices") or any(isinstance(kind, str) and kind.lower() in _SIGNS_OF_LIFE for kind in kinds):
         return False
     return any(_is_error_text(chunk.get(name)) for name in _ERROR_FIELDS)
 
@@ -422,10 +423,6 @@ def _is_error_text(value: Any) -> bool:
 def _truthy(value: Any) -> bool:
     """Whether a value says something: some servers send an error object without text and with code 0 in every chunk."""
     return any(value.values()) if isinstance(value, dict) else bool(value)
-
-
-def _lowered(value: Any) -> str:
-    return value.lower() if isinstance(value, str) else ""
 
 
 def _error_document(data: bytes) -> JsonObject:

@@ -163,8 +163,8 @@ class _Call:
         """``arguments`` is empty, or equal to the arguments so far."""
         if not arguments:
             return True
-        said = self._objects[-1] if self._objects else decoded("".join(self._texts))
-        return bool(said == (decoded(arguments) if isinstance(arguments, str) else arguments))
+        known = self._objects[-1] if self._objects else decoded("".join(self._texts))
+        return bool(known == (decoded(arguments) if isinstance(arguments, str) else arguments))
 
     @property
     def is_invalid_json(self) -> bool:
@@ -214,12 +214,12 @@ def _rejoined(calls: list[_Call]) -> list[_Call]:
 def _deduplicated(text: str) -> str:
     """Arguments without a leading empty object and without repetitions. Raises UpstreamInterrupted."""
     values = list(_values(text)) if decoded(text) is None else []
-    said = [(value, written) for value, written in values if value] or values
+    non_empty = [(value, written) for value, written in values if value] or values
     if len(values) < 2:
         return text
-    if any(value != said[0][0] for value, _ in said):
+    if any(value != non_empty[0][0] for value, _ in non_empty):
         raise protocol("a tool call has the arguments of several")
-    return said[0][1]
+    return non_empty[0][1]
 
 
 def _values(text: str) -> Iterator[tuple[JsonObject, str]]:

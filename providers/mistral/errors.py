@@ -171,13 +171,10 @@ def _headers_in(document: Mapping[str, Any]) -> Mapping[str, str]:
         headers = layer.get("headers")
         for fields in (layer, headers):
             for name, value in fields.items() if isinstance(fields, Mapping) else ():
-                if name.lower().replace("_", "-") in ("retry-after", "retryafter") and _is_pause(value):
+                named = name.lower().replace("_", "-") in ("retry-after", "retryafter")
+                if named and type(value) in (str, int, float):
                     return {"retry-after": str(value)}
     return {}
-
-
-def _is_pause(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _from_network(error: Exception, streaming: bool) -> UpstreamInterrupted:
@@ -190,8 +187,8 @@ def _from_network(error: Exception, streaming: bool) -> UpstreamInterrupted:
     return UpstreamInterrupted(message, code="upstream_unreachable")
 
 
-def _message(fault: ErrorClass, where: str, said: str | None) -> str:
-    return f"{fault.advice} ({where})." + (f" Mistral says: {said}" if said else "")
+def _message(fault: ErrorClass, where: str, words: str | None) -> str:
+    return f"{fault.advice} ({where})." + (f" Mistral says: {words}" if words else "")
 
 
 # ---------------------------------------------------------------------------------------------- classification
@@ -212,34 +209,34 @@ _WRONG: Final = re.compile(r"invalid|not.?found|validation|bad.?request|unproces
 _OUT_OF_ORDER: Final = re.compile(r"overloaded|unavailable|bad.?gateway|gateway.?time|timed?.?out")
 
 
-def _classified(status: int | None, said: ErrorBody) -> ErrorClass:
+def _classified(status: int | None, body: ErrorBody) -> ErrorClass:
     """The class by Mistral's error codes, then by a ``status`` of 4xx, then by words, then by any other ``status``.
 
     Words are needed where the status is unspecific: exceeded capacity comes as 503, and in a stream without a status as
     an ``invalid_request_error``.
     """
-    if _BUSY_CODES.intersection(said.codes):
+    if _BUSY_CODES.intersection(body.codes):
         return RATE_LIMITED
-    if status in (None, 402, 429) and _SPENT.search(f"{said.kinds} {said.words}"):
+    if status in (None, 402, 429) and _SPENT.search(f"{body.kinds} {body.words}"):
         return SPENT
-    if status == 400 and _SURELY_BUSY.search(f"{said.kinds} {said.words}"):
+    if status == 400 and _SURELY_BUSY.search(f"{body.kinds} {body.words}"):
         return RATE_LIMITED
     if status is not None and 400 <= status < 500:
         return _of_status(status)
-    if _TOO_LONG.search(said.kinds):
+    if _TOO_LONG.search(body.kinds):
         return REJECTED
-    if _BUSY.search(said.kinds) or (_BUSY.search(said.words) and not _TOO_LONG.search(said.words)):
+    if _BUSY.search(body.kinds) or (_BUSY.search(body.words) and not _TOO_LONG.search(body.words)):
         return RATE_LIMITED
-    return _by_words(said) if status is None else _of_status(status)
+    return _by_words(body) if status is None else _of_status(status)
 
 
-def _by_words(said: ErrorBody) -> ErrorClass:
+def _by_words(body: ErrorBody) -> ErrorClass:
     for pattern, fault in ((_KEY, UNAUTHORIZED), (_WRONG, REJECTED)):
-        if pattern.search(said.kinds):
+        if pattern.search(body.kinds):
             return fault
-    if _TOO_LONG.search(said.words):
+    if _TOO_LONG.search(body.words):
         return REJECTED
-    return UNAVAILABLE if _OUT_OF_ORDER.search(f"{said.kinds} {said.words}") else FAILED
+    return UNAVAILABLE if _OUT_OF_ORDER.search(f"{body.kinds} {body.words}") else FAILED
 
 
 # ---------------------------------------------------------------------------------------- the vendor's text

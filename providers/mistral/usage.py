@@ -39,7 +39,7 @@ class ReportedUsage:
         self._values |= {name: value for name, value in (found | further).items() if value or value is False}
         return any(found.values())
 
-    def told(self, reported: Any) -> Told | None:
+    def so_far(self, reported: Any) -> Told | None:
         """The usage so far that one chunk reports; None without a completion count."""
         completion = self._count_in(reported, _COMPLETION)
         return Told(self._count_in(reported, _PROMPT), completion) if completion else None
