@@ -17,7 +17,7 @@ from chatjobs.contracts import Channel, ChatRequest
 from chatjobs.errors import ChatJobsError
 from cli.doctor.checks import Finding, Status, is_there
 from dispatch import measuring, server_knowledge
-from dispatch.temporal import apart
+from dispatch.temporal import in_daemon_thread
 from domain.continuing import NEVER, Drops, Practice, Way
 from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
 from domain.ports import Allowance, Finish, ModelEvent, TextDelta
@@ -272,7 +272,7 @@ async def _remembered(settings: Settings, name: str, practice: Practice) -> str:
     """Keeps a measurement for the workers, which look every half a minute. Words for how that went."""
     try:
         # What SQLite waits for, the whole event loop would.
-        return await apart(lambda: asyncio.run(_keep(settings, name, practice)))
+        return await in_daemon_thread(lambda: asyncio.run(_keep(settings, name, practice)))
     except TimeoutError:
         return "not remembered, since the database does not answer"
     except ChatJobsError as error:
