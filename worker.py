@@ -1,4 +1,4 @@
-"""The composition root of the worker: makes its parts, runs them and closes them in order (see workflows/workers.py)."""
+"""The composition root of the worker: makes its parts, runs them, closes them in order (see workflows/workers.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancels that the database knows, while Temporal may be slow to say so, or away."""
+"""Requests to cancel jobs, read from the database: Temporal may report them later, or be away."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ log = logging.getLogger(__name__)
 
 
 class Cancels:
-    """One look at the database every half second for all attempts of this process, while there are any."""
+    """Reads cancel requests every LOOK_SECONDS, once for all attempts of this process, while there are any."""
 
     def __init__(self, attempts: AttemptStore) -> None:
         self._attempts = attempts
         self._waiting: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
-        self._looking: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
 
     @contextmanager
     def of(self, job_id: str) -> Iterator[asyncio.Future[None]]:
-        """Has a result as soon as somebody has asked to cancel the job."""
-        wanted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[job_id].add(wanted)
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look(), name="cancels")
+        """A future that has a result once the job's cancel was requested."""
+        requested: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[job_id].add(requested)
+        if self._polling is None:
+            self._polling = asyncio.create_task(self._poll(), name="cancels")
         try:
-            yield wanted
+            yield requested
         finally:
-            self._waiting[job_id].discard(wanted)
+            self._waiting[job_id].discard(requested)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
-            if not self._waiting and self._looking is not None:
-                self._looking.cancel()
-                self._looking = None
+            if not self._waiting and self._polling is not None:
+                self._polling.cancel()
+                self._polling = None
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 found = await self._attempts.cancels(list(self._waiting))
-            except StorageError as error:  # Temporal tells the same, a little later
+            except StorageError as error:  # Temporal reports them too, a little later
                 log.warning("cancels not read: %s", error, extra={"action": "cancels_unread"})
                 continue
-            for wanted in [wanted for job_id in found for wanted in self._waiting.get(job_id, ())]:
-                if not wanted.done():
-                    wanted.set_result(None)
+            for requested in [future for job_id in found for future in self._waiting.get(job_id, ())]:
+                if not requested.done():
+                    requested.set_result(None)

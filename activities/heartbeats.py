@@ -1,4 +1,4 @@
-"""Heartbeats that do not depend on what the activity does meanwhile."""
+"""Heartbeats from a task of their own, whatever the activity does meanwhile."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from domain.timings import Timings
 async def heartbeating(
     details: Callable[[], Any] = lambda: None, *, timings: Timings = Timings()
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """Beat every second (four times per heartbeat timeout, if that is less than 4 s) while the block runs, with what
-    ``details`` says. A block that is shorter costs no call at all.
+    """Heartbeat every second (four times per heartbeat timeout, if that is less than 4 s) while the block runs, with
+    the value of ``details``. A block that is shorter costs no call at all.
 
-    The task that beats is given, for whoever has to know that it ended: then nothing can be cancelled any more.
+    Yields the heartbeating task: once it ends, the activity can no longer be cancelled.
     """
 
     timeout, pause = activity.info().heartbeat_timeout, timings.heartbeat_seconds

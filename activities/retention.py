@@ -1,4 +1,4 @@
-"""Removing the jobs whose retention is over, little by little."""
+"""The activity that removes the jobs whose retention is over, in small steps."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ class RetentionActivities:
 
     @activity.defn
     async def remove_old_jobs(self, order: RetentionOrder) -> RetentionReport:
-        """Remove every job that ended more than ``days`` ago; another attempt goes on where the last one was.
+        """Remove every job that ended more than ``days`` ago; a retry continues where the last attempt ended.
 
-        A worker that stops leaves the rest to the next run: the report is not ``complete`` then.
+        A stopping worker leaves the rest to the next run; its report is not ``complete``.
         """
-        progress = _progress()
+        details = activity.info().heartbeat_details
+        progress = RetentionReport.model_validate(details[0]) if details else RetentionReport()
         before = cutoff(order.days, datetime.now(UTC))
         async with heartbeating(lambda: progress, timings=self._timings):
             while not progress.complete and not activity.is_worker_shutdown():
@@ -45,13 +46,13 @@ class RetentionActivities:
                 progress = _after(progress, await self._remove(before, progress))
                 await asyncio.sleep(min(max(REST * (time.monotonic() - began), SHORTEST_REST), LONGEST_REST))
             if progress.complete:
-                await self._forget_endpoints(before)
+                await self._delete_unused_endpoints(before)
         if progress.removed:
             log.info("old jobs removed", extra={"action": "jobs_removed", "jobs": progress.removed})
         return progress
 
-    async def _forget_endpoints(self, before: datetime) -> None:
-        """Some thousand that nothing was sent to for as long; a caller may give each job a URL of its own."""
+    async def _delete_unused_endpoints(self, before: datetime) -> None:
+        """Delete the endpoints without a delivery since then; there may be as many as jobs, each with its own URL."""
         try:
             while not activity.is_worker_shutdown():
                 if await self._endpoints.delete_unused(before) < DELETED_AT_ONCE:
@@ -68,14 +69,8 @@ class RetentionActivities:
 
 
 def cutoff(days: float, now: datetime) -> datetime:
-    """Jobs that ended before this are too old."""
+    """The time before which jobs have ended that are too old."""
     return max(OLDEST, now - timedelta(days=min(days, (now - OLDEST).days)))
-
-
-def _progress() -> RetentionReport:
-    """Where the last attempt was, as it last said."""
-    details = activity.info().heartbeat_details
-    return RetentionReport.model_validate(details[0]) if details else RetentionReport()
 
 
 def _after(progress: RetentionReport, found: Removed) -> RetentionReport:

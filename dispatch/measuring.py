@@ -1,7 +1,7 @@
-"""How the model's server continues an interrupted answer: by the setting, or measured once and remembered.
+"""Measurement of how the model's server continues an interrupted answer, unless the setting says it.
 
-A server other than Mistral's own is not asked to continue until it was seen to do it: it might open a new answer, which
-would be glued to the old one. What was seen is remembered per server and model, so that nobody pays for it twice.
+A server other than Mistral's own is not asked to continue until a measurement has shown that it does: it might open a
+new answer, which would be glued to the old one. Results are stored per server and model, so that each is paid for once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Learner(Protocol):
-    """A model's client that is told how its server continues, and says of which models it does not know it."""
+    """A model's client that learns how its server continues, and reports the models for which it is unknown."""
 
     def learn(self, practices: Mapping[str, Practice]) -> None: ...
 
@@ -42,44 +42,44 @@ Model_contra = TypeVar("Model_contra", bound=Learner, contravariant=True)
 
 
 class Measure(Protocol[Model_contra]):
-    """Finds how the server of a model continues; None where it did not answer. ``pause``: seconds between calls."""
+    """Measures how the server of a model continues; None if it did not answer. ``pause``: seconds between calls."""
 
     async def __call__(self, chat: Model_contra, model: str, *, pause: float) -> Practice | None: ...
 
 
 async def remember(found: ContinuationStore, model: str, practice: Practice) -> None:
-    """Raises StorageError."""
+    """Store a measured practice. Raises StorageError."""
     await found.end(MeasuredPractice(model, practice.way.value, practice.drops.value, practice.echoes))
 
 
 async def keep_informed(settings: Settings, database: Database, model: Model, measure: Measure[Model]) -> None:
-    """Tell ``model`` what is remembered of its server, again and again; measure what is wanted and was never measured.
+    """Keep ``model`` informed of its server's stored practices; measure the models in use that were never measured.
 
-    Wanted are the models of jobs that have not ended, and those of answers that had to start over because nothing was
-    known. No job waits for it. Where the settings say how the server continues, nothing is measured here; what
-    `starter.py doctor --live` has measured is learned all the same.
+    These are the models of jobs that have not ended, and those of answers that started over because their practice was
+    unknown. No job waits for a measurement. If the settings say how the server continues, nothing is measured here;
+    results of `starter.py doctor --live` are learned all the same.
     """
     if settings.chatjobs_continuation == "none":
         return
     found, pause = store(settings, database), 1 / settings.mistral_requests_per_second
     try:
-        wanted = set(await found.models_in_use(MOST_AT_START))
+        unmeasured = set(await found.models_in_use(MOST_AT_START))
     except StorageError:
-        wanted = set()
+        unmeasured = set()
     while True:
         try:
             model.learn(await remembered(found))
             if assumed(settings) is None:
-                for name in sorted(wanted):
+                for name in sorted(unmeasured):
                     await _measure(found, model, name, measure, pause)
                 model.learn(await remembered(found))
         except StorageError as error:
             log.warning("continuations are not remembered: %s", error, extra={"action": "continuations_unknown"})
-        wanted = await model.models_to_measure(REFRESH_SECONDS)
+        unmeasured = await model.models_to_measure(REFRESH_SECONDS)
 
 
 async def _measure(found: ContinuationStore, model: Model, name: str, measure: Measure[Model], pause: float) -> None:
-    """Measure a model, unless somebody has. Raises StorageError."""
+    """Measure a model unless another process has. Raises StorageError."""
     if not await found.begin(name):
         return
     log.info("seeing whether the server continues a text", extra={"action": "continuation_probe", "model": name})

@@ -1,4 +1,4 @@
-"""What Temporal keeps in order for us: the schedule of the removals, and the runs of deleted jobs."""
+"""Retention in Temporal: the schedule of the removals, and the deletion of deleted jobs' runs."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ RPC_TIMEOUT = timedelta(seconds=5)
 EVERY = timedelta(hours=1)
 JITTER = timedelta(minutes=5)
 AGAIN_SECONDS = 30.0
-FOR_GOOD = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED, RPCStatusCode.UNAUTHENTICATED)
+PERMANENT = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED, RPCStatusCode.UNAUTHENTICATED)
 
 
 async def scheduled_retention(client: Client, days: float) -> None:
-    """Have the removals run every hour; tried until Temporal takes it, which need not be at once.
+    """Schedule the hourly removals; retried until Temporal accepts the schedule.
 
-    Where Temporal forbids schedules, the log says what to run instead.
+    If Temporal forbids schedules, the log says what to run instead.
     """
     while True:
         try:
@@ -53,23 +53,26 @@ async def scheduled_retention(client: Client, days: float) -> None:
                 *(RETENTION_SCHEDULE, error.status.name, RETENTION),
                 extra={"action": "retention_not_scheduled"},
             )
-            if error.status in FOR_GOOD:
+            if error.status in PERMANENT:
                 return
         await asyncio.sleep(AGAIN_SECONDS)
 
 
 async def schedule_retention(client: Client, days: float) -> None:
-    """Make the schedule, or give the one that is there our number of days. Raises RPCError.
+    """Create the schedule, or update the existing one to this number of days. Raises RPCError.
 
     Workers that start together may both do it; a schedule that an operator has paused stays paused.
     """
+
+    def renewed(found: ScheduleUpdateInput) -> ScheduleUpdate:
+        schedule.state = found.description.schedule.state
+        return ScheduleUpdate(schedule=schedule)
+
     schedule = _schedule(days)
     try:
         await client.create_schedule(RETENTION_SCHEDULE, schedule, rpc_timeout=RPC_TIMEOUT)
     except ScheduleAlreadyRunningError:
-        await client.get_schedule_handle(RETENTION_SCHEDULE).update(
-            lambda found: _renewed(found, schedule), rpc_timeout=RPC_TIMEOUT
-        )
+        await client.get_schedule_handle(RETENTION_SCHEDULE).update(renewed, rpc_timeout=RPC_TIMEOUT)
 
 
 def _schedule(days: float) -> Schedule:
@@ -83,47 +86,44 @@ def _schedule(days: float) -> Schedule:
     return Schedule(
         action=action,
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=EVERY)], jitter=JITTER),
-        # A run that takes long is the one; what was missed while Temporal was away is not made up for.
+        # No second run starts beside a long one; runs that Temporal missed while it was down are not caught up.
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(minutes=10)),
     )
 
 
-def _renewed(found: ScheduleUpdateInput, schedule: Schedule) -> ScheduleUpdate:
-    schedule.state = found.description.schedule.state
-    return ScheduleUpdate(schedule=schedule)
-
-
 async def delete_runs(client: Client, run: RunRef) -> None:
-    """Ask Temporal to delete the runs of a job that was started straight through it: their histories hold its request.
+    """Have Temporal delete the runs of a job that was started straight through it: their histories hold its request.
 
-    It does so within about a minute. Raises TemporalUnavailable; then, and for a run that it has not indexed yet, the
-    history goes with the namespace's retention.
+    It does so within about a minute. Raises TemporalUnavailable; then, and for a run that is not indexed yet, the
+    history is deleted by the namespace's retention.
     """
-    asked = 0
+    count = 0
     try:
         async for run_id in _run_ids(client, run):
             await _delete(client, WorkflowExecution(workflow_id=run.workflow_id, run_id=run_id))
-            asked += 1
+            count += 1
     except (RPCError, RuntimeError) as error:  # the latter: a lazy client that cannot connect
         name = error.status.name if isinstance(error, RPCError) else "not reachable"
         raise TemporalUnavailable(f"Temporal did not delete the job's history ({name})") from None
-    extra = {"action": "history_deleted", "workflow_id": run.workflow_id, "runs": asked}
+    extra = {"action": "history_deleted", "workflow_id": run.workflow_id, "runs": count}
     log.info("Temporal deletes a job's history", extra=extra)
 
 
 async def _run_ids(client: Client, run: RunRef) -> AsyncIterator[str]:
-    """All runs of a workflow that is one job; of a cron's only those that are the job."""
+    """All runs of a workflow that is one job; of a cron only the runs of the job."""
     if run.run_id is not None:
         for found in await runs_of(client, run):
             yield found.run_id
         return
-    query = f"WorkflowId = '{run.workflow_id}' AND WorkflowType = '{CHAT_JOB}'"  # it has no quotes (contracts.JobId)
+    query = (
+        f"WorkflowId = '{run.workflow_id}' AND WorkflowType = '{CHAT_JOB}'"  # the id has no quotes (contracts.JobId)
+    )
     async for listed in client.list_workflows(query, limit=100, rpc_timeout=RPC_TIMEOUT):
         yield listed.run_id
 
 
 async def _delete(client: Client, run: WorkflowExecution) -> None:
-    """Raises RPCError, but not where another has deleted it."""
+    """Delete a run. Raises RPCError, unless it was deleted already."""
     request = DeleteWorkflowExecutionRequest(namespace=client.namespace, workflow_execution=run)
     try:
         await client.workflow_service.delete_workflow_execution(request, timeout=RPC_TIMEOUT)

@@ -1,6 +1,6 @@
-"""What is known of the model's server before it is called: by the setting, by its address, or by a measurement.
+"""How the model's server continues a text, as known before a call: from the setting, its address or a measurement.
 
-Imports no client of a model, so that a gateway may look, too.
+Imports no client of a model, so that a gateway can use it too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PREFIX_REFUSED = (
 
 
 def assumed(settings: Settings) -> Practice | None:
-    """What the settings say of the server; None where it has to be measured."""
+    """The server's practice by the settings; None if it has to be measured."""
     if settings.chatjobs_continuation != "auto":
         return USUAL[Way(settings.chatjobs_continuation)]
     return AS_MISTRAL if is_mistral(settings.mistral_server_url) else None
@@ -30,14 +30,14 @@ def store(settings: Settings, database: Database) -> ContinuationStore:
 
 
 async def remembered(found: ContinuationStore) -> dict[str, Practice]:
-    """What was measured, by model. Raises StorageError."""
+    """The measured practices by model. Raises StorageError."""
     return {one.model: Practice(Way(one.way), Drops(one.drops), one.echoes) for one in await found.measured()}
 
 
 class PrefixRule:
-    """Refuses a caller's own prefix for a server that is known not to continue it.
+    """Refuses a caller's own prefix if the server is known not to continue it.
 
-    What is not known yet passes: the attempt looks again before it calls (activities/completion.py).
+    A model that was not measured yet passes: the attempt checks again before its call (activities/completion.py).
     """
 
     def __init__(self, settings: Settings, database: Database) -> None:

@@ -1,4 +1,4 @@
-"""Reaching Temporal, the same way from every entry point."""
+"""The connection to Temporal, for every entry point, and queries about it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from domain.values import RunRef, StoredJob
 log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=5)
 POLLS_WITHIN = timedelta(seconds=75)
-"""A worker's poll lasts 60 s at most, and Temporal remembers the pollers of five minutes."""
+"""Pollers older than this do not count: a poll lasts 60 s at most, but Temporal lists pollers for five minutes."""
 
 T = TypeVar("T")
 
@@ -39,9 +39,8 @@ T = TypeVar("T")
 async def connect(environment: Mapping[str, str] | None = None, *, lazy: bool = False) -> Client:
     """A client by the files and ``TEMPORAL_*`` variables of the `temporal` command.
 
+    ``environment`` replaces this process's own. ``lazy``: connect at the first call, which may fail then.
     Raises TemporalUnavailable, ConfigurationError.
-
-    ``environment`` takes the place of this process's own. ``lazy``: connect at the first call, which may fail then.
     """
     config = configured(environment)
     address = config.setdefault("target_host", "localhost:7233")
@@ -59,20 +58,20 @@ async def connect(environment: Mapping[str, str] | None = None, *, lazy: bool = 
 
 
 def silence_core() -> None:
-    """Keep the SDK's native part from writing its own log to standard output. For programs without a log."""
+    """Stop the SDK's native part from writing its log to standard output. For programs without a log."""
     Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=None)), error_if_already_set=False)
 
 
 def configured(environment: Mapping[str, str] | None = None) -> ClientConnectConfig:
-    """What files and variables say of the connection to Temporal. Raises ConfigurationError."""
+    """The configuration of the connection from files and variables. Raises ConfigurationError."""
     try:
         return ClientConfig.load_client_connect_config(override_env_vars=environment)
-    except RuntimeError as error:  # the SDK's class for it is private
+    except RuntimeError as error:  # the SDK's own class is private
         raise ConfigurationError(f"TEMPORAL_PROFILE or TEMPORAL_CONFIG_FILE is wrong: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:
-    """The operating system's words, if they are somewhere in the Rust core's; else the first line."""
+    """The operating system's message if the Rust core's text has one; else the text's first line."""
     if "dns error" in str(error):
         return "its name is not known"
     words = re.search(r'message: "([^"]+)"', str(error))
@@ -80,10 +79,10 @@ def _reason(error: Exception) -> str:
 
 
 async def dial(host: str, port: int, seconds: float) -> str | None:
-    """Why nothing can be reached there by TCP; None if something can. It takes no longer than ``seconds``."""
+    """The reason for which no TCP connection is possible; None if one is. Takes at most ``seconds``."""
     try:
         async with asyncio.timeout(seconds):
-            await apart(lambda: socket.create_connection((host, port), seconds).close())
+            await in_daemon_thread(lambda: socket.create_connection((host, port), seconds).close())
     except TimeoutError:
         return f"no answer within {seconds:g} s"
     except UnicodeError:
@@ -93,23 +92,24 @@ async def dial(host: str, port: int, seconds: float) -> str | None:
     return None
 
 
-async def apart(work: Callable[[], T]) -> T:
-    """Do it in a thread that nobody waits for: what hangs in the operating system can not be cancelled."""
+async def in_daemon_thread(work: Callable[[], T]) -> T:
+    """Run ``work`` in a thread that does not delay the exit: a call that hangs in the operating system cannot be
+    cancelled."""
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
             done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
+        except BaseException as error:  # noqa: BLE001 - raised by the await below
             done.set_exception(error)
 
-    threading.Thread(target=run, name="apart", daemon=True).start()
+    threading.Thread(target=run, name="daemon", daemon=True).start()
     return await asyncio.wrap_future(done)
 
 
 async def indexed(client: Client) -> bool:
-    """Whether the namespace has our search attributes; if not, or if Temporal does not say, the log says so."""
+    """Whether the namespace has our search attributes; logs if it has not, or if Temporal is unavailable."""
     try:
         return await search_attributes(client)
     except TemporalUnavailable as error:
@@ -118,7 +118,7 @@ async def indexed(client: Client) -> bool:
 
 
 async def search_attributes(client: Client) -> bool:
-    """Whether the namespace has our search attributes; if not, the log says how to create them.
+    """Whether the namespace has our search attributes; if not, the log has the command that creates them.
 
     Raises TemporalUnavailable.
     """
@@ -126,14 +126,14 @@ async def search_attributes(client: Client) -> bool:
     if missing:
         log.warning(
             "jobs run without search attributes; create them with: %s",
-            creating_search_attributes(client.namespace, missing),
+            search_attributes_command(client.namespace, missing),
             extra={"action": "search_attributes_missing"},
         )
     return not missing
 
 
 async def missing_search_attributes(client: Client) -> list[str]:
-    """Which of ours the namespace lacks. Raises TemporalUnavailable."""
+    """Our search attributes that the namespace lacks. Raises TemporalUnavailable."""
     request = ListSearchAttributesRequest(namespace=client.namespace)
     try:
         known = await client.operator_service.list_search_attributes(request, timeout=RPC_TIMEOUT)
@@ -142,16 +142,16 @@ async def missing_search_attributes(client: Client) -> list[str]:
     return [name for name in SEARCH_ATTRIBUTES if name not in known.custom_attributes]
 
 
-def creating_search_attributes(namespace: str, names: Sequence[str]) -> str:
-    """The command that creates them."""
+def search_attributes_command(namespace: str, names: Sequence[str]) -> str:
+    """The command that creates search attributes."""
     options = " ".join(f"--name {name} --type Keyword" for name in names)
     return f"temporal operator search-attribute create --namespace {namespace} {options}"
 
 
 async def polls(client: Client, queue: str, pid: int) -> bool:
-    """Whether Temporal hears a process ask for a queue's activities.
+    """Whether a process polls a queue for activities, by Temporal's list of pollers.
 
-    The process, not any: the names of dead ones stay on the server's list for minutes.
+    A list that is not empty is not enough: dead processes stay on it for minutes.
     """
     request = DescribeTaskQueueRequest(
         namespace=client.namespace,
@@ -166,7 +166,7 @@ async def polls(client: Client, queue: str, pid: int) -> bool:
 
 
 async def runs_of(client: Client, run: RunRef) -> list[WorkflowExecutionDescription]:
-    """A run and those that an operator's Resets made of it, oldest first; nothing where Temporal knows none.
+    """A run and those that an operator's Resets made of it, oldest first; empty if Temporal has none.
 
     Raises RPCError, RuntimeError.
     """
@@ -183,14 +183,14 @@ async def runs_of(client: Client, run: RunRef) -> list[WorkflowExecutionDescript
             raise
         found.append(described)
         reset_to = described.raw_description.workflow_extended_info.reset_run_id
-        if run.run_id is None or not reset_to:  # a workflow's newest run was asked for
+        if run.run_id is None or not reset_to:  # the workflow's newest run was requested
             return found
         run_id = reset_to
     return found
 
 
 async def pollers(client: Client, queue: str, kind: TaskQueueType.ValueType) -> int:
-    """How many workers lately asked a queue for work. Raises RPCError."""
+    """The number of workers that have polled a queue within POLLS_WITHIN. Raises RPCError."""
     request = DescribeTaskQueueRequest(
         namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind
     )

@@ -1,4 +1,4 @@
-"""Which webhooks this installation sends: the settings' policy, and while nobody has a key, loopback receivers too."""
+"""The webhook policy of this installation: the settings', and loopback receivers too while there are no keys."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 2.0
 OWN_PORTS = {"postgresql": 5432}
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::", "[::]", "::1", "[::1]"})  # noqa: S104 - not bound
 
 
 class WebhookRules:
-    """Called, it gives the policy in force; entered, it follows the keys that come and go.
+    """The policy in force, returned by a call of the object; ``running`` keeps it up to date.
 
-    Without keys the service is for the people of this machine, and so may be its receivers.
+    A service without keys is for the users of this machine, so its receivers may be on it too.
     """
 
     def __init__(self, settings: Settings, database: Database, temporal: str | None = None) -> None:
-        """``temporal`` is the server's ``host:port``; by default what the environment names."""
+        """``temporal`` is the server's ``host:port``; by default the environment's."""
         temporal = temporal or ClientConfig.load_client_connect_config().get("target_host", "localhost:7233")
         self._keys = KeyStore(database)
         self._open, self._closed = (_policy(settings, temporal, loopback=loopback) for loopback in (True, False))
@@ -40,28 +41,28 @@ class WebhookRules:
         return self._current
 
     async def now(self) -> WebhookPolicy:
-        """For a command, which is over before anything changes. Raises StorageUnavailable."""
-        await self._look()
+        """The policy at this moment, for a short-lived command. Raises StorageUnavailable."""
+        await self._refresh()
         return self._current
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[WebhookRules]:
-        """Raises StorageUnavailable at first."""
-        await self._look()
-        task = asyncio.create_task(self._keep_looking(), name="webhook rules")
+        """Refresh the policy while the block runs. Raises StorageUnavailable at its beginning."""
+        await self._refresh()
+        task = asyncio.create_task(self._poll(), name="webhook rules")
         try:
             yield self
         finally:
             await cancel_and_wait(task)
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         self._current = self._closed if await self._keys.configured() else self._open
 
-    async def _keep_looking(self) -> None:
+    async def _poll(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             try:
-                await self._look()
+                await self._refresh()
             except StorageUnavailable as error:
                 log.warning("webhook rules stay as they are: %s", error, extra={"action": "webhook_rules_wait"})
 
@@ -85,7 +86,7 @@ def _policy(settings: Settings, temporal: str, *, loopback: bool) -> WebhookPoli
 
 
 def _own_servers(settings: Settings, temporal: str) -> list[str]:
-    """``address:port`` of what a webhook must not reach even where its network is allowed."""
+    """``address:port`` of the servers that a webhook must not reach even if their network is allowed."""
     found = [temporal, f"{settings.chatjobs_host}:{settings.chatjobs_port}"]
     database = urlsplit(settings.database_url)
     if database.hostname:
@@ -94,9 +95,6 @@ def _own_servers(settings: Settings, temporal: str) -> list[str]:
     found += [f"{server.hostname}:{server.port}" for server in servers if server.hostname and server.port]
     found += settings.chatjobs_webhook_deny
     places = [one.rpartition(":") for one in found]
-    local = [f"{name}:{port}" for host, _, port in places if _is_local(host) for name in ("127.0.0.1", "localhost")]
+    ports = [port for host, _, port in places if host in LOCAL_HOSTS]
+    local = [f"{name}:{port}" for port in ports for name in ("127.0.0.1", "localhost")]
     return [one for one in dict.fromkeys([*found, *local]) if not one.endswith(":0")]
-
-
-def _is_local(host: str) -> bool:
-    return host in ("localhost", "127.0.0.1", "0.0.0.0", "::", "[::]", "::1", "[::1]")  # noqa: S104 - only asked

@@ -1,23 +1,22 @@
-"""How many tokens a call used that ended before Mistral said so. Rough, and marked as such wherever it is shown."""
+"""Estimates of the tokens of a call that ended before Mistral reported them. Rough, and marked as estimated wherever
+they are shown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from chatjobs.contracts import ChatRequest, ImageUrlPart, Message, message_text
+from chatjobs.contracts import ChatRequest, ImageUrlPart, message_text
 
 BYTES_PER_TOKEN = 4
-"""Of English text in UTF-8; of other languages it is less, of code too."""
+"""For English text in UTF-8; other languages and code have fewer."""
 TOKENS_PER_MESSAGE = 4
 NOT_READ = frozenset({"type", "image_url", "url", "input_audio", "document_url", "file_id", "signature", "detail"})
-"""Fields of messages that are no text to a model."""
-
-
+"""Fields of messages that a model does not read as text."""
 CEILING_PER_MESSAGE = 16
-"""Marks around a message and its role, and those around the whole."""
+"""Control tokens around a message and its role, and those around the whole."""
 CEILING_PER_IMAGE = 4_200
-"""Of the largest image that Mistral's models look at."""
+"""Tokens of the largest image that Mistral's models read."""
 _LETTERS = bytes(range(65, 91)) + bytes(range(97, 123))
 _BLANKS = b" \t\r\n"
 _LEAD_BYTES_OF_TWO = bytes(range(0xC2, 0xE0))
@@ -36,12 +35,14 @@ def text_ceiling(text: str) -> int:
 
 
 def prompt_ceiling(request: ChatRequest) -> int:
-    """At most so many tokens, for limits that must hold. Documents, files and audio do not count: nobody can tell."""
+    """An upper bound of a prompt's tokens, for limits that must hold. Documents, files and audio do not count: their
+    tokens cannot be estimated."""
     schemas = [tool.model_dump_json(exclude_none=True) for tool in request.tools or ()]
     if request.response_format is not None:
         schemas.append(request.response_format.model_dump_json(exclude_none=True, by_alias=True))
     texts = [text for message in request.messages for text in _texts(message.model_dump(exclude={"role"}))]
-    images = sum(_images(message) for message in request.messages)
+    contents = [message.content for message in request.messages if not isinstance(message.content, str | None)]
+    images = sum(isinstance(part, ImageUrlPart) for content in contents for part in content)
     marks = CEILING_PER_MESSAGE * (len(request.messages) + len(schemas) + 1)
     return sum(map(text_ceiling, [*texts, *schemas])) + images * CEILING_PER_IMAGE + marks
 
@@ -59,13 +60,9 @@ def _texts(value: object, name: str = "") -> Iterator[str]:
                 yield from _texts(one, name)
 
 
-def _images(message: Message) -> int:
-    content = message.content
-    return 0 if content is None or isinstance(content, str) else sum(isinstance(p, ImageUrlPart) for p in content)
-
-
 def prompt_tokens(request: ChatRequest) -> int:
-    """Of the messages' text and the tools' descriptions. Images and documents are not counted: nobody can tell."""
+    """An estimate for the messages' text and the tools' descriptions. Images and documents do not count: their tokens
+    cannot be estimated."""
     texts = [message_text(message) for message in request.messages]
     texts += [tool.model_dump_json(exclude_none=True) for tool in request.tools or ()]
     length = sum(len(text) if text.isascii() else len(text.encode(errors="replace")) for text in texts)

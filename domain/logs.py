@@ -11,7 +11,7 @@ QUIET = ("alembic", "httpx2", "httpcore2", "temporalio.worker")
 
 
 def configure() -> None:
-    """Send everything that uses the standard library's logging to standard error. Called by entry points only."""
+    """Send all of the standard library's logging to standard error. Called by entry points only."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,

@@ -1,4 +1,4 @@
-"""One frozen Settings, read from the environment by entry points only, and late."""
+"""The service's frozen Settings, which only entry points read from the environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ORIGIN = re.compile(
 
 
 def parse_origins(text: str) -> tuple[str, ...]:
-    """Origins as browsers write them, from a comma-separated text. Raises ValueError, which says what to correct."""
+    """Origins as browsers send them, from a comma-separated text. Raises ValueError, which says what to correct."""
     return tuple(_origin(entry.strip()) for entry in text.split(",") if entry.strip())
 
 
@@ -29,10 +29,8 @@ def _origin(entry: str) -> str:
     found = _ORIGIN.fullmatch(entry.lower())
     if found is None:
         raise ValueError("an origin is a scheme, a host and perhaps a port, with nothing after it: https://app.example")
-    port = found["port"]
-    return (
-        found["name"] if port is None or int(port) == DEFAULT_PORTS.get(found["scheme"]) else f"{found['name']}:{port}"
-    )
+    name, port = found["name"], found["port"]
+    return name if port is None or int(port) == DEFAULT_PORTS.get(found["scheme"]) else f"{name}:{port}"
 
 
 class Settings(BaseSettings):
@@ -46,9 +44,9 @@ class Settings(BaseSettings):
 
     mistral_api_key: SecretStr | None = None
     mistral_server_url: str | None = None
-    """Where Mistral is; None is Mistral's own address."""
+    """URL of the model's server; None is Mistral's own."""
     mistral_requests_per_second: float = Field(10, gt=0, le=10_000)
-    """Calls per second of one key and one family of models, over all workers; `starter.py limits` changes it."""
+    """Calls per second of one lane (a key and a family of models), over all workers; `starter.py limits` changes it."""
     chatjobs_continuation: Literal["auto", "prefix", "continue_final_message", "assistant", "none"] = "auto"
     """How the model's server continues an interrupted answer; see docs/decisions/0014-continuation.md."""
     webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = ()
@@ -57,33 +55,33 @@ class Settings(BaseSettings):
     chatjobs_database_url: str | None = None
     """``postgresql://…`` or ``sqlite:///…``; None is a SQLite file in the data directory."""
     chatjobs_concurrency: int = Field(5, ge=1, le=1_000)
-    """Completions at once per worker process."""
+    """Concurrent completions per worker process."""
     chatjobs_heartbeat_seconds: float = Field(10, ge=1, le=600)
-    """A worker that is silent for so long is taken for dead."""
+    """A worker without heartbeats for so long counts as dead."""
     chatjobs_grace_seconds: float = Field(20, ge=0, le=600)
-    """How long a worker that is told to stop may take to hand its jobs over."""
+    """How long a stopping worker may take to hand its jobs over."""
     chatjobs_direct_tenant: str = "default"
     """The tenant of jobs that are started straight through Temporal."""
     chatjobs_host: str = "127.0.0.1"
-    """Where the gateway listens. Anything but loopback needs at least one key (`starter.py keys add`)."""
+    """Address on which the gateway listens. Any but loopback needs at least one key (`starter.py keys add`)."""
     chatjobs_port: int = Field(8000, ge=0, le=65_535)
-    """0 takes a free one and says which."""
+    """Port on which the gateway listens; 0 takes a free one, which is printed."""
     chatjobs_max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, le=64 * 1024 * 1024)
     """The largest request body; images in messages are base64."""
     chatjobs_retention_days: float = Field(30, gt=0, le=36_500)
     """How long a finished job is kept, with its text, its deliveries and its idempotency key."""
     chatjobs_public_url: str | None = None
-    """Where people reach the gateway from outside, such as https://jobs.example; None: by the request's Host."""
+    """The gateway's URL from outside, such as https://jobs.example; None: from the request's Host."""
     chatjobs_cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Origins of pages elsewhere that may call the API from a browser, such as https://app.example; comma-separated."""
+    """Other origins whose pages may call the API from a browser, such as https://app.example; comma-separated."""
     chatjobs_webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
-    """Hosts, addresses and CIDRs of receivers that may be private, plain http and at any port; comma-separated."""
+    """Hosts, addresses and CIDRs of receivers that may be private, plain http and on any port; comma-separated."""
     chatjobs_webhook_deny: Annotated[tuple[str, ...], NoDecode] = ()
     """``host:port`` of servers that webhooks must not reach though their network is allowed; comma-separated."""
     chatjobs_webhook_http: bool = False
-    """Plain http to public receivers, too."""
+    """Whether public receivers may be plain http."""
     chatjobs_temporal_ui: str = "http://127.0.0.1:8233"
-    """Where the links to runs lead."""
+    """The Temporal UI's URL, for links to runs."""
 
     @field_validator("chatjobs_webhook_allow", mode="before")
     @classmethod
@@ -109,6 +107,6 @@ class Settings(BaseSettings):
 
 
 def problems(error: ValidationError) -> str:
-    """What is wrong with which variable, in one sentence, without the values."""
+    """The invalid variables and the reason for each, in one sentence, without their values."""
     found = (("_".join(map(str, one["loc"][:1])).upper(), reason(one)) for one in error.errors(include_url=False))
     return "; ".join(why if why.startswith(f"{name}:") else f"{name} {why}" for name, why in found)

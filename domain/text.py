@@ -1,4 +1,4 @@
-"""Text as storage takes it: the same characters, and so the same positions, on SQLite and on Postgres."""
+"""Text in storable form: the same characters, and so the same positions, on SQLite and on Postgres."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from typing import Any
 REPLACEMENT = "\ufffd"
 
 
-def _high(character: str) -> bool:
-    return "\ud800" <= character <= "\udbff"
-
-
 class Normaliser:
-    """Joins what streams cut apart and replaces what no store keeps, one instance per channel.
+    """Makes the pieces of a stream storable: joins split characters and replaces invalid ones. One per channel.
 
     A high surrogate at the end of a piece waits for the next one, because JSON may spread an astral character over
     two deltas (RFC 8259, section 7). Lone surrogates (not encodable in UTF-8) and NUL (refused by Postgres) become
@@ -23,15 +19,15 @@ class Normaliser:
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """The storable text in what was held and ``text``; may be empty."""
+        """The storable text of the held character and ``text``; may be empty."""
         if not self._held and text.isascii() and "\0" not in text:
             return text
         text = self._held + text
-        self._held = text[-1] if text and _high(text[-1]) else ""
+        self._held = text[-1] if text and "\ud800" <= text[-1] <= "\udbff" else ""
         return _clean(text[: len(text) - len(self._held)])
 
     def end(self) -> str:
-        """What is left at the end of the stream."""
+        """The text that is left at the end of the stream."""
         held, self._held = self._held, ""
         return REPLACEMENT if held else ""
 
@@ -42,12 +38,12 @@ def _clean(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """A whole text in storable form."""
+    """A complete text in storable form."""
     return text if text.isascii() and "\0" not in text else _clean(text)
 
 
 def clean_json(value: Any) -> Any:
-    """A JSON value with every text in it, keys too, in storable form."""
+    """A JSON value with all of its texts, keys too, in storable form."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, dict):

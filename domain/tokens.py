@@ -1,14 +1,14 @@
-"""How many tokens a text is that a model said, where its server has not counted them. Pure.
+"""Estimates of the tokens of a model's text that its server has not counted. Pure.
 
-Servers count at the end of an answer, and an interrupted one has none. What there is: the text, the number of deltas
-that it came in, and calls of the same model whose end was counted (``Sample``). From these:
+Servers report the count at the end of an answer, which an interrupted one does not have. Estimates are made from the
+text, the number of its deltas, and calls of the same model that were counted (``Sample``):
 
-- most servers send each token as a delta of its own. Where the samples say so, or nothing speaks against it, deltas
-  are tokens. A delta of several words speaks against it; of scripts without blanks, each character may be a token;
-- a server that puts so many tokens in each delta (vLLM's ``--stream-interval``) is known by its samples: that many;
-- else a share of ``ceiling``, as large as in the samples of the same script; without samples, all of it.
+- most servers send each token as a delta of its own. If the samples show it, or nothing contradicts it, deltas are
+  tokens. A delta of several words contradicts it; in scripts without blanks, each character may be a token;
+- a server that puts a fixed number of tokens in each delta (vLLM's ``--stream-interval``) is recognised by its samples;
+- else the estimate is a share of ``ceiling``, as large as in samples of the same script; without samples, all of it.
 
-An estimate is meant to be high rather than low: what is left of ``max_tokens`` is what it leaves.
+An estimate is to be high rather than low: it is subtracted from ``max_tokens``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from math import ceil, sqrt
 from typing import Final
 
 MOST_PER_DELTA: Final = 64
-"""A regular number of tokens in each delta is looked for up to here."""
+"""The largest fixed number of tokens per delta that is recognised."""
 HIDDEN_PER_SIGN: Final = 3
-"""An emoji has up to four bytes, each of which may be a token; only the last of them brings text."""
+"""An emoji has up to four bytes, each of which may be a token; only the last of them has text."""
 LONG_ENOUGH: Final = 8
-"""Deltas of a sample that may have had tokens without text."""
+"""The fewest deltas of a sample whose surplus of tokens can be explained by tokens without text."""
 MARGIN: Final = 1.0
 """A share that was measured over n tokens may be larger elsewhere by this divided by the square root of n."""
 
@@ -41,7 +41,7 @@ _FIRST_SIGN: Final = 0x2190
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A call that was counted: ``tokens`` of ``text``, which came in ``deltas``."""
+    """A counted call: ``tokens`` of ``text``, which came in ``deltas``."""
 
     tokens: int
     deltas: int
@@ -50,14 +50,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """``tokens``: so many at most, as far as can be told. ``sure``: each delta was a token, or the server counted."""
+    """``tokens``: an upper bound, as far as is known. ``sure``: each delta was a token, or the server counted."""
 
     tokens: int
     sure: bool
 
 
 def signs(text: str) -> int:
-    """Emoji and the like, which may be several tokens and come in one delta."""
+    """The number of emoji and the like, which may be several tokens in one delta."""
     return 0 if text.isascii() else sum(map(_is_sign, text))
 
 
@@ -67,7 +67,7 @@ def _is_sign(character: str) -> bool:
 
 
 def dense(text: str) -> int:
-    """Characters of scripts without blanks."""
+    """The number of characters of scripts without blanks."""
     return 0 if text.isascii() else sum(_is_dense(ord(character)) for character in text)
 
 
@@ -76,7 +76,7 @@ def _is_dense(number: int) -> bool:
 
 
 def ceiling(text: str) -> int:
-    """More tokens than nearly every text has in a large vocabulary: a token for a word, and one for every three letters
+    """An upper bound for nearly every text in a large vocabulary: a token for a word, and one for every three letters
     more; one for each digit, mark and line break, each run of other blanks but one before a word, and each character of
     scripts without blanks; four for each emoji, and two for every other mark beyond ASCII."""
     found = 0
@@ -104,8 +104,8 @@ def _of_sign(character: str) -> int:
 
 
 def of_delta(delta: str, words: int) -> int:
-    """Tokens of one delta, if nothing else is known of the server. ``words``, between blanks: tokens do not go over
-    blanks into another word."""
+    """The tokens of one delta if nothing else is known of the server. ``words`` is the number of its words: no token
+    extends over a blank into another word."""
     if words > 1:
         return max(words, ceiling(delta))
     if delta.isalnum() and delta.isascii():
@@ -115,13 +115,13 @@ def of_delta(delta: str, words: int) -> int:
 
 
 def estimated(text: str, deltas: int, samples: Sequence[Sample], most: int | None = None) -> Estimate:
-    """Tokens of ``text``, which came in ``deltas``. ``most``: the sum of ``of_delta``, where somebody saw them."""
+    """The tokens of ``text``, which came in ``deltas``. ``most``: the sum of ``of_delta`` if the deltas are known."""
     if not deltas:
         return Estimate(0, sure=True)
     bursts = len(text.split()) > deltas or (most is None and _is_crowded(text, deltas, samples))  # words share a delta
-    if samples and _single(samples):
+    if samples and _are_single(samples):
         hidden = _hidden(text, samples)
-        if any(one.tokens > one.deltas + 1 for one in samples):  # or else they had few tokens in many deltas
+        if any(one.tokens > one.deltas + 1 for one in samples):  # else they had few tokens in many deltas
             return Estimate(max(deltas, len(_UNITS.findall(text)), dense(text)) + hidden, sure=False)
         if not bursts:
             return Estimate(deltas + hidden, sure=not hidden and all(one.tokens >= one.deltas - 1 for one in samples))
@@ -132,39 +132,40 @@ def estimated(text: str, deltas: int, samples: Sequence[Sample], most: int | Non
 
 
 def _is_crowded(text: str, deltas: int, samples: Sequence[Sample]) -> bool:
-    """There are more words and marks than the deltas can have held, if they were tokens. In code a token may be a mark
-    and a word (``(self``), or several marks: where each delta was a token, the samples say how many of them it held."""
+    """Whether there are more words and marks than the deltas can have held if they were tokens. In code a token may be
+    a mark and a word (``(self``), or several marks: samples whose deltas were tokens show how many of them one held."""
     units = len(_UNITS.findall(text))
-    if units <= deltas or not samples or not _single(samples):
+    if units <= deltas or not samples or not _are_single(samples):
         return units > deltas
     share = max(len(_UNITS.findall(one.text)) / max(one.deltas, 1) for one in samples)
     return units > deltas * max(share, 1.0) * (1 + MARGIN / sqrt(deltas))
 
 
 def _unknown(text: str, deltas: int, most: int | None, *, bursts: bool) -> Estimate:
-    """Nothing is known of the server but this text."""
+    """The estimate if nothing is known of the server but this text."""
     if most is None:
         thick = dense(text) + len(_WORDS.findall(text)) if dense(text) else 0
         most = ceiling(text) if bursts else max(deltas, thick) + signs(text) * HIDDEN_PER_SIGN
     return Estimate(max(deltas, most), sure=most <= deltas)
 
 
-def _single(samples: Iterable[Sample]) -> bool:
-    """In all of them, every token that brought text was a delta."""
+def _are_single(samples: Iterable[Sample]) -> bool:
+    """Whether in all samples every token with text was a delta."""
     return all(map(_is_single, samples))
 
 
 def _is_single(sample: Sample) -> bool:
-    """The end of the answer may be counted as a token, too. A short one proves nothing of what has to be explained."""
+    """Whether every token with text was a delta. The end of the answer may count as a token too. A short sample with
+    more tokens than that proves nothing."""
     if sample.tokens <= sample.deltas:
         return True
-    explained = sample.deltas + 1 + HIDDEN_PER_SIGN * signs(sample.text)
+    explicable = sample.deltas + 1 + HIDDEN_PER_SIGN * signs(sample.text)
     enough = sample.deltas >= LONG_ENOUGH and len(sample.text.split()) <= sample.deltas
-    return enough and sample.tokens <= explained
+    return enough and sample.tokens <= explicable
 
 
 def _hidden(text: str, samples: Iterable[Sample]) -> int:
-    """Tokens without text of their own that emoji consist of."""
+    """The tokens of emoji that have no text of their own."""
     found, known = signs(text), [one for one in samples if signs(one.text)]
     if not found or not known:
         return found * HIDDEN_PER_SIGN
@@ -174,8 +175,9 @@ def _hidden(text: str, samples: Iterable[Sample]) -> int:
 
 
 def _by_samples(text: str, deltas: int, samples: Sequence[Sample]) -> int:
-    """Where deltas hold several tokens."""
-    shares = [one for one in samples if _alike(one.text, text)]
+    """The estimate if deltas hold several tokens."""
+    is_dense = 2 * dense(text) > len(text)
+    shares = [one for one in samples if (2 * dense(one.text) > len(one.text)) == is_dense]  # mostly of the same script
     tokens = sum(one.tokens for one in shares)
     by_text = ceiling(text)
     if tokens:
@@ -183,7 +185,7 @@ def _by_samples(text: str, deltas: int, samples: Sequence[Sample]) -> int:
         by_text = ceil(by_text * share * (1 + MARGIN / sqrt(tokens)))
     regular = set.intersection(*(regular_sizes(one.tokens, one.deltas) for one in samples))
     if regular:
-        # A delta that is nothing but the first bytes of an emoji has no text and was not counted.
+        # A delta with only the first bytes of an emoji has no text and was not counted.
         unseen = HIDDEN_PER_SIGN * signs(text) if min(regular) <= HIDDEN_PER_SIGN else 0
         least, most = min(regular) * (deltas - 1), max(regular) * deltas
         return (most if len(regular) == 1 else min(most, max(by_text, least))) + unseen
@@ -192,9 +194,9 @@ def _by_samples(text: str, deltas: int, samples: Sequence[Sample]) -> int:
 
 
 def regular_sizes(tokens: int, deltas: int) -> set[int]:
-    """The numbers of tokens that each delta but the last may have had, or each but the first, which then has one.
+    """The possible numbers of tokens in each delta but the last, or in each but the first, which then has one.
 
-    The end of the answer may be counted as a token.
+    The end of the answer may count as a token.
     """
     return {size for size in range(1, MOST_PER_DELTA + 1) if deltas in _numbers_of_deltas(tokens, size)}
 
@@ -206,8 +208,3 @@ def _numbers_of_deltas(tokens: int, size: int) -> set[int]:
         1 + ceil((tokens - 1) / size),
         1 + ceil((tokens - 2) / size),
     }
-
-
-def _alike(one: str, other: str) -> bool:
-    """Both are mostly in scripts without blanks, or both are not."""
-    return (2 * dense(one) > len(one)) == (2 * dense(other) > len(other))

@@ -1,9 +1,9 @@
 """Which webhook URLs are accepted, and which addresses may be called for them.
 
-Pure: no name is looked up and nothing is sent. A URL is judged twice: by ``WebhookPolicy.check`` when it is submitted,
-and by ``WebhookPolicy.denial`` for every address of its host when it is about to be called. What libraries disagree on
-(``127.1``, ``example.com\\@127.0.0.1``, full-width digits) is not interpreted but refused. No reason repeats the input
-or tells an address: a tenant must not learn from it what the network looks like.
+Pure: no name is looked up and nothing is sent. A URL is checked twice: by ``WebhookPolicy.check`` when it is submitted,
+and by ``WebhookPolicy.denial`` for every address of its host before it is called. Forms that libraries read differently
+(``127.1``, ``example.com\\@127.0.0.1``, full-width digits) are refused. No reason repeats the input or has an address:
+a tenant must not learn from it what the network looks like.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_HOST_CHARACTERS = 253
 DEFAULT_PORTS = {"https": 443, "http": 80}
 PORTS = frozenset({443, 8443})
 HTTP_PORTS = frozenset({80, 8080})
-"""Allowed besides PORTS where plain http is."""
+"""Ports that are allowed besides PORTS if plain http is."""
 FIRST_USER_PORT = 1024
 LOCALHOST = "localhost"
 LOW_PORT = "receivers on this machine are called at ports from 1024; the host in CHATJOBS_WEBHOOK_ALLOW lifts that"
@@ -50,14 +50,14 @@ NOT_PUBLIC = _networks(
 
 Not ``ipaddress.is_global``, which calls multicast, NAT64, 6to4 and fec0::/10 global (Python 3.11)."""
 PUBLIC_V6 = IPv6Network("2000::/3")
-"""IANA has given out no other global unicast addresses."""
+"""The only global unicast addresses that IANA has assigned."""
 NEVER = _networks(
     "169.254.0.0/16 fe80::/10"  # link-local, where most clouds have their metadata services
     " fd00:ec2::/32 fd20:ce::/32 100.100.100.200/32 168.63.129.16/32 192.0.0.192/32"  # AWS Google Alibaba Azure Oracle
     " 0.0.0.0/8 224.0.0.0/4 240.0.0.0/4 ::/128 ff00::/8"  # "this host", multicast, broadcast
     " ::ffff:0:0/96 ::ffff:0:0:0/96 64:ff9b::/96 64:ff9b:1::/48 2002::/16 2001::/32"  # IPv4 in disguise: any of these
 )
-"""What no operator's list opens."""
+"""Networks that no operator's list can open."""
 METADATA_NAMES = frozenset({"metadata.google.internal", "metadata.goog"})
 PRIVATE_SUFFIXES = (
     *(".localhost", ".localdomain", ".local", ".internal", ".intranet", ".lan", ".corp", ".home", ".private"),
@@ -69,17 +69,17 @@ _AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(?::
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _LISTED_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
-"""Also with underscores, as containers are named that a compose file starts."""
+"""A label that may have underscores, as the names of a compose file's containers do."""
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 class Target(NamedTuple):
-    """A URL taken apart. ``host`` is in lower case, without brackets and trailing dot; ``rest`` begins with a slash."""
+    """A URL's parts. ``host`` is in lower case, without brackets and trailing dot; ``rest`` begins with a slash."""
 
     scheme: str
     host: str
     address: Address | None
-    """Of a host that is an address."""
+    """The host, if it is an address."""
     port: int
     rest: str
 
@@ -91,7 +91,7 @@ class Target(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """A host, or addresses, at one port or (None) at all."""
+    """A host or a network, at one port or (None) at all of them."""
 
     host: str | Network
     port: int | None
@@ -106,15 +106,15 @@ class Destination(NamedTuple):
 
 @dataclass(frozen=True)
 class WebhookPolicy:
-    """What the operator has decided.
+    """The operator's rules for webhook URLs.
 
     ``allow``: exact host names, addresses and CIDRs for which names without a dot, private names and addresses, plain
     http and any port are accepted (``parse_allow`` makes it from text). Link-local addresses and metadata services
     stay closed. ``allow_http``: plain http everywhere. ``ip_literals``: public addresses in place of a host name.
     ``loopback``: receivers on 127.0.0.0/8, ::1 and localhost, at ports from 1024. ``ports``: accepted besides 443 and
     8443. ``own_hosts``: names of this service, which may not call itself. ``deny``: ``host``, ``host:port``, address,
-    ``address:port`` or CIDR of what must not be reached though its network is allowed (Temporal, the database).
-    Raises ConfigurationError for an ``allow`` that is none.
+    ``address:port`` or CIDR of servers that must not be reached although their network is allowed (Temporal, the
+    database). Raises ConfigurationError for an invalid ``allow``.
     """
 
     allow: tuple[str, ...] = ()
@@ -142,9 +142,9 @@ class WebhookPolicy:
         return (*own, *map(_endpoint, self.deny))
 
     def check(self, url: str) -> str:
-        """The URL in its one normal form, which alone is to be stored and called.
+        """The URL in its normal form, the only one to be stored and called.
 
-        Raises WebhookUrlRefused with the reason; WebhookAddressDenied, a kind of it, where the reason is the address.
+        Raises WebhookUrlRefused with the reason; its subclass WebhookAddressDenied if the reason is the address.
         """
         target = _parsed(url, self._allowed)
         if target.address is None:
@@ -156,7 +156,8 @@ class WebhookPolicy:
         return target.url
 
     def denial(self, host: str, address: Address, port: int, *, own: bool = False) -> str | None:
-        """Why this address of a URL's host may not be called; None if it may. ``own``: it is one of this machine's."""
+        """The reason for which this address of a URL's host may not be called; None if it may. ``own``: it is one of
+        this machine's."""
         if _within(address, NEVER):
             return "link-local and multicast addresses, metadata services and IPv4 within IPv6 are never called"
         if self._is_denied(host, address, port):
@@ -201,7 +202,7 @@ class WebhookPolicy:
         return any(endpoint.matches(host, address, port) for endpoint in self._denied)
 
     def _opened(self, host: str, address: Address | None, port: int) -> bool:
-        """Whether the operator has lifted the rules for it."""
+        """Whether the operator has lifted the rules for a destination."""
         if host in self._allowed or (address is not None and _within(address, self._allowed_networks)):
             return True
         local = _is_local(host) and (address is None or address.is_loopback)
@@ -226,13 +227,13 @@ def parse_allow(text: str) -> tuple[str, ...]:
     return entries
 
 
-# --------------------------------------------------------------------------------------------- taking URLs apart
+# -------------------------------------------------------------------------------------------------- parsing URLs
 
 
 def _parsed(url: str, allowed: Container[str | Network]) -> Target:
-    """``allowed`` are the names to which the rule for labels does not apply.
+    """A URL's parts. ``allowed`` are the names to which the rule for labels does not apply.
 
-    Raises WebhookUrlRefused for what is no URL, and for what not everyone reads alike."""
+    Raises WebhookUrlRefused for an invalid URL, and for one that libraries read differently."""
     if len(url) > MAX_URL_CHARACTERS:
         raise WebhookUrlRefused(f"the URL may have {MAX_URL_CHARACTERS} characters")
     if not url.isascii():
@@ -248,7 +249,7 @@ def _parsed(url: str, allowed: Container[str | Network]) -> Target:
 
 
 def _authority(text: str, allowed: Container[str | Network]) -> tuple[str, Address | None, int | None]:
-    """Host, its address if it is one, and port if there is one."""
+    """The host, its address if it is one, and the port if there is one."""
     if "@" in text or "%" in text:
         raise WebhookUrlRefused("the URL may have no user name, password or escapes before its path")
     match = _AUTHORITY.fullmatch(text)
@@ -278,7 +279,8 @@ def _ipv6(text: str) -> IPv6Address:
 
 
 def _ipv4(host: str) -> IPv4Address:
-    """``127.1``, ``0x7f000001`` and ``0177.0.0.1`` are addresses for some, names for others: none for us."""
+    """An address of four decimal numbers. Others (``127.1``, ``0x7f000001``, ``0177.0.0.1``) are names to some
+    libraries, and are refused."""
     try:
         return IPv4Address(host)  # refuses leading zeros and anything but four decimal numbers
     except ValueError:
@@ -286,7 +288,8 @@ def _ipv4(host: str) -> IPv4Address:
 
 
 def _labels(host: str) -> list[str]:
-    """Raises WebhookUrlRefused unless each is letters, digits and hyphens (RFC 1123), in punycode that means a name."""
+    """The labels of a host name. Raises WebhookUrlRefused unless each is letters, digits and hyphens (RFC 1123) and
+    punycode is valid."""
     labels = host.split(".")
     if len(host) > MAX_HOST_CHARACTERS or not all(map(_LABEL.fullmatch, labels)):
         exception = "; a name with an underscore must be listed in CHATJOBS_WEBHOOK_ALLOW" if "_" in host else ""
@@ -314,7 +317,7 @@ def _public(address: Address) -> bool:
 
 
 def _is_local(host: str) -> bool:
-    """Whether a URL's host means the machine itself, by name or address."""
+    """Whether a URL's host is this machine, by name or address."""
     if host == LOCALHOST:
         return True
     try:
@@ -324,7 +327,7 @@ def _is_local(host: str) -> bool:
 
 
 def _allowed(entry: str) -> str | Network:
-    """A host name or a network of the operator's list. Raises ConfigurationError, which says what to write."""
+    """A host name or network of the operator's list. Raises ConfigurationError, which says what to write."""
     try:
         network = ip_network(entry, strict=False)
     except ValueError:

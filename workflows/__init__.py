@@ -1,1 +1,1 @@
-"""The story: deterministic. Read chat_job.py first."""
+"""The workflows, which are deterministic. Read chat_job.py first."""

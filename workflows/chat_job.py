@@ -29,7 +29,7 @@ with workflow.unsafe.imports_passed_through():
 
 T = TypeVar("T")
 OWN_JOB = "cron-run-has-own-job"
-"""A patch: a cron that names a stored job is refused; before, each of its runs gave that job's answer."""
+"""A patch: a cron that names a stored job is refused. Earlier versions gave that job's answer from each of its runs."""
 CANCEL_ARRIVES = timedelta(seconds=30)
 STATUS, MODEL, TENANT = (SearchAttributeKey.for_keyword(name) for name in ("ChatStatus", "ChatModel", "ChatTenant"))
 
@@ -56,7 +56,7 @@ class ChatJob:
         ending = await _shielded(self._accept(start))
         if ending is None:
             ending = await self._complete()
-        # From the seal onward nothing changes the outcome, a late cancel least of all.
+        # From the seal onward nothing changes the outcome, not even a late cancel.
         sealed = await _shielded(self._store(ending))
         await _shielded(self._notify(sealed))
         return await self._end(sealed)
@@ -66,7 +66,7 @@ class ChatJob:
         return WorkflowStatus(job_id=self._job_id, status=self._status, step=self._step)
 
     async def _accept(self, start: Input) -> Ending | None:
-        """Give an inline job its row; an ending if it can never run."""
+        """Create the row of an inline job. Returns an ending if the job can never run."""
         if start.names_stored(workflow.info().workflow_id) and not (self._cron and workflow.patched(OWN_JOB)):
             return None
         self._inline = True
@@ -98,13 +98,13 @@ class ChatJob:
                 **options.completion(),
             )
         except (ActivityError, asyncio.CancelledError) as error:
-            return self._unanswered(_reason(error))
+            return self._failed_ending(_reason(error))
         if summary.outcome == "cancel_requested":
             return Ending(job_id=self._job_id, status=JobStatus.CANCELLED)
         return Ending(job_id=self._job_id, status=JobStatus.COMPLETED, position=summary.position)
 
-    def _unanswered(self, reason: JobError) -> Ending:
-        if reason.code == FenceLost.code:  # another run has the job, and the outcome is its to store
+    def _failed_ending(self, reason: JobError) -> Ending:
+        if reason.code == FenceLost.code:  # another run has the job, and stores its outcome
             raise ApplicationError(reason.message, type=reason.code, non_retryable=True)
         if workflow.cancellation_reason() is not None:
             return Ending(job_id=self._job_id, status=JobStatus.CANCELLED)
@@ -119,7 +119,7 @@ class ChatJob:
                 SealOrder(
                     ending=ending,
                     inline=self._inline,
-                    # Temporal ends a cron with its cancelled run: the other jobs of the cron are still wanted.
+                    # The activity must not cancel the run of a cron: Temporal would end the whole cron with it.
                     run_cancelled=self._cron or workflow.cancellation_reason() is not None,
                 ),
                 summary="seal the result",
@@ -132,7 +132,7 @@ class ChatJob:
         return sealed
 
     async def _notify(self, sealed: Sealed) -> None:
-        """The first try; if it fails, a child of its own goes on and this job ends."""
+        """Make the first try of the webhook; if it fails, a child workflow continues and this job ends."""
         self._step = "notifying"
         if sealed.delivery_id is not None:
             report = await deliver(sealed.delivery_id, 0, summary="first webhook try")
@@ -154,21 +154,21 @@ class ChatJob:
             workflow.logger.info("the delivery is in other hands already")
 
     async def _end(self, sealed: Sealed) -> JobOutcome | ChatResult:
-        """End the run as the job ended."""
+        """End the run with the job's outcome."""
         if sealed.status is JobStatus.FAILED:
             error = sealed.error or JobError(code="internal", message="The job failed")
             raise ApplicationError(error.message, type=error.code, non_retryable=True)
         if sealed.status is JobStatus.CANCELLED:
             if self._cron and workflow.cancellation_reason() is None:
                 raise ApplicationError("The job was cancelled; the cron goes on", type="cancelled", non_retryable=True)
-            await _cancelled()
+            await _end_cancelled()
         if sealed.result is not None:
             return sealed.result
         return JobOutcome(job_id=sealed.job_id, status=sealed.status, position=sealed.position, sha256=sealed.sha256)
 
 
 async def _shielded(work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, however often the run is cancelled meanwhile (workflow.cancellation_reason tells)."""
+    """The result of ``work``, even if the run is cancelled meanwhile (see workflow.cancellation_reason)."""
     task = asyncio.create_task(work)
     while not task.done():
         try:
@@ -180,7 +180,7 @@ async def _shielded(work: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """A step's error as the run's own, so that its message stands in the first line of the Temporal UI."""
+    """Raise a step's error as the run's own, so that the first line of the Temporal UI shows its message."""
     try:
         yield
     except ActivityError as error:
@@ -188,16 +188,16 @@ def _readable() -> Iterator[None]:
         raise ApplicationError(reason.message, type=reason.code, non_retryable=True) from error
 
 
-async def _cancelled() -> None:
-    """End the run as cancelled. Only a cancelled run may; where the wish came through our database, the step that
-    sealed the job has asked for it, and Temporal is about to say so."""
+async def _end_cancelled() -> None:
+    """End the run as cancelled, which Temporal allows only for a cancelled run. If the cancel came through our
+    database, the step that sealed the job has requested the run's, which arrives soon."""
     with contextlib.suppress(TimeoutError):
         await workflow.wait_condition(lambda: workflow.cancellation_reason() is not None, timeout=CANCEL_ARRIVES)
     raise asyncio.CancelledError
 
 
 def _reason(error: BaseException) -> JobError:
-    """Why complete_chat failed, from the error that it raised."""
+    """The reason for which complete_chat failed, from the error that it raised."""
     cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError) and cause.type:
         details = cause.details[0] if cause.details else {}

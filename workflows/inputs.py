@@ -1,8 +1,8 @@
-"""What a workflow was started with, from whatever language, valid or not.
+"""The arguments of a workflow's start, from any language, valid or not.
 
-The SDK decodes arguments by the types of ``run``, and only where as many came as ``run`` has parameters. One that does
-not decode, or one too many, fails the workflow *task*, which the server retries for ever: the caller sees a run that
-hangs. So ``run`` gets what came as it came, and reads it here.
+The SDK decodes arguments by the types of ``run``, and only if their number is that of its parameters. One that does not
+decode, or one too many, fails the workflow *task*, which the server retries for ever: the caller sees a run that hangs.
+So ``run`` gets the raw arguments, and they are decoded here.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Input(NamedTuple):
-    """The argument of a run as decoded JSON; ``problem`` says why there is none."""
+    """The argument of a run as decoded JSON; ``problem`` is the reason for which it cannot be decoded."""
 
     value: Any = None
     problem: str | None = None
 
     def as_a(self, model: type[M]) -> M:
-        """The argument as a value of ours. Raises ApplicationError, which ends the run."""
+        """The argument as a model. Raises ApplicationError, which ends the run."""
         try:
             if self.problem is not None:
                 raise InvalidRequest([Problem("", self.problem)])
@@ -42,13 +42,13 @@ class Input(NamedTuple):
             raise ApplicationError(error.message, type=error.code, non_retryable=True) from None
 
     def names_stored(self, job_id: str) -> bool:
-        """It asks for the stored job of that id, and for nothing else."""
+        """Whether the argument names the stored job of that id and nothing else."""
         fields = self.value.items() if isinstance(self.value, dict) else ()
         return {name: value for name, value in fields if value is not None} == {"jobId": job_id}
 
 
 def lenient(run: Callable[[Any, Input], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """Let ``run`` have its input whatever was sent: to the SDK it has one parameter that is not to be decoded."""
+    """Pass any arguments to ``run`` as an Input: the SDK sees one parameter that is not decoded."""
 
     @functools.wraps(run)
     async def run_with(self: Any, *arguments: Any) -> Any:
@@ -62,7 +62,7 @@ def lenient(run: Callable[[Any, Input], Awaitable[Any]]) -> Callable[..., Awaita
 
 
 def read(arguments: tuple[Any, ...]) -> Input:
-    """The one argument that there should be."""
+    """Decode the one argument that is expected."""
     if len(arguments) != 1:
         return Input(problem=f"one argument is expected, {len(arguments)} were given")
     payload = arguments[0].payload
@@ -73,7 +73,7 @@ def read(arguments: tuple[Any, ...]) -> Input:
         return Input(problem="the argument's encoding must be json/plain")
     try:
         value = from_json(payload.data, allow_inf_nan=False)
-        canonical_json(value)  # 1e999 is JSON, but no number that could be passed on
+        canonical_json(value)  # 1e999 is JSON, but a number that cannot be passed on
         return Input(value)
     except ValueError as error:
         return Input(problem=f"the argument is not JSON: {error}")

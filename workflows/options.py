@@ -16,13 +16,13 @@ _timings = Timings()
 
 
 def configure(*, heartbeat: timedelta, timings: Timings = Timings()) -> None:
-    """Called once by the composition root, before workers start; timeouts are no part of what a replay compares."""
+    """Set the timeouts, once and before workers start. A replay does not compare timeouts."""
     global _heartbeat, _timings
     _heartbeat, _timings = heartbeat, timings
 
 
 def completion() -> dict[str, Any]:
-    """One call of the model, as often as it takes."""
+    """Options of a call of the model."""
     return {
         "task_queue": COMPLETIONS_QUEUE,
         # The job's own clocks (limits.*) end a generation; this only catches a worker that heartbeats for ever.
@@ -32,48 +32,48 @@ def completion() -> dict[str, Any]:
         # Unlimited, because the budget of real failures is counted in the job's ledger; a coefficient of 1, because a
         # growing interval would delay the takeover after the third kill. Our own errors bring their own delay.
         "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=0.5), backoff_coefficient=1.0),
-        # The text that came before a cancel is flushed before the job is sealed.
+        # The text received before a cancel is flushed before the job is sealed.
         "cancellation_type": ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     }
 
 
 def local() -> dict[str, Any]:
-    """A short transaction on our database: accept, store."""
+    """Options of a short transaction on our database: accept, store."""
     return {
-        # A statement is given up by the database after 5 s (lock) or 30 s (statement).
+        # The database gives a statement up after 5 s (lock) or 30 s (statement).
         "start_to_close_timeout": timedelta(seconds=40),
-        # Retried for ever: an outcome that cannot be stored is not one. Errors that cannot pass are not retryable.
+        # Retried for ever: an outcome must be stored. Permanent errors are not retryable.
         "retry_policy": RetryPolicy(
             initial_interval=timedelta(seconds=0.2),
             backoff_coefficient=2.0,
             maximum_interval=timedelta(seconds=30),
         ),
         # Beyond this pause (after four tries) the wait becomes a timer in history. Until then it holds the workflow
-        # task open, which costs three events every 4 s, and a worker that is told to stop cannot: it waits for the end.
+        # task open, which costs three events every 4 s, and a stopping worker has to wait for its end.
         "local_retry_threshold": timedelta(seconds=2),
     }
 
 
 def retention() -> dict[str, Any]:
-    """One removal of everything that is too old: some hundred jobs a second."""
+    """Options of one removal of all jobs that are too old: some hundred jobs a second."""
     return {
         "start_to_close_timeout": timedelta(hours=1),
         "heartbeat_timeout": _heartbeat,
-        # It goes on where it was. The schedule starts no second run beside it.
+        # A retry continues where the last attempt ended. The schedule starts no second run beside it.
         "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5)),
     }
 
 
 def delivery() -> dict[str, Any]:
-    """One try of a delivery; its own schedule does the retrying."""
+    """Options of one try of a delivery, which is retried by its own schedule."""
     return {
         "task_queue": WEBHOOKS_QUEUE,
         # The sender takes 15 s at most; the rest is the database.
         "start_to_close_timeout": timedelta(seconds=60),
-        # How long a killed worker's try goes unnoticed; then it is made again.
+        # How long a killed worker's try goes unnoticed before it is made again.
         "heartbeat_timeout": _heartbeat,
         "schedule_to_start_timeout": timedelta(seconds=_timings.delivery_start_seconds),
-        # Another attempt only for want of a place at the receiver (BUSY_PAUSES in activities/webhook.py; the last one
-        # reports), or of a worker that was killed. All else that fails is the schedule's: the activity says so.
+        # Another attempt only if the receiver has no free place (BUSY_PAUSES in activities/webhook.py; the last one
+        # reports) or the worker was killed. The activity leaves all other failures to the schedule.
         "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=1), backoff_coefficient=1.0, maximum_attempts=3),
     }

@@ -1,4 +1,4 @@
-"""Retention: once an hour, remove the jobs whose time is over."""
+"""Retention: removes old jobs once an hour."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn(name=RETENTION)
 class Retention:
-    """Started by the schedule ``chatjobs-retention``; by hand it is as good. The argument is a RetentionOrder."""
+    """Started by the schedule ``chatjobs-retention``, or by hand. The argument is a RetentionOrder."""
 
     @workflow.run
     @lenient

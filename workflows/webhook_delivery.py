@@ -1,4 +1,4 @@
-"""WebhookDelivery: try, wait, try, for three days; hears "retry now"."""
+"""WebhookDelivery: tries a delivery for three days, by a schedule that the signal ``retry_now`` shortens."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ JITTER = 0.2
 
 
 def pause_after(tries: int, random_source: random.Random) -> float | None:
-    """The schedule's pause after so many tries, with 0 to +20 %; None after the last."""
+    """The schedule's pause after a number of tries, with 0 to +20 % jitter; None after the last."""
     if tries > len(PAUSES):
         return None
     return PAUSES[max(tries, 1) - 1] * (1 + JITTER * random_source.random())
 
 
 def tries_after(tries: int, report: DeliveryReport, earlier: int = 0) -> int:
-    """How many have been made. Storage may know of more; a try that could not be recorded was one all the same."""
+    """The number of tries made. Storage may know of more; a try that could not be recorded counts as well."""
     return max(tries + report.counted, report.tries - earlier)
 
 
 async def deliver(delivery_id: str, tries_made: int, *, summary: str) -> DeliveryReport:
-    """One try, from any workflow. One that failed before it could be made is one too (unless for lack of a place)."""
+    """Make one try, from any workflow. A try that failed before it was sent counts too, unless no place was free."""
     retry_in = pause_after(tries_made + 1, workflow.random())
     order = DeliveryOrder(delivery_id=delivery_id, retry_in=retry_in)
     try:
@@ -52,7 +52,7 @@ async def deliver(delivery_id: str, tries_made: int, *, summary: str) -> Deliver
 @workflow.defn(name=WEBHOOK_DELIVERY)
 class WebhookDelivery:
     def __init__(self) -> None:
-        self._now = False
+        self._retry_now = False
 
     @workflow.run
     @lenient
@@ -71,16 +71,16 @@ class WebhookDelivery:
 
     @workflow.signal(name=RETRY_NOW)
     def retry_now(self) -> None:
-        """Do not wait for the schedule."""
-        self._now = True
+        """Make the next try at once."""
+        self._retry_now = True
 
     async def _wait(self, pause: float) -> None:
         if pause > 0:
             with contextlib.suppress(TimeoutError):
                 await workflow.wait_condition(
-                    lambda: self._now, timeout=timedelta(seconds=pause), timeout_summary="until the next try"
+                    lambda: self._retry_now, timeout=timedelta(seconds=pause), timeout_summary="until the next try"
                 )
-        self._now = False
+        self._retry_now = False
 
 
 def _details(report: DeliveryReport, tries: int) -> str:

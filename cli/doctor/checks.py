@@ -35,7 +35,13 @@ from chatjobs.contracts import ChatRequest, rfc3339
 from chatjobs.errors import ChatJobsError, InvalidSecret, bounded
 from chatjobs.webhooks import TOLERANCE, read_otherwise, sign
 from cli.place import ServiceLocation
-from dispatch.temporal import RPC_TIMEOUT, apart, creating_search_attributes, missing_search_attributes, pollers
+from dispatch.temporal import (
+    RPC_TIMEOUT,
+    in_daemon_thread,
+    missing_search_attributes,
+    pollers,
+    search_attributes_command,
+)
 from domain.errors import StorageError, TemporalUnavailable, UpstreamError
 from domain.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from domain.settings import Settings
@@ -165,7 +171,7 @@ async def egress(environment: Environment) -> Sequence[Finding]:
     via = f" by way of a proxy ({', '.join(variables)})" if proxy else ""
     host, port = _host_and_port(proxy or url)
     try:
-        found = await apart(lambda: _dial_times(host, port))
+        found = await in_daemon_thread(lambda: _dial_times(host, port))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         fix = "check DNS, firewall and proxy: workers need this way out"
@@ -243,7 +249,7 @@ async def _search_attributes(client: Client) -> Finding:
         return Finding("search attributes", "warning", f"unknown: {error.message}", fix)
     if not missing:
         return Finding("search attributes", "ok", "registered")
-    command = creating_search_attributes(client.namespace, missing)
+    command = search_attributes_command(client.namespace, missing)
     found = f"{', '.join(missing)} missing: jobs run, but cannot be found by them"
     return Finding("search attributes", "warning", found, f"{command}; then restart workers and gateways")
 
@@ -270,7 +276,7 @@ async def _workers(client: Client) -> Finding:
 
 async def database(environment: Environment) -> Sequence[Finding]:
     """Database, disk and keys; in a thread of its own, as waiting for SQLite would block the event loop."""
-    return await apart(lambda: asyncio.run(_within(DATABASE_SECONDS, environment)))
+    return await in_daemon_thread(lambda: asyncio.run(_within(DATABASE_SECONDS, environment)))
 
 
 async def _within(seconds: float, environment: Environment) -> list[Finding]:
@@ -316,7 +322,7 @@ async def _resolvable(host: str | None) -> None:
     """Raise TimeoutError if the name server is silent: the event loop would wait for it when it ends."""
     if host:
         with contextlib.suppress(socket.gaierror):  # the error of connecting is clearer
-            await apart(lambda: _addresses(host))
+            await in_daemon_thread(lambda: _addresses(host))
 
 
 def _no_file(path: Path) -> Finding:

@@ -17,7 +17,7 @@ from chatjobs.contracts import Channel, ChatRequest
 from chatjobs.errors import ChatJobsError
 from cli.doctor.checks import Finding, Status, database_exists
 from dispatch import measuring, server_knowledge
-from dispatch.temporal import apart
+from dispatch.temporal import in_daemon_thread
 from domain.continuing import NEVER, Drops, Practice, Way
 from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
 from domain.ports import Allowance, Finish, ModelEvent, TextDelta
@@ -273,7 +273,7 @@ async def _remembered(settings: Settings, name: str, practice: Practice) -> str:
     """Store a measurement for the workers, which read it every half minute. Returns the outcome in words."""
     try:
         # In another thread, as waiting for SQLite would block the event loop.
-        return await apart(lambda: asyncio.run(_keep(settings, name, practice)))
+        return await in_daemon_thread(lambda: asyncio.run(_keep(settings, name, practice)))
     except TimeoutError:
         return "not remembered, since the database does not answer"
     except ChatJobsError as error:
