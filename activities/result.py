@@ -12,7 +12,6 @@ from temporalio.service import RPCError
 from activities import failures
 from chatjobs.contracts import (
     MAX_INLINE_RESULT_BYTES,
-    ChatRequest,
     ChatResult,
     JobError,
     JobStart,
@@ -23,10 +22,10 @@ from chatjobs.contracts import (
 )
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, WebhookUrlRefused
 from domain.names import status_path
-from domain.new_jobs import new_job
+from domain.new_jobs import invalid_job, new_job
 from domain.payloads import Accepted, Ending, Sealed
 from domain.values import NewJob, RunRef
-from domain.webhook_urls import WebhookPolicy, checked
+from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
 
 USAGE = 'start ChatJob with {"request": {…}} or {"jobId": "…"}'
@@ -99,22 +98,19 @@ class ResultActivities:
 
     def _read(self, order: AcceptOrder, run: RunRef | None) -> tuple[NewJob, JobError | None]:
         """The job in a workflow's argument, and why it can never run."""
-        request, error, body = None, None, order.problem or order.start
+        body = order.problem or order.start
         try:
             body = _body(order, repeated=run is not None)
-            request = ChatRequest.parse(body)
-            if self._policy is not None:
-                request = checked(request, self._policy())
-            if request.job_id not in (None, order.job_id):
-                raise InvalidRequest(
-                    [Problem("/jobId", OWN_ID if run else "must be the workflow's id, or be left out")]
-                )
-        except InvalidRequest as problem:
+            policy = self._policy() if self._policy is not None else None
+            job = new_job(body, job_id=order.job_id, tenant=self._tenant, policy=policy, started=True, run=run)
+        except (InvalidRequest, WebhookUrlRefused) as problem:  # without a request, no webhook is sent either
             error = JobError(code=problem.code, message=problem.message)
-        except WebhookUrlRefused as problem:  # nobody is told, least of all at that URL
-            request, error = None, JobError(code=problem.code, message=problem.message)
-        job = new_job(body, request, job_id=order.job_id, tenant=self._tenant, started=True, run=run)
-        return job, error
+            return invalid_job(body, job_id=order.job_id, tenant=self._tenant, run=run), error
+        if job.request is not None and job.request.job_id not in (None, order.job_id):
+            why = OWN_ID if run else "must be the workflow's id, or be left out"
+            wrong_id = InvalidRequest([Problem("/jobId", why)])
+            return job, JobError(code=wrong_id.code, message=wrong_id.message)
+        return job, None
 
     @activity.defn
     async def store_result(self, order: SealOrder) -> Sealed:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowExecutionStatus
@@ -27,7 +29,7 @@ from temporalio.common import (
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from chatjobs.contracts import JOB_ID, ChatRequest, JobError, JobStatus
+from chatjobs.contracts import JOB_ID, JobError, JobStatus
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem
 from dispatch.server_knowledge import PrefixRule
 from dispatch.temporal import runs_of, search_attributes
@@ -38,19 +40,20 @@ from domain.names import (
     RETRY_NOW,
     WEBHOOK_DELIVERY,
     delivery_workflow_id,
-    new_job_id,
 )
 from domain.new_jobs import new_job
 from domain.payloads import DeliveryOrder, DeliveryReport, DeliveryStart, Ending, Sealed
 from domain.timings import Timings
 from domain.values import JobHandle, RunRef
-from domain.webhook_urls import WebhookPolicy, checked
+from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
 from storage.webhooks.deliveries import DeliveryStore, OutgoingWebhook, RedeliveryRequest
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", JobHandle, OutgoingWebhook, RedeliveryRequest)
+LARGE_BYTES = 64 * 1024
+"""Bodies from this size on are validated and hashed in a thread, so that other requests are answered meanwhile."""
 RPC_TIMEOUT = timedelta(seconds=5)
 TASK_TIMEOUT = timedelta(seconds=5)
 """How long a step of a job may hang in a frozen worker; the default is 10 s. Steps take milliseconds, or say that they
@@ -99,25 +102,25 @@ class Intake:
         tenant: str,
         idempotency_key: str | None = None,
         replay_of: str | None = None,
+        size: int = 0,
     ) -> JobHandle:
         """Commit the job in a decoded JSON body. From here on it is durable.
 
+        ``size``: bytes of the body as received; a large one is read in a thread.
         Raises InvalidRequest, IdempotencyMismatch, JobIdConflict, StorageUnavailable.
         """
-        request = ChatRequest.parse(body)
-        if self._policy is not None:
-            request = checked(request, self._policy())
-        if self._prefixes is not None:
-            await self._prefixes.check(request)
-        new = new_job(
+        make = partial(
+            new_job,
             body,
-            request,
-            job_id=request.job_id or new_job_id(),
             tenant=tenant,
+            policy=self._policy() if self._policy is not None else None,
             idempotency_key=idempotency_key,
             replay_of=replay_of,
         )
-        return await self._jobs.acceptance.accept(new)
+        job = make() if size < LARGE_BYTES else await asyncio.to_thread(make)
+        if self._prefixes is not None and job.request is not None:
+            await self._prefixes.check(job.request)
+        return await self._jobs.acceptance.accept(job)
 
     async def replay(
         self, job_id: str, *, tenant: str, overrides: Any = None, idempotency_key: str | None = None
@@ -129,13 +132,16 @@ class Intake:
         changes = {} if overrides is None else overrides
         if not isinstance(changes, dict):
             raise InvalidRequest([Problem("", "must be an object with the fields to change")])
-        original = (await self._jobs.queries.request(job_id, tenant)).model_dump(mode="json", exclude_unset=True)
+        stored = (await self._jobs.queries.request(job_id, tenant)).model_dump_json(exclude_unset=True)
+        original = json.loads(stored)
         original.pop("jobId", None)
         if "webhook" in changes or "callback" in changes:  # either is the whole target
             original.pop("callback", None)
             original.pop("webhook", None)
         body = {name: value for name, value in (original | changes).items() if value is not None}
-        return await self.accept(body, tenant=tenant, replay_of=job_id, idempotency_key=idempotency_key)
+        return await self.accept(
+            body, tenant=tenant, replay_of=job_id, idempotency_key=idempotency_key, size=len(stored)
+        )
 
     async def start(self, job: JobHandle) -> None:
         """Start a job's workflow, once, however often it is asked for. Raises TemporalUnavailable."""

@@ -75,7 +75,7 @@ from chatjobs.contracts.messages import (
     too_many_messages,
 )
 from chatjobs.contracts.nulls import MAX_PROBLEMS, without_nulls
-from chatjobs.contracts.parsing import parse, read_json
+from chatjobs.contracts.parsing import parse, read_json, validated
 from chatjobs.contracts.request import (
     DEFAULT_MODEL,
     MAX_SCHEMA_BYTES,
@@ -237,6 +237,7 @@ __all__ = [  # noqa: RUF022 -- in reading order
     "JobOutcome",
     # parsing
     "parse",
+    "validated",
     "read_json",
     # nulls
     "MAX_PROBLEMS",

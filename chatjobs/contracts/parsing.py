@@ -24,7 +24,14 @@ def parse(model: type[M], body: Any) -> M:
 
     Raises InvalidRequest, with at most ``MAX_PROBLEMS`` problems, which repeats no value of ``body``.
     """
-    body = without_nulls(model, body)
+    return validated(model, without_nulls(model, body))
+
+
+def validated(model: type[M], body: Any) -> M:
+    """A value of ``model`` from decoded JSON without nulls in optional fields (``without_nulls``).
+
+    Raises InvalidRequest, as ``parse``.
+    """
     try:
         return model.model_validate_json(canonical_json(body))
     except ValidationError as error:

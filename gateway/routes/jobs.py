@@ -33,7 +33,7 @@ from domain.values import Cursor, JobHandle, RunRef
 from gateway.auth.access import Identity
 from gateway.dependencies import Dependencies, identity, parts
 from gateway.problems import HttpProblem
-from gateway.serving.bodies import json_body, optional_json_body
+from gateway.serving.bodies import optional_json_body, sized_json_body
 from storage.engine.schema import micros
 
 LONGEST_WAIT_SECONDS = 60
@@ -81,8 +81,8 @@ async def create(
 async def accept(request: Request, here: Dependencies, caller: Identity, idempotency_key: str | None) -> JobHandle:
     """Commit the job in a request's body, and have it started."""
     key = checked_key(idempotency_key)
-    body = await json_body(request, here.settings.chatjobs_max_body_bytes)
-    accepted = await here.intake.accept(body, tenant=caller.tenant, idempotency_key=key)
+    body, size = await sized_json_body(request, here.settings.chatjobs_max_body_bytes)
+    accepted = await here.intake.accept(body, tenant=caller.tenant, idempotency_key=key, size=size)
     _have_started(request, here, accepted)
     return accepted
 

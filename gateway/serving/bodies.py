@@ -54,8 +54,15 @@ ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 
 async def json_body(request: Request, limit: int) -> Any:
     """The decoded JSON body. Raises HttpProblem: 400, 413, 415."""
+    value, _ = await sized_json_body(request, limit)
+    return value
+
+
+async def sized_json_body(request: Request, limit: int) -> tuple[Any, int]:
+    """The decoded JSON body and its size in bytes. Raises HttpProblem: 400, 413, 415."""
     check_type(request)
-    return await _decoded(await read(request, limit))
+    body = await read(request, limit)
+    return await _decoded(body), len(body)
 
 
 async def optional_json_body(request: Request, limit: int) -> Any:

@@ -11,11 +11,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import select, update
 
-from chatjobs.contracts import ChatRequest, JobStatus
+from chatjobs.contracts import JobStatus
 from chatjobs.errors import IdempotencyMismatch, JobFinished, JobIdConflict, JobNotFound
 from dispatch.intake import Intake
 from domain.errors import StorageRefused
-from domain.new_jobs import new_job
+from domain.new_jobs import invalid_job, new_job
 from domain.values import RunRef
 from storage.engine.database import Database
 from storage.engine.schema import jobs, micros
@@ -112,7 +112,7 @@ async def test_the_request_comes_back_whole(store: JobStore) -> None:
 
 
 async def test_an_invalid_request_gets_a_row_that_can_only_fail(store: JobStore) -> None:
-    job = new_job({"messages": []}, None, job_id="job_1", tenant="t", started=True)
+    job = invalid_job({"messages": []}, job_id="job_1", tenant="t")
     await store.acceptance.accept(job)
     with pytest.raises(JobNotFound, match="request was not kept"):
         await claimed(store, "job_1")
@@ -257,7 +257,6 @@ async def test_the_sweeper_finds_what_does_not_move(store: JobStore) -> None:
 async def test_a_repeated_request_is_a_new_job(store: JobStore) -> None:
     original = make_job()
     await store.acceptance.accept(original)
-    body = make_body()
-    replay = new_job(body, ChatRequest.parse(body), job_id="job_2", tenant="default", replay_of=original.job_id)
+    replay = new_job(make_body(), job_id="job_2", tenant="default", replay_of=original.job_id)
     assert (await store.acceptance.accept(replay)).created
     assert (await store.queries.get("job_2")).replay_of == original.job_id

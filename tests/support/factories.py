@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from chatjobs.contracts import Channel, ChatRequest, JobError, JobStatus
-from domain.names import new_job_id
+from chatjobs.contracts import Channel, JobError, JobStatus
 from domain.new_jobs import new_job
 from domain.payloads import Ending
 from domain.values import Claim, FinishRecord, NewJob, Slice
@@ -29,8 +28,7 @@ def make_job(prompt: str = "Hello", *, job_id: str | None = None, tenant: str = 
     """A job to be accepted; ``fields`` are fields of the request, but for ``idempotency_key``."""
     key = fields.pop("idempotency_key", None)
     body = make_body(prompt, **fields)
-    request = ChatRequest.parse(body)
-    return new_job(body, request, job_id=job_id or new_job_id(), tenant=tenant, idempotency_key=key)
+    return new_job(body, job_id=job_id, tenant=tenant, idempotency_key=key)
 
 
 def make_store(database: Database) -> JobStore:
