@@ -179,4 +179,4 @@ async def _logged(report: Coroutine[Any, Any, None]) -> None:
     try:
         await report
     except ChatJobsError as error:
-        log.warning("lane not told: %s", error, extra={"action": "lane_untold"})
+        log.warning("report to the lane failed: %s", error, extra={"action": "lane_untold"})

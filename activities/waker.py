@@ -51,7 +51,7 @@ class Waker:
             try:
                 await self.wake_due()
             except StorageError as error:  # jobs still run again when their own delay is over
-                log.warning("nobody is called: %s", error, extra={"action": "waker_waits"})
+                log.warning("waiting jobs are not called: %s", error, extra={"action": "waker_waits"})
             except Exception:
                 log.exception("waker failed", extra={"action": "waker_failed"})
             await asyncio.sleep(LOOK_SECONDS)
@@ -89,7 +89,7 @@ class Waker:
     def _failed(self, job_id: str, error: RPCError) -> None:
         if error.status in UNSUPPORTED:
             if not self._warned:
-                words = "this Temporal server does not let waiting jobs be called; they come when they were told to"
+                words = "this Temporal server cannot wake waiting jobs; they run again when their own delay is over"
                 log.warning("%s (%s)", words, error.status.name, extra={"action": "waker_unsupported"})
             self._warned = True
         elif error.status is not RPCStatusCode.NOT_FOUND:  # not found: it has just started, or ended

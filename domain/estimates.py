@@ -24,7 +24,7 @@ _LEAD_BYTES_OF_TWO = bytes(range(0xC2, 0xE0))
 
 def text_ceiling(text: str) -> int:
     """More tokens than a text is likely to have: one for two letters of a word, for each digit, mark and blank that
-    does not stand before a word, for each letter of an alphabet with two bytes, and for each byte of anything else."""
+    does not precede a word, for each letter of an alphabet with two bytes, and for each byte of anything else."""
     data = text.encode(errors="replace")
     others = data.translate(None, _LETTERS)
     words = len(re.findall(rb"[A-Za-z]+", data))

@@ -1,1 +1,1 @@
-"""Who may call a model, and when."""
+"""Rate limits of the model: lanes with their limits, queues and circuit breakers."""
