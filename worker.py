@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 
 from temporalio.client import Client
@@ -19,9 +18,10 @@ from activities.retention import RetentionActivities
 from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from dispatch import measuring, server_knowledge
-from dispatch.intake import Intake, Sweeper
+from dispatch.intake import Intake
 from dispatch.job_store import job_store
 from dispatch.schedules import scheduled_retention
+from dispatch.sweeper import Sweeper
 from dispatch.temporal import RunLinks, connect, indexed
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.ports import ChatModel, WebhookSender
@@ -114,8 +114,7 @@ async def running(parts: WorkerParts) -> AsyncIterator[None]:
     """Run workers and background tasks beside the block. On the way out, in reverse order: the background tasks end,
     the workers hand their streams over within one grace time, the transcript writer stops."""
     settings, client, jobs = parts.settings, parts.client, parts.jobs
-    heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
-    waker = Waker(limiter=parts.limiter, jobs=jobs.queries, client=client, heartbeat=heartbeat)
+    waker = Waker(limiter=parts.limiter, jobs=jobs.queries, client=client, heartbeat=settings.heartbeat_timeout)
     intake, deliveries = Intake(jobs=jobs, client=client, indexed=parts.indexed), DeliveryStore(parts.database)
     try_once, wake, timings = parts.webhooks.try_once, waker.wake, parts.timings
     sweeper = Sweeper(

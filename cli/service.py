@@ -21,12 +21,12 @@ from cli.pages import job_list, job_page
 from cli.place import ServiceLocation
 from cli.views import Printer, View, view_for
 from cli.waiting import WaitReporter
-from dispatch.intake import RPC_TIMEOUT, Intake
+from dispatch.intake import Intake
 from dispatch.job_store import job_store
 from dispatch.schedules import delete_runs
 from dispatch.server_knowledge import PrefixRule
 from dispatch.stream_events import Framing, last_frame, queued_frame
-from dispatch.temporal import indexed
+from dispatch.temporal import RPC_TIMEOUT, indexed
 from domain.errors import StorageUnavailable, TemporalUnavailable
 from domain.names import CHAT_JOB, JOBS_QUEUE, new_job_id
 from domain.values import Cursor, JobHandle, RunRef

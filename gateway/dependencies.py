@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 
 from starlette.requests import Request
@@ -13,9 +12,10 @@ from temporalio.client import Client
 
 from activities.waker import Waker
 from activities.webhook import WebhookActivities
-from dispatch.intake import Intake, Sweeper
+from dispatch.intake import Intake
 from dispatch.job_store import job_store
 from dispatch.server_knowledge import PrefixRule
+from dispatch.sweeper import Sweeper
 from dispatch.temporal import RunLinks, connect
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.ports import WebhookSender
@@ -108,8 +108,7 @@ async def open_dependencies(
         access = await Access.open(settings, database, open_streams)
         await stack.enter_async_context(in_background(access.run(), "access"))
         webhooks = WebhookActivities(deliveries=deliveries, sender=sender, secrets_of=secrets_of)
-        heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
-        wake = Waker(limiter=limiter, jobs=jobs.queries, client=client, heartbeat=heartbeat).wake
+        wake = Waker(limiter=limiter, jobs=jobs.queries, client=client, heartbeat=settings.heartbeat_timeout).wake
         sweeper = Sweeper(
             intake=intake,
             jobs=jobs,

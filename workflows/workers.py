@@ -44,8 +44,7 @@ def build_workers(
     retention: RetentionActivities,
 ) -> list[Worker]:
     """One worker per task queue, so that slow receivers never hold up completions."""
-    heartbeat = timedelta(seconds=settings.chatjobs_heartbeat_seconds)
-    options.configure(heartbeat=heartbeat, timings=timings)
+    options.configure(heartbeat=settings.heartbeat_timeout, timings=timings)
     throttle = timedelta(seconds=timings.heartbeat_throttle_seconds)
     grace = timedelta(seconds=settings.chatjobs_grace_seconds)
     return [

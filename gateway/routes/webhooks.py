@@ -23,7 +23,7 @@ from chatjobs.contracts import (
     WireModel,
     parse,
 )
-from dispatch.intake import try_now
+from dispatch.deliveries import try_now
 from gateway.dependencies import Dependencies
 from gateway.routes.jobs import Caller, Here, body_of, json_answer
 from gateway.serving.bodies import json_body

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from chatjobs.contracts import Job, JobStatus
-from dispatch.intake import Sweeper
+from dispatch.sweeper import Sweeper
 from dispatch.temporal import RPC_TIMEOUT
 from domain.timings import Timings
 from domain.values import Cursor

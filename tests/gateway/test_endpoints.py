@@ -14,7 +14,7 @@ from temporalio.client import Client
 
 from chatjobs.contracts import Delivery, DeliveryTry, Endpoint, Redelivery
 from chatjobs.errors import EndpointNotFound
-from dispatch.intake import Sweeper
+from dispatch.sweeper import Sweeper
 from domain.names import JOBS_QUEUE, WEBHOOK_DELIVERY, delivery_workflow_id
 from domain.payloads import DeliveryReport, DeliveryStart
 from storage.engine.database import Database

@@ -15,7 +15,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from chatjobs.contracts import Job, JobStatus
-from dispatch.intake import Sweeper
+from dispatch.sweeper import Sweeper
 from domain.errors import UpstreamInterrupted, UpstreamRefused
 from domain.names import delivery_workflow_id
 from domain.ports import Finish

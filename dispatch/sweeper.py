@@ -1,0 +1,218 @@
+"""The sweeper: finishes in Temporal and storage what the process that began it could not.
+
+Each gateway and each worker runs one. It starts accepted jobs whose workflow was not started, sends cancellations until
+they are confirmed, starts jobs again that Temporal lost, ends jobs whose time in the queue is over, and starts the
+runs of deliveries that have none. All of it is idempotent, so that several sweepers may run at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
+
+from chatjobs.contracts import JobError, JobStatus
+from chatjobs.errors import ChatJobsError
+from dispatch.deliveries import adopt, go_on, try_now
+from dispatch.intake import Intake
+from dispatch.temporal import runs_of
+from domain.errors import StorageUnavailable, TemporalUnavailable
+from domain.payloads import DeliveryOrder, DeliveryReport, DeliveryStart, Ending, Sealed
+from domain.timings import Timings
+from domain.values import JobHandle, RunRef
+from storage.jobs.store import JobStore
+from storage.webhooks.deliveries import DeliveryStore, OutgoingWebhook, RedeliveryRequest
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", JobHandle, OutgoingWebhook, RedeliveryRequest)
+MOST_FIRST_TRIES = 50
+"""Webhooks of expired jobs that this process sends at the same time; Temporal has the others sent."""
+SECOND_TRY_SECONDS = 5.0
+"""After the first try of a webhook (workflows/webhook_delivery.py has the whole schedule)."""
+PAGE = 100
+MOST_PAGES = 20
+"""After an outage thousands of jobs may have to be started; cancellations must not wait for all of them."""
+AT_ONCE = 10
+"""Items that a sweep processes at the same time."""
+TERMINATED = JobError(code="terminated", message="The job's workflow was ended from outside", retryable=True)
+
+Wake = Callable[[str], Awaitable[None]]
+"""Has a waiting job's activity run at once, as far as possible (activities/waker.py)."""
+TryOnce = Callable[[DeliveryOrder], Awaitable[DeliveryReport]]
+"""Makes one try of a delivery."""
+
+
+class Sweeper:
+    """Runs the sweeps of one process.
+
+    Jobs whose time in the queue is over are sealed here, whether or not there is a worker. ``try_once`` makes the first
+    try of their webhooks; without it Temporal has them sent. ``wake`` lets their workflows end at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        jobs: JobStore,
+        deliveries: DeliveryStore,
+        client: Client,
+        timings: Timings = Timings(),
+        try_once: TryOnce | None = None,
+        wake: Wake | None = None,
+    ) -> None:
+        self._intake = intake
+        self._jobs = jobs
+        self._deliveries = deliveries
+        self._client = client
+        self._timings = timings
+        self._try_once = try_once
+        self._wake = wake
+        self._first_tries: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Sweep until cancelled. Queue times end independently of Temporal's answers."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_every(self._timings.sweep_seconds, self.sweep))
+                group.create_task(_every(self._timings.expiry_seconds, self.expire))
+        finally:
+            for task in self._first_tries:
+                task.cancel()
+            await asyncio.gather(*self._first_tries, return_exceptions=True)
+
+    # --------------------------------------------------------------------------------------------- expiry
+
+    async def expire(self) -> None:
+        """Fail the jobs whose time in the queue is over, each once, without a call of the model."""
+        try:
+            expired = await self._jobs.seals.expire()
+        except StorageUnavailable as error:
+            log.warning("queue times are not looked at: %s", error, extra={"action": "expiry_waits"})
+            return
+        except Exception:
+            log.exception("expiry failed", extra={"action": "expiry_failed"})
+            return
+        for sealed in expired:
+            log.info("job waited too long", extra={"action": "job_expired", "job_id": sealed.job_id})
+            if len(self._first_tries) < MOST_FIRST_TRIES:
+                task = asyncio.create_task(self._announce(sealed))
+                self._first_tries.add(task)
+                task.add_done_callback(self._first_tries.discard)
+
+    async def _announce(self, sealed: Sealed) -> None:
+        """Make the first try of an expired job's webhook, then let its workflow end."""
+        try:
+            if sealed.delivery_id is not None and self._try_once is not None:
+                order = DeliveryOrder(delivery_id=sealed.delivery_id, retry_in=SECOND_TRY_SECONDS)
+                report = await self._try_once(order)
+                if report.retry_in is not None:
+                    tries = 1 if report.counted else 0
+                    rest = DeliveryStart(delivery_id=sealed.delivery_id, tries_made=tries, first_pause=report.retry_in)
+                    await go_on(self._client, rest, "of a job that waited too long")
+                await self._deliveries.clear_request(sealed.delivery_id)
+            if self._wake is not None:
+                await self._wake(sealed.job_id)
+        except (ChatJobsError, ApplicationError, RPCError, RuntimeError) as error:
+            extra = {"action": "expired_untold", "job_id": sealed.job_id}
+            log.warning("a sweeper sends this webhook later: %s", error, extra=extra)
+        except Exception:
+            log.exception("webhook not sent", extra={"action": "expired_untold", "job_id": sealed.job_id})
+
+    # ---------------------------------------------------------------------------------------------- sweep
+
+    async def sweep(self) -> None:
+        """Process everything that is due, once."""
+        unstarted_after = timedelta(seconds=self._timings.unstarted_after_seconds)
+        for _ in range(MOST_PAGES):
+            unstarted = self._jobs.sweep.unstarted(older_than=unstarted_after, limit=PAGE)
+            if await self._each(unstarted, self._start) < PAGE:
+                break
+        await self._each(self._jobs.sweep.to_cancel(), self._cancel)
+        silent_after = timedelta(seconds=self._timings.silent_after_seconds)
+        await self._each(self._jobs.sweep.silent(since=silent_after), self._check)
+        await self._each(self._deliveries.take_requests(), self._try_now)
+        overdue_after = timedelta(seconds=self._timings.overdue_after_seconds)
+        await self._each(self._deliveries.overdue(overdue_after), self._adopt)
+
+    async def _each(self, found: Awaitable[Sequence[T]], process: Callable[[T], Awaitable[None]]) -> int:
+        """Process what was found, and return its number; 0 if Temporal or the database is unavailable.
+
+        An item that fails does not keep the others waiting.
+        """
+        count = 0
+        try:
+            items = await found
+            count = len(items)
+            rest = iter(items)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(AT_ONCE):
+                    group.create_task(self._process(rest, process))
+        except* (TemporalUnavailable, StorageUnavailable, RPCError) as errors:
+            error, count = errors.exceptions[0], 0
+            log.warning("sweep waits: %s", error, extra={"action": "sweep_waits", "sweep": process.__name__})
+        except* Exception:
+            count = 0
+            log.exception("sweep failed", extra={"action": "sweep_failed", "sweep": process.__name__})
+        return count
+
+    async def _process(self, rest: Iterator[T], process: Callable[[T], Awaitable[None]]) -> None:
+        for item in rest:
+            try:
+                await process(item)
+            except (TemporalUnavailable, StorageUnavailable, RPCError):
+                raise
+            except Exception:
+                # Of a delivery only the id: it has the job's answer.
+                which = item.job_id if isinstance(item, JobHandle) else item.id
+                extra = {"action": "sweep_failed", "sweep": process.__name__}
+                log.exception("sweep failed for %s", which, extra=extra)
+
+    async def _start(self, job: JobHandle) -> None:
+        await self._intake.start(job)
+        log.info("job started by the sweeper", extra={"action": "job_swept", "job_id": job.job_id})
+
+    async def _cancel(self, job: JobHandle) -> None:
+        await self._intake.send_cancel(job.job_id)
+
+    async def _check(self, job: JobHandle) -> None:
+        """Whether a job that has not moved for a while still has a run; if not, it is started again or failed."""
+        match await self._status(job.job_id):
+            case None:
+                await self._intake.start(job)
+                log.warning("Temporal lost a job; started again", extra={"action": "job_lost", "job_id": job.job_id})
+            case WorkflowExecutionStatus.RUNNING:
+                await self._jobs.sweep.touch(job.job_id)
+            case _:
+                ending = Ending(job_id=job.job_id, status=JobStatus.FAILED, error=TERMINATED)
+                await self._jobs.seals.seal(ending, run_id="")
+                log.warning("job was terminated", extra={"action": "job_terminated", "job_id": job.job_id})
+
+    async def _status(self, job_id: str) -> WorkflowExecutionStatus | None:
+        """The status of a job's newest run; None if Temporal does not know it."""
+        run = await self._jobs.queries.run_of(job_id)
+        try:
+            found = await runs_of(self._client, run)
+            if not found and run.workflow_id != job_id:  # lost, and started again under the job's own id
+                found = await runs_of(self._client, RunRef(job_id))
+        except RuntimeError:  # a lazy client that cannot connect
+            raise TemporalUnavailable from None
+        return found[-1].status if found else None
+
+    async def _try_now(self, request: RedeliveryRequest) -> None:
+        await try_now(self._client, self._deliveries, request)
+
+    async def _adopt(self, webhook: OutgoingWebhook) -> None:
+        await adopt(self._client, webhook)
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await work()
+        await asyncio.sleep(seconds)
