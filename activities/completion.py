@@ -77,8 +77,8 @@ class CompletionActivities:
         Fails with the error's code as type. Retried by Temporal; a retry takes the job over, and the answer goes on
         from its last durable character, or starts over in a new epoch where it cannot.
         """
-        report = _Report()
-        with self._freezes.watched(_heartbeat_timeout()) as watch:
+        report, timeout = _Report(), activity.info().heartbeat_timeout
+        with self._freezes.watched(timeout.total_seconds() if timeout else float("inf")) as watch:
             # Heartbeats until the end: the claim and the last flush may wait for the database.
             async with heartbeating(report.now, timings=self._timings) as beats:
                 claim = await self._claim(ref.job_id)
@@ -279,8 +279,8 @@ class CompletionActivities:
             failure = failures.within(failure, attempt.deadlines.left)
             if verdict.outcome == AttemptOutcome.REFUSED_TO_CONTINUE:
                 await self._restart(attempt, "refused")
-            elif attempt.parts and _comes_again(attempt, failure):
-                await self._restart(attempt, "parts")
+            elif attempt.parts and attempt.request.on_interrupt == "continue" and _is_retried(failure):
+                await self._restart(attempt, "parts")  # the parts are not stored, and the next attempt lacks them
         except ApplicationError as permanent:  # the text cannot be discarded: see _restart
             failure = permanent
         except asyncio.CancelledError:
@@ -385,12 +385,6 @@ class _Report:
         }
 
 
-def _heartbeat_timeout() -> float:
-    """Seconds without a heartbeat after which Temporal gives an attempt to another worker."""
-    timeout = activity.info().heartbeat_timeout
-    return timeout.total_seconds() if timeout else float("inf")
-
-
 @dataclass(frozen=True, slots=True)
 class _Verdict:
     """What an attempt's end means: its outcome for the ledger and the exception for Temporal. ``message`` says why it
@@ -401,9 +395,10 @@ class _Verdict:
     http_status: int | None = None
     message: str | None = None
 
-    @property
-    def ends_the_job(self) -> bool:
-        return isinstance(self.failure, ApplicationError) and self.failure.non_retryable
+
+def _is_retried(failure: BaseException) -> bool:
+    """Whether Temporal starts another attempt after an exception."""
+    return isinstance(failure, ApplicationError) and not failure.non_retryable
 
 
 def _verdict(attempt: RunningAttempt, result: Continues | Postponed | Failed, timings: Timings) -> _Verdict:
@@ -466,14 +461,9 @@ def _is_enough(attempt: RunningAttempt, verdict: _Verdict) -> bool:
     """Whether the text so far is the answer, at its length limit, although the attempt to make it longer failed: whole
     segments, and an answer that lacks a little, are worth more than what is missing."""
     refused = verdict.outcome == AttemptOutcome.REFUSED_TO_CONTINUE
-    ends = verdict.ends_the_job and verdict.outcome not in (AttemptOutcome.CANCELLED, AttemptOutcome.TAKEN_OVER)
+    ends = isinstance(verdict.failure, ApplicationError) and verdict.failure.non_retryable
+    ends = ends and verdict.outcome not in (AttemptOutcome.CANCELLED, AttemptOutcome.TAKEN_OVER)
     return (refused and attempt.past.segments > 0) or (attempt.past.topped_up and (ends or refused))
-
-
-def _comes_again(attempt: RunningAttempt, failure: BaseException) -> bool:
-    """Whether there will be another attempt, which would go on from here."""
-    again = isinstance(failure, ApplicationError) and not failure.non_retryable
-    return again and attempt.request.on_interrupt == "continue"
 
 
 def _worker_lost() -> ApplicationError:

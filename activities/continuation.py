@@ -1,4 +1,4 @@
-"""How an interrupted answer goes on: what is asked of the model, and whether the text so far may stay. Pure."""
+"""Plans the next call of an interrupted answer, and decides whether the text so far may stay. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from domain.tokens import Estimate, Sample, estimated
 from domain.values import AttemptHistory, Stretch, TextRun
 
 MOST_ROOM = 16
-"""Tokens for whitespace that is said again, where the deltas show how many it took; else one has to do."""
+"""Tokens for repeated whitespace, where the deltas show how many it took; otherwise one is allowed."""
 LEAST_SAMPLE = 2
-"""Tokens of a call that tell something of others."""
+"""The fewest tokens of a call that it is a sample with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class CallPlan:
     """One call of the model.
 
     ``prompt_tokens``: a rough count, with the text so far. ``continue_from``: the content so far; None for a call from
-    the beginning. ``tokens_left``: how many more the cap on the whole job allows; None without a cap. ``room``: tokens
-    that the model needs for saying whitespace again, beside those of ``request.max_tokens``, which is what may be new.
+    the beginning. ``tokens_left``: how many more limits.maxTotalTokens allows; None without it. ``room``: tokens that
+    the model needs to repeat whitespace, beside those of ``request.max_tokens``, which are for new text.
     """
 
     request: ChatRequest
@@ -34,7 +34,7 @@ class CallPlan:
     room: int = 0
 
     def estimated(self, completion_tokens: int) -> Usage:
-        """Of a call about whose usage Mistral said nothing."""
+        """The usage of a call for which Mistral reported none."""
         total = self.prompt_tokens + completion_tokens
         return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=completion_tokens, total_tokens=total)
 
@@ -44,8 +44,8 @@ class CallPlan:
         return self.request.max_tokens is not None and self.request.max_tokens <= 0
 
     def is_full(self, counter: Counter) -> bool:
-        """The answer may have no more text: the model had room for whitespace that it would say again, and has not
-        needed it. Only where each delta is a token can that be told."""
+        """Whether the answer has reached its length limit although the model goes on: it had room for repeated
+        whitespace and did not need it. Known only where each delta is one token."""
         most = self.request.max_tokens
         return self.room > 0 and most is not None and not counter.merged and counter.count >= most
 
@@ -56,7 +56,7 @@ class CallPlan:
 
     @property
     def sent(self) -> ChatRequest:
-        """The request for the model. It may not say more than the cap allows, whatever becomes of us meanwhile."""
+        """The request for the model. Its length limit is within the cap, even if this process dies during the call."""
         if self.ends_at_cap:
             return self.request.model_copy(update={"max_tokens": self.tokens_left})
         if not self.room or self.request.max_tokens is None:
@@ -96,7 +96,7 @@ def plan(
 
 
 def said(stretches: Sequence[Stretch], runs: Sequence[TextRun], samples: Sequence[Sample]) -> Estimate:
-    """Tokens that the present segment has by now, rather too many than too few."""
+    """Tokens of the present segment so far, estimated high rather than low."""
     text = "".join(run.text for run in runs)
     known = [
         Sample(one.tokens, one.deltas, text[one.start : one.end])
@@ -114,13 +114,13 @@ def _of_stretch(stretch: Stretch, text: str, samples: Sequence[Sample]) -> Estim
 
 
 def counted(request: ChatRequest, past: AttemptHistory) -> bool:
-    """Nobody has to estimate how long the answer is."""
+    """Whether the length of the answer is known without an estimate, or does not matter."""
     limited = request.max_tokens is not None or request.min_tokens is not None
     return not limited or all(one.closed or not one.deltas or one.tokens is not None for one in past.stretches)
 
 
 def _left(request: ChatRequest, past: AttemptHistory, runs: Sequence[TextRun]) -> int | None:
-    """What the cap on all tokens leaves for another call's answer, with prompts estimated high: it is a promise."""
+    """Tokens that the cap leaves for another call's answer. Prompts are estimated high, since the cap is a promise."""
     cap = request.limits.max_total_tokens
     if cap is None:
         return None
@@ -134,12 +134,14 @@ def _left(request: ChatRequest, past: AttemptHistory, runs: Sequence[TextRun]) -
 
 
 def _shortened(request: ChatRequest, said: int) -> ChatRequest:
-    """With limits on the answer's length less what it has already."""
+    """The request with its limits on the answer's length reduced by what the answer has already."""
     limits = {}
     if request.max_tokens is not None:
         limits["max_tokens"] = request.max_tokens - said
     if request.min_tokens is not None:
-        limits["min_tokens"] = max(0, request.min_tokens - said)  # as many less as of the most: never more than that
+        limits["min_tokens"] = max(
+            0, request.min_tokens - said
+        )  # by the same number, so that it does not exceed max_tokens
     return request.model_copy(update=limits)
 
 
@@ -148,13 +150,13 @@ def content(runs: Sequence[TextRun]) -> str:
 
 
 def obstacle(request: ChatRequest, runs: Sequence[TextRun], continuing: Continuing) -> str | None:
-    """Why the model cannot go on from this text as it would have; None if it can."""
-    if continuing is not Continuing.KNOWN:  # it may begin a new answer, which would be glued to the old one
+    """Why the model cannot continue this text as it would have; None if it can."""
+    if continuing is not Continuing.KNOWN:  # it may begin a new answer, which would be appended to the old one
         return "unproven" if continuing is Continuing.UNPROVEN else "no_continuation"
     if request.tools or request.tool_choice is not None:
         return "tools"  # Mistral refuses a prefix beside them
     if request.response_format is not None and request.response_format.type != "text":
-        return "response_format"  # constrained decoding begins anew
+        return "response_format"  # constrained decoding starts from the beginning
     if runs[-1].channel is not Channel.CONTENT:
         return "reasoning"  # a thought that is not at its end cannot be given back
     if not (own_prefix(request) + content(runs)).strip():
@@ -163,7 +165,7 @@ def obstacle(request: ChatRequest, runs: Sequence[TextRun], continuing: Continui
 
 
 def has_own_prefix(request: ChatRequest) -> bool:
-    """The caller has written the beginning of the answer."""
+    """Whether the caller has written the beginning of the answer."""
     return request.messages[-1].role == "assistant"
 
 

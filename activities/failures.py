@@ -1,6 +1,6 @@
-"""Our errors as Temporal needs them: retried or not, after which pause, with a code and a bounded text.
+"""Turns errors into the ApplicationErrors of activities: retried or not, after a pause, with a code and a bounded text.
 
-All are of the category BENIGN: expected, and logged by us with the job's id, not by the SDK with a traceback.
+All are of the category BENIGN: expected, and logged here with the job's id, not by the SDK with a traceback.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from domain.outcomes import AttemptOutcome
 from domain.timings import Timings
 
 FAILURE_BUDGET = Retry().attempts
-"""Errors of this service before an attempt could begin; a job's own ``retry`` counts those of its calls."""
+"""Errors of this service that a job may have before an attempt begins; its own ``retry`` counts those of its calls."""
 EMPTY_BUDGET = 3
-"""Empty answers of one job, if its ``retry`` allows so many: a model that says nothing twice more will not speak."""
+"""Empty answers that a job may have, if its ``retry`` allows so many."""
 BREAK_BUDGET = 3
-"""The same for answers that fall silent, or are cut off once they have begun, at the same place: all are paid for."""
+"""Answers that may fall silent or be cut off at the same place, if ``retry`` allows so many: each is paid for."""
 MOVING_BUDGET = 10
-"""How many failures, for each retry that ``retry`` allows, a job may have that moves on between them."""
+"""Failures that a job may have in all, for each retry that ``retry`` allows, while it moves on between them."""
 LONGEST_THROTTLE = 300.0
 STORAGE_PAUSE = 1.0
 JITTER = 0.2
@@ -34,9 +34,9 @@ AT_ONCE = timedelta(milliseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """A job's real failures up to now: ``here``, at the present place of the answer, and ``in_all``.
+    """A job's real failures so far: ``here``, at the present place of the answer, and ``in_all``.
 
-    ``breaks``: of those here, answers that were paid for and broke off. ``empties``: those that brought nothing at all.
+    ``breaks``: of those here, answers that were paid for and broke off. ``empties``: calls that brought no text.
     """
 
     here: int
@@ -45,7 +45,7 @@ class Tally:
     empties: int = 0
 
     def spent(self, retry: Retry, reason: str) -> bool:
-        """Whether the last failure, with the code ``reason``, was the last that the job may have."""
+        """Whether the job may have no further failure after this one, whose code is ``reason``."""
         most = retry.attempts
         if self.here >= most or self.in_all >= max(most, MOVING_BUDGET * (most - 1)):
             return True
@@ -53,7 +53,7 @@ class Tally:
 
 
 def permanent(code: str, message: str, *, retryable: bool = False, cause: ErrorCause | None = None) -> ApplicationError:
-    """Ends the job. ``retryable`` tells people whether a replay may help; ``cause`` is what went wrong before."""
+    """An error that ends the job. ``retryable``: whether a replay may help; ``cause``: the error before it."""
     details: dict[str, object] = {"retryable": retryable}
     if cause is not None:
         message = bounded(f"{message.rstrip('.')}. Last cause: {cause.code}: {cause.message}")
@@ -62,8 +62,8 @@ def permanent(code: str, message: str, *, retryable: bool = False, cause: ErrorC
 
 
 def again(code: str, message: str, pause: float | None) -> ApplicationError:
-    """Makes Temporal start another attempt after ``pause`` seconds; None: as the retry policy says."""
-    delay = None if pause is None else max(timedelta(seconds=pause), AT_ONCE)  # zero would mean the policy's, too
+    """An error after which Temporal starts another attempt, in ``pause`` seconds; None: as the retry policy says."""
+    delay = None if pause is None else max(timedelta(seconds=pause), AT_ONCE)  # zero would also mean the policy's delay
     return ApplicationError(
         message, {"retryable": True}, type=code, next_retry_delay=delay, category=ApplicationErrorCategory.BENIGN
     )
@@ -79,7 +79,7 @@ def within(failure: BaseException, seconds: float) -> BaseException:
 
 
 def from_storage(error: ChatJobsError, *, pause: float | None = STORAGE_PAUSE) -> ApplicationError:
-    """An error of the database: waited for if it may pass, else the end."""
+    """An error of the database: retried if it may pass, otherwise the end of the job."""
     if isinstance(error, StorageUnavailable):
         return again(error.code, error.message, pause)
     return permanent(error.code, error.message)
@@ -108,7 +108,7 @@ def from_upstream(
 
 
 def internal(error: BaseException, tally: Tally, retry: Retry, timings: Timings = Timings()) -> ApplicationError:
-    """An error of our own. Its text may hold anything, so that only its name leaves the worker's log."""
+    """An error of this service. Only its class name leaves the worker's log: its text may hold private data."""
     message = f"An error in this service ({type(error).__name__}); see the worker's log"
     if tally.spent(retry, AttemptOutcome.INTERNAL.value):
         return _given_up(AttemptOutcome.INTERNAL.value, message, tally)

@@ -1,4 +1,4 @@
-"""The short local steps: give a job its row, and seal the transcript into a result."""
+"""The local activities: insert the row of a job that was started inline, and seal a job."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class ResultActivities:
 
 
 async def _cancel_run() -> None:
-    """Only a run that was asked to may end as cancelled, and it cannot ask itself."""
+    """Cancel this run through Temporal: a run may end as cancelled only if it was."""
     info = activity.info()
     handle = activity.client().get_workflow_handle(info.workflow_id or "", run_id=info.workflow_run_id)
     try:

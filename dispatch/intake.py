@@ -132,6 +132,9 @@ class Intake:
             raise TemporalUnavailable
         if self._indexed is None:
             self._indexed = await search_attributes(self._client)
+        tenant = job.tenant.encode()
+        # Tenants take turns in Temporal's queues too. The server takes 64 bytes.
+        fairness = job.tenant if len(tenant) <= 64 else hashlib.sha256(tenant).hexdigest()
         try:
             await self._client.start_workflow(
                 CHAT_JOB,
@@ -142,7 +145,7 @@ class Intake:
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 static_summary=f"chat with {job.model}",
                 search_attributes=self._search_attributes(job) if self._indexed else None,
-                priority=Priority(priority_key=job.priority, fairness_key=_fairness_key(job.tenant)),
+                priority=Priority(priority_key=job.priority, fairness_key=fairness),
                 task_timeout=TASK_TIMEOUT,
                 rpc_timeout=RPC_TIMEOUT,
             )
@@ -207,8 +210,3 @@ class Intake:
         except (RPCError, RuntimeError) as error:
             if not isinstance(error, RPCError) or error.status is not RPCStatusCode.NOT_FOUND:
                 raise TemporalUnavailable from None
-
-
-def _fairness_key(tenant: str) -> str:
-    """The tenant, so that tenants take turns in Temporal's queues too. The server takes 64 bytes."""
-    return tenant if len(tenant.encode()) <= 64 else hashlib.sha256(tenant.encode()).hexdigest()

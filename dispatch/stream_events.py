@@ -1,4 +1,4 @@
-"""Slices of a transcript to the events of a stream as on the wire, for one reader. Pure."""
+"""Turns slices of a transcript into the events of a stream, for one reader. Pure."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _json_string = JSONEncoder(ensure_ascii=False).encode
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An event of a job's stream and its id, as on the wire. News that no reader resumes from has none."""
+    """An event of a job's stream and its id, as on the wire; None for an event that no reader resumes from."""
 
     id: str | None
     event: StreamEvent
 
 
 class Framing:
-    """Slices to frames, for one reader. ``resumed``: the reader has the beginning already, of ``epoch``."""
+    """The frames for one reader. ``resumed``: the reader has the beginning already, of ``epoch``."""
 
     def __init__(self, job: Job | JobHandle, *, resumed: bool, epoch: int | None = None) -> None:
         self._epoch = epoch
@@ -92,7 +92,7 @@ def encoded(frame: Frame) -> bytes:
 
 
 def queued_frame(place: QueuePlace) -> Frame:
-    """Where a job stands that waits for the model's rate limit."""
+    """The place of a job that waits for the model's rate limit."""
     return Frame(None, QueuedEvent(**dict(place)))
 
 

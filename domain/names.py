@@ -1,4 +1,4 @@
-"""Every string that two rooms must agree on."""
+"""The names that several rooms use: workflow types, task queues, search attributes, ids."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What passes between a workflow and its activities, and so into Temporal's history: ids, positions, outcomes.
+"""Arguments and results of activities and child workflows, which Temporal's history keeps: ids, positions, outcomes.
 
-Never a prompt and never an answer, but for the answer of a job whose request came inline.
+They hold no prompt and no answer, except the answer of a job that was started with its request inline.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class JobRef(WireModel):
 
 
 class CompletionSummary(WireModel):
-    """How complete_chat ended: the answer is whole in storage, or there was nothing to do."""
+    """The result of complete_chat: the answer is whole in storage, or there was nothing to do."""
 
     position: int
     finish_reason: str | None = None
@@ -38,7 +38,7 @@ class CompletionSummary(WireModel):
 
 
 class Ending(WireModel):
-    """How the workflow wants the job sealed. Storage has the last word: a cancel that was accepted wins."""
+    """The outcome that the workflow asks for. Storage decides: an accepted request to cancel comes first."""
 
     job_id: str
     status: Literal[JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED]
@@ -70,20 +70,20 @@ class DeliveryOrder(WireModel):
 
 
 class DeliveryReport(WireModel):
-    """What came of a try. ``retry_in`` is the pause to keep, in seconds; None: there is nothing left to do."""
+    """The result of a try. ``retry_in``: seconds until the next one; None: there is none."""
 
     delivered: bool
     tries: int
     retry_in: float | None = None
     reason: str | None = None
     counted: bool = Field(True, exclude_if=lambda counted: counted)
-    """False: nothing was sent, as the receiver has too many tries under way. The schedule stays where it was."""
+    """False: nothing was sent, as too many tries to the receiver are under way. The schedule does not advance."""
 
 
 class DeliveryStart(WireModel):
     """The argument of the workflow type ``WebhookDelivery``. ``tries_made`` places it in the schedule.
 
-    ``earlier`` tries do not: they were made before somebody asked for the delivery to be made again.
+    ``earlier`` tries do not count for it: they were made before a redelivery was requested.
     """
 
     delivery_id: str
@@ -100,7 +100,7 @@ class RetentionOrder(WireModel):
 
 
 class RetentionReport(WireModel):
-    """What a run removed so far, and where it goes on: after the job of that end (microseconds since 1970) and id."""
+    """The jobs that a run has removed, and its place: the end (microseconds since 1970) and id of the last job."""
 
     removed: int = 0
     completed_at: int = 0

@@ -1,6 +1,6 @@
-"""What the activities need from the outside, as small Protocols and plain values.
+"""The interfaces of model and webhook sender, as small Protocols and values; their implementations are in providers/.
 
-``providers/`` holds the real ones; nothing here or in activities/ names a vendor.
+Nothing here or in activities/ names a vendor.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Final, NamedTuple, Protocol
 from chatjobs.contracts import Channel, ChatRequest, JsonObject, ToolCall, Usage
 
 CANNOT_CONTINUE = "upstream_echo"
-"""The code of an answer that does not go on from the text it was given."""
+"""The error code of an answer that does not go on from the text that it was given."""
 
 SENT: ContextVar[Callable[[], None] | None] = ContextVar("SENT", default=None)
-"""Called by a model, in the context of its stream, when the request is on its way: the rate limit counts from then."""
+"""A callback that a model calls, in the context of its stream, when it sends the request: rate limits count from it."""
 SPENT_PAUSE = 5.0
 
 
 class Continuing(StrEnum):
-    """Whether a model goes on from a text that it is given. Only one that is known to is asked to."""
+    """Whether a model continues a text that it is given. Only a model that is known to is asked to."""
 
     KNOWN = "known"
     UNPROVEN = "unproven"
@@ -29,7 +29,7 @@ class Continuing(StrEnum):
 
 
 class Told(NamedTuple):
-    """What the server says in the middle of an answer that the call has used up to there."""
+    """The usage of the call so far, which some servers report during the stream."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -53,16 +53,16 @@ class PartDelta(NamedTuple):
 
 
 class StillWorking(NamedTuple):
-    """The model is working on something that is only whole at the end (a tool call), or says again what is there.
+    """A sign of life without new text: a piece of what is only whole at the end (a tool call), or repeated text.
 
-    ``told``: the count up to here, which is none of new text.
+    ``told``: the count up to here, which includes no new text.
     """
 
     told: Told | None = None
 
 
 class Allowance(NamedTuple):
-    """What the answer's headers say of the rate limit; it comes first. None: they do not say.
+    """The rate limit in the headers of the response, the first event of a stream. None: not in the headers.
 
     ``requests_per_minute``: the limit. ``requests_left`` and ``tokens_left``: of this minute.
     """
@@ -73,7 +73,7 @@ class Allowance(NamedTuple):
 
     @property
     def pause(self) -> float | None:
-        """Seconds that the lane had better wait: nobody says when the minute ends."""
+        """Seconds to pause the lane if nothing is left; the headers do not say when the minute ends."""
         if self.requests_left == 0 or (self.tokens_left is not None and self.tokens_left <= 0):
             return SPENT_PAUSE
         return None
@@ -84,17 +84,17 @@ class Finish(NamedTuple):
 
     reason: str
     usage: Usage | None = None
-    """As reported; a count that was not is 0."""
+    """As reported; counts that were not reported are 0."""
     tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def exact_usage(self) -> Usage | None:
-        """None where a count is missing: whoever needs it has to estimate."""
+        """The reported usage; None where a count is missing and has to be estimated."""
         whole = self.usage is not None and self.usage.prompt_tokens > 0 and self.usage.completion_tokens > 0
         return self.usage if whole else None
 
     def counted(self, estimate: Usage) -> tuple[Usage, bool]:
-        """The usage, with what was not reported taken from ``estimate``; and whether anything was."""
+        """The usage, with missing counts taken from ``estimate``, and whether any were."""
         if self.usage is None:
             return estimate, True
         prompt = self.usage.prompt_tokens or estimate.prompt_tokens
@@ -120,28 +120,28 @@ class ChatModel(Protocol):
         ...
 
     def unsent(self, request: ChatRequest, text: str) -> str:
-        """The whitespace at the end of ``text`` that is not sent when the model is to go on from it: the model has to
-        say it again, which costs tokens of that call and is no new text."""
+        """The whitespace at the end of ``text`` that is not sent when the model continues it. The model generates it
+        again, which costs tokens of that call and is no new text."""
         ...
 
     def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
         """Stream one completion of ``request``; close the generator to end the connection.
 
-        ``continue_from`` is the content that is already there: what follows it is streamed, and nothing of it again.
-        The same is true for a prefix of the caller's own, which goes before it. Where a model cannot be made to go on
-        from there, UpstreamError's ``reason`` is CANNOT_CONTINUE, or the request is refused.
-        The caller keeps the time limits (comments and empty chunks yield nothing); the implementation keeps the size
-        limits. Raises UpstreamError (chatjobs/errors.py), never a vendor's exception.
+        ``continue_from``: the content so far. Only text that follows it is yielded; the same is true for a prefix of
+        the caller's own, which precedes it. If the model does not continue it, UpstreamError has the ``reason``
+        CANNOT_CONTINUE, or the request is refused. The caller enforces time limits (comments and empty chunks yield no
+        event); the implementation enforces size limits. Raises UpstreamError (domain/errors.py), never a vendor's
+        exception.
         """
         ...
 
 
 BUSY: Final = "busy"
-"""The error of a POST that was not made: too many to this receiver are under way. It is no try; come back later."""
+"""The error of a POST that was not made, as too many to this receiver are under way. It does not count as a try."""
 
 
 class WebhookResponse(NamedTuple):
-    """What came of one POST: a status, or an error in its place. ``response`` is the first kilobyte of the answer."""
+    """The result of one POST: a status, or an error in its place. ``response``: the first kilobyte of the answer."""
 
     latency_ms: int
     status_code: int | None = None
@@ -156,8 +156,8 @@ class WebhookResponse(NamedTuple):
 
 
 class WebhookSender(Protocol):
-    """Posts to strangers. Which addresses it refuses is its own business."""
+    """Posts to receivers of webhooks. It decides itself which addresses it refuses."""
 
     async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> WebhookResponse:
-        """One POST, 15 s in all. A failure is an answer, not an exception."""
+        """Make one POST, in 15 s in all. A failure is a result, not an exception."""
         ...

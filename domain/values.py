@@ -1,4 +1,4 @@
-"""What storage takes and gives beside the contracts."""
+"""Values that cross rooms, beside the contracts."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Stretch:
     """What one attempt wrote of its epoch: the text from position ``start`` to ``end``, in ``deltas`` deltas.
 
     ``tokens``: as the model's server counted them; None where it did not. ``most``: as the attempt estimated them from
-    its deltas; None where its worker died. ``closed``: it belongs to a segment that is over.
+    its deltas; None where its worker died. ``closed``: it belongs to an earlier segment.
     """
 
     start: int
@@ -128,9 +128,8 @@ class Stretch:
 class AttemptEnd:
     """How an attempt ended that did not finish its answer. ``outcome`` is an AttemptOutcome or an error's code.
 
-    ``usage`` is exact; without it, it is estimated: ``tokens`` for the answer, or one for each delta. ``called``: the
-    model was called; where it was not, there is nothing for the ledger of calls. ``message`` says why it failed, for
-    people.
+    ``usage`` is exact; without it, usage is estimated: ``tokens`` for the answer, or one for each delta. ``called``:
+    whether the model was called; if not, the attempt is removed from the ledger. ``message``: why it failed.
     """
 
     outcome: str
@@ -145,7 +144,7 @@ class AttemptEnd:
 
 @dataclass(frozen=True, slots=True)
 class AttemptHistory:
-    """What the ledger says of a job's attempts before this one.
+    """The attempts at a job before this one, summed up from the ledger.
 
     ``furthest`` is the most characters that the transcript had after any of them. An attempt moves on if it goes on
     from the text so far and brings it further than that, and does not end with an error of this service. ``failures``
@@ -174,9 +173,9 @@ class AttemptHistory:
 
 @dataclass(frozen=True, slots=True)
 class Claimant:
-    """A job that wants to call the model. ``since`` (microseconds) is when it was accepted.
+    """A job that requests a turn to call the model. ``since`` (microseconds): when it was accepted.
 
-    The smaller ``priority`` goes first; within one, tenants take turns. ``returns``: it had a turn before.
+    A smaller ``priority`` goes first; within one priority, tenants take turns. ``returns``: it had a turn before.
     """
 
     job_id: str
@@ -190,8 +189,9 @@ class Claimant:
 class Reservation:
     """When a job may call the model, in a lane.
 
-    ``granted``: the call may start in ``seconds``, at ``due`` by this process's monotonic clock. Else the job asks
-    again in ``seconds``; where it is ``near`` it waits in the worker. ``position`` (1 is next) is for people.
+    ``granted``: the call may start in ``seconds``, at ``due`` by this process's monotonic clock. Otherwise the job
+    requests a turn again in ``seconds``; a ``near`` turn is awaited in the worker. ``position`` (1 is next) is shown to
+    people.
     """
 
     granted: bool
@@ -203,21 +203,21 @@ class Reservation:
     shifted: int | None = None
     """The lane's sum of late starts when the turn was granted, for Limiter.report_late_start; None: not reported."""
     probe: bool = False
-    """The call finds out whether a model that was down answers again."""
+    """The call tests whether a model that was down answers again."""
     refused: bool = False
     """The lane's last call was refused: ``Limiter.record_success`` ends that."""
     seen: float | None = None
-    """The limit that the lane knows from the model's headers, in calls per second."""
+    """The limit that the lane has from the model's headers, in calls per second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What an attempt finds when it takes a job over.
+    """The result of an attempt's claim on a job.
 
-    ``taken``: it may write, under ``fence``, from ``position`` on. Else there is nothing to do: the answer is
-    ``finished`` in storage, the job is ``sealed``, or somebody asked to cancel it. ``waiting``: it is not its ``turn``
-    to call the model; nothing was taken. ``worker_lost``: too many workers died with it; nothing was taken.
-    ``expired``: its time in the queue was over before the first call.
+    ``taken``: the attempt may write, under ``fence``, from ``position`` on. With all other outcomes nothing was
+    claimed. ``finished``: the answer is whole in storage. ``sealed``: the job has ended. ``cancel_requested``: its
+    cancellation was requested. ``waiting``: its ``turn`` to call the model is later. ``worker_lost``: too many workers
+    died with it. ``expired``: its time in the queue was over before the first call.
     """
 
     outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting", "worker_lost", "expired"]
@@ -247,9 +247,9 @@ class TextRun(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """How far a reader is: everything of ``epoch`` before ``position`` has been read.
+    """The place of a reader: everything of ``epoch`` before ``position`` has been read.
 
-    ``awaits_start``: that the job's first attempt begins is news as well.
+    ``awaits_start``: the beginning of the job's first attempt is a change for this reader.
     """
 
     job_id: str
@@ -259,10 +259,10 @@ class Cursor(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """What a reader at a cursor lacks.
+    """The text that a reader at a cursor lacks.
 
-    ``reset``: the reader's text is not a prefix of this one (another epoch, or a position from the future); drop it,
-    ``runs`` has the whole text. ``status`` is of the same snapshot: terminal means that nothing follows.
+    ``reset``: the reader's text is not a prefix of the transcript (another epoch, or a position beyond its end) and
+    must be discarded; ``runs`` has the whole text. ``status`` is of the same snapshot: nothing follows a terminal one.
     """
 
     job_id: str

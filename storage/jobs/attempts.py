@@ -25,10 +25,10 @@ from storage.jobs.rows import CHANGED, REQUEST, by_id, locked, queue_end, store_
 from storage.rate_limits.limiter import Reserve
 
 SAMPLES_AMONG = 200
-"""Jobs that ended last, among which those of a model are looked for."""
+"""The most recently ended jobs, which are searched for samples of a model."""
 MOST_SAMPLES = 8
 LONGEST_SAMPLE = 16_384
-"""Characters: more text tells no more about its tokens."""
+"""Characters: a longer text tells no more about its tokens."""
 
 CANCELS = select(jobs.c.id).where(
     jobs.c.id.in_(bindparam("keys", expanding=True)), jobs.c.cancel_requested_at.is_not(None)
@@ -58,7 +58,7 @@ SAMPLES = (
 
 
 class AttemptStore:
-    """What the attempts at a job write and read, each under the fence that it has claimed."""
+    """What attempts write and read, each under the fence that it claimed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -74,12 +74,12 @@ class AttemptStore:
         reserve: Reserve | None = None,
         tries: int = sys.maxsize,
     ) -> Claim:
-        """Take a job over for an attempt, if no later attempt has it.
+        """Claim a job for an attempt, unless a later attempt has it.
 
         ``fence`` grows over all attempts of a job, also across Resets. ``claimant`` is unique to the caller, so that
-        it may ask again after a lost answer. A failed job that another workflow run sealed is reopened. ``reserve``
-        says when the job may call the model; where that is later, nothing is taken. ``tries``: attempts before this
-        one, as Temporal counts them: workers that died before an operator's Reset are not held against the job.
+        it may repeat the call after a lost answer. ``reserve`` says when the job may call the model; where that is
+        later, nothing is claimed. ``tries``: attempts before this one as Temporal counts them, so that workers that
+        died before an operator's Reset do not count. A failed job that another workflow run sealed is reopened.
         Raises JobNotFound (also where the request was not kept), FenceLost.
         """
         async with self._database.write("fast") as connection:
@@ -98,13 +98,13 @@ class AttemptStore:
             claim, body = await self._take(connection, row, fence, claimant, reserve)
         if claim.outcome != "taken":
             return claim
-        # After the commit: a request that ends the process that reads it is in the ledger by now.
+        # After the commit: if parsing this request kills the process, the ledger already has the attempt.
         return replace(claim, request=ChatRequest.model_validate_json(body))
 
     async def _take(
         self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, reserve: Reserve | None
     ) -> tuple[Claim, str]:
-        """The claim, without its request, whose JSON it gives beside it."""
+        """The claim without its request, and the request as JSON."""
         body = await connection.scalar(REQUEST, {"key": row.id})
         if body is None:
             raise JobNotFound("The job's request was not kept")
@@ -150,7 +150,7 @@ class AttemptStore:
         await connection.execute(insert(attempts), first | {"estimated": False})
 
     async def written(self, job_id: str, *, fence: int, epoch: int) -> Sequence[TextRun]:
-        """The text of an epoch so far, in order. Raises FenceLost."""
+        """The text of an epoch, in order. Raises FenceLost."""
         async with self._database.read() as connection:
             row = (await connection.execute(by_id(job_id, None))).first()
             if row is None or (row.fence, row.epoch) != (fence, epoch):
@@ -158,7 +158,7 @@ class AttemptStore:
             return await mapping.transcript_runs(connection, row)
 
     async def samples(self, model: str) -> Sequence[Sample]:
-        """Calls of a model that ended lately and were counted, each of which brought all the text of its job."""
+        """Recent calls of a model whose tokens were counted, each of which brought all the text of its job."""
         async with self._database.single() as connection:
             rows = (await connection.execute(SAMPLES, {"model": model})).all()
         return [
@@ -168,7 +168,7 @@ class AttemptStore:
 
     @retried
     async def restart(self, job_id: str, *, fence: int, reason: str) -> int:
-        """Throw the text so far away: a new epoch, whose number is returned. Raises FenceLost."""
+        """Discard the text and begin a new epoch, whose number is returned. Raises FenceLost."""
         async with self._database.write("fast") as connection:
             epoch = await connection.scalar(
                 update(jobs)
@@ -192,10 +192,10 @@ class AttemptStore:
 
     @retried
     async def end(self, job_id: str, number: int, fence: int, end: AttemptEnd) -> None:
-        """Write into the ledger how attempt ``number``, which claimed ``fence``, ended without finishing its answer.
+        """Record in the ledger how attempt ``number``, which claimed ``fence``, ended without finishing its answer.
 
-        Where another attempt has the job by now, the ledger says that this one was lost; while the job runs, that is
-        put right: its worker lives.
+        If another attempt has claimed the job, the ledger has this one as lost; while the job runs, that is corrected,
+        since its worker lives.
         """
         async with self._database.write("fast") as connection:
             row = await locked(connection, job_id)
@@ -213,13 +213,13 @@ class AttemptStore:
                 await connection.execute(update(attempts).where(closed).values(values))
 
     async def cancels(self, job_ids: Collection[str]) -> Collection[str]:
-        """Those of some jobs that somebody asked to cancel."""
+        """The ids among ``job_ids`` whose cancellation was requested."""
         async with self._database.single() as connection:
             return (await connection.execute(CANCELS, {"keys": list(job_ids)})).scalars().all()
 
 
 def _seconds_left(row: Row[Any], body: str, time: int) -> float:
-    """Until the clock runs out that runs while a job waits; ``body`` is its request as JSON."""
+    """Seconds left of the time limit that applies to a waiting job. ``body``: its request as JSON."""
     if row.started_at is None:
         return _queue_seconds_left(row, body, time)
     total = ChatRequest.model_validate_json(body).limits.total_seconds
@@ -233,16 +233,16 @@ async def _lost_too_often(connection: AsyncConnection, row: Row[Any], tries: int
 
 
 def _queue_seconds_left(row: Row[Any], body: str, time: int) -> float:
-    """Of limits.queueSeconds; without end once the model was called."""
+    """Seconds left of limits.queueSeconds; infinite once the model was called."""
     if row.queue_until is not None:
         return float((row.queue_until - time) / 1e6)
     if row.attempt:
         return float("inf")
-    return (queue_end(row.created_at, ChatRequest.model_validate_json(body)) - time) / 1e6  # of an older version
+    return (queue_end(row.created_at, ChatRequest.model_validate_json(body)) - time) / 1e6  # a row of an older version
 
 
 async def _queue_again(connection: AsyncConnection, row: Row[Any]) -> None:
-    """The first attempt ended without a call: the job is as it was before it, and its time in the queue goes on."""
+    """Put a job back into the queue whose first attempt ended without a call; its time in the queue goes on."""
     if await connection.scalar(select(attempts.c.number).where(attempts.c.job_id == row.id).limit(1)) is not None:
         return
     body = await connection.scalar(REQUEST, {"key": row.id})

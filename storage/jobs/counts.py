@@ -1,4 +1,4 @@
-"""How many jobs the whole service has, by index: open ones, those that ended lately, the one that waits longest."""
+"""Numbers of jobs in the whole service, read from indexes: open, ended lately, and the age of the oldest queued."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class JobCounts:
     ended: Mapping[JobStatus, int]
     oldest_queued_seconds: float
     lanes_down: int
-    """Whose model fails all calls."""
+    """Lanes whose model fails all calls."""
 
 
 async def counts(database: Database) -> JobCounts:
-    """Raises StorageUnavailable."""
+    """Count the jobs. Raises StorageUnavailable."""
     time = micros(now())
     begin = time - LATELY // timedelta(microseconds=1)
     async with database.read() as connection:

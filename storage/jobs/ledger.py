@@ -1,4 +1,4 @@
-"""The ledger of a job's attempts: closing one, and what those before the present one add up to."""
+"""The ledger of a job's attempts: closes the open one, and sums up those before it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from storage.jobs.rows import REQUEST
 
 
 async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: AttemptEnd) -> None:
-    """End the attempt that is still open; normally there is one. What it used is estimated, unless ``end`` knows."""
+    """Close the attempts that are still open, normally one. Their usage is estimated where ``end`` does not have it."""
     is_open = and_(attempts.c.job_id == row.id, attempts.c.ended_at.is_(None))
     if not end.called:
         await connection.execute(delete(attempts).where(is_open))
@@ -50,20 +50,20 @@ async def close_open_attempts(connection: AsyncConnection, row: Row[Any], end: A
 
 
 def excuse(outcome: str) -> dict[str, bool]:
-    """Columns of an attempt that keep earlier versions, which do not know its outcome, from taking it for a failure."""
+    """Columns that keep earlier versions, which do not know the outcome, from counting the attempt as a failure."""
     return {"excused": True} if outcome in (AttemptOutcome.FROZEN, AttemptOutcome.TOPPED_UP) else {}
 
 
 async def _estimated(connection: AsyncConnection, job_id: str, before: int, tokens: int, *, answered: bool) -> Usage:
-    """One delta of the text that the call went on from is one token. A call that was refused, or of which nothing is
-    known, used nothing that we can tell."""
+    """An estimate of a call's usage, with one token for each delta of the text that it continued. A call that was not
+    ``answered`` counts as none."""
     body = await connection.scalar(REQUEST, {"key": job_id}) if answered else None
     prompt = prompt_tokens(ChatRequest.model_validate_json(body)) + before if body else 0
     return Usage(prompt_tokens=prompt, completion_tokens=tokens, total_tokens=prompt + tokens)
 
 
 async def history(connection: AsyncConnection, row: Row[Any], number: int) -> AttemptHistory:
-    """Summary of the attempts before ``number``."""
+    """The attempts before ``number``, summed up."""
     if number == 1:
         return AttemptHistory()
     query = select(attempts).where(attempts.c.job_id == row.id, attempts.c.number < number)
@@ -93,8 +93,8 @@ async def history(connection: AsyncConnection, row: Row[Any], number: int) -> At
 
 
 def _stretches(attempts: Sequence[Row[Any]], starts: Sequence[int], present: int) -> Iterator[Stretch]:
-    """What the attempts of an epoch wrote; ``starts`` are their token counts before it, and the last one's after.
-    ``present``: the first of those in the segment that is not over."""
+    """The stretches that the attempts of an epoch wrote. ``starts``: the token count before each, and that after the
+    last. ``present``: the place of the first attempt of the present segment."""
     position = 0
     for place, one in enumerate(attempts):
         end, deltas = max(one.position or 0, position), starts[place + 1] - starts[place]
@@ -107,7 +107,7 @@ def _stretches(attempts: Sequence[Row[Any]], starts: Sequence[int], present: int
             start=position,
             end=end,
             deltas=deltas,
-            # Counted while it came, the count is in the text's own; what else the call used is no part of it.
+            # A count during the stream is in the deltas already; tokens beyond it are not part of the text.
             tokens=(counted if whole else deltas) if exact else None,
             most=counted if counted and not exact and one.outcome not in UNNOTICED else None,
             closed=place < present,
@@ -116,8 +116,8 @@ def _stretches(attempts: Sequence[Row[Any]], starts: Sequence[int], present: int
 
 
 def _moved(before: Sequence[tuple[str, int, int]]) -> tuple[int | None, int]:
-    """Which attempt was the last that moved on, and the furthest position of all (see values.Past), from the outcome,
-    the token count at the start and the position at the end of each."""
+    """The place of the last attempt that moved on (see AttemptHistory), and the furthest position of all. Each attempt
+    is given by its outcome, its token count at the start and its position at the end."""
     moved, furthest = None, 0
     for place, (outcome, start, end) in enumerate(before):
         if end > furthest:
@@ -128,7 +128,7 @@ def _moved(before: Sequence[tuple[str, int, int]]) -> tuple[int | None, int]:
 
 
 async def lost_in_a_row(connection: AsyncConnection, row: Row[Any]) -> int:
-    """How many attempts since the last that moved on have ended with their worker, an open one among them."""
+    """Number of attempts since the last that moved on whose worker died, including one that is still open."""
     query = select(attempts).where(attempts.c.job_id == row.id).order_by(attempts.c.number)
     before = (await connection.execute(query)).all()
     ends = [row.position if one.ended_at is None else one.position or 0 for one in before]

@@ -1,4 +1,4 @@
-"""Rows to contracts: a job as its readers see it."""
+"""Maps rows to values: jobs, attempts, deliveries, texts."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def job(connection: AsyncConnection, row: Row[Any]) -> StoredJob:
 
 
 def listed() -> Select[Any]:
-    """What ``summary`` needs of jobs and their results."""
+    """The query whose rows ``summary`` maps."""
     head = (results.c.usage, results.c.usage_estimated, results.c.error, results.c.finish_reason, results.c.sha256)
     return select(jobs, *head).outerjoin(results, results.c.job_id == jobs.c.id)
 
@@ -115,7 +115,7 @@ def summary(row: Row[Any]) -> StoredJob:
 
 
 def outcome(result: Row[Any]) -> dict[str, Any]:
-    """The part of a job that the seal fixed."""
+    """The fields of a job that its seal fixed."""
     return {
         "content": result.content,
         "reasoning": result.reasoning or None,
@@ -180,7 +180,7 @@ def compacted_runs(texts: Mapping[Channel, str], runs: str) -> list[TextRun]:
 
 
 def total_usage(ledger_rows: Sequence[Attempt], finish: FinishRecord | None) -> tuple[Usage | None, bool]:
-    """The sum over all attempts, and whether a part of it is estimated. None before there is anything to sum."""
+    """The usage of all attempts together, and whether a part of it is estimated; None if there is none."""
     counted = [attempt.usage for attempt in ledger_rows if attempt.usage]
     if finish and finish.usage and not any(a.number == finish.attempt and a.usage for a in ledger_rows):
         counted.append(finish.usage)

@@ -1,4 +1,4 @@
-"""What the page shows of a tenant's jobs together: how many there are, which have changed, how they do over time.
+"""What the page shows of all jobs of a tenant: their numbers, which have changed, and how they ended over time.
 
 None of it reads a text. The statements stay on the indexes: a tenant's newest jobs, its jobs by status, the open ones,
 and the ended ones by time.
@@ -25,7 +25,7 @@ OPEN = [status.value for status in JobStatus if not status.terminal]
 
 
 class Changed(NamedTuple):
-    """Jobs without their texts, newest first. ``more``: there are others that did not fit."""
+    """Jobs without their texts, newest first. ``more``: further jobs exceeded the limit."""
 
     jobs: Sequence[StoredJob]
     more: bool
@@ -50,20 +50,20 @@ class OutcomeBucket:
 
 
 class Overview:
-    """Reads what concerns all jobs of a tenant."""
+    """Reads of all jobs of a tenant."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def counts(self, tenant: str) -> dict[JobStatus, int]:
-        """How many jobs have each status. Raises StorageUnavailable."""
+        """Number of jobs per status. Raises StorageUnavailable."""
         query = select(jobs.c.status, func.count()).where(jobs.c.tenant == tenant).group_by(jobs.c.status)
         async with self._database.read() as connection:
             found = {JobStatus(status): count for status, count in (await connection.execute(query)).all()}
         return {status: found.get(status, 0) for status in JobStatus}
 
     async def changed(self, tenant: str, since: datetime, *, limit: int) -> Changed:
-        """Jobs that were accepted, went on or ended at or after ``since``. Raises StorageUnavailable."""
+        """Jobs that were accepted, progressed or ended at or after ``since``. Raises StorageUnavailable."""
         ids = _changed_ids(tenant, micros(since)).subquery()
         query = mapping.listed().where(jobs.c.id.in_(select(ids.c.id)))
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
@@ -85,7 +85,7 @@ class Overview:
 
 
 def _changed_ids(tenant: str, since: int) -> Any:
-    """Three questions in place of one with OR, so that each can use its index."""
+    """A union of three queries in place of one with OR, so that each uses its index."""
     found, mine = select(jobs.c.id), jobs.c.tenant == tenant
     return union(
         found.where(mine, jobs.c.created_at >= since),
@@ -95,22 +95,22 @@ def _changed_ids(tenant: str, since: int) -> Any:
 
 
 async def _fill(connection: AsyncConnection, query: Select[Any], buckets: dict[int, dict[str, Any]]) -> None:
-    """Put the columns of rows that begin with a bucket's number where they belong."""
+    """Add the columns of each row to the bucket whose number the row begins with."""
     for row in (await connection.execute(query)).mappings():
         values = dict(row)
         found = buckets.get(values.pop("number"))
-        if found is not None:  # a clock ahead of ours
+        if found is not None:  # the machine that ended the job has its clock ahead
             found |= values
 
 
 def _ended(tenant: str, begin: int) -> Any:
-    """SQLite would rather look up the tenant, and go through all its jobs, than begin at a time."""
+    """A condition that has SQLite begin at the time in the index, not read all jobs of the tenant."""
     mine = func.coalesce(jobs.c.tenant, "") == tenant
     return and_(mine, jobs.c.completed_at.is_not(None), jobs.c.completed_at >= begin)
 
 
 def _number(width: int) -> Any:
-    """Of the bucket in which a job ended. The remainder goes first: ``/`` differs between the databases."""
+    """The number of the bucket in which a job ended. The remainder goes first: ``/`` differs between the databases."""
     return ((jobs.c.completed_at - jobs.c.completed_at % width) // width).label("number")
 
 

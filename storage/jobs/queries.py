@@ -1,4 +1,4 @@
-"""Jobs as their readers see them: one by one and in lists."""
+"""Reads of jobs, one by one and in lists."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from storage.rate_limits.limiter import Limiter
 
 
 class JobQueries:
-    """Reads of jobs. ``limiter`` knows the place of a waiting job in the queue for its model; None: it is not shown.
+    """``limiter`` knows the place of a waiting job in the queue for its model; without it no place is shown.
 
-    ``tenant`` is None for operators, who see all jobs.
+    In all methods ``tenant`` is None for operators, who see all jobs.
     """
 
     def __init__(self, database: Database, limiter: Limiter | None = None) -> None:
@@ -63,7 +63,7 @@ class JobQueries:
             return (await connection.execute(by_id(job_id, tenant))).first() is not None
 
     async def request(self, job_id: str, tenant: str | None = None) -> ChatRequest:
-        """What was asked. Raises JobNotFound (also where the request was not kept), ContentDeleted."""
+        """The request of a job. Raises JobNotFound (also where the request was not kept), ContentDeleted."""
         async with self._database.read() as connection:
             row = (await connection.execute(by_id(job_id, tenant))).first()
             body = await connection.scalar(REQUEST, {"key": clean(job_id)})
@@ -85,7 +85,7 @@ class JobQueries:
         before: tuple[int, str] | None = None,
         limit: int = 50,
     ) -> Sequence[StoredJob]:
-        """Jobs, newest first, without their texts. ``before`` is the place of the last one seen: (created_at, id)."""
+        """Jobs, newest first, without their texts. ``before``: (created_at, id) of the last job of the page before."""
         query = mapping.listed().order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
         conditions = {jobs.c.tenant: tenant, jobs.c.status: status and status.value, jobs.c.model: model}
         for column, value in conditions.items():
@@ -104,13 +104,13 @@ class JobQueries:
         return [mapping.summary(row) for row in rows]
 
     def _has(self, key: str, value: str) -> Any:
-        """A condition on metadata. SQLite's paths have no way to write every key that JSON may have."""
+        """A condition on metadata. SQLite's JSON paths cannot express every key."""
         if not self._database.is_sqlite:
             return jobs.c.metadata[key].as_string() == value
         pairs = func.json_each(jobs.c.metadata).table_valued("key", "value")
         return select(pairs.c.key).where(pairs.c.key == key, pairs.c.value == value).exists()
 
     async def empty(self) -> bool:
-        """No job was ever accepted."""
+        """Whether there is no job at all."""
         async with self._database.read() as connection:
             return (await connection.execute(select(jobs.c.id).limit(1))).first() is None

@@ -1,4 +1,4 @@
-"""The end of what is kept: a job whose retention is over goes whole; a deleted one keeps its row, and no text.
+"""Removal: a job whose retention is over is removed whole; a deleted job keeps its row, without its texts.
 
 On SQLite what is removed is overwritten in the file (``secure_delete``; its write-ahead log may hold older pages until
 they are reused). On Postgres it goes with the next vacuum.
@@ -18,24 +18,24 @@ from storage.engine.database import Database, retried
 from storage.engine.schema import attempts, deliveries, delivery_tries, jobs, micros, now, requests, results, transcript
 
 JOBS_AT_ONCE = 200
-"""At most, in one transaction."""
+"""Jobs that one call removes at most."""
 CHUNK = 4
 TRANSACTION_SECONDS = 0.008
-"""A transaction that has taken so long ends after its chunk: on SQLite nobody else writes meanwhile. (Measured on a
-busy machine, beside a removal of 1 MB jobs: accepts took 28 ms at the 99th percentile and 42 ms at most.)"""
+"""A transaction ends after the chunk in which it has taken so long: on SQLite it blocks all other writers. (Measured
+on a busy machine, beside a removal of 1 MB jobs: accepts took 28 ms at the 99th percentile and 42 ms at most.)"""
 PENDING_DELIVERIES_KEEP = timedelta(days=7)
 """How much longer a job stays whose webhook is still to be delivered; the schedule of its tries takes 76 hours."""
 
 
 class RemovalPosition(NamedTuple):
-    """Where a removal stopped, in order of the jobs' ends."""
+    """The place in the order of the jobs' ends where a removal stopped."""
 
     completed_at: int
     job_id: str
 
 
 class Removed(NamedTuple):
-    """``place`` is where to go on; None where nothing is left."""
+    """``jobs``: how many were removed. ``place``: where to go on; None if nothing is left."""
 
     jobs: int
     place: RemovalPosition | None
@@ -72,7 +72,7 @@ class RetentionStore:
 
 
 def _ended(before: datetime) -> Select[Any]:
-    """Jobs that ended before a time and wait for nothing."""
+    """The query for jobs that ended before a time and have no delivery to wait for."""
     pending = select(deliveries.c.id).where(deliveries.c.job_id == jobs.c.id, deliveries.c.status == "pending")
     waited_for = jobs.c.completed_at >= micros(before - PENDING_DELIVERIES_KEEP)
     return select(jobs.c.id, jobs.c.completed_at).where(
@@ -83,7 +83,7 @@ def _ended(before: datetime) -> Select[Any]:
 
 
 async def _removed(connection: AsyncConnection, job_ids: Sequence[str], ended_before: datetime) -> int:
-    """How many went. One that was reopened meanwhile, or that somebody is busy with, stays."""
+    """Remove jobs, and return how many. A job that was reopened meanwhile, or is locked, stays."""
     locked = _ended(ended_before).where(jobs.c.id.in_(job_ids)).with_for_update(of=jobs, skip_locked=True)
     ids = [row.id for row in (await connection.execute(locked)).all()]
     if ids:
@@ -95,7 +95,7 @@ async def _removed(connection: AsyncConnection, job_ids: Sequence[str], ended_be
 
 
 async def _without_deliveries(connection: AsyncConnection, job_ids: Sequence[str]) -> None:
-    """The deliveries first: a try that is being recorded holds its delivery's row, and is to go as well."""
+    """Delete deliveries before their tries: recording a try locks its delivery, so that no try is left over."""
     gone = delete(deliveries).where(deliveries.c.job_id.in_(job_ids)).returning(deliveries.c.id)
     ids = list((await connection.execute(gone)).scalars())
     if ids:
@@ -103,9 +103,9 @@ async def _without_deliveries(connection: AsyncConnection, job_ids: Sequence[str
 
 
 async def empty(connection: AsyncConnection, row: Row[Any]) -> None:
-    """Delete what a finished job's locked row stands for: request, texts, metadata, webhook and deliveries.
+    """Delete the request, texts, metadata, webhook and deliveries of a finished job, whose row is locked.
 
-    What it cost and how it ended stays, as does its idempotency key.
+    Its usage, its outcome and its idempotency key stay.
     """
     await _without_deliveries(connection, [row.id])
     for table in (requests, transcript):

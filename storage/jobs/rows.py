@@ -12,7 +12,7 @@ from chatjobs.errors import JobNotFound
 from domain.text import clean
 from storage.engine.schema import jobs, requests, transcript
 
-# Built once: making a statement costs as much as running it, and these run for every job.
+# Built once: building a statement takes as long as running it, and these run for every job.
 LOCKED = select(jobs).where(jobs.c.id == bindparam("key")).with_for_update()
 CHANGED = update(jobs).where(jobs.c.id == bindparam("key"))
 """Executed with ``key`` and the columns to set."""
@@ -20,7 +20,7 @@ REQUEST = select(requests.c.body).where(requests.c.job_id == bindparam("key"))
 
 
 def by_id(job_id: str, tenant: str | None) -> Any:
-    query = select(jobs).where(jobs.c.id == clean(job_id))  # an id that no database takes is nobody's
+    query = select(jobs).where(jobs.c.id == clean(job_id))  # an id that databases refuse finds no job
     return query.where(jobs.c.tenant == tenant) if tenant is not None else query
 
 
@@ -32,7 +32,7 @@ async def locked(connection: AsyncConnection, job_id: str, tenant: str | None = 
 
 
 async def store_tail(connection: AsyncConnection, row: Row[Any]) -> None:
-    """Put the row's tail, which its caller takes out of it, where the older text is: a new writer starts without."""
+    """Move the tail of the row, which the caller clears, to the transcript: a new writer starts without a tail."""
     if row.tail:
         await connection.execute(
             insert(transcript).values(

@@ -1,4 +1,4 @@
-"""The end of a job, in one transaction: final row, result, compacted transcript, stored delivery.
+"""Seals a job in one transaction: final row, result, compacted transcript, stored delivery.
 
 Whoever sees a terminal status can read the whole result at once, and a delivery exists from the same moment, so that
 it can be late but not lost.
@@ -43,9 +43,9 @@ LENGTH_LIMITS = ("length", "model_length")
 SEALED = CHANGED.returning(*jobs.c)
 CANCELLED = Ending(job_id="-", status=JobStatus.CANCELLED)
 SWEEPER = "sweeper"
-"""In the place of the run that sealed a job: it was sealed without its workflow. The first run that comes adopts it."""
+"""Stands in ``sealed_by`` for a job that was sealed without its workflow; the first run of it adopts the seal."""
 FIRST_TRY_SECONDS = 20
-"""So long a sweeper that sealed a job may take for the first try of its webhook; then it is another's."""
+"""The time that the sweeper that sealed a job has for the first try of its webhook; then any sweeper may make it."""
 QUEUE_TIMEOUT = JobError(
     code="queue_timeout",
     message="The job waited longer than limits.queueSeconds for its first call of the model",
@@ -95,7 +95,7 @@ async def seal(
             "status": status.value,
             "completed_at": time,
             "progressed_at": time,
-            "fence": row.fence + 1,  # whoever still writes under the old one changes nothing
+            "fence": row.fence + 1,  # an attempt that still writes under the old fence changes nothing
             "finish": None,
             "tail": "",
             "sealed_by": run_id,
@@ -158,7 +158,7 @@ def _json(adapter: Any, values: tuple[Any, ...] | None) -> str | None:
 
 
 def _verdict(row: Row[Any], ending: Ending, finish: FinishRecord | None) -> tuple[JobStatus, JobError | None]:
-    """A cancel that was accepted wins; then an answer that is whole; then what the workflow says."""
+    """The status: an accepted request to cancel comes first, then a whole answer, then the workflow's ending."""
     if ending.status is JobStatus.CANCELLED or row.cancel_requested_at is not None:
         return JobStatus.CANCELLED, None
     if finish is not None:
@@ -187,7 +187,7 @@ async def _settle_attempts(
     status: JobStatus,
     error: JobError | None,
 ) -> None:
-    """Close the ledger: the attempt that finished from its record, any other that is open as the job ends."""
+    """Close the ledger: the attempt that finished, from its record, and any other that is open."""
     if finish is not None:
         await connection.execute(
             update(attempts)
@@ -236,7 +236,7 @@ async def _store_delivery(
 
 
 def _wanted_at(row: Row[Any]) -> int | None:
-    """When a sweeper has the first try made; None where the run that sealed the job makes it."""
+    """When a sweeper makes the first try; None where the run that sealed the job makes it."""
     if row.sealed_by == SWEEPER:
         return int(row.completed_at) + FIRST_TRY_SECONDS * 1_000_000
     return None if row.sealed_by else row.completed_at
@@ -246,21 +246,21 @@ def _wanted_at(row: Row[Any]) -> int | None:
 
 
 async def adopt(connection: AsyncConnection, row: Row[Any], run_id: str) -> None:
-    """The first run of a job that was sealed without it takes the seal as its own; another run after it (a Reset)
-    reopens the job."""
+    """Give the seal of a job that was sealed without its workflow to the first run that claims it; a run after that (a
+    Reset) reopens the job."""
     if row.sealed_by == SWEEPER:
         await connection.execute(CHANGED, {"key": row.id, "sealed_by": run_id})
 
 
 def reopens(row: Row[Any], run_id: str) -> bool:
-    """A failed job that another run sealed: an operator reset its workflow, and it may go on, if it has its text."""
+    """Whether a run reopens a sealed job: another run failed it, an operator reset the workflow, its text is there."""
     return (
         row.status == JobStatus.FAILED.value and row.sealed_by not in (None, run_id, SWEEPER) and row.deleted_at is None
     )
 
 
 async def reopen(connection: AsyncConnection, row: Row[Any]) -> None:
-    """Undo the seal of a failed job: the transcript goes on where it stopped, the next outcome has a new revision."""
+    """Undo the seal of a failed job: its transcript continues, and its next outcome has a new revision."""
     result = (await connection.execute(select(results).where(results.c.job_id == row.id))).one()
     texts = {Channel.CONTENT: result.content, Channel.REASONING: result.reasoning}
     rows = [
@@ -279,14 +279,14 @@ async def reopen(connection: AsyncConnection, row: Row[Any]) -> None:
             sealed_by=None,
             error_code=None,
             revision=row.revision + 1,
-            started_at=None,  # the clock of the whole generation starts again
+            started_at=None,  # limits.totalSeconds starts again
             queue_until=await _queue_until(connection, row),
         )
     )
 
 
 async def _queue_until(connection: AsyncConnection, row: Row[Any]) -> int | None:
-    """The time in the queue starts again, too, for a job whose model was never called."""
+    """The new end of the time in the queue, for a job whose model was never called."""
     body = None if row.attempt else await connection.scalar(REQUEST, {"key": row.id})
     if body is None:
         return None

@@ -1,4 +1,4 @@
-"""The end of a job: sealed, cancelled, expired, deleted. (sealing.py has what one transaction of it does.)"""
+"""The end of a job: sealed, cancelled, expired, deleted. One transaction of it is in sealing.py."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class SealStore:
 
     @retried
     async def request_cancel(self, job_id: str, tenant: str | None = None) -> JobStatus:
-        """Commit the wish to cancel, durably; a job that was never started is sealed at once.
+        """Commit the request to cancel, durably; a job that was never started is sealed at once.
 
-        Asking again is the same. Raises JobNotFound, JobFinished.
+        Repeating the call has no effect. Raises JobNotFound, JobFinished.
         """
         async with self._database.write() as connection:
             row = await locked(connection, job_id, tenant)
@@ -48,7 +48,7 @@ class SealStore:
 
     @retried
     async def seal(self, ending: Ending, *, run_id: str) -> Sealed:
-        """Give a job its outcome. Sealed already: that outcome is returned, whatever was asked for.
+        """Give a job its outcome. For a job that is sealed already, its outcome is returned.
 
         Raises JobNotFound, SealConflict.
         """
@@ -61,10 +61,10 @@ class SealStore:
             return await sealing.sealed(connection, row)
 
     async def expire(self, limit: int = 100) -> Sequence[Sealed]:
-        """Seal jobs whose time in the queue is over and of which the model was never called, without their workflows:
+        """Seal jobs whose time in the queue is over before their first call of the model. Their workflows take no part:
         there may be no worker to run them. Several processes may do it at once.
 
-        Their webhooks are the caller's to send for FIRST_TRY_SECONDS; then a sweeper has Temporal send them.
+        The caller sends their webhooks within FIRST_TRY_SECONDS; after that a sweeper has Temporal send them.
         """
         due = select(jobs.c.id).where(jobs.c.queue_until <= micros(now())).order_by(jobs.c.queue_until).limit(limit)
         async with self._database.single() as connection:
@@ -88,8 +88,8 @@ class SealStore:
     async def delete(self, job_id: str, tenant: str | None = None) -> RunRef | None:
         """Delete a finished job's request, texts, metadata, webhook and deliveries, durably; its row stays.
 
-        Again is the same. Returns the run of a job that was started straight through Temporal, whose history has its
-        request, too. Raises JobNotFound, JobRunning.
+        Repeating the call has no effect. Returns the run of a job that was started straight through Temporal, whose
+        history also has the request. Raises JobNotFound, JobRunning.
         """
         async with self._database.write() as connection:
             row = await locked(connection, job_id, tenant)
@@ -98,5 +98,5 @@ class SealStore:
             if row.deleted_at is None:
                 await retention.empty(connection, row)
                 await self._database.hint(connection)
-        # A stored job's workflow is started after its row is made; an inline job's row says from the start that it was.
+        # The row of a job that was started inline has both times from its insertion; that of others never.
         return mapping.run_of(row) if row.workflow_started_at == row.created_at else None

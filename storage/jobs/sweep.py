@@ -25,8 +25,8 @@ class SweepStore:
         self._database = database
 
     async def unstarted(self, *, older_than: timedelta, limit: int = 100) -> Sequence[JobHandle]:
-        """Accepted jobs whose workflow was not started, for the caller to start: for ``older_than`` nobody else, in
-        whatever process, is given the same ones."""
+        """Take accepted jobs whose workflow was not started, for the caller to start. For the time ``older_than`` no
+        other caller, in any process, gets the same jobs."""
         before = micros(now() - older_than)
         async with self._database.read() as connection:
             if (await connection.execute(UNSTARTED.limit(1), {"before": before})).first() is None:
@@ -43,18 +43,18 @@ class SweepStore:
         return [mapping.handle(row) for row in rows]
 
     async def silent(self, *, since: timedelta, limit: int = 100) -> Sequence[JobHandle]:
-        """Started jobs that have not ended and have not moved for a while."""
+        """Started jobs that have not ended and have made no progress for ``since``."""
         query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_not(None))
         return await self._found(query.where(jobs.c.progressed_at <= micros(now() - since)), limit)
 
     async def to_cancel(self, limit: int = 100) -> Sequence[JobHandle]:
-        """Jobs that somebody asked to cancel and that have not ended."""
+        """Jobs that have not ended and whose cancellation was requested."""
         query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.cancel_requested_at.is_not(None))
         return await self._found(query, limit)
 
     @retried
     async def touch(self, job_id: str) -> None:
-        """The job is known to be alive: look again later."""
+        """Record that a job is alive, so that ``silent`` does not return it for a while."""
         async with self._database.write("fast") as connection:
             await connection.execute(update(jobs).where(jobs.c.id == job_id).values(progressed_at=micros(now())))
 

@@ -52,10 +52,13 @@ class BatchEntry:
 
 
 class Batches(Protocol):
-    """A place where batches go. Raises StorageUnavailable, StorageRefused."""
+    """A database that batches are written to."""
 
     async def append(self, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
-        """Commit a batch; the entries that are in, because their jobs still stood where they start."""
+        """Commit a batch; the entries whose jobs were at their start, which are committed.
+
+        Raises StorageUnavailable, StorageRefused.
+        """
         ...
 
 
@@ -73,7 +76,7 @@ async def batches(database: Database) -> AsyncIterator[Batches]:
 
 
 async def already_in(database: Database, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
-    """The entries at whose end their jobs stand: they were committed, though the answer got lost."""
+    """The entries at whose end their jobs are: they were committed, and the answer was lost."""
     query = select(jobs.c.id, jobs.c.fence, jobs.c.epoch, jobs.c.position, jobs.c.finish)
     async with database.read() as connection:
         rows = (await connection.execute(query.where(jobs.c.id.in_([e.job_id for e in entries])))).all()
@@ -102,11 +105,11 @@ def _row(e: BatchEntry, run: TextRun) -> tuple[Any, ...]:
 # ------------------------------------------------------------------------------------------------------ SQLite
 
 CHECKPOINT_PAGES = 4_000
-"""Roughly how much is written to the log between two checkpoints."""
+"""Pages that are written to the log between two checkpoints, roughly."""
 HEAD_PAGES = 64
-"""As many pages a batch changes at most, roughly, however many heads it moves: some six share one."""
+"""The most pages that a batch changes, roughly: about six heads share a page."""
 WIDTHS = (64, 8)
-"""Heads per statement. Each statement is an exchange of the interpreter lock (own_thread.py), each row of it a cost."""
+"""Heads per statement. Each statement passes the interpreter lock once (sqlite_thread.py), each row costs time."""
 NOBODY = (None,) * len(COLUMNS.split(", "))
 
 
@@ -141,10 +144,10 @@ class SqliteBatches:
         return accepted
 
     async def checkpoint_for_ever(self) -> None:
-        """Bring the write-ahead log into the database file beside the writing, which would stand still for it.
+        """Copy the write-ahead log into the database file while writing goes on.
 
-        The long part, up to where the log ends now, holds nobody up; the rest is short and done in a writer's turn, so
-        that the log can start from its beginning again.
+        The long part, up to the present end of the log, blocks nothing; the rest is short and done under the write
+        lock, so that the log starts from its beginning again.
         """
         while True:
             await self._much.wait()
@@ -164,12 +167,12 @@ def _checkpoint_most(connection: sqlite3.Connection) -> None:
 
 
 def _checkpoint_rest(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA busy_timeout=20")  # readers are short; if one is not, the next time will do
+    connection.execute("PRAGMA busy_timeout=20")  # readers are short; after a long one, the next checkpoint does it
     connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
 
 def _append(entries: Sequence[BatchEntry], connection: sqlite3.Connection) -> set[BatchEntry]:
-    """One transaction. The usual case, in which every job stands where its writer believes, needs no question."""
+    """One transaction. In the usual case, where every job is where its writer believes, it reads nothing first."""
     connection.execute("BEGIN IMMEDIATE")
     if _move(connection, entries) < len(entries):
         connection.execute("ROLLBACK")
@@ -193,7 +196,7 @@ def _move(connection: sqlite3.Connection, entries: Sequence[BatchEntry]) -> int:
 
 
 def _in_widths(heads: list[tuple[Any, ...]]) -> Iterable[list[tuple[Any, ...]]]:
-    """The rows in as many as a statement takes, the last filled up with rows that are nobody's."""
+    """The rows in groups of the sizes that statements exist for, the last filled up with rows that match no job."""
     while heads:
         width = WIDTHS[0] if len(heads) > WIDTHS[-1] * 3 else WIDTHS[-1]
         rows, heads = heads[:width], heads[width:]

@@ -1,4 +1,4 @@
-"""What is new for many readers at once: one statement per look, on a connection that learns cheaply when to look."""
+"""Queries the changes for many readers in one statement, on a connection that is notified of commits cheaply."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from storage.engine.sqlite_thread import SqliteThread
 from storage.transcript.slices import COLUMNS, TEXT, slice_of
 
 POLL_SECONDS = 0.005
-"""Between two looks at whether anything was written (SQLite: one pragma, no query)."""
+"""Seconds between two checks whether anything was committed (SQLite: one pragma, no query)."""
 UNHINTED_POLL_SECONDS = 0.1
-"""On Postgres, where NOTIFY hints: how late a lost hint may make a reader."""
+"""Seconds between two queries on Postgres without a NOTIFY: how much a lost notification delays a reader."""
 
 
 class TextChange(NamedTuple):
-    """The change for one cursor, given by its place among those that were asked for."""
+    """The change for one cursor; ``place`` is that of the cursor in the query."""
 
     place: int
     found: Slice | JobNotFound | ContentDeleted
 
 
 class ChangeSource(Protocol):
-    """Raises StorageUnavailable; it is of no more use then."""
+    """A connection to the changes. Its methods raise StorageUnavailable, after which it is unusable."""
 
     async def changed(self) -> None:
-        """Return when something may have been written, or a reader has come."""
+        """Return when something may have been committed, or a reader has begun to wait."""
         ...
 
     async def fetch(self, cursors: Sequence[Cursor]) -> Sequence[TextChange]:
-        """The news there is; jobs without any are left out."""
+        """The changes for the cursors; cursors without one are left out."""
         ...
 
 
@@ -59,13 +59,13 @@ LEFT JOIN transcript c ON c.job_id = j.id AND c.epoch = j.epoch
 WHERE :all OR j.id IS NULL OR w.epoch <> j.epoch OR w.position <> j.position OR j.completed_at IS NOT NULL
   OR (w.awaits_start AND j.started_at IS NOT NULL)
 """
-# One row with everything in it: see own_thread.py. (Only constants of this module go into these texts.)
+# All in one row: see sqlite_thread.py. (Only constants of this module go into these statements.)
 NEWS_SQLITE = f"SELECT json_group_array(json_array(w.place, {COLUMNS})) FROM {SQLITE_CURSORS} AS w {NEWS}"  # noqa: S608
 NEWS_POSTGRES = text(f"SELECT w.place, {COLUMNS} FROM {POSTGRES_CURSORS} AS w {NEWS} ORDER BY w.place, c.position")  # noqa: S608
 
 
 async def fetch(database: Database, cursors: Sequence[Cursor], *, everything: bool = False) -> Sequence[TextChange]:
-    """In order of place; of those without news only if ``everything``. Raises StorageUnavailable."""
+    """The changes, in order of place. ``everything``: also cursors without a change. Raises StorageUnavailable."""
     async with database.single() as connection:
         if database.is_sqlite:
             values = {"cursors": _json(cursors), "all": everything}
@@ -75,7 +75,7 @@ async def fetch(database: Database, cursors: Sequence[Cursor], *, everything: bo
 
 @asynccontextmanager
 async def watch(database: Database, newcomers: asyncio.Event) -> AsyncIterator[ChangeSource]:
-    """``newcomers`` is set by whoever has a reader that was in no look yet."""
+    """``newcomers`` is set when a reader begins to wait that no query has included yet."""
     if database.is_sqlite:
         async with database.sqlite_thread("transcript-reader").open() as thread:
             yield SqliteWatch(thread, newcomers)
@@ -86,7 +86,7 @@ async def watch(database: Database, newcomers: asyncio.Event) -> AsyncIterator[C
         try:
             yield PostgresWatch(connection, newcomers)
         finally:
-            await connection.invalidate()  # it must not come back to the pool listening
+            await connection.invalidate()  # it must not return to the pool with its LISTEN
 
 
 # ------------------------------------------------------------------------------------------------------ SQLite
@@ -99,7 +99,7 @@ class SqliteWatch:
         self._version: int | None = None
 
     async def changed(self) -> None:
-        """A connection's ``data_version`` changes when another one has committed."""
+        """SQLite changes the ``data_version`` of a connection when another one has committed."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
             before = self._version
@@ -141,10 +141,10 @@ class PostgresWatch:
         self._newcomers = newcomers
 
     async def changed(self) -> None:
-        """On a hint, which comes as a newcomer, and now and then in case one was lost."""
+        """Return on a notification (it sets ``newcomers``), or after a while in case one was lost."""
         await asyncio.sleep(POLL_SECONDS)
         with contextlib.suppress(TimeoutError):
-            # Not wait_for: until Python 3.12 it swallows a cancellation that comes together with the event.
+            # Not wait_for, which until Python 3.12 loses a cancellation that arrives together with the event.
             async with asyncio.timeout(UNHINTED_POLL_SECONDS):
                 await self._newcomers.wait()
         self._newcomers.clear()

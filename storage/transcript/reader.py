@@ -1,8 +1,8 @@
-"""Reading the transcript from any position, live or finished.
+"""Reads the transcript from any position, live or finished.
 
 A reader selects by (job, epoch, position), never by a global sequence: rows of several writers become visible out of
-order. Text, state and result of a job come from one statement, which is one snapshot: a compaction in between would
-show neither.
+order. Text, status and result of a job come from one statement, which is one snapshot: between two statements, a
+compaction could hide the text from both.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from storage.engine.database import Database
 from storage.transcript.changes import ChangeSource, fetch, watch
 
 PATIENCE = 4
-"""Tries that fail before the readers are told: about what a restart of the database takes."""
+"""Failed queries before the readers get an error: about as long as a restart of the database takes."""
 MAX_ID_CHARACTERS = 128
 READERS_PER_LOOK = 1_000
-"""A bound on what one look holds in memory."""
+"""Readers that one query serves: a bound on its memory."""
 
 log = logging.getLogger(__name__)
 
 
 class TranscriptReader:
-    """Reads for many readers at once; ``running`` must be entered for ``wait`` and ``follow``."""
+    """Serves many readers with one query. ``wait`` and ``follow`` need ``running``."""
 
     def __init__(self, database: Database, *, timings: Timings = Timings()) -> None:
         self._database = database
@@ -39,19 +39,19 @@ class TranscriptReader:
         self._waiting: dict[asyncio.Future[Slice], Cursor] = {}
         self._newcomers = asyncio.Event()
         self._up_to_date: set[Cursor] = set()
-        """Where the last look left its readers: whoever comes back from there has missed nothing."""
+        """The cursors after the last query: a reader that waits at one of them has missed nothing."""
         self._failures = 0
         self._stopped: StorageUnavailable | None = None
 
     async def read(self, cursor: Cursor) -> Slice:
-        """What a reader lacks now; its runs may be empty. Raises JobNotFound, ContentDeleted, StorageUnavailable."""
+        """The slice after a cursor now; it may be empty. Raises JobNotFound, ContentDeleted, StorageUnavailable."""
         (change,) = await fetch(self._database, [_possible(cursor)], everything=True)
         if not isinstance(change.found, Slice):
             raise change.found
         return change.found
 
     async def wait(self, cursor: Cursor) -> Slice:
-        """The next slice with news: text, another epoch, or the end. Nothing is held for a reader in between.
+        """The next slice with a change: text, another epoch, or the end. No slices are kept for a reader in between.
 
         Raises JobNotFound, ContentDeleted, StorageUnavailable if the database stays away or the reader has stopped.
         """
@@ -77,7 +77,7 @@ class TranscriptReader:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[TranscriptReader]:
-        """Looks for news while the block runs and somebody waits."""
+        """Query for changes while the block runs, whenever readers wait."""
         task = asyncio.create_task(self._look_for_ever(), name="transcript reader")
         try:
             yield self
@@ -102,17 +102,17 @@ class TranscriptReader:
             await asyncio.sleep(self._retry_seconds)
 
     async def _look(self, place: ChangeSource) -> None:
-        """Wait until there may be news, and hand out what there is."""
+        """Wait until there may be changes, query them, and give them to the readers."""
         if not self._waiting:
             await self._newcomers.wait()
         await place.changed()
-        # Who comes back while this look is under way is in none: what it was called for may be his news.
+        # A reader that waits again during the query is not served from its result: its change may be newer.
         self._up_to_date = set()
         up_to_date: set[Cursor] = set()
         places: dict[Cursor, list[asyncio.Future[Slice]]] = {}
         for future, cursor in self._waiting.items():
             if not future.done():
-                places.setdefault(cursor, []).append(future)  # many may read one job: its text is fetched once
+                places.setdefault(cursor, []).append(future)  # readers at the same place share one result
         readers = iter(places.items())
         while some := list(islice(readers, READERS_PER_LOOK)):
             for change in await place.fetch([cursor for cursor, _ in some]):
@@ -137,7 +137,7 @@ class TranscriptReader:
             future.set_result(found)
 
     def _failed(self, error: StorageUnavailable) -> None:
-        """Tell the readers, if it has lasted."""
+        """Fail the waiting readers, after several failures in a row."""
         self._failures += 1
         if self._failures > PATIENCE:
             self._fail_all(error)
@@ -149,7 +149,7 @@ class TranscriptReader:
 
 
 def _possible(cursor: Cursor) -> Cursor:
-    """A cursor that every database takes; one that it would refuse must not fail the others' look.
+    """A cursor with values that every database accepts: one that is refused would fail the query of all readers.
 
     Raises JobNotFound for an id that no job can have.
     """

@@ -1,4 +1,4 @@
-"""Writing the transcript: one group commit per process.
+"""Writes the transcript: one group commit per process.
 
 The writer takes everything that is pending from all its jobs, commits it in one transaction, and starts again at once.
 Under light load the first token is visible within milliseconds; a busy worker writes larger batches.
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 MAX_PENDING_PER_JOB = 256 * 1024
 MAX_PENDING = 64 * 1024 * 1024
-"""Bytes of text that wait for the database, per job and per process; beyond them upstream reading has to stop."""
+"""Bytes of text that may wait for the database, per job and per process; beyond them upstream reading stops."""
 PAUSE = 0.002
-"""Seconds between two commits at least: SQLite's other writers get their turn."""
+"""Seconds between two commits at least, for SQLite's other writers."""
 TAIL_CHARACTERS = 256
-"""How much of the newest text a job's row holds at most."""
+"""The most of the newest text that a job's row holds."""
 JOIN_AFTER = 64
 
 
@@ -51,7 +51,7 @@ class TranscriptWriter:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[TranscriptWriter]:
-        """Commits while the block runs. Whoever needs text to be durable awaits ``flush`` before leaving."""
+        """Commit while the block runs. Callers that need their text to be durable await ``flush`` before its end."""
         async with batches(self._database) as place:
             task = asyncio.create_task(self._commit_for_ever(place), name="transcript writer")
             try:
@@ -61,8 +61,8 @@ class TranscriptWriter:
                 self._stop()
 
     def open(self, claim: Claim, stale: Callable[[], bool] = lambda: False) -> JobWriter:
-        """A writer for the attempt that holds ``claim``. ``stale``, asked directly before each batch, says that what
-        waits is not wanted any more."""
+        """A writer for the attempt that holds ``claim``. ``stale``, called directly before each batch, says whether
+        pending text must be dropped."""
         return JobWriter(self, claim, stale)
 
     @property
@@ -89,7 +89,7 @@ class TranscriptWriter:
             await asyncio.sleep(PAUSE)
 
     async def _commit(self, place: Batches, batch: dict[JobWriter, BatchEntry]) -> None:
-        """Commit a batch; a part that the database refuses is cut in halves until the guilty job is alone."""
+        """Commit a batch. A batch that the database refuses is halved until the job that causes it is alone."""
         if not batch:
             return
         try:
@@ -115,12 +115,12 @@ class TranscriptWriter:
         await self._commit(place, dict(halves[middle:]))
 
     async def _append(self, place: Batches, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
-        """The entries that are in, after waiting as long as the database is away."""
+        """The entries that were committed, after waiting while the database is unavailable."""
         for attempt in range(10**9):
             try:
                 accepted = await place.append(entries)
                 missed = [entry for entry in entries if entry not in accepted]
-                # An earlier try may have been committed though its answer got lost: then the row stands at the end.
+                # An earlier try may have been committed and its answer lost: then the row is at the entry's end.
                 return accepted | await already_in(self._database, missed) if missed else accepted
             except StorageUnavailable as error:
                 log.warning("transcript not writable, waiting: %s", error, extra={"action": "transcript_waiting"})
@@ -128,13 +128,13 @@ class TranscriptWriter:
         raise AssertionError("unreachable")
 
     def settle(self, job: JobWriter, error: ChatJobsError | None) -> None:
-        """What was taken from a job is in, or, with an error, will never be; nor will anything after it."""
+        """Report to a job that its batch is committed, or, with an ``error``, that nothing more of it will be."""
         self._in_flight.discard(job)
         job.settled(error)
         self._room.set()
 
     def _stop(self) -> None:
-        """Whoever still waits for the database is told; what they wait for may be in or not."""
+        """Fail the jobs that still wait for the database; their text may or may not be committed."""
         self.stopped = StorageUnavailable("The transcript writer has stopped")
         for job in [*self._in_flight, *self._dirty]:
             self.settle(job, self.stopped)
@@ -196,14 +196,14 @@ class _Tail:
 
 
 class JobWriter:
-    """Writes for one attempt. Text gets its position when it is appended and is durable a moment later."""
+    """The writer of one attempt. Text gets its position when it is appended, and is durable a moment later."""
 
     def __init__(self, writer: TranscriptWriter, claim: Claim, stale: Callable[[], bool] = lambda: False) -> None:
         self.job_id = claim.job_id
         self.fence = claim.fence
         self.epoch = claim.epoch
         self.position = claim.position
-        """After everything appended, durable or not."""
+        """The position after all appended text, durable or not."""
         self.token_count = claim.token_count
         self.committed = claim.position
         self._writer = writer
@@ -217,7 +217,7 @@ class JobWriter:
         self._error: ChatJobsError | None = None
 
     def append(self, channel: Channel, text: str, tokens: int = 1) -> None:
-        """Add one delta, of so many tokens. Raises what made the writer stop: FenceLost, StorageRefused,
+        """Append one delta of ``tokens`` tokens. Raises the error that stopped the writer: FenceLost, StorageRefused,
         StorageUnavailable."""
         self._check()
         self.token_count += tokens
@@ -225,7 +225,7 @@ class JobWriter:
 
     @property
     def full(self) -> bool:
-        """Too much waits for the database: await ``room`` before reading more from upstream."""
+        """Too much text waits for the database: await ``room`` before reading more from upstream."""
         waiting = self._bytes_in_flight + (self._pending.bytes if self._pending else 0)
         return waiting >= MAX_PENDING_PER_JOB or self._writer.full
 
@@ -240,7 +240,7 @@ class JobWriter:
         self._check()
 
     async def flush(self) -> None:
-        """Wait until everything appended is durable, however long the database is away: bound it where that matters.
+        """Wait until all appended text is durable. There is no time limit: the caller sets one where it matters.
 
         Raises as ``append``; StorageUnavailable only when the writer has stopped.
         """
@@ -258,7 +258,7 @@ class JobWriter:
         await self.flush()
 
     def restarted(self, epoch: int) -> None:
-        """The text so far was thrown away (AttemptStore.restart); nothing may be pending."""
+        """The text was discarded (AttemptStore.restart); nothing may be pending."""
         self.epoch, self.position, self.committed, self.token_count = epoch, 0, 0, 0
         self._normalisers = {channel: Normaliser() for channel in Channel}
         self._tail = _Tail()
@@ -266,7 +266,7 @@ class JobWriter:
     # ------------------------------------------------------------------------------- the writer's side
 
     def take(self) -> BatchEntry | None:
-        """What is pending, once what was taken before is settled."""
+        """Take the pending text, unless the batch before is still being committed."""
         if self._in_flight or not self._pending:
             return None
         if self._stale():
@@ -291,7 +291,7 @@ class JobWriter:
         return self._in_flight
 
     def settled(self, error: ChatJobsError | None) -> None:
-        """What was taken is in, or will never be."""
+        """The batch that was taken is committed, or, with an ``error``, never will be."""
         if self._in_flight:
             self.committed = self.committed if error else self._in_flight.end
             self._writer.pending_bytes -= self._bytes_in_flight
@@ -311,7 +311,7 @@ class JobWriter:
     def _check(self) -> None:
         error = self._error or self._writer.stopped
         if error:
-            raise type(error)(error.message)  # a new one each time: a raised exception collects tracebacks
+            raise type(error)(error.message)  # a new one each time: a raised exception accumulates tracebacks
 
     async def _change(self) -> None:
         self._changed.clear()
