@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.client import Client
 
 import starter
 from cli.groups import INTERRUPTED
@@ -346,6 +348,23 @@ def test_replay_asks_again_with_changes(call: Call) -> None:
     assert (replayed["replayOf"], replayed["metadata"], replayed["status"]) == (first, {"kept": "yes"}, "incomplete")
     assert replayed["jobId"] != first
     assert call("replay", "job_that_is_not").code == 2
+
+
+def test_the_priority_of_a_request_reaches_temporal(running: Stack, call: Call, tmp_path: Path) -> None:
+    """Of jobs that the command line starts, and of their replays: the workflow has the priority of the request."""
+
+    async def priority_of(job_id: str) -> int:
+        client = await Client.connect(running.env["TEMPORAL_ADDRESS"])
+        described = await client.get_workflow_handle(job_id).describe()
+        return described.raw_description.workflow_execution_info.priority.priority_key
+
+    file = tmp_path / "request.json"
+    messages = [{"role": "user", "content": prompt("urgent", tokens=2)}]
+    file.write_text(json.dumps({"messages": messages, "priority": 1}))
+    urgent = call("start", "--wait", "--file", str(file)).out.strip()
+    replayed = call("replay", urgent, "--wait").out.strip()
+    usual = call("start", "--wait", prompt("usual", tokens=2)).out.strip()
+    assert [asyncio.run(priority_of(job_id)) for job_id in (urgent, replayed, usual)] == [1, 1, 3]
 
 
 def test_a_request_from_a_file_and_one_key_one_job(call: Call, tmp_path: Path) -> None:
