@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
-from chatjobs.contracts import ChatRequest, earlier_fingerprint, fingerprint, validated, without_nulls
+from chatjobs.contracts import (
+    ChatRequest,
+    checked_fingerprint,
+    earlier_fingerprint,
+    fingerprint,
+    validated,
+    without_nulls,
+)
 from domain.names import new_job_id, new_request_id
 from domain.values import NewJob, RunRef
 from domain.webhook_urls import WebhookPolicy, checked
@@ -29,6 +35,7 @@ def new_job(
     are judged only when they are called. Raises InvalidRequest, WebhookUrlRefused.
     """
     bare = without_nulls(ChatRequest, body)
+    body_hash = checked_fingerprint(_hashed(bare, replay_of))
     request = validated(ChatRequest, bare)
     if policy is not None:
         request = checked(request, policy)
@@ -38,8 +45,8 @@ def new_job(
         request_id=request.request_id or new_request_id(),
         request=request,
         request_json=request.model_dump_json(exclude_unset=True),
-        body_hash=_hash(bare, replay_of),
-        earlier_hashes=partial(_earlier_hashes, bare, body, replay_of),
+        body_hash=body_hash,
+        earlier_hashes=lambda: {earlier_fingerprint(_hashed(one, replay_of)) for one in (bare, body)},
         started=started,
         idempotency_key=idempotency_key,
         replay_of=replay_of,
@@ -56,22 +63,21 @@ def invalid_job(body: Any, *, job_id: str, tenant: str, run: RunRef | None = Non
         request_id=new_request_id(),
         request=None,
         request_json=None,
-        body_hash=_hash(bare, None),
-        earlier_hashes=partial(_earlier_hashes, bare, body, None),
+        body_hash=_of_anything(fingerprint, bare),
+        earlier_hashes=lambda: {_of_anything(earlier_fingerprint, one) for one in (bare, body)},
         started=True,
         run=run,
     )
 
 
-def _hash(body: Any, replay_of: str | None, *, earlier: bool = False) -> str:
-    """A replay is another request than the one that it repeats, also under one idempotency key."""
-    hashed = body if replay_of is None else {"replayOf": replay_of, "request": body}
-    by = earlier_fingerprint if earlier else fingerprint
+def _hashed(body: Any, replay_of: str | None) -> Any:
+    """The hashed part of a request. A replay differs from the request that it repeats, also under the same key."""
+    return body if replay_of is None else {"replayOf": replay_of, "request": body}
+
+
+def _of_anything(fingerprint: Callable[[Any], str], body: Any) -> str:
+    """The hash of a body that may not be JSON (NaN, lone surrogates), which is never compared with one that is."""
     try:
-        return by(hashed)
-    except ValueError:  # not JSON at all (NaN, lone surrogates): such a job fails and is never compared
-        return by(repr(hashed))
-
-
-def _earlier_hashes(bare: Any, body: Any, replay_of: str | None) -> Collection[str]:
-    return {_hash(one, replay_of, earlier=True) for one in (bare, body)}
+        return fingerprint(body)
+    except ValueError:
+        return fingerprint(repr(body))

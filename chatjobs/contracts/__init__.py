@@ -75,7 +75,7 @@ from chatjobs.contracts.messages import (
     too_many_messages,
 )
 from chatjobs.contracts.nulls import MAX_PROBLEMS, without_nulls
-from chatjobs.contracts.parsing import parse, read_json, validated
+from chatjobs.contracts.parsing import checked_fingerprint, parse, read_json, validated
 from chatjobs.contracts.request import (
     DEFAULT_MODEL,
     MAX_SCHEMA_BYTES,
@@ -238,6 +238,7 @@ __all__ = [  # noqa: RUF022 -- in reading order
     # parsing
     "parse",
     "validated",
+    "checked_fingerprint",
     "read_json",
     # nulls
     "MAX_PROBLEMS",

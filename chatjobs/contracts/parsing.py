@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from chatjobs.contracts.fingerprints import canonical_json
+from chatjobs.contracts.fingerprints import fingerprint
 from chatjobs.contracts.messages import too_many_messages
 from chatjobs.contracts.nulls import MAX_PROBLEMS, without_nulls
 from chatjobs.errors import InvalidRequest, Problem
@@ -24,19 +24,26 @@ def parse(model: type[M], body: Any) -> M:
 
     Raises InvalidRequest, with at most ``MAX_PROBLEMS`` problems, which repeats no value of ``body``.
     """
-    return validated(model, without_nulls(model, body))
+    bare = without_nulls(model, body)
+    checked_fingerprint(bare)
+    return validated(model, bare)
 
 
 def validated(model: type[M], body: Any) -> M:
-    """A value of ``model`` from decoded JSON without nulls in optional fields (``without_nulls``).
-
-    Raises InvalidRequest, as ``parse``.
-    """
+    """A value of ``model`` from decoded JSON without nulls in optional fields (``without_nulls``), which
+    ``checked_fingerprint`` has accepted. Raises InvalidRequest, as ``parse``."""
     try:
-        return model.model_validate_json(canonical_json(body))
+        return model.model_validate(body)
     except ValidationError as error:
         raise InvalidRequest(_problems(error, body, model)) from None
-    except (TypeError, ValueError) as error:  # not JSON: NaN, Infinity, lone surrogates
+
+
+def checked_fingerprint(body: Any) -> str:
+    """The ``fingerprint`` of decoded JSON. Raises InvalidRequest for NaN, Infinity and lone surrogates, which JSON does
+    not have (RFC 8259)."""
+    try:
+        return fingerprint(body)
+    except (TypeError, ValueError) as error:
         raise InvalidRequest([Problem("", str(error).split(":")[0])]) from None
 
 

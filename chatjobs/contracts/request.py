@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, Strict, StringConstraints, model_validator
 
 from chatjobs.contracts.base import (
     HttpUrl,
@@ -134,7 +134,7 @@ class Webhook(WireModel):
     """The URL that the outcome is delivered to, and the outcomes that are delivered (all, unless given)."""
 
     url: HttpUrl
-    events: Many[WebhookEventType] = tuple(WebhookEventType)
+    events: Many[Annotated[WebhookEventType, Strict(False)]] = tuple(WebhookEventType)
 
 
 class Limits(WireModel):

@@ -44,7 +44,7 @@ ResourceLinkPart ResourcePart ResponseFormat Retry Seconds SignedInt64 StartEven
 SystemMessage TextPart ThinkingPart Timestamp TokenCount Tool ToolCall ToolChoice ToolMessage ToolReferencePart
 USUAL_PRIORITY Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent
 WireModel WorkflowStatus canonical_json earlier_fingerprint fingerprint message_text parse read_json rfc3339
-too_many_messages validated without_nulls
+too_many_messages validated without_nulls checked_fingerprint
 """
 
 NOT_OF_THE_SERVICE = {"CHATJOBS_URL", "CHATJOBS_API_KEY", "CHATJOBS_SCREENSHOTS", "CHATJOBS_VERSION"}
