@@ -38,6 +38,7 @@ from domain.names import (
     JOBS_QUEUE,
 )
 from domain.new_jobs import new_job
+from domain.payloads import JobRef
 from domain.values import JobHandle
 from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
@@ -138,7 +139,7 @@ class Intake:
         try:
             await self._client.start_workflow(
                 CHAT_JOB,
-                {"jobId": job.job_id},
+                JobRef(job_id=job.job_id),
                 id=job.job_id,
                 task_queue=JOBS_QUEUE,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,

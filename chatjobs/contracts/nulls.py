@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import islice
+from operator import is_
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
@@ -19,7 +20,7 @@ TAGS = ("role", "type")
 
 
 def without_nulls(annotation: Any, value: Any) -> Any:
-    """Decoded JSON without the nulls in optional fields of ``annotation``'s models.
+    """Decoded JSON without the nulls in optional fields of ``annotation``'s models; ``value`` itself if it has none.
 
     JSON objects that have no model (schemas, arguments of tools) stay as they are.
     """
@@ -28,7 +29,10 @@ def without_nulls(annotation: Any, value: Any) -> Any:
         return value if model is None else _without_nulls(model, value)
     if isinstance(value, list):
         elements = _kinds_of(annotation).elements
-        return value if elements is None else [without_nulls(elements, one) for one in value]
+        if elements is None:
+            return value
+        found = [without_nulls(elements, one) for one in value]
+        return value if all(map(is_, found, value)) else found
     return value
 
 
@@ -37,11 +41,12 @@ def _without_nulls(model: type[BaseModel], value: dict[str, Any]) -> dict[str, A
     fields = _fields_of(model)
     most = MAX_PROBLEMS if model.model_config.get("extra") == "forbid" else None
     unknown = set(islice((name for name in value if name not in fields), most))
-    return {
+    found = {
         name: without_nulls(fields[name].annotation, inner) if name in fields else inner
         for name, inner in value.items()
         if (inner is not None or fields[name].is_required() if name in fields else name in unknown)
     }
+    return value if len(found) == len(value) and all(map(is_, found.values(), value.values())) else found
 
 
 @cache

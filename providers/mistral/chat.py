@@ -13,7 +13,7 @@ import hashlib
 import logging
 import re
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from chatjobs.contracts import (
     ChatRequest,
     Content,
     ContentPart,
+    Message,
     TextPart,
     message_text,
 )
@@ -268,27 +269,28 @@ async def _note_deprecation(response: httpx2.Response) -> None:
 
 def request_body(request: ChatRequest, continue_from: str | None = None, practice: Practice = AS_MISTRAL) -> bytes:
     """``request`` as JSON for the server: without our own fields and those that are None; always streaming."""
-    asked = continued(request, continue_from, practice)
-    sent = asked.model_copy(update={"stream": True})
+    messages = sent_messages(request, continue_from, practice)
+    continues = isinstance(messages[-1], AssistantMessage)
+    sent = request.model_copy(update={"messages": messages, "stream": True})
     left_out: dict[str, Any] = dict.fromkeys(OURS - {"stream"}, True)
-    if practice.way in (Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT) and isinstance(asked.messages[-1], AssistantMessage):
-        left_out["messages"] = {len(asked.messages) - 1: {"prefix"}}
+    if practice.way in (Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT) and continues:
+        left_out["messages"] = {len(messages) - 1: {"prefix"}}
     body = sent.model_dump_json(exclude=left_out, exclude_none=True).encode()
-    if practice.way is Way.CONTINUE_FINAL_MESSAGE and isinstance(asked.messages[-1], AssistantMessage):
+    if practice.way is Way.CONTINUE_FINAL_MESSAGE and continues:
         return body[:-1] + b',"continue_final_message":true,"add_generation_prompt":false}'
     return body
 
 
-def continued(request: ChatRequest, text: str | None, practice: Practice = AS_MISTRAL) -> ChatRequest:
-    """``request`` with ``text`` as the beginning of the answer, after the caller's own prefix if there is one.
+def sent_messages(request: ChatRequest, text: str | None, practice: Practice = AS_MISTRAL) -> Sequence[Message]:
+    """The messages with ``text`` as the beginning of the answer, after the caller's own prefix if there is one.
 
-    Trailing whitespace that the server drops is not sent. The request stays unchanged if there is nothing to continue,
+    Trailing whitespace that the server drops is not sent. The messages stay unchanged if there is nothing to continue,
     or if the server does not continue.
     """
     *before, last = request.messages
     own = isinstance(last, AssistantMessage)
     if practice.way is Way.NONE or not (text or own):
-        return request
+        return request.messages
     if not isinstance(last, AssistantMessage):
         before, last = list(request.messages), AssistantMessage(content="")
     _, dropped = practice.divided(message_text(last) + (text or ""))
@@ -298,7 +300,7 @@ def continued(request: ChatRequest, text: str | None, practice: Practice = AS_MI
             "prefix": practice.way is Way.PREFIX,
         }
     )
-    return request.model_copy(update={"messages": (*before, message)})
+    return (*before, message)
 
 
 def _appended(content: Content | None, text: str) -> Content:

@@ -16,7 +16,7 @@ from domain.errors import FenceLost
 from domain.outcomes import AttemptOutcome
 from domain.text import clean
 from domain.tokens import Sample
-from domain.values import AttemptEnd, AttemptHistory, Claim, Claimant, FinishRecord, TextRun
+from domain.values import AttemptEnd, Claim, Claimant, FinishRecord, TextRun
 from storage.engine.database import Database, retried
 from storage.engine.schema import attempts, jobs, micros, now, results, transcript
 from storage.jobs import mapping, sealing
@@ -117,13 +117,14 @@ class AttemptStore:
             left = _seconds_left(row, body, time)
             if left > 0:
                 shorter = replace(turn, seconds=min(turn.seconds, left))
-                return replace(_claim(row, "waiting", fence), asker=asker, turn=shorter), body
+                return _claim(row, "waiting", fence, asker=asker, turn=shorter), body
         started, number = row.started_at or time, row.attempt
         if row.fence < fence:
             number += 1
             await self._begin_attempt(connection, row, fence, claimant, started, time)
         before = await history(connection, row, number)
-        return replace(_claim(row, "taken", fence, number, before, started), asker=asker, turn=turn), body
+        known = {"attempt": number, "past": before, "started_at": started, "asker": asker, "turn": turn}
+        return _claim(row, "taken", fence, **known), body
 
     async def _begin_attempt(
         self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, started: int, time: int
@@ -259,14 +260,7 @@ def _nothing_to_do(row: Row[Any]) -> Any:
     return "finished" if row.finish is not None else None
 
 
-def _claim(
-    row: Row[Any],
-    outcome: Any,
-    fence: int,
-    attempt: int = 0,
-    before: AttemptHistory = AttemptHistory(),  # noqa: B008 - frozen
-    started_at: int = 0,
-) -> Claim:
+def _claim(row: Row[Any], outcome: Any, fence: int, **known: Any) -> Claim:
     finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
     return Claim(
         outcome=outcome,
@@ -276,8 +270,6 @@ def _claim(
         position=row.position,
         token_count=row.token_count,
         finish_reason=finish.reason if finish else None,
-        attempt=attempt,
-        past=before,
         created_at=row.created_at,
-        started_at=started_at,
+        **known,
     )
