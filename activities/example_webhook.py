@@ -1,4 +1,4 @@
-"""The event ``webhook.test``: an example, signed like every webhook and posted once, to see whether it is heard."""
+"""The event ``webhook.test``: an example, signed like every webhook and posted once, to test a receiver."""
 
 from __future__ import annotations
 

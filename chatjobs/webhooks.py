@@ -84,7 +84,7 @@ def verify(
     return _event(body)
 
 
-def verify_seed(body: bytes, headers: Mapping[str, str], *, secrets: str | Sequence[str]) -> WebhookEvent:
+def verify_legacy(body: bytes, headers: Mapping[str, str], *, secrets: str | Sequence[str]) -> WebhookEvent:
     """The event in ``body``, if one of ``secrets`` made its ``x-webhook-signature`` (hex HMAC-SHA256 of the body).
 
     For receivers that read only the headers ``x-webhook-*``. Their signature has no time: a recorded message verifies

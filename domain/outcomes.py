@@ -24,7 +24,7 @@ class AttemptOutcome(StrEnum):
     POSTPONED = "postponed"
     """The lane was paused before the call could start: it costs nothing."""
     LOST = "lost"
-    """The worker died: nothing was heard of the attempt again."""
+    """The worker died without recording an end."""
     FROZEN = "frozen"
     """The worker's process was suspended for so long that Temporal took it for dead, and then went on."""
     TAKEN_OVER = "taken_over"

@@ -1,7 +1,7 @@
-"""The times that the service keeps to, as one value: a test passes another one and patches nothing.
+"""Time constants as one value: a test passes other values and patches nothing.
 
 A composition root makes one ``Timings`` and passes it to what it builds. What operators choose is in settings.py; times
-that nobody replaces stay beside the code that they belong to.
+that no test replaces stay beside the code that they belong to.
 """
 
 from __future__ import annotations

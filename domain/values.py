@@ -56,7 +56,7 @@ class JobHandle:
 
 
 class StoredJob(Job):
-    """A job as storage gives it: without ``temporal_url``, which whoever shows the job makes from ``run``."""
+    """A job as storage returns it: without ``temporal_url``, which RunLinks makes from ``run``."""
 
     run: RunRef = Field(exclude=True)
 

@@ -47,7 +47,7 @@ class ContinuationStore:
 
     @retried
     async def begin(self, model: str) -> bool:
-        """Whether the caller may measure a model: nobody has begun to before."""
+        """Whether the caller measures a model: no process has begun to before."""
         dialect = sqlite if self._database.is_sqlite else postgresql
         row = {**self._key(model), "asked_at": micros(now())}
         made = dialect.insert(continuations).values(row).on_conflict_do_nothing().returning(continuations.c.model)
@@ -56,13 +56,13 @@ class ContinuationStore:
 
     @retried
     async def forget(self, model: str) -> None:
-        """As if nobody had begun to measure."""
+        """Delete the record that a measurement was begun."""
         async with self._database.write("fast") as connection:
             await connection.execute(delete(continuations).where(*self._is(model)))
 
     @retried
     async def end(self, found: MeasuredPractice) -> None:
-        """Keep what was seen, in place of what was seen before."""
+        """Store the result of a measurement, in place of the one before."""
         dialect = sqlite if self._database.is_sqlite else postgresql
         values = {"way": found.way, "drops": found.drops, "echoes": found.echoes, "asked_at": micros(now())}
         row = dialect.insert(continuations).values(self._key(found.model) | values)

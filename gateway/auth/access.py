@@ -45,7 +45,7 @@ def unauthorized() -> HttpProblem:
 
 
 class Access:
-    """Authenticates requests, issues tickets. Create it with ``Access.open``. ``local``: it listens on loopback."""
+    """Authenticates requests, issues sessions and stream tokens; made with ``Access.open``. ``local``: on loopback."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class Access:
         key_id = self._signed_tokens.key_id(SESSION, cookie, now())
         return _identity(self._keys.by_id(key_id) if key_id else None)
 
-    # --------------------------------------------------------------------------------------------- tickets
+    # -------------------------------------------------------------------------------- sessions and stream tokens
 
     def stream_token(self, caller: Identity, job_id: str) -> tuple[str, datetime]:
         """A token that opens the event stream of one job in place of a key, and its expiry."""

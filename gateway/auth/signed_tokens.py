@@ -1,4 +1,4 @@
-"""Sessions and stream tokens: signed tickets that the caller keeps and that are valid as long as their key is."""
+"""Sessions and stream tokens: signed values that the caller keeps and that are valid as long as their key is."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from gateway.serving.protocol import KEEP_ALIVE_SECONDS, HttpProtocol
 
 BACKLOG = 4096
 GRACE_SECONDS = 5
-"""For requests that are under way when the gateway is told to stop; streams are ended at once."""
+"""For requests that are under way when the gateway gets a signal to stop; streams are ended at once."""
 MOST_CONNECTIONS = 20_000
 SPARE_FILES = 100
 """File descriptors kept for the database, Temporal and files; half of all where the limit is low."""

@@ -1,6 +1,6 @@
 """Seals a job in one transaction: final row, result, compacted transcript, stored delivery.
 
-Whoever sees a terminal status can read the whole result at once, and a delivery exists from the same moment, so that
+A reader that sees a terminal status can read the whole result, and a delivery exists from the same moment, so that
 it can be late but not lost.
 """
 

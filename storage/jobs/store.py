@@ -14,7 +14,7 @@ from storage.rate_limits.limiter import Limiter
 
 
 class JobStore:
-    """All stores of jobs over one database; whoever needs one of them takes that one.
+    """All stores of jobs over one database; what needs only one of them gets that one.
 
     ``limiter`` knows the place of a waiting job; ``webhook_body`` makes the body that announces an outcome.
     """

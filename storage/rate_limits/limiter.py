@@ -39,27 +39,27 @@ LATE_SECONDS = 0.003
 FAST_PER_SECOND = 200
 """Late starts in a lane with this limit or a higher one are not reported: each report costs a transaction."""
 MOST_LATE_SECONDS = 0.3
-"""A start that is later than this gives its turn up and asks for another one."""
+"""A job that would start later than this after its turn gives the turn up and requests another one."""
 BOOKED_SECONDS = 0.25
-"""Turns are granted so long ahead: a transaction takes less, and nobody who comes later has to wait for more."""
+"""Turns are granted this long ahead: longer than a transaction takes, and the most that a later job waits for them."""
 ASKS_EARLY_SECONDS = 0.2
-"""How long before its turn a job that waits in a worker asks for it."""
+"""How long before its turn a job that waits in a worker requests it."""
 HORIZON_SECONDS = 1.0
 """A job that may start within this time waits in the worker; the others go back to Temporal."""
 EARLY_SECONDS = 0.6
-"""How long before its turn a job is called to a worker."""
+"""How long before its turn a job is woken."""
 LONGEST_FAR_SECONDS = 300.0
-"""A job asks this often although nobody calls it: the call may have been lost."""
+"""A job that no worker wakes requests its turn at least this often: the wake-up may have been lost."""
 OVERTAKING_SECONDS = 0.125
-"""A job may start before others that are ahead of it by no more than this, so that a lane does not stand idle until the
-first in the line has asked."""
+"""A job may start before others that are ahead of it by no more than this, so that a lane is not idle until the first
+job of the queue requests its turn."""
 SHORTEST_WAIT_SECONDS = 0.05
 DOWN_WAIT_SECONDS = 1.0
-"""While the model is down nobody asks more often."""
+"""The shortest pause between two requests of a job while the model is down."""
 PUNCTUAL_SECONDS = 0.25
-"""A job that comes by itself within this time need not be called."""
+"""A job that requests its turn by itself within this time is not woken."""
 MOST_CALLED = 200
-"""Jobs of a lane that are called at once."""
+"""Jobs of a lane that are woken at once."""
 MOST_OVERDUE = 50
 """While more called jobs than this are overdue, all workers are busy, and no other job is called."""
 ASKED_AT_ONCE = 500

@@ -16,13 +16,13 @@ from domain.text import clean
 from storage.engine.database import Database, retried
 from storage.engine.schema import deliveries, delivery_tries, micros, now
 from storage.engine.schema import endpoints as endpoints_table
-from storage.jobs import mapping as presenting
+from storage.jobs import mapping
 from storage.jobs.rows import by_id
 from storage.webhooks import endpoints
 from storage.webhooks.endpoints import ENDPOINT_DISABLED
 
-TELL_SECONDS = 10
-"""Within this time whoever took a wanted try tells Temporal of it, or another does."""
+NOTIFY_SECONDS = 10
+"""The time in which the process that took a request notifies Temporal; after it, another process does."""
 SWEEP_BATCH = 100
 """Deliveries that a sweeper takes at once."""
 BATCH = 200
@@ -151,7 +151,7 @@ class DeliveryStore:
         async with self._database.read() as connection:
             await _check_job(connection, job_id, tenant)
             rows = (await connection.execute(query)).all()
-            return [presenting.delivery(row, await presenting.tries(connection, row.id)) for row in rows]
+            return [mapping.delivery(row, await mapping.tries(connection, row.id)) for row in rows]
 
     # ---------------------------------------------------------------------------------------- redeliveries
 
@@ -236,7 +236,7 @@ class DeliveryStore:
             return (await connection.execute(woken)).rowcount
 
     async def take_requests(self) -> Sequence[RedeliveryRequest]:
-        """Take the requests of which nobody has notified Temporal. For TELL_SECONDS only the caller does."""
+        """Take the requests that Temporal was not notified of; for NOTIFY_SECONDS no other caller gets them."""
         due = deliveries.c.wanted_at <= micros(now())
         async with self._database.read() as connection:  # most of the time there are none, and nothing is written
             if (await connection.execute(select(deliveries.c.id).where(due).limit(1))).first() is None:
@@ -245,7 +245,7 @@ class DeliveryStore:
 
     @retried
     async def _take(self, due: Any) -> Sequence[RedeliveryRequest]:
-        until = micros(now() + timedelta(seconds=TELL_SECONDS))
+        until = micros(now() + timedelta(seconds=NOTIFY_SECONDS))
         some = select(deliveries.c.id).where(due).order_by(deliveries.c.wanted_at).limit(SWEEP_BATCH)
         taken = update(deliveries).where(deliveries.c.id.in_(some.with_for_update(skip_locked=True)), due)
         async with self._database.write("fast") as connection:
@@ -276,9 +276,9 @@ async def _check_job(connection: AsyncConnection, job_id: str, tenant: str | Non
 
 
 def _request_try(notifying: bool) -> Any:
-    """The update that requests a try now. While the caller is notifying Temporal, nobody else does."""
+    """The update that requests a try now. While the caller is notifying Temporal, no other process does."""
     time = now()
-    until = time + timedelta(seconds=TELL_SECONDS if notifying else 0)
+    until = time + timedelta(seconds=NOTIFY_SECONDS if notifying else 0)
     return update(deliveries).values(status="pending", next_try_at=micros(time), wanted_at=micros(until))
 
 

@@ -19,7 +19,7 @@ import starter
 from chatjobs.client import ChatJobs
 from chatjobs.contracts import Job
 from chatjobs.errors import ContentDeleted, DeliveryNotFound, EndpointNotFound, JobNotFound, WebhookUrlRefused
-from chatjobs.webhooks import verify, verify_seed
+from chatjobs.webhooks import verify, verify_legacy
 from domain.webhook_urls import WebhookPolicy
 from gateway.problems import HttpProblem
 from gateway.webhook_test import MOST_TESTS, WebhookTests
@@ -104,7 +104,7 @@ def same_event(first: Received, second: Received) -> bool:
     for one in (first, second):
         for secret in (NEW, WEBHOOK_SECRET):
             verify(one.body, one.headers, secrets=secret, now=one.at)
-        verify_seed(one.body, one.headers, secrets=NEW)
+        verify_legacy(one.body, one.headers, secrets=NEW)
     return (first.body, first.headers["webhook-id"]) == (second.body, second.headers["webhook-id"])
 
 
@@ -225,7 +225,7 @@ async def test_a_test_call_is_signed_by_its_tenant(here: Here) -> None:
     (received,) = here.hooks.requests()
     event = verify(received.body, received.headers, secrets=here.acme_secret, now=received.at)
     assert (event.event.value, event.data.status, event.data.job_id) == ("webhook.test", "completed", "job_test")
-    assert verify_seed(received.body, received.headers, secrets=here.acme_secret) == event
+    assert verify_legacy(received.body, received.headers, secrets=here.acme_secret) == event
     down = await here.acme.test_webhook(url)
     assert (down.delivered, down.status_code) == (False, 503)
     assert [one for one in await here.acme.endpoints() if one.url == url] == []

@@ -13,7 +13,7 @@ from sqlalchemy import update
 
 import starter
 from chatjobs.errors import InvalidSignature
-from chatjobs.webhooks import verify, verify_seed
+from chatjobs.webhooks import verify, verify_legacy
 from storage.engine.database import Database
 from storage.engine.schema import webhook_secrets
 from storage.keys import SecretStore, fingerprint_of
@@ -106,7 +106,7 @@ async def test_rotated_while_retrying_either_secret_verifies(tmp_path: Path) -> 
             assert [signed_by(first, secret) for secret in (old, new, WEBHOOK_SECRET)] == [True, False, False]
             assert [signed_by(second, secret) for secret in (old, new, WEBHOOK_SECRET)] == [True, True, False]
             assert signed_by(default, WEBHOOK_SECRET)
-            assert verify_seed(second.body, second.headers, secrets=new).data.status == "completed"
+            assert verify_legacy(second.body, second.headers, secrets=new).data.status == "completed"
             assert (first.body, first.headers["webhook-id"]) == (second.body, second.headers["webhook-id"])
             (waiting,) = (await here.ended(bare)).deliveries
             assert waiting.status == "pending"

@@ -279,19 +279,6 @@ def test_one_pattern_is_written_once(pattern: str, place: str) -> None:
     assert [str(path.relative_to(ROOT)) for path in product if pattern in path.read_text()] == [place]
 
 
-def test_one_name_is_one_class() -> None:
-    """A reader who searches for a class finds one."""
-    places: dict[str, list[str]] = {}
-    for path in [*sources(*ROOMS), *ROOT.glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                places.setdefault(node.name, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert {name: found for name, found in places.items() if len(found) > 1} == {}
-
-
-TIME = re.compile(r"(.*\.)?_?([A-Z0-9]+_)*(SECONDS|PAUSES?|TIMEOUTS?|THROTTLE|WAIT|DELAY|INTERVAL|AFTER)(_SECONDS)?")
-
-
 def replaced_times(source: str) -> list[str]:
     """The constants, by their names times, to which a test gives another value: by ``setattr`` or an assignment."""
     found: list[str] = []
@@ -329,3 +316,75 @@ monkeypatch.setattr(reader, "READERS_PER_LOOK", 3)
 def test_the_files_that_begin_first_are_there() -> None:
     assert set(LONGEST_FIRST) <= {path.name for path in sources("tests")}
     assert len(set(LONGEST_FIRST)) == len(LONGEST_FIRST)
+
+
+HOPS = re.compile(r"`([\w/]+\.py):(?:(\w+)\.)?(\w+)`")
+
+
+def test_every_link_leads_somewhere() -> None:
+    """Of the documents: to files and folders of the repository."""
+    broken = [
+        (str(path.relative_to(ROOT)), target)
+        for path in project_files()
+        if path.suffix == ".md"
+        for target in re.findall(r"\]\(([^)#\s]+)", path.read_text())
+        if "://" not in target and not (path.parent / target).exists()
+    ]
+    assert broken == []
+
+
+def test_the_listed_hops_are_there() -> None:
+    """docs/paths.md names a function of each file; one that was renamed is found."""
+    hops = HOPS.findall((ROOT / "docs" / "paths.md").read_text())
+    assert len(hops) == 22
+    for path, _, name in hops:
+        tree = ast.parse((ROOT / path).read_text())
+        functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        assert name in functions, (path, name)
+
+
+# The layout of the house. It comes last: the tests above are details.
+
+LAYOUT = {
+    "activities": (),
+    "bench": (),
+    "chatjobs": ("contracts",),
+    "cli": ("commands", "doctor"),
+    "dispatch": (),
+    "domain": (),
+    "drill": (),
+    "gateway": ("auth", "page", "routes", "serving"),
+    "local": (),
+    "providers": ("mistral", "webhooks"),
+    "simulator": (),
+    "storage": ("engine", "jobs", "rate_limits", "transcript", "webhooks"),
+    "workflows": (),
+}
+"""The rooms and their folders of Python modules. A new one is added here, to the import contracts and to the README."""
+
+
+def test_the_layout() -> None:
+    """Rooms and folders are those of the layout, every module is in one of them, and the tour names every room."""
+    folders = {
+        room: tuple(
+            sorted(path.parent.name for path in (ROOT / room).glob("*/__init__.py") if path.parent.name != "migrations")
+        )
+        for room in ROOMS
+    }
+    assert folders == LAYOUT
+    assert set(MODULES) == HALL
+    tour = (ROOT / "README.md").read_text()
+    assert [room for room in LAYOUT if f"{room}/" not in tour] == []
+
+
+def test_one_name_is_one_class() -> None:
+    """A reader who searches for a class finds one."""
+    places: dict[str, list[str]] = {}
+    for path in [*sources(*ROOMS), *ROOT.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+TIME = re.compile(r"(.*\.)?_?([A-Z0-9]+_)*(SECONDS|PAUSES?|TIMEOUTS?|THROTTLE|WAIT|DELAY|INTERVAL|AFTER)(_SECONDS)?")

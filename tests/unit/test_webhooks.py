@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from chatjobs.contracts import JobStatus, Usage, WebhookData, WebhookEvent, WebhookEventType, rfc3339
 from chatjobs.errors import InvalidSecret, InvalidSignature
-from chatjobs.webhooks import sign, verify, verify_seed
+from chatjobs.webhooks import sign, verify, verify_legacy
 from tests.support.npm import NODE, installed
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -128,7 +128,7 @@ def test_an_unusable_secret_is_refused(secrets: str | list[str]) -> None:
     with pytest.raises(InvalidSecret):
         verify(BODY, HEADERS, secrets=secrets, now=NOW)
     with pytest.raises(InvalidSecret):
-        verify_seed(BODY, HEADERS, secrets=secrets)
+        verify_legacy(BODY, HEADERS, secrets=secrets)
 
 
 def test_naive_times_are_refused() -> None:
@@ -218,7 +218,7 @@ def test_another_body_is_an_invalid_signature(body: bytes) -> None:
     with pytest.raises(InvalidSignature):
         verify(body, HEADERS, secrets=SECRET, now=NOW)
     with pytest.raises(InvalidSignature):
-        verify_seed(body, HEADERS, secrets=SECRET)
+        verify_legacy(body, HEADERS, secrets=SECRET)
 
 
 NO_EVENTS = [b"", b"{", b"null", b"[]", b"1", b'"text"', b"{}", b"NaN", b"[" * 50_000, b'{"event": "\\ud800"}']
@@ -257,13 +257,13 @@ def test_usage_counters_that_we_pass_on_are_kept() -> None:
 
 def test_the_seed_headers_alone_verify() -> None:
     headers = {"X-Webhook-Signature": HEADERS["x-webhook-signature"]}
-    assert verify_seed(BODY, headers, secrets=[OLD_SECRET, SECRET]) == make_event()
+    assert verify_legacy(BODY, headers, secrets=[OLD_SECRET, SECRET]) == make_event()
 
 
 @pytest.mark.parametrize("signature", ["", "é", "00" * 32, HEADERS["x-webhook-signature"].upper(), GOOD])
 def test_a_wrong_seed_signature_does_not(signature: str) -> None:
     with pytest.raises(InvalidSignature):
-        verify_seed(BODY, {"x-webhook-signature": signature}, secrets=SECRET)
+        verify_legacy(BODY, {"x-webhook-signature": signature}, secrets=SECRET)
 
 
 # ---------------------------------------------------------------------------------------------- properties
@@ -290,7 +290,7 @@ def test_every_round_trip_verifies(
     headers = signed(body, webhook_id=webhook_id, secrets=secrets)
     known = data.draw(st.sampled_from(secrets))
     assert verify(body, headers, secrets=known, now=NOW + timedelta(seconds=late)) == event
-    assert verify_seed(body, headers, secrets=secrets[0]) == event
+    assert verify_legacy(body, headers, secrets=secrets[0]) == event
 
 
 @settings(max_examples=200, deadline=None)
