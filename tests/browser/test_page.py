@@ -20,10 +20,10 @@ from urllib.parse import urlencode
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, expect
 
 from local.temporal_server import binary
-from tests.support.browser import TIMEOUT_MS, Watched, chromium, watched, window
+from tests.support.browser import TIMEOUT_MS, Watched, watched, window
 from tests.support.gateway import Gateway, alone, gateway
 from tests.support.needs import program
 from tests.support.receiver import Answer, receiver
@@ -66,25 +66,6 @@ def door(place: Stack) -> Gateway:
 def logs(place: Stack) -> Iterator[None]:
     yield
     sys.stdout.write(place.news())
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    program("chromium")  # or the test is skipped, before the driver asks for libraries that come with the browser
-    with sync_playwright() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser(playwright: Playwright) -> Iterator[Browser]:
-    with chromium(playwright) as running:
-        yield running
-
-
-@pytest.fixture
-def tab(browser: Browser) -> Iterator[Watched]:
-    with watched(browser, viewport={"width": 1280, "height": 900}) as found:
-        yield found
 
 
 def post(door: Gateway, words: str = "", *, fields: dict[str, Any] | None = None, **script: Any) -> str:

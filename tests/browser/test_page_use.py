@@ -16,11 +16,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser import test_page
 from tests.browser.test_page import AWAY, ended, get, head, job_url, keys, post, row
-from tests.support.browser import Watched, chromium, watched
+from tests.support.browser import Watched, watched
 from tests.support.gateway import Gateway, alone, gateway
 from tests.support.npm import installed
 from tests.support.stack import Stack, free_port, stack
@@ -44,24 +44,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def door(place: Stack) -> Gateway:
     return gateway(place)
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser(playwright: Playwright) -> Iterator[Browser]:
-    with chromium(playwright) as running:
-        yield running
-
-
-@pytest.fixture
-def tab(browser: Browser) -> Iterator[Watched]:
-    with watched(browser, viewport={"width": 1280, "height": 900}) as found:
-        yield found
 
 
 # ------------------------------------------------------------------------------------------------------ answers

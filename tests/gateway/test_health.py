@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import pytest
 
 from storage.engine.database import Database
 from tests.support.gateway import Gateway, alone, gateway
-from tests.support.needs import lacking
 from tests.support.postgres import Postgres
+from tests.support.small_disk import filled, small_disk
 from tests.support.stack import Stack, stack, wait_until
 from tests.support.storage_faults import cut_connections, held_locked
 
@@ -137,29 +136,8 @@ async def test_a_locked_database(door: Gateway, running: Stack) -> None:
     await database.close()
 
 
-@contextmanager
-def small_disk(directory: Path) -> Iterator[Path]:
-    directory.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", directory], capture_output=True)
-    if mounted.returncode:
-        lacking("root", "it mounts a small disk")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "-l", directory], check=True)
-
-
 def database_in(disk: Path) -> dict[str, str]:
     return {"CHATJOBS_DATABASE_URL": f"sqlite:///{disk / 'chatjobs.db'}"}
-
-
-def filled(disk: Path) -> Path:
-    """A file that takes all the space there is."""
-    ballast = disk / "ballast"
-    with suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while file.write(b"x" * 4096):
-            pass
-    return ballast
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
