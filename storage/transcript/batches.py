@@ -12,31 +12,28 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import select, text
 
-from chatjobs.contracts import Channel
 from domain.errors import StorageError
 from domain.tasks import in_background
-from domain.values import TextRun
 from storage.engine.database import HINT_CHANNEL, Database, translated
-from storage.engine.schema import CHANNELS, jobs, micros, now
+from storage.engine.schema import jobs, micros, now
 from storage.engine.sqlite_thread import SqliteThread
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BatchEntry:
-    """What one attempt adds in one batch, from position ``start`` on. A batch may hold two entries of one job: of an
-    attempt that has lost it, and of its successor.
+class BatchEntry(NamedTuple):
+    """What one attempt adds in one batch, from position ``start`` on, as the values of the statements: those of the
+    job's head (COLUMNS), then the rows of the transcript. A batch may hold two entries of one job: of an attempt that
+    has lost it, and of its successor.
 
-    ``tail`` is appended to the tail in the job's row, or replaces it where ``runs`` (which include the old tail) go to
-    the transcript.
+    ``tail`` is appended to the tail in the job's row, or, if ``rolled``, replaces it: then the ``rows`` include the old
+    tail.
     """
 
     job_id: str
@@ -45,10 +42,15 @@ class BatchEntry:
     start: int
     end: int
     token_count: int
-    runs: Sequence[TextRun]
     tail: str
-    tail_channel: Channel
+    tail_channel: int
+    rolled: bool
     finish: str | None
+    rows: tuple[tuple[str, int, int, int, str, int], ...]
+
+    @property
+    def head(self) -> tuple[Any, ...]:
+        return self[:-1]
 
 
 class Batches(Protocol):
@@ -89,17 +91,6 @@ MOVE = """UPDATE jobs SET position = v.ending, token_count = v.token_count, fini
   tail = CASE WHEN v.rolled THEN v.tail ELSE jobs.tail || v.tail END, tail_channel = v.tail_channel, progressed_at ="""
 STANDS = """jobs.id = v.id AND jobs.fence = v.fence AND jobs.epoch = v.epoch AND jobs.position = v.start
   AND jobs.finish IS NULL AND jobs.completed_at IS NULL"""
-
-
-def _head(e: BatchEntry) -> tuple[Any, ...]:
-    """An entry's COLUMNS."""
-    channel, rolled = CHANNELS.index(e.tail_channel), bool(e.runs)
-    return e.job_id, e.fence, e.epoch, e.start, e.end, e.token_count, e.tail, channel, rolled, e.finish
-
-
-def _row(e: BatchEntry, run: TextRun) -> tuple[Any, ...]:
-    """A row of the transcript."""
-    return e.job_id, e.epoch, run.position, CHANNELS.index(run.channel), run.text, run.token_count
 
 
 # ------------------------------------------------------------------------------------------------------ SQLite
@@ -177,9 +168,9 @@ def _append(entries: Sequence[BatchEntry], connection: sqlite3.Connection) -> se
     if _move(connection, entries) < len(entries):
         connection.execute("ROLLBACK")
         connection.execute("BEGIN IMMEDIATE")
-        entries = [entry for entry in entries if connection.execute(SQLITE_STANDS, _head(entry)).fetchone()]
+        entries = [entry for entry in entries if connection.execute(SQLITE_STANDS, entry.head).fetchone()]
         _move(connection, entries)
-    rows = [_row(entry, run) for entry in entries for run in entry.runs]
+    rows = [row for entry in entries for row in entry.rows]
     if rows:
         connection.execute(SQLITE_RUNS, (json.dumps(rows, ensure_ascii=False),))
     connection.execute("COMMIT")
@@ -188,7 +179,7 @@ def _append(entries: Sequence[BatchEntry], connection: sqlite3.Connection) -> se
 
 def _move(connection: sqlite3.Connection, entries: Sequence[BatchEntry]) -> int:
     """The number of heads that moved."""
-    heads, time = [_head(entry) for entry in entries], micros(now())
+    heads, time = [entry.head for entry in entries], micros(now())
     return sum(
         connection.execute(SQLITE_MOVES[len(rows)], (time, *chain.from_iterable(rows))).rowcount
         for rows in _in_widths(heads)
@@ -237,9 +228,9 @@ class PostgresBatches:
         self._database = database
 
     async def append(self, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
-        rows = [(place, *_row(e, run)) for place, e in enumerate(entries, 1) for run in e.runs]
+        rows = [(place, *row) for place, entry in enumerate(entries, 1) for row in entry.rows]
         values = {"now": micros(now())}
-        values |= _columns(HEADS, [_head(entry) for entry in entries])
+        values |= _columns(HEADS, [entry.head for entry in entries])
         values |= _columns([f"run_{name}" for name in RUNS], rows)
         async with self._database.single(own=True) as connection:
             return {entries[place - 1] for place in (await connection.execute(POSTGRES_BATCH, values)).scalars()}

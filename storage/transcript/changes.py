@@ -64,13 +64,13 @@ NEWS_SQLITE = f"SELECT json_group_array(json_array(w.place, {COLUMNS})) FROM {SQ
 NEWS_POSTGRES = text(f"SELECT w.place, {COLUMNS} FROM {POSTGRES_CURSORS} AS w {NEWS} ORDER BY w.place, c.position")  # noqa: S608
 
 
-async def fetch(database: Database, cursors: Sequence[Cursor], *, everything: bool = False) -> Sequence[TextChange]:
-    """The changes, in order of place. ``everything``: also cursors without a change. Raises StorageUnavailable."""
+async def fetch(database: Database, cursors: Sequence[Cursor]) -> Sequence[TextChange]:
+    """A slice for each cursor, also without a change, in order of place. Raises StorageUnavailable."""
     async with database.single() as connection:
         if database.is_sqlite:
-            values = {"cursors": _json(cursors), "all": everything}
+            values = {"cursors": _json(cursors), "all": True}
             return _from_json(cursors, await connection.scalar(text(NEWS_SQLITE), values))
-        return await _fetch_postgres(connection, cursors, everything)
+        return await _fetch_postgres(connection, cursors, everything=True)
 
 
 @asynccontextmanager

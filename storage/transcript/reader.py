@@ -45,7 +45,7 @@ class TranscriptReader:
 
     async def read(self, cursor: Cursor) -> Slice:
         """The slice after a cursor now; it may be empty. Raises JobNotFound, ContentDeleted, StorageUnavailable."""
-        (change,) = await fetch(self._database, [_possible(cursor)], everything=True)
+        (change,) = await fetch(self._database, [_possible(cursor)])
         if not isinstance(change.found, Slice):
             raise change.found
         return change.found

@@ -21,6 +21,7 @@ from domain.text import Normaliser, clean_json
 from domain.timings import Timings
 from domain.values import Claim, FinishRecord, TextRun
 from storage.engine.database import Database
+from storage.engine.schema import CHANNELS
 from storage.transcript.batches import BatchEntry, Batches, already_in, batches
 
 log = logging.getLogger(__name__)
@@ -275,6 +276,10 @@ class JobWriter:
         pending, self._pending = self._pending, None
         pending.close()
         runs, tail, channel = self._tail.add(pending.runs)
+        rows = (
+            (self.job_id, self.epoch, run.position, CHANNELS.index(run.channel), run.text, run.token_count)
+            for run in runs
+        )
         self._in_flight = BatchEntry(
             job_id=self.job_id,
             fence=self.fence,
@@ -282,10 +287,11 @@ class JobWriter:
             start=pending.start,
             end=self.position,
             token_count=self.token_count,
-            runs=runs,
             tail=tail,
-            tail_channel=channel,
+            tail_channel=CHANNELS.index(channel),
+            rolled=bool(runs),
             finish=pending.finish,
+            rows=tuple(rows),
         )
         self._bytes_in_flight = pending.bytes
         return self._in_flight
