@@ -152,15 +152,16 @@ class CompletionActivities:
         """What to ask of the model: the rest of the answer; or all of it, if there is nothing yet or it has to start
         over. Checks the limits that earlier attempts may have used up."""
         claim, request = attempt.claim, attempt.request
-        continuing = self._model.continuing(request.model)
         if attempt.deadlines.over:
             raise attempt.total_timeout()
-        if continuation.has_own_prefix(request) and continuing is Continuing.NEVER:
+        # A model is asked whether it continues only where that matters: the first question makes it be measured.
+        continuing = self._model.continuing
+        if continuation.has_own_prefix(request) and continuing(request.model) is Continuing.NEVER:
             raise _no_prefix()
         runs: Sequence[TextRun] = ()
         if claim.position > 0:
             runs = await self._attempts.written(claim.job_id, fence=claim.fence, epoch=claim.epoch)
-        obstacle = _obstacle(attempt, runs, continuing) if runs else None
+        obstacle = _obstacle(attempt, runs, continuing(request.model)) if runs else None
         if runs and not obstacle:
             if not continuation.counted(request, attempt.past):
                 attempt.samples = await self._attempts.samples(request.model)

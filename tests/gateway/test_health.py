@@ -201,7 +201,7 @@ async def test_cut_connections_are_not_noticed(tmp_path: Path, postgres_server: 
             while not accepting.done():
                 await cut_connections(postgres_server, database)
                 cuts += 1
-                await asyncio.wait([accepting], timeout=0.1)
+                await asyncio.wait([accepting], timeout=0.03)
             answers = await accepting
         assert {answer.status_code for answer in answers} == {202}
         assert cuts > 2
