@@ -20,7 +20,7 @@ from activities.webhook import WebhookActivities
 from dispatch import measuring, server_knowledge
 from dispatch.intake import Intake
 from dispatch.job_store import job_store
-from dispatch.schedules import scheduled_retention
+from dispatch.schedules import ensure_retention_schedule
 from dispatch.sweeper import Sweeper
 from dispatch.temporal import RunLinks, connect, indexed
 from dispatch.webhook_rules import WebhookRules, signing_secrets
@@ -126,7 +126,7 @@ async def running(parts: WorkerParts) -> AsyncIterator[None]:
         for worker in workers:
             await stack.enter_async_context(worker)
         stack.push_async_callback(lambda: asyncio.gather(*(worker.shutdown() for worker in workers)))
-        retention = scheduled_retention(client, settings.chatjobs_retention_days)
+        retention = ensure_retention_schedule(client, settings.chatjobs_retention_days)
         background = {"sweeper": sweeper.run(), "waker": waker.run(), "retention schedule": retention}
         if isinstance(parts.model, MistralChat):
             background["continuations"] = measuring.keep_informed(settings, parts.database, parts.model, measured)

@@ -1,1 +1,1 @@
-"""The hands: what a job does to the world, with every vendor injected."""
+"""The activities: the steps of a job that reach the model, storage or a receiver."""

@@ -87,7 +87,7 @@ class RunningAttempt:
         self.finish: Finish | None = None
         """Set once the end of the answer is on its way to storage."""
         self.usage: Usage | None = None
-        """Set where the exact usage is known and no finish reports it."""
+        """The exact usage, for ``end``: of an attempt that stores no FinishRecord."""
         self.parts: list[PlacedPart] = []
         self.turn = claim.turn
         self.samples: Sequence[Sample] = ()

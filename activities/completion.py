@@ -65,7 +65,7 @@ class CompletionActivities:
         self._attempts = attempts
         self._transcript = transcript
         self._model = model
-        self._lanes = RateLimitGate(model, limiter) if limiter else None
+        self._gate = RateLimitGate(model, limiter) if limiter else None
         self._cancels = Cancels(attempts)
         self._freezes = Freezes()
         self._recording: set[asyncio.Task[None]] = set()
@@ -111,7 +111,7 @@ class CompletionActivities:
             tries=info.attempt - 1,
         )
         try:
-            return await self._lanes.claim(lambda reserve: claim(reserve=reserve)) if self._lanes else await claim()
+            return await self._gate.claim(lambda reserve: claim(reserve=reserve)) if self._gate else await claim()
         except ChatJobsError as error:
             raise failures.from_storage(error) from None
         except Exception as error:
@@ -130,8 +130,8 @@ class CompletionActivities:
         attempt.planned(await self._plan(attempt))
         finish: Finish | None = None
         if not attempt.plan.nothing_left:
-            if self._lanes:
-                turn = await self._lanes.wait_for_turn(attempt.claim)
+            if self._gate:
+                turn = await self._gate.wait_for_turn(attempt.claim)
                 if isinstance(turn, Postponed):
                     return turn
                 attempt.turn = turn
@@ -188,11 +188,11 @@ class CompletionActivities:
             async with deadlines.running(), contextlib.aclosing(attempt.call(self._model)) as events:
                 async for event in events:
                     if isinstance(event, Allowance):
-                        if self._lanes:
-                            await self._lanes.record_allowance(attempt.claim, event)
+                        if self._gate:
+                            await self._gate.record_allowance(attempt.claim, event)
                         continue
-                    if self._lanes and not deadlines.began:
-                        self._lanes.record_answer(attempt.claim)
+                    if self._gate and not deadlines.began:
+                        self._gate.record_answer(attempt.claim)
                     attempt.event_arrived()
                     if isinstance(event, Finish):
                         finish = event
@@ -226,10 +226,10 @@ class CompletionActivities:
         return continuation.obstacle(request, runs, self._model.continuing(request.model)) is None
 
     async def _is_short(self, attempt: RunningAttempt, finish: Finish) -> bool:
-        """Whether the length limit of a continued answer was estimated too low, and another call is worth it.
+        """Whether a continued answer ended early, its length being estimated too high, and another call is worth it.
 
-        The call has shown how its server's deltas and tokens relate, which corrects an estimate that was too high.
-        Once for a segment.
+        The call has shown how many tokens its server's deltas have, which corrects the estimate. At most once per
+        segment.
         """
         request, past, most = attempt.request, attempt.past, attempt.request.max_tokens
         usage, job_writer = finish.exact_usage, attempt.job_writer
@@ -244,7 +244,7 @@ class CompletionActivities:
         return missing > most * NOT_WORTH_A_CALL
 
     async def _end_without_call(self, attempt: RunningAttempt, end: AttemptEnd) -> CompletionSummary:
-        """Take the text so far as the answer, at its length limit, without a call that says so."""
+        """Store the text so far as the whole answer, with the finish reason ``length``."""
         await self._attempts.end(attempt.claim.job_id, attempt.claim.attempt, attempt.claim.fence, end)
         attempt.number = 0
         finish = Finish(LENGTH)
@@ -274,9 +274,9 @@ class CompletionActivities:
             if _is_enough(attempt, verdict):
                 return await self._end_without_call(attempt, end)
             await self._attempts.end(claim.job_id, claim.attempt, claim.fence, end)
-            if self._lanes:
+            if self._gate:
                 began = attempt.deadlines.began
-                failure = await self._lanes.record_end(claim, attempt.turn, error, failure, began=began)
+                failure = await self._gate.record_end(claim, attempt.turn, error, failure, began=began)
             failure = failures.within(failure, attempt.deadlines.left)
             if verdict.outcome == AttemptOutcome.REFUSED_TO_CONTINUE:
                 await self._restart(attempt, "refused")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from activities.token_counts import Counter
-from chatjobs.contracts import Channel, ChatRequest, Usage, message_text
+from chatjobs.contracts import Channel, ChatRequest, Usage
+from domain.continuing import own_prefix
 from domain.estimates import prompt_ceiling, prompt_tokens, text_ceiling
 from domain.ports import Continuing
 from domain.tokens import Estimate, Sample, estimated
@@ -15,7 +16,7 @@ from domain.values import AttemptHistory, Stretch, TextRun
 MOST_ROOM = 16
 """Tokens for repeated whitespace, where the deltas show how many it took; otherwise one is allowed."""
 LEAST_SAMPLE = 2
-"""The fewest tokens of a call that it is a sample with."""
+"""The fewest tokens that make a call a sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class CallPlan:
     """One call of the model.
 
     ``prompt_tokens``: a rough count, with the text so far. ``continue_from``: the content so far; None for a call from
-    the beginning. ``tokens_left``: how many more limits.maxTotalTokens allows; None without it. ``room``: tokens that
+    the beginning. ``tokens_left``: those that limits.maxTotalTokens (the cap) allows; or None. ``room``: tokens that
     the model needs to repeat whitespace, beside those of ``request.max_tokens``, which are for new text.
     """
 
@@ -34,7 +35,7 @@ class CallPlan:
     room: int = 0
 
     def estimated(self, completion_tokens: int) -> Usage:
-        """The usage of a call for which Mistral reported none."""
+        """The usage of a call for which none was reported."""
         total = self.prompt_tokens + completion_tokens
         return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=completion_tokens, total_tokens=total)
 
@@ -120,17 +121,17 @@ def counted(request: ChatRequest, past: AttemptHistory) -> bool:
 
 
 def _left(request: ChatRequest, past: AttemptHistory, runs: Sequence[TextRun]) -> int | None:
-    """Tokens that the cap leaves for another call's answer. Prompts are estimated high, since the cap is a promise."""
+    """Tokens that limits.maxTotalTokens leaves for another answer. Prompts are estimated high: it is a promise."""
     cap = request.limits.max_total_tokens
     if cap is None:
         return None
     prompt = prompt_ceiling(request)
     so_far = max(runs[-1].token_count, text_ceiling(content(runs))) if runs else 0
-    unsaid = past.estimated * max(prompt - prompt_tokens(request), 0)  # of earlier calls, which were estimated fairly
-    lost = [one for one in past.stretches if one.tokens is None and one.most is None]  # and counted in deltas
+    margin = past.estimated * max(prompt - prompt_tokens(request), 0)  # earlier prompts may have been estimated low
+    uncounted = [one for one in past.stretches if one.tokens is None and one.most is None]  # a token per delta so far
     text = "".join(run.text for run in runs)
-    unsaid += sum(max(_of_stretch(one, text, ()).tokens - one.deltas, 0) for one in lost)
-    return cap - past.total_tokens - unsaid - prompt - so_far
+    margin += sum(max(_of_stretch(one, text, ()).tokens - one.deltas, 0) for one in uncounted)
+    return cap - past.total_tokens - margin - prompt - so_far
 
 
 def _shortened(request: ChatRequest, said: int) -> ChatRequest:
@@ -154,7 +155,7 @@ def obstacle(request: ChatRequest, runs: Sequence[TextRun], continuing: Continui
     if continuing is not Continuing.KNOWN:  # it may begin a new answer, which would be appended to the old one
         return "unproven" if continuing is Continuing.UNPROVEN else "no_continuation"
     if request.tools or request.tool_choice is not None:
-        return "tools"  # Mistral refuses a prefix beside them
+        return "tools"  # a prefix beside them may be refused
     if request.response_format is not None and request.response_format.type != "text":
         return "response_format"  # constrained decoding starts from the beginning
     if runs[-1].channel is not Channel.CONTENT:
@@ -167,9 +168,3 @@ def obstacle(request: ChatRequest, runs: Sequence[TextRun], continuing: Continui
 def has_own_prefix(request: ChatRequest) -> bool:
     """Whether the caller has written the beginning of the answer."""
     return request.messages[-1].role == "assistant"
-
-
-def own_prefix(request: ChatRequest) -> str:
-    """The caller's beginning of the answer."""
-    last = request.messages[-1]
-    return message_text(last) if last.role == "assistant" else ""

@@ -16,6 +16,7 @@ from chatjobs.errors import MAX_MESSAGE_CHARACTERS, ChatJobsError, bounded
 from domain.errors import StorageUnavailable, UpstreamError, UpstreamRateLimited
 from domain.outcomes import AttemptOutcome
 from domain.timings import Timings
+from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS
 
 FAILURE_BUDGET = Retry().attempts
 """Errors of this service that a job may have before an attempt begins; its own ``retry`` counts those of its calls."""
@@ -25,7 +26,6 @@ BREAK_BUDGET = 3
 """Answers that may fall silent or be cut off at the same place, if ``retry`` allows so many: each is paid for."""
 MOVING_BUDGET = 10
 """Failures that a job may have in all, for each retry that ``retry`` allows, while it moves on between them."""
-LONGEST_THROTTLE = 300.0
 STORAGE_PAUSE = 1.0
 JITTER = 0.2
 """The largest part that is added to a pause, so that jobs that failed together do not come back together."""
@@ -70,7 +70,7 @@ def again(code: str, message: str, pause: float | None) -> ApplicationError:
 
 
 def within(failure: BaseException, seconds: float) -> BaseException:
-    """``failure``, with a pause of at most ``seconds``: when a clock of the job runs out, the job ends."""
+    """``failure``, with a pause of at most ``seconds``, after which a time limit ends the job."""
     if not isinstance(failure, ApplicationError) or failure.next_retry_delay is None or failure.type is None:
         return failure
     if failure.next_retry_delay <= timedelta(seconds=seconds):
@@ -124,7 +124,7 @@ def _given_up(code: str, message: str, tally: Tally, cause: ErrorCause | None = 
 def throttle_pause(retry_after: float | None, throttles: int) -> float:
     """Seconds: what the server asked for, clamped to 1 s to 5 min, or a growing default."""
     wanted = retry_after if retry_after is not None else 2.0 ** min(throttles, 6)
-    return min(max(wanted, 1.0), LONGEST_THROTTLE)
+    return min(max(wanted, 1.0), LONGEST_ASKED_SECONDS)
 
 
 def failure_pause(failures: int, backoff: Backoff, timings: Timings = Timings()) -> float:

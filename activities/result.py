@@ -54,7 +54,7 @@ class SealOrder(WireModel):
 
 
 class ResultActivities:
-    """``tenant`` owns the jobs that are started straight through Temporal; ``indexed``: see steps.Accepted.
+    """``tenant`` owns the jobs that are started straight through Temporal; ``indexed``: see payloads.Accepted.
 
     ``run_url`` makes the link to a run in the Temporal UI. ``policy`` gives the rules for webhook URLs; without it they
     are judged only when they are called.

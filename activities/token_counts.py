@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Final
 
 from chatjobs.contracts import Usage
-from domain.ports import Told
+from domain.ports import UsageSoFar
 from domain.tokens import ceiling, of_delta
 
 MOST_IDLE: Final = 4
@@ -44,9 +44,9 @@ class Counter:
         self._ceiling = 0  # an upper bound, if deltas hold several tokens
         self._trusted = True
         self._idle = 0
-        self._last: Told | None = None
+        self._last: UsageSoFar | None = None
 
-    def take(self, text: str, told: Told | None) -> int:
+    def take(self, text: str, told: UsageSoFar | None) -> int:
         """Count one delta: its tokens, or 1 where the server does not say."""
         words, singly, most = _bounds(text) if len(text) <= SHORT else _bounds.__wrapped__(text)
         step = self._step(text, words, told)
@@ -65,7 +65,7 @@ class Counter:
         self.count += step
         return step
 
-    def skip(self, told: Told | None) -> None:
+    def skip(self, told: UsageSoFar | None) -> None:
         """Skip what the server counted up to here, which is not new text."""
         if told is not None and self._trusted:
             self._last = told
@@ -89,7 +89,7 @@ class Counter:
         prompt, completion = self._last
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
-    def _step(self, text: str, words: int, told: Told | None) -> int | None:
+    def _step(self, text: str, words: int, told: UsageSoFar | None) -> int | None:
         """The delta's tokens by the server's count; None if that is not to be trusted."""
         if told is None or not self._trusted:
             return None

@@ -51,7 +51,7 @@ class Waker:
             try:
                 await self.wake_due()
             except StorageError as error:  # jobs still run again when their own delay is over
-                log.warning("waiting jobs are not called: %s", error, extra={"action": "waker_waits"})
+                log.warning("waiting jobs are not woken: %s", error, extra={"action": "waker_waits"})
             except Exception:
                 log.exception("waker failed", extra={"action": "waker_failed"})
             await asyncio.sleep(LOOK_SECONDS)
@@ -84,7 +84,7 @@ class Waker:
         except RPCError as error:
             self._failed(job_id, error)
         except (RuntimeError, TimeoutError):  # without Temporal nothing runs anyway
-            log.debug("job not called: Temporal is not reachable", extra={"action": "job_uncalled", "job_id": job_id})
+            log.debug("job not woken: Temporal is not reachable", extra={"action": "job_not_woken", "job_id": job_id})
 
     def _failed(self, job_id: str, error: RPCError) -> None:
         if error.status in UNSUPPORTED:
@@ -93,7 +93,7 @@ class Waker:
                 log.warning("%s (%s)", words, error.status.name, extra={"action": "waker_unsupported"})
             self._warned = True
         elif error.status is not RPCStatusCode.NOT_FOUND:  # not found: it has just started, or ended
-            log.info("job not called: %s", error.status.name, extra={"action": "job_uncalled", "job_id": job_id})
+            log.info("job not woken: %s", error.status.name, extra={"action": "job_not_woken", "job_id": job_id})
 
 
 def _duration(value: timedelta) -> Duration:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.table import Row, table
+from tests.support.cancelling import cancel
 from tests.support.gateway import Gateway, gateway
 from tests.support.service import Service, service
 from tests.support.simulator_process import prompt
@@ -66,7 +67,7 @@ async def queued_cancel_times(live: Service, count: int) -> list[float]:
     took = []
     for job_id in [await live.submit(prompt(), model=model) for _ in range(count)]:
         began = time.time()
-        await live.intake.cancel(job_id)
+        await cancel(live, job_id)
         job = await live.ended(job_id)
         took.append(job.completed_at.timestamp() - began if job.completed_at else PATIENCE)
     return took

@@ -117,7 +117,7 @@ class Service:
         found = await self._jobs.queries.list(
             status=chosen, model=model, metadata=metadata, since=since, until=until, limit=limit
         )
-        jobs = list(map(self._place.links.added, found))
+        jobs = list(map(self._place.links.with_url, found))
         if self._as_json:
             write(f"{one_line({'jobs': [job.model_dump(mode='json') for job in jobs]})}\n")
         elif jobs:
@@ -324,7 +324,7 @@ class Service:
 
     async def _job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
-        return self._place.links.added(await self._jobs.queries.get(job_id))
+        return self._place.links.with_url(await self._jobs.queries.get(job_id))
 
     async def _temporal(self) -> Client:
         """Raises TemporalUnavailable."""

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import (
@@ -28,25 +28,20 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from chatjobs.contracts import JOB_ID, JobStatus
+from chatjobs.contracts import JOB_ID
 from chatjobs.errors import InvalidRequest, Problem
 from dispatch.server_knowledge import PrefixRule
 from dispatch.temporal import RPC_TIMEOUT, search_attributes
 from domain.errors import TemporalUnavailable
-from domain.names import (
-    CHAT_JOB,
-    JOBS_QUEUE,
-)
+from domain.names import CHAT_JOB, JOBS_QUEUE
 from domain.new_jobs import new_job
 from domain.payloads import JobRef
 from domain.values import JobHandle
 from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
-from storage.webhooks.deliveries import OutgoingWebhook, RedeliveryRequest
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", JobHandle, OutgoingWebhook, RedeliveryRequest)
 LARGE_BYTES = 64 * 1024
 """Bodies from this size on are validated and hashed in a thread, so that other requests are answered meanwhile."""
 TASK_TIMEOUT = timedelta(seconds=5)
@@ -166,19 +161,6 @@ class Intake:
                 if value is not None
             ]
         )
-
-    async def cancel(self, job_id: str, *, tenant: str | None = None) -> JobStatus:
-        """Commit the request to cancel, then cancel the workflow; if that fails, the sweeper does it.
-
-        Raises JobNotFound, JobFinished.
-        """
-        status = await self._jobs.seals.request_cancel(job_id, tenant)
-        if not status.terminal:
-            try:
-                await self.send_cancel(job_id)
-            except TemporalUnavailable as error:
-                log.warning("cancel will be sent again: %s", error, extra={"action": "cancel_waits", "job_id": job_id})
-        return status
 
     async def runs(self, job_id: str) -> bool:
         """Whether Temporal has an open run of a job; False also where Temporal does not answer soon."""

@@ -47,9 +47,9 @@ class Measure(Protocol[Model_contra]):
     async def __call__(self, chat: Model_contra, model: str, *, pause: float) -> Practice | None: ...
 
 
-async def remember(found: ContinuationStore, model: str, practice: Practice) -> None:
+async def remember(continuations: ContinuationStore, model: str, practice: Practice) -> None:
     """Store a measured practice. Raises StorageError."""
-    await found.end(MeasuredPractice(model, practice.way.value, practice.drops.value, practice.echoes))
+    await continuations.end(MeasuredPractice(model, practice.way.value, practice.drops.value, practice.echoes))
 
 
 async def keep_informed(settings: Settings, database: Database, model: Model, measure: Measure[Model]) -> None:
@@ -61,33 +61,35 @@ async def keep_informed(settings: Settings, database: Database, model: Model, me
     """
     if settings.chatjobs_continuation == "none":
         return
-    found, pause = store(settings, database), 1 / settings.mistral_requests_per_second
+    continuations, pause = store(settings, database), 1 / settings.mistral_requests_per_second
     try:
-        unmeasured = set(await found.models_in_use(MOST_AT_START))
+        unmeasured = set(await continuations.models_in_use(MOST_AT_START))
     except StorageError:
         unmeasured = set()
     while True:
         try:
-            model.learn(await remembered(found))
+            model.learn(await remembered(continuations))
             if assumed(settings) is None:
                 for name in sorted(unmeasured):
-                    await _measure(found, model, name, measure, pause)
-                model.learn(await remembered(found))
+                    await _measure(continuations, model, name, measure, pause)
+                model.learn(await remembered(continuations))
         except StorageError as error:
-            log.warning("continuations are not remembered: %s", error, extra={"action": "continuations_unknown"})
+            log.warning("measurements not read or stored: %s", error, extra={"action": "continuations_unknown"})
         unmeasured = await model.models_to_measure(REFRESH_SECONDS)
 
 
-async def _measure(found: ContinuationStore, model: Model, name: str, measure: Measure[Model], pause: float) -> None:
+async def _measure(
+    continuations: ContinuationStore, model: Model, name: str, measure: Measure[Model], pause: float
+) -> None:
     """Measure a model unless another process has. Raises StorageError."""
-    if not await found.begin(name):
+    if not await continuations.begin(name):
         return
     log.info("seeing whether the server continues a text", extra={"action": "continuation_probe", "model": name})
     practice = await measure(model, name, pause=pause)
     if practice is None:
         log.warning("the server did not answer", extra={"action": "continuation_unmeasured", "model": name})
         asyncio.get_running_loop().call_later(AGAIN_SECONDS, model.request_measurement, name)
-        await found.forget(name)
+        await continuations.forget(name)
         return
-    await remember(found, name, practice)
+    await remember(continuations, name, practice)
     log.info("interrupted answers continue: %s", practice.way, extra={"action": "continuation_measured", "model": name})

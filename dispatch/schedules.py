@@ -23,7 +23,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from dispatch.temporal import runs_of
+from dispatch.temporal import RPC_TIMEOUT, runs_of
 from domain.errors import TemporalUnavailable
 from domain.names import CHAT_JOB, JOBS_QUEUE, RETENTION, RETENTION_SCHEDULE
 from domain.payloads import RetentionOrder
@@ -31,14 +31,13 @@ from domain.values import RunRef
 
 log = logging.getLogger(__name__)
 
-RPC_TIMEOUT = timedelta(seconds=5)
 EVERY = timedelta(hours=1)
 JITTER = timedelta(minutes=5)
 AGAIN_SECONDS = 30.0
 PERMANENT = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED, RPCStatusCode.UNAUTHENTICATED)
 
 
-async def scheduled_retention(client: Client, days: float) -> None:
+async def ensure_retention_schedule(client: Client, days: float) -> None:
     """Schedule the hourly removals; retried until Temporal accepts the schedule.
 
     If Temporal forbids schedules, the log says what to run instead.

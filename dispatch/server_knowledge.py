@@ -29,9 +29,9 @@ def store(settings: Settings, database: Database) -> ContinuationStore:
     return ContinuationStore(database, server_name(settings.mistral_server_url), VERSION)
 
 
-async def remembered(found: ContinuationStore) -> dict[str, Practice]:
+async def remembered(continuations: ContinuationStore) -> dict[str, Practice]:
     """The measured practices by model. Raises StorageError."""
-    return {one.model: Practice(Way(one.way), Drops(one.drops), one.echoes) for one in await found.measured()}
+    return {one.model: Practice(Way(one.way), Drops(one.drops), one.echoes) for one in await continuations.measured()}
 
 
 class PrefixRule:

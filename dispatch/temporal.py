@@ -210,6 +210,6 @@ class RunLinks:
         url = f"{self._workflows}/{quote(run.workflow_id, safe='')}"
         return url if run.run_id is None else f"{url}/{run.run_id}"
 
-    def added(self, job: StoredJob) -> StoredJob:
+    def with_url(self, job: StoredJob) -> StoredJob:
         """The job with its ``temporal_url``."""
         return job.model_copy(update={"temporal_url": self.of(job.run)})

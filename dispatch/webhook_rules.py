@@ -20,7 +20,7 @@ from storage.keys import KeyStore, SecretStore
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 2.0
-OWN_PORTS = {"postgresql": 5432}
+DATABASE_PORTS = {"postgresql": 5432}
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::", "[::]", "::1", "[::1]"})  # noqa: S104 - not bound
 
 
@@ -34,8 +34,8 @@ class WebhookRules:
         """``temporal`` is the server's ``host:port``; by default the environment's."""
         temporal = temporal or ClientConfig.load_client_connect_config().get("target_host", "localhost:7233")
         self._keys = KeyStore(database)
-        self._open, self._closed = (_policy(settings, temporal, loopback=loopback) for loopback in (True, False))
-        self._current = self._closed
+        self._keyless, self._keyed = (_policy(settings, temporal, loopback=loopback) for loopback in (True, False))
+        self._current = self._keyed
 
     def __call__(self) -> WebhookPolicy:
         return self._current
@@ -56,7 +56,7 @@ class WebhookRules:
             await cancel_and_wait(task)
 
     async def _refresh(self) -> None:
-        self._current = self._closed if await self._keys.configured() else self._open
+        self._current = self._keyed if await self._keys.configured() else self._keyless
 
     async def _poll(self) -> None:
         while True:
@@ -90,7 +90,7 @@ def _own_servers(settings: Settings, temporal: str) -> list[str]:
     found = [temporal, f"{settings.chatjobs_host}:{settings.chatjobs_port}"]
     database = urlsplit(settings.database_url)
     if database.hostname:
-        found.append(f"{database.hostname}:{database.port or OWN_PORTS.get(database.scheme.partition('+')[0], 0)}")
+        found.append(f"{database.hostname}:{database.port or DATABASE_PORTS.get(database.scheme.partition('+')[0], 0)}")
     servers = [urlsplit(url or "") for url in (settings.chatjobs_temporal_ui, settings.mistral_server_url)]
     found += [f"{server.hostname}:{server.port}" for server in servers if server.hostname and server.port]
     found += settings.chatjobs_webhook_deny

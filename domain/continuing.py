@@ -7,8 +7,8 @@ without a word. llama.cpp and others continue any assistant's message that is th
 Whitespace at the end of the message is a matter of its own. mistral-common (1.13, ``_encode_normal_content_assistant_
 message``) drops spaces, and spaces only, before the model sees the text. Chat templates of Hugging Face often trim all
 whitespace. Where the model does not see it, the model says it again, or says something else. So what a server drops,
-or may drop, is not sent, and has to come back before anything else does (mistral_echo). A server that was seen to give
-all of the text to the model (mistral_probe) gets all of it.
+or may drop, is not sent, and has to come back first (providers/mistral/echo.py). A server that was seen to give all of
+the text to the model (providers/mistral/probe.py) gets all of it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from enum import StrEnum
 from typing import Final
 from urllib.parse import urlsplit
 
+from chatjobs.contracts import AssistantMessage, ChatRequest, message_text
+
 VERSION: Final = 1
-"""Of the measurement (mistral_probe): grows when it changes so that its older results are worth nothing."""
+"""Of the measurement in providers/mistral/probe.py: raise it to have every server measured again."""
 MISTRAL: Final = "https://api.mistral.ai"
 _MISTRAL_DOMAIN: Final = "mistral.ai"
 
@@ -70,6 +72,12 @@ USUAL: Final = {
     Way.NONE: NEVER,
 }
 """What is assumed of a server of which only the way is known."""
+
+
+def own_prefix(request: ChatRequest) -> str:
+    """The beginning of the answer in the caller's own last message."""
+    last = request.messages[-1]
+    return message_text(last) if isinstance(last, AssistantMessage) else ""
 
 
 def server_name(server_url: str | None) -> str:

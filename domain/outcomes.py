@@ -89,7 +89,7 @@ WITHOUT_CALL = frozenset(
         AttemptOutcome.FROZEN,
     }
 )
-"""Outcomes that an attempt may have before it calls the model; then it is removed from the ledger of calls."""
+"""Outcomes that an attempt may have before it calls the model; then it is removed from the ledger."""
 SILENT = frozenset({AttemptOutcome.FIRST_TOKEN_TIMEOUT, AttemptOutcome.STALL_TIMEOUT})
 """Nothing came from the model for too long."""
 UNNOTICED = frozenset({AttemptOutcome.LOST, AttemptOutcome.FROZEN, AttemptOutcome.TAKEN_OVER})

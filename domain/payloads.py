@@ -18,7 +18,7 @@ class Accepted(WireModel):
     job_id: str
     tenant: str
     model: str
-    replay_of: str | None = None
+    replay_of: str | None = None  # not used; recorded histories have it, and unknown fields are refused
     indexed: bool
     """The namespace has our search attributes; upserting one that is not registered would loop the workflow task."""
     error: JobError | None = None
@@ -38,7 +38,7 @@ class CompletionSummary(WireModel):
 
 
 class Ending(WireModel):
-    """The outcome that the workflow asks for. Storage decides: an accepted request to cancel comes first."""
+    """The outcome that a workflow or sweeper asks for. Storage decides: a request to cancel comes first."""
 
     job_id: str
     status: Literal[JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED]

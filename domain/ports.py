@@ -28,7 +28,7 @@ class Continuing(StrEnum):
     NEVER = "never"
 
 
-class Told(NamedTuple):
+class UsageSoFar(NamedTuple):
     """The usage of the call so far, which some servers report during the stream."""
 
     prompt_tokens: int
@@ -43,11 +43,11 @@ class TextDelta(NamedTuple):
 
     channel: Channel
     text: str
-    told: Told | None = None
+    told: UsageSoFar | None = None
 
 
 class PartDelta(NamedTuple):
-    """A piece of the answer that is not text (reference, image, a kind yet unknown), with Mistral's own names."""
+    """A piece of the answer that is not text (reference, image, a kind yet unknown), as the server sent it."""
 
     part: JsonObject
 
@@ -58,7 +58,7 @@ class StillWorking(NamedTuple):
     ``told``: the count up to here, which includes no new text.
     """
 
-    told: Told | None = None
+    told: UsageSoFar | None = None
 
 
 class Allowance(NamedTuple):

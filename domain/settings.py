@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     chatjobs_continuation: Literal["auto", "prefix", "continue_final_message", "assistant", "none"] = "auto"
     """How the model's server continues an interrupted answer; see docs/decisions/0014-continuation.md."""
     webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """Signing secrets of the default tenant, newest first; comma-separated in the environment."""
+    """Signing secrets of ``chatjobs_direct_tenant``, newest first; comma-separated."""
     chatjobs_data_dir: Path = Path(".chatjobs")
     chatjobs_database_url: str | None = None
     """``postgresql://…`` or ``sqlite:///…``; None is a SQLite file in the data directory."""
@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     chatjobs_grace_seconds: float = Field(20, ge=0, le=600)
     """How long a stopping worker may take to hand its jobs over."""
     chatjobs_direct_tenant: str = "default"
-    """The tenant of jobs that are started straight through Temporal."""
+    """The tenant of the command line, of HTTP without keys, and of jobs started directly in Temporal."""
     chatjobs_host: str = "127.0.0.1"
     """Address on which the gateway listens. Any but loopback needs at least one key (`starter.py keys add`)."""
     chatjobs_port: int = Field(8000, ge=0, le=65_535)

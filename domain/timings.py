@@ -19,7 +19,7 @@ class Timings:
     """Between heartbeats, whatever else happens. Cancellation reaches an activity only with a heartbeat's response
     (sdk-python README, "Heartbeating and Cancellation")."""
     heartbeat_throttle_seconds: float = 1.0
-    """The SDK's default (0.8 of the heartbeat timeout, up to 60 s) would deliver a cancellation that late."""
+    """The SDK's limit of heartbeats. Its default, 0.8 of the timeout, would delay cancellations."""
     claim_patience_seconds: float = 600.0
     """How long errors of this service in claiming a job are tried again."""
     recording_pauses_seconds: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, *(15.0,) * 40)
@@ -68,7 +68,7 @@ class Timings:
     longest_outage_wait_seconds: float = 60.0
     """The wait up to which it grows."""
     lost_waiter_seconds: float = 15.0
-    """A waiter that is so late has no place any more: its job ended, or it waits for a free worker. Its tag stays."""
+    """A waiting job that is so late with its request no longer counts in the queue: it ended, or no worker is free."""
     queue_look_seconds: float = 1.0
     """Between two queries for the places of all jobs whose place is watched."""
 

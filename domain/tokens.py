@@ -21,7 +21,7 @@ from typing import Final
 
 MOST_PER_DELTA: Final = 64
 """The largest fixed number of tokens per delta that is recognised."""
-HIDDEN_PER_SIGN: Final = 3
+HIDDEN_PER_EMOJI: Final = 3
 """An emoji has up to four bytes, each of which may be a token; only the last of them has text."""
 LONG_ENOUGH: Final = 8
 """The fewest deltas of a sample whose surplus of tokens can be explained by tokens without text."""
@@ -36,7 +36,7 @@ _DENSE: Final = (
     *((0xAC00, 0xD7B0), (0xF900, 0xFB00), (0xFF00, 0xFFF0)),
 )
 """Kana, ideographs, Hangul and their marks: written without blanks, about a token for a character."""
-_FIRST_SIGN: Final = 0x2190
+_FIRST_EMOJI: Final = 0x2190
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,14 @@ class Estimate:
     sure: bool
 
 
-def signs(text: str) -> int:
+def emoji_count(text: str) -> int:
     """The number of emoji and the like, which may be several tokens in one delta."""
-    return 0 if text.isascii() else sum(map(_is_sign, text))
+    return 0 if text.isascii() else sum(map(_is_emoji, text))
 
 
-def _is_sign(character: str) -> bool:
+def _is_emoji(character: str) -> bool:
     number = ord(character)
-    return number >= _FIRST_SIGN and not character.isalnum() and not _is_dense(number)
+    return number >= _FIRST_EMOJI and not character.isalnum() and not _is_dense(number)
 
 
 def dense(text: str) -> int:
@@ -86,7 +86,7 @@ def ceiling(text: str) -> int:
     rest = _WORDS.sub("", text)
     for run in _BLANKS.findall(rest):
         found += run.count("\n") + run.count("\t") + (1 if len(run) > 1 and run.strip("\n\t") else 0)
-    return found + sum(_of_sign(character) for character in rest if not character.isspace())
+    return found + sum(_of_character(character) for character in rest if not character.isspace())
 
 
 def _of_word(word: str) -> int:
@@ -97,10 +97,10 @@ def _of_word(word: str) -> int:
     return close + (1 + (sum(size if size < 3 else 2 * size for size in others) - 1) // 3 if others else 0)
 
 
-def _of_sign(character: str) -> int:
+def _of_character(character: str) -> int:
     if character.isascii() or _is_dense(ord(character)):
         return 1
-    return 1 + HIDDEN_PER_SIGN if _is_sign(character) else 2
+    return 1 + HIDDEN_PER_EMOJI if _is_emoji(character) else 2
 
 
 def of_delta(delta: str, words: int) -> int:
@@ -111,7 +111,7 @@ def of_delta(delta: str, words: int) -> int:
     if delta.isalnum() and delta.isascii():
         return 1
     units = len(_UNITS.findall(delta))  # a word is one token, and the mark behind it another
-    return max(1, units, dense(delta)) + signs(delta) * HIDDEN_PER_SIGN
+    return max(1, units, dense(delta)) + emoji_count(delta) * HIDDEN_PER_EMOJI
 
 
 def estimated(text: str, deltas: int, samples: Sequence[Sample], most: int | None = None) -> Estimate:
@@ -144,8 +144,8 @@ def _is_crowded(text: str, deltas: int, samples: Sequence[Sample]) -> bool:
 def _unknown(text: str, deltas: int, most: int | None, *, bursts: bool) -> Estimate:
     """The estimate if nothing is known of the server but this text."""
     if most is None:
-        thick = dense(text) + len(_WORDS.findall(text)) if dense(text) else 0
-        most = ceiling(text) if bursts else max(deltas, thick) + signs(text) * HIDDEN_PER_SIGN
+        by_characters = dense(text) + len(_WORDS.findall(text)) if dense(text) else 0
+        most = ceiling(text) if bursts else max(deltas, by_characters) + emoji_count(text) * HIDDEN_PER_EMOJI
     return Estimate(max(deltas, most), sure=most <= deltas)
 
 
@@ -159,19 +159,19 @@ def _is_single(sample: Sample) -> bool:
     more tokens than that proves nothing."""
     if sample.tokens <= sample.deltas:
         return True
-    explicable = sample.deltas + 1 + HIDDEN_PER_SIGN * signs(sample.text)
+    explicable = sample.deltas + 1 + HIDDEN_PER_EMOJI * emoji_count(sample.text)
     enough = sample.deltas >= LONG_ENOUGH and len(sample.text.split()) <= sample.deltas
     return enough and sample.tokens <= explicable
 
 
 def _hidden(text: str, samples: Iterable[Sample]) -> int:
     """The tokens of emoji that have no text of their own."""
-    found, known = signs(text), [one for one in samples if signs(one.text)]
+    found, known = emoji_count(text), [one for one in samples if emoji_count(one.text)]
     if not found or not known:
-        return found * HIDDEN_PER_SIGN
-    share = max(max(one.tokens - one.deltas, 0) / signs(one.text) for one in known)
-    likely = share * (1 + MARGIN / sqrt(sum(signs(one.text) for one in known)))
-    return ceil(found * min(likely, HIDDEN_PER_SIGN))
+        return found * HIDDEN_PER_EMOJI
+    share = max(max(one.tokens - one.deltas, 0) / emoji_count(one.text) for one in known)
+    likely = share * (1 + MARGIN / sqrt(sum(emoji_count(one.text) for one in known)))
+    return ceil(found * min(likely, HIDDEN_PER_EMOJI))
 
 
 def _by_samples(text: str, deltas: int, samples: Sequence[Sample]) -> int:
@@ -186,7 +186,7 @@ def _by_samples(text: str, deltas: int, samples: Sequence[Sample]) -> int:
     regular = set.intersection(*(regular_sizes(one.tokens, one.deltas) for one in samples))
     if regular:
         # A delta with only the first bytes of an emoji has no text and was not counted.
-        unseen = HIDDEN_PER_SIGN * signs(text) if min(regular) <= HIDDEN_PER_SIGN else 0
+        unseen = HIDDEN_PER_EMOJI * emoji_count(text) if min(regular) <= HIDDEN_PER_EMOJI else 0
         least, most = min(regular) * (deltas - 1), max(regular) * deltas
         return (most if len(regular) == 1 else min(most, max(by_text, least))) + unseen
     ratio = max(one.tokens / max(one.deltas, 1) for one in samples)

@@ -83,7 +83,6 @@ class NewJob:
     """It comes from its own workflow, which need not be started."""
     idempotency_key: str | None = None
     replay_of: str | None = None
-    batch_id: str | None = None
     run: RunRef | None = None
     """Set where the workflow's id is not the job's: a run of a cron or Schedule."""
 
@@ -112,8 +111,8 @@ class FinishRecord(WireModel):
 class Stretch:
     """What one attempt wrote of its epoch: the text from position ``start`` to ``end``, in ``deltas`` deltas.
 
-    ``tokens``: as the model's server counted them; None where it did not. ``most``: as the attempt estimated them from
-    its deltas; None where its worker died. ``closed``: it belongs to an earlier segment.
+    ``deltas``: their number, or the server's count during the stream. ``tokens``: by the server's count; None without
+    one. ``most``: the attempt's estimate; None where its worker died. ``closed``: it belongs to an earlier segment.
     """
 
     start: int
@@ -230,15 +229,14 @@ class Claim:
     attempt: int = 0
     past: AttemptHistory = AttemptHistory()
     request: ChatRequest | None = None
-    created_at: int = 0
     started_at: int = 0
     asker: Claimant | None = None
     turn: Reservation | None = None
 
 
 class TextRun(NamedTuple):
-    """Neighbouring text of one channel. ``position`` (characters) and ``token_count`` (deltas of the epoch) are those
-    at its end."""
+    """Neighbouring text of one channel. ``position`` (characters) and ``token_count`` (of the epoch: the server's
+    count, or else deltas) are those at its end."""
 
     position: int
     channel: Channel

@@ -34,7 +34,7 @@ async def sample_chat(settings: Settings, client: Client, console: Console, *, o
             job_id = await _submit(intake, settings.chatjobs_direct_tenant)
             await _watch(database, job_id, console)
             links = RunLinks(settings.chatjobs_temporal_ui, client.namespace)
-            _show(links.added(await jobs.queries.get(job_id)), console)
+            _show(links.with_url(await jobs.queries.get(job_id)), console)
     finally:
         await database.close()
 

@@ -1,1 +1,1 @@
-"""Outbound adapters: the only files that name a vendor or open a socket to another company's server."""
+"""Outbound adapters: all that imports a vendor's SDK or connects to another company's server."""

@@ -1,1 +1,1 @@
-"""The memory: SQLite on one machine, Postgres on many."""
+"""The database: SQLite on one machine, Postgres on many."""

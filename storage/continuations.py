@@ -18,7 +18,7 @@ LOOKED_AT = 200
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPractice:
-    """What was seen of a model: the names are those of providers.continuing."""
+    """What was seen of a model: the names are those of domain/continuing.py."""
 
     model: str
     way: str

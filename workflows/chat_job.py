@@ -38,7 +38,7 @@ STATUS, MODEL, TENANT = (SearchAttributeKey.for_keyword(name) for name in ("Chat
 class ChatJob:
     """One durable chat job. The argument is ``{"jobId"}`` of a stored job, or ``{"request"}`` inline.
 
-    The workflow's id is the job's; each run of a cron or Schedule is a job of its own (names.job_id_of_run).
+    The workflow's id is the job's; each run of a cron or Schedule is a job of its own (domain/names.py).
     """
 
     def __init__(self) -> None:

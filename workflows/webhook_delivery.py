@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
 
 MINUTE, HOUR = 60.0, 3600.0
 PAUSES = (5.0, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR)
-"""Seconds after the first, second, … try: ten tries in 75 hours and 35 minutes (Standard Webhooks, "Retries")."""
+"""Seconds after the first, second, … try: ten tries in 75.6 to 90.7 hours, with jitter (Standard Webhooks)."""
 JITTER = 0.2
 
 

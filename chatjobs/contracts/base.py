@@ -106,9 +106,9 @@ def _http_url(url: str) -> str:
 HttpUrl = Annotated[str, StringConstraints(max_length=2_048), AfterValidator(_http_url)]
 """An absolute http or https URL in ASCII."""
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-"""A key of a job's metadata, in characters."""
+"""A key of a job's metadata."""
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-"""A value of a job's metadata, in characters."""
+"""A value of a job's metadata."""
 
 
 def _bounded_metadata(value: Any) -> Any:
@@ -122,13 +122,13 @@ def _bounded_metadata(value: Any) -> Any:
 Metadata = Annotated[
     dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA), BeforeValidator(_bounded_metadata)
 ]
-"""A caller's own words about a job: kept, searchable and sent with its webhooks, not forwarded to Mistral."""
+"""A caller's own labels of a job: kept, searchable and sent with its webhooks, not forwarded to Mistral."""
 
 # ----------------------------------------------------------------------------------- sampling parameters
 
 
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-"""A text that ends the answer where the model produces it, in characters."""
+"""A text at which the answer ends; its length is in characters."""
 TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
 """A number of tokens, at least one."""
 SignedInt64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]

@@ -1,4 +1,4 @@
-"""Canonical JSON (RFC 8785) and its hash, which binds an idempotency key to its request."""
+"""The hash of a request's canonical JSON (RFC 8785), which binds an idempotency key to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chatjobs.jcs import canonical
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces, as UTF-8; numbers as Python writes them, which RFC 8785 does not.
+    """Not RFC 8785: JSON with sorted keys, no spaces, as UTF-8, and numbers as Python writes them.
 
     Raises ValueError for NaN, Infinity and lone surrogates, which JSON (RFC 8259) does not have.
     """

@@ -68,7 +68,7 @@ class FunctionTool(StrictModel):
 
 
 class HostedTool(StrictModel):
-    """A tool that runs at Mistral: image generation, document library, connector."""
+    """A tool that runs at Mistral, such as web search or image generation."""
 
     model_config = ConfigDict(extra="allow")
     type: Literal["image_generation", "document_library", "connector", "web_search", "code_interpreter"]
@@ -164,7 +164,7 @@ class Backoff(WireModel):
     """The pause after a failure, in milliseconds: ``fixed`` is always ``delay``, ``exponential`` doubles it each time.
 
     Up to a fifth is added at random, so that jobs that failed together do not call again together. ``exponential``
-    grows to 30 s, or to ``delay`` where that is longer. A longer ``Retry-After`` of the server is honoured in any case.
+    grows to 30 s, or to ``delay`` where that is longer. A longer ``Retry-After`` of the server is obeyed, up to 5 min.
     """
 
     type: Literal["exponential", "fixed"] = "exponential"
@@ -175,7 +175,7 @@ class Retry(WireModel):
     """How often a job's call may fail. Only real failures count: a 429, a deploy or the death of a worker does not.
 
     ``attempts`` is the number of calls that may fail at the same position of the answer. After an interruption that
-    brought new text the count begins again at one, up to ten times as many failures in all.
+    brought new text the count begins again at one, up to 10 × (``attempts`` - 1) failures in all.
     """
 
     attempts: Annotated[int, Field(ge=1, le=100)] = 5

@@ -108,10 +108,7 @@ QueueReason = Literal["rate_limit", "paused", "model_down"]
 
 
 class QueuePlace(WireModel):
-    """The place of a job that waits to call the model; ``position`` 1 is next.
-
-    ``reason``: the model's rate limit, a pause that the model asked for, or a model that fails every call.
-    """
+    """The place of a job that waits to call the model; ``position`` 1 is next."""
 
     position: int
     expected_start_at: Timestamp

@@ -100,7 +100,7 @@ class Redelivering(WireModel):
 class WebhookTest(WireModel):
     """The result of a test call: a status, or an error in its place.
 
-    ``advice`` says what a receiver must know of the secret, where libraries read it in another way.
+    ``advice``: how to give the secret to libraries that read it in another way.
     """
 
     delivered: bool

@@ -120,7 +120,7 @@ class Feed:
         recounted = await self._recounted(changed=bool(fresh))
         self._since, self._seen = at, {job.job_id: job for job in changed.jobs}
         if fresh or recounted:
-            self._publish(message("jobs", at, self._counts, list(map(self._links.added, fresh)), more=changed.more))
+            self._publish(message("jobs", at, self._counts, list(map(self._links.with_url, fresh)), more=changed.more))
 
     async def _recounted(self, *, changed: bool) -> bool:
         """Count the jobs again if that is due; whether the counts have changed."""

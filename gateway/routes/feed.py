@@ -6,9 +6,9 @@ import asyncio
 import logging
 import re
 from datetime import datetime, timedelta
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
@@ -16,10 +16,10 @@ from starlette.types import Send
 from chatjobs.contracts import JobStatus
 from domain.errors import StorageUnavailable
 from gateway.auth.access import Identity
-from gateway.dependencies import Dependencies, identity, parts
+from gateway.dependencies import Dependencies
 from gateway.page.overview import MOST_CHANGED, OVERLAP, Feed, Stats, message
 from gateway.problems import HttpProblem
-from gateway.routes.jobs import cursor_of
+from gateway.routes.jobs import Caller, Here, cursor_of
 from gateway.routes.streams import KEEP_ALIVE, EventStreamResponse
 from storage.engine.schema import moment, now
 
@@ -30,8 +30,6 @@ RESUMABLE = timedelta(minutes=5)
 """A reader that was disconnected for longer gets the first page again."""
 
 router = APIRouter(prefix="/api")
-Here = Annotated[Dependencies, Depends(parts)]
-Caller = Annotated[Identity, Depends(identity)]
 
 
 @router.get("/feed", responses={200: {"content": {"text/event-stream": {}}}}, response_model=None)
@@ -89,14 +87,14 @@ class FeedStream(EventStreamResponse):
             "jobs",
             at,
             await overview.counts(tenant),
-            list(map(self._here.links.added, changed.jobs)),
+            list(map(self._here.links.with_url, changed.jobs)),
             more=changed.more,
         )
 
     async def _hello(self) -> bytes:
         at, tenant = now(), self._caller.tenant
         counts = await self._here.feeds.overview.counts(tenant)
-        found = list(map(self._here.links.added, await self._here.jobs.queries.list(tenant=tenant, limit=PAGE)))
+        found = list(map(self._here.links.with_url, await self._here.jobs.queries.list(tenant=tenant, limit=PAGE)))
         cursor = cursor_of(found[-1]) if len(found) == PAGE else None
         return message("hello", at, counts, found, nextCursor=cursor)
 

@@ -29,6 +29,7 @@ from chatjobs.contracts import (
 )
 from chatjobs.errors import ContentDeleted, Problem
 from dispatch.schedules import delete_runs
+from domain.names import status_path
 from domain.values import Cursor, JobHandle, RunRef
 from gateway.auth.access import Identity
 from gateway.dependencies import Dependencies, identity, parts
@@ -70,11 +71,11 @@ async def create(
     seconds = wait_seconds(prefer)
     accepted = await accept(request, here, caller, idempotency_key)
     if seconds and await _ended(here, accepted.job_id, seconds):
-        job = here.links.added(await here.jobs.queries.get(accepted.job_id, caller.tenant))
+        job = here.links.with_url(await here.jobs.queries.get(accepted.job_id, caller.tenant))
         return json_answer(job, 200, {**_headers(accepted), "Preference-Applied": f"wait={seconds}"})
     if seconds:
-        now = await here.jobs.queries.outline(accepted.job_id, caller.tenant)
-        return json_answer(_links(here, replace(accepted, status=now.status)), 202, _headers(accepted))
+        job = await here.jobs.queries.outline(accepted.job_id, caller.tenant)
+        return json_answer(_links(here, replace(accepted, status=job.status)), 202, _headers(accepted))
     return json_answer(_links(here, accepted), 202, _headers(accepted))
 
 
@@ -120,7 +121,7 @@ async def _ended(here: Dependencies, job_id: str, seconds: int) -> bool:
 
 
 def _links(here: Dependencies, accepted: JobHandle) -> JobAccepted:
-    url = f"/api/jobs/{accepted.job_id}"
+    url = status_path(accepted.job_id)
     return JobAccepted(
         job_id=accepted.job_id,
         request_id=accepted.request_id,
@@ -134,7 +135,7 @@ def _links(here: Dependencies, accepted: JobHandle) -> JobAccepted:
 
 
 def _headers(accepted: JobHandle) -> dict[str, str]:
-    location = {"Location": f"/api/jobs/{accepted.job_id}"}
+    location = {"Location": status_path(accepted.job_id)}
     return location if accepted.created else {**location, "Idempotency-Replayed": "true"}
 
 
@@ -165,7 +166,7 @@ async def list_jobs(
         before=_read_cursor(cursor) if cursor else None,
         limit=limit + 1,
     )
-    page, more = tuple(map(here.links.added, found[:limit])), len(found) > limit
+    page, more = tuple(map(here.links.with_url, found[:limit])), len(found) > limit
     return json_answer(JobPage(jobs=page, next_cursor=cursor_of(page[-1]) if more else None))
 
 
@@ -199,7 +200,7 @@ def _read_cursor(cursor: str) -> tuple[int, str]:
 @router.get("/jobs/{job_id}", response_model=Job)
 async def show(job_id: str, here: Here, caller: Caller) -> Response:
     """One job. ``content`` has the partial text while it runs, and after it failed."""
-    return json_answer(here.links.added(await here.jobs.queries.get(job_id, caller.tenant)))
+    return json_answer(here.links.with_url(await here.jobs.queries.get(job_id, caller.tenant)))
 
 
 @router.get("/jobs/{job_id}/request", response_model=ChatRequest, responses={410: {"description": "It was deleted"}})

@@ -7,18 +7,18 @@ drops it.
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from chatjobs.contracts import Timestamp, WireModel
 from chatjobs.errors import JobNotFound, Problem
 from gateway.auth.access import COOKIE, SESSION_LASTS, Identity
-from gateway.dependencies import Dependencies, identity, parts
+from gateway.dependencies import Dependencies
 from gateway.problems import HttpProblem
-from gateway.routes.jobs import body_of, json_answer
+from gateway.routes.jobs import Caller, Here, body_of, json_answer
 from gateway.serving.bodies import json_body
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,6 @@ LARGEST_LOGIN = 4_096
 NOT_KEPT = {"Cache-Control": "no-store"}
 
 router = APIRouter(prefix="/api")
-Here = Annotated[Dependencies, Depends(parts)]
-Caller = Annotated[Identity, Depends(identity)]
 
 
 class Login(WireModel):

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Header
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -23,11 +23,12 @@ from chatjobs.contracts import ChatRequest, Job, QueuePlace
 from chatjobs.errors import ContentDeleted, JobNotFound
 from dispatch.stream_events import Frame, Framing, encoded, first_part, last_frame, queued_frame
 from domain.errors import StorageUnavailable
+from domain.names import status_path
 from domain.values import Cursor, JobHandle, Slice
 from gateway.auth.access import Identity
-from gateway.dependencies import Dependencies, identity, parts
+from gateway.dependencies import Dependencies
 from gateway.problems import HttpProblem
-from gateway.routes.jobs import accept, body_of
+from gateway.routes.jobs import Caller, Here, accept, body_of
 from gateway.serving.middleware import defer_stream
 from gateway.serving.open_streams import DISCONNECTED, OpenStream
 
@@ -51,8 +52,6 @@ RUN_POLL_ROUNDS = 20
 """Polls of the database for each query to Temporal."""
 
 router = APIRouter(prefix="/api")
-Here = Annotated[Dependencies, Depends(parts)]
-Caller = Annotated[Identity, Depends(identity)]
 EVENTS_DOCUMENTED = {200: {"content": {"text/event-stream": {}}}, 204: {"description": "Nothing follows that id"}}
 
 
@@ -90,7 +89,7 @@ async def chat(
     _check_accept(request)
     place = read_event_id(request.headers.get("last-event-id"))
     accepted = await accept(request, here, caller, idempotency_key)
-    headers = {"X-Job-Id": accepted.job_id, "Location": f"/api/jobs/{accepted.job_id}"}
+    headers = {"X-Job-Id": accepted.job_id, "Location": status_path(accepted.job_id)}
     if not accepted.created:
         headers["Idempotency-Replayed"] = "true"
         return await _stream_of(accepted.job_id, here, caller, place, headers)

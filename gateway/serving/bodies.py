@@ -24,7 +24,7 @@ MOST_COUNTED_VALUES = 200_000
 """Up to this number of values, a body with more than MOST_VALUES is still decoded, for a more specific error."""
 MOST_DEPTH = 64
 NOT_VALID = InvalidRequest.__doc__ or ""
-BIG = 64 * 1024
+LARGE_BYTES = 64 * 1024
 """Bodies of at least this many bytes are decoded in a thread."""
 CONTENT_TYPE = re.compile(r"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -100,7 +100,7 @@ def _too_large(limit: int) -> HttpProblem:
 
 
 async def _decoded(body: bytes) -> Any:
-    return decoded(body) if len(body) < BIG else await asyncio.to_thread(decoded, body)
+    return decoded(body) if len(body) < LARGE_BYTES else await asyncio.to_thread(decoded, body)
 
 
 def decoded(body: bytes) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from chatjobs.contracts import Channel, JsonObject
 from domain.errors import UpstreamError, UpstreamInterrupted
-from domain.ports import Finish, ModelEvent, PartDelta, StillWorking, TextDelta, Told
+from domain.ports import Finish, ModelEvent, PartDelta, StillWorking, TextDelta, UsageSoFar
 from providers.mistral.calls import ToolCalls
 from providers.mistral.stream import ErrorData, EventStream
 from providers.mistral.usage import ReportedUsage
@@ -170,7 +170,7 @@ class Answer:
             if expect(choice, dict).get("index") in (0, None, "0"):
                 yield from self._read_choice(choice, told)
 
-    def _take_usage(self, chunk: JsonObject) -> Told | None:
+    def _take_usage(self, chunk: JsonObject) -> UsageSoFar | None:
         """Usage at the top level, where most servers have it, and in Groq's ``x_groq``; Moonshot has it in a choice."""
         groq, told = chunk.get("x_groq"), None
         for reported in (chunk.get("usage"), groq.get("usage") if isinstance(groq, dict) else None):
@@ -178,7 +178,7 @@ class Answer:
             told = told or self._counts.so_far(reported)
         return told
 
-    def _read_choice(self, choice: JsonObject, told: Told | None) -> Iterator[ModelEvent]:
+    def _read_choice(self, choice: JsonObject, told: UsageSoFar | None) -> Iterator[ModelEvent]:
         if _truthy(choice.get("error")):
             raise ErrorObject({"error": choice["error"]})
         self.meaningful_chunks += self._counts.take(choice.get("usage"))

@@ -32,7 +32,7 @@ from chatjobs.contracts import (
     message_text,
 )
 from chatjobs.errors import bounded
-from domain.continuing import AS_MISTRAL, NEVER, Practice, Way
+from domain.continuing import AS_MISTRAL, NEVER, Practice, Way, own_prefix
 from domain.errors import UpstreamError
 from domain.ports import Allowance, Continuing, ModelEvent, StillWorking
 from domain.timings import Timings
@@ -331,12 +331,6 @@ def expected_echo(request: ChatRequest, continue_from: str | None, practice: Pra
         return None
     sent, dropped = practice.divided(text)
     return Echo(sent, dropped, shown=bool(continue_from), echoes=practice.echoes, usual=practice.way is Way.PREFIX)
-
-
-def own_prefix(request: ChatRequest) -> str:
-    """The beginning of the answer in the caller's own last message."""
-    last = request.messages[-1]
-    return message_text(last) if isinstance(last, AssistantMessage) else ""
 
 
 def check_access(api_key: str | None, server_url: str | None) -> None:

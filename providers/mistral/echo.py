@@ -25,7 +25,7 @@ from typing import Final
 
 from chatjobs.contracts import Channel
 from domain.errors import UpstreamInterrupted
-from domain.ports import CANNOT_CONTINUE, Finish, ModelEvent, StillWorking, TextDelta, Told
+from domain.ports import CANNOT_CONTINUE, Finish, ModelEvent, StillWorking, TextDelta, UsageSoFar
 from providers.mistral.values import OK, whole_text
 
 SURE: Final = 16
@@ -53,7 +53,7 @@ class Echo:
         self._half = ""
         self._withheld: list[TextDelta] = []
         self._echoed = not self._prefix or echoes is False
-        self._told: Told | None = None  # of the last delta that was echo only
+        self._told: UsageSoFar | None = None  # of the last delta that was echo only
 
     @property
     def decided(self) -> bool:
@@ -136,7 +136,7 @@ class Echo:
                 own += [delta._replace(text=rest)] if (rest := delta.text[len(expected) :]) else []
         return own
 
-    def _missing_whitespace(self, text: str, told: Told | None = None) -> list[ModelEvent]:
+    def _missing_whitespace(self, text: str, told: UsageSoFar | None = None) -> list[ModelEvent]:
         """The answer has ``text``, or ends, in place of the dropped whitespace."""
         if self._shown:
             raise _cannot_continue()

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from chatjobs.contracts import Usage
 from domain.errors import UpstreamInterrupted
-from domain.ports import Told
+from domain.ports import UsageSoFar
 from providers.mistral.values import legal
 
 MOST: Final = 2**53
@@ -39,10 +39,10 @@ class ReportedUsage:
         self._values |= {name: value for name, value in (found | further).items() if value or value is False}
         return any(found.values())
 
-    def so_far(self, reported: Any) -> Told | None:
+    def so_far(self, reported: Any) -> UsageSoFar | None:
         """The usage so far that one chunk reports; None without a completion count."""
         completion = self._count_in(reported, _COMPLETION)
-        return Told(self._count_in(reported, _PROMPT), completion) if completion else None
+        return UsageSoFar(self._count_in(reported, _PROMPT), completion) if completion else None
 
     @staticmethod
     def _count_in(reported: Any, name: str) -> int:

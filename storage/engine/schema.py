@@ -83,7 +83,7 @@ jobs = Table(
     Column("finish", Text),  # the end of the answer as data (JSON), from its commit to the seal
     # The outcome.
     Column("revision", Integer, nullable=False),
-    Column("sealed_by", String(64)),  # the workflow run whose outcome it is
+    Column("sealed_by", String(64)),  # the run that sealed it; "sweeper", "": none (sealing.py)
     Column("error_code", String(64)),
     Column("priority", SmallInteger, nullable=False, server_default="3"),  # 1 goes first
     # The run of a cron or Schedule: its workflow id is not the job's. NULL for all others.
@@ -134,7 +134,7 @@ transcript = Table(
     Column("position", BigInteger, primary_key=True),  # after this piece
     Column("channel", SmallInteger, nullable=False),
     Column("text", Text, nullable=False),
-    Column("token_count", BigInteger, nullable=False),  # deltas of the epoch so far, this piece included
+    Column("token_count", BigInteger, nullable=False),  # of the epoch: the server's count, or else deltas
     sqlite_with_rowid=False,
 )
 
@@ -275,7 +275,7 @@ lane_waiters = Table(
     Column("tag", BigInteger, nullable=False),  # its round in fair queueing (storage/rate_limits/lane_queue.py)
     Column("since", BigInteger, nullable=False),
     Column("asks_at", BigInteger, nullable=False),  # when it requests its turn again
-    Column("near", Boolean, nullable=False),  # it waits in a worker, or was called to one
+    Column("near", Boolean, nullable=False),  # it waits in a worker, or was woken
 )
 Index(
     "lane_waiters_order",

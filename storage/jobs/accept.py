@@ -113,7 +113,6 @@ def _row(job: NewJob, time: int) -> dict[str, Any]:
         "replay_of": job.replay_of,
         "priority": job.request.priority if job.request else USUAL_PRIORITY,
         "max_lost": job.request.limits.max_lost if job.request else USUAL_LIMITS.max_lost,
-        "batch_id": job.batch_id,
         "workflow_id": job.run.workflow_id if job.run else None,
         "workflow_run_id": job.run.run_id if job.run else None,
         "status": JobStatus.QUEUED.value,

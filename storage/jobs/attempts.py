@@ -270,6 +270,5 @@ def _claim(row: Row[Any], outcome: Any, fence: int, **known: Any) -> Claim:
         position=row.position,
         token_count=row.token_count,
         finish_reason=finish.reason if finish else None,
-        created_at=row.created_at,
         **known,
     )

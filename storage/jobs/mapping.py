@@ -105,8 +105,8 @@ async def job(connection: AsyncConnection, row: Row[Any]) -> StoredJob:
 
 def listed() -> Select[Any]:
     """The query whose rows ``summary`` maps."""
-    head = (results.c.usage, results.c.usage_estimated, results.c.error, results.c.finish_reason, results.c.sha256)
-    return select(jobs, *head).outerjoin(results, results.c.job_id == jobs.c.id)
+    ended = (results.c.usage, results.c.usage_estimated, results.c.error, results.c.finish_reason, results.c.sha256)
+    return select(jobs, *ended).outerjoin(results, results.c.job_id == jobs.c.id)
 
 
 def summary(row: Row[Any]) -> StoredJob:

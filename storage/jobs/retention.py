@@ -24,7 +24,7 @@ TRANSACTION_SECONDS = 0.008
 """A transaction ends after the chunk in which it has taken so long: on SQLite it blocks all other writers. (Measured
 on a busy machine, beside a removal of 1 MB jobs: accepts took 28 ms at the 99th percentile and 42 ms at most.)"""
 PENDING_DELIVERIES_KEEP = timedelta(days=7)
-"""How much longer a job stays whose webhook is still to be delivered; the schedule of its tries takes 76 hours."""
+"""How much longer a job stays whose webhook is still to be delivered; its tries take 76 to 91 hours."""
 
 
 class RemovalPosition(NamedTuple):
@@ -64,7 +64,7 @@ class RetentionStore:
             until = time.monotonic() + TRANSACTION_SECONDS
             for start in range(0, len(found), CHUNK):
                 chunk = found[start : start + CHUNK]
-                removed += await _removed(connection, [row.id for row in chunk], ended_before)
+                removed += await _remove(connection, [row.id for row in chunk], ended_before)
                 after = RemovalPosition(chunk[-1].completed_at, chunk[-1].id)
                 if time.monotonic() > until and start + CHUNK < len(found):
                     return Removed(removed, after)
@@ -82,32 +82,32 @@ def _ended(before: datetime) -> Select[Any]:
     )
 
 
-async def _removed(connection: AsyncConnection, job_ids: Sequence[str], ended_before: datetime) -> int:
+async def _remove(connection: AsyncConnection, job_ids: Sequence[str], ended_before: datetime) -> int:
     """Remove jobs, and return how many. A job that was reopened meanwhile, or is locked, stays."""
     locked = _ended(ended_before).where(jobs.c.id.in_(job_ids)).with_for_update(of=jobs, skip_locked=True)
     ids = [row.id for row in (await connection.execute(locked)).all()]
     if ids:
-        await _without_deliveries(connection, ids)
+        await _delete_deliveries(connection, ids)
         for table in (requests, transcript, results, attempts):
             await connection.execute(delete(table).where(table.c.job_id.in_(ids)))
         await connection.execute(delete(jobs).where(jobs.c.id.in_(ids)))
     return len(ids)
 
 
-async def _without_deliveries(connection: AsyncConnection, job_ids: Sequence[str]) -> None:
-    """Delete deliveries before their tries: recording a try locks its delivery, so that no try is left over."""
+async def _delete_deliveries(connection: AsyncConnection, job_ids: Sequence[str]) -> None:
+    """Delete deliveries, then their tries: recording a try locks its delivery, so that no try is left over."""
     gone = delete(deliveries).where(deliveries.c.job_id.in_(job_ids)).returning(deliveries.c.id)
     ids = list((await connection.execute(gone)).scalars())
     if ids:
         await connection.execute(delete(delivery_tries).where(delivery_tries.c.delivery_id.in_(ids)))
 
 
-async def empty(connection: AsyncConnection, row: Row[Any]) -> None:
+async def delete_contents(connection: AsyncConnection, row: Row[Any]) -> None:
     """Delete the request, texts, metadata, webhook and deliveries of a finished job, whose row is locked.
 
     Its usage, its outcome and its idempotency key stay.
     """
-    await _without_deliveries(connection, [row.id])
+    await _delete_deliveries(connection, [row.id])
     for table in (requests, transcript):
         await connection.execute(delete(table).where(table.c.job_id == row.id))
     nothing = {"content": "", "reasoning": "", "runs": "[]", "tool_calls": None, "parts": None}

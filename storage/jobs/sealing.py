@@ -29,7 +29,7 @@ from domain.names import delivery_id
 from domain.outcomes import WORKER_LOST, AttemptOutcome
 from domain.payloads import Ending, Sealed
 from domain.text import clean
-from domain.values import AttemptEnd, FinishRecord, TextRun
+from domain.values import OK, AttemptEnd, FinishRecord, TextRun
 from storage.engine.schema import CHANNELS, attempts, deliveries, jobs, micros, moment, now, results, transcript
 from storage.jobs import mapping
 from storage.jobs.ledger import close_open_attempts
@@ -42,8 +42,8 @@ LENGTH_LIMITS = ("length", "model_length")
 """Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
 SEALED = CHANGED.returning(*jobs.c)
 CANCELLED = Ending(job_id="-", status=JobStatus.CANCELLED)
-SWEEPER = "sweeper"
-"""Stands in ``sealed_by`` for a job that was sealed without its workflow; the first run of it adopts the seal."""
+EXPIRED = "sweeper"
+"""``sealed_by`` of a job whose queue time ended, until a run claims it. "": no run sealed it, and none adopts it."""
 FIRST_TRY_SECONDS = 20
 """The time that the sweeper that sealed a job has for the first try of its webhook; then any sweeper may make it."""
 QUEUE_TIMEOUT = JobError(
@@ -51,10 +51,6 @@ QUEUE_TIMEOUT = JobError(
     message="The job waited longer than limits.queueSeconds for its first call of the model",
     retryable=True,
 )
-
-
-def queue_timeout(job_id: str) -> Ending:
-    return Ending(job_id=job_id, status=JobStatus.FAILED, error=QUEUE_TIMEOUT)
 
 
 async def sealed(connection: AsyncConnection, row: Row[Any]) -> Sealed:
@@ -195,7 +191,7 @@ async def _settle_attempts(
             .values(
                 ended_at=micros(finish.ended_at),
                 outcome=AttemptOutcome.FINISHED.value,
-                http_status=200,
+                http_status=OK,
                 usage=finish.usage.model_dump_json() if finish.usage else None,
                 estimated=finish.estimated,
                 first_token_ms=finish.first_token_ms,
@@ -237,7 +233,7 @@ async def _store_delivery(
 
 def _wanted_at(row: Row[Any]) -> int | None:
     """When a sweeper makes the first try; None where the run that sealed the job makes it."""
-    if row.sealed_by == SWEEPER:
+    if row.sealed_by == EXPIRED:
         return int(row.completed_at) + FIRST_TRY_SECONDS * 1_000_000
     return None if row.sealed_by else row.completed_at
 
@@ -246,16 +242,15 @@ def _wanted_at(row: Row[Any]) -> int | None:
 
 
 async def adopt(connection: AsyncConnection, row: Row[Any], run_id: str) -> None:
-    """Give the seal of a job that was sealed without its workflow to the first run that claims it; a run after that (a
-    Reset) reopens the job."""
-    if row.sealed_by == SWEEPER:
+    """Give the seal of an expired job to the first run that claims it; a run after that (a Reset) reopens the job."""
+    if row.sealed_by == EXPIRED:
         await connection.execute(CHANGED, {"key": row.id, "sealed_by": run_id})
 
 
 def reopens(row: Row[Any], run_id: str) -> bool:
-    """Whether a run reopens a sealed job: another run failed it, an operator reset the workflow, its text is there."""
+    """Whether a run reopens a sealed job: it failed, not by this run or by expiry, and its text was not deleted."""
     return (
-        row.status == JobStatus.FAILED.value and row.sealed_by not in (None, run_id, SWEEPER) and row.deleted_at is None
+        row.status == JobStatus.FAILED.value and row.sealed_by not in (None, run_id, EXPIRED) and row.deleted_at is None
     )
 
 

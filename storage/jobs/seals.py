@@ -1,4 +1,4 @@
-"""The end of a job: sealed, cancelled, expired, deleted. One transaction of it is in sealing.py."""
+"""The end of a job: sealed, cancelled, expired, deleted. sealing.py has the transaction that seals."""
 
 from __future__ import annotations
 
@@ -78,9 +78,8 @@ class SealStore:
             row = await locked(connection, job_id)
             if row.completed_at is not None or row.queue_until is None or row.queue_until > micros(now()):
                 return None
-            sealed = await sealing.seal(
-                connection, row, sealing.queue_timeout(job_id), sealing.SWEEPER, self._webhook_body
-            )
+            ending = Ending(job_id=job_id, status=JobStatus.FAILED, error=sealing.QUEUE_TIMEOUT)
+            sealed = await sealing.seal(connection, row, ending, sealing.EXPIRED, self._webhook_body)
             await self._database.hint(connection)
             return sealed
 
@@ -96,7 +95,7 @@ class SealStore:
             if row.completed_at is None:
                 raise JobRunning
             if row.deleted_at is None:
-                await retention.empty(connection, row)
+                await retention.delete_contents(connection, row)
                 await self._database.hint(connection)
         # The row of a job that was started inline has both times from its insertion; that of others never.
         return mapping.run_of(row) if row.workflow_started_at == row.created_at else None

@@ -22,6 +22,7 @@ from domain.timings import Timings
 from storage.engine.schema import attempts, lanes
 
 SECOND = 1_000_000
+"""In microseconds, the unit of all times in storage."""
 THRESHOLD = 3
 """Failures in a row. Two may be chance; the usual budget of a job is five, so that a job that is alone opens it before
 its own attempts are used up."""

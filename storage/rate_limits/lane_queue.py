@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.values import Claimant
 from storage.engine.schema import lane_classes, lane_tenants, lane_waiters, lanes
+from storage.rate_limits.breaker import SECOND
 
-SECOND = 1_000_000
 OVERDUE_SECONDS = 0.6
 """A near waiter that is so late no longer holds up those behind it."""
 
@@ -165,14 +165,14 @@ class LaneQueue:
         await self._advance_round(claimant.priority, await self._new_tag(claimant))
 
     async def _advance_round(self, priority: int, tag: int) -> None:
-        if tag > await self._class_tag(priority):
+        if tag > await self._current_round(priority):
             values = {"lane": self.lane, "priority": priority, "tag": tag}
             await self.connection.execute(SET_CLASS[self.dialect], values)
 
     async def _new_tag(self, claimant: Claimant) -> int:
         """The round after the last one in which the tenant has a place. A job that returns goes before all of its
         priority: it had its turn, and lost it through no fault of its own."""
-        current = await self._class_tag(claimant.priority)
+        current = await self._current_round(claimant.priority)
         if claimant.returns:
             return current - 1
         key = {"priority": claimant.priority, "tenant": claimant.tenant}
@@ -181,7 +181,7 @@ class LaneQueue:
         await self.connection.execute(SET_TENANT[self.dialect], {"lane": self.lane, "tag": tag, **key})
         return tag
 
-    async def _class_tag(self, priority: int) -> int:
+    async def _current_round(self, priority: int) -> int:
         found = await self.connection.scalar(CLASS_TAG, {"lane_name": self.lane, "priority": priority})
         return int(found or 0)
 
@@ -195,17 +195,17 @@ class LaneQueue:
         return found
 
     async def count_overdue(self) -> int:
-        """Number of jobs that were called and are overdue: they wait for a free slot in a worker."""
+        """Number of jobs that were woken and are overdue: they wait for a free slot in a worker."""
         late = self.time - int(OVERDUE_SECONDS * SECOND)
         query = select(func.count()).select_from(lane_waiters).where(WAITER.lane == self.lane, WAITER.near)
         return int(await self.connection.scalar(query.where(WAITER.asks_at.between(self.lost, late))) or 0)
 
-    async def mark_called(self, job_ids: Sequence[str], asks_at: int) -> None:
+    async def mark_woken(self, job_ids: Sequence[str], asks_at: int) -> None:
         """Record that jobs are on their way to a worker."""
         statement = update(lane_waiters).where(WAITER.job_id.in_(job_ids))
         await self.connection.execute(statement.values(near=True, asks_at=asks_at))
 
-    async def delete_old_turns(self) -> None:
+    async def delete_old_tags(self) -> None:
         """Delete the tags of tenants whose last turn was in an earlier round: they have no effect any more."""
         current = (
             select(lane_classes.c.tag)

@@ -2,7 +2,7 @@
 
 A lane is a GCRA (generic cell rate algorithm) without bursts: its row holds the time from which the next call may
 start, and every start moves it on by one interval. A job that has to wait longer than HORIZON_SECONDS goes back to
-Temporal; its place is kept (lane_queue.py), and it is called to a worker in time for its turn. Temporal's own
+Temporal; its place is kept (lane_queue.py), and it is woken in time for its turn (activities/waker.py). Temporal's own
 task-queue limit is an average and lets 16 calls start in the worst second at a limit of 10; here no second has 11.
 
 Turns are granted in order, at most BOOKED_SECONDS ahead. A call that starts after its turn is reported
@@ -28,12 +28,12 @@ from domain.values import Claimant, Reservation
 from storage.engine.database import Database, retried
 from storage.engine.schema import lane_waiters, lanes, micros, moment, now
 from storage.rate_limits import breaker, lane_queue
-from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS
-from storage.rate_limits.lane_queue import RANKED, SECOND, LaneQueue
+from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS, SECOND
+from storage.rate_limits.lane_queue import RANKED, LaneQueue
 
 SLACK = 0.025
-"""The interval is this share longer than the limit requires, so that a second at the model has no call too many even if
-calls take up to so many seconds more or less than others to arrive there."""
+"""The interval is longer than the limit requires by this share: the way of calls to the model may then vary by 22 ms
+without a second that has a call too many."""
 LATE_SECONDS = 0.003
 """A start that is later than this after its turn moves the later turns."""
 FAST_PER_SECOND = 200
@@ -58,10 +58,10 @@ DOWN_WAIT_SECONDS = 1.0
 """The shortest pause between two requests of a job while the model is down."""
 PUNCTUAL_SECONDS = 0.25
 """A job that requests its turn by itself within this time is not woken."""
-MOST_CALLED = 200
+MOST_WOKEN = 200
 """Jobs of a lane that are woken at once."""
 MOST_OVERDUE = 50
-"""While more called jobs than this are overdue, all workers are busy, and no other job is called."""
+"""While more woken jobs than this are overdue, all workers are busy, and no other job is woken."""
 ASKED_AT_ONCE = 500
 """Jobs in one query for places: SQLite takes some ten thousand values."""
 
@@ -114,7 +114,7 @@ class Limiter:
             return await self.reserve_in(connection, name, claimant)
 
     def reserver(self, lane_of: Callable[[str], str]) -> Reserve:
-        """A Reserve for JobStore.claim; ``lane_of`` gives the lane of a model."""
+        """The ``reserve`` of AttemptStore.claim; ``lane_of`` gives the lane of a model."""
 
         async def reserve(connection: AsyncConnection, model: str, claimant: Claimant) -> Reservation:
             return await self.reserve_in(connection, lane_of(model), claimant)
@@ -214,7 +214,7 @@ class Limiter:
 
     @retried
     async def leave(self, job_id: str) -> None:
-        """Remove a job that was cancelled or has ended from the queue that it waits in."""
+        """For tests: remove a job from its queue, as the seal does (lane_queue.leave)."""
         async with self._database.write("fast") as connection:
             await lane_queue.leave(connection, job_id)
 
@@ -236,12 +236,12 @@ class Limiter:
             lane, time = await self._locked(connection, name)
             queue = self._queue(connection, name, time)
             due = await self._due(queue, lane)
-            await queue.mark_called(due, time + int(PUNCTUAL_SECONDS * SECOND))
-            await queue.delete_old_turns()
+            await queue.mark_woken(due, time + int(PUNCTUAL_SECONDS * SECOND))
+            await queue.delete_old_tags()
         return due
 
     async def _due(self, queue: LaneQueue, lane: Row[Any]) -> Sequence[str]:
-        """The jobs of a lane that have to be called now."""
+        """The jobs of a lane that have to be woken now."""
         time, interval = queue.time, self._interval(lane)
         free, excluded = _free(lane, time, interval), None
         if breaker.is_open(lane):
@@ -250,7 +250,7 @@ class Limiter:
         count = (time + int(EARLY_SECONDS * SECOND) - free) // interval + 1
         if count <= 0:
             return []
-        count = 1 if breaker.is_open(lane) else min(count, MOST_CALLED)
+        count = 1 if breaker.is_open(lane) else min(count, MOST_WOKEN)
         if await queue.count_overdue() > max(MOST_OVERDUE, 2 * count):
             return []
         punctual = time + int(PUNCTUAL_SECONDS * SECOND)

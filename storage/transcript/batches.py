@@ -150,7 +150,7 @@ class SqliteBatches:
                     async with self._database.turn():
                         await self._spare.run(_checkpoint_rest)
             except StorageError as error:
-                log.warning("log not brought in: %s", error, extra={"action": "checkpoint_failed"})
+                log.warning("no checkpoint: %s", error, extra={"action": "checkpoint_failed"})
 
 
 def _checkpoint_most(connection: sqlite3.Connection) -> None:

@@ -29,7 +29,7 @@ UNHINTED_POLL_SECONDS = 0.1
 
 
 class TextChange(NamedTuple):
-    """The change for one cursor; ``place`` is that of the cursor in the query."""
+    """The change for one cursor; ``place`` is the cursor's index in the query."""
 
     place: int
     found: Slice | JobNotFound | ContentDeleted

@@ -89,9 +89,9 @@ class TranscriptReader:
     async def _look_for_ever(self) -> None:
         while True:
             try:
-                async with watch(self._database, self._newcomers) as place:
+                async with watch(self._database, self._newcomers) as source:
                     while True:
-                        await self._look(place)
+                        await self._look(source)
                         self._failures = 0
             except StorageUnavailable as error:
                 log.warning("transcript not readable, waiting: %s", error, extra={"action": "reader_waiting"})
@@ -101,21 +101,21 @@ class TranscriptReader:
                 self._failed(StorageUnavailable(f"The transcript cannot be read ({type(error).__name__})"))
             await asyncio.sleep(self._retry_seconds)
 
-    async def _look(self, place: ChangeSource) -> None:
+    async def _look(self, source: ChangeSource) -> None:
         """Wait until there may be changes, query them, and give them to the readers."""
         if not self._waiting:
             await self._newcomers.wait()
-        await place.changed()
+        await source.changed()
         # A reader that waits again during the query is not served from its result: its change may be newer.
         self._up_to_date = set()
         up_to_date: set[Cursor] = set()
         places: dict[Cursor, list[asyncio.Future[Slice]]] = {}
         for future, cursor in self._waiting.items():
             if not future.done():
-                places.setdefault(cursor, []).append(future)  # readers at the same place share one result
+                places.setdefault(cursor, []).append(future)  # readers with the same cursor share one result
         readers = iter(places.items())
         while some := list(islice(readers, READERS_PER_LOOK)):
-            for change in await place.fetch([cursor for cursor, _ in some]):
+            for change in await source.fetch([cursor for cursor, _ in some]):
                 _, futures = some[change.place]
                 self._hand_out(futures, change.found, up_to_date)
         self._up_to_date = up_to_date

@@ -53,8 +53,8 @@ class TranscriptWriter:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[TranscriptWriter]:
         """Commit while the block runs. Callers that need their text to be durable await ``flush`` before its end."""
-        async with batches(self._database) as place:
-            task = asyncio.create_task(self._commit_for_ever(place), name="transcript writer")
+        async with batches(self._database) as target:
+            task = asyncio.create_task(self._commit_for_ever(target), name="transcript writer")
             try:
                 yield self
             finally:
@@ -79,24 +79,24 @@ class TranscriptWriter:
             self._room.clear()
             await self._room.wait()
 
-    async def _commit_for_ever(self, place: Batches) -> None:
+    async def _commit_for_ever(self, target: Batches) -> None:
         while True:
             await self._work.wait()
             self._work.clear()
             taken, self._dirty = self._dirty, {}
             batch = {job: entry for job in sorted(taken, key=lambda job: job.job_id) if (entry := job.take())}
             self._in_flight = set(batch)
-            await self._commit(place, batch)
+            await self._commit(target, batch)
             await asyncio.sleep(PAUSE)
 
-    async def _commit(self, place: Batches, batch: dict[JobWriter, BatchEntry]) -> None:
+    async def _commit(self, target: Batches, batch: dict[JobWriter, BatchEntry]) -> None:
         """Commit a batch. A batch that the database refuses is halved until the job that causes it is alone."""
         if not batch:
             return
         try:
-            accepted = await self._append(place, list(batch.values()))
+            accepted = await self._append(target, list(batch.values()))
         except StorageRefused as error:
-            await self._bisect(place, batch, error)
+            await self._bisect(target, batch, error)
         except Exception as error:
             log.exception("transcript writer failed", extra={"action": "transcript_failed"})
             failure = StorageError(f"The transcript could not be written ({type(error).__name__})")
@@ -106,20 +106,20 @@ class TranscriptWriter:
             for job, entry in batch.items():
                 self.settle(job, None if entry in accepted else FenceLost())
 
-    async def _bisect(self, place: Batches, batch: dict[JobWriter, BatchEntry], error: StorageRefused) -> None:
+    async def _bisect(self, target: Batches, batch: dict[JobWriter, BatchEntry], error: StorageRefused) -> None:
         if len(batch) == 1:
             (job,) = batch
             self.settle(job, error)
             return
         halves, middle = list(batch.items()), len(batch) // 2
-        await self._commit(place, dict(halves[:middle]))
-        await self._commit(place, dict(halves[middle:]))
+        await self._commit(target, dict(halves[:middle]))
+        await self._commit(target, dict(halves[middle:]))
 
-    async def _append(self, place: Batches, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
+    async def _append(self, target: Batches, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
         """The entries that were committed, after waiting while the database is unavailable."""
         for attempt in range(10**9):
             try:
-                accepted = await place.append(entries)
+                accepted = await target.append(entries)
                 missed = [entry for entry in entries if entry not in accepted]
                 # An earlier try may have been committed and its answer lost: then the row is at the entry's end.
                 return accepted | await already_in(self._database, missed) if missed else accepted
@@ -206,7 +206,6 @@ class JobWriter:
         self.position = claim.position
         """The position after all appended text, durable or not."""
         self.token_count = claim.token_count
-        self.committed = claim.position
         self._writer = writer
         self._stale = stale
         self._normalisers = {channel: Normaliser() for channel in Channel}
@@ -260,7 +259,7 @@ class JobWriter:
 
     def restarted(self, epoch: int) -> None:
         """The text was discarded (AttemptStore.restart); nothing may be pending."""
-        self.epoch, self.position, self.committed, self.token_count = epoch, 0, 0, 0
+        self.epoch, self.position, self.token_count = epoch, 0, 0
         self._normalisers = {channel: Normaliser() for channel in Channel}
         self._tail = _Tail()
 
@@ -299,20 +298,15 @@ class JobWriter:
     def settled(self, error: ChatJobsError | None) -> None:
         """The batch that was taken is committed, or, with an ``error``, never will be."""
         if self._in_flight:
-            self.committed = self.committed if error else self._in_flight.end
             self._writer.pending_bytes -= self._bytes_in_flight
             self._in_flight, self._bytes_in_flight = None, 0
         if error:
             self._error = error
-            self._drop_pending()
+            self._writer.pending_bytes -= self._pending.bytes if self._pending else 0
+            self._pending = None
         elif self._pending:
             self._writer.mark_dirty(self)
         self._changed.set()
-
-    def _drop_pending(self) -> None:
-        if self._pending:
-            self._writer.pending_bytes -= self._pending.bytes
-            self._pending = None
 
     def _check(self) -> None:
         error = self._error or self._writer.stopped

@@ -23,6 +23,7 @@ from storage.engine.schema import micros
 from storage.jobs.store import JobStore
 from storage.webhooks.deliveries import DeliveryStore, RecordedTry
 from storage.webhooks.endpoints import ENDPOINT_DISABLED, EndpointStore
+from tests.support.cancelling import cancel
 from tests.support.deliveries import stored_delivery
 from tests.support.factories import accepted, failing
 from tests.support.fakes import OK, answered, eventually
@@ -246,7 +247,7 @@ async def here(client: Client, sqlite: Database) -> AsyncIterator[House]:
 async def delivering(here: House, status: str) -> Delivery:
     """A new delivery in a run of its own, once it has a status and a try."""
     job_id = await here.accept(callback=URL)
-    await here.intake.cancel(job_id)
+    await cancel(here, job_id)
     (delivery,) = (await here.jobs.queries.get(job_id)).deliveries
     await here.client.start_workflow(
         WEBHOOK_DELIVERY,

@@ -18,8 +18,8 @@ from temporalio.client import Client
 from activities import continuation
 from activities.token_counts import Counter
 from chatjobs.contracts import Channel, ChatRequest, Job, JobStatus, Usage
-from domain.ports import Finish, ModelEvent, TextDelta, Told
-from domain.tokens import Estimate, Sample, ceiling, estimated, regular_sizes, signs
+from domain.ports import Finish, ModelEvent, TextDelta, UsageSoFar
+from domain.tokens import Estimate, Sample, ceiling, emoji_count, estimated, regular_sizes
 from domain.values import AttemptHistory, Stretch, TextRun
 from providers.mistral.chat import MistralChat
 from storage.engine.database import Database
@@ -55,7 +55,7 @@ def counter_of(sent: Sequence[tuple[str, int]], *, told: bool) -> Counter:
     for text, tokens in sent:
         used += tokens
         if text:
-            counter.take(text, Told(9, used) if told else None)
+            counter.take(text, UsageSoFar(9, used) if told else None)
     return counter
 
 
@@ -97,7 +97,7 @@ def test_an_estimate_with_a_sample_of_the_server_is_no_delta_too_high(case: tupl
     known = [sample(TEXTS["words"] * 3, size), sample(TEXTS["trailing blanks"] * 4, size)]
     tokens, text, count, most = interrupted(name, size, cut, seen=seen)
     found = estimated(text, count, known, most).tokens
-    hidden = 3 * signs(text)
+    hidden = 3 * emoji_count(text)
     assert tokens <= found < tokens + size + (hidden if size <= 3 else 0)
 
 
@@ -169,15 +169,15 @@ def test_a_figure_that_is_no_count_is_not_believed(told: list[int | None]) -> No
     """Provisional, constant, falling, absent, absurd: then deltas are counted."""
     counter = Counter()
     for number in told:
-        counter.take("word", None if number is None else Told(9, number))
+        counter.take("word", None if number is None else UsageSoFar(9, number))
     assert (counter.exact, counter.usage) == (False, None)
     assert len(told) <= counter.most <= 3 * len(told)
 
 
 def test_what_is_said_again_is_not_counted() -> None:
     counter = Counter()
-    counter.skip(Told(9, 2))
-    counter.take("word", Told(9, 3))
+    counter.skip(UsageSoFar(9, 2))
+    counter.take("word", UsageSoFar(9, 3))
     assert (counter.count, counter.exact) == (1, True)
 
 
@@ -216,9 +216,9 @@ def play(
             new = said if not blank else said[len(blank) :]
             blank = ""
             if not new:
-                counter.skip(Told(9, used) if told else None)
+                counter.skip(UsageSoFar(9, used) if told else None)
             elif not plan.is_full(counter):
-                counter.take(new, Told(9, used) if told else None)
+                counter.take(new, UsageSoFar(9, used) if told else None)
                 text += new
         if end is not None:
             exact = counter.count if told else None

@@ -30,6 +30,7 @@ from domain.names import JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_workf
 from domain.payloads import DeliveryStart, RetentionOrder
 from domain.ports import Finish
 from storage.engine.database import Database
+from tests.support.cancelling import cancel
 from tests.support.factories import make_body
 from tests.support.fakes import HELLO, OK, Gate, answered, eventually, text
 from tests.support.house import HOOK, House, house
@@ -121,7 +122,7 @@ async def webhook_in_three_days(here: House, job_id: str) -> Run:
     """The whole schedule, in vain."""
     here.sender.answers = [answered(500)]
     await here.accept(jobId=job_id, callback=HOOK)
-    await here.intake.cancel(job_id)
+    await cancel(here, job_id)
     delivery_id = (await here.jobs.queries.get(job_id)).deliveries[0].id
     return await here.client.start_workflow(
         WEBHOOK_DELIVERY,

@@ -11,7 +11,7 @@ import pytest
 from domain.timings import Timings
 from domain.values import Claimant
 from storage.engine.database import Database
-from storage.rate_limits.lane_queue import SECOND
+from storage.rate_limits.breaker import SECOND
 from storage.rate_limits.limiter import BOOKED_SECONDS, HORIZON_SECONDS, Limiter
 from tests.support.stack import ROOT
 

@@ -225,12 +225,12 @@ class GatedTranscript(TranscriptWriter):
     gates = Gates()
 
     def open(self, claim: Claim, stale: Callable[[], bool] = lambda: False) -> JobWriter:
-        job_writer = _GatedPen(self, claim, stale)
+        job_writer = _GatedJobWriter(self, claim, stale)
         job_writer.gates = self.gates
         return job_writer
 
 
-class _GatedPen(JobWriter):
+class _GatedJobWriter(JobWriter):
     gates = Gates()
 
     async def finish(self, record: FinishRecord) -> None:

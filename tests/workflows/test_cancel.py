@@ -19,6 +19,7 @@ from domain.names import JOBS_QUEUE, WEBHOOKS_QUEUE, delivery_workflow_id, new_j
 from domain.ports import WebhookResponse
 from domain.timings import Timings
 from storage.engine.database import Database
+from tests.support.cancelling import cancel
 from tests.support.factories import make_body
 from tests.support.fakes import (
     HELLO,
@@ -114,10 +115,10 @@ async def test_a_cancel_through_the_database(point: Point, client: Client, sqlit
     async with stopped_at(point, client, sqlite) as (here, job_id, gate):
         if point.refused:
             with pytest.raises(point.refused):
-                await here.intake.cancel(job_id)
+                await cancel(here, job_id)
             let_the_model_speak(here)
         else:
-            assert not (await here.intake.cancel(job_id)).terminal
+            assert not (await cancel(here, job_id)).terminal
         await ends(here, job_id, gate, point, point.through_us)
 
 
@@ -165,7 +166,7 @@ async def test_a_cancel_while_nobody_works(
     """The job waits in Temporal: it ends as cancelled without a call."""
     async with house(await temporal.connect(), sqlite, queues=queues) as here, AsyncExitStack() as later:
         job_id = await here.submit(callback=HOOK)
-        await here.intake.cancel(job_id) if through_us else await here.run(job_id).cancel()
+        await cancel(here, job_id) if through_us else await here.run(job_id).cancel()
         if not queues:
             parts = replace(here.parts, client=await temporal.connect())
             await later.enter_async_context(working(parts))
@@ -190,7 +191,7 @@ async def test_a_cancel_between_two_attempts(through_us: bool, client: Client, s
     async with house(client, sqlite, model=model, timings=timings) as here:
         job_id = await here.submit(callback=HOOK)
         await first_attempt_over(here, job_id)
-        await here.intake.cancel(job_id) if through_us else await here.run(job_id).cancel()
+        await cancel(here, job_id) if through_us else await here.run(job_id).cancel()
         job = await here.agree(job_id, CANCELLED)
         assert (here.model.calls, job.content) == (1, "Hel")
 
@@ -206,7 +207,7 @@ async def test_a_cancel_before_the_start(client: Client, sqlite: Database) -> No
     """A job that Temporal has never heard of is sealed at once, and never runs."""
     async with house(client, sqlite) as here:
         job_id = await here.accept(callback=HOOK)
-        assert await here.intake.cancel(job_id) is CANCELLED
+        assert await cancel(here, job_id) is CANCELLED
         assert await here.jobs.sweep.unstarted(older_than=timedelta(0)) == []
         await here.direct({"jobId": job_id}, job_id=job_id)  # a start that was already on its way
         await here.agree(job_id, CANCELLED)
@@ -231,9 +232,9 @@ async def test_a_cancel_again_and_again(client: Client, sqlite: Database) -> Non
         job_id = await here.submit(callback=HOOK)
         await here.readable(job_id, 3)
         for _ in range(3):
-            assert not (await here.intake.cancel(job_id)).terminal
+            assert not (await cancel(here, job_id)).terminal
         await here.agree(job_id, CANCELLED)
-        assert await here.intake.cancel(job_id) is CANCELLED
+        assert await cancel(here, job_id) is CANCELLED
         await here.intake.send_cancel(job_id)
         await here.intake.send_cancel(new_job_id())
 

@@ -19,6 +19,7 @@ from chatjobs.contracts import Job, JobStatus
 from storage.engine.database import Database
 from storage.engine.schema import lanes
 from storage.rate_limits.limiter import Limiter
+from tests.support.cancelling import cancel
 from tests.support.factories import make_body
 from tests.support.fakes import HELLO, Gate, ScriptedModel
 from tests.support.house import House, house
@@ -139,7 +140,7 @@ async def test_a_cancel_while_the_lane_is_paused(live: Service) -> None:
             await asyncio.sleep(0.02)
     waiting = [await submit(live, prompt(tokens=3), model=model) for _ in range(3)]
     for job_id in (refused, *waiting):
-        await live.intake.cancel(job_id)
+        await cancel(live, job_id)
     async with asyncio.timeout(30):
         assert {(await live.ended(job_id)).status for job_id in (refused, *waiting)} == {JobStatus.CANCELLED}
     assert len(calls(live, model)) == 1

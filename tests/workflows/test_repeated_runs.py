@@ -29,6 +29,7 @@ from domain.names import CHAT_JOB, JOBS_QUEUE, job_id_of_run, new_job_id
 from domain.ports import Finish
 from domain.values import RunRef, StoredJob
 from storage.engine.database import Database
+from tests.support.cancelling import cancel
 from tests.support.factories import make_body
 from tests.support.fakes import Gate, eventually, text
 from tests.support.house import HOOK, House, house
@@ -180,7 +181,7 @@ async def test_cancel_of_one_job_of_a_cron(here: House) -> None:
     here.model.scripts = [[*text("Hel"), Gate()], *[text_and_finish("second")] * 5]
     workflow_id = await cron(here, {"request": make_body(callback=HOOK)})
     (running,) = await jobs_of(here, 1, lambda job: job.position == 3)
-    await here.intake.cancel(running.job_id)
+    await cancel(here, running.job_id)
     first, second = await jobs_of(here, 2)
     await here.run(workflow_id).terminate()
     assert [(job.status, job.content) for job in (first, second)] == [(CANCELLED, "Hel"), (COMPLETED, "second")]
@@ -307,7 +308,7 @@ async def test_cancel_of_a_scheduled_job(here: House) -> None:
     handle = await schedule(here, make_body())
     await handle.trigger()
     (job,) = await jobs_of(here, 1, lambda job: job.position == 3)
-    await here.intake.cancel(job.job_id)
+    await cancel(here, job.job_id)
     await jobs_of(here, 1)
     await handle.delete()
     run = await here.jobs.queries.run_of(job.job_id)

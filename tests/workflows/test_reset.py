@@ -24,6 +24,7 @@ from domain.values import Cursor
 from storage.engine.database import Database
 from storage.jobs.sweep import SweepStore
 from storage.rate_limits import breaker
+from tests.support.cancelling import cancel
 from tests.support.factories import make_body
 from tests.support.fakes import HELLO, Gate, answered, eventually, text
 from tests.support.house import HOOK, QUICK, House, house
@@ -191,7 +192,7 @@ async def test_a_deleted_job_starts_again(temporal: TemporalServer, here: House)
 async def test_a_finished_job_that_temporal_does_not_know(here: House) -> None:
     """Its history is gone (retention), its row is not: it does not run again."""
     job_id = await here.accept()
-    await here.intake.cancel(job_id)
+    await cancel(here, job_id)
     before = await here.jobs.queries.get(job_id)
     await sweeper(here).sweep()
     assert await here.jobs.queries.get(job_id) == before
@@ -246,7 +247,7 @@ async def test_the_sweeper_sends_cancels(here: House) -> None:
 async def test_the_sweeper_adopts_deliveries(here: House) -> None:
     """One that nobody owns is delivered once, however many sweepers there are."""
     job_id = await here.accept(callback=HOOK)
-    await here.intake.cancel(job_id)
+    await cancel(here, job_id)
     await asyncio.gather(*(sweeper(here).sweep() for _ in range(3)))
     job = await delivered(here, job_id)
     assert (job.deliveries[0].status, len(here.sender.posts)) == ("delivered", 1)
@@ -257,7 +258,7 @@ async def test_an_adopted_delivery_keeps_its_place_in_the_schedule(here: House) 
     """Two tries were made before: the next pause is the third one."""
     here.sender.answers = [answered(500)]
     job_id = await here.accept(callback=HOOK)
-    await here.intake.cancel(job_id)
+    await cancel(here, job_id)
     for made in range(1, 4):
         await sweeper(here, overdue_after=-86_400).sweep()
         delivery = await tried(here, job_id, made)

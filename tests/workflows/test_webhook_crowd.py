@@ -24,6 +24,7 @@ from domain.webhook_urls import WebhookPolicy
 from providers.webhooks.sender import PER_RECEIVER, HttpWebhookSender
 from storage.engine.database import Database
 from storage.engine.schema import deliveries, now
+from tests.support.cancelling import cancel
 from tests.support.deliveries import stored_delivery
 from tests.support.fakes import OK, PATIENCE
 from tests.support.house import HOOK, House, house
@@ -55,7 +56,7 @@ class Crowd:
 async def promised(here: House, urls: dict[str, str]) -> None:
     """Deliveries that nobody has tried yet, by id: copies of a real one."""
     job_id = await here.accept(callback=HOOK)
-    await here.intake.cancel(job_id)
+    await cancel(here, job_id)
     real = (await here.jobs.queries.get(job_id)).deliveries[0].id
     database = here.parts.database
     async with database.read() as connection:

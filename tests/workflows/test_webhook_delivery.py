@@ -25,6 +25,7 @@ from domain.ports import WebhookResponse
 from domain.timings import Timings
 from providers.webhooks.sender import HttpWebhookSender
 from storage.engine.database import Database
+from tests.support.cancelling import cancel
 from tests.support.deliveries import stored_delivery
 from tests.support.fakes import OK, SECRET, Gate, answered, eventually
 from tests.support.house import HOOK, House, house
@@ -44,7 +45,7 @@ async def here(warp: Client, sqlite: Database) -> AsyncIterator[House]:
 async def promised(here: House) -> str:
     """The id of a delivery that nobody has tried yet."""
     job_id = await here.accept(callback=HOOK)
-    await here.intake.cancel(job_id)
+    await cancel(here, job_id)
     return (await here.jobs.queries.get(job_id)).deliveries[0].id
 
 
