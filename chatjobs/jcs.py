@@ -10,6 +10,9 @@ import json
 from decimal import Decimal
 from typing import Any
 
+MAX_DEPTH = 190
+"""Levels of arrays and objects within each other: the parser that reads stored requests (pydantic's) stops at 200."""
+
 _string = json.JSONEncoder(ensure_ascii=False).encode
 """Escapes the characters that RFC 8785, section 3.2.2.2, requires, and no others."""
 
@@ -17,14 +20,16 @@ _string = json.JSONEncoder(ensure_ascii=False).encode
 def canonical(value: Any) -> bytes:
     """The canonical text of decoded JSON, as UTF-8.
 
-    Raises ValueError for NaN, Infinity and lone surrogates, TypeError for what is not JSON.
+    Raises ValueError for NaN, Infinity, lone surrogates and more than MAX_DEPTH levels, TypeError for what is not JSON.
     """
     pieces: list[str] = []
-    _add(value, pieces)
+    _add(value, pieces, 0)
     return "".join(pieces).encode()
 
 
-def _add(value: Any, pieces: list[str]) -> None:
+def _add(value: Any, pieces: list[str], depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} arrays or objects are nested in each other")
     match value:
         case None | bool() | str():
             pieces.append(_string(value))
@@ -35,12 +40,12 @@ def _add(value: Any, pieces: list[str]) -> None:
         case list() | tuple():
             for place, element in enumerate(value):
                 pieces.append("," if place else "[")
-                _add(element, pieces)
+                _add(element, pieces, depth + 1)
             pieces.append("]" if value else "[]")
         case dict():
             for place, name in enumerate(sorted(value, key=_utf_16)):
                 pieces.append(f"{',' if place else '{'}{_string(name)}:")
-                _add(value[name], pieces)
+                _add(value[name], pieces, depth + 1)
             pieces.append("}" if value else "{}")
         case _:
             raise TypeError(f"{type(value).__name__} is not JSON")

@@ -59,6 +59,8 @@ LIBRARY_WORDS = re.compile(r"^(?:Input|String|Tuple|Array|List|Dictionary|Data|B
 def reason(item: ErrorDetails) -> str:
     """The reason why one value was refused, as the end of a sentence that begins with the value's name."""
     kind, context = item["type"], item.get("ctx") or {}
+    if kind == "float_type" and type(item.get("input")) is int:  # an integer beyond the range of a double
+        kind = "finite_number"
     if template := NUMBERS.get(kind) or WORDS.get(kind):
         return template.format_map({name: _number(value) for name, value in context.items()})
     match kind:

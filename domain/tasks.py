@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 
 @asynccontextmanager
 async def in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Run ``work`` beside the block, and cancel it at its end."""
+    """Run ``work`` beside the block, and cancel it at its end. An error of it is logged."""
     task = asyncio.create_task(work, name=name)
     try:
         yield
     finally:
-        await cancel_and_wait(task)
+        try:
+            await cancel_and_wait(task)
+        except Exception:
+            log.exception("%s failed", name, extra={"action": "background_task_failed"})
 
 
 async def cancel_and_wait(task: asyncio.Task[Any]) -> None:

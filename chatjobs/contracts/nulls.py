@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import islice
+from heapq import nsmallest
 from operator import is_
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
@@ -40,7 +40,9 @@ def _without_nulls(model: type[BaseModel], value: dict[str, Any]) -> dict[str, A
     """An object without nulls in optional fields. Of many unknown fields only the first are kept, which are refused."""
     fields = _fields_of(model)
     most = MAX_PROBLEMS if model.model_config.get("extra") == "forbid" else None
-    unknown = set(islice((name for name in value if name not in fields), most))
+    unknown = {name for name in value if name not in fields}
+    if most is not None and len(unknown) > most:
+        unknown = set(nsmallest(most, unknown))  # the same ones in any order of the body
     found = {
         name: without_nulls(fields[name].annotation, inner) if name in fields else inner
         for name, inner in value.items()

@@ -40,7 +40,7 @@ def validated(model: type[M], body: Any) -> M:
 
 def checked_fingerprint(body: Any) -> str:
     """The ``fingerprint`` of decoded JSON. Raises InvalidRequest for NaN, Infinity and lone surrogates, which JSON does
-    not have (RFC 8259)."""
+    not have (RFC 8259), and for a body that is nested too deeply to be read again (``jcs.MAX_DEPTH``)."""
     try:
         return fingerprint(body)
     except (TypeError, ValueError) as error:

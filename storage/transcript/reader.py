@@ -82,9 +82,11 @@ class TranscriptReader:
         try:
             yield self
         finally:
-            await cancel_and_wait(task)
-            self._stopped = StorageUnavailable("The transcript reader has stopped")
-            self._fail_all(self._stopped)
+            try:
+                await cancel_and_wait(task)
+            finally:
+                self._stopped = StorageUnavailable("The transcript reader has stopped")
+                self._fail_all(self._stopped)
 
     async def _look_for_ever(self) -> None:
         while True:

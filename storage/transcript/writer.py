@@ -58,8 +58,10 @@ class TranscriptWriter:
             try:
                 yield self
             finally:
-                await cancel_and_wait(task)
-                self._stop()
+                try:
+                    await cancel_and_wait(task)
+                finally:
+                    self._stop()
 
     def open(self, claim: Claim, stale: Callable[[], bool] = lambda: False) -> JobWriter:
         """A writer for the attempt that holds ``claim``. ``stale``, called directly before each batch, says whether

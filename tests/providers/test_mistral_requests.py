@@ -156,6 +156,14 @@ def test_nothing_of_ours_is_sent() -> None:
     assert body == {"messages": HI, "model": "mistral-small-latest", "stream": True}
 
 
+def test_the_order_of_a_schema_is_the_callers() -> None:
+    """A model that is constrained to a schema writes its properties in their order: reasons first, then the answer."""
+    schema = {"type": "object", "properties": {"reasoning": {"type": "string"}, "answer": {"type": "string"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    body = request_body(ChatRequest.parse({"messages": HI, "response_format": wanted}))
+    assert list(json.loads(body)["response_format"]["json_schema"]["schema"]["properties"]) == ["reasoning", "answer"]
+
+
 def test_null_says_nothing_but_within_the_callers_own_json() -> None:
     """An absent parameter and null are the same to Mistral; in a JSON Schema they are not."""
     tool = {"type": "function", "function": {"name": "f", "parameters": {"default": None}}}

@@ -27,6 +27,7 @@ from chatjobs.contracts import (
     fingerprint,
     parse,
     rfc3339,
+    without_nulls,
 )
 from chatjobs.errors import InvalidRequest
 from tests.support.factories import make_body
@@ -343,3 +344,34 @@ def test_null_stays_where_json_is_not_ours() -> None:
     assert stored == WHOLE
     assert dumped({**make_body("x"), "nothing": None}) == {"/nothing"}
     assert dumped({**make_body("x"), "metadata": {"k": None}}) == {"/metadata/k"}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """A request with a tool whose parameters are so many objects within each other."""
+    parameters: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        parameters = {"a": parameters}
+    return make_body(tools=[{"type": "function", "function": {"name": "f", "parameters": parameters}}])
+
+
+def test_what_is_accepted_can_be_read_again() -> None:
+    """However deep its JSON is nested: the parser that reads stored requests has a limit."""
+    request = ChatRequest.parse(nested(187))
+    assert ChatRequest.model_validate_json(request.model_dump_json(exclude_unset=True)) == request
+    for levels in (188, 197, 250, 900):
+        with pytest.raises(InvalidRequest, match="nested in each other"):
+            ChatRequest.parse(nested(levels))
+
+
+def test_of_many_unknown_fields_the_same_ones_are_kept_in_any_order() -> None:
+    """The fingerprint of a request that can never run does not depend on their order either."""
+    names = [f"field{number}" for number in range(300)]
+    bodies = [make_body() | dict.fromkeys(order, 1) for order in (names, names[::-1])]
+    first, second = (without_nulls(ChatRequest, body) for body in bodies)
+    assert len(first) < 200
+    assert fingerprint(first) == fingerprint(second)
+
+
+def test_an_integer_beyond_a_double_is_no_finite_number() -> None:
+    with pytest.raises(InvalidRequest, match="must be a finite number"):
+        ChatRequest.parse(make_body(temperature=10**309))
