@@ -12,7 +12,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -300,7 +300,8 @@ async def test_jobs_survive_when_all_are_killed(machine: Machine) -> None:
     job_id = await unfinished_job(machine)
     processes = [psutil.Process(machine.supervisor.pid), *machine.children().values()]
     for process in processes:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # children also end with the supervisor, which is killed first
+            process.kill()
     machine.supervisor.popen.wait(5)
     assert gone(*processes)
     machine.supervisor.start()
