@@ -15,6 +15,7 @@ from activities.heartbeats import heartbeating
 from chatjobs.contracts import DeliveryTry
 from chatjobs.errors import ChatJobsError, DeliveryNotFound, WebhookError
 from chatjobs.webhooks import sign
+from domain.outcomes import AttemptOutcome
 from domain.payloads import DeliveryOrder, DeliveryReport
 from domain.ports import BUSY, WebhookResponse, WebhookSender
 from domain.timings import Timings
@@ -85,7 +86,7 @@ class WebhookActivities:
         except Exception as error:
             log.exception("try failed", extra={"action": "webhook_try_failed", "delivery_id": order.delivery_id})
             message = f"An error in this service ({type(error).__name__}); see the worker's log"
-            raise failures.permanent("internal", message, retryable=True) from None
+            raise failures.permanent(AttemptOutcome.INTERNAL.value, message, retryable=True) from None
 
     async def _record(
         self, order: DeliveryOrder, webhook: OutgoingWebhook, began: datetime, response: WebhookResponse

@@ -43,7 +43,7 @@ from storage.jobs.store import JobStore
 log = logging.getLogger(__name__)
 
 LARGE_BYTES = 64 * 1024
-"""Bodies from this size on are validated and hashed in a thread, so that other requests are answered meanwhile."""
+"""Bodies from this size on are decoded, validated and hashed in a thread, so that others are answered meanwhile."""
 TASK_TIMEOUT = timedelta(seconds=5)
 """How long a workflow task may hang in a frozen worker; the default is 10 s. Local activities take milliseconds, or
 report that they wait for the database."""

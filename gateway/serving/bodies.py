@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from chatjobs.contracts import MAX_MESSAGES, too_many_messages
 from chatjobs.errors import InvalidRequest, Problem
+from dispatch.intake import LARGE_BYTES
 from gateway.problems import HttpProblem
 
 MOST_VALUES = 20_000
@@ -24,8 +25,6 @@ MOST_COUNTED_VALUES = 200_000
 """Up to this number of values, a body with more than MOST_VALUES is still decoded, for a more specific error."""
 MOST_DEPTH = 64
 NOT_VALID = InvalidRequest.__doc__ or ""
-LARGE_BYTES = 64 * 1024
-"""Bodies of at least this many bytes are decoded in a thread."""
 CONTENT_TYPE = re.compile(r"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 SURROGATES = re.compile("[\ud800-\udfff]")

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from chatjobs.contracts import Channel, JsonObject
 from domain.errors import UpstreamError, UpstreamInterrupted
+from domain.outcomes import AttemptOutcome
 from domain.ports import Finish, ModelEvent, PartDelta, StillWorking, TextDelta, UsageSoFar
 from providers.mistral.calls import ToolCalls
 from providers.mistral.stream import ErrorData, EventStream
@@ -127,9 +128,9 @@ class Answer:
     def _cut(self) -> UpstreamInterrupted:
         if not self._has_output:
             message = "Mistral answered with an empty stream; try again, or try another model."
-            return UpstreamInterrupted(message, code="upstream_empty", http_status=OK)
+            return UpstreamInterrupted(message, code=AttemptOutcome.EMPTY.value, http_status=OK)
         message = "The stream from Mistral ended before the answer did; try again."
-        return UpstreamInterrupted(message, code="upstream_cut", http_status=OK)
+        return UpstreamInterrupted(message, code=AttemptOutcome.CUT.value, http_status=OK)
 
     def _frame(self, data: bytes) -> Iterable[ModelEvent]:
         if type(data) is ErrorData:

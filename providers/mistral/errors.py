@@ -24,6 +24,7 @@ from mistralai.extra.exceptions import MistralClientException
 
 from chatjobs.retry_after import retry_after
 from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
+from domain.outcomes import AttemptOutcome
 from providers.mistral.answer import ErrorObject
 from providers.mistral.values import OK, decoded, whole_text
 
@@ -103,7 +104,7 @@ NO_ALLOWANCE: Final = ErrorClass(
     "The API key has an allowance of 0 requests a minute for this model; ask Mistral to raise it, or use another model",
 )
 RATE_LIMITED: Final = ErrorClass(
-    UpstreamRateLimited, "upstream_rate_limited", "Mistral asked us to slow down; try again later"
+    UpstreamRateLimited, AttemptOutcome.RATE_LIMITED.value, "Mistral asked us to slow down; try again later"
 )
 UNAVAILABLE: Final = ErrorClass(
     UpstreamInterrupted, "upstream_unavailable", "Mistral is not available at the moment; try again"
@@ -182,7 +183,7 @@ def _from_network(error: Exception, streaming: bool) -> UpstreamInterrupted:
     kind = type(error).__name__
     if streaming:
         message = f"The connection to Mistral broke before the answer was whole ({kind}); try again."
-        return UpstreamInterrupted(message, code="upstream_cut", http_status=OK)
+        return UpstreamInterrupted(message, code=AttemptOutcome.CUT.value, http_status=OK)
     message = f"Mistral cannot be reached ({kind}); check the network and MISTRAL_SERVER_URL, or try again."
     return UpstreamInterrupted(message, code="upstream_unreachable")
 

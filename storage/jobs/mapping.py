@@ -136,8 +136,13 @@ def _outcome_head(result: Any) -> dict[str, Any]:
 
 
 async def _running(connection: AsyncConnection, row: Row[Any], ledger_rows: Sequence[Attempt]) -> dict[str, Any]:
-    texts = channel_texts(await transcript_runs(connection, row))
     finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
+    return answer(await transcript_runs(connection, row), finish, ledger_rows)
+
+
+def answer(runs: Sequence[TextRun], finish: FinishRecord | None, ledger_rows: Sequence[Attempt]) -> dict[str, Any]:
+    """The fields of a ChatResult that transcript, finish and ledger hold."""
+    texts = channel_texts(runs)
     usage, estimated = total_usage(ledger_rows, finish)
     return {
         "content": texts[Channel.CONTENT],

@@ -47,7 +47,7 @@ EXPIRED = "sweeper"
 FIRST_TRY_SECONDS = 20
 """The time that the sweeper that sealed a job has for the first try of its webhook; then any sweeper may make it."""
 QUEUE_TIMEOUT = JobError(
-    code="queue_timeout",
+    code=AttemptOutcome.QUEUE_TIMEOUT.value,
     message="The job waited longer than limits.queueSeconds for its first call of the model",
     retryable=True,
 )
@@ -114,33 +114,23 @@ async def _store_result(
     """
     only = finish is not None and row.attempt <= 1
     ledger_rows = [] if only else await mapping.ledger(connection, row.id)
-    usage, estimated = mapping.total_usage(ledger_rows, finish)
     runs = await mapping.transcript_runs(connection, row)
-    texts = mapping.channel_texts(runs)
-    answer: dict[str, Any] = {
-        "content": texts[Channel.CONTENT],
-        "reasoning": texts[Channel.REASONING] or None,
-        "finish_reason": finish.reason[:64] if finish else None,
-        "tool_calls": finish.tool_calls or None if finish else None,
-        "content_parts": finish.parts or None if finish else None,
-        "usage": usage,
-        "usage_estimated": estimated,
-        "error": error,
-        "sha256": mapping.sha256(texts[Channel.CONTENT]),
-    }
+    answer = mapping.answer(runs, finish, ledger_rows) | {"error": error}
+    if finish is not None:
+        answer["finish_reason"] = finish.reason[:64]
     await connection.execute(
         insert(results),
         {
             "job_id": row.id,
-            "content": texts[Channel.CONTENT],
-            "reasoning": texts[Channel.REASONING],
+            "content": answer["content"],
+            "reasoning": answer["reasoning"] or "",
             "runs": json.dumps(_channel_lengths(runs)),
             "sha256": answer["sha256"],
             "finish_reason": answer["finish_reason"],
             "tool_calls": _json(mapping.TOOL_CALLS, answer["tool_calls"]),
             "parts": _json(mapping.PARTS, answer["content_parts"]),
-            "usage": usage.model_dump_json() if usage else None,
-            "usage_estimated": estimated,
+            "usage": answer["usage"].model_dump_json() if answer["usage"] else None,
+            "usage_estimated": answer["usage_estimated"],
             "error": error.model_dump_json() if error else None,
         },
     )
@@ -163,7 +153,9 @@ def _verdict(row: Row[Any], ending: Ending, finish: FinishRecord | None) -> tupl
         return (JobStatus.INCOMPLETE if finish.reason in LENGTH_LIMITS else JobStatus.COMPLETED), None
     if ending.status is JobStatus.COMPLETED:
         raise SealConflict("The answer is not whole in storage; it was not sealed")
-    return JobStatus.FAILED, ending.error or JobError(code="internal", message="The job failed without a reason")
+    return JobStatus.FAILED, ending.error or JobError(
+        code=AttemptOutcome.INTERNAL.value, message="The job failed without a reason"
+    )
 
 
 def _channel_lengths(runs: Sequence[TextRun]) -> list[tuple[int, int, int]]:
