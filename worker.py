@@ -12,6 +12,7 @@ from functools import partial
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.completer import Completer
 from activities.completion import CompletionActivities
 from activities.result import ResultActivities
 from activities.retention import RetentionActivities
@@ -78,6 +79,9 @@ class WorkerParts:
         jobs, tenant, timings = self.jobs, self.settings.chatjobs_direct_tenant, self.timings
         links = RunLinks(self.settings.chatjobs_temporal_ui, self.client.namespace)
         retention, endpoints = RetentionStore(self.database), EndpointStore(self.database)
+        completer = Completer(
+            attempts=jobs.attempts, transcript=transcript, model=self.model, limiter=self.limiter, timings=timings
+        )
         return build_workers(
             self.client,
             self.settings,
@@ -85,9 +89,7 @@ class WorkerParts:
             results=ResultActivities(
                 jobs=jobs, run_url=links.of, tenant=tenant, indexed=self.indexed, policy=self.rules
             ),
-            completions=CompletionActivities(
-                attempts=jobs.attempts, transcript=transcript, model=self.model, limiter=self.limiter, timings=timings
-            ),
+            completions=CompletionActivities(completer=completer, timings=timings),
             webhooks=self.webhooks,
             retention=RetentionActivities(retention=retention, endpoints=endpoints, timings=timings),
         )

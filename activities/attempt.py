@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
-from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import failures
@@ -44,6 +44,28 @@ RUN_ON = 32
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptContext:
+    """What runs an attempt: an activity of its own, or one that works through a part of a batch.
+
+    ``fence`` is greater than that of any earlier attempt at the job. ``run_id`` names what seals the job: a workflow
+    run, or a batch. ``number`` counts the attempts of the runner, from 1; it may start again after an operator's Reset.
+    ``seconds_since_scheduled``: from the scheduling of the runner's first attempt, by Temporal's clock.
+    ``heartbeat_seconds``: after so long without a heartbeat, others take the job over. ``beats``: once it is done, the
+    attempt could no longer be cancelled; ``stopping``: once it is done, the worker shuts down. ``job_cancelled``:
+    whether a cancellation of the attempt's task is one of the job.
+    """
+
+    fence: int
+    run_id: str
+    number: int
+    seconds_since_scheduled: float
+    heartbeat_seconds: float
+    beats: asyncio.Future[None]
+    stopping: asyncio.Future[None]
+    job_cancelled: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """The end of the answer is durable."""
 
@@ -72,7 +94,7 @@ AttemptResult = Answered | Continues | Postponed | Failed
 class RunningAttempt:
     """One attempt at a job, which makes at most one call of the model."""
 
-    def __init__(self, claim: Claim, job_writer: JobWriter, watch: FreezeWatch) -> None:
+    def __init__(self, claim: Claim, job_writer: JobWriter, watch: FreezeWatch, context: AttemptContext) -> None:
         if claim.request is None:
             raise AssertionError("a claim that was taken has a request")
         self.claim = claim
@@ -81,9 +103,10 @@ class RunningAttempt:
         self.plan = CallPlan(self.request)
         self.job_writer = job_writer
         self.watch = watch
+        self.context = context
         self.number = claim.attempt
         """The ledger's number of the attempt whose call brought the end of the answer; 0: no call did."""
-        self.deadlines = Deadlines(self.request.limits, claim.started_at)
+        self.deadlines = Deadlines(self.request.limits, claim.started_at, context.seconds_since_scheduled)
         self.finish: Finish | None = None
         """Set once the end of the answer is on its way to storage."""
         self.usage: Usage | None = None
@@ -200,7 +223,7 @@ class RunningAttempt:
 
         After a Reset, Temporal counts attempts from one again, and so does this.
         """
-        past, most = self.past, activity.info().attempt
+        past, most = self.past, self.context.number
         moved = self.moved_on and reason != AttemptOutcome.INTERNAL
         here, breaks = (0, 0) if moved else (past.here, past.breaks)
         broke = broke_off(reason, began=self._first_token is not None)

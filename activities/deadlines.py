@@ -7,28 +7,21 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 
-from temporalio import activity
-
 from chatjobs.contracts import Limits
 from storage.engine.schema import moment
-
-
-def seconds_since_scheduled() -> float:
-    """Seconds by Temporal's clock between the scheduling of the activity and this attempt."""
-    info = activity.info()
-    return (info.started_time - info.scheduled_time).total_seconds()
 
 
 class Deadlines:
     """Three time limits on a stream of events. Only events of the model move the stall limit: comments and empty
     chunks yield none."""
 
-    def __init__(self, limits: Limits, started_at: int) -> None:
-        """``started_at`` (microseconds since 1970): when the job's first attempt began."""
+    def __init__(self, limits: Limits, started_at: int, seconds_since_scheduled: float) -> None:
+        """``started_at`` (microseconds since 1970): when the job's first attempt began. ``seconds_since_scheduled``:
+        the time since then, and more, by a clock that nobody sets (AttemptContext)."""
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         # The time that earlier attempts took. A wall clock that was set ahead in between must not end the job.
-        elapsed = min((datetime.now(UTC) - moment(started_at)).total_seconds(), seconds_since_scheduled())
+        elapsed = min((datetime.now(UTC) - moment(started_at)).total_seconds(), seconds_since_scheduled)
         self._end = self._loop.time() + max(limits.total_seconds - max(elapsed, 0), 0)
         self._timeout = asyncio.timeout(None)
         self.began = False

@@ -37,7 +37,7 @@ async def remembered(continuations: ContinuationStore) -> dict[str, Practice]:
 class PrefixRule:
     """Refuses a caller's own prefix if the server is known not to continue it.
 
-    A model that was not measured yet passes: the attempt checks again before its call (activities/completion.py).
+    A model that was not measured yet passes: the attempt checks again before its call (activities/completer.py).
     """
 
     def __init__(self, settings: Settings, database: Database) -> None:

@@ -13,6 +13,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from activities.completer import Completer
 from activities.completion import CompletionActivities
 from chatjobs.contracts import Channel, Job, JobStatus
 from dispatch.intake import TASK_TIMEOUT
@@ -166,7 +167,8 @@ async def test_two_activities_of_one_job(sqlite: Database) -> None:
     store = make_store(sqlite)
     job_id = await accepted(store)
     async with TranscriptWriter(sqlite).running() as transcript:
-        activities = CompletionActivities(attempts=store.attempts, transcript=transcript, model=model)
+        completer = Completer(attempts=store.attempts, transcript=transcript, model=model)
+        activities = CompletionActivities(completer=completer)
         early = asyncio.create_task(by_hand(activities, job_id, scheduled=1))
         await gates[0].reached()
         late = asyncio.create_task(by_hand(activities, job_id, scheduled=2))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import update
 from temporalio.client import Client
 
-from activities import completion, failures
+from activities import completer, failures
 from chatjobs.contracts import Backoff, ChatRequest, JobStatus, Retry
 from domain.errors import FenceLost, StorageUnavailable, UpstreamInterrupted, UpstreamRateLimited
 from domain.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
@@ -226,7 +226,7 @@ async def test_an_attempt_whose_heartbeats_end(here: House, monkeypatch: pytest.
     """Nobody could cancel it any more, so it ends, and another one begins."""
     gate, beats = Gate(), iter([{"phase": "one"}])
     here.model.scripts = [[gate], HELLO]
-    monkeypatch.setattr(completion._Report, "now", lambda self: next(beats, None) or self["no"])
+    monkeypatch.setattr(completer.AttemptReport, "now", lambda self: next(beats, None) or self["no"])
     job_id = await here.submit(callback=HOOK)
     await gate.reached()
     await next_outcome(here, job_id)
