@@ -12,6 +12,7 @@ from functools import partial
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.batch import BatchActivities
 from activities.completer import Completer
 from activities.completion import CompletionActivities
 from activities.result import ResultActivities
@@ -19,9 +20,11 @@ from activities.retention import RetentionActivities
 from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from dispatch import measuring, server_knowledge
+from dispatch.batches import BatchDispatch
+from dispatch.first_tries import FirstTries
 from dispatch.intake import Intake
-from dispatch.job_store import job_store
 from dispatch.schedules import ensure_retention_schedule
+from dispatch.stores import batch_runs, job_store
 from dispatch.sweeper import Sweeper
 from dispatch.temporal import RunLinks, connect, indexed
 from dispatch.webhook_rules import WebhookRules, signing_secrets
@@ -35,6 +38,8 @@ from providers.mistral.chat import MistralChat
 from providers.mistral.from_settings import mistral_chat
 from providers.mistral.probe import measured
 from providers.webhooks.sender import HttpWebhookSender
+from storage.batches.drafts import DraftStore
+from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
 from storage.jobs.retention import RetentionStore
 from storage.jobs.store import JobStore
@@ -75,7 +80,11 @@ class WorkerParts:
         deliveries = DeliveryStore(self.database)
         return WebhookActivities(deliveries=deliveries, sender=self.sender, secrets_of=secrets_of, timings=self.timings)
 
-    def workers(self, transcript: TranscriptWriter) -> list[Worker]:
+    @property
+    def batch_runs(self) -> BatchRunStore:
+        return batch_runs(self.settings, self.database)
+
+    def workers(self, transcript: TranscriptWriter, first_tries: FirstTries) -> list[Worker]:
         jobs, tenant, timings = self.jobs, self.settings.chatjobs_direct_tenant, self.timings
         links = RunLinks(self.settings.chatjobs_temporal_ui, self.client.namespace)
         retention, endpoints = RetentionStore(self.database), EndpointStore(self.database)
@@ -91,6 +100,15 @@ class WorkerParts:
             ),
             completions=CompletionActivities(completer=completer, timings=timings),
             webhooks=self.webhooks,
+            batches=BatchActivities(
+                completer=completer,
+                runs=self.batch_runs,
+                seals=jobs.seals,
+                announce=first_tries.soon,
+                places=self.settings.chatjobs_batch_concurrency,
+                indexed=self.indexed,
+                timings=timings,
+            ),
             retention=RetentionActivities(retention=retention, endpoints=endpoints, timings=timings),
         )
 
@@ -118,13 +136,21 @@ async def running(parts: WorkerParts) -> AsyncIterator[None]:
     settings, client, jobs = parts.settings, parts.client, parts.jobs
     waker = Waker(limiter=parts.limiter, jobs=jobs.queries, client=client, heartbeat=settings.heartbeat_timeout)
     intake, deliveries = Intake(jobs=jobs, client=client, indexed=parts.indexed), DeliveryStore(parts.database)
-    try_once, wake, timings = parts.webhooks.try_once, waker.wake, parts.timings
+    first_tries = FirstTries(client, deliveries, parts.webhooks.try_once, waker.wake)
+    timings, batches = parts.timings, BatchDispatch(parts.batch_runs, DraftStore(parts.database), client)
     sweeper = Sweeper(
-        intake=intake, jobs=jobs, deliveries=deliveries, client=client, timings=timings, try_once=try_once, wake=wake
+        intake=intake,
+        jobs=jobs,
+        deliveries=deliveries,
+        client=client,
+        timings=timings,
+        first_tries=first_tries,
+        batches=batches,
     )
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(first_tries.running())
         transcript = await stack.enter_async_context(TranscriptWriter(parts.database, timings=timings).running())
-        workers = parts.workers(transcript)
+        workers = parts.workers(transcript, first_tries)
         for worker in workers:
             await stack.enter_async_context(worker)
         stack.push_async_callback(lambda: asyncio.gather(*(worker.shutdown() for worker in workers)))

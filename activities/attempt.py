@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
@@ -52,7 +52,8 @@ class AttemptContext:
     ``seconds_since_scheduled``: from the scheduling of the runner's first attempt, by Temporal's clock.
     ``heartbeat_seconds``: after so long without a heartbeat, others take the job over. ``beats``: once it is done, the
     attempt could no longer be cancelled; ``stopping``: once it is done, the worker shuts down. ``job_cancelled``:
-    whether a cancellation of the attempt's task is one of the job.
+    whether a cancellation of the attempt's task is one of the job. ``turns``: the attempt waits in the worker for its
+    turn to call the model, one after the other with those of the same queue; None: it gives its place back meanwhile.
     """
 
     fence: int
@@ -63,6 +64,18 @@ class AttemptContext:
     beats: asyncio.Future[None]
     stopping: asyncio.Future[None]
     job_cancelled: Callable[[], bool]
+    turns: TurnQueue | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnQueue:
+    """Jobs of a worker that wait for their turns, of which only the first requests one: the others come after it.
+
+    ``given_up``: whether the waiting is over, without a turn.
+    """
+
+    given_up: Callable[[], bool]
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, assert_never
@@ -97,6 +98,10 @@ class Completer:
                 case _:
                     assert_never(result)
 
+    def cancel_of(self, job_id: str) -> AbstractContextManager[asyncio.Future[None]]:
+        """A future that has a result once the job's cancel was requested, for a job between two attempts."""
+        return self._cancels.of(job_id)
+
     async def _claim(self, job_id: str, context: AttemptContext) -> Claim:
         claim = partial(
             self._attempts.claim,
@@ -107,7 +112,13 @@ class Completer:
             tries=context.number - 1,
         )
         try:
-            return await self._gate.claim(lambda reserve: claim(reserve=reserve)) if self._gate else await claim()
+            if self._gate is None:
+                return await claim()
+            turns = context.turns
+            if turns is None:
+                return await self._gate.claim(lambda reserve: claim(reserve=reserve))
+            async with turns.lock:
+                return await self._gate.claim(lambda reserve: claim(reserve=reserve), turns.given_up)
         except ChatJobsError as error:
             raise failures.from_storage(error) from None
         except Exception as error:

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from chatjobs.contracts import Backoff, ErrorCause, Retry
+from chatjobs.contracts import Backoff, ErrorCause, JobError, Retry
 from chatjobs.errors import MAX_MESSAGE_CHARACTERS, ChatJobsError, bounded
 from domain.errors import StorageUnavailable, UpstreamError, UpstreamRateLimited
 from domain.outcomes import AttemptOutcome
@@ -119,6 +119,19 @@ def _given_up(code: str, message: str, tally: Tally, cause: ErrorCause | None = 
     suffix = f" (given up after {tally.in_all} failures)"
     said = bounded(message, MAX_MESSAGE_CHARACTERS - len(suffix)) + suffix
     return permanent(code, said, retryable=True, cause=cause)
+
+
+def job_error(error: ApplicationError) -> JobError:
+    """The job's error in an exception that ends it."""
+    details = error.details[0] if error.details else {}
+    known = details if isinstance(details, dict) else {}
+    before = known.get("cause")
+    return JobError(
+        code=error.type or AttemptOutcome.INTERNAL.value,
+        message=bounded(error.message),
+        retryable=known.get("retryable") is True,
+        cause=ErrorCause.model_validate(before) if before else None,
+    )
 
 
 def throttle_pause(retry_after: float | None, throttles: int) -> float:

@@ -60,13 +60,32 @@ class RateLimitGate:
         self._limiter = limiter
         self._reports: set[asyncio.Task[None]] = set()
 
-    async def claim(self, claim_job: Callable[[Reserve], Awaitable[Claim]]) -> Claim:
-        """Claim a job with a reservation. A job whose turn is near waits here for it before it is claimed."""
+    async def claim(
+        self, claim_job: Callable[[Reserve], Awaitable[Claim]], given_up: Callable[[], bool] | None = None
+    ) -> Claim:
+        """Claim a job with a reservation. A job whose turn is near waits here for it before it is claimed.
+
+        With ``given_up`` it waits here for however long, until that is true; it is asked once a second.
+        """
         found = await claim_job(self._limiter.reserver(self._model.lane))
-        if found.outcome != "waiting" or found.turn is None or found.asker is None or not found.turn.near:
+        if found.outcome != "waiting" or found.turn is None or found.asker is None:
+            return found
+        if given_up is not None:
+            turn = await self._wait(found.turn, found.asker, given_up)
+            return await claim_job(already_reserved(turn)) if turn.granted else found
+        if not found.turn.near:
             return found
         turn = await self._wait_while_near(found.turn, found.asker)
         return await claim_job(already_reserved(turn))
+
+    async def _wait(self, turn: Reservation, claimant: Claimant, given_up: Callable[[], bool]) -> Reservation:
+        """Wait for a turn, however far, unless that is given up."""
+        while not turn.granted:
+            await asyncio.sleep(min(turn.seconds, HORIZON_SECONDS))
+            if given_up():
+                break
+            turn = await self._limiter.reserve(turn.lane, claimant)
+        return turn
 
     async def _wait_while_near(self, turn: Reservation, claimant: Claimant) -> Reservation:
         """Wait for a near turn, and request it until it is granted or no longer near."""

@@ -5,6 +5,8 @@ Errors that only the service itself raises are in domain/errors.py.
 ChatJobsError
 ├── InvalidRequest
 ├── JobNotFound
+├── BatchNotFound
+├── BatchFinished
 ├── DeliveryNotFound
 ├── EndpointNotFound
 ├── JobIdConflict
@@ -80,6 +82,18 @@ class JobNotFound(ChatJobsError):
     """There is no job with this id; look at `starter.py list`."""
 
     code = "job_not_found"
+
+
+class BatchNotFound(ChatJobsError):
+    """There is no batch with this id; look at `starter.py batch list`."""
+
+    code = "batch_not_found"
+
+
+class BatchFinished(ChatJobsError):
+    """The batch has ended and can no longer be changed."""
+
+    code = "batch_finished"
 
 
 class DeliveryNotFound(ChatJobsError):

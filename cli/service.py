@@ -22,9 +22,9 @@ from cli.place import ServiceLocation
 from cli.views import Printer, View, view_for
 from cli.waiting import WaitReporter
 from dispatch.intake import Intake
-from dispatch.job_store import job_store
 from dispatch.schedules import delete_runs
 from dispatch.server_knowledge import PrefixRule
+from dispatch.stores import job_store
 from dispatch.stream_events import Framing, last_frame, queued_frame
 from dispatch.temporal import RPC_TIMEOUT, indexed
 from domain.errors import StorageUnavailable, TemporalUnavailable

@@ -180,12 +180,13 @@ class Intake:
     async def send_cancel(self, job_id: str) -> None:
         """Cancel a job's workflow; one that is not running any more is not an error. Raises TemporalUnavailable.
 
-        The workflow of a cron is not cancelled, which would end the cron: its attempt reads the request from the row.
+        The workflow of a cron or batch is not cancelled, which would end more than this job: the attempt reads the
+        request from the row.
         """
         if self._client is None:
             raise TemporalUnavailable
         run = await self._jobs.queries.run_of(job_id)
-        if run.is_cron:
+        if run.is_cron or run.shared:
             return
         try:
             handle = self._client.get_workflow_handle(run.workflow_id, run_id=run.run_id)

@@ -14,16 +14,16 @@ from datetime import timedelta
 from typing import TypeVar
 
 from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from chatjobs.contracts import JobError, JobStatus
-from chatjobs.errors import ChatJobsError
-from dispatch.deliveries import adopt, go_on, try_now
+from dispatch.batches import BatchDispatch
+from dispatch.deliveries import adopt, try_now
+from dispatch.first_tries import FirstTries
 from dispatch.intake import Intake
 from dispatch.temporal import runs_of
 from domain.errors import StorageUnavailable, TemporalUnavailable
-from domain.payloads import DeliveryOrder, DeliveryReport, DeliveryStart, Ending, Sealed
+from domain.payloads import Ending
 from domain.timings import Timings
 from domain.values import JobHandle, RunRef
 from storage.jobs.store import JobStore
@@ -32,10 +32,6 @@ from storage.webhooks.deliveries import DeliveryStore, OutgoingWebhook, Redelive
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", JobHandle, OutgoingWebhook, RedeliveryRequest)
-MOST_FIRST_TRIES = 50
-"""Webhooks of expired jobs that this process sends at the same time; Temporal has the others sent."""
-SECOND_TRY_SECONDS = 5.0
-"""After the first try of a webhook (workflows/webhook_delivery.py has the whole schedule)."""
 PAGE = 100
 MOST_PAGES = 20
 """After an outage thousands of jobs may have to be started; cancellations must not wait for all of them."""
@@ -43,17 +39,12 @@ AT_ONCE = 10
 """Items that a sweep processes at the same time."""
 TERMINATED = JobError(code="terminated", message="The job's workflow was ended from outside", retryable=True)
 
-Wake = Callable[[str], Awaitable[None]]
-"""Has a waiting job's activity run at once, as far as possible (activities/waker.py)."""
-TryOnce = Callable[[DeliveryOrder], Awaitable[DeliveryReport]]
-"""Makes one try of a delivery."""
-
 
 class Sweeper:
     """Runs the sweeps of one process.
 
-    Jobs whose time in the queue is over are sealed here, whether or not there is a worker. ``try_once`` makes the first
-    try of their webhooks; without it Temporal has them sent. ``wake`` lets their workflows end at once.
+    Jobs whose time in the queue is over are sealed here, whether or not there is a worker; ``first_tries`` sends their
+    webhooks, without it Temporal does.
     """
 
     def __init__(
@@ -64,28 +55,23 @@ class Sweeper:
         deliveries: DeliveryStore,
         client: Client,
         timings: Timings = Timings(),
-        try_once: TryOnce | None = None,
-        wake: Wake | None = None,
+        first_tries: FirstTries | None = None,
+        batches: BatchDispatch | None = None,
     ) -> None:
         self._intake = intake
         self._jobs = jobs
         self._deliveries = deliveries
         self._client = client
         self._timings = timings
-        self._try_once = try_once
-        self._wake = wake
-        self._first_tries: set[asyncio.Task[None]] = set()
+        self._first_tries = first_tries
+        self._batches = batches
 
     async def run(self) -> None:
         """Sweep until cancelled. Queue times end independently of Temporal's answers."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_every(self._timings.sweep_seconds, self.sweep))
-                group.create_task(_every(self._timings.expiry_seconds, self.expire))
-        finally:
-            for task in self._first_tries:
-                task.cancel()
-            await asyncio.gather(*self._first_tries, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_every(self._timings.sweep_seconds, self.sweep))
+            group.create_task(_every(self._timings.expiry_seconds, self.expire))
+            group.create_task(_every(self._timings.sweep_seconds, self.sweep_batches))
 
     # --------------------------------------------------------------------------------------------- expiry
 
@@ -101,29 +87,8 @@ class Sweeper:
             return
         for sealed in expired:
             log.info("job waited too long", extra={"action": "job_expired", "job_id": sealed.job_id})
-            if len(self._first_tries) < MOST_FIRST_TRIES:
-                task = asyncio.create_task(self._announce(sealed))
-                self._first_tries.add(task)
-                task.add_done_callback(self._first_tries.discard)
-
-    async def _announce(self, sealed: Sealed) -> None:
-        """Make the first try of an expired job's webhook, then let its workflow end."""
-        try:
-            if sealed.delivery_id is not None and self._try_once is not None:
-                order = DeliveryOrder(delivery_id=sealed.delivery_id, retry_in=SECOND_TRY_SECONDS)
-                report = await self._try_once(order)
-                if report.retry_in is not None:
-                    tries = 1 if report.counted else 0
-                    rest = DeliveryStart(delivery_id=sealed.delivery_id, tries_made=tries, first_pause=report.retry_in)
-                    await go_on(self._client, rest, "of a job that waited too long")
-                await self._deliveries.clear_request(sealed.delivery_id)
-            if self._wake is not None:
-                await self._wake(sealed.job_id)
-        except (ChatJobsError, ApplicationError, RPCError, RuntimeError) as error:
-            extra = {"action": "expired_untold", "job_id": sealed.job_id}
-            log.warning("a sweeper sends this webhook later: %s", error, extra=extra)
-        except Exception:
-            log.exception("webhook not sent", extra={"action": "expired_untold", "job_id": sealed.job_id})
+            if self._first_tries is not None:
+                self._first_tries.soon(sealed)
 
     # ---------------------------------------------------------------------------------------------- sweep
 
@@ -140,6 +105,12 @@ class Sweeper:
         await self._each(self._deliveries.take_requests(), self._try_now)
         overdue_after = timedelta(seconds=self._timings.overdue_after_seconds)
         await self._each(self._deliveries.overdue(overdue_after), self._adopt)
+
+    async def sweep_batches(self) -> None:
+        """Process the batches that are due, beside the jobs: the end of a large batch takes seconds."""
+        if self._batches is not None:
+            unstarted_after = timedelta(seconds=self._timings.unstarted_after_seconds)
+            await self._batches.sweep(unstarted_after, timedelta(seconds=self._timings.silent_after_seconds))
 
     async def _each(self, found: Awaitable[Sequence[T]], process: Callable[[T], Awaitable[None]]) -> int:
         """Process what was found, and return its number; 0 if Temporal or the database is unavailable.

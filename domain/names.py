@@ -7,9 +7,10 @@ import re
 import uuid
 from typing import Final
 
-from chatjobs.contracts import WebhookEventType
+from chatjobs.contracts import BatchEventType, WebhookEventType
 
 CHAT_JOB: Final = "ChatJob"
+CHAT_BATCH: Final = "ChatBatch"
 WEBHOOK_DELIVERY: Final = "WebhookDelivery"
 COMPLETE_CHAT: Final = "complete_chat"
 """The activity that calls the model."""
@@ -20,6 +21,8 @@ JOBS_QUEUE: Final = "chatjobs"
 """Workflows and the short local steps: accept, store."""
 COMPLETIONS_QUEUE: Final = "chatjobs-completions"
 """Calls of the model; a worker's slots here are its CHATJOBS_CONCURRENCY."""
+BATCHES_QUEUE: Final = "chatjobs-batches"
+"""Parts of batches, apart, so that a batch never takes the places of single jobs."""
 WEBHOOKS_QUEUE: Final = "chatjobs-webhooks"
 """Delivery tries, apart, so that slow receivers never hold up completions."""
 
@@ -27,6 +30,8 @@ SEARCH_ATTRIBUTES: Final = ("ChatStatus", "ChatModel", "ChatTenant", "ChatReplay
 """All of type Keyword."""
 
 RETRY_NOW: Final = "retry_now"
+LOOK: Final = "look"
+"""The signal by which a batch's workflow looks at what was asked of the batch."""
 STATUS_QUERY: Final = "status"
 
 
@@ -36,6 +41,15 @@ SCHEDULED: Final = re.compile(r"(.+)-([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{
 
 def new_job_id() -> str:
     return f"job_{uuid.uuid4().hex}"
+
+
+def new_batch_id() -> str:
+    return f"batch_{uuid.uuid4().hex}"
+
+
+def batch_job_id(batch_id: str, number: int) -> str:
+    """The id of the job of a batch's item: the same for every try of making it."""
+    return f"job_{batch_id.removeprefix('batch_')}-{number:07d}"
 
 
 def job_id_of_run(workflow_id: str, run_id: str, *, cron: bool) -> str:
@@ -56,10 +70,10 @@ def new_request_id() -> str:
     return str(uuid.uuid4())
 
 
-def delivery_id(job_id: str, event: WebhookEventType, revision: int) -> str:
-    """The ``webhook-id`` of a job's event: the same for every try and after every crash.
+def delivery_id(job_id: str, event: WebhookEventType | BatchEventType, revision: int) -> str:
+    """The ``webhook-id`` of the event of a job or batch: the same for every try and after every crash.
 
-    ``revision`` counts the outcomes of the job: 1, and one more for each Reset of a failed job.
+    ``revision`` counts the outcomes: 1, and one more each time that a job or batch that had ended goes on.
     """
     digest = hashlib.sha256(f"{job_id}\n{event.value}".encode()).hexdigest()[:32]
     return f"whe_{digest}" + (f".{revision}" if revision > 1 else "")
@@ -71,3 +85,7 @@ def delivery_workflow_id(delivery: str) -> str:
 
 def status_path(job_id: str) -> str:
     return f"/api/jobs/{job_id}"
+
+
+def batch_path(batch_id: str) -> str:
+    return f"/api/batches/{batch_id}"

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from chatjobs.contracts import ChatResult, JobError, JobStatus, WireModel
+from chatjobs.contracts import BatchStatus, ChatResult, JobError, JobStatus, Timestamp, WireModel
 
 
 class Accepted(WireModel):
@@ -106,3 +106,56 @@ class RetentionReport(WireModel):
     completed_at: int = 0
     job_id: str = ""
     complete: bool = False
+
+
+class BatchStart(WireModel):
+    """The argument of the workflow type ``ChatBatch``. ``position``: the items before it have ended."""
+
+    batch_id: str
+    position: int = 0
+
+
+class BatchRef(WireModel):
+    batch_id: str
+
+
+class PreparedBatch(WireModel):
+    """A batch whose items all have their jobs."""
+
+    tenant: str
+    total: int
+    concurrency: int | None = None
+    lane: Literal["live", "batch"] = "live"
+    deadline: Timestamp | None = None
+    ended: bool = False
+    indexed: bool = False
+    """See Accepted."""
+
+
+class SliceOrder(WireModel):
+    """A part of a batch to work through: the items from number ``first`` to before ``end``, ``at_once`` at a time."""
+
+    batch_id: str
+    first: int
+    end: int
+    at_once: int | None = None
+    """None: as many as the worker has places for."""
+
+
+class SliceReport(WireModel):
+    """``stopped``: why items are left; None: all of the part have ended."""
+
+    stopped: Literal["paused", "cancelled"] | None = None
+
+
+class BatchSealed(WireModel):
+    """A batch's outcome as it stands in storage. ``delivery_id``: the webhook that this run sends first.
+
+    ``left``: jobs that have not ended, so that the batch has not either.
+    """
+
+    batch_id: str
+    status: BatchStatus
+    left: int = 0
+    delivery_id: str | None = None
+    indexed: bool = False

@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     """``postgresql://…`` or ``sqlite:///…``; None is a SQLite file in the data directory."""
     chatjobs_concurrency: int = Field(5, ge=1, le=1_000)
     """Concurrent completions per worker process."""
+    chatjobs_batch_concurrency: int = Field(20, ge=1, le=1_000)
+    """Concurrent completions of batches per worker process, beside those of single jobs."""
     chatjobs_heartbeat_seconds: float = Field(10, ge=1, le=600)
     """A worker without heartbeats for so long counts as dead."""
     chatjobs_grace_seconds: float = Field(20, ge=0, le=600)

@@ -33,6 +33,8 @@ class RunRef:
 
     workflow_id: str
     run_id: str | None = None
+    shared: bool = False
+    """It is a batch's, which runs many jobs: nothing that is meant for one of them may be done to it."""
 
     @property
     def is_cron(self) -> bool:
@@ -175,6 +177,7 @@ class Claimant:
     """A job that requests a turn to call the model. ``since`` (microseconds): when it was accepted.
 
     A smaller ``priority`` goes first; within one priority, tenants take turns. ``returns``: it had a turn before.
+    ``stays``: it waits in its worker for however long, so that nobody has to wake it.
     """
 
     job_id: str
@@ -182,6 +185,7 @@ class Claimant:
     priority: int
     since: int
     returns: bool = False
+    stays: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,19 @@
-"""The webhook of a job's outcome."""
+"""The webhooks of the outcomes of jobs and batches."""
 
 from __future__ import annotations
 
-from chatjobs.contracts import MAX_WEBHOOK_CONTENT_BYTES, ChatResult, WebhookData, WebhookEvent, WebhookEventType
-from domain.names import status_path
+from chatjobs.contracts import (
+    MAX_WEBHOOK_CONTENT_BYTES,
+    BatchEventType,
+    BatchOutcome,
+    BatchProgress,
+    BatchWebhookEvent,
+    ChatResult,
+    WebhookData,
+    WebhookEvent,
+    WebhookEventType,
+)
+from domain.names import batch_path, status_path
 
 
 def webhook_body(result: ChatResult, public_url: str = "") -> bytes:
@@ -32,4 +42,18 @@ def webhook_body(result: ChatResult, public_url: str = "") -> bytes:
         content_omitted=omitted,
     )
     event = WebhookEvent(event=WebhookEventType.of(result.status), timestamp=result.completed_at, data=data)
+    return event.model_dump_json().encode()
+
+
+def batch_webhook_body(progress: BatchProgress, public_url: str = "") -> bytes:
+    """The body of the webhook that announces a batch's end: a BatchWebhookEvent as JSON.
+
+    ``public_url``: as for ``webhook_body``. Raises ValueError for a batch that has not ended.
+    """
+    if progress.completed_at is None:
+        raise ValueError("Only a batch that has ended can be announced")
+    url = public_url.rstrip("/") + batch_path(progress.batch_id)
+    fields = {name: getattr(progress, name) for name in BatchProgress.model_fields}
+    data = BatchOutcome(**fields, status_url=url, output_url=f"{url}/output", errors_url=f"{url}/errors")
+    event = BatchWebhookEvent(event=BatchEventType.of(progress.status), timestamp=progress.completed_at, data=data)
     return event.model_dump_json().encode()

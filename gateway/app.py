@@ -11,7 +11,7 @@ from gateway import problems
 from gateway.dependencies import Dependencies
 from gateway.page import files as page
 from gateway.parameters import Parameters
-from gateway.routes import feed, health, jobs, metrics, sessions, streams, webhooks
+from gateway.routes import batches, feed, health, jobs, metrics, sessions, streams, webhooks
 from gateway.routes.document import described
 from gateway.routes.health import Readiness
 from gateway.routes.metrics import Metrics
@@ -23,6 +23,7 @@ DESCRIPTION = "Durable chat jobs for Mistral AI: start one, watch its answer app
 CHECKED = (
     ("Jobs", jobs.router),
     ("Streams", streams.router),
+    ("Batches", batches.router),
     ("Webhooks", webhooks.router),
     ("Overview", feed.router),
 )

@@ -12,9 +12,11 @@ from temporalio.client import Client
 
 from activities.waker import Waker
 from activities.webhook import WebhookActivities
+from dispatch.batches import BatchDispatch
+from dispatch.first_tries import FirstTries
 from dispatch.intake import Intake
-from dispatch.job_store import job_store
 from dispatch.server_knowledge import PrefixRule
+from dispatch.stores import batch_runs, job_store
 from dispatch.sweeper import Sweeper
 from dispatch.temporal import RunLinks, connect
 from dispatch.webhook_rules import WebhookRules, signing_secrets
@@ -23,10 +25,14 @@ from domain.settings import Settings
 from domain.tasks import in_background
 from domain.timings import Timings
 from gateway.auth.access import Access, Identity
+from gateway.batch_progress import ProgressFeeds
 from gateway.page.overview import Feeds, Figures
 from gateway.serving.after_response import AfterResponse
 from gateway.serving.open_streams import OpenStreams
 from gateway.webhook_test import WebhookTests
+from storage.batches.drafts import DraftStore
+from storage.batches.queries import BatchQueries
+from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
 from storage.jobs.overview import Overview
 from storage.jobs.store import JobStore
@@ -35,6 +41,19 @@ from storage.rate_limits.queueing import QueueReader
 from storage.transcript.reader import TranscriptReader
 from storage.webhooks.deliveries import DeliveryStore
 from storage.webhooks.endpoints import EndpointStore
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What the routes of batches need."""
+
+    drafts: DraftStore
+    runs: BatchRunStore
+    queries: BatchQueries
+    dispatch: BatchDispatch
+    rules: WebhookRules
+    progress: ProgressFeeds
+
 
 SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]
 """Makes the sender of webhooks under these rules; the entry point provides it."""
@@ -54,6 +73,7 @@ class Dependencies:
     endpoints: EndpointStore
     webhook_tests: WebhookTests
     intake: Intake
+    batches: Batches
     after_response: AfterResponse
     reader: TranscriptReader
     queue: QueueReader
@@ -109,14 +129,17 @@ async def open_dependencies(
         await stack.enter_async_context(in_background(access.run(), "access"))
         webhooks = WebhookActivities(deliveries=deliveries, sender=sender, secrets_of=secrets_of)
         wake = Waker(limiter=limiter, jobs=jobs.queries, client=client, heartbeat=settings.heartbeat_timeout).wake
+        first_tries = await stack.enter_async_context(FirstTries(client, deliveries, webhooks.try_once, wake).running())
+        drafts, runs = DraftStore(database), batch_runs(settings, database)
+        batches, queries = BatchDispatch(runs, drafts, client), BatchQueries(database)
         sweeper = Sweeper(
             intake=intake,
             jobs=jobs,
             deliveries=deliveries,
             client=client,
             timings=timings,
-            try_once=webhooks.try_once,
-            wake=wake,
+            first_tries=first_tries,
+            batches=batches,
         )
         await stack.enter_async_context(in_background(sweeper.run(), "sweeper"))
         overview = Overview(database)
@@ -131,6 +154,7 @@ async def open_dependencies(
             endpoints=EndpointStore(database),
             webhook_tests=WebhookTests(sender, rules, secrets_of),
             intake=intake,
+            batches=Batches(drafts, runs, queries, batches, rules, ProgressFeeds(queries)),
             after_response=after_response,
             reader=reader,
             queue=queue,

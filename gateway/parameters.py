@@ -18,6 +18,7 @@ from gateway.problems import HttpProblem
 READ_BY_HAND = {
     "/api/jobs": ("metadata.",),
     "/api/jobs/{job_id}/events": ("lastEventId", "token"),
+    "/api/batches/{batch_id}/events": ("lastEventId",),
     "/api/feed": ("lastEventId",),
 }
 """Parameters that routes read without declaring them to FastAPI. A name that ends with a dot is a prefix."""

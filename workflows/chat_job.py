@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
-from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
-from temporalio.workflow import ParentClosePolicy
+from temporalio.exceptions import ActivityError, ApplicationError
 
-from chatjobs.contracts import ChatResult, ErrorCause, JobError, JobOutcome, JobStatus, WorkflowStatus
-from chatjobs.errors import bounded
+from chatjobs.contracts import ChatResult, JobError, JobOutcome, JobStatus, WorkflowStatus
 from domain.errors import FenceLost
-from domain.names import CHAT_JOB, STATUS_QUERY, delivery_workflow_id, job_id_of_run
-from domain.payloads import Accepted, DeliveryReport, DeliveryStart, Ending, JobRef, Sealed
+from domain.names import CHAT_JOB, STATUS_QUERY, job_id_of_run
+from domain.payloads import Accepted, DeliveryReport, Ending, JobRef, Sealed
 from workflows import options
 from workflows.inputs import Input, lenient
-from workflows.webhook_delivery import WebhookDelivery, deliver, tries_after
+from workflows.steps import first_try, shielded
 
 with workflow.unsafe.imports_passed_through():
     from activities.completion import CompletionActivities
+    from activities.failures import job_error
     from activities.result import AcceptOrder, ResultActivities, SealOrder
 
 T = TypeVar("T")
@@ -53,12 +52,12 @@ class ChatJob:
     @workflow.run
     @lenient
     async def run(self, start: Input) -> JobOutcome | ChatResult:
-        ending = await _shielded(self._accept(start))
+        ending = await shielded(self._accept(start))
         if ending is None:
             ending = await self._complete()
         # From the seal onward nothing changes the outcome, not even a late cancel.
-        sealed = await _shielded(self._store(ending))
-        await _shielded(self._notify(sealed))
+        sealed = await shielded(self._store(ending))
+        await shielded(self._notify(sealed))
         return await self._end(sealed)
 
     @workflow.query(name=STATUS_QUERY)
@@ -135,23 +134,9 @@ class ChatJob:
         """Make the first try of the webhook; if it fails, a child workflow continues and this job ends."""
         self._step = "notifying"
         if sealed.delivery_id is not None:
-            report = await deliver(sealed.delivery_id, 0, summary="first webhook try")
+            report = await first_try(sealed.delivery_id, of=self._job_id)
             workflow.set_current_details(_details(sealed, report))
-            if report.retry_in is not None:
-                await self._hand_over(sealed.delivery_id, tries_after(0, report), report.retry_in)
         self._step = "done"
-
-    async def _hand_over(self, delivery_id: str, tries: int, pause: float) -> None:
-        try:
-            await workflow.start_child_workflow(
-                WebhookDelivery.run,
-                DeliveryStart(delivery_id=delivery_id, tries_made=tries, first_pause=pause),
-                id=delivery_workflow_id(delivery_id),
-                parent_close_policy=ParentClosePolicy.ABANDON,
-                static_summary=f"webhook of {self._job_id}",
-            )
-        except WorkflowAlreadyStartedError:
-            workflow.logger.info("the delivery is in other hands already")
 
     async def _end(self, sealed: Sealed) -> JobOutcome | ChatResult:
         """End the run with the job's outcome."""
@@ -165,17 +150,6 @@ class ChatJob:
         if sealed.result is not None:
             return sealed.result
         return JobOutcome(job_id=sealed.job_id, status=sealed.status, position=sealed.position, sha256=sealed.sha256)
-
-
-async def _shielded(work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, even if the run is cancelled meanwhile (see workflow.cancellation_reason)."""
-    task = asyncio.create_task(work)
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            continue
-    return task.result()
 
 
 @contextmanager
@@ -200,15 +174,7 @@ def _reason(error: BaseException) -> JobError:
     """The reason for which complete_chat failed, from the error that it raised."""
     cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError) and cause.type:
-        details = cause.details[0] if cause.details else {}
-        known = details if isinstance(details, dict) else {}
-        before = known.get("cause")
-        return JobError(
-            code=cause.type,
-            message=bounded(cause.message),
-            retryable=known.get("retryable") is True,
-            cause=ErrorCause.model_validate(before) if before else None,
-        )
+        return job_error(cause)
     return JobError(code="internal", message=f"The completion failed: {type(cause).__name__}", retryable=True)
 
 

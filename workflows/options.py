@@ -8,7 +8,7 @@ from typing import Any
 from temporalio.common import RetryPolicy
 from temporalio.workflow import ActivityCancellationType
 
-from domain.names import COMPLETIONS_QUEUE, WEBHOOKS_QUEUE
+from domain.names import BATCHES_QUEUE, COMPLETIONS_QUEUE, WEBHOOKS_QUEUE
 from domain.timings import Timings
 
 _heartbeat = timedelta(seconds=10)
@@ -51,6 +51,31 @@ def local() -> dict[str, Any]:
         # Beyond this pause (after four tries) the wait becomes a timer in history. Until then it holds the workflow
         # task open, which costs three events every 4 s, and a stopping worker has to wait for its end.
         "local_retry_threshold": timedelta(seconds=2),
+    }
+
+
+def batch_step() -> dict[str, Any]:
+    """Options of a step over all items of a batch: jobs made, jobs cancelled; thousands a second."""
+    return {
+        "task_queue": BATCHES_QUEUE,
+        "start_to_close_timeout": timedelta(hours=6),
+        "heartbeat_timeout": _heartbeat,
+        # Retried for ever: each attempt goes on where the last one ended.
+        "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=0.5), maximum_interval=timedelta(seconds=10)),
+    }
+
+
+def batch_slice() -> dict[str, Any]:
+    """Options of a part of a batch."""
+    return {
+        "task_queue": BATCHES_QUEUE,
+        # The clocks of its jobs (limits.*) end each generation; this only catches a worker that heartbeats for ever.
+        "start_to_close_timeout": timedelta(days=30),
+        # As for a single completion: how long a killed worker goes unnoticed, and a takeover that does not grow late.
+        "heartbeat_timeout": _heartbeat,
+        "retry_policy": RetryPolicy(initial_interval=timedelta(seconds=0.5), backoff_coefficient=1.0),
+        # The text received before a cancel is flushed before the jobs are sealed.
+        "cancellation_type": ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     }
 
 

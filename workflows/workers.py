@@ -11,15 +11,17 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.batch import BatchActivities
 from activities.completion import CompletionActivities
 from activities.result import ResultActivities
 from activities.retention import RetentionActivities
 from activities.webhook import WebhookActivities
 from domain.build import build_id
-from domain.names import COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
+from domain.names import BATCHES_QUEUE, COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from domain.settings import Settings
 from domain.timings import Timings
 from workflows import options
+from workflows.chat_batch import ChatBatch
 from workflows.chat_job import ChatJob
 from workflows.retention import Retention
 from workflows.webhook_delivery import WebhookDelivery
@@ -27,6 +29,9 @@ from workflows.webhook_delivery import WebhookDelivery
 STICKY_QUEUE_TIMEOUT = timedelta(seconds=1)
 """How long a workflow task waits for a dead worker's cache before any worker may take it; the default is 10 s."""
 WEBHOOKS_AT_ONCE = 100
+PARTS_AT_ONCE = 100
+"""Parts of batches in a process. They share its places (CHATJOBS_BATCH_CONCURRENCY), so that many small batches take
+turns."""
 TASK_POLLS = 1
 """A frozen worker holds its polls open: each takes one more job, which waits there for a heartbeat timeout."""
 WORKFLOW_TASK_POLLS = 2
@@ -42,6 +47,7 @@ def build_workers(
     completions: CompletionActivities,
     webhooks: WebhookActivities,
     retention: RetentionActivities,
+    batches: BatchActivities,
 ) -> list[Worker]:
     """One worker per task queue, so that slow receivers never hold up completions."""
     options.configure(heartbeat=settings.heartbeat_timeout, timings=timings)
@@ -51,8 +57,11 @@ def build_workers(
         Worker(
             client,
             task_queue=JOBS_QUEUE,
-            workflows=[ChatJob, WebhookDelivery, Retention],
-            activities=[results.accept_inline, results.store_result, retention.remove_old_jobs],
+            workflows=[ChatJob, ChatBatch, WebhookDelivery, Retention],
+            activities=[
+                *(results.accept_inline, results.store_result, retention.remove_old_jobs),
+                *(batches.request_cancel, batches.seal_batch),
+            ],
             workflow_runner=UnsandboxedWorkflowRunner(),
             sticky_queue_schedule_to_start_timeout=STICKY_QUEUE_TIMEOUT,
             max_concurrent_workflow_task_polls=WORKFLOW_TASK_POLLS,
@@ -64,6 +73,17 @@ def build_workers(
             task_queue=COMPLETIONS_QUEUE,
             activities=[completions.complete_chat],
             max_concurrent_activities=settings.chatjobs_concurrency,
+            max_concurrent_activity_task_polls=TASK_POLLS,
+            max_heartbeat_throttle_interval=throttle,
+            default_heartbeat_throttle_interval=throttle,
+            graceful_shutdown_timeout=grace,
+            build_id=build_id(),
+        ),
+        Worker(
+            client,
+            task_queue=BATCHES_QUEUE,
+            activities=[batches.prepare_batch, batches.run_slice, batches.cancel_rest],
+            max_concurrent_activities=PARTS_AT_ONCE,
             max_concurrent_activity_task_polls=TASK_POLLS,
             max_heartbeat_throttle_interval=throttle,
             default_heartbeat_throttle_interval=throttle,

@@ -7,6 +7,7 @@ request       ChatRequest: Mistral's parameters, limits, retries, webhook
 results       Job: its text, usage, error, attempts and deliveries
 events        the events of a job's stream
 webhooks      the body of a webhook; endpoints, redelivery, the test call
+batches       batches: their items, settings, progress and output
 workflow      the argument, the status and the result of the Temporal workflow ChatJob
 parsing       decoded JSON to values of these models, or to a list of problems
 nulls         null in an optional field is as if the field were absent
@@ -37,6 +38,27 @@ from chatjobs.contracts.base import (
     TokenCount,
     WireModel,
     rfc3339,
+)
+from chatjobs.contracts.batches import (
+    BATCH_ID,
+    BATCH_PRIORITY,
+    COMPLETIONS_URL,
+    MAX_CONCURRENCY,
+    Batch,
+    BatchAccepted,
+    BatchCounts,
+    BatchItem,
+    BatchOutcome,
+    BatchPage,
+    BatchProgress,
+    BatchRequest,
+    BatchSettings,
+    BatchWebhook,
+    BatchWebhookEvent,
+    CustomId,
+    OutputError,
+    OutputLine,
+    OutputResponse,
 )
 from chatjobs.contracts.events import (
     CancelledEvent,
@@ -113,7 +135,14 @@ from chatjobs.contracts.results import (
     QueueReason,
     Usage,
 )
-from chatjobs.contracts.statuses import Channel, JobStatus, WebhookEventType, WebhookTestEvent
+from chatjobs.contracts.statuses import (
+    BatchEventType,
+    BatchStatus,
+    Channel,
+    JobStatus,
+    WebhookEventType,
+    WebhookTestEvent,
+)
 from chatjobs.contracts.webhooks import (
     MAX_WEBHOOK_CONTENT_BYTES,
     Endpoint,
@@ -153,6 +182,8 @@ __all__ = [  # noqa: RUF022 -- in reading order
     "Channel",
     "WebhookEventType",
     "WebhookTestEvent",
+    "BatchStatus",
+    "BatchEventType",
     # messages
     "MAX_MESSAGES",
     "TextPart",
@@ -231,6 +262,26 @@ __all__ = [  # noqa: RUF022 -- in reading order
     "Redelivery",
     "Redelivering",
     "WebhookTest",
+    # batches
+    "BATCH_ID",
+    "BATCH_PRIORITY",
+    "COMPLETIONS_URL",
+    "MAX_CONCURRENCY",
+    "CustomId",
+    "BatchItem",
+    "BatchWebhook",
+    "BatchSettings",
+    "BatchRequest",
+    "BatchCounts",
+    "BatchAccepted",
+    "Batch",
+    "BatchPage",
+    "OutputResponse",
+    "OutputError",
+    "OutputLine",
+    "BatchProgress",
+    "BatchOutcome",
+    "BatchWebhookEvent",
     # workflow
     "JobStart",
     "WorkflowStatus",

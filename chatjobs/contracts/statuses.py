@@ -1,4 +1,4 @@
-"""The words for the status of a job, the channels of an answer and the events of webhooks."""
+"""The words for the status of a job or a batch, the channels of an answer and the events of webhooks."""
 
 from __future__ import annotations
 
@@ -52,3 +52,36 @@ class WebhookTestEvent(StrEnum):
     """The event of a test call, which checks that a receiver works. It cannot be subscribed to."""
 
     TEST = "webhook.test"
+
+
+class BatchStatus(StrEnum):
+    """The status of a batch."""
+
+    QUEUED = "queued"
+    """Accepted and durable; no item has begun."""
+    IN_PROGRESS = "in_progress"
+    PAUSED = "paused"
+    """No further item begins until the batch is resumed; those that run finish."""
+    COMPLETED = "completed"
+    """Every item has ended, some of them perhaps as failed."""
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    """The batch ended before its items had; ``error`` says why."""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a batch with this status has ended."""
+        return self in (BatchStatus.COMPLETED, BatchStatus.CANCELLED, BatchStatus.FAILED)
+
+
+class BatchEventType(StrEnum):
+    """The events that a batch's webhook may subscribe to."""
+
+    COMPLETED = "batch.completed"
+    CANCELLED = "batch.cancelled"
+    FAILED = "batch.failed"
+
+    @classmethod
+    def of(cls, status: BatchStatus) -> BatchEventType:
+        """The event that announces a terminal status. Raises ValueError for another status."""
+        return cls(f"batch.{status.value}")

@@ -163,7 +163,7 @@ async def list_jobs(
         metadata=_filters(request),
         since=since,
         until=until,
-        before=_read_cursor(cursor) if cursor else None,
+        before=read_cursor(cursor) if cursor else None,
         limit=limit + 1,
     )
     page, more = tuple(map(here.links.with_url, found[:limit])), len(found) > limit
@@ -185,14 +185,19 @@ def _filters(request: Request) -> dict[str, str]:
 
 def cursor_of(job: Job) -> str:
     """The cursor of the page that begins after this job."""
-    return base64.urlsafe_b64encode(f"{micros(job.created_at)} {job.job_id}".encode()).decode().rstrip("=")
+    return cursor_text(micros(job.created_at), job.job_id)
 
 
-def _read_cursor(cursor: str) -> tuple[int, str]:
-    """The creation time in microseconds and the id of a page's last job. Raises HttpProblem."""
+def cursor_text(created_at: int, one_id: str) -> str:
+    """The cursor of the page after the job or batch with this id."""
+    return base64.urlsafe_b64encode(f"{created_at} {one_id}".encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str, pattern: str = JOB_ID) -> tuple[int, str]:
+    """The creation time in microseconds and the id of a page's last job or batch. Raises HttpProblem."""
     with contextlib.suppress(ValueError):
         given = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
-        if found := re.fullmatch(rf"([0-9]{{1,18}}) ({JOB_ID})", given):
+        if found := re.fullmatch(rf"([0-9]{{1,18}}) ({pattern})", given):
             return int(found[1]), found[2]
     raise HttpProblem(400, "bad_cursor", "The cursor is not one of this service; leave it out")
 

@@ -70,7 +70,7 @@ class StreamStart(NamedTuple):
 @router.get("/jobs/{job_id}/events", responses=EVENTS_DOCUMENTED, response_model=None)  # type: ignore[arg-type]
 async def events(job_id: str, request: Request, here: Here, caller: Caller) -> Response:
     """A job's events, from ``Last-Event-ID`` on (or ``?lastEventId=``; the header wins)."""
-    _check_accept(request)
+    check_accept(request)
     place = read_event_id(request.headers.get("last-event-id", request.query_params.get("lastEventId")))
     try:
         return await _stream_of(job_id, here, caller, place)
@@ -86,7 +86,7 @@ async def chat(
     request: Request, here: Here, caller: Caller, idempotency_key: Annotated[str | None, Header()] = None
 ) -> Response:
     """Start a job; the response is its event stream. Disconnecting does not stop the job."""
-    _check_accept(request)
+    check_accept(request)
     place = read_event_id(request.headers.get("last-event-id"))
     accepted = await accept(request, here, caller, idempotency_key)
     headers = {"X-Job-Id": accepted.job_id, "Location": status_path(accepted.job_id)}
@@ -123,7 +123,7 @@ def read_event_id(given: str | None) -> StreamStart:
     return StreamStart(*place, ended=terminal, resumed=True)
 
 
-def _check_accept(request: Request) -> None:
+def check_accept(request: Request) -> None:
     """Raises HttpProblem (406) if Accept excludes event streams."""
     wanted = request.headers.get("accept", "*/*").lower()
     if not any(kind in wanted for kind in ("text/event-stream", "text/*", "*/*")):

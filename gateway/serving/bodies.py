@@ -102,11 +102,11 @@ async def _decoded(body: bytes) -> Any:
     return decoded(body) if len(body) < LARGE_BYTES else await asyncio.to_thread(decoded, body)
 
 
-def decoded(body: bytes) -> Any:
+def decoded(body: bytes, most_values: int = MOST_VALUES) -> Any:
     """The JSON value of ``body``. Raises HttpProblem (400, 413, 422)."""
     brackets = body.count(b"[") + body.count(b"{")
-    if brackets + body.count(b",") > MOST_VALUES:
-        _check_structure(body)
+    if brackets + body.count(b",") > most_values:
+        _check_structure(body, most_values)
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
@@ -145,7 +145,7 @@ def _reason(text: str, error: json.JSONDecodeError) -> str:
     return next((ours for theirs, ours in REASONS.items() if error.msg.startswith(theirs)), "this is not JSON")
 
 
-def _check_structure(body: bytes) -> None:
+def _check_structure(body: bytes, most_values: int) -> None:
     """Check depth and number of values before decoding: millions of brackets take seconds. Raises HttpProblem."""
     outside = b"".join(body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     structure = outside.translate(ONE_BRACKET, EVERYTHING_ELSE)
@@ -153,9 +153,9 @@ def _check_structure(body: bytes) -> None:
         text = body.decode(errors="replace")
         raise _not_json(text, *fault(text))
     values = structure.count(b"[") + structure.count(b",")
-    if values > MOST_VALUES:
+    if values > most_values:
         _check_messages(body, values)
-        detail = f"The body may have {MOST_VALUES} values, which are members of objects and elements of arrays; it has"
+        detail = f"The body may have {most_values} values, which are members of objects and elements of arrays; it has"
         raise HttpProblem(413, "body_too_large", f"{detail} {values}")
 
 

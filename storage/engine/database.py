@@ -29,7 +29,7 @@ from domain.timings import Timings
 from storage.engine import sync_transaction
 from storage.engine.sqlite_thread import SqliteThread
 
-SCHEMA_VERSION = "0007"
+SCHEMA_VERSION = "0008"
 STATEMENT_SECONDS = 15
 IDLE_IN_TRANSACTION_SECONDS = 15
 """After this Postgres ends the transaction of a process that hangs, which would keep its rows locked."""

@@ -93,6 +93,7 @@ jobs = Table(
     Column("max_lost", SmallInteger, nullable=False, server_default="5"),
     Column("queue_until", BigInteger),  # the end of limits.queueSeconds; NULL once the model was called
     Column("deleted_at", BigInteger),  # its request, texts and deliveries were deleted; only this row is left
+    Column("batched", Boolean, nullable=False, server_default=false()),  # its batch runs it; it has no workflow
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
     # No column that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
     postgresql_with={"fillfactor": "70"},
@@ -112,6 +113,13 @@ Index(
     postgresql_where=jobs.c.queue_until.is_not(None),
 )
 Index("jobs_replays", jobs.c.replay_of)
+Index(
+    "jobs_batch",
+    jobs.c.batch_id,
+    jobs.c.status,
+    sqlite_where=jobs.c.batch_id.is_not(None),
+    postgresql_where=jobs.c.batch_id.is_not(None),
+)
 Index(
     "jobs_ended",
     jobs.c.completed_at,
@@ -302,6 +310,62 @@ lane_tenants = Table(
     Column("priority", SmallInteger, primary_key=True),
     Column("tenant", String(128), primary_key=True),
     Column("tag", BigInteger, nullable=False),  # the last round in which the tenant has a place
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("name", String(256)),
+    Column("idempotency_key", String(255)),  # NULL in a draft, even if it was given
+    Column("body_hash", String(64), nullable=False),
+    Column("status", String(16), nullable=False),  # "draft" while the items arrive: nobody sees it yet
+    Column("webhook", Text),  # JSON: the target
+    Column("concurrency", Integer),
+    Column("lane", String(16), nullable=False),
+    Column("deadline", BigInteger),
+    Column("total", Integer, nullable=False),
+    Column("prepared", Integer, nullable=False),  # so many items, the first ones, have a row in `jobs`
+    Column("tally", Text, nullable=False),  # JSON: of the jobs that have ended (storage/batches/tally.py)
+    Column("created_at", BigInteger, nullable=False),
+    Column("workflow_started_at", BigInteger),  # NULL: its workflow has to be started, or told of a wish
+    Column("started_at", BigInteger),
+    Column("progressed_at", BigInteger, nullable=False),
+    Column("completed_at", BigInteger),
+    Column("paused_at", BigInteger),
+    Column("cancel_requested_at", BigInteger),
+    Column("revision", Integer, nullable=False),
+    Column("sealed_by", String(64)),  # the run that ended it; "": none did
+    Column("error", Text),
+    UniqueConstraint("tenant", "idempotency_key", name="batches_idempotency"),
+)
+Index("batches_newest", batches.c.tenant, batches.c.created_at, batches.c.id)
+Index(
+    "batches_open",
+    batches.c.progressed_at,
+    sqlite_where=batches.c.completed_at.is_(None),
+    postgresql_where=batches.c.completed_at.is_(None),
+)
+
+# What the row of an item's job is made of, before the batch begins. Its request is in `requests` from the start.
+batch_items = Table(
+    "batch_items",
+    metadata,
+    Column("batch_id", String(128), primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 0, in the order of the upload
+    Column("custom_id", String(512), nullable=False),
+    Column("job_id", String(128), nullable=False),
+    Column("request_id", String(128), nullable=False),
+    Column("body_hash", String(64), nullable=False),
+    Column("webhook", Text),
+    Column("model", String(64), nullable=False),
+    Column("metadata", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("max_lost", SmallInteger, nullable=False),
+    Column("queue_time", BigInteger),  # microseconds that it may wait, if its request says so
+    UniqueConstraint("batch_id", "custom_id", name="batch_items_custom_id"),
+    sqlite_with_rowid=False,
 )
 
 endpoints = Table(

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import ChatRequest, JobStatus, Usage
 from chatjobs.errors import JobNotFound
+from domain.batches import limits_queue
 from domain.errors import FenceLost
 from domain.outcomes import AttemptOutcome
 from domain.text import clean
@@ -110,7 +111,7 @@ class AttemptStore:
             raise JobNotFound("The job's request was not kept")
         if _queue_seconds_left(row, body, micros(now())) <= 0:
             return _claim(row, "expired", fence), body
-        asker = Claimant(row.id, row.tenant, row.priority, row.created_at, returns=row.attempt > 0)
+        asker = Claimant(row.id, row.tenant, row.priority, row.created_at, returns=row.attempt > 0, stays=row.batched)
         turn = await reserve(connection, row.model, asker) if reserve else None
         time = micros(now())
         if turn is not None and not turn.granted:
@@ -237,7 +238,7 @@ def _queue_seconds_left(row: Row[Any], body: str, time: int) -> float:
     """Seconds left of limits.queueSeconds; infinite once the model was called."""
     if row.queue_until is not None:
         return float((row.queue_until - time) / 1e6)
-    if row.attempt:
+    if row.attempt or row.batched:  # a batch's job waits for as long as its batch takes, unless its request says else
         return float("inf")
     return (queue_end(row.created_at, ChatRequest.model_validate_json(body)) - time) / 1e6  # a row of an older version
 
@@ -248,7 +249,8 @@ async def _queue_again(connection: AsyncConnection, row: Row[Any]) -> None:
         return
     body = await connection.scalar(REQUEST, {"key": row.id})
     if body is not None:
-        until = queue_end(row.created_at, ChatRequest.model_validate_json(body))
+        request = ChatRequest.model_validate_json(body)
+        until = None if row.batched and not limits_queue(request) else queue_end(row.created_at, request)
         await connection.execute(CHANGED, {"key": row.id, "queue_until": until, "started_at": None})
 
 

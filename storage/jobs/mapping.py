@@ -61,7 +61,9 @@ def handle(row: Any, *, created: bool = False) -> JobHandle:
 
 def run_of(row: Row[Any]) -> RunRef:
     """The workflow run of a job, whether it was started yet or not."""
-    return RunRef(row.id) if row.workflow_id is None else RunRef(row.workflow_id, row.workflow_run_id)
+    if row.workflow_id is None:
+        return RunRef(row.id)
+    return RunRef(row.workflow_id, row.workflow_run_id, shared=row.batched)
 
 
 def head(row: Row[Any]) -> dict[str, Any]:
@@ -169,8 +171,12 @@ async def transcript_runs(connection: AsyncConnection, row: Row[Any]) -> Sequenc
         query = select(*columns).where(transcript.c.job_id == row.id, transcript.c.epoch == row.epoch)
         found = (await connection.execute(query.order_by(transcript.c.position))).all()
         runs = [TextRun(position, CHANNELS[number], text, count) for position, number, text, count in found]
-    tail = TextRun(row.position, CHANNELS[row.tail_channel], row.tail, row.token_count)
-    return [*runs, tail] if row.tail else runs
+    return [*runs, *tail_of(row)]
+
+
+def tail_of(row: Row[Any]) -> Sequence[TextRun]:
+    """The newest text, which is in the job's row: one run or none."""
+    return (TextRun(row.position, CHANNELS[row.tail_channel], row.tail, row.token_count),) if row.tail else ()
 
 
 def compacted_runs(texts: Mapping[Channel, str], runs: str) -> list[TextRun]:

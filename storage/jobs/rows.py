@@ -14,6 +14,7 @@ from storage.engine.schema import jobs, requests, transcript
 
 # Built once: building a statement takes as long as running it, and these run for every job.
 LOCKED = select(jobs).where(jobs.c.id == bindparam("key")).with_for_update()
+LOCKED_ALL = select(jobs).where(jobs.c.id.in_(bindparam("keys", expanding=True))).order_by(jobs.c.id).with_for_update()
 CHANGED = update(jobs).where(jobs.c.id == bindparam("key"))
 """Executed with ``key`` and the columns to set."""
 REQUEST = select(requests.c.body).where(requests.c.job_id == bindparam("key"))

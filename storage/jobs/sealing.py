@@ -1,4 +1,4 @@
-"""Seals a job in one transaction: final row, result, compacted transcript, stored delivery.
+"""Seals jobs in one transaction: final rows, results, compacted transcripts, stored deliveries, tallies of batches.
 
 A reader that sees a terminal status can read the whole result, and a delivery exists from the same moment, so that
 it can be late but not lost.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import (
@@ -30,6 +31,7 @@ from domain.outcomes import WORKER_LOST, AttemptOutcome
 from domain.payloads import Ending, Sealed
 from domain.text import clean
 from domain.values import OK, AttemptEnd, FinishRecord, TextRun
+from storage.batches import tally
 from storage.engine.schema import CHANNELS, attempts, deliveries, jobs, micros, moment, now, results, transcript
 from storage.jobs import mapping
 from storage.jobs.ledger import close_open_attempts
@@ -40,12 +42,21 @@ WebhookBody = Callable[[ChatResult], bytes]
 """Makes the body of the webhook that announces a job's outcome."""
 LENGTH_LIMITS = ("length", "model_length")
 """Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
-SEALED = CHANGED.returning(*jobs.c)
+RESULTS = insert(results)
+DELIVERIES = insert(deliveries)
+FINISHED = update(attempts).where(attempts.c.job_id == bindparam("key"), attempts.c.number == bindparam("its_number"))
+PIECES = (
+    select(transcript)
+    .where(transcript.c.job_id.in_(bindparam("keys", expanding=True)))
+    .order_by(transcript.c.job_id, transcript.c.position)
+)
+DELETE_PIECES = delete(transcript).where(transcript.c.job_id.in_(bindparam("keys", expanding=True)))
 CANCELLED = Ending(job_id="-", status=JobStatus.CANCELLED)
 EXPIRED = "sweeper"
 """``sealed_by`` of a job whose queue time ended, until a run claims it. "": no run sealed it, and none adopts it."""
 FIRST_TRY_SECONDS = 20
-"""The time that the sweeper that sealed a job has for the first try of its webhook; then any sweeper may make it."""
+"""The time that the process that sealed a job without its workflow has for the first try of its webhook; then any
+sweeper may make it."""
 QUEUE_TIMEOUT = JobError(
     code=AttemptOutcome.QUEUE_TIMEOUT.value,
     message="The job waited longer than limits.queueSeconds for its first call of the model",
@@ -60,13 +71,13 @@ async def sealed(connection: AsyncConnection, row: Row[Any]) -> Sealed:
     delivery = delivery_id(row.id, WebhookEventType.of(JobStatus(row.status)), row.revision)
     stored = await connection.scalar(select(deliveries.c.id).where(deliveries.c.id == delivery))
     error = JobError.model_validate_json(result.error) if result.error else None
-    return _outcome(row, result.sha256, error, stored)
+    return _outcome(row, JobStatus(row.status), result.sha256, error, stored)
 
 
-def _outcome(row: Row[Any], sha256: str, error: JobError | None, delivery: str | None) -> Sealed:
+def _outcome(row: Row[Any], status: JobStatus, sha256: str, error: JobError | None, delivery: str | None) -> Sealed:
     return Sealed(
         job_id=row.id,
-        status=JobStatus(row.status),
+        status=status,
         model=row.model,
         position=row.position,
         sha256=sha256,
@@ -75,68 +86,132 @@ def _outcome(row: Row[Any], sha256: str, error: JobError | None, delivery: str |
     )
 
 
-async def seal(
-    connection: AsyncConnection, row: Row[Any], ending: Ending, run_id: str, webhook_body: WebhookBody
-) -> Sealed:
-    """Seal the locked, open row of ``jobs``. Raises SealConflict."""
-    finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
-    status, error = _verdict(row, ending, finish)
-    await _settle_attempts(connection, row, finish, status, error)
-    answer = await _store_result(connection, row, finish if status is not JobStatus.FAILED else None, error)
-    time = micros(now())
-    closed = await connection.execute(
-        SEALED,
-        {
-            "key": row.id,
-            "status": status.value,
-            "completed_at": time,
-            "progressed_at": time,
-            "fence": row.fence + 1,  # an attempt that still writes under the old fence changes nothing
-            "finish": None,
-            "tail": "",
-            "sealed_by": run_id,
-            "queue_until": None,
-            "error_code": clean(error.code)[:64] if error else None,
-        },
-    )
-    row = closed.one()
-    await lane_queue.leave(connection, row.id)
-    delivery = await _store_delivery(connection, row, answer, webhook_body)
-    return _outcome(row, answer["sha256"], error, delivery)
+class SealOrder(NamedTuple):
+    """An open row of ``jobs``, locked, and the ending that it shall have. ``run_id``: for the column ``sealed_by``."""
+
+    row: Row[Any]
+    ending: Ending
+    run_id: str
 
 
-async def _store_result(
-    connection: AsyncConnection, row: Row[Any], finish: FinishRecord | None, error: JobError | None
-) -> dict[str, Any]:
-    """Store the result, with the transcript compacted to a text per channel and the list of its runs.
+@dataclass(slots=True)
+class _Closing:
+    """A job while it is sealed. ``answer``: the fields of a ChatResult that its result fixes."""
 
-    Returns the fields of a ChatResult that it fixes.
-    """
-    only = finish is not None and row.attempt <= 1
-    ledger_rows = [] if only else await mapping.ledger(connection, row.id)
-    runs = await mapping.transcript_runs(connection, row)
-    answer = mapping.answer(runs, finish, ledger_rows) | {"error": error}
-    if finish is not None:
-        answer["finish_reason"] = finish.reason[:64]
+    row: Row[Any]
+    run_id: str
+    finish: FinishRecord | None
+    status: JobStatus
+    error: JobError | None
+    answer: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def told(self) -> FinishRecord | None:
+        """The end of the answer, unless the job failed all the same."""
+        return None if self.status is JobStatus.FAILED else self.finish
+
+    @property
+    def only(self) -> bool:
+        """One attempt brought all of the answer, or there was none at all: the ledger has nothing to add."""
+        return self.row.attempt == 0 or (self.told is not None and self.row.attempt == 1)
+
+
+async def seal_all(
+    connection: AsyncConnection, orders: Sequence[SealOrder], webhook_body: WebhookBody
+) -> list[Sealed | SealConflict]:
+    """Seal jobs, with a statement for all of them at each step. An ending that does not fit is a SealConflict."""
+    outcomes: list[Sealed | SealConflict | _Closing] = []
+    for row, ending, run_id in orders:
+        finish = FinishRecord.model_validate_json(row.finish) if row.finish else None
+        try:
+            outcomes.append(_Closing(row, run_id, finish, *_verdict(row, ending, finish)))
+        except SealConflict as conflict:
+            outcomes.append(conflict)
+    closing = [one for one in outcomes if isinstance(one, _Closing)]
+    if closing:
+        await _settle_attempts(connection, closing)
+        await _store_results(connection, closing)
+        time = micros(now())
+        await _close_rows(connection, closing, time)
+        await lane_queue.leave_all(connection, [one.row.id for one in closing])
+        stored = await _store_deliveries(connection, closing, time, webhook_body)
+        await tally.count(connection, [_ended(one) for one in closing if one.row.batch_id is not None])
+    return [
+        _outcome(one.row, one.status, one.answer["sha256"], one.error, stored.get(one.row.id))
+        if isinstance(one, _Closing)
+        else one
+        for one in outcomes
+    ]
+
+
+def _ended(one: _Closing) -> tally.Ended:
+    return tally.Ended(one.row.batch_id, one.status, one.answer["usage"], one.error.code if one.error else None)
+
+
+async def _close_rows(connection: AsyncConnection, closing: Sequence[_Closing], time: int) -> None:
     await connection.execute(
-        insert(results),
-        {
-            "job_id": row.id,
-            "content": answer["content"],
-            "reasoning": answer["reasoning"] or "",
-            "runs": json.dumps(_channel_lengths(runs)),
-            "sha256": answer["sha256"],
-            "finish_reason": answer["finish_reason"],
-            "tool_calls": _json(mapping.TOOL_CALLS, answer["tool_calls"]),
-            "parts": _json(mapping.PARTS, answer["content_parts"]),
-            "usage": answer["usage"].model_dump_json() if answer["usage"] else None,
-            "usage_estimated": answer["usage_estimated"],
-            "error": error.model_dump_json() if error else None,
-        },
+        CHANGED,
+        [
+            {
+                "key": one.row.id,
+                "status": one.status.value,
+                "completed_at": time,
+                "progressed_at": time,
+                "fence": one.row.fence + 1,  # an attempt that still writes under the old fence changes nothing
+                "finish": None,
+                "tail": "",
+                "sealed_by": one.run_id,
+                "queue_until": None,
+                "error_code": clean(one.error.code)[:64] if one.error else None,
+            }
+            for one in closing
+        ],
     )
-    if len(row.tail) < row.position:
-        await connection.execute(delete(transcript).where(transcript.c.job_id == row.id))
-    return answer
+
+
+async def _store_results(connection: AsyncConnection, closing: Sequence[_Closing]) -> None:
+    """Store the results, with each transcript compacted to a text per channel and the list of its runs."""
+    pieces = await _pieces(connection, [one.row for one in closing if len(one.row.tail) < one.row.position])
+    rows = []
+    for one in closing:
+        runs = [*pieces.get(one.row.id, ()), *mapping.tail_of(one.row)]
+        ledger_rows = [] if one.only else await mapping.ledger(connection, one.row.id)
+        answer = mapping.answer(runs, one.told, ledger_rows) | {"error": one.error}
+        if one.told is not None:
+            answer["finish_reason"] = one.told.reason[:64]
+        one.answer = answer
+        rows.append(_result_row(one, runs))
+    await connection.execute(RESULTS, rows)
+    if pieces:
+        await connection.execute(DELETE_PIECES, {"keys": list(pieces)})
+
+
+async def _pieces(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> dict[str, list[TextRun]]:
+    """The text of each job's epoch that is not in its row, in order."""
+    epochs = {row.id: row.epoch for row in rows}
+    found: dict[str, list[TextRun]] = {job_id: [] for job_id in epochs}
+    if epochs:
+        for row in (await connection.execute(PIECES, {"keys": list(epochs)})).all():
+            if row.epoch == epochs[row.job_id]:
+                found[row.job_id].append(TextRun(row.position, CHANNELS[row.channel], row.text, row.token_count))
+    return found
+
+
+def _result_row(one: _Closing, runs: Sequence[TextRun]) -> dict[str, Any]:
+    answer = one.answer
+    return {
+        "job_id": one.row.id,
+        "content": answer["content"],
+        "reasoning": answer["reasoning"] or "",
+        "runs": json.dumps(_channel_lengths(runs)),
+        "sha256": answer["sha256"],
+        "finish_reason": answer["finish_reason"],
+        "tool_calls": _json(mapping.TOOL_CALLS, answer["tool_calls"]),
+        "parts": _json(mapping.PARTS, answer["content_parts"]),
+        "usage": answer["usage"].model_dump_json() if answer["usage"] else None,
+        "usage_estimated": answer["usage_estimated"],
+        "error": one.error.model_dump_json() if one.error else None,
+    }
 
 
 def _json(adapter: Any, values: tuple[Any, ...] | None) -> str | None:
@@ -168,66 +243,71 @@ def _channel_lengths(runs: Sequence[TextRun]) -> list[tuple[int, int, int]]:
     return joined
 
 
-async def _settle_attempts(
-    connection: AsyncConnection,
-    row: Row[Any],
-    finish: FinishRecord | None,
-    status: JobStatus,
-    error: JobError | None,
-) -> None:
-    """Close the ledger: the attempt that finished, from its record, and any other that is open."""
-    if finish is not None:
-        await connection.execute(
-            update(attempts)
-            .where(attempts.c.job_id == row.id, attempts.c.number == finish.attempt)
-            .values(
-                ended_at=micros(finish.ended_at),
-                outcome=AttemptOutcome.FINISHED.value,
-                http_status=OK,
-                usage=finish.usage.model_dump_json() if finish.usage else None,
-                estimated=finish.estimated,
-                first_token_ms=finish.first_token_ms,
-                tokens_per_second=finish.tokens_per_second,
-            )
+async def _settle_attempts(connection: AsyncConnection, closing: Sequence[_Closing]) -> None:
+    """Close the ledgers: the attempt that finished, from its record, and any other that is open."""
+    finished = [
+        {
+            "key": one.row.id,
+            "its_number": finish.attempt,
+            "ended_at": micros(finish.ended_at),
+            "outcome": AttemptOutcome.FINISHED.value,
+            "http_status": OK,
+            "usage": finish.usage.model_dump_json() if finish.usage else None,
+            "estimated": finish.estimated,
+            "first_token_ms": finish.first_token_ms,
+            "tokens_per_second": finish.tokens_per_second,
+        }
+        for one in closing
+        if (finish := one.finish) is not None
+    ]
+    if finished:
+        await connection.execute(FINISHED, finished)
+    for one in closing:
+        if one.row.attempt > (one.finish.attempt if one.finish else 0):
+            known = one.error.code if one.error and one.error.code != WORKER_LOST else AttemptOutcome.LOST
+            outcome = AttemptOutcome.CANCELLED if one.status is JobStatus.CANCELLED else known
+            await close_open_attempts(connection, one.row, AttemptEnd(outcome))
+
+
+async def _store_deliveries(
+    connection: AsyncConnection, closing: Sequence[_Closing], time: int, webhook_body: WebhookBody
+) -> dict[str, str]:
+    """Store the deliveries, each with the webhook's id and its exact body, of outcomes whose event is subscribed.
+
+    Returns the delivery's id by the job's.
+    """
+    rows = []
+    for one in closing:
+        webhook = Webhook.model_validate_json(one.row.webhook) if one.row.webhook else None
+        event = WebhookEventType.of(one.status)
+        if webhook is None or event not in webhook.events:
+            continue
+        closed = mapping.head(one.row) | {"status": one.status, "completed_at": moment(time)}
+        rows.append(
+            {
+                "id": delivery_id(one.row.id, event, one.row.revision),
+                "job_id": one.row.id,
+                "tenant": one.row.tenant,
+                "event": event.value,
+                "url": webhook.url,
+                "body": webhook_body(ChatResult(**closed, **one.answer)),
+                "body_timestamp": rfc3339(moment(time)),
+                "status": "pending",
+                "created_at": time,
+                "next_try_at": time,
+                "wanted_at": _wanted_at(one, time),
+            }
         )
-    if row.attempt > (finish.attempt if finish else 0):
-        known = error.code if error and error.code != WORKER_LOST else AttemptOutcome.LOST
-        outcome = AttemptOutcome.CANCELLED if status is JobStatus.CANCELLED else known
-        await close_open_attempts(connection, row, AttemptEnd(outcome))
+    if rows:
+        await connection.execute(DELIVERIES, rows)
+    return {row["job_id"]: row["id"] for row in rows}
 
 
-async def _store_delivery(
-    connection: AsyncConnection, row: Row[Any], answer: dict[str, Any], webhook_body: WebhookBody
-) -> str | None:
-    """Store the delivery with the webhook's id and its exact body, if the outcome's event is subscribed; its id."""
-    webhook = Webhook.model_validate_json(row.webhook) if row.webhook else None
-    event = WebhookEventType.of(JobStatus(row.status))
-    if webhook is None or event not in webhook.events:
-        return None
-    delivery = delivery_id(row.id, event, row.revision)
-    await connection.execute(
-        insert(deliveries).values(
-            id=delivery,
-            job_id=row.id,
-            tenant=row.tenant,
-            event=event.value,
-            url=webhook.url,
-            body=webhook_body(ChatResult(**mapping.head(row), **answer)),
-            body_timestamp=rfc3339(moment(row.completed_at)),
-            status="pending",
-            created_at=row.completed_at,
-            next_try_at=row.completed_at,
-            wanted_at=_wanted_at(row),
-        )
-    )
-    return delivery
-
-
-def _wanted_at(row: Row[Any]) -> int | None:
-    """When a sweeper makes the first try; None where the run that sealed the job makes it."""
-    if row.sealed_by == EXPIRED:
-        return int(row.completed_at) + FIRST_TRY_SECONDS * 1_000_000
-    return None if row.sealed_by else row.completed_at
+def _wanted_at(one: _Closing, time: int) -> int | None:
+    """When a sweeper makes the first try; None where the workflow of the job makes it."""
+    if one.run_id == EXPIRED or (one.row.batched and one.run_id):
+        return time + FIRST_TRY_SECONDS * 1_000_000
+    return None if one.run_id else time
 
 
 # ------------------------------------------------------------------------------------------------- reopening

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from sqlalchemy import select, update
 
 from chatjobs.contracts import JobStatus
-from chatjobs.errors import JobFinished, JobRunning
+from chatjobs.errors import ChatJobsError, JobFinished, JobNotFound, JobRunning
 from domain.payloads import Ending, Sealed
+from domain.text import clean
 from domain.values import RunRef
 from storage.engine.database import Database, retried
+from storage.engine.group_commit import Group
 from storage.engine.schema import jobs, micros, now
 from storage.jobs import mapping, retention, sealing
-from storage.jobs.rows import locked
+from storage.jobs.rows import LOCKED_ALL, locked
+from storage.jobs.sealing import SealOrder
 
 
 class SealStore:
@@ -22,6 +25,7 @@ class SealStore:
     def __init__(self, database: Database, webhook_body: sealing.WebhookBody) -> None:
         self._database = database
         self._webhook_body = webhook_body
+        self._ending: Group[tuple[Ending, str], Sealed] = Group(self._seal_all)
 
     @retried
     async def request_cancel(self, job_id: str, tenant: str | None = None) -> JobStatus:
@@ -38,27 +42,46 @@ class SealStore:
                 raise JobFinished(f"The job has ended ({status.value}) and can no longer be cancelled")
             time = row.cancel_requested_at or micros(now())
             await connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=time))
-            if row.workflow_started_at is None:
-                await sealing.seal(
-                    connection, await locked(connection, job_id), sealing.CANCELLED, "", self._webhook_body
-                )
+            if row.workflow_started_at is None or (row.batched and not row.attempt):
+                order = SealOrder(await locked(connection, job_id), sealing.CANCELLED, "")
+                await sealing.seal_all(connection, [order], self._webhook_body)
                 await self._database.hint(connection)
                 return JobStatus.CANCELLED
             return status
 
-    @retried
     async def seal(self, ending: Ending, *, run_id: str) -> Sealed:
-        """Give a job its outcome. For a job that is sealed already, its outcome is returned.
+        """Give a job its outcome; the jobs of one moment share a transaction. For a job that is sealed already, its
+        outcome is returned.
 
-        Raises JobNotFound, SealConflict.
+        Raises JobNotFound, SealConflict, StorageError.
         """
+        self._database.not_writing()
+        return await self._ending.add((ending, run_id))
+
+    @retried
+    async def _seal_all(self, group: Sequence[tuple[Ending, str]]) -> Sequence[Sealed | ChatJobsError]:
+        """Seal jobs; two endings of one job in a group are the same as one after the other."""
         async with self._database.write() as connection:
-            row = await locked(connection, ending.job_id)
-            if row.completed_at is None:
-                sealed = await sealing.seal(connection, row, ending, run_id, self._webhook_body)
+            keys = sorted({clean(ending.job_id) for ending, _ in group})
+            rows = {row.id: row for row in (await connection.execute(LOCKED_ALL, {"keys": keys})).all()}
+            first = {ending.job_id: (ending, run_id) for ending, run_id in reversed(group)}
+            orders = [
+                SealOrder(rows[job_id], ending, run_id)
+                for job_id, (ending, run_id) in first.items()
+                if job_id in rows and rows[job_id].completed_at is None
+            ]
+            made = await sealing.seal_all(connection, orders, self._webhook_body)
+            outcomes: dict[str, Sealed | ChatJobsError] = {
+                order.row.id: outcome for order, outcome in zip(orders, made, strict=True)
+            }
+            for job_id in first:
+                if job_id not in rows:
+                    outcomes[job_id] = JobNotFound()
+                elif job_id not in outcomes:
+                    outcomes[job_id] = await sealing.sealed(connection, rows[job_id])
+            if orders:
                 await self._database.hint(connection)
-                return sealed
-            return await sealing.sealed(connection, row)
+        return [outcomes[ending.job_id] for ending, _ in group]
 
     async def expire(self, limit: int = 100) -> Sequence[Sealed]:
         """Seal jobs whose time in the queue is over before their first call of the model. Their workflows take no part:
@@ -79,9 +102,10 @@ class SealStore:
             if row.completed_at is not None or row.queue_until is None or row.queue_until > micros(now()):
                 return None
             ending = Ending(job_id=job_id, status=JobStatus.FAILED, error=sealing.QUEUE_TIMEOUT)
-            sealed = await sealing.seal(connection, row, ending, sealing.EXPIRED, self._webhook_body)
+            order = SealOrder(row, ending, sealing.EXPIRED)
+            (sealed,) = await sealing.seal_all(connection, [order], self._webhook_body)
             await self._database.hint(connection)
-            return sealed
+            return sealed if isinstance(sealed, Sealed) else None
 
     @retried
     async def delete(self, job_id: str, tenant: str | None = None) -> RunRef | None:
@@ -97,5 +121,7 @@ class SealStore:
             if row.deleted_at is None:
                 await retention.delete_contents(connection, row)
                 await self._database.hint(connection)
-        # The row of a job that was started inline has both times from its insertion; that of others never.
-        return mapping.run_of(row) if row.workflow_started_at == row.created_at else None
+        # The row of a job that was started inline has both times from its insertion. So has that of a batch's job,
+        # whose run is not its own; that of others never.
+        inline = row.workflow_started_at == row.created_at and not row.batched
+        return mapping.run_of(row) if inline else None

@@ -13,6 +13,8 @@ from storage.engine.database import Database, retried
 from storage.engine.schema import jobs, micros, now
 from storage.jobs import mapping
 
+OWN_WORKFLOW = jobs.c.batched.is_(False)
+"""A condition that leaves the jobs of batches to their batches."""
 UNSTARTED = select(*mapping.HANDLE).where(
     jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_(None), jobs.c.progressed_at <= bindparam("before")
 )
@@ -44,12 +46,12 @@ class SweepStore:
 
     async def silent(self, *, since: timedelta, limit: int = 100) -> Sequence[JobHandle]:
         """Started jobs that have not ended and have made no progress for ``since``."""
-        query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_not(None))
+        query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_not(None), OWN_WORKFLOW)
         return await self._found(query.where(jobs.c.progressed_at <= micros(now() - since)), limit)
 
     async def to_cancel(self, limit: int = 100) -> Sequence[JobHandle]:
         """Jobs that have not ended and whose cancellation was requested."""
-        query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.cancel_requested_at.is_not(None))
+        query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.cancel_requested_at.is_not(None), OWN_WORKFLOW)
         return await self._found(query, limit)
 
     @retried

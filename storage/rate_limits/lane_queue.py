@@ -32,6 +32,7 @@ ORDER = (WAITER.priority, WAITER.tag, WAITER.since, WAITER.job_id)
 HAS_WAITERS = select(1).where(select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name")).exists())
 ENTRY = select(lane_waiters).where(WAITER.job_id == bindparam("key"))
 LANE_OF = select(WAITER.lane).where(WAITER.job_id == bindparam("key"))
+WAITING = select(WAITER.job_id).where(WAITER.job_id.in_(bindparam("keys", expanding=True))).order_by(WAITER.job_id)
 LOCK_LANE = select(lanes.c.name).where(lanes.c.name == bindparam("lane_name")).with_for_update()
 DELETE = delete(lane_waiters).where(WAITER.job_id == bindparam("key"))
 DELETE_RETURNING = DELETE.returning(WAITER.lane, WAITER.priority, WAITER.tenant, WAITER.tag)
@@ -214,6 +215,12 @@ class LaneQueue:
         )
         old = lane_tenants.c.tag < current
         await self.connection.execute(delete(lane_tenants).where(lane_tenants.c.lane == self.lane, old))
+
+
+async def leave_all(connection: AsyncConnection, job_ids: Sequence[str]) -> None:
+    """``leave`` for those of the jobs that wait."""
+    for job_id in (await connection.execute(WAITING, {"keys": list(job_ids)})).scalars().all():
+        await leave(connection, job_id)
 
 
 async def leave(connection: AsyncConnection, job_id: str) -> None:

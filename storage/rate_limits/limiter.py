@@ -142,7 +142,7 @@ class Limiter:
             await queue.dequeue(entry)
             changes = breaker.probe_changes(time, claimant.job_id) if probe else {}
             return await self._grant(connection, lane, time, clock, {"free_at": free + interval, **changes}, probe)
-        return await self._wait(queue, entry, lane, (free, interval), near_ahead)
+        return await self._wait(queue, entry, lane, (free, interval), near_ahead, stays=claimant.stays)
 
     async def _grant(
         self,
@@ -171,9 +171,17 @@ class Limiter:
         )
 
     async def _wait(
-        self, queue: LaneQueue, entry: lane_queue.QueueEntry, lane: Row[Any], pace: tuple[int, int], near_ahead: int
+        self,
+        queue: LaneQueue,
+        entry: lane_queue.QueueEntry,
+        lane: Row[Any],
+        pace: tuple[int, int],
+        near_ahead: int,
+        *,
+        stays: bool,
     ) -> Reservation:
-        """A waiting job's reservation: in the worker if its turn is near, else in Temporal until shortly before."""
+        """A waiting job's reservation: in the worker if its turn is near, else in Temporal until shortly before. A job
+        that stays in its worker asks again within HORIZON_SECONDS, as nobody wakes it."""
         (free, interval), time = pace, queue.time
         ahead = await queue.count_ahead(entry)
         down = breaker.is_open(lane)
@@ -189,6 +197,8 @@ class Limiter:
                 min(seconds, LONGEST_FAR_SECONDS) - EARLY_SECONDS,
                 DOWN_WAIT_SECONDS if down else HORIZON_SECONDS - EARLY_SECONDS,
             )
+        if stays:
+            near, pause = not down, min(pause, HORIZON_SECONDS)
         await queue.set_next_request(entry, time + int(pause * SECOND), near=near)
         return Reservation(False, pause, ahead + 1, lane=lane.name, near=near)
 

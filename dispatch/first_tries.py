@@ -1,0 +1,78 @@
+"""First tries of webhooks that no workflow makes: of jobs of batches, and of jobs whose time in the queue was over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
+
+from chatjobs.errors import ChatJobsError
+from dispatch.deliveries import go_on
+from domain.payloads import DeliveryOrder, DeliveryReport, DeliveryStart, Sealed
+from storage.webhooks.deliveries import DeliveryStore
+
+log = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 50
+"""Webhooks that this process sends at the same time; Temporal has the others sent."""
+SECOND_TRY_SECONDS = 5.0
+"""After the first try of a webhook (workflows/webhook_delivery.py has the whole schedule)."""
+
+Wake = Callable[[str], Awaitable[None]]
+"""Has a waiting job's activity run at once, as far as possible (activities/waker.py)."""
+TryOnce = Callable[[DeliveryOrder], Awaitable[DeliveryReport]]
+"""Makes one try of a delivery."""
+
+
+class FirstTries:
+    """Makes first tries beside other work. One that is not made here, or fails, is made by a run of its delivery.
+
+    ``wake`` lets the workflow of a job end at once whose webhook was sent here.
+    """
+
+    def __init__(self, client: Client, deliveries: DeliveryStore, try_once: TryOnce, wake: Wake | None = None) -> None:
+        self._client = client
+        self._deliveries = deliveries
+        self._try_once = try_once
+        self._wake = wake
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[FirstTries]:
+        """Cancel the tries that are under way at the end of the block."""
+        try:
+            yield self
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def soon(self, sealed: Sealed) -> None:
+        """Make the first try of a sealed job's webhook, if it has one."""
+        if len(self._tasks) < MOST_AT_ONCE:
+            task = asyncio.create_task(self._make(sealed), name="first webhook try")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _make(self, sealed: Sealed) -> None:
+        try:
+            if sealed.delivery_id is not None:
+                order = DeliveryOrder(delivery_id=sealed.delivery_id, retry_in=SECOND_TRY_SECONDS)
+                report = await self._try_once(order)
+                if report.retry_in is not None:
+                    tries = 1 if report.counted else 0
+                    rest = DeliveryStart(delivery_id=sealed.delivery_id, tries_made=tries, first_pause=report.retry_in)
+                    await go_on(self._client, rest, f"webhook of {sealed.job_id}")
+                await self._deliveries.clear_request(sealed.delivery_id)
+            if self._wake is not None:
+                await self._wake(sealed.job_id)
+        except (ChatJobsError, ApplicationError, RPCError, RuntimeError) as error:
+            extra = {"action": "first_try_waits", "job_id": sealed.job_id}
+            log.warning("a sweeper sends this webhook later: %s", error, extra=extra)
+        except Exception:
+            log.exception("webhook not sent", extra={"action": "first_try_waits", "job_id": sealed.job_id})

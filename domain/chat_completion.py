@@ -1,0 +1,52 @@
+"""A job's answer as a chat completion object.
+
+Source of the format: Mistral's API reference, ``ChatCompletionResponse``; a thought is a ``thinking`` part of the
+content (Mistral's documentation, "Reasoning").
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chatjobs.contracts import ChatResult
+
+ID_PREFIX = "chatcmpl-"
+
+
+def chat_completion(result: ChatResult) -> dict[str, Any]:
+    """The object for a job that has an answer."""
+    message: dict[str, Any] = {"role": "assistant", "content": _content(result), "tool_calls": None}
+    if result.tool_calls:
+        message["tool_calls"] = [call.model_dump(mode="json") for call in result.tool_calls]
+    usage = result.usage.model_dump() if result.usage else {}
+    counters = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {
+        "id": f"{ID_PREFIX}{result.job_id}",
+        "object": "chat.completion",
+        "created": int((result.completed_at or result.created_at).timestamp()),
+        "model": result.model,
+        "choices": [{"index": 0, "message": message, "finish_reason": result.finish_reason}],
+        "usage": dict.fromkeys(counters, 0) | usage,
+    }
+
+
+def _content(result: ChatResult) -> Any:
+    """A text, or a list of parts if there is more than text."""
+    text = result.content or ""
+    if not result.reasoning and not result.content_parts:
+        return text
+    parts: list[dict[str, Any]] = []
+    before = len(result.reasoning or "")
+    if result.reasoning:
+        parts.append({"type": "thinking", "thinking": [{"type": "text", "text": result.reasoning}]})
+    begin = 0
+    for placed in result.content_parts or ():
+        end = min(max(placed.position - before, begin), len(text))
+        parts += _text(text[begin:end])
+        parts.append(dict(placed.part))
+        begin = end
+    return [*parts, *_text(text[begin:])]
+
+
+def _text(text: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": text}] if text else []

@@ -1,0 +1,382 @@
+"""The run of a batch: its jobs made and worked through, what was asked of it, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time as clocks
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Row, and_, bindparam, func, insert, literal, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from chatjobs.contracts import BatchEventType, BatchStatus, BatchWebhook, JobError, JobStatus, rfc3339
+from chatjobs.errors import BatchFinished, BatchNotFound
+from domain.batches import BatchHandle, BatchPlan, BatchWishes, SealedBatch
+from domain.names import delivery_id
+from domain.payloads import Ending
+from domain.text import clean
+from storage.batches import mapping
+from storage.batches.drafts import DRAFT
+from storage.engine.database import Database, retried
+from storage.engine.schema import batch_items, batches, deliveries, jobs, micros, moment, now
+from storage.jobs import sealing
+from storage.jobs.rows import LOCKED_ALL
+from storage.jobs.sealing import SealOrder
+
+PREPARED_AT_ONCE = 500
+"""Jobs that one transaction makes."""
+CONFIRM_SECONDS = 4.0
+LOOK_SECONDS = 0.25
+CANCELLED_AT_ONCE = 200
+"""Jobs that one transaction cancels."""
+
+BY_ID = select(batches).where(batches.c.id == bindparam("key"), batches.c.status != DRAFT)
+LOCKED = BY_ID.with_for_update()
+CHANGED = update(batches).where(batches.c.id == bindparam("key"))
+WISHES = select(batches).where(batches.c.id.in_(bindparam("keys", expanding=True)))
+OPEN_ITEMS = (
+    select(jobs.c.id)
+    .select_from(batch_items.join(jobs, jobs.c.id == batch_items.c.job_id))
+    .where(
+        batch_items.c.batch_id == bindparam("key"),
+        batch_items.c.number >= bindparam("first"),
+        batch_items.c.number < bindparam("end"),
+        jobs.c.completed_at.is_(None),
+        jobs.c.batched,
+    )
+    .order_by(batch_items.c.number)
+)
+OPEN_STATUSES = [status.value for status in JobStatus if not status.terminal]
+IN_BATCH = jobs.c.batch_id == bindparam("key")
+COUNT_OPEN = select(func.count()).select_from(jobs).where(IN_BATCH, jobs.c.status.in_(OPEN_STATUSES))
+WAITING = select(jobs.c.id).where(IN_BATCH, jobs.c.status == JobStatus.QUEUED.value).limit(CANCELLED_AT_ONCE)
+RUNNING = select(jobs.c.id).where(IN_BATCH, jobs.c.status == JobStatus.IN_PROGRESS.value, jobs.c.batched)
+ASK_RUNNING = (
+    update(jobs)
+    .where(jobs.c.id.in_(RUNNING), jobs.c.completed_at.is_(None), jobs.c.cancel_requested_at.is_(None))
+    .values(cancel_requested_at=bindparam("time"))
+)
+
+
+def _item_jobs() -> Any:
+    """The statement that makes jobs of a part of the items."""
+    item, batch = batch_items.c, batches.c
+    values: dict[Any, Any] = {
+        jobs.c.id: item.job_id,
+        jobs.c.tenant: batch.tenant,
+        jobs.c.request_id: item.request_id,
+        jobs.c.body_hash: item.body_hash,
+        jobs.c.webhook: item.webhook,
+        jobs.c.model: item.model,
+        jobs.c.metadata: item.metadata,
+        jobs.c.batch_id: item.batch_id,
+        jobs.c.batched: literal(True),
+        jobs.c.priority: item.priority,
+        jobs.c.max_lost: item.max_lost,
+        jobs.c.status: literal(JobStatus.QUEUED.value),
+        jobs.c.created_at: batch.created_at,
+        # Its batch takes the place of a workflow of its own, which no sweeper may start.
+        jobs.c.workflow_id: batch.id,
+        jobs.c.workflow_started_at: batch.created_at,
+        jobs.c.progressed_at: batch.created_at,
+        jobs.c.queue_until: batch.created_at + item.queue_time,
+        jobs.c.fence: literal(0),
+        jobs.c.epoch: literal(1),
+        jobs.c.position: literal(0),
+        jobs.c.token_count: literal(0),
+        jobs.c.tail: literal(""),
+        jobs.c.tail_channel: literal(0),
+        jobs.c.attempt: literal(0),
+        jobs.c.revision: literal(1),
+    }
+    part = (
+        select(*values.values())
+        .select_from(batch_items.join(batches, batches.c.id == batch_items.c.batch_id))
+        .where(item.batch_id == bindparam("key"), item.number >= bindparam("first"), item.number < bindparam("end"))
+        .order_by(item.number)
+    )
+    return insert(jobs).from_select([column.name for column in values], part, include_defaults=False)
+
+
+ITEM_JOBS = _item_jobs()
+
+
+class BatchRunStore:
+    """What the workflow of a batch and its activities read and write. In all methods ``tenant`` None is any."""
+
+    def __init__(self, database: Database, bodies: mapping.BatchBodies, webhook_body: sealing.WebhookBody) -> None:
+        self._database = database
+        self._bodies = bodies
+        self._webhook_body = webhook_body
+
+    # ------------------------------------------------------------------------------------------ its jobs
+
+    async def plan(self, batch_id: str) -> BatchPlan:
+        """What the workflow needs to know. Raises BatchNotFound."""
+        async with self._database.single() as connection:
+            row = await _row(connection, batch_id)
+        return BatchPlan(
+            batch_id=row.id,
+            tenant=row.tenant,
+            total=row.total,
+            concurrency=row.concurrency,
+            lane=row.lane,
+            deadline=None if row.deadline is None else moment(row.deadline),
+            ended=row.completed_at is not None,
+        )
+
+    @retried
+    async def prepare(self, batch_id: str) -> bool:
+        """Make the jobs of some items, the next in order. Returns whether others are left. Raises BatchNotFound."""
+        async with self._database.write("fast") as connection:
+            row = await _row(connection, batch_id, lock=True)
+            end = min(row.prepared + PREPARED_AT_ONCE, row.total)
+            if end > row.prepared:
+                await connection.execute(ITEM_JOBS, {"key": batch_id, "first": row.prepared, "end": end})
+                changes = {"prepared": end, "progressed_at": micros(now())}
+                await connection.execute(CHANGED, {"key": batch_id, **changes})
+        return bool(end < row.total)
+
+    async def open_items(self, batch_id: str, first: int, end: int) -> Sequence[str]:
+        """The ids of the jobs of a part of the items that have not ended, in order."""
+        async with self._database.single() as connection:
+            values = {"key": batch_id, "first": first, "end": end}
+            return (await connection.execute(OPEN_ITEMS, values)).scalars().all()
+
+    @retried
+    async def begin(self, batch_id: str) -> None:
+        """Record that the first items begin."""
+        waiting = (batches.c.status == BatchStatus.QUEUED.value, batches.c.completed_at.is_(None))
+        time = micros(now())
+        values = {"status": BatchStatus.IN_PROGRESS.value, "started_at": time, "progressed_at": time}
+        async with self._database.write("fast") as connection:
+            await connection.execute(update(batches).where(batches.c.id == batch_id, *waiting).values(values))
+
+    # ------------------------------------------------------------------------------------------- wishes
+
+    async def wishes(self, batch_ids: Collection[str]) -> Mapping[str, BatchWishes]:
+        """What was asked of batches; those that are gone are left out."""
+        async with self._database.single() as connection:
+            rows = (await connection.execute(WISHES, {"keys": list(batch_ids)})).all()
+        return {
+            row.id: BatchWishes(
+                paused=row.paused_at is not None,
+                cancelled=row.cancel_requested_at is not None,
+                ended=row.completed_at is not None,
+            )
+            for row in rows
+        }
+
+    @retried
+    async def pause(self, batch_id: str, tenant: str | None = None) -> BatchHandle:
+        """Let no further item begin, durably. Raises BatchNotFound, BatchFinished."""
+        async with self._database.write() as connection:
+            row = _running(await _row(connection, batch_id, tenant, lock=True))
+            if row.paused_at is None and row.cancel_requested_at is None:
+                changes = {"paused_at": micros(now()), "status": BatchStatus.PAUSED.value}
+                await connection.execute(CHANGED, {"key": row.id, **changes})
+                await self._database.hint(connection)
+        return BatchHandle(row.id, row.tenant, BatchStatus.PAUSED)
+
+    @retried
+    async def resume(self, batch_id: str, tenant: str | None = None) -> BatchHandle:
+        """Let items begin again, durably. Raises BatchNotFound, BatchFinished."""
+        async with self._database.write() as connection:
+            row = _running(await _row(connection, batch_id, tenant, lock=True))
+            status = BatchStatus.QUEUED if row.started_at is None else BatchStatus.IN_PROGRESS
+            if row.paused_at is not None:
+                changes = {"paused_at": None, "status": status.value, "workflow_started_at": None}
+                await connection.execute(CHANGED, {"key": row.id, "progressed_at": micros(now()), **changes})
+                await self._database.hint(connection)
+        return BatchHandle(row.id, row.tenant, status)
+
+    @retried
+    async def cancel(self, batch_id: str, tenant: str | None = None) -> BatchHandle:
+        """Request the end of all items that have not ended, durably. Raises BatchNotFound, BatchFinished.
+
+        Repeating the call has no effect. ``cancel_rest`` does what is requested.
+        """
+        async with self._database.write() as connection:
+            row = await _row(connection, batch_id, tenant, lock=True)
+            if row.status == BatchStatus.CANCELLED.value:
+                return BatchHandle(row.id, row.tenant, BatchStatus.CANCELLED)
+            _running(row)
+            if row.cancel_requested_at is None:
+                time = micros(now())
+                changes = {
+                    "cancel_requested_at": time,
+                    "paused_at": None,
+                    "workflow_started_at": None,
+                    "status": BatchStatus.IN_PROGRESS.value,
+                    "started_at": row.started_at or time,
+                    "progressed_at": time,
+                }
+                await connection.execute(CHANGED, {"key": row.id, **changes})
+                await connection.execute(ASK_RUNNING, {"key": row.id, "time": time})
+                await self._database.hint(connection)
+        return BatchHandle(row.id, row.tenant, BatchStatus.IN_PROGRESS)
+
+    async def cancel_rest(self, batch_id: str) -> None:
+        """Seal all jobs of a cancelled batch that have not ended. Those that run are left to their workers for
+        CONFIRM_SECONDS; then they are sealed without them, and what the workers still write comes too late.
+
+        Raises BatchNotFound, StorageError.
+        """
+        while await self.prepare(batch_id):  # an item without a job could not be found
+            pass
+        until = clocks.monotonic() + CONFIRM_SECONDS
+        while True:
+            cancelled = await self._cancel_some(batch_id, running=clocks.monotonic() > until)
+            if not cancelled and not await self.open_jobs(batch_id):
+                return
+            await asyncio.sleep(0 if cancelled else LOOK_SECONDS)
+
+    @retried
+    async def _cancel_some(self, batch_id: str, *, running: bool) -> int:
+        """Seal some jobs that have not begun, or with ``running`` any. Returns their number; 0: there are none."""
+        async with self._database.write() as connection:
+            ids = list((await connection.execute(WAITING, {"key": batch_id})).scalars())
+            await connection.execute(ASK_RUNNING, {"key": batch_id, "time": micros(now())})
+            if running and not ids:
+                ids = list((await connection.execute(RUNNING.limit(CANCELLED_AT_ONCE), {"key": batch_id})).scalars())
+            if not ids:
+                return 0
+            rows = (await connection.execute(LOCKED_ALL, {"keys": sorted(ids)})).all()
+            cancelled = Ending(job_id="-", status=JobStatus.CANCELLED)
+            orders = [SealOrder(row, cancelled, "") for row in rows if row.completed_at is None]
+            await sealing.seal_all(connection, orders, self._webhook_body)
+            await self._database.hint(connection)
+        return len(orders)
+
+    async def open_jobs(self, batch_id: str) -> int:
+        """The number of a batch's jobs that have not ended."""
+        async with self._database.single() as connection:
+            return int(await connection.scalar(COUNT_OPEN, {"key": batch_id}) or 0)
+
+    # ------------------------------------------------------------------------------------------- its end
+
+    @retried
+    async def seal(self, batch_id: str, *, run_id: str, error: JobError | None = None) -> SealedBatch:
+        """End a batch all of whose jobs have ended; for one that has ended already, its outcome is returned. If some
+        are left, nothing is changed.
+
+        ``error``: the batch failed. ``run_id``: the workflow run that makes the first try of the webhook; "": none, and
+        a sweeper does. Raises BatchNotFound.
+        """
+        async with self._database.write() as connection:
+            row = await _row(connection, batch_id, lock=True)
+            if row.completed_at is None:
+                left = row.total - row.prepared + int(await connection.scalar(COUNT_OPEN, {"key": batch_id}) or 0)
+                if left:
+                    return SealedBatch(row.id, row.tenant, BatchStatus(row.status), left=left)
+                row = await self._seal(connection, row, run_id, error)
+                await self._database.hint(connection)
+        delivery = await self._delivery_of(row, run_id)
+        return SealedBatch(row.id, row.tenant, BatchStatus(row.status), delivery)
+
+    async def _seal(self, connection: AsyncConnection, row: Row[Any], run_id: str, error: JobError | None) -> Row[Any]:
+        time = micros(now())
+        status = BatchStatus.CANCELLED if row.cancel_requested_at is not None else BatchStatus.COMPLETED
+        if error is not None:
+            status = BatchStatus.FAILED
+        changes = {
+            "status": status.value,
+            "completed_at": time,
+            "progressed_at": time,
+            "paused_at": None,
+            "started_at": row.started_at or time,
+            "workflow_started_at": row.workflow_started_at or time,
+            "sealed_by": run_id,
+            "error": error.model_dump_json() if error else None,
+        }
+        await connection.execute(CHANGED, {"key": row.id, **changes})
+        row = await _row(connection, row.id)
+        await self._store_delivery(connection, row, time, run_id)
+        return row
+
+    async def _store_delivery(self, connection: AsyncConnection, row: Row[Any], time: int, run_id: str) -> None:
+        webhook = BatchWebhook.model_validate_json(row.webhook) if row.webhook else None
+        event = BatchEventType.of(BatchStatus(row.status))
+        if webhook is None or event not in webhook.events:
+            return
+        await connection.execute(
+            insert(deliveries).values(
+                id=delivery_id(row.id, event, row.revision),
+                job_id=row.id,
+                tenant=row.tenant,
+                event=event.value,
+                url=webhook.url,
+                body=self._bodies(mapping.progress(row, 0)),
+                body_timestamp=rfc3339(moment(time)),
+                status="pending",
+                created_at=time,
+                next_try_at=time,
+                wanted_at=None if run_id else time,
+            )
+        )
+
+    async def _delivery_of(self, row: Row[Any], run_id: str) -> str | None:
+        """The delivery whose first try this run makes."""
+        if not run_id or row.sealed_by != run_id:
+            return None
+        found = delivery_id(row.id, BatchEventType.of(BatchStatus(row.status)), row.revision)
+        query = select(deliveries.c.id).where(deliveries.c.id == found, deliveries.c.status == "pending")
+        async with self._database.single() as connection:
+            return await connection.scalar(query)
+
+    # -------------------------------------------------------------------------------------------- sweeps
+
+    async def to_start(self, *, older_than: timedelta, silent: timedelta, limit: int = 100) -> Sequence[BatchHandle]:
+        """Batches whose workflow has to be started or told of a wish, and those without progress for ``silent``."""
+        untold = and_(batches.c.workflow_started_at.is_(None), batches.c.progressed_at <= micros(now() - older_than))
+        query = (
+            select(batches)
+            .where(batches.c.completed_at.is_(None), batches.c.status != DRAFT)
+            .where(or_(untold, and_(batches.c.paused_at.is_(None), batches.c.progressed_at <= micros(now() - silent))))
+            .order_by(batches.c.progressed_at)
+            .limit(limit)
+        )
+        return await self._handles(query)
+
+    async def to_cancel(self, limit: int = 100) -> Sequence[BatchHandle]:
+        """Batches whose cancellation was requested and that have not ended."""
+        wished = (batches.c.completed_at.is_(None), batches.c.cancel_requested_at.is_not(None))
+        return await self._handles(select(batches).where(*wished).limit(limit))
+
+    async def _handles(self, query: Any) -> Sequence[BatchHandle]:
+        async with self._database.single() as connection:
+            rows = (await connection.execute(query)).all()
+        return [BatchHandle(row.id, row.tenant, BatchStatus(row.status)) for row in rows]
+
+    @retried
+    async def workflow_started(self, batch_id: str) -> None:
+        """Record that a batch's workflow runs and knows what was asked of it."""
+        time = micros(now())
+        open_row = and_(batches.c.id == batch_id, batches.c.completed_at.is_(None))
+        async with self._database.write("fast") as connection:
+            values = {"workflow_started_at": time, "progressed_at": time}
+            await connection.execute(update(batches).where(open_row).values(values))
+
+    @retried
+    async def touch(self, batch_ids: Collection[str]) -> None:
+        """Record that batches are being worked on, so that no sweeper asks after them."""
+        async with self._database.write("fast") as connection:
+            those = batches.c.id.in_(sorted(batch_ids))
+            await connection.execute(update(batches).where(those).values(progressed_at=micros(now())))
+
+
+async def _row(
+    connection: AsyncConnection, batch_id: str, tenant: str | None = None, *, lock: bool = False
+) -> Row[Any]:
+    row = (await connection.execute(LOCKED if lock else BY_ID, {"key": clean(batch_id)})).first()
+    if row is None or tenant not in (None, row.tenant):
+        raise BatchNotFound
+    return row
+
+
+def _running(row: Row[Any]) -> Row[Any]:
+    if row.completed_at is not None:
+        raise BatchFinished(f"The batch has ended ({row.status}) and can no longer be changed")
+    return row
