@@ -20,13 +20,11 @@ from activities.retention import RetentionActivities
 from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from dispatch import measuring, server_knowledge
-from dispatch.batches import BatchDispatch
-from dispatch.first_tries import FirstTries
 from dispatch.intake import Intake
 from dispatch.schedules import ensure_retention_schedule
-from dispatch.stores import batch_runs, job_store
-from dispatch.sweeper import Sweeper
+from dispatch.stores import job_store
 from dispatch.temporal import RunLinks, connect, indexed
+from dispatch.upkeep import Upkeep
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.ports import ChatModel, WebhookSender
 from domain.process_exit import exit_now
@@ -38,8 +36,6 @@ from providers.mistral.chat import MistralChat
 from providers.mistral.from_settings import mistral_chat
 from providers.mistral.probe import measured
 from providers.webhooks.sender import HttpWebhookSender
-from storage.batches.drafts import DraftStore
-from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
 from storage.jobs.retention import RetentionStore
 from storage.jobs.store import JobStore
@@ -81,10 +77,21 @@ class WorkerParts:
         return WebhookActivities(deliveries=deliveries, sender=self.sender, secrets_of=secrets_of, timings=self.timings)
 
     @property
-    def batch_runs(self) -> BatchRunStore:
-        return batch_runs(self.settings, self.database)
+    def waker(self) -> Waker:
+        heartbeat = self.settings.heartbeat_timeout
+        return Waker(limiter=self.limiter, jobs=self.jobs.queries, client=self.client, heartbeat=heartbeat)
 
-    def workers(self, transcript: TranscriptWriter, first_tries: FirstTries) -> list[Worker]:
+    def upkeep(self) -> Upkeep:
+        return Upkeep(
+            *(self.settings, self.database, self.client),
+            jobs=self.jobs,
+            intake=Intake(jobs=self.jobs, client=self.client, indexed=self.indexed),
+            try_once=self.webhooks.try_once,
+            wake=self.waker.wake,
+            timings=self.timings,
+        )
+
+    def workers(self, transcript: TranscriptWriter, upkeep: Upkeep) -> list[Worker]:
         jobs, tenant, timings = self.jobs, self.settings.chatjobs_direct_tenant, self.timings
         links = RunLinks(self.settings.chatjobs_temporal_ui, self.client.namespace)
         retention, endpoints = RetentionStore(self.database), EndpointStore(self.database)
@@ -101,10 +108,8 @@ class WorkerParts:
             completions=CompletionActivities(completer=completer, timings=timings),
             webhooks=self.webhooks,
             batches=BatchActivities(
-                completer=completer,
-                runs=self.batch_runs,
-                seals=jobs.seals,
-                announce=first_tries.soon,
+                *(completer, upkeep.batch_runs, jobs.seals),
+                announce=upkeep.first_tries.soon,
                 places=self.settings.chatjobs_batch_concurrency,
                 indexed=self.indexed,
                 timings=timings,
@@ -133,29 +138,17 @@ async def parts_from(settings: Settings, timings: Timings = Timings()) -> AsyncI
 async def running(parts: WorkerParts) -> AsyncIterator[None]:
     """Run workers and background tasks beside the block. On the way out, in reverse order: the background tasks end,
     the workers hand their streams over within one grace time, the transcript writer stops."""
-    settings, client, jobs = parts.settings, parts.client, parts.jobs
-    waker = Waker(limiter=parts.limiter, jobs=jobs.queries, client=client, heartbeat=settings.heartbeat_timeout)
-    intake, deliveries = Intake(jobs=jobs, client=client, indexed=parts.indexed), DeliveryStore(parts.database)
-    first_tries = FirstTries(client, deliveries, parts.webhooks.try_once, waker.wake)
-    timings, batches = parts.timings, BatchDispatch(parts.batch_runs, DraftStore(parts.database), client)
-    sweeper = Sweeper(
-        intake=intake,
-        jobs=jobs,
-        deliveries=deliveries,
-        client=client,
-        timings=timings,
-        first_tries=first_tries,
-        batches=batches,
-    )
+    settings, client = parts.settings, parts.client
+    waker, upkeep = parts.waker, parts.upkeep()
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(first_tries.running())
-        transcript = await stack.enter_async_context(TranscriptWriter(parts.database, timings=timings).running())
-        workers = parts.workers(transcript, first_tries)
+        await stack.enter_async_context(upkeep.first_tries.running())
+        transcript = await stack.enter_async_context(TranscriptWriter(parts.database, timings=parts.timings).running())
+        workers = parts.workers(transcript, upkeep)
         for worker in workers:
             await stack.enter_async_context(worker)
         stack.push_async_callback(lambda: asyncio.gather(*(worker.shutdown() for worker in workers)))
         retention = ensure_retention_schedule(client, settings.chatjobs_retention_days)
-        background = {"sweeper": sweeper.run(), "waker": waker.run(), "retention schedule": retention}
+        background = {"sweeper": upkeep.sweeper.run(), "waker": waker.run(), "retention schedule": retention}
         if isinstance(parts.model, MistralChat):
             background["continuations"] = measuring.keep_informed(settings, parts.database, parts.model, measured)
         for name, work in background.items():

@@ -58,10 +58,10 @@ class BatchActivities:
 
     def __init__(
         self,
-        *,
         completer: Completer,
         runs: BatchRunStore,
         seals: SealStore,
+        *,
         announce: Announce,
         places: int,
         indexed: bool,

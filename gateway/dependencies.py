@@ -13,12 +13,11 @@ from temporalio.client import Client
 from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from dispatch.batches import BatchDispatch
-from dispatch.first_tries import FirstTries
 from dispatch.intake import Intake
 from dispatch.server_knowledge import PrefixRule
-from dispatch.stores import batch_runs, job_store
-from dispatch.sweeper import Sweeper
+from dispatch.stores import job_store
 from dispatch.temporal import RunLinks, connect
+from dispatch.upkeep import Upkeep
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.ports import WebhookSender
 from domain.settings import Settings
@@ -129,20 +128,17 @@ async def open_dependencies(
         await stack.enter_async_context(in_background(access.run(), "access"))
         webhooks = WebhookActivities(deliveries=deliveries, sender=sender, secrets_of=secrets_of)
         wake = Waker(limiter=limiter, jobs=jobs.queries, client=client, heartbeat=settings.heartbeat_timeout).wake
-        first_tries = await stack.enter_async_context(FirstTries(client, deliveries, webhooks.try_once, wake).running())
-        drafts, runs = DraftStore(database), batch_runs(settings, database)
-        batches, queries = BatchDispatch(runs, drafts, client), BatchQueries(database)
-        sweeper = Sweeper(
-            intake=intake,
+        upkeep = Upkeep(
+            *(settings, database, client),
             jobs=jobs,
-            deliveries=deliveries,
-            client=client,
+            intake=intake,
+            try_once=webhooks.try_once,
+            wake=wake,
             timings=timings,
-            first_tries=first_tries,
-            batches=batches,
         )
-        await stack.enter_async_context(in_background(sweeper.run(), "sweeper"))
-        overview = Overview(database)
+        await stack.enter_async_context(upkeep.first_tries.running())
+        await stack.enter_async_context(in_background(upkeep.sweeper.run(), "sweeper"))
+        overview, queries = Overview(database), BatchQueries(database)
         yield Dependencies(
             settings=settings,
             timings=timings,
@@ -154,7 +150,7 @@ async def open_dependencies(
             endpoints=EndpointStore(database),
             webhook_tests=WebhookTests(sender, rules, secrets_of),
             intake=intake,
-            batches=Batches(drafts, runs, queries, batches, rules, ProgressFeeds(queries)),
+            batches=Batches(upkeep.drafts, upkeep.batch_runs, queries, upkeep.batches, rules, ProgressFeeds(queries)),
             after_response=after_response,
             reader=reader,
             queue=queue,

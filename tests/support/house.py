@@ -19,7 +19,6 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 from temporalio.exceptions import ApplicationError
 
 from chatjobs.contracts import Job, JobStatus, WebhookEventType
-from dispatch.first_tries import FirstTries
 from dispatch.intake import Intake
 from domain.names import CHAT_JOB, COMPLETIONS_QUEUE, JOBS_QUEUE, STATUS_QUERY, WEBHOOKS_QUEUE, new_job_id
 from domain.ports import ChatModel, WebhookSender
@@ -204,9 +203,9 @@ async def working(parts: GatedParts, queues: Collection[str] = QUEUES) -> AsyncI
     transcript = GatedTranscript(parts.database, timings=parts.timings)
     transcript.gates = parts.gates
     async with transcript.running(), AsyncExitStack() as stack:
-        first_tries = FirstTries(parts.client, DeliveryStore(parts.database), parts.webhooks.try_once)
-        await stack.enter_async_context(first_tries.running())
-        workers = [worker for worker in parts.workers(transcript, first_tries) if worker.task_queue in queues]
+        upkeep = parts.upkeep()
+        await stack.enter_async_context(upkeep.first_tries.running())
+        workers = [worker for worker in parts.workers(transcript, upkeep) if worker.task_queue in queues]
         for worker in workers:
             await stack.enter_async_context(worker)
         yield
