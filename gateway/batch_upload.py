@@ -14,7 +14,7 @@ from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, bounded
 from domain.batches import BatchHandle, BatchHash, NewBatch, NewItem, check_settings, new_item
 from domain.names import new_batch_id
 from gateway.auth.access import Identity
-from gateway.dependencies import Batches
+from gateway.dependencies import BatchParts
 from gateway.problems import HttpProblem
 from gateway.serving.bodies import decoded
 
@@ -43,7 +43,7 @@ class _Checked(NamedTuple):
 class Upload:
     """One upload. Nothing of it stays if it is refused or breaks off."""
 
-    def __init__(self, batches: Batches, caller: Identity, settings: BatchSettings, key: str | None) -> None:
+    def __init__(self, batches: BatchParts, caller: Identity, settings: BatchSettings, key: str | None) -> None:
         self._batches = batches
         self._tenant = caller.tenant
         self._policy = batches.rules()

@@ -43,7 +43,7 @@ from storage.webhooks.endpoints import EndpointStore
 
 
 @dataclass(frozen=True)
-class Batches:
+class BatchParts:
     """What the routes of batches need."""
 
     drafts: DraftStore
@@ -72,7 +72,7 @@ class Dependencies:
     endpoints: EndpointStore
     webhook_tests: WebhookTests
     intake: Intake
-    batches: Batches
+    batches: BatchParts
     after_response: AfterResponse
     reader: TranscriptReader
     queue: QueueReader
@@ -150,7 +150,9 @@ async def open_dependencies(
             endpoints=EndpointStore(database),
             webhook_tests=WebhookTests(sender, rules, secrets_of),
             intake=intake,
-            batches=Batches(upkeep.drafts, upkeep.batch_runs, queries, upkeep.batches, rules, ProgressFeeds(queries)),
+            batches=BatchParts(
+                upkeep.drafts, upkeep.batch_runs, queries, upkeep.batches, rules, ProgressFeeds(queries)
+            ),
             after_response=after_response,
             reader=reader,
             queue=queue,

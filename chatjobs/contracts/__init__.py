@@ -40,7 +40,6 @@ from chatjobs.contracts.base import (
     rfc3339,
 )
 from chatjobs.contracts.batches import (
-    BATCH_ID,
     BATCH_PRIORITY,
     COMPLETIONS_URL,
     MAX_CONCURRENCY,
@@ -263,7 +262,6 @@ __all__ = [  # noqa: RUF022 -- in reading order
     "Redelivering",
     "WebhookTest",
     # batches
-    "BATCH_ID",
     "BATCH_PRIORITY",
     "COMPLETIONS_URL",
     "MAX_CONCURRENCY",

@@ -14,8 +14,6 @@ from chatjobs.contracts.base import HttpUrl, JsonObject, Many, StrictModel, Time
 from chatjobs.contracts.results import JobError, Usage
 from chatjobs.contracts.statuses import BatchEventType, BatchStatus
 
-BATCH_ID = "[A-Za-z0-9_-]{1,128}"
-"""The regular expression of a batch id."""
 BATCH_PRIORITY = 4
 """The priority of a batch's jobs that give none: single jobs go first."""
 MAX_CONCURRENCY = 10_000

@@ -15,7 +15,6 @@ from starlette.types import Send
 
 from chatjobs import sse
 from chatjobs.contracts import (
-    BATCH_ID,
     Batch,
     BatchAccepted,
     BatchPage,
@@ -172,7 +171,7 @@ async def list_batches(
         tenant=caller.tenant,
         status=status,
         since=since,
-        before=BatchCursor(*read_cursor(cursor, BATCH_ID)) if cursor else None,
+        before=BatchCursor(*read_cursor(cursor)) if cursor else None,
         limit=limit + 1,
     )
     page = tuple(_with_url(here, one) for one in found[:limit])

@@ -193,11 +193,11 @@ def cursor_text(created_at: int, one_id: str) -> str:
     return base64.urlsafe_b64encode(f"{created_at} {one_id}".encode()).decode().rstrip("=")
 
 
-def read_cursor(cursor: str, pattern: str = JOB_ID) -> tuple[int, str]:
+def read_cursor(cursor: str) -> tuple[int, str]:
     """The creation time in microseconds and the id of a page's last job or batch. Raises HttpProblem."""
     with contextlib.suppress(ValueError):
         given = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True).decode()
-        if found := re.fullmatch(rf"([0-9]{{1,18}}) ({pattern})", given):
+        if found := re.fullmatch(rf"([0-9]{{1,18}}) ({JOB_ID})", given):
             return int(found[1]), found[2]
     raise HttpProblem(400, "bad_cursor", "The cursor is not one of this service; leave it out")
 

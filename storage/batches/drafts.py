@@ -18,7 +18,7 @@ from chatjobs.errors import IdempotencyMismatch
 from domain.batches import BatchHandle, NewBatch, NewItem
 from domain.errors import StorageUnavailable
 from domain.text import clean, clean_json
-from storage.batches.tally import Tally
+from storage.batches.tally import BatchTally
 from storage.engine.database import Database, retried
 from storage.engine.schema import batch_items, batches, micros, now, requests
 
@@ -62,7 +62,7 @@ class DraftStore:
                     lane="live",
                     total=0,
                     prepared=0,
-                    tally=Tally().json(),
+                    tally=BatchTally().json(),
                     created_at=time,
                     progressed_at=time,
                     revision=1,

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from chatjobs.contracts import Batch, BatchCounts, BatchProgress, BatchStatus, JobError, Usage
-from storage.batches.tally import Tally
+from storage.batches.tally import BatchTally
 from storage.engine.schema import micros, moment, now
 
 BatchBodies = Callable[[BatchProgress], bytes]
@@ -22,11 +22,11 @@ def _moment(value: int | None) -> Any:
 
 def progress(row: Row[Any], running: int) -> BatchProgress:
     """The state of a batch; ``running``: the number of its jobs that have begun and not ended."""
-    return BatchProgress(**_state(row, Tally.read(row.tally), running))
+    return BatchProgress(**_state(row, BatchTally.read(row.tally), running))
 
 
 def batch(row: Row[Any], running: int) -> Batch:
-    tally = Tally.read(row.tally)
+    tally = BatchTally.read(row.tally)
     return Batch(
         **_state(row, tally, running),
         created_at=moment(row.created_at),
@@ -38,7 +38,7 @@ def batch(row: Row[Any], running: int) -> Batch:
     )
 
 
-def _state(row: Row[Any], tally: Tally, running: int) -> dict[str, Any]:
+def _state(row: Row[Any], tally: BatchTally, running: int) -> dict[str, Any]:
     status = BatchStatus(row.status)
     left = max(row.total - tally.ended, 0)
     counts = BatchCounts(

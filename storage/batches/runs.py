@@ -23,7 +23,7 @@ from storage.engine.database import Database, retried
 from storage.engine.schema import batch_items, batches, deliveries, jobs, micros, moment, now
 from storage.jobs import sealing
 from storage.jobs.rows import LOCKED_ALL
-from storage.jobs.sealing import SealOrder
+from storage.jobs.sealing import JobEnding
 
 PREPARED_AT_ONCE = 500
 """Jobs that one transaction makes."""
@@ -245,7 +245,7 @@ class BatchRunStore:
                 return 0
             rows = (await connection.execute(LOCKED_ALL, {"keys": sorted(ids)})).all()
             cancelled = Ending(job_id="-", status=JobStatus.CANCELLED)
-            orders = [SealOrder(row, cancelled, "") for row in rows if row.completed_at is None]
+            orders = [JobEnding(row, cancelled, "") for row in rows if row.completed_at is None]
             await sealing.seal_all(connection, orders, self._webhook_body)
             await self._database.hint(connection)
         return len(orders)

@@ -43,7 +43,7 @@ class Ended:
 
 
 @dataclass(slots=True)
-class Tally:
+class BatchTally:
     """``spans``: [number of the span, jobs that ended in it], the newest last. ``errors``: failed jobs by code."""
 
     completed: int = 0
@@ -54,7 +54,7 @@ class Tally:
     spans: list[list[int]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, text: str) -> Tally:
+    def read(cls, text: str) -> BatchTally:
         return cls(**json.loads(text))
 
     def json(self) -> str:
@@ -106,7 +106,7 @@ async def count(connection: AsyncConnection, ended: Iterable[Ended], sign: int =
         text = await connection.scalar(LOCK, {"key": batch_id})
         if text is None:  # the batch was removed by retention
             continue
-        tally = Tally.read(text)
+        tally = BatchTally.read(text)
         for one in by_batch[batch_id]:
             tally.add(one, time, sign)
         changes: dict[str, Any] = {"tally": tally.json(), "progressed_at": time}

@@ -86,7 +86,7 @@ def _outcome(row: Row[Any], status: JobStatus, sha256: str, error: JobError | No
     )
 
 
-class SealOrder(NamedTuple):
+class JobEnding(NamedTuple):
     """An open row of ``jobs``, locked, and the ending that it shall have. ``run_id``: for the column ``sealed_by``."""
 
     row: Row[Any]
@@ -117,7 +117,7 @@ class _Closing:
 
 
 async def seal_all(
-    connection: AsyncConnection, orders: Sequence[SealOrder], webhook_body: WebhookBody
+    connection: AsyncConnection, orders: Sequence[JobEnding], webhook_body: WebhookBody
 ) -> list[Sealed | SealConflict]:
     """Seal jobs, with a statement for all of them at each step. An ending that does not fit is a SealConflict."""
     outcomes: list[Sealed | SealConflict | _Closing] = []

@@ -16,7 +16,7 @@ from storage.engine.group_commit import Group
 from storage.engine.schema import jobs, micros, now
 from storage.jobs import mapping, retention, sealing
 from storage.jobs.rows import LOCKED_ALL, locked
-from storage.jobs.sealing import SealOrder
+from storage.jobs.sealing import JobEnding
 
 
 class SealStore:
@@ -43,7 +43,7 @@ class SealStore:
             time = row.cancel_requested_at or micros(now())
             await connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=time))
             if row.workflow_started_at is None or (row.batched and not row.attempt):
-                order = SealOrder(await locked(connection, job_id), sealing.CANCELLED, "")
+                order = JobEnding(await locked(connection, job_id), sealing.CANCELLED, "")
                 await sealing.seal_all(connection, [order], self._webhook_body)
                 await self._database.hint(connection)
                 return JobStatus.CANCELLED
@@ -66,7 +66,7 @@ class SealStore:
             rows = {row.id: row for row in (await connection.execute(LOCKED_ALL, {"keys": keys})).all()}
             first = {ending.job_id: (ending, run_id) for ending, run_id in reversed(group)}
             orders = [
-                SealOrder(rows[job_id], ending, run_id)
+                JobEnding(rows[job_id], ending, run_id)
                 for job_id, (ending, run_id) in first.items()
                 if job_id in rows and rows[job_id].completed_at is None
             ]
@@ -102,7 +102,7 @@ class SealStore:
             if row.completed_at is not None or row.queue_until is None or row.queue_until > micros(now()):
                 return None
             ending = Ending(job_id=job_id, status=JobStatus.FAILED, error=sealing.QUEUE_TIMEOUT)
-            order = SealOrder(row, ending, sealing.EXPIRED)
+            order = JobEnding(row, ending, sealing.EXPIRED)
             (sealed,) = await sealing.seal_all(connection, [order], self._webhook_body)
             await self._database.hint(connection)
             return sealed if isinstance(sealed, Sealed) else None

@@ -33,18 +33,20 @@ REGISTRY_HOSTS = [
 ]
 
 PUBLIC_NAMES = """
-AssistantMessage Attempt AudioPart Backoff CancelledEvent Channel ChatRequest ChatResult ChunkEvent CompleteEvent
-Content ContentPart DEFAULT_MODEL Delivery DeliveryTry DocumentUrlPart Endpoint EndpointList EndpointStatus ErrorCause
-ErrorEvent FilePart Function FunctionCall FunctionName FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart JOB_ID
-Job JobAccepted JobError JobId JobOutcome JobPage JobStart JobStatus JsonObject JsonSchema Limits
-MAX_INLINE_RESULT_BYTES MAX_MESSAGES MAX_METADATA MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS
-MAX_WEBHOOK_CONTENT_BYTES Many Message Metadata MetadataKey MetadataValue Milliseconds ModelName OURS PlacedPart
-Prediction QueuePlace QueueReason QueuedEvent Redelivering Redelivery ReferencePart RequestId ResetEvent
-ResourceLinkPart ResourcePart ResponseFormat Retry Seconds SignedInt64 StartEvent StopSequence StreamEvent
-SystemMessage TextPart ThinkingPart Timestamp TokenCount Tool ToolCall ToolChoice ToolMessage ToolReferencePart
-USUAL_PRIORITY Usage UserMessage Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent
-WireModel WorkflowStatus canonical_json earlier_fingerprint fingerprint message_text parse read_json rfc3339
-too_many_messages validated without_nulls checked_fingerprint
+AssistantMessage Attempt AudioPart Backoff Batch BATCH_PRIORITY BatchAccepted BatchCounts BatchEventType BatchItem
+BatchOutcome BatchPage BatchProgress BatchRequest BatchSettings BatchStatus BatchWebhook BatchWebhookEvent
+CancelledEvent canonical_json Channel ChatRequest ChatResult checked_fingerprint ChunkEvent CompleteEvent
+COMPLETIONS_URL Content ContentPart CustomId DEFAULT_MODEL Delivery DeliveryTry DocumentUrlPart earlier_fingerprint
+Endpoint EndpointList EndpointStatus ErrorCause ErrorEvent FilePart fingerprint Function FunctionCall FunctionName
+FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart Job JOB_ID JobAccepted JobError JobId JobOutcome JobPage
+JobStart JobStatus JsonObject JsonSchema Limits Many MAX_CONCURRENCY MAX_INLINE_RESULT_BYTES MAX_MESSAGES MAX_METADATA
+MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS MAX_WEBHOOK_CONTENT_BYTES Message message_text Metadata MetadataKey
+MetadataValue Milliseconds ModelName OURS OutputError OutputLine OutputResponse parse PlacedPart Prediction
+QueuedEvent QueuePlace QueueReason read_json Redelivering Redelivery ReferencePart RequestId ResetEvent
+ResourceLinkPart ResourcePart ResponseFormat Retry rfc3339 Seconds SignedInt64 StartEvent StopSequence StreamEvent
+SystemMessage TextPart ThinkingPart Timestamp TokenCount too_many_messages Tool ToolCall ToolChoice ToolMessage
+ToolReferencePart Usage UserMessage USUAL_PRIORITY validated Webhook WebhookData WebhookEvent WebhookEventType
+WebhookTest WebhookTestEvent WireModel without_nulls WorkflowStatus
 """
 
 NOT_OF_THE_SERVICE = {"CHATJOBS_URL", "CHATJOBS_API_KEY", "CHATJOBS_SCREENSHOTS", "CHATJOBS_VERSION"}
@@ -214,7 +216,7 @@ def test_a_missing_docstring_would_be_found() -> None:
 
 
 DETERMINISTIC = {
-    "asyncio": {"CancelledError", "Task", "create_task", "shield"},
+    "asyncio": {"FIRST_COMPLETED", "CancelledError", "Task", "create_task", "shield"},
     "contextlib": {"contextmanager", "suppress"},
     "datetime": {"timedelta"},
     "random": {"Random"},
@@ -357,7 +359,7 @@ LAYOUT = {
     "local": (),
     "providers": ("mistral", "webhooks"),
     "simulator": (),
-    "storage": ("engine", "jobs", "rate_limits", "transcript", "webhooks"),
+    "storage": ("batches", "engine", "jobs", "rate_limits", "transcript", "webhooks"),
     "workflows": (),
 }
 """The rooms and their folders of Python modules. A new one is added here, to the import contracts and to the README."""
