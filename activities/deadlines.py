@@ -10,6 +10,11 @@ from datetime import UTC, datetime
 from chatjobs.contracts import Limits
 from storage.engine.schema import moment
 
+LATE_SECONDS = 1.0
+"""How much later than its time a limit may be noticed: after so long without a new timer, the next event sets one."""
+LATE = 0.1
+"""And as a part of the limit."""
+
 
 class Deadlines:
     """Three time limits on a stream of events. Only events of the model move the stall limit: comments and empty
@@ -56,4 +61,8 @@ class Deadlines:
         return self._loop.time() >= self._end
 
     def _set(self, seconds: float) -> None:
-        self._timeout.reschedule(min(self._loop.time() + seconds, self._end))
+        """Move the limit. A timer is set as rarely as possible: a stream has thousands of events."""
+        due = min(self._loop.time() + seconds, self._end)
+        timer = self._timeout.when()
+        if timer is None or not due <= timer <= due + LATE_SECONDS:
+            self._timeout.reschedule(min(due + min(LATE_SECONDS, seconds * LATE), self._end))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import ChatRequest, JobStatus, Usage
-from chatjobs.errors import JobNotFound
+from chatjobs.errors import ChatJobsError, JobNotFound
 from domain.batches import limits_queue
 from domain.errors import FenceLost
 from domain.outcomes import AttemptOutcome
@@ -19,10 +19,11 @@ from domain.text import clean
 from domain.tokens import Sample
 from domain.values import AttemptEnd, Claim, Claimant, FinishRecord, TextRun
 from storage.engine.database import Database, retried
-from storage.engine.schema import attempts, jobs, micros, now, results, transcript
+from storage.engine.group_commit import Group
+from storage.engine.schema import attempts, jobs, micros, now, requests, results, transcript
 from storage.jobs import mapping, sealing
 from storage.jobs.ledger import close_open_attempts, excuse, history, lost_in_a_row
-from storage.jobs.rows import CHANGED, REQUEST, by_id, locked, queue_end, store_tail
+from storage.jobs.rows import CHANGED, LOCKED_ALL, REQUEST, by_id, locked, queue_end, store_tail
 from storage.rate_limits.limiter import Reserve
 
 SAMPLES_AMONG = 200
@@ -31,6 +32,8 @@ MOST_SAMPLES = 8
 LONGEST_SAMPLE = 16_384
 """Characters: a longer text tells no more about its tokens."""
 
+REQUESTS = select(requests).where(requests.c.job_id.in_(bindparam("keys", expanding=True)))
+ATTEMPTS = insert(attempts)
 CANCELS = select(jobs.c.id).where(
     jobs.c.id.in_(bindparam("keys", expanding=True)), jobs.c.cancel_requested_at.is_not(None)
 )
@@ -58,13 +61,62 @@ SAMPLES = (
 )
 
 
+class _ClaimOrder(NamedTuple):
+    """The arguments of ``AttemptStore.claim``."""
+
+    job_id: str
+    fence: int
+    claimant: str
+    run_id: str
+    reserve: Reserve | None
+    tries: int
+
+
+class _Begun:
+    """The attempts that a transaction begins, stored with a statement for all of them at each step."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+        self._jobs: dict[str, dict[str, Any]] = {}
+        self._attempts: list[dict[str, Any]] = []
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._jobs
+
+    async def add(self, row: Row[Any], order: _ClaimOrder, started: int, time: int) -> None:
+        number = row.attempt + 1
+        self._jobs[row.id] = {
+            "key": row.id,
+            "fence": order.fence,
+            "claimant": order.claimant,
+            "attempt": number,
+            "status": JobStatus.IN_PROGRESS.value,
+            "workflow_started_at": row.workflow_started_at or time,
+            "started_at": started,
+            "progressed_at": time,
+            "queue_until": None,
+            "tail": "",
+        }
+        await store_tail(self._connection, row)
+        if row.attempt:
+            await close_open_attempts(self._connection, row, AttemptEnd(AttemptOutcome.LOST))
+        first = {"job_id": row.id, "number": number, "started_at": time, "tokens_before": row.token_count}
+        self._attempts.append(first | {"estimated": False})
+
+    async def store(self) -> None:
+        if self._jobs:
+            await self._connection.execute(CHANGED, list(self._jobs.values()))
+            await self._connection.execute(ATTEMPTS, self._attempts)
+        self._jobs, self._attempts = {}, []
+
+
 class AttemptStore:
     """What attempts write and read, each under the fence that it claimed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._claiming: Group[_ClaimOrder, tuple[Claim, str]] = Group(self._claim_all)
 
-    @retried
     async def claim(
         self,
         job_id: str,
@@ -75,81 +127,82 @@ class AttemptStore:
         reserve: Reserve | None = None,
         tries: int = sys.maxsize,
     ) -> Claim:
-        """Claim a job for an attempt, unless a later attempt has it.
+        """Claim a job for an attempt, unless a later attempt has it. The claims of one moment share a transaction.
 
         ``fence`` grows over all attempts of a job, also across Resets. ``claimant`` is unique to the caller, so that
         it may repeat the call after a lost answer. ``reserve`` says when the job may call the model; where that is
         later, nothing is claimed. ``tries``: attempts before this one as Temporal counts them, so that workers that
         died before an operator's Reset do not count. A failed job that another workflow run sealed is reopened.
-        Raises JobNotFound (also where the request was not kept), FenceLost.
+        Raises JobNotFound (also where the request was not kept), FenceLost, StorageError.
         """
-        async with self._database.write("fast") as connection:
-            row = await locked(connection, job_id)
-            await sealing.adopt(connection, row, run_id)
-            if sealing.reopens(row, run_id):
-                await sealing.reopen(connection, row)
-                row = await locked(connection, job_id)
-            found = _nothing_to_do(row)
-            if found:
-                return _claim(row, found, fence)
-            if row.fence > fence or (row.fence == fence and row.claimant != claimant):
-                raise FenceLost
-            if row.fence < fence and await _lost_too_often(connection, row, tries):
-                return _claim(row, "worker_lost", fence)
-            claim, body = await self._take(connection, row, fence, claimant, reserve)
-        if claim.outcome != "taken":
-            return claim
+        self._database.not_writing()
+        order = _ClaimOrder(clean(job_id), fence, claimant, run_id, reserve, tries)
+        claim, body = await self._claiming.add(order)
         # After the commit: if parsing this request kills the process, the ledger already has the attempt.
-        return replace(claim, request=ChatRequest.model_validate_json(body))
+        return replace(claim, request=ChatRequest.model_validate_json(body)) if claim.outcome == "taken" else claim
 
-    async def _take(
-        self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, reserve: Reserve | None
+    @retried
+    async def _claim_all(self, group: Sequence[_ClaimOrder]) -> Sequence[tuple[Claim, str] | ChatJobsError]:
+        """Claim jobs, each returned with its request as JSON."""
+        keys = {"keys": sorted({order.job_id for order in group})}
+        async with self._database.write("fast") as connection:
+            rows = {row.id: row for row in (await connection.execute(LOCKED_ALL, keys)).all()}
+            bodies = {row.job_id: row.body for row in (await connection.execute(REQUESTS, keys)).all()}
+            outcomes: list[tuple[Claim, str] | ChatJobsError] = []
+            begun = _Begun(connection)
+            for order in group:
+                if order.job_id in begun:  # a second claim of the job, which has to see the first one
+                    await begun.store()
+                    rows[order.job_id] = await locked(connection, order.job_id)
+                try:
+                    row = rows.get(order.job_id)
+                    outcomes.append(await self._claim(connection, row, bodies.get(order.job_id), order, begun))
+                except (JobNotFound, FenceLost) as error:
+                    outcomes.append(error)
+            await begun.store()
+        return outcomes
+
+    async def _claim(
+        self, connection: AsyncConnection, row: Row[Any] | None, body: str | None, order: _ClaimOrder, begun: _Begun
     ) -> tuple[Claim, str]:
-        """The claim without its request, and the request as JSON."""
-        body = await connection.scalar(REQUEST, {"key": row.id})
+        if row is None:
+            raise JobNotFound
+        await sealing.adopt(connection, row, order.run_id)
+        if sealing.reopens(row, order.run_id):
+            await sealing.reopen(connection, row)
+            row = await locked(connection, order.job_id)
+        found = _nothing_to_do(row)
+        if found:
+            return _without_attempt(row, found, order.fence)
+        if row.fence > order.fence or (row.fence == order.fence and row.claimant != order.claimant):
+            raise FenceLost
+        if row.fence < order.fence and await _lost_too_often(connection, row, order.tries):
+            return _without_attempt(row, "worker_lost", order.fence)
         if body is None:
             raise JobNotFound("The job's request was not kept")
+        return await self._take(connection, row, body, order, begun)
+
+    async def _take(
+        self, connection: AsyncConnection, row: Row[Any], body: str, order: _ClaimOrder, begun: _Begun
+    ) -> tuple[Claim, str]:
+        """Claim an open job, unless its turn is later or its time in the queue is over."""
         if _queue_seconds_left(row, body, micros(now())) <= 0:
-            return _claim(row, "expired", fence), body
+            return _without_attempt(row, "expired", order.fence)
         asker = Claimant(row.id, row.tenant, row.priority, row.created_at, returns=row.attempt > 0, stays=row.batched)
-        turn = await reserve(connection, row.model, asker) if reserve else None
+        turn = await order.reserve(connection, row.model, asker) if order.reserve else None
         time = micros(now())
         if turn is not None and not turn.granted:
             left = _seconds_left(row, body, time)
             if left > 0:
                 shorter = replace(turn, seconds=min(turn.seconds, left))
-                return _claim(row, "waiting", fence, asker=asker, turn=shorter), body
+                return _without_attempt(row, "waiting", order.fence, asker=asker, turn=shorter)
         started, number = row.started_at or time, row.attempt
-        if row.fence < fence:
+        if row.fence < order.fence:
             number += 1
-            await self._begin_attempt(connection, row, fence, claimant, started, time)
+            await begun.add(row, order, started, time)
         before = await history(connection, row, number)
         known = {"attempt": number, "past": before, "started_at": started, "asker": asker, "turn": turn}
-        return _claim(row, "taken", fence, **known), body
-
-    async def _begin_attempt(
-        self, connection: AsyncConnection, row: Row[Any], fence: int, claimant: str, started: int, time: int
-    ) -> None:
-        await connection.execute(
-            CHANGED,
-            {
-                "key": row.id,
-                "fence": fence,
-                "claimant": claimant,
-                "attempt": row.attempt + 1,
-                "status": JobStatus.IN_PROGRESS.value,
-                "workflow_started_at": row.workflow_started_at or time,
-                "started_at": started,
-                "progressed_at": time,
-                "queue_until": None,
-                "tail": "",
-            },
-        )
-        await store_tail(connection, row)
-        if row.attempt:
-            await close_open_attempts(connection, row, AttemptEnd(AttemptOutcome.LOST))
-        first = {"job_id": row.id, "number": row.attempt + 1, "started_at": time, "tokens_before": row.token_count}
-        await connection.execute(insert(attempts), first | {"estimated": False})
+        return _claim(row, "taken", order.fence, **known), body
 
     async def written(self, job_id: str, *, fence: int, epoch: int) -> Sequence[TextRun]:
         """The text of an epoch, in order. Raises FenceLost."""
@@ -260,6 +313,10 @@ def _nothing_to_do(row: Row[Any]) -> Any:
     if row.cancel_requested_at is not None:
         return "cancel_requested"
     return "finished" if row.finish is not None else None
+
+
+def _without_attempt(row: Row[Any], outcome: Any, fence: int, **known: Any) -> tuple[Claim, str]:
+    return _claim(row, outcome, fence, **known), ""
 
 
 def _claim(row: Row[Any], outcome: Any, fence: int, **known: Any) -> Claim:

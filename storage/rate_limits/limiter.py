@@ -18,7 +18,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Row, bindparam, exists, func, select, text, update
+from sqlalchemy import Row, bindparam, exists, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -26,6 +26,7 @@ from chatjobs.contracts import QueuePlace, QueueReason
 from domain.timings import Timings
 from domain.values import Claimant, Reservation
 from storage.engine.database import Database, retried
+from storage.engine.group_commit import Group
 from storage.engine.schema import lane_waiters, lanes, micros, moment, now
 from storage.rate_limits import breaker, lane_queue
 from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS, SECOND
@@ -68,6 +69,9 @@ ASKED_AT_ONCE = 500
 # Built once: making a statement costs as much as running it, and these run for every call.
 SELECT_LANE = select(lanes).where(lanes.c.name == bindparam("key"))
 SELECT_LANE_LOCKED = SELECT_LANE.with_for_update()
+SELECT_FAILING = select(lanes.c.name).where(
+    lanes.c.name.in_(bindparam("keys", expanding=True)), or_(lanes.c.failures > 0, lanes.c.openings > 0)
+)
 SELECT_LANES_OF_JOBS = select(lanes).where(
     lanes.c.name.in_(select(lane_waiters.c.lane).where(lane_waiters.c.job_id.in_(bindparam("job_ids", expanding=True))))
 )
@@ -106,6 +110,7 @@ class Limiter:
         self._default = per_second
         self._timings = timings
         self._lost_after = int(timings.lost_waiter_seconds * SECOND)
+        self._failing: Group[str, bool] = Group(self._look_at_failures)
 
     @retried
     async def reserve(self, name: str, claimant: Claimant) -> Reservation:
@@ -283,13 +288,20 @@ class Limiter:
                 connection, lane, time, call, message, retry_after, timings=self._timings
             )
 
-    @retried
     async def record_answer(self, name: str, job_id: str) -> None:
         """Record that the model answered a call, even if it refused the request."""
+        if await self._failing.add(name):
+            await self._end_outage(name, job_id)
+
+    async def _look_at_failures(self, names: Sequence[str]) -> Sequence[bool]:
+        """Whether the last calls of these lanes failed: one read for all answers of a moment."""
         async with self._database.single() as connection:
-            lane = (await connection.execute(SELECT_LANE, {"key": name})).first()
-        if lane is None or not (lane.failures or lane.openings):
-            return
+            found = await connection.execute(SELECT_FAILING, {"keys": sorted(set(names))})
+            failing = set(found.scalars())
+        return [name in failing for name in names]
+
+    @retried
+    async def _end_outage(self, name: str, job_id: str) -> None:
         async with self._database.write("fast") as connection:
             lane, _ = await self._locked(connection, name)
             await breaker.record_answer(connection, lane, job_id)
