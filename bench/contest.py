@@ -33,7 +33,8 @@ from tests.support.stack import Stack, stack
 BARE, SINGLE, BULLMQ, BATCH = "bare workflow", "one workflow each", "BullMQ", "a batch"
 ONE_BY_ONE = 20
 """Single jobs and bare workflows are so many times fewer than the items, as they take so many times longer."""
-WARM_UP = 200
+WARM_UP = 1_000
+"""Items; Node compiles what runs often only after hundreds."""
 CONCURRENCY = 50
 """Calls of the model at once, of the service and of BullMQ."""
 PROMPT_CHARACTERS = 200
