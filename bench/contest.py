@@ -242,6 +242,7 @@ async def contest(directory: Path, *, against: bool) -> AsyncIterator[Contest]:
     settings = {
         "MISTRAL_REQUESTS_PER_SECOND": str(NO_LIMIT),
         "CHATJOBS_CONCURRENCY": str(CONCURRENCY),
+        "CHATJOBS_BATCH_CONCURRENCY": str(CONCURRENCY),
         "CHATJOBS_PORT": "0",
     }
     # Temporal writes to the disk before it answers, as in `make run`: Redis does, too.
