@@ -17,10 +17,10 @@ from pathlib import Path
 
 from bench.table import Row, table
 
-MODULES = ("decoding", "transcript", "jobs", "cancel", "waste", "door", "lag", "readers")
+MODULES = ("decoding", "transcript", "jobs", "batch", "cancel", "waste", "door", "lag", "readers")
 RESULTS = Path(__file__).parent / "results.json"
-MODULE_SECONDS = 150
-MODULE_SECONDS_FULL = 600
+MODULE_SECONDS = 300
+MODULE_SECONDS_FULL = 900
 
 
 def main() -> int:

@@ -95,7 +95,7 @@ class Bench:
         return await self.job(callback="https://receiver.example/hook", **fields)
 
 
-async def rate(make: Callable[[], Awaitable[Any]]) -> float:
+async def rate(make: Callable[[], Awaitable[Any]], runs: int = JOBS_PER_ROUND) -> float:
     """Runs per second, with IN_FLIGHT at a time."""
     slots = asyncio.Semaphore(IN_FLIGHT)
 
@@ -104,8 +104,8 @@ async def rate(make: Callable[[], Awaitable[Any]]) -> float:
             await make()
 
     began = time.perf_counter()
-    await asyncio.gather(*(one() for _ in range(JOBS_PER_ROUND)))
-    return JOBS_PER_ROUND / (time.perf_counter() - began)
+    await asyncio.gather(*(one() for _ in range(runs)))
+    return runs / (time.perf_counter() - began)
 
 
 async def latency(make: Callable[[], Awaitable[Any]]) -> float:
