@@ -117,6 +117,10 @@ class Completer:
             turns = context.turns
             if turns is None:
                 return await self._gate.claim(lambda reserve: claim(reserve=reserve))
+            if not turns.lock.locked():
+                found = await self._gate.claim_now(lambda reserve: claim(reserve=reserve))
+                if found.outcome != "waiting":
+                    return found
             async with turns.lock:
                 return await self._gate.claim(lambda reserve: claim(reserve=reserve), turns.given_up)
         except ChatJobsError as error:

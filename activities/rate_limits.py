@@ -78,6 +78,10 @@ class RateLimitGate:
         turn = await self._wait_while_near(found.turn, found.asker)
         return await claim_job(already_reserved(turn))
 
+    async def claim_now(self, claim_job: Callable[[Reserve], Awaitable[Claim]]) -> Claim:
+        """Claim a job if the call may start at once; else the claim is ``waiting``, and has no place in the queue."""
+        return await claim_job(self._limiter.reserver(self._model.lane, queueing=False))
+
     async def _wait(self, turn: Reservation, claimant: Claimant, given_up: Callable[[], bool]) -> Reservation:
         """Wait for a turn, however far, unless that is given up."""
         while not turn.granted:

@@ -118,15 +118,18 @@ class Limiter:
         async with self._database.write("fast") as connection:
             return await self.reserve_in(connection, name, claimant)
 
-    def reserver(self, lane_of: Callable[[str], str]) -> Reserve:
-        """The ``reserve`` of AttemptStore.claim; ``lane_of`` gives the lane of a model."""
+    def reserver(self, lane_of: Callable[[str], str], *, queueing: bool = True) -> Reserve:
+        """The ``reserve`` of AttemptStore.claim; ``lane_of`` gives the lane of a model. Without ``queueing``, a job
+        that would have to wait does not enter the queue."""
 
         async def reserve(connection: AsyncConnection, model: str, claimant: Claimant) -> Reservation:
-            return await self.reserve_in(connection, lane_of(model), claimant)
+            return await self.reserve_in(connection, lane_of(model), claimant, queueing=queueing)
 
         return reserve
 
-    async def reserve_in(self, connection: AsyncConnection, name: str, claimant: Claimant) -> Reservation:
+    async def reserve_in(
+        self, connection: AsyncConnection, name: str, claimant: Claimant, *, queueing: bool = True
+    ) -> Reservation:
         """``reserve``, in the caller's transaction."""
         lane, time = await self._locked(connection, name)
         clock = clocks.monotonic()
@@ -139,6 +142,8 @@ class Limiter:
             if free > time:
                 await queue.start_without_waiting(claimant)
             return await self._grant(connection, lane, time, clock, {"free_at": free + interval})
+        if not queueing:
+            return Reservation(False, HORIZON_SECONDS, lane=name)
         entry = await queue.enter(claimant)
         probe = down and breaker.may_probe(lane, time, claimant.job_id, others=await queue.has_others(claimant.job_id))
         near_ahead = 0 if down else await queue.count_near_ahead(entry)
