@@ -17,7 +17,7 @@ def mistral_chat(settings: Settings, practice: Practice | None, timings: Timings
         return MistralChat(
             api_key=settings.mistral_api_key.get_secret_value(),
             server_url=settings.mistral_server_url,
-            idle_connections=settings.chatjobs_concurrency,
+            idle_connections=settings.chatjobs_concurrency + settings.chatjobs_batch_concurrency,
             practice=practice,
             timings=timings,
         )
