@@ -36,6 +36,7 @@ from providers.mistral.chat import MistralChat
 from providers.mistral.from_settings import mistral_chat
 from providers.mistral.probe import measured
 from providers.webhooks.sender import HttpWebhookSender
+from storage.batches.retention import BatchRetention
 from storage.engine.database import Database
 from storage.jobs.retention import RetentionStore
 from storage.jobs.store import JobStore
@@ -94,7 +95,6 @@ class WorkerParts:
     def workers(self, transcript: TranscriptWriter, upkeep: Upkeep) -> list[Worker]:
         jobs, tenant, timings = self.jobs, self.settings.chatjobs_direct_tenant, self.timings
         links = RunLinks(self.settings.chatjobs_temporal_ui, self.client.namespace)
-        retention, endpoints = RetentionStore(self.database), EndpointStore(self.database)
         completer = Completer(
             attempts=jobs.attempts, transcript=transcript, model=self.model, limiter=self.limiter, timings=timings
         )
@@ -114,7 +114,12 @@ class WorkerParts:
                 indexed=self.indexed,
                 timings=timings,
             ),
-            retention=RetentionActivities(retention=retention, endpoints=endpoints, timings=timings),
+            retention=RetentionActivities(
+                retention=RetentionStore(self.database),
+                batches=BatchRetention(self.database),
+                endpoints=EndpointStore(self.database),
+                timings=timings,
+            ),
         )
 
 

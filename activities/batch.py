@@ -26,6 +26,7 @@ from activities.rate_limits import WAITING
 from chatjobs.contracts import JobStatus
 from chatjobs.errors import BatchFinished, ChatJobsError
 from domain.errors import FenceLost, StorageUnavailable
+from domain.outcomes import AttemptOutcome
 from domain.payloads import (
     BatchRef,
     BatchSealed,
@@ -85,8 +86,6 @@ class BatchActivities:
                 while await self._runs.prepare(ref.batch_id):
                     pass
                 plan = await self._runs.plan(ref.batch_id)
-                if not plan.ended:
-                    await self._runs.begin(ref.batch_id)
             except ChatJobsError as error:
                 raise failures.from_storage(error) from None
         return PreparedBatch(
@@ -102,7 +101,7 @@ class BatchActivities:
     @activity.defn
     async def run_slice(self, order: SliceOrder) -> SliceReport:
         """Work through a part of a batch, until all its jobs have ended or the batch is paused or cancelled."""
-        part = _Slice(order, self._completer, self._seals, self._announce, self._watch, self._places)
+        part = _Slice(order, self._completer, self._runs, self._seals, self._announce, self._watch, self._places)
         with self._watch.watched(order.batch_id):
             async with heartbeating(part.details, timings=self._timings) as beats:
                 try:
@@ -156,6 +155,7 @@ class _Slice:
         self,
         order: SliceOrder,
         completer: Completer,
+        runs: BatchRunStore,
         seals: SealStore,
         announce: Announce,
         watch: BatchWatch,
@@ -163,6 +163,7 @@ class _Slice:
     ) -> None:
         self._batch_id = order.batch_id
         self._completer = completer
+        self._runs = runs
         self._seals = seals
         self._announce = announce
         self._watch = watch
@@ -175,6 +176,8 @@ class _Slice:
         self._leaves = False
         """The activity was cancelled or fails: no further attempt is made."""
         self._paused_since: float | None = None
+        self._shown = False
+        """The batch's status says that it is in progress."""
         info = activity.info()
         self._began = time.monotonic()
         self._scheduled = (info.started_time - info.scheduled_time).total_seconds()
@@ -224,6 +227,11 @@ class _Slice:
             async with self._places:
                 if not self._begins or not self._waiting:
                     continue
+                if not self._shown:
+                    self._shown = True
+                    await self._show_progress()
+                if not self._waiting:
+                    continue
                 job_id = self._waiting.popleft()
                 self._running += 1
                 try:
@@ -235,13 +243,19 @@ class _Slice:
                 else:
                     self._waiting.appendleft(job_id)
 
+    async def _show_progress(self) -> None:
+        try:
+            await self._runs.begin(self._batch_id)
+        except ChatJobsError as error:  # the next part does it
+            log.warning("status not stored: %s", error, extra={"action": "batch_status_unstored"})
+
     async def _may_begin(self) -> bool:
         """Wait while the batch is paused; whether another job may begin then."""
         while not self._begins:
             wishes = self._watch.of(self._batch_id)
             if self._over or wishes.cancelled:
                 return False
-            self._paused_since = self._paused_since or time.monotonic()
+            self._paused_since, self._shown = self._paused_since or time.monotonic(), False
             if not self._running and time.monotonic() - self._paused_since > PAUSED_SECONDS:
                 return False
             await asyncio.sleep(LOOK_SECONDS)
@@ -258,6 +272,8 @@ class _Slice:
             except ApplicationError as error:
                 if error.type == FenceLost.code:
                     return True  # another worker has it
+                if error.type == AttemptOutcome.FROZEN:
+                    self._leaves = True  # Temporal has given this part to another worker
                 if not error.non_retryable:
                     if (error.type == WAITING and not self._begins) or not await self._pause(job_id, error):
                         return False

@@ -64,7 +64,7 @@ class BatchWatch:
             try:
                 ids = list(self._watched)
                 found = await self._runs.wishes(ids)
-                self._wishes |= {batch_id: found[batch_id] for batch_id in ids if batch_id in found}
+                self._wishes |= {batch_id: wishes for batch_id, wishes in found.items() if batch_id in self._watched}
                 if time.monotonic() - self._touched > TOUCH_SECONDS:
                     self._touched = time.monotonic()
                     await self._runs.touch(ids)

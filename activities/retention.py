@@ -14,6 +14,7 @@ from activities.heartbeats import heartbeating
 from chatjobs.errors import ChatJobsError
 from domain.payloads import RetentionOrder, RetentionReport
 from domain.timings import Timings
+from storage.batches.retention import BatchRetention
 from storage.jobs.retention import RemovalPosition, Removed, RetentionStore
 from storage.webhooks.endpoints import DELETED_AT_ONCE, EndpointStore
 
@@ -26,8 +27,16 @@ OLDEST = datetime(1970, 1, 2, tzinfo=UTC)
 
 
 class RetentionActivities:
-    def __init__(self, *, retention: RetentionStore, endpoints: EndpointStore, timings: Timings = Timings()) -> None:
+    def __init__(
+        self,
+        *,
+        retention: RetentionStore,
+        batches: BatchRetention,
+        endpoints: EndpointStore,
+        timings: Timings = Timings(),
+    ) -> None:
         self._retention = retention
+        self._batches = batches
         self._endpoints = endpoints
         self._timings = timings
 
@@ -46,10 +55,20 @@ class RetentionActivities:
                 progress = _after(progress, await self._remove(before, progress))
                 await asyncio.sleep(min(max(REST * (time.monotonic() - began), SHORTEST_REST), LONGEST_REST))
             if progress.complete:
+                await self._remove_batches(before)
                 await self._delete_unused_endpoints(before)
         if progress.removed:
             log.info("old jobs removed", extra={"action": "jobs_removed", "jobs": progress.removed})
         return progress
+
+    async def _remove_batches(self, before: datetime) -> None:
+        """Remove the batches that ended before a time; their jobs are gone."""
+        try:
+            while not activity.is_worker_shutdown() and (batch_id := await self._batches.oldest(before)):
+                await self._batches.remove_some(batch_id)
+                await asyncio.sleep(SHORTEST_REST)
+        except ChatJobsError as error:
+            raise failures.from_storage(error, pause=None) from None
 
     async def _delete_unused_endpoints(self, before: datetime) -> None:
         """Delete the endpoints without a delivery since then; there may be as many as jobs, each with its own URL."""

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from chatjobs.contracts import JobError
 from chatjobs.errors import ChatJobsError
 from dispatch.temporal import RPC_TIMEOUT
 from domain.batches import BatchHandle
@@ -19,6 +20,8 @@ from domain.names import CHAT_BATCH, JOBS_QUEUE, LOOK
 from domain.payloads import BatchStart
 from storage.batches.drafts import DraftStore
 from storage.batches.runs import BatchRunStore
+
+TERMINATED = JobError(code="terminated", message="The batch's workflow was ended from outside", retryable=True)
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +79,30 @@ class BatchDispatch:
 
     async def sweep(self, unstarted_after: timedelta, silent_after: timedelta) -> None:
         """Start what was not started, finish what was to be cancelled, delete the drafts of uploads that broke off."""
-        await self._each(self._runs.to_start(older_than=unstarted_after, silent=silent_after), self.start)
+        await self._each(self._runs.to_start(older_than=unstarted_after), self.start)
+        await self._each(self._runs.silent(since=silent_after), self._check)
         await self._each(self._runs.to_cancel(), self.cancel)
         try:
             await self._drafts.discard_abandoned()
         except StorageUnavailable as error:
             log.warning("drafts are not looked at: %s", error, extra={"action": "sweep_waits"})
+
+    async def _check(self, batch_id: str) -> None:
+        """Whether a batch that has not moved for a while still has a run; if not, it is started again or failed."""
+        if self._client is None:
+            raise TemporalUnavailable
+        try:
+            found = await self._client.get_workflow_handle(batch_id).describe(rpc_timeout=RPC_TIMEOUT)
+            status = found.status
+        except (RPCError, RuntimeError) as error:
+            if not isinstance(error, RPCError) or error.status is not RPCStatusCode.NOT_FOUND:
+                raise TemporalUnavailable from None
+            status = None
+        if status in (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.FAILED):
+            await self._runs.cancel(batch_id, error=TERMINATED)
+            log.warning("batch was terminated", extra={"action": "batch_terminated", "batch_id": batch_id})
+        else:
+            await self.start(batch_id)
 
     async def _each(self, found: Awaitable[Sequence[BatchHandle]], process: Callable[[str], Awaitable[None]]) -> None:
         try:

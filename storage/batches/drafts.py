@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from chatjobs.contracts import BatchStatus
 from chatjobs.errors import IdempotencyMismatch
 from domain.batches import BatchHandle, NewBatch, NewItem
-from domain.errors import StorageUnavailable
+from domain.errors import StorageRefused, StorageUnavailable
 from domain.text import clean, clean_json
 from storage.batches.tally import BatchTally
 from storage.engine.database import Database, retried
@@ -86,13 +86,21 @@ class DraftStore:
             await connection.execute(REQUESTS, [{"job_id": item.job_id, "body": item.request_json} for item in items])
             await connection.execute(ITEMS, [_row(batch_id, item) for item in items])
 
-    @retried
     async def publish(self, batch: NewBatch) -> BatchHandle:
         """Make a draft with all its items a batch, durably; from now on it is seen, and begins.
 
         If the tenant has a batch with the same idempotency key, that one is returned, and the draft is of no use.
         Raises IdempotencyMismatch, StorageError.
         """
+        try:
+            return await self._publish(batch)
+        except StorageRefused:
+            if batch.idempotency_key is None or (found := await self.existing(batch)) is None:
+                raise
+            return found  # another upload with the same key was there a moment earlier
+
+    @retried
+    async def _publish(self, batch: NewBatch) -> BatchHandle:
         async with self._database.write() as connection:
             if batch.idempotency_key is not None and (found := await _existing(connection, batch)):
                 return found

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, func, insert, literal, or_, select, update
+from sqlalchemy import Row, and_, bindparam, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import BatchEventType, BatchStatus, BatchWebhook, JobError, JobStatus, rfc3339
@@ -35,6 +35,9 @@ CANCELLED_AT_ONCE = 200
 BY_ID = select(batches).where(batches.c.id == bindparam("key"), batches.c.status != DRAFT)
 LOCKED = BY_ID.with_for_update()
 CHANGED = update(batches).where(batches.c.id == bindparam("key"))
+OPEN_BATCHES = (
+    select(batches).where(batches.c.completed_at.is_(None), batches.c.status != DRAFT).order_by(batches.c.progressed_at)
+)
 WISHES = select(batches).where(batches.c.id.in_(bindparam("keys", expanding=True)))
 OPEN_ITEMS = (
     select(jobs.c.id)
@@ -193,10 +196,11 @@ class BatchRunStore:
         return BatchHandle(row.id, row.tenant, status)
 
     @retried
-    async def cancel(self, batch_id: str, tenant: str | None = None) -> BatchHandle:
+    async def cancel(self, batch_id: str, tenant: str | None = None, *, error: JobError | None = None) -> BatchHandle:
         """Request the end of all items that have not ended, durably. Raises BatchNotFound, BatchFinished.
 
-        Repeating the call has no effect. ``cancel_rest`` does what is requested.
+        Repeating the call has no effect. ``cancel_rest`` does what is requested. With an ``error`` the batch ends as
+        failed.
         """
         async with self._database.write() as connection:
             row = await _row(connection, batch_id, tenant, lock=True)
@@ -207,6 +211,7 @@ class BatchRunStore:
                 time = micros(now())
                 changes = {
                     "cancel_requested_at": time,
+                    "error": error.model_dump_json() if error else None,
                     "paused_at": None,
                     "workflow_started_at": None,
                     "status": BatchStatus.IN_PROGRESS.value,
@@ -258,11 +263,11 @@ class BatchRunStore:
     # ------------------------------------------------------------------------------------------- its end
 
     @retried
-    async def seal(self, batch_id: str, *, run_id: str, error: JobError | None = None) -> SealedBatch:
+    async def seal(self, batch_id: str, *, run_id: str) -> SealedBatch:
         """End a batch all of whose jobs have ended; for one that has ended already, its outcome is returned. If some
         are left, nothing is changed.
 
-        ``error``: the batch failed. ``run_id``: the workflow run that makes the first try of the webhook; "": none, and
+        ``run_id``: the workflow run that makes the first try of the webhook; "": none, and
         a sweeper does. Raises BatchNotFound.
         """
         async with self._database.write() as connection:
@@ -271,15 +276,15 @@ class BatchRunStore:
                 left = row.total - row.prepared + int(await connection.scalar(COUNT_OPEN, {"key": batch_id}) or 0)
                 if left:
                     return SealedBatch(row.id, row.tenant, BatchStatus(row.status), left=left)
-                row = await self._seal(connection, row, run_id, error)
+                row = await self._seal(connection, row, run_id)
                 await self._database.hint(connection)
         delivery = await self._delivery_of(row, run_id)
         return SealedBatch(row.id, row.tenant, BatchStatus(row.status), delivery)
 
-    async def _seal(self, connection: AsyncConnection, row: Row[Any], run_id: str, error: JobError | None) -> Row[Any]:
+    async def _seal(self, connection: AsyncConnection, row: Row[Any], run_id: str) -> Row[Any]:
         time = micros(now())
         status = BatchStatus.CANCELLED if row.cancel_requested_at is not None else BatchStatus.COMPLETED
-        if error is not None:
+        if row.error is not None:
             status = BatchStatus.FAILED
         changes = {
             "status": status.value,
@@ -289,7 +294,6 @@ class BatchRunStore:
             "started_at": row.started_at or time,
             "workflow_started_at": row.workflow_started_at or time,
             "sealed_by": run_id,
-            "error": error.model_dump_json() if error else None,
         }
         await connection.execute(CHANGED, {"key": row.id, **changes})
         row = await _row(connection, row.id)
@@ -328,17 +332,16 @@ class BatchRunStore:
 
     # -------------------------------------------------------------------------------------------- sweeps
 
-    async def to_start(self, *, older_than: timedelta, silent: timedelta, limit: int = 100) -> Sequence[BatchHandle]:
-        """Batches whose workflow has to be started or told of a wish, and those without progress for ``silent``."""
-        untold = and_(batches.c.workflow_started_at.is_(None), batches.c.progressed_at <= micros(now() - older_than))
-        query = (
-            select(batches)
-            .where(batches.c.completed_at.is_(None), batches.c.status != DRAFT)
-            .where(or_(untold, and_(batches.c.paused_at.is_(None), batches.c.progressed_at <= micros(now() - silent))))
-            .order_by(batches.c.progressed_at)
-            .limit(limit)
-        )
-        return await self._handles(query)
+    async def to_start(self, *, older_than: timedelta, limit: int = 100) -> Sequence[BatchHandle]:
+        """Batches whose workflow has to be started, or told of a wish."""
+        untold = (batches.c.workflow_started_at.is_(None), batches.c.progressed_at <= micros(now() - older_than))
+        return await self._handles(OPEN_BATCHES.where(*untold).limit(limit))
+
+    async def silent(self, *, since: timedelta, limit: int = 100) -> Sequence[BatchHandle]:
+        """Started batches that have not ended and have made no progress for ``since``; paused ones make none."""
+        started = (batches.c.workflow_started_at.is_not(None), batches.c.paused_at.is_(None))
+        quiet = batches.c.progressed_at <= micros(now() - since)
+        return await self._handles(OPEN_BATCHES.where(*started, quiet).limit(limit))
 
     async def to_cancel(self, limit: int = 100) -> Sequence[BatchHandle]:
         """Batches whose cancellation was requested and that have not ended."""

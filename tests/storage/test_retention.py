@@ -34,6 +34,7 @@ from domain.names import (
 )
 from domain.payloads import RetentionOrder, RetentionReport
 from domain.values import Cursor, RunRef
+from storage.batches.retention import BatchRetention
 from storage.engine import schema
 from storage.engine.database import Database
 from storage.jobs.retention import PENDING_DELIVERIES_KEEP, RemovalPosition, RetentionStore
@@ -227,7 +228,10 @@ async def test_another_attempt_goes_on_where_the_last_one_was(
     environment = ActivityEnvironment()
     said = RetentionReport(removed=7, completed_at=schema.micros(place), job_id=passed)
     environment.info = replace(environment.info, heartbeat_details=[said.model_dump()])
-    work = RetentionActivities(retention=retention, endpoints=EndpointStore(store.queries._database)).remove_old_jobs
+    database = store.queries._database
+    work = RetentionActivities(
+        retention=retention, batches=BatchRetention(database), endpoints=EndpointStore(database)
+    ).remove_old_jobs
     report = await environment.run(work, RetentionOrder(days=1e-9))
     assert (report.removed, report.complete) == (8, True)
     assert [job.job_id for job in await store.queries.list()] == [passed]
