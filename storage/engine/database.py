@@ -170,7 +170,9 @@ class Database:
                 return
             async with (
                 self.turn(),
-                sync_transaction.transaction(getattr(self, f"_{engine}"), self._begin_and_commit) as connection,
+                sync_transaction.transaction(
+                    getattr(self, f"_{engine}"), self._begin_and_commit, self._busy_seconds
+                ) as connection,
             ):
                 yield connection
 

@@ -2,8 +2,8 @@
 
 An asynchronous driver moves every statement to a thread and back, which costs five times the statement itself. In a
 write transaction only BEGIN IMMEDIATE, which waits for other processes, and COMMIT, which waits for the disk, may take
-long: these two run on a thread. In between this process has the lock, and the statements are look-ups by key: tens of
-microseconds.
+long: these two run on a thread, unless nobody else writes and nothing waits for the disk. In between this process has
+the lock, and the statements are look-ups by key: tens of microseconds.
 """
 
 from __future__ import annotations
@@ -16,25 +16,41 @@ from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import CursorResult
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
 
 
 @asynccontextmanager
-async def transaction(engine: Engine, executor: Executor) -> AsyncIterator[AsyncConnection]:
-    """Begin, and commit at the end of the block. The engine's connections begin with BEGIN IMMEDIATE.
+async def transaction(engine: Engine, executor: Executor, busy_seconds: float) -> AsyncIterator[AsyncConnection]:
+    """Begin, and commit at the end of the block. The engine's connections begin with BEGIN IMMEDIATE, and wait for
+    ``busy_seconds`` while another process writes.
 
-    ``executor`` runs BEGIN and COMMIT; the event loop's own may be full of slow name look-ups.
+    ``executor`` runs a BEGIN that has to wait, and COMMIT; the event loop's own may be full of slow name look-ups.
     """
     with engine.connect() as connection:
-        await _run_to_end(executor, connection.begin)
+        if not _begun_at_once(connection, busy_seconds):
+            await _run_to_end(executor, connection.begin)
         try:
             yield cast(AsyncConnection, _Inline(connection))
         except BaseException:
             connection.rollback()
             raise
         await _run_to_end(executor, connection.commit)
+
+
+def _begun_at_once(connection: Connection, busy_seconds: float) -> bool:
+    """Begin, unless another process writes just now: a switch to a thread and back takes longer than BEGIN itself."""
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA busy_timeout=0")
+    try:
+        connection.begin()
+        return True
+    except OperationalError:
+        return False
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={round(busy_seconds * 1_000)}")
 
 
 class _Inline:

@@ -54,7 +54,7 @@ async def test_the_connection_for_writes_is_like_sqlalchemys() -> None:
     """It is cast to AsyncConnection (docs/decisions/0025), so mypy does not compare the two."""
     engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     with ThreadPoolExecutor(1) as executor:
-        async with transaction(engine, executor) as connection:
+        async with transaction(engine, executor, 5.0) as connection:
             ours = {name: value for name, value in vars(type(connection)).items() if not name.startswith("_")}
     assert set(ours) == {"execute", "scalar", "run_sync"}
     for name, method in ours.items():
