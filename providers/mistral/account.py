@@ -14,8 +14,8 @@ from mistralai.client.sdkconfiguration import SERVER_GLOBAL, SERVERS
 
 from chatjobs.retry_after import http_date
 from domain.errors import UpstreamError, UpstreamInterrupted
-from providers.mistral.chat import check_access, http_client
 from providers.mistral.errors import ErrorAnswer, Private, mistral_errors
+from providers.mistral.sdk import check_access, http_client
 from providers.mistral.values import OK
 
 SERVER: Final = SERVERS[SERVER_GLOBAL]

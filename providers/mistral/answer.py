@@ -111,9 +111,9 @@ class Answer:
         if self._awaits is End.CLOSE and proper:
             self._awaits = End.NOTHING
 
-    def document(self, body: bytes) -> Iterator[ModelEvent]:
-        """The events of a whole completion in one JSON document, sent in place of a stream."""
-        document = expect(parsed(body), dict)
+    def document(self, value: Any) -> Iterator[ModelEvent]:
+        """The events of a whole completion, the JSON document that is sent in place of a stream or in a batch."""
+        document = expect(value, dict)
         yield from self._read(document)
         if not document.get("choices"):
             raise protocol("there is no choice in the completion")
