@@ -84,6 +84,13 @@ class Timings:
     model_error_seconds: float = 5.0
     """For the body of an error response: a server that sends none must not hold up the retry."""
 
+    batch_call_seconds: float = 60.0
+    """For one call about a batch job or a file, except for transfers."""
+    batch_transfer_seconds: float = 3600.0
+    """For the upload or the download of one file."""
+    batch_silence_seconds: float = 60.0
+    """Without a byte in either direction, after which a transfer is given up."""
+
     # -------------------------------------------------------------------------------------------------- webhooks
 
     webhook_total_seconds: float = 15.0

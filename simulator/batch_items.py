@@ -87,7 +87,7 @@ def answered(simulator: Simulator, line: bytes, *, job: str, model: str | None) 
     if refusal is not None:
         entry.status = refusal.status
         simulator.log.end(entry, "refused")
-        return Line(written(item.custom_id, refusal.status, refusal.body), succeeded=False)
+        return refused(item.custom_id, refusal)
     document, tokens = reply.document()
     entry.status, entry.tokens_sent = 200, tokens
     simulator.log.end(entry, "finished")
@@ -96,16 +96,21 @@ def answered(simulator: Simulator, line: bytes, *, job: str, model: str | None) 
 
 def failed(line: bytes) -> Line:
     """The line of an item that an error of the server hit."""
-    refusal = _broken()
-    return Line(written(Item.model_validate_json(line).custom_id, refusal.status, refusal.body), succeeded=False)
+    return refused(Item.model_validate_json(line).custom_id, _broken())
 
 
-def written(custom_id: str | None, status: int, body: bytes) -> bytes:
-    """A line; ``body`` is JSON, or any other text."""
+def refused(custom_id: str | None, refusal: Refusal) -> Line:
+    """The line of a refusal, whose body need not be JSON."""
+    body = refusal.body
     try:
         json.loads(body)
     except ValueError:
         body = json_bytes(body.decode(errors="replace"))
+    return Line(written(custom_id, refusal.status, body), succeeded=False)
+
+
+def written(custom_id: str | None, status: int, body: bytes) -> bytes:
+    """A line; ``body`` is JSON."""
     head = json_bytes({"id": f"batch-{uuid.uuid4()}", "custom_id": custom_id})[:-1]
     return head + b',"response":{"status_code":%d,"body":%b},"error":null}\n' % (status, body)
 

@@ -15,15 +15,13 @@ CallName = Literal["upload", "files", "file", "content", "delete", "create", "jo
 class CutCall(ScriptModel):
     """The connection ends abruptly after so many bytes of the request's or of the response's body.
 
-    ``reset`` sends a TCP reset in place of a FIN. ``unframed``: the response has no length, so that its end and a cut
-    look alike.
+    ``reset`` sends a TCP reset in place of a FIN.
     """
 
     kind: Literal["cut"] = "cut"
     received: int | None = Field(None, ge=0)
     sent: int | None = Field(None, ge=0)
     reset: bool = False
-    unframed: bool = False
 
 
 class EndlessBody(ScriptModel):

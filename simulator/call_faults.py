@@ -69,10 +69,12 @@ class Faulty:
                 await Response(body, media_type=content_type)(scope, receive, send)
             case EndlessBody():
                 await _drain(receive)
-                await _endless(send)
+                await _endless(send, scope["state"][TRANSPORT])
             case Stall(seconds=seconds):
                 await (asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
                 await self._app(scope, receive, send)
+            case CutCall(received=0, reset=reset):
+                break_off(scope["state"][TRANSPORT], reset=reset)
             case CutCall():
                 cut = _Cut(fault, scope["state"][TRANSPORT], receive, send)
                 await self._app(scope, cut.receive, cut.send)
@@ -97,8 +99,6 @@ class _Cut:
         return message
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and self._fault.unframed:
-            message = _unframed(message)
         if message["type"] == "http.response.body" and self._fault.sent is not None:
             body = message["body"][: max(0, self._fault.sent - self._sent)]
             self._sent += len(message["body"])
@@ -109,20 +109,15 @@ class _Cut:
         await self._send(message)
 
 
-def _unframed(message: Message) -> Message:
-    """A response whose end is that of its connection, as HTTP/1.0 has it."""
-    headers = [(name, value) for name, value in message["headers"] if name != b"content-length"]
-    return {**message, "headers": [*headers, (b"transfer-encoding", b"identity"), (b"connection", b"close")]}
-
-
 async def _drain(receive: Receive) -> None:
     message: dict[str, Any] = {"more_body": True}
     while message.get("more_body"):
         message = dict(await receive())
 
 
-async def _endless(send: Send) -> None:
+async def _endless(send: Send, transport: asyncio.Transport) -> None:
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    while True:
+    while not transport.is_closing():
         await send({"type": "http.response.body", "body": b" " * 65536, "more_body": True})
+        await asyncio.sleep(0)

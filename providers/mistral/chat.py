@@ -174,12 +174,21 @@ class MistralChat:
 # --------------------------------------------------------------------------------------------------- request
 
 
-def request_body(request: ChatRequest, continue_from: str | None = None, practice: Practice = AS_MISTRAL) -> bytes:
-    """``request`` as JSON for the server: without our own fields and those that are None; always streaming."""
+def request_body(
+    request: ChatRequest,
+    continue_from: str | None = None,
+    practice: Practice = AS_MISTRAL,
+    *,
+    stream: bool = True,
+) -> bytes:
+    """``request`` as JSON for the server: without our own fields and those that are None.
+
+    ``stream``: the answer is to be streamed; else the field is left out, as in a batch.
+    """
     messages = sent_messages(request, continue_from, practice)
     continues = isinstance(messages[-1], AssistantMessage)
     sent = request.model_copy(update={"messages": messages, "stream": True})
-    left_out: dict[str, Any] = dict.fromkeys(OURS - {"stream"}, True)
+    left_out: dict[str, Any] = dict.fromkeys(OURS - {"stream"} if stream else OURS, True)
     if practice.way in (Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT) and continues:
         left_out["messages"] = {len(messages) - 1: {"prefix"}}
     body = sent.model_dump_json(exclude=left_out, exclude_none=True).encode()

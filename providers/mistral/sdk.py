@@ -147,6 +147,18 @@ def http_client(idle_connections: int) -> httpx2.AsyncClient:
     )
 
 
+def transfer_client(silence_seconds: float) -> httpx2.AsyncClient:
+    """A client for files: as ``http_client``, with httpx2's own transport, which streams the body of a request.
+
+    ``silence_seconds``: how long nothing may move in either direction.
+    """
+    return httpx2.AsyncClient(
+        timeout=httpx2.Timeout(silence_seconds, connect=CONNECT_SECONDS),
+        headers={"accept-encoding": "identity"},
+        event_hooks={"response": [_record_opened]},
+    )
+
+
 async def _record_opened(response: httpx2.Response) -> None:
     response.request.extensions.get(_OPENED, []).append(response)
 
