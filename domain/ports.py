@@ -139,7 +139,7 @@ class ChatModel(Protocol):
         ...
 
 
-class BatchRequest(NamedTuple):
+class BatchLine(NamedTuple):
     """One request of a batch job; ``custom_id`` identifies its result."""
 
     custom_id: str
@@ -208,7 +208,7 @@ class BatchModel(Protocol):
     All methods raise UpstreamError. Every call has limits of time and size; none is repeated here.
     """
 
-    async def upload(self, key: str, requests: AsyncIterable[BatchRequest]) -> str:
+    async def upload(self, key: str, requests: AsyncIterable[BatchLine]) -> str:
         """Upload requests. Returns the id of the file. Memory does not grow with their number.
 
         ``key`` identifies the batch job among all that the server has. Raises UpstreamRefused (``upstream_too_large``)

@@ -59,14 +59,14 @@ class Validation:
         return [{"message": message, "count": count} for message, count in self._messages.items()]
 
 
-class Line(NamedTuple):
+class AnswerLine(NamedTuple):
     """One line of an output file, or of an error file if not ``succeeded``."""
 
     data: bytes
     succeeded: bool
 
 
-def answered(simulator: Simulator, line: bytes, *, job: str, model: str | None) -> Line:
+def answered(simulator: Simulator, line: bytes, *, job: str, model: str | None) -> AnswerLine:
     """The line of an item, from the generator of ordinary completions; it is in the log as one request."""
     item = Item.model_validate_json(line)
     body: dict[str, Any] = item.body | ({"model": model} if model else {})
@@ -91,22 +91,22 @@ def answered(simulator: Simulator, line: bytes, *, job: str, model: str | None) 
     document, tokens = reply.document()
     entry.status, entry.tokens_sent = 200, tokens
     simulator.log.end(entry, "finished")
-    return Line(written(item.custom_id, 200, document), succeeded=True)
+    return AnswerLine(written(item.custom_id, 200, document), succeeded=True)
 
 
-def failed(line: bytes) -> Line:
+def failed(line: bytes) -> AnswerLine:
     """The line of an item that an error of the server hit."""
     return refused(Item.model_validate_json(line).custom_id, _broken())
 
 
-def refused(custom_id: str | None, refusal: Refusal) -> Line:
+def refused(custom_id: str | None, refusal: Refusal) -> AnswerLine:
     """The line of a refusal, whose body need not be JSON."""
     body = refusal.body
     try:
         json.loads(body)
     except ValueError:
         body = json_bytes(body.decode(errors="replace"))
-    return Line(written(custom_id, refusal.status, body), succeeded=False)
+    return AnswerLine(written(custom_id, refusal.status, body), succeeded=False)
 
 
 def written(custom_id: str | None, status: int, body: bytes) -> bytes:

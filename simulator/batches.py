@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from simulator import batch_items, refusals
-from simulator.batch_items import Item, Line
+from simulator.batch_items import AnswerLine, Item
 from simulator.batch_scripts import BatchRule, BatchScript
 from simulator.files import Content, FileStore, Spool, StoredFile
 from simulator.refusals import Refused
@@ -246,7 +246,7 @@ class Results:
         self._spool = Spool()
         self.lines = 0
 
-    def write(self, line: Line) -> None:
+    def write(self, line: AnswerLine) -> None:
         self._spool.write(line.data)
         self.lines += 1
 
@@ -254,7 +254,7 @@ class Results:
         """Repeat the first lines, and add others."""
         first = [line for line, _ in zip(self.content().lines(), range(doubled), strict=False)]
         for data in (*first, *map(str.encode, further)):
-            self.write(Line(data + b"\n", succeeded=True))
+            self.write(AnswerLine(data + b"\n", succeeded=True))
 
     def content(self) -> Content:
         return self._spool.content()
@@ -266,9 +266,9 @@ class _Disorder:
     def __init__(self, results: Results, *, seed: str) -> None:
         self._results = results
         self._random = Random(seed)  # noqa: S311 - repeatable
-        self._waiting: list[Line] = []
+        self._waiting: list[AnswerLine] = []
 
-    def write(self, line: Line) -> None:
+    def write(self, line: AnswerLine) -> None:
         self._waiting.append(line)
         if len(self._waiting) > _DISORDER:
             self._next()

@@ -18,7 +18,7 @@ class NotMultipart(ValueError):
     """The body is not multipart/form-data."""
 
 
-class Part(NamedTuple):
+class FormField(NamedTuple):
     """One field of the form; ``file_name`` is None unless the field is a file."""
 
     name: str
@@ -30,7 +30,7 @@ class Part(NamedTuple):
         return b"".join(self.content.blocks()).decode()
 
 
-def parts(body: Spool, content_type: str) -> dict[str, Part]:
+def parts(body: Spool, content_type: str) -> dict[str, FormField]:
     """The fields by name; their contents stay where they are. Raises NotMultipart."""
     boundary = _BOUNDARY.match(content_type)
     if boundary is None or not body.length:
@@ -40,7 +40,7 @@ def parts(body: Spool, content_type: str) -> dict[str, Part]:
         return {part.name: part for part in _parts(body, view, boundary[1].encode())}
 
 
-def _parts(body: Spool, view: mmap.mmap, boundary: bytes) -> Iterator[Part]:
+def _parts(body: Spool, view: mmap.mmap, boundary: bytes) -> Iterator[FormField]:
     at = view.find(b"--" + boundary)
     while at >= 0 and view[at + 2 + len(boundary) : at + 4 + len(boundary)] == b"\r\n":
         head_end = view.find(b"\r\n\r\n", at)
@@ -52,7 +52,7 @@ def _parts(body: Spool, view: mmap.mmap, boundary: bytes) -> Iterator[Part]:
         if name is None:
             raise NotMultipart("a part has no name")
         start = head_end + 4
-        yield Part(name[1], file_name and file_name[1], body.content(start, max(0, end - start)))
+        yield FormField(name[1], file_name and file_name[1], body.content(start, max(0, end - start)))
         at = end + 2
     if at < 0:
         raise NotMultipart("the body does not end with its boundary")

@@ -22,7 +22,7 @@ from mistralai.client import models
 from chatjobs.contracts import ChatRequest
 from domain.continuing import Practice
 from domain.errors import UpstreamInterrupted, UpstreamRefused
-from domain.ports import BatchAnswer, BatchOutcome, BatchPhase, BatchRequest, ModelBatch, PendingRequests
+from domain.ports import BatchAnswer, BatchLine, BatchOutcome, BatchPhase, ModelBatch, PendingRequests
 from domain.timings import Timings
 from providers.mistral import batch_results
 from providers.mistral.batch_results import ResultLine
@@ -93,7 +93,7 @@ class MistralBatch:
     async def aclose(self) -> None:
         await self._calls.aclose()
 
-    async def upload(self, key: str, requests: AsyncIterable[BatchRequest]) -> str:
+    async def upload(self, key: str, requests: AsyncIterable[BatchLine]) -> str:
         """See BatchModel."""
         with tempfile.TemporaryFile(dir=self._directory) as file:
             async with aclosing(self._lines(requests)) as lines:
@@ -184,7 +184,7 @@ class MistralBatch:
             if error.http_status != 404:  # it is gone already
                 raise
 
-    async def _lines(self, requests: AsyncIterable[BatchRequest]) -> AsyncGenerator[bytes, None]:
+    async def _lines(self, requests: AsyncIterable[BatchLine]) -> AsyncGenerator[bytes, None]:
         """The lines of the input file: each body is that of a live call, except for ``stream``."""
         async for custom_id, request in requests:
             body = request_body(request, None, self._practice(request.model), stream=False)

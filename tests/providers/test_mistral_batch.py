@@ -22,7 +22,7 @@ from mistralai.client.models import BatchJob
 from chatjobs.contracts import Channel, ChatRequest
 from domain.continuing import AS_MISTRAL
 from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
-from domain.ports import BatchAnswer, BatchOutcome, BatchPhase, BatchRequest, Finish, ModelBatch, PartDelta, TextDelta
+from domain.ports import BatchAnswer, BatchLine, BatchOutcome, BatchPhase, Finish, ModelBatch, PartDelta, TextDelta
 from domain.timings import Timings
 from providers.mistral import batch as module
 from providers.mistral import batch_results
@@ -70,9 +70,9 @@ def asked(text: str, *further: dict[str, Any], **parameters: Any) -> ChatRequest
     return ChatRequest.parse({"model": MODEL, "messages": messages} | parameters)
 
 
-async def each(requests: Mapping[str, ChatRequest]) -> AsyncIterator[BatchRequest]:
+async def each(requests: Mapping[str, ChatRequest]) -> AsyncIterator[BatchLine]:
     for custom_id, request in requests.items():
-        yield BatchRequest(custom_id, request)
+        yield BatchLine(custom_id, request)
 
 
 @dataclass
@@ -776,13 +776,13 @@ def fields(body: bytes) -> Iterable[tuple[str, bytes]]:
 LARGE = 100_000
 MEASURED = """
 import asyncio, json, resource, sys
-from tests.providers.test_mistral_batch import AS_MISTRAL, LONG_AGO, MODEL, BatchRequest, MistralBatch, asked, until
+from tests.providers.test_mistral_batch import AS_MISTRAL, LONG_AGO, MODEL, BatchLine, MistralBatch, asked, until
 
 request = asked(sys.argv[2])
 
 async def requests(count):
     for number in range(count):
-        yield BatchRequest(f"job_{number}", request)
+        yield BatchLine(f"job_{number}", request)
 
 async def main():
     model = MistralBatch("k", sys.argv[1], practice=lambda _: AS_MISTRAL)
