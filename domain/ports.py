@@ -196,7 +196,7 @@ class BatchAnswer(NamedTuple):
     finish: Finish
 
 
-BatchOutcome = BatchAnswer | UpstreamError
+LineOutcome = BatchAnswer | UpstreamError
 """The result of one request. An error has its ``reason`` and ``retryable`` as that of a live call."""
 PendingRequests = Callable[[Collection[str]], Awaitable[Mapping[str, ChatRequest]]]
 """Those requests, of the ids given, that await a result."""
@@ -238,7 +238,7 @@ class BatchModel(Protocol):
         """Request the cancellation. The job may end otherwise: results that exist are kept and paid for."""
         ...
 
-    def results(self, batch: ModelBatch, pending: PendingRequests) -> AsyncGenerator[tuple[str, BatchOutcome], None]:
+    def results(self, batch: ModelBatch, pending: PendingRequests) -> AsyncGenerator[tuple[str, LineOutcome], None]:
         """The results of an ended batch job by ``custom_id``, in any order, each request's at most once.
 
         ``pending`` is called with the ids of a few lines at a time; what it does not return is skipped: results of

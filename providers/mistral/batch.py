@@ -22,7 +22,7 @@ from mistralai.client import models
 from chatjobs.contracts import ChatRequest
 from domain.continuing import Practice
 from domain.errors import UpstreamInterrupted, UpstreamRefused
-from domain.ports import BatchAnswer, BatchLine, BatchOutcome, BatchPhase, ModelBatch, PendingRequests
+from domain.ports import BatchAnswer, BatchLine, BatchPhase, LineOutcome, ModelBatch, PendingRequests
 from domain.timings import Timings
 from providers.mistral import batch_results
 from providers.mistral.batch_results import ResultLine
@@ -147,7 +147,7 @@ class MistralBatch:
 
     async def results(
         self, batch: ModelBatch, pending: PendingRequests
-    ) -> AsyncGenerator[tuple[str, BatchOutcome], None]:
+    ) -> AsyncGenerator[tuple[str, LineOutcome], None]:
         """See BatchModel."""
         skipped = 0
         with ExitStack() as stack:
@@ -190,18 +190,18 @@ class MistralBatch:
             body = request_body(request, None, self._practice(request.model), stream=False)
             yield b'{"custom_id":%b,"body":%b}\n' % (json.dumps(custom_id).encode(), body)
 
-    async def _outcomes(self, lines: Iterable[ResultLine], pending: PendingRequests) -> dict[str, BatchOutcome]:
+    async def _outcomes(self, lines: Iterable[ResultLine], pending: PendingRequests) -> dict[str, LineOutcome]:
         """The outcomes of lines whose requests await one; of several for one request, the first answer."""
         lines = list(lines)
         requests = await pending({line.custom_id for line in lines}) if lines else {}
-        found = dict[str, BatchOutcome]()
+        found = dict[str, LineOutcome]()
         for line in lines:
             request = requests.get(line.custom_id)
             if request is not None and not isinstance(found.get(line.custom_id), BatchAnswer):
                 found[line.custom_id] = self._outcome(line, request)
         return found
 
-    def _outcome(self, line: ResultLine, request: ChatRequest) -> BatchOutcome:
+    def _outcome(self, line: ResultLine, request: ChatRequest) -> LineOutcome:
         return batch_results.outcome(line, request, self._practice(request.model))
 
     # --------------------------------------------------------------------------------------------------- calls

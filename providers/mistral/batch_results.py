@@ -13,7 +13,7 @@ from typing import IO, Any, Final, NamedTuple
 from chatjobs.contracts import ChatRequest, JsonObject
 from domain.continuing import Practice
 from domain.errors import UpstreamError, UpstreamInterrupted
-from domain.ports import BatchAnswer, BatchOutcome, ModelEvent, PartDelta, TextDelta
+from domain.ports import BatchAnswer, LineOutcome, ModelEvent, PartDelta, TextDelta
 from providers.mistral.answer import Answer, ErrorObject, is_error_value
 from providers.mistral.chat import expected_echo, request_body
 from providers.mistral.echo import Echo
@@ -61,7 +61,7 @@ def ends_within_a_line(file: IO[bytes]) -> bool:
     return bool(last.strip()) and decoded(last.decode(errors="replace")) is None
 
 
-def outcome(line: ResultLine, request: ChatRequest, practice: Practice) -> BatchOutcome:
+def outcome(line: ResultLine, request: ChatRequest, practice: Practice) -> LineOutcome:
     """What a line says about its request, which was sent by ``practice``."""
     if isinstance(line.value, UpstreamError):
         return line.value
@@ -121,8 +121,7 @@ def _answer(completion: JsonObject, echo: Echo | None) -> BatchAnswer:
     answer = Answer()
     events = list(answer.document(completion))
     finish = answer.finish()
-    own = _without_echo([*events, finish], echo)
-    pieces = (one._replace(told=None) if isinstance(one, TextDelta) else one for one in own)
+    pieces = _without_echo([*events, finish], echo)
     return BatchAnswer(tuple(one for one in pieces if isinstance(one, TextDelta | PartDelta)), finish)
 
 

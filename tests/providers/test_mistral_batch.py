@@ -22,7 +22,7 @@ from mistralai.client.models import BatchJob
 from chatjobs.contracts import Channel, ChatRequest
 from domain.continuing import AS_MISTRAL
 from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
-from domain.ports import BatchAnswer, BatchLine, BatchOutcome, BatchPhase, Finish, ModelBatch, PartDelta, TextDelta
+from domain.ports import BatchAnswer, BatchLine, BatchPhase, Finish, LineOutcome, ModelBatch, PartDelta, TextDelta
 from domain.timings import Timings
 from providers.mistral import batch as module
 from providers.mistral import batch_results
@@ -100,9 +100,9 @@ class Items:
     async def ended(self, model: MistralBatch) -> ModelBatch:
         return await until(model, await self.started(model), lambda batch: batch.complete)
 
-    async def results(self, model: MistralBatch, batch: ModelBatch) -> dict[str, BatchOutcome]:
+    async def results(self, model: MistralBatch, batch: ModelBatch) -> dict[str, LineOutcome]:
         """All results; a request with a result does not wait any more."""
-        found = dict[str, BatchOutcome]()
+        found = dict[str, LineOutcome]()
         async with aclosing(model.results(batch, self.pending)) as results:
             async for custom_id, result in results:
                 assert custom_id not in found
@@ -119,13 +119,13 @@ async def until(model: MistralBatch, batch: ModelBatch, reached: Callable[[Model
     return batch
 
 
-def text_of(result: BatchOutcome) -> str:
+def text_of(result: LineOutcome) -> str:
     assert isinstance(result, BatchAnswer), result
     texts = (piece for piece in result.pieces if isinstance(piece, TextDelta))
     return "".join(piece.text for piece in texts if piece.channel is Channel.CONTENT)
 
 
-def reason_of(result: BatchOutcome) -> str:
+def reason_of(result: LineOutcome) -> str:
     assert isinstance(result, UpstreamError), result
     return result.reason
 
@@ -467,11 +467,16 @@ def result(custom_id: str, status: Any, body: Any, **more: Any) -> str:
     return json.dumps({"id": "y", "custom_id": custom_id, "response": {"status_code": status, "body": body}, **more})
 
 
-def told(line: dict[str, Any]) -> BatchOutcome:
-    return outcome(ResultLine("job_1", line), asked("Where do the boats go?"), AS_MISTRAL)
+def told(line: dict[str, Any]) -> LineOutcome:
+    """The outcome, without the counts in its texts."""
+    found = outcome(ResultLine("job_1", line), asked("Where do the boats go?"), AS_MISTRAL)
+    if isinstance(found, UpstreamError):
+        return found
+    pieces = (one._replace(told=None) if isinstance(one, TextDelta) else one for one in found.pieces)
+    return found._replace(pieces=tuple(pieces))
 
 
-def response(status: Any, body: Any, **more: Any) -> BatchOutcome:
+def response(status: Any, body: Any, **more: Any) -> LineOutcome:
     return told(json.loads(result("job_1", status, body, **more)))
 
 
