@@ -13,6 +13,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.batch import BatchActivities
+from activities.batch_lane import BatchLaneActivities
 from activities.completer import Completer
 from activities.completion import CompletionActivities
 from activities.result import ResultActivities
@@ -26,16 +27,17 @@ from dispatch.stores import job_store
 from dispatch.temporal import RunLinks, connect, indexed
 from dispatch.upkeep import Upkeep
 from dispatch.webhook_rules import WebhookRules, signing_secrets
-from domain.ports import ChatModel, WebhookSender
+from domain.ports import BatchModel, ChatModel, WebhookSender
 from domain.process_exit import exit_now
 from domain.programs import freeze_imports, run
 from domain.settings import Settings
 from domain.tasks import in_background
 from domain.timings import Timings
 from providers.mistral.chat import MistralChat
-from providers.mistral.from_settings import mistral_chat
+from providers.mistral.from_settings import mistral_batch, mistral_chat
 from providers.mistral.probe import measured
 from providers.webhooks.sender import HttpWebhookSender
+from storage.batches.lane import BatchLaneStore
 from storage.batches.retention import BatchRetention
 from storage.engine.database import Database
 from storage.jobs.retention import RetentionStore
@@ -62,6 +64,8 @@ class WorkerParts:
     rules: WebhookRules | None = None
     """For webhook URLs; None: only the sender judges them."""
     timings: Timings = Timings()
+    batch_model: BatchModel | None = None
+    """None: the model has no batch jobs, and ``lane: batch`` is made of live calls."""
 
     @property
     def jobs(self) -> JobStore:
@@ -120,6 +124,14 @@ class WorkerParts:
                 endpoints=EndpointStore(self.database),
                 timings=timings,
             ),
+            lane=BatchLaneActivities(
+                *(self.batch_model, self.model, upkeep.batch_runs, BatchLaneStore(self.database), jobs.seals),
+                completer=Completer(attempts=jobs.attempts, transcript=transcript, model=self.model, timings=timings),
+                announce=upkeep.first_tries.soon,
+                limiter=self.limiter,
+                places=self.settings.chatjobs_batch_concurrency,
+                timings=timings,
+            ),
         )
 
 
@@ -131,12 +143,15 @@ async def parts_from(settings: Settings, timings: Timings = Timings()) -> AsyncI
     async with AsyncExitStack() as stack:
         model = mistral_chat(settings, server_knowledge.assumed(settings), timings)
         stack.push_async_callback(model.aclose)
+        batches = mistral_batch(settings, model, timings)
+        stack.push_async_callback(batches.aclose)
         database = await Database.open(settings.database_url, timings=timings)
         stack.push_async_callback(database.close)
         client = await connect()
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
         sender = await stack.enter_async_context(HttpWebhookSender(policy=rules, timings=timings))
-        yield WorkerParts(settings, client, database, model, sender, await indexed(client), rules, timings)
+        found = await indexed(client)
+        yield WorkerParts(settings, client, database, model, sender, found, rules, timings, batches)
 
 
 @asynccontextmanager

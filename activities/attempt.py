@@ -28,6 +28,7 @@ from domain.ports import (
     Allowance,
     ChatModel,
     Finish,
+    LineOutcome,
     ModelEvent,
     PartDelta,
     StillWorking,
@@ -54,6 +55,7 @@ class AttemptContext:
     attempt could no longer be cancelled; ``stopping``: once it is done, the worker shuts down. ``job_cancelled``:
     whether a cancellation of the attempt's task is one of the job. ``turns``: the attempt waits in the worker for its
     turn to call the model, one after the other with those of the same queue; None: it gives its place back meanwhile.
+    ``outcome``: what the model has said already, in a batch job: there is no call.
     """
 
     fence: int
@@ -65,6 +67,7 @@ class AttemptContext:
     stopping: asyncio.Future[None]
     job_cancelled: Callable[[], bool]
     turns: TurnQueue | None = None
+    outcome: LineOutcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +155,16 @@ class RunningAttempt:
 
     def call(self, model: ChatModel) -> AsyncGenerator[ModelEvent, None]:
         self._began, self._called = time.monotonic(), True
+        if self.context.outcome is not None:
+            return _said(self.context.outcome)
         return model.stream(self.plan.sent, self.plan.continue_from)
 
     def event_arrived(self) -> None:
         """The model has sent text, or a piece of what is only whole at the end."""
         self.deadlines.event_arrived()
         self._last_event = time.monotonic()
-        self._first_token = self._first_token or self._last_event
+        if self.context.outcome is None:  # an answer that came whole has no first token
+            self._first_token = self._first_token or self._last_event
 
     def take(self, event: ModelEvent) -> None:
         """Append an event to the transcript. Raises ApplicationError at the cap on all tokens."""
@@ -334,3 +340,12 @@ class RunningAttempt:
 
     def log(self, action: str) -> dict[str, Any]:
         return {"action": action, "job_id": self.claim.job_id, "attempt": self.claim.attempt}
+
+
+async def _said(outcome: LineOutcome) -> AsyncGenerator[ModelEvent, None]:
+    """The events of an answer that came whole. Raises UpstreamError for an error in its place."""
+    if isinstance(outcome, UpstreamError):
+        raise outcome
+    for piece in outcome.pieces:
+        yield piece
+    yield outcome.finish

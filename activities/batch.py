@@ -268,7 +268,7 @@ class _Slice:
         while True:
             number += 1
             try:
-                ending = _ending(job_id, await self._completer.attempt(job_id, self._context(number)))
+                ending = ending_of(job_id, await self._completer.attempt(job_id, self._context(number)))
             except ApplicationError as error:
                 if error.type == FenceLost.code:
                     return True  # another worker has it
@@ -324,7 +324,7 @@ class _Slice:
         )
 
 
-def _ending(job_id: str, summary: CompletionSummary) -> Ending | None:
+def ending_of(job_id: str, summary: CompletionSummary) -> Ending | None:
     """The ending of a job whose attempt needs no other; None if it is sealed already."""
     match summary.outcome:
         case "sealed":

@@ -172,7 +172,10 @@ class Completer:
         runs: Sequence[TextRun] = ()
         if claim.position > 0:
             runs = await self._attempts.written(claim.job_id, fence=claim.fence, epoch=claim.epoch)
-        obstacle = _obstacle(attempt, runs, continuing(request.model)) if runs else None
+        obstacle = None
+        if runs:  # text before an answer that came whole is that of a worker that died while it stored the answer
+            whole = attempt.context.outcome is not None
+            obstacle = "restart" if whole else _obstacle(attempt, runs, continuing(request.model))
         if runs and not obstacle:
             if not continuation.counted(request, attempt.past):
                 attempt.samples = await self._attempts.samples(request.model)

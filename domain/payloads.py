@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from chatjobs.contracts import BatchStatus, ChatResult, JobError, JobStatus, Timestamp, WireModel
+from chatjobs.contracts import BatchStatus, ChatResult, JobError, JobStatus, Many, Timestamp, WireModel
 
 
 class Accepted(WireModel):
@@ -108,11 +108,38 @@ class RetentionReport(WireModel):
     complete: bool = False
 
 
+class SentPart(WireModel):
+    """Items of a batch that the model's server has as a batch job. ``key``: see ports.BatchModel.
+
+    ``ended_at``: when the job was first seen to have ended, while its files are awaited.
+    """
+
+    key: str
+    model_batch_id: str
+    ended_at: Timestamp | None = None
+
+
+class LaneState(WireModel):
+    """How far a batch is in the lane of batch jobs.
+
+    ``position``: the items before it were sent, ``size`` at a time. ``parts``: the batch jobs whose results are
+    awaited. ``looks``: how often they were looked at since anything was sent. ``done``: what has no result now goes on
+    as live calls.
+    """
+
+    position: int = 0
+    size: int = 10_000
+    parts: Many[SentPart] = ()
+    looks: int = 0
+    done: bool = False
+
+
 class BatchStart(WireModel):
     """The argument of the workflow type ``ChatBatch``. ``position``: the items before it have ended."""
 
     batch_id: str
     position: int = 0
+    lane: LaneState = LaneState()
 
 
 class BatchRef(WireModel):
@@ -146,6 +173,65 @@ class SliceReport(WireModel):
     """``stopped``: why items are left; None: all of the part have ended."""
 
     stopped: Literal["paused", "cancelled"] | None = None
+
+
+class SendOrder(WireModel):
+    """Items of a batch to send to the model's server: from number ``first`` to before ``end``, one job per model."""
+
+    batch_id: str
+    first: int
+    end: int
+    timeout_hours: int
+    deadline: Timestamp | None = None
+
+
+class SendReport(WireModel):
+    """The batch jobs that were created. ``stopped``: why there are none; ``late``: the deadline is too near."""
+
+    parts: Many[SentPart] = ()
+    stopped: Literal["paused", "cancelled", "late"] | None = None
+
+
+class PartsOrder(WireModel):
+    """Batch jobs to look at or to withdraw. ``deadline``: the batch's. ``keep``: their results are wanted.
+
+    ``pause``: seconds until the next look, if nothing has happened.
+    """
+
+    batch_id: str
+    parts: Many[SentPart]
+    deadline: Timestamp | None = None
+    keep: bool = True
+    pause: float = 0.0
+
+
+class PartsReport(WireModel):
+    """Batch jobs as they are now, by key: those that have ``ended``, and of these those whose results are all there.
+
+    ``answered``: requests with a result, so far. ``seconds_left``: until what has no result has to be withdrawn to meet
+    the deadline; None: there is no deadline.
+    """
+
+    ended: Many[str] = ()
+    complete: Many[str] = ()
+    answered: int = 0
+    seconds_left: float | None = None
+    cancelled: bool = False
+
+
+class PartOrder(WireModel):
+    """A batch job whose results are to be taken."""
+
+    batch_id: str
+    part: SentPart
+    deadline: Timestamp | None = None
+
+
+class ResultsReport(WireModel):
+    """``ended``: jobs that got their outcome. ``left``: those whose result was an error that live calls may mend."""
+
+    ended: int = 0
+    left: int = 0
 
 
 class BatchSealed(WireModel):

@@ -1,16 +1,19 @@
-"""The interfaces of model and webhook sender, as small Protocols and values; their implementations are in providers/.
+"""The interfaces of model, batches of a model and webhook sender, as small Protocols and values; their implementations
+are in providers/.
 
 Nothing here or in activities/ names a vendor.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Mapping
 from contextvars import ContextVar
+from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
 from chatjobs.contracts import Channel, ChatRequest, JsonObject, ToolCall, Usage
+from domain.errors import UpstreamError
 
 CANNOT_CONTINUE = "upstream_echo"
 """The error code of an answer that does not go on from the text that it was given."""
@@ -133,6 +136,120 @@ class ChatModel(Protocol):
         event); the implementation enforces size limits. Raises UpstreamError (domain/errors.py), never a vendor's
         exception.
         """
+        ...
+
+
+class BatchLine(NamedTuple):
+    """One request of a batch job; ``custom_id`` identifies its result."""
+
+    custom_id: str
+    request: ChatRequest
+
+
+class BatchPhase(StrEnum):
+    """How far the model's server is with a batch job."""
+
+    QUEUED = "queued"
+    """Waiting, or being validated."""
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    DONE = "done"
+    """Every request has an answer or an error."""
+    FAILED = "failed"
+    """The job as a whole failed, usually because it was refused; hardly any request has a result."""
+    TIMED_OUT = "timed_out"
+    """The job's time was over; some requests have a result."""
+    CANCELLED = "cancelled"
+    """Some requests have a result."""
+
+    @property
+    def ended(self) -> bool:
+        return self not in (BatchPhase.QUEUED, BatchPhase.RUNNING, BatchPhase.CANCELLING)
+
+
+class ModelBatch(NamedTuple):
+    """A batch job at the model's server. ``total`` is 0 until the server has counted the requests."""
+
+    id: str
+    phase: BatchPhase
+    total: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    input_files: tuple[str, ...] = ()
+    output_file: str | None = None
+    error_file: str | None = None
+    failure: UpstreamError | None = None
+    """Why the job FAILED."""
+
+    @property
+    def complete(self) -> bool:
+        """It has ended, and names the files that its counts lead to expect: they may appear some seconds later."""
+        if not self.phase.ended:
+            return False
+        return bool(self.output_file or not self.succeeded) and bool(self.error_file or not self.failed)
+
+
+class BatchAnswer(NamedTuple):
+    """The whole answer to one request of a batch job: its text and parts in order, and its end."""
+
+    pieces: tuple[TextDelta | PartDelta, ...]
+    finish: Finish
+
+
+LineOutcome = BatchAnswer | UpstreamError
+"""The result of one request. An error has its ``reason`` and ``retryable`` as that of a live call."""
+PendingRequests = Callable[[Collection[str]], Awaitable[Mapping[str, ChatRequest]]]
+"""Those requests, of the ids given, that await a result."""
+
+
+class BatchModel(Protocol):
+    """A language model that answers many requests at its own pace.
+
+    All methods raise UpstreamError. Every call has limits of time and size; none is repeated here.
+    """
+
+    async def upload(self, key: str, requests: AsyncIterable[BatchLine]) -> str:
+        """Upload requests. Returns the id of the file. Memory does not grow with their number.
+
+        ``key`` identifies the batch job among all that the server has. Raises UpstreamRefused (``upstream_too_large``)
+        for more than the server takes.
+        """
+        ...
+
+    async def find(self, key: str, *, since: datetime) -> ModelBatch | None:
+        """The batch job that was created with this key, at ``since`` or later by the server's clock.
+
+        The oldest if there are several; None if there is none.
+        """
+        ...
+
+    async def create(self, key: str, file_id: str, model: str, *, timeout_hours: int) -> ModelBatch:
+        """Create a batch job that answers all requests of a file. It costs money: ``find`` one first.
+
+        After an error other than a refusal it may nevertheless exist.
+        """
+        ...
+
+    async def look(self, batch_id: str) -> ModelBatch:
+        """The batch job as it is now."""
+        ...
+
+    async def cancel(self, batch_id: str) -> ModelBatch:
+        """Request the cancellation. The job may end otherwise: results that exist are kept and paid for."""
+        ...
+
+    def results(self, batch: ModelBatch, pending: PendingRequests) -> AsyncGenerator[tuple[str, LineOutcome], None]:
+        """The results of an ended batch job by ``custom_id``, in any order, each request's at most once.
+
+        ``pending`` is called with the ids of a few lines at a time; what it does not return is skipped: results of
+        unknown requests, and second ones. A request in ``pending`` may have no result. A line that is not as it should
+        be is an error of its request, never an answer. Raises UpstreamInterrupted while the files are not there yet,
+        and if they did not arrive whole; then no result was yielded.
+        """
+        ...
+
+    async def delete_files(self, key: str, batch: ModelBatch | None) -> None:
+        """Delete the files of a batch job, also those of uploads with this key that no job has used."""
         ...
 
 

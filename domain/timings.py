@@ -84,6 +84,26 @@ class Timings:
     model_error_seconds: float = 5.0
     """For the body of an error response: a server that sends none must not hold up the retry."""
 
+    batch_call_seconds: float = 60.0
+    """For one call about a batch job or a file, except for transfers."""
+    batch_transfer_seconds: float = 3600.0
+    """For the upload or the download of one file."""
+    batch_silence_seconds: float = 60.0
+    """Without a byte in either direction, after which a transfer is given up."""
+
+    batch_first_look_seconds: float = 5.0
+    """Until the first look at a batch job; each further pause is half as long again."""
+    batch_longest_look_seconds: float = 300.0
+    """The pause up to which it grows."""
+    batch_late_files_seconds: float = 300.0
+    """How long the files of a batch job that has ended may be missing, before its requests go on as live calls."""
+    batch_patience_seconds: float = 7200.0
+    """How long calls about a batch job may fail, before its requests go on as live calls."""
+    batch_withdrawal_seconds: float = 60.0
+    """For a batch job that is withdrawn before the deadline to end."""
+    batch_margin_seconds: float = 60.0
+    """Added to the time that live calls need for what a batch job leaves, before the deadline."""
+
     # -------------------------------------------------------------------------------------------------- webhooks
 
     webhook_total_seconds: float = 15.0

@@ -11,9 +11,10 @@ from typing import get_args
 
 import uvicorn
 
-from simulator.app import Options, create_app
+from simulator.app import create_app
 from simulator.faults import Continues
 from simulator.player import BreakableProtocol
+from simulator.state import Options
 
 BACKLOG = 4096
 
@@ -22,7 +23,13 @@ def main() -> None:
     arguments = parser().parse_args()
     listener = listen(arguments.host, arguments.port)
     options = Options(
-        arguments.first_token, arguments.rate, arguments.seed, arguments.requests_per_minute, arguments.continues
+        arguments.first_token,
+        arguments.rate,
+        arguments.seed,
+        arguments.requests_per_minute,
+        arguments.continues,
+        arguments.batch_seconds,
+        arguments.batch_rate,
     )
     config = uvicorn.Config(
         create_app(options),
@@ -53,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     kinds = get_args(Continues)
     found.add_argument("--continues", choices=kinds, default=Options.continues, help="what makes it continue a text")
     found.add_argument("--requests-per-minute", type=int, help="refuse with 429 what is more")
+    found.add_argument("--batch-seconds", type=float, default=Options.batch_seconds, help="before a batch job runs")
+    rate = "items of a batch job per second; 0 is no limit"
+    found.add_argument("--batch-rate", type=float, default=Options.batch_rate, help=rate)
     return found
 
 

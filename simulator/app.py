@@ -1,12 +1,9 @@
-"""The routes: Mistral's two, and those for tests under ``/sim``."""
+"""The routes: Mistral's, and those for tests under ``/sim``."""
 
 from __future__ import annotations
 
 import itertools
-import time
 import uuid
-from dataclasses import dataclass
-from random import Random
 
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
@@ -15,79 +12,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from simulator import oddities, refusals, wire
-from simulator.allowance import MinuteWindow
+from simulator import refusals, wire
+from simulator.access import authorized
+from simulator.batch_routes import batch_routes
 from simulator.calls import ChatCall
-from simulator.faults import Continues, DirectiveError, Odd, Rule, Script, read_directive
+from simulator.faults import DirectiveError, Rule
 from simulator.generation import Text, Thinking
-from simulator.log import MAX_PROMPT_CHARACTERS, LogEntry, RequestLog
+from simulator.log import LogEntry
 from simulator.player import Player
 from simulator.refusals import Refused
-from simulator.replies import Reply, Tempo, refused
+from simulator.replies import Reply, refused
+from simulator.state import Options, Simulator, describe
 
-UNLIMITED_REQUESTS_PER_MINUTE = 1_000_000
 _SECRET_HEADERS = {"authorization", "cookie"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """Defaults of the process. ``first_token`` (seconds) and ``rate`` (tokens per second) are inclusive ranges."""
-
-    first_token: tuple[float, float] = (0.3, 0.8)
-    rate: tuple[float, float] = (40, 80)
-    seed: int = 0
-    requests_per_minute: int | None = None
-    continues: Continues = "prefix"
-
-
-class Simulator:
-    """The state of one process: options, scripts, log."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.log = RequestLog()
-        self.rules: list[Rule] = []
-        self.started = int(time.time())
-        limit = options.requests_per_minute
-        self.allowance = MinuteWindow(
-            limit or UNLIMITED_REQUESTS_PER_MINUTE, enforced=limit is not None, clock=time.monotonic
-        )
-
-    def reply(self, call: ChatCall, script: Script, attempt: int = 1) -> Reply:
-        """The answer to a call under a script."""
-        seed = f"{self.options.seed} {call.subject}"
-        return Reply(
-            call=call,
-            script=script,
-            fault=script.fault(attempt),
-            seed=seed,
-            tempo=self._tempo(script, call, seed),
-            answer_id=uuid.uuid4().hex,
-            created=int(time.time()),
-        )
-
-    def script(self, call: ChatCall, *, spend: bool = True) -> Script:
-        """The directive of the last user message, else the newest rule that matches. Raises DirectiveError."""
-        directive = read_directive(call.prompt)
-        if directive is not None:
-            return directive
-        rule = next((rule for rule in reversed(self.rules) if rule.match in call.prompt), None)
-        if rule is None:
-            return Script()
-        if spend and rule.times is not None:
-            at = next(number for number, other in enumerate(self.rules) if other is rule)
-            left = rule.times - 1
-            self.rules[at : at + 1] = [rule.model_copy(update={"times": left})] if left else []
-        return rule.script
-
-    def _tempo(self, script: Script, call: ChatCall, seed: str) -> Tempo:
-        rng = Random(f"{seed if call.random_seed is None else call.random_seed} tempo")  # noqa: S311 - repeatable
-        first, rate = rng.uniform(*self.options.first_token), rng.uniform(*self.options.rate)
-        if script.first_token_seconds is not None:
-            first = script.first_token_seconds
-        if script.tokens_per_second is not None:
-            rate = script.tokens_per_second
-        return Tempo(first, 1 / rate if rate else 0)
 
 
 class Completions:
@@ -120,38 +57,17 @@ class Completions:
             raise Refused(refusals.unauthorized())
         try:
             call = ChatCall.model_validate_json(body)
-            call.served_as(self._simulator.script(call, spend=False).continues or self._simulator.options.continues)
-            _describe(entry, call)
+            self._simulator.serve(call)
+            describe(entry, call)
             found = call.refusal()
             if found is not None:
                 raise Refused(refusals.error(400, *found))
             allowance = self._simulator.allowance.spend(call.prompt_tokens)  # a real 429 is no scripted attempt
-            return self._reply(call, entry), allowance
+            return self._simulator.attempt(call, entry), allowance
         except ValidationError as error:
             raise Refused(refusals.invalid(error)) from error
         except DirectiveError as error:
             raise Refused(refusals.error(400, str(error), "invalid_directive", None)) from error
-
-    def _reply(self, call: ChatCall, entry: LogEntry) -> Reply:
-        script = self._simulator.script(call)
-        entry.attempt = self._simulator.log.attempt(entry.conversation)
-        reply = self._simulator.reply(call, script, entry.attempt)
-        entry.fault = None if reply.fault is None else reply.fault.label
-        if isinstance(reply.fault, Odd):
-            oddities.named(reply.fault.name)  # raises for an unknown name while a refusal can still be sent
-        return reply
-
-
-def authorized(request: Request) -> bool:
-    """Whether the request has a key; any key is valid."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and bool(key.strip())
-
-
-def _describe(entry: LogEntry, call: ChatCall) -> None:
-    entry.model, entry.stream, entry.prefix = call.model, call.stream, call.trailing
-    entry.prompt = call.prompt[:MAX_PROMPT_CHARACTERS]
-    entry.parameters, entry.conversation = call.parameters, call.conversation
 
 
 class Routes:
@@ -214,8 +130,8 @@ class Routes:
         """The answer to a chat completion with this body, at once, without faults and without a log entry."""
         try:
             call = ChatCall.model_validate_json(await request.body())
+            self._simulator.serve(call)
             script = self._simulator.script(call, spend=False)
-            call.served_as(script.continues or self._simulator.options.continues)
         except (ValidationError, DirectiveError) as error:
             return JSONResponse({"error": str(error)}, 422)
         return JSONResponse(_answer_fields(self._simulator.reply(call, script, attempt=len(script.faults) + 1)))
@@ -258,5 +174,6 @@ def create_app(options: Options) -> Starlette:
             Route("/sim/wait", routes.wait),
             Route("/sim/release", routes.release, methods=["POST"]),
             Route("/sim/answer", routes.answer, methods=["POST"]),
+            *batch_routes(simulator),
         ]
     )

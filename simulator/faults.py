@@ -21,11 +21,13 @@ Continues = Literal["prefix", "continue_final_message", "assistant", "never"]
 llama.cpp always. Only Mistral refuses a field it does not know; the others silently begin a new answer."""
 
 
-class _Model(BaseModel):
+class ScriptModel(BaseModel):
+    """A part of a script, from a test."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _Fault(_Model):
+class _Fault(ScriptModel):
     kind: str
 
     @property
@@ -174,7 +176,7 @@ class FinishFault(_Fault):
     after: After | None = None
 
 
-class ScriptedFrame(_Model):
+class ScriptedFrame(ScriptModel):
     """One step of a scripted stream, by the field that is set.
 
     ``json`` is a frame with this JSON; ``delta``, one with a single choice, beside ``finish`` and ``usage``; ``raw`` is
@@ -222,7 +224,7 @@ class Odd(_Fault):
         return f"odd: {self.name}"
 
 
-def _long_form(fault: Any) -> Any:
+def long_form(fault: Any) -> Any:
     """``{"kind": 429}`` and ``{"kind": "429"}`` as the status fault they are short for."""
     if isinstance(fault, Mapping) and str(fault.get("kind")).isdigit():
         return {**fault, "kind": "status", "status": int(str(fault["kind"]))}
@@ -233,11 +235,11 @@ Fault = Annotated[
     Status | Cut | Stall | Drip | Slow | Eof | NoDone | Malformed | UnknownChunk | StreamError | Huge | Endless | Empty
     | WrongType | FinishFault | FramesFault | Odd,
     Field(discriminator="kind"),
-    BeforeValidator(_long_form),
+    BeforeValidator(long_form),
 ]  # fmt: skip
 
 
-class FrameStyle(_Model):
+class FrameStyle(ScriptModel):
     """How the frames of an event stream are written. ``split`` is the number of bytes per write (HTTP chunk)."""
 
     eol: Literal["lf", "cr", "crlf"] = "lf"
@@ -257,7 +259,7 @@ class FrameStyle(_Model):
     split: int | None = Field(None, ge=1)
 
 
-class ScriptedCall(_Model):
+class ScriptedCall(ScriptModel):
     """A tool call of the model. ``arguments`` given as an object are written as JSON, a string is sent unchanged."""
 
     name: str
@@ -269,14 +271,14 @@ class ScriptedCall(_Model):
         return self.arguments if isinstance(self.arguments, str) else json.dumps(self.arguments, ensure_ascii=False)
 
 
-class Reference(_Model):
+class Reference(ScriptModel):
     """A reference chunk after so many tokens of the answer's text."""
 
     after: int = Field(0, ge=0)
     ids: list[int | str]
 
 
-class Script(_Model):
+class Script(ScriptModel):
     """Text, timing, form and faults of an answer. An empty script is an ordinary answer.
 
     Times are in seconds. The text is ``pieces`` (each a token; an empty one is a token without text of its own, such as
@@ -320,7 +322,7 @@ class Script(_Model):
         return self.faults[attempt - 1] if attempt <= len(self.faults) else None
 
 
-class Rule(_Model):
+class Rule(ScriptModel):
     """A script for requests without a directive whose last user message contains ``match``.
 
     With ``times``, it is removed after so many requests.

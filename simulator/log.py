@@ -30,6 +30,8 @@ class LogEntry:
     attempt: int = 0
     fault: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    batch: str | None = None
+    """The batch job that it is an item of."""
     started: float = field(default_factory=time.time)
     ended: float | None = None
     status: int | None = None
@@ -56,6 +58,7 @@ class LogEntry:
             "status": self.status,
             "outcome": self.outcome,
             "headers": self.headers,
+            "batch": self.batch,
         }
 
 
@@ -74,9 +77,9 @@ class RequestLog:
         self._release = asyncio.Event()
         self._count = 0
 
-    def begin(self, headers: dict[str, str]) -> LogEntry:
+    def begin(self, headers: dict[str, str], *, batch: str | None = None) -> LogEntry:
         self._count += 1
-        entry = LogEntry(self._count, headers=headers)
+        entry = LogEntry(self._count, headers=headers, batch=batch)
         self._entries.append(entry)
         return entry
 

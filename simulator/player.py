@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,13 +12,11 @@ from starlette.types import Send as AsgiSend
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from simulator import wire
+from simulator.call_faults import TRANSPORT, break_off
 from simulator.log import LogEntry, RequestLog
 from simulator.replies import Abort, Close, Hold, Send, Start, Step, Wait
 
 _logger = logging.getLogger(__name__)
-_TRANSPORT = "simulator.transport"
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""``struct linger``: on, zero seconds."""
 
 
 class BreakableProtocol(HttpToolsProtocol):
@@ -28,14 +24,14 @@ class BreakableProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["state"][_TRANSPORT] = self.transport
+        self.scope["state"][TRANSPORT] = self.transport
 
 
 class Player:
     """Sends one answer."""
 
     def __init__(self, scope: Scope, send: AsgiSend, log: RequestLog, entry: LogEntry) -> None:
-        self._transport: asyncio.Transport = scope["state"][_TRANSPORT]
+        self._transport: asyncio.Transport = scope["state"][TRANSPORT]
         self._asgi_send = send
         self._log = log
         self._entry = entry
@@ -83,7 +79,7 @@ class Player:
                     await self._body(b"", more=False)
                     self._log.end(self._entry, outcome)
                 case Abort(reset):
-                    self._abort(reset=reset)
+                    break_off(self._transport, reset=reset)
                     self._log.end(self._entry, "cut")
 
     async def _start(self, status: int, headers: dict[str, str]) -> None:
@@ -120,14 +116,6 @@ class Player:
 
     async def _body(self, data: bytes, *, more: bool = True) -> None:
         await self._asgi_send({"type": "http.response.body", "body": data, "more_body": more})
-
-    def _abort(self, *, reset: bool) -> None:
-        if not reset:
-            self._transport.close()  # sends what was written, then FIN, without the last HTTP chunk
-            return
-        connection: socket.socket = self._transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._transport.abort()
 
 
 async def _disconnected(receive: Receive) -> None:

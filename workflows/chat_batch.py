@@ -20,8 +20,9 @@ from chatjobs.contracts import BatchStatus
 from domain.names import CHAT_BATCH, LOOK
 from domain.payloads import BatchRef, BatchSealed, BatchStart, PreparedBatch, SliceOrder, SliceReport
 from workflows import options
+from workflows.batch_lane import BatchLane
 from workflows.inputs import Input, lenient
-from workflows.steps import first_try, shielded
+from workflows.steps import first_try, has_room, shielded
 
 with workflow.unsafe.imports_passed_through():
     from activities.batch import BatchActivities
@@ -34,8 +35,6 @@ LARGEST_PART = 200
 SMALLEST_PART = 10
 PARTS = 16
 """A small batch has so many parts, so that several workers share it."""
-LONGEST_HISTORY = 1_000
-"""Events after which no further part begins in a run; those that are open add a few dozen."""
 LOOK_AGAIN = timedelta(hours=1)
 """How long a paused batch waits for the signal; after that it looks at its row."""
 LEFT_AGAIN = timedelta(seconds=5)
@@ -68,15 +67,23 @@ class ChatBatch:
         order = start.as_a(BatchStart)
         ref = BatchRef(batch_id=order.batch_id)
         batch = await self._unless_cancelled(ref, self._prepare(ref))
-        position: int | None = order.position
+        lane, answered = order.lane, False
+        if batch.lane == "batch" and not (batch.ended or lane.done):
+            work = BatchLane(ref, batch, lane, lambda: self._looks).run()
+            lane = await self._unless_cancelled(ref, work)
+            if not lane.done:
+                workflow.continue_as_new(BatchStart(batch_id=order.batch_id, lane=lane))
+            answered = not (await shielded(self._seal(ref))).left
+        first = order.position
         while True:
-            if not batch.ended:
-                position = await self._unless_cancelled(ref, self._work(ref, batch, position or 0))
-            if position is not None:
-                workflow.continue_as_new(BatchStart(batch_id=order.batch_id, position=position))
+            if not (batch.ended or answered):
+                position = await self._unless_cancelled(ref, self._work(ref, batch, first))
+                if position is not None:
+                    workflow.continue_as_new(BatchStart(batch_id=order.batch_id, position=position, lane=lane))
             sealed = await shielded(self._seal(ref))
             if not sealed.left:
                 break
+            first = 0
             await self._unless_cancelled(ref, workflow.sleep(LEFT_AGAIN))
         if sealed.delivery_id is not None:
             report = await shielded(first_try(sealed.delivery_id, of=order.batch_id))
@@ -111,7 +118,7 @@ class ChatBatch:
         places = deque(_shares(batch.concurrency))
         cancelled = paused = False
         while True:
-            room = workflow.info().get_current_history_length() < LONGEST_HISTORY
+            room = has_room()
             while places and room and not (cancelled or paused) and (left or position < batch.total):
                 if not left:
                     left.append(Part(position, min(position + size, batch.total)))

@@ -79,6 +79,28 @@ def batch_slice() -> dict[str, Any]:
     }
 
 
+def batch_lane(*, attempts: int | None = None) -> dict[str, Any]:
+    """Options of a call about a batch job at the model's server, with the upload or download of a file at most."""
+    return {
+        "task_queue": BATCHES_QUEUE,
+        # A file's transfer has a limit of its own, and the answers of a part take minutes to store.
+        "start_to_close_timeout": timedelta(hours=6),
+        "heartbeat_timeout": _heartbeat,
+        # Counted in attempts, not in time: while no worker runs nothing is given up, as it would be paid for twice.
+        "retry_policy": RetryPolicy(
+            initial_interval=timedelta(seconds=1),
+            backoff_coefficient=2.0,
+            maximum_interval=timedelta(seconds=60),
+            maximum_attempts=attempts or 6 + round(_timings.batch_patience_seconds / 60),
+        ),
+    }
+
+
+def timings() -> Timings:
+    """The times between looks at batch jobs. A replay does not compare the lengths of timers."""
+    return _timings
+
+
 def retention() -> dict[str, Any]:
     """Options of one removal of all jobs that are too old: some hundred jobs a second."""
     return {

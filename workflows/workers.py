@@ -12,6 +12,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.batch import BatchActivities
+from activities.batch_lane import BatchLaneActivities
 from activities.completion import CompletionActivities
 from activities.result import ResultActivities
 from activities.retention import RetentionActivities
@@ -48,6 +49,7 @@ def build_workers(
     webhooks: WebhookActivities,
     retention: RetentionActivities,
     batches: BatchActivities,
+    lane: BatchLaneActivities,
 ) -> list[Worker]:
     """One worker per task queue, so that slow receivers never hold up completions."""
     options.configure(heartbeat=settings.heartbeat_timeout, timings=timings)
@@ -82,7 +84,10 @@ def build_workers(
         Worker(
             client,
             task_queue=BATCHES_QUEUE,
-            activities=[batches.prepare_batch, batches.run_slice, batches.cancel_rest],
+            activities=[
+                *(batches.prepare_batch, batches.run_slice, batches.cancel_rest),
+                *(lane.send_items, lane.look_at_parts, lane.withdraw_parts, lane.take_results),
+            ],
             max_concurrent_activities=PARTS_AT_ONCE,
             max_concurrent_activity_task_polls=TASK_POLLS,
             max_heartbeat_throttle_interval=throttle,

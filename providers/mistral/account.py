@@ -14,8 +14,8 @@ from mistralai.client.sdkconfiguration import SERVER_GLOBAL, SERVERS
 
 from chatjobs.retry_after import http_date
 from domain.errors import UpstreamError, UpstreamInterrupted
-from providers.mistral.chat import check_access, http_client
-from providers.mistral.errors import ErrorAnswer, Private, mistral_errors
+from providers.mistral.errors import ErrorAnswer, Private, mistral_errors, not_mistral
+from providers.mistral.sdk import check_access, http_client
 from providers.mistral.values import OK
 
 SERVER: Final = SERVERS[SERVER_GLOBAL]
@@ -76,22 +76,18 @@ async def _models(response: httpx2.Response) -> frozenset[str]:
         async for piece in pieces:
             body += piece
             if len(body) > MAX_BYTES:
-                raise _not_mistral("its list of models is too long")
+                raise not_mistral("its list of models is too long")
     if response.status_code != OK:
         raise ErrorAnswer(response.status_code, response.headers, bytes(body[:16_384]))
     try:
         return _names(json.loads(body))
     except (ValueError, RecursionError):
-        raise _not_mistral("its answer is not JSON") from None
+        raise not_mistral("its answer is not JSON") from None
 
 
 def _names(document: Any) -> frozenset[str]:
     """The names of the models in a parsed list. Raises UpstreamInterrupted."""
     entries = document.get("data") if isinstance(document, dict) else None
     if not isinstance(entries, list):
-        raise _not_mistral("its answer is no list of models")
+        raise not_mistral("its answer is no list of models")
     return frozenset(one["id"] for one in entries if isinstance(one, dict) and isinstance(one.get("id"), str))
-
-
-def _not_mistral(why: str) -> UpstreamInterrupted:
-    return UpstreamInterrupted(f"What answers does not speak as Mistral does: {why}", code="upstream_protocol")

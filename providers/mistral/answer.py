@@ -111,9 +111,9 @@ class Answer:
         if self._awaits is End.CLOSE and proper:
             self._awaits = End.NOTHING
 
-    def document(self, body: bytes) -> Iterator[ModelEvent]:
-        """The events of a whole completion in one JSON document, sent in place of a stream."""
-        document = expect(parsed(body), dict)
+    def document(self, value: Any) -> Iterator[ModelEvent]:
+        """The events of a whole completion, the JSON document that is sent in place of a stream or in a batch."""
+        document = expect(value, dict)
         yield from self._read(document)
         if not document.get("choices"):
             raise protocol("there is no choice in the completion")
@@ -180,7 +180,7 @@ class Answer:
         return told
 
     def _read_choice(self, choice: JsonObject, told: UsageSoFar | None) -> Iterator[ModelEvent]:
-        if _truthy(choice.get("error")):
+        if is_error_value(choice.get("error")):
             raise ErrorObject({"error": choice["error"]})
         self.meaningful_chunks += self._counts.take(choice.get("usage"))
         told = told or self._counts.so_far(choice.get("usage"))
@@ -408,7 +408,7 @@ _ERROR_FIELDS: Final = ("message", "detail", "msg", "errors", "error_message", "
 
 def _is_error(chunk: JsonObject) -> bool:
     """Whether a chunk is an error: ``{"object": "error", …}`` is Mistral's, the other forms come from gateways."""
-    if "error" in (chunk.get("object"), chunk.get("type")) or _truthy(chunk.get("error")):
+    if "error" in (chunk.get("object"), chunk.get("type")) or is_error_value(chunk.get("error")):
         return True
     kinds = (chunk.get(name) for name in ("type", "object", "event"))
     if chunk.get("choices") or any(isinstance(kind, str) and kind.lower() in _SIGNS_OF_LIFE for kind in kinds):
@@ -418,10 +418,10 @@ def _is_error(chunk: JsonObject) -> bool:
 
 def _is_error_text(value: Any) -> bool:
     """Whether the value of an error field is an error; a ``message`` with a role is a message of another format."""
-    return _truthy(value) and not (isinstance(value, dict) and "role" in value)
+    return is_error_value(value) and not (isinstance(value, dict) and "role" in value)
 
 
-def _truthy(value: Any) -> bool:
+def is_error_value(value: Any) -> bool:
     """Whether a value says something: some servers send an error object without text and with code 0 in every chunk."""
     return any(value.values()) if isinstance(value, dict) else bool(value)
 

@@ -1,25 +1,20 @@
 """Mistral as a ChatModel.
 
-The SDK (mistralai 3.7) does credentials, URL, headers, hooks, and which responses are errors. Two things are done here,
+The SDK (mistralai 3.7) does credentials, URL, headers, hooks (providers/mistral/sdk.py). Two things are done here,
 because the SDK builds pydantic models for them: the request's body (serialised from our own model) and the decoding of
-the stream. Not all methods of the SDK that we call are public; its version is pinned to 3.7 and
-`tests/providers/test_mistral_requests.py` compares our requests with those of ``sdk.chat.stream_async``.
+the stream. `tests/providers/test_mistral_requests.py` compares our requests with those of ``sdk.chat.stream_async``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import re
-import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final
 
 import httpx2
-from mistralai.client import Mistral, models, utils
-from mistralai.client._hooks import HookContext
 
 from chatjobs.contracts import (
     OURS,
@@ -31,7 +26,6 @@ from chatjobs.contracts import (
     TextPart,
     message_text,
 )
-from chatjobs.errors import bounded
 from domain.continuing import AS_MISTRAL, NEVER, Practice, Way, own_prefix
 from domain.errors import UpstreamError
 from domain.ports import Allowance, Continuing, ModelEvent, StillWorking
@@ -39,14 +33,13 @@ from domain.timings import Timings
 from providers.mistral.answer import Answer
 from providers.mistral.echo import Echo
 from providers.mistral.errors import NO_ALLOWANCE_HEADER, ErrorAnswer, Private, mistral_errors
+from providers.mistral.sdk import MAX_ERROR_BYTES, Operation, SdkCalls, error_answer, http_client, is_encoded
 from providers.mistral.stream import MAX_RESPONSE_BYTES, too_large
-from providers.mistral.transport import EXCHANGE, StreamTransport
-from providers.mistral.values import OK
+from providers.mistral.transport import EXCHANGE
+from providers.mistral.values import OK, parsed
 
-CONNECT_SECONDS: Final = 10.0
 DRAIN_SECONDS: Final = 0.2
 """How long the end of the response may come after the end of the answer; later, the connection is not kept."""
-MAX_ERROR_BYTES: Final = 16 * 1024
 
 _PLAIN_TYPES: Final = frozenset({"", "text/plain", "application/octet-stream", "binary/octet-stream"})
 _BOM: Final = b"\xef\xbb\xbf"
@@ -54,9 +47,7 @@ _FIELDS: Final = (b"data:", b"event:", b"error:", b"id:", b"retry:")
 _FIRST_BYTES: Final = len(b"retry:")
 """The bytes needed to tell an event stream from JSON, and both from anything else."""
 
-_OPERATION: Final = "stream_chat"
-_PATH: Final = "/v1/chat/completions#stream"
-_OPENED: Final = "chatjobs.opened"
+STREAM_CHAT: Final = Operation("stream_chat", "chat", "POST", "/v1/chat/completions#stream", "text/event-stream")
 ACCOUNT_CHARACTERS: Final = 8
 _VERSION: Final = re.compile(r"-(latest|[0-9]{4})$")
 """The version in a model's name, which its family does not have: mistral-small-latest, mistral-small-2506."""
@@ -65,9 +56,6 @@ _RATE_LIMIT_HEADERS: Final = {
     "requests_left": "x-ratelimit-remaining-req-minute",
     "tokens_left": "x-ratelimit-remaining-tokens-minute",
 }
-_DEPRECATION: Final = "x-model-deprecation-timestamp"
-
-log = logging.getLogger(__name__)
 
 
 class MistralChat:
@@ -88,15 +76,12 @@ class MistralChat:
         value. ``practice``: how the server continues an assistant's message; None: unknown until ``learn`` is called.
         Raises ValueError for a malformed key or URL, without repeating it.
         """
-        check_access(api_key, server_url)
         self._practice = practice
         self._timings = timings
         self._learned: dict[str, Practice] = {}
         self._to_measure: set[str] = set()
         self._measurement_requested = asyncio.Event()
-        self._http = http_client(idle_connections)
-        self._sdk = Mistral(api_key=api_key, server_url=server_url, async_client=self._http)
-        self._chat = self._sdk.chat
+        self._calls = SdkCalls(api_key, server_url, http_client(idle_connections))
         self._account = hashlib.sha256((api_key or "").encode()).hexdigest()[:ACCOUNT_CHARACTERS]
 
     def lane(self, model: str) -> str:
@@ -142,7 +127,7 @@ class MistralChat:
         return models
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._calls.aclose()
 
     async def stream(
         self,
@@ -180,99 +165,30 @@ class MistralChat:
 
     async def _open(self, body: bytes, private: Private) -> httpx2.Response:
         """A response that may contain an answer, which the caller closes. Raises ErrorAnswer for any other response."""
-        request = self._request(body)
-        # The SDK runs hooks on the response before returning it; a cancellation there would leave it open for ever.
-        opened = request.extensions[_OPENED] = list[httpx2.Response]()
-        try:
-            response = await self._send(request)
-            private.hide_key(response.request.headers.get("authorization", ""))
-            if not _may_be_answer(response):
-                body_of_error = await _error_body(response, self._timings.model_error_seconds)
-                raise ErrorAnswer(response.status_code, response.headers, body_of_error)
-        except BaseException:
-            for one in opened:
-                await one.aclose()
-            raise
-        return response
-
-    def _request(self, body: bytes) -> httpx2.Request:
-        """The request as ``Chat.stream_async`` builds it, except for the body. No timeout: the client has one."""
-        serialised = utils.SerializedRequestBody(media_type="application/json", content=body)
-        return self._chat._build_request_async(
-            method="POST",
-            path=_PATH,
-            base_url=None,
-            url_variables=None,
-            request=None,
-            request_body_required=True,
-            request_has_path_params=False,
-            request_has_query_params=False,
-            user_agent_header="user-agent",
-            accept_header_value="text/event-stream",
-            security=self._chat.sdk_configuration.security,
-            get_serialized_body=lambda: serialised,
-        )
-
-    async def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """Send with the SDK's hooks, in its order, but without its retries: Temporal retries."""
-        configuration = self._chat.sdk_configuration
-        context = HookContext(
-            config=configuration,
-            base_url=self._chat._get_url(None, None),  # type: ignore[no-untyped-call]  # the SDK has no types here
-            operation_id=_OPERATION,
-            oauth2_scopes=None,
-            security_source=utils.get_security_from_env(configuration.security, models.Security),
-            tags=["chat"],
-            extensions=None,
-        )
-        return await self._chat.do_request_async(
-            hook_ctx=context,
-            request=request,
-            is_error_status_code=lambda status: utils.match_status_codes(["4XX", "5XX"], status),
-            stream=True,
-        )
-
-
-def http_client(idle_connections: int) -> httpx2.AsyncClient:
-    """The client that the SDK sends with: no redirects, no compression, no time limit except for connecting.
-
-    The environment is trusted: many networks reach Mistral through an egress proxy or a private certificate authority
-    named there, and the server called is Mistral's or the operator's own. (Webhooks, whose receivers are untrusted, do
-    not use it.) With a proxy, httpx2's own transport is used; ours does not support proxies.
-    """
-    tls = httpx2.create_ssl_context()
-    transport = StreamTransport(tls, idle_connections=idle_connections)
-    return httpx2.AsyncClient(
-        transport=None if {"http", "https", "all"} & urllib.request.getproxies().keys() else transport,
-        verify=tls,
-        timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=idle_connections, keepalive_expiry=30.0),
-        # Size limits apply to the bytes read; a compressed answer would be larger once decoded.
-        headers={"accept-encoding": "identity"},
-        event_hooks={"response": [_record_opened, _note_deprecation]},
-    )
-
-
-async def _record_opened(response: httpx2.Response) -> None:
-    response.request.extensions.get(_OPENED, []).append(response)
-
-
-async def _note_deprecation(response: httpx2.Response) -> None:
-    """Log the deprecation of a model. The SDK's own hook reads the body for the model's name: not with a stream."""
-    moment = response.headers.pop(_DEPRECATION, None)
-    if moment is not None:
-        log.warning("the model is deprecated", extra={"action": "model_deprecated", "removed_at": bounded(moment, 64)})
+        response = await self._calls.send(STREAM_CHAT, private, content=body)
+        if _may_be_answer(response):
+            return response
+        raise await error_answer(response, self._timings.model_error_seconds)
 
 
 # --------------------------------------------------------------------------------------------------- request
 
 
-def request_body(request: ChatRequest, continue_from: str | None = None, practice: Practice = AS_MISTRAL) -> bytes:
-    """``request`` as JSON for the server: without our own fields and those that are None; always streaming."""
+def request_body(
+    request: ChatRequest,
+    continue_from: str | None = None,
+    practice: Practice = AS_MISTRAL,
+    *,
+    stream: bool = True,
+) -> bytes:
+    """``request`` as JSON for the server: without our own fields and those that are None.
+
+    ``stream``: the answer is to be streamed; else the field is left out, as in a batch.
+    """
     messages = sent_messages(request, continue_from, practice)
     continues = isinstance(messages[-1], AssistantMessage)
     sent = request.model_copy(update={"messages": messages, "stream": True})
-    left_out: dict[str, Any] = dict.fromkeys(OURS - {"stream"}, True)
+    left_out: dict[str, Any] = dict.fromkeys(OURS - {"stream"} if stream else OURS, True)
     if practice.way in (Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT) and continues:
         left_out["messages"] = {len(messages) - 1: {"prefix"}}
     body = sent.model_dump_json(exclude=left_out, exclude_none=True).encode()
@@ -331,19 +247,6 @@ def expected_echo(request: ChatRequest, continue_from: str | None, practice: Pra
         return None
     sent, dropped = practice.divided(text)
     return Echo(sent, dropped, shown=bool(continue_from), echoes=practice.echoes, usual=practice.way is Way.PREFIX)
-
-
-def check_access(api_key: str | None, server_url: str | None) -> None:
-    """Raises ValueError for a malformed key or URL, without repeating it."""
-    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
-        raise ValueError("MISTRAL_API_KEY has blanks around it, or characters that an HTTP header cannot carry")
-    if server_url is not None:
-        try:
-            url = httpx2.URL(server_url)
-        except httpx2.InvalidURL:
-            url = httpx2.URL("")
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError("MISTRAL_SERVER_URL is not an http or https URL, such as https://api.mistral.ai")
 
 
 # -------------------------------------------------------------------------------------------------- response
@@ -449,7 +352,7 @@ async def _unlabelled_events(
     """The first events of a body that is not labelled as an event stream: it may be one, or a completion as JSON."""
     beginning = await _beginning(response, chunks)
     if beginning.startswith(b"{"):
-        return answer.document(await _document(beginning, chunks))
+        return answer.document(parsed(await _document(beginning, chunks)))
     return answer.feed(beginning)
 
 
@@ -500,7 +403,7 @@ def _number(text: str | None) -> float | None:
 def _may_be_answer(response: httpx2.Response) -> bool:
     """Whether the body may be an answer, by status and type: HTML or an image is not."""
     readable = _is_event_stream(response) or _media_type(response) in _PLAIN_TYPES or "json" in _media_type(response)
-    return response.status_code == OK and readable and not _is_encoded(response)
+    return response.status_code == OK and readable and not is_encoded(response)
 
 
 def _is_event_stream(response: httpx2.Response) -> bool:
@@ -509,21 +412,3 @@ def _is_event_stream(response: httpx2.Response) -> bool:
 
 def _media_type(response: httpx2.Response) -> str:
     return response.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _is_encoded(response: httpx2.Response) -> bool:
-    return response.headers.get("content-encoding", "").strip().lower() not in ("", "identity")
-
-
-async def _error_body(response: httpx2.Response, seconds: float) -> bytes:
-    """The beginning of the raw body, as far as it arrives in time; empty for a compressed one, which is not decoded."""
-    body = bytearray()
-    if _is_encoded(response):
-        return b""
-    with suppress(TimeoutError, httpx2.TransportError):
-        async with asyncio.timeout(seconds), aclosing(response.aiter_raw()) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) >= MAX_ERROR_BYTES:
-                    break
-    return bytes(body[:MAX_ERROR_BYTES])

@@ -59,10 +59,8 @@ def mistral_errors(
     """
     try:
         yield
-    except ErrorAnswer as answer:
-        raise _from_answer(answer, private) from None
-    except ErrorObject as error:
-        raise _from_object(error.document, private, headers or {}) from None
+    except (ErrorAnswer, ErrorObject) as error:
+        raise translated(error, private, headers) from None
     except MistralError as error:  # from a hook of the SDK; we read responses ourselves, within limits
         known = ErrorAnswer(error.status_code, error.headers, error.body.encode(errors="replace"))
         raise _from_answer(known, private) from None
@@ -72,6 +70,15 @@ def mistral_errors(
     except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, NoResponseError, OSError) as error:
         # OSError: a TLS failure in mid-stream is not translated by the HTTP client.
         raise _from_network(error, streaming) from None
+
+
+def translated(
+    error: ErrorAnswer | ErrorObject, private: Private, headers: Mapping[str, str] | None = None
+) -> UpstreamError:
+    """The error for a response, or for an error object in a response with these ``headers``."""
+    if isinstance(error, ErrorAnswer):
+        return _from_answer(error, private)
+    return _from_object(error.document, private, headers or {})
 
 
 # --------------------------------------------------------------------------------------------- error classes
@@ -188,6 +195,21 @@ def _from_network(error: Exception, streaming: bool) -> UpstreamInterrupted:
     return UpstreamInterrupted(message, code="upstream_unreachable")
 
 
+def not_mistral(why: str) -> UpstreamInterrupted:
+    """The error for a response, other than an answer, that is not in Mistral's format."""
+    return UpstreamInterrupted(f"What answers does not speak as Mistral does: {why}", code=PROTOCOL.code)
+
+
+def failed_batch(errors: list[Any]) -> UpstreamError:
+    """The error for a batch job that failed as a whole.
+
+    Its errors are about requests of which none is at hand here, so that their words cannot be checked and are not
+    shown.
+    """
+    fault = _classified(None, ErrorBody.of({"errors": errors}))
+    return fault.error(f"{fault.advice} (the batch job failed with {len(errors)} errors).", code=fault.code)
+
+
 def _message(fault: ErrorClass, where: str, words: str | None) -> str:
     return f"{fault.advice} ({where})." + (f" Mistral says: {words}" if words else "")
 
@@ -268,6 +290,13 @@ class Private:
         if _shares(letters, self._key, KEY_WINDOW):
             return True
         return any(_echoes(text, letters, own, own_letters) for own, own_letters in self._written)
+
+
+class Withheld(Private):
+    """For a request with texts that are not at hand: a server's words about it are not shown."""
+
+    def appears_in(self, text: str) -> bool:
+        return True
 
 
 def _echoes(text: str, letters: str, own: str, own_letters: str) -> bool:

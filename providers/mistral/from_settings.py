@@ -1,11 +1,12 @@
-"""The model that the settings describe."""
+"""The model that the settings describe, and its batches."""
 
 from __future__ import annotations
 
 from chatjobs.errors import ConfigurationError
-from domain.continuing import Practice
+from domain.continuing import NEVER, Practice
 from domain.settings import Settings
 from domain.timings import Timings
+from providers.mistral.batch import MistralBatch
 from providers.mistral.chat import MistralChat
 
 
@@ -23,3 +24,14 @@ def mistral_chat(settings: Settings, practice: Practice | None, timings: Timings
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
+
+
+def mistral_batch(settings: Settings, chat: MistralChat, timings: Timings = Timings()) -> MistralBatch:
+    """Batch jobs of the same server and key as ``chat``, which was made from these settings."""
+    key = settings.mistral_api_key
+    return MistralBatch(
+        None if key is None else key.get_secret_value(),
+        settings.mistral_server_url,
+        practice=lambda model: chat.practice(model) or NEVER,
+        timings=timings,
+    )

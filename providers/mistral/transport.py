@@ -4,7 +4,7 @@ httpx2's own transport costs 60 to 80 µs per network read, more than the whole 
 resumes the socket, enters several context managers and parses with h11. Here bytes go from the socket into a parser in
 C (llhttp, through httptools) and wait in a list. `bench/decoding.py` measures tokens with everything around them.
 
-Deliberately small: one host in practice, no proxies (see ``chat.http_client``), no redirects or decompression
+Deliberately small: one host in practice, no proxies (see ``sdk.http_client``), no redirects or decompression
 (those are the client's), request bodies in one piece, responses to POST and GET.
 """
 

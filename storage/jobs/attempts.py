@@ -53,6 +53,7 @@ SAMPLES = (
         attempts.c.outcome == AttemptOutcome.FINISHED.value,
         attempts.c.estimated.is_(False),
         attempts.c.tokens_before == 0,
+        attempts.c.first_token_ms.is_not(None),  # an answer that came whole does not show its server's deltas
     )
     .where(results.c.tool_calls.is_(None), results.c.parts.is_(None))
     .where(func.length(results.c.content) + func.length(results.c.reasoning) <= LONGEST_SAMPLE)

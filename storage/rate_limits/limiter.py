@@ -107,7 +107,7 @@ class Limiter:
 
     def __init__(self, database: Database, *, per_second: float, timings: Timings = Timings()) -> None:
         self._database = database
-        self._default = per_second
+        self.per_second = per_second
         self._timings = timings
         self._lost_after = int(timings.lost_waiter_seconds * SECOND)
         self._failing: Group[str, bool] = Group(self._look_at_failures)
@@ -418,7 +418,7 @@ class Limiter:
         return LaneQueue(connection, dialect, name, time, time - self._lost_after)
 
     def _per_second(self, lane: Row[Any]) -> float:
-        limit = self._default if lane.set_to is None else lane.set_to
+        limit = self.per_second if lane.set_to is None else lane.set_to
         return min(limit, lane.seen) if lane.seen else limit
 
     def _interval(self, lane: Row[Any]) -> int:

@@ -22,6 +22,7 @@ from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRefused
 from domain.ports import Finish, ModelEvent, PartDelta, StillWorking, TextDelta
 from providers.mistral.answer import Answer, ErrorObject
 from providers.mistral.stream import MAX_EVENT_BYTES, MAX_RESPONSE_BYTES, EventStream
+from providers.mistral.values import parsed
 from tests.support.mistral_stream import DONE, END, HELLO, USAGE, call, calls, chunk, sse, text
 
 # Examples are large, and machines may be busy: neither says anything about the code.
@@ -77,7 +78,7 @@ def said_by(
 ) -> Said:
     """What we make of a response: its end is a ``cut`` of the connection, ``proper``, or cannot be told from a cut."""
     said, answer = said or Said(), Answer()
-    events = _events(answer, pieces, cut=cut, proper=proper) if document is None else answer.document(document)
+    events = _events(answer, pieces, cut=cut, proper=proper) if document is None else answer.document(parsed(document))
     for event in events:
         said.add(event)
     said.add(answer.finish())

@@ -25,6 +25,7 @@ from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimite
 from domain.ports import Finish, ModelEvent, StillWorking, TextDelta
 from domain.timings import Timings
 from providers.mistral import chat as mistral
+from providers.mistral import sdk
 from providers.mistral.chat import MistralChat
 from providers.mistral.errors import Private
 from tests.support.mistral_stream import DONE, END, HELLO, USAGE, call, chunk, sse, text
@@ -443,7 +444,7 @@ async def test_cancelling_within_the_sdks_hooks_closes_the_connection() -> None:
             return response
 
     async with raw_server(silent_after_a_token) as server, chat(server) as model:
-        model._sdk.sdk_configuration.__dict__["_hooks"].register_after_success_hook(Slow())
+        model._calls._sdk.sdk_configuration.__dict__["_hooks"].register_after_success_hook(Slow())
         call = asyncio.ensure_future(events(model))
         await asyncio.sleep(0.15)
         call.cancel()
@@ -598,13 +599,13 @@ async def test_a_document_in_place_of_a_stream_has_a_limit(monkeypatch: pytest.M
 async def test_a_deprecated_model_is_logged_and_answers(caplog: pytest.LogCaptureFixture) -> None:
     """The SDK's own hook would read the body for a warning, which fails for every stream of such a model."""
     old = stream(HELLO).replace(b"\r\n", b"\r\nx-model-deprecation-timestamp: 2027-01-01\r\n", 1)
-    with caplog.at_level(logging.WARNING, logger=mistral.__name__):
+    with caplog.at_level(logging.WARNING, logger=sdk.__name__):
         async with raw_server(old) as server, chat(server) as model:
             assert isinstance((await events(model))[-1], Finish)
-            sdk = Mistral(api_key=KEY, server_url=server.url, async_client=model._http)
-            model._http.event_hooks = {}
+            theirs = Mistral(api_key=KEY, server_url=server.url, async_client=model._calls._http)
+            model._calls._http.event_hooks = {}
             with pytest.raises(httpx2.ResponseNotRead):  # the day it does not, _note_deprecation can go
-                await sdk.chat.stream_async(model="m", messages=[models.UserMessage(content="Hi")])
+                await theirs.chat.stream_async(model="m", messages=[models.UserMessage(content="Hi")])
     assert [record.__dict__["action"] for record in caplog.records] == ["model_deprecated"]
 
 

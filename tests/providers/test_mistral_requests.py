@@ -216,7 +216,7 @@ async def test_the_sdks_hooks_run() -> None:
             return request
 
     async with raw_server(stream(HELLO)) as server, chat(server) as model:
-        model._sdk.sdk_configuration.__dict__["_hooks"].register_before_request_hook(Hook())
+        model._calls._sdk.sdk_configuration.__dict__["_hooks"].register_before_request_hook(Hook())
         await asked(model, {"messages": HI})
     assert seen_by_hook == ["stream_chat ['chat'] True"]
     assert server.visits[0].headers["x-hook"] == "was here"
@@ -281,7 +281,7 @@ async def test_the_sdks_tracing_sees_the_answer() -> None:
             return Tracer()
 
     async with raw_server(stream(HELLO)) as server, chat(server) as model:
-        configure_telemetry(model._sdk, Provider(), redaction=False)
+        configure_telemetry(model._calls._sdk, Provider(), redaction=False)
         await asked(model, {"messages": HI})
     assert [span.ended for span in spans] == [True]
     assert spans[0].attributes["gen_ai.usage.output_tokens"] == USAGE["completion_tokens"]

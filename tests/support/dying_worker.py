@@ -17,6 +17,7 @@ import worker
 from activities.webhook import WebhookActivities
 from domain import programs
 from domain.process_exit import exit_now
+from providers.mistral.batch import MistralBatch
 from providers.webhooks.sender import HttpWebhookSender
 from storage.jobs.attempts import AttemptStore
 from storage.jobs.seals import SealStore
@@ -28,6 +29,8 @@ POINTS: dict[str, tuple[type, str]] = {
     "before_finish": (JobWriter, "finish"),
     "after_finish": (JobWriter, "finish"),
     "after_seal": (SealStore, "seal"),
+    "after_upload": (MistralBatch, "upload"),
+    "after_create": (MistralBatch, "create"),
     "before_send": (WebhookActivities, "_send"),
     "after_send": (HttpWebhookSender, "post"),
 }

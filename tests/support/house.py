@@ -20,8 +20,16 @@ from temporalio.exceptions import ApplicationError
 
 from chatjobs.contracts import Job, JobStatus, WebhookEventType
 from dispatch.intake import Intake
-from domain.names import CHAT_JOB, COMPLETIONS_QUEUE, JOBS_QUEUE, STATUS_QUERY, WEBHOOKS_QUEUE, new_job_id
-from domain.ports import ChatModel, WebhookSender
+from domain.names import (
+    BATCHES_QUEUE,
+    CHAT_JOB,
+    COMPLETIONS_QUEUE,
+    JOBS_QUEUE,
+    STATUS_QUERY,
+    WEBHOOKS_QUEUE,
+    new_job_id,
+)
+from domain.ports import BatchModel, ChatModel, WebhookSender
 from domain.settings import Settings
 from domain.timings import Timings
 from domain.values import Cursor, JobHandle, Slice
@@ -34,7 +42,7 @@ from tests.support.fakes import PATIENCE, SECRET, GatedJobs, GatedTranscript, Ga
 from tests.support.service import Watched
 from worker import WorkerParts
 
-QUEUES = (JOBS_QUEUE, COMPLETIONS_QUEUE, WEBHOOKS_QUEUE)
+QUEUES = (JOBS_QUEUE, COMPLETIONS_QUEUE, BATCHES_QUEUE, WEBHOOKS_QUEUE)
 HOOK = "http://receiver.example/hook"
 QUICK = Timings(failure_pause_seconds=0.01)
 """Attempts follow each other without a pause."""
@@ -170,6 +178,7 @@ async def house(
     database: Database,
     *,
     model: ChatModel | None = None,
+    batch_model: BatchModel | None = None,
     sender: WebhookSender | None = None,
     gates: Gates | None = None,
     queues: Collection[str] = QUEUES,
@@ -186,7 +195,9 @@ async def house(
         )
     )
     model, sender = model or ScriptedModel(), sender or ScriptedSender()
-    parts = GatedParts(chosen, client, database, model, sender, indexed, gates=gates, timings=timings)
+    parts = GatedParts(
+        chosen, client, database, model, sender, indexed, gates=gates, timings=timings, batch_model=batch_model
+    )
     async with AsyncExitStack() as closing:
         reader = await closing.enter_async_context(TranscriptReader(database).running())
         here = House(parts, reader)

@@ -62,6 +62,26 @@ class SimulatorProcess:
     def drop_scripts(self) -> None:
         self._ok("DELETE", "/sim/script")
 
+    def batches(self, *, match: str = "", times: int | None = None, **script: Any) -> None:
+        """The script (BatchScript) of all following batch jobs whose metadata has a value that contains ``match``."""
+        self._ok("POST", "/sim/batches", {"script": script, "match": match, "times": times})
+
+    def drop_batches(self) -> None:
+        """Forget the scripts of batch jobs and the faults of calls, and count calls anew."""
+        self._ok("DELETE", "/sim/batches")
+
+    def release_batches(self) -> None:
+        """Batch jobs that are held (``hold`` in their script) go on."""
+        self._ok("POST", "/sim/batches/release")
+
+    def faults(self, call: str, *faults: dict[str, Any] | None) -> None:
+        """The faults of the next calls named ``call`` (CallName), one for each; None lets a call pass."""
+        self._ok("POST", "/sim/calls", {"call": call, "faults": faults})
+
+    def calls(self) -> dict[str, int]:
+        """How many calls of files and batch jobs there were, by name."""
+        return dict(self._ok("GET", "/sim/calls"))
+
     def answer(self, text: str, **parameters: Any) -> dict[str, Any]:
         """What the model would say to a user message: ``text, tokens, reasoning, finish_reason, usage``."""
         body = {"model": "mistral-small-latest", "messages": [{"role": "user", "content": text}]}
@@ -93,7 +113,7 @@ def simulator(**options: Any) -> Iterator[SimulatorProcess]:
 
     Without options it answers at once and as fast as it can.
     """
-    options = {"first_token": 0, "rate": 0} | options
+    options = {"first_token": 0, "rate": 0, "batch_seconds": 0, "batch_rate": 0} | options
     arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "simulator", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
