@@ -33,6 +33,7 @@ CHECK_SECONDS = 0.01
 """How long before the call its lane is looked at again: the look takes some milliseconds, and would make it late."""
 FRESH_SECONDS = 0.05
 """A turn that was granted so shortly before the call need not be looked at again."""
+LONGEST_DELAY_SECONDS = 3_600.0
 WAITING = "waiting_for_turn"
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,12 @@ def not_yet_due(turn: Reservation | None) -> ApplicationError:
     if turn is None:
         raise AssertionError("a waiting claim has a turn")
     return failures.again(WAITING, f"Number {turn.position} in the queue for the model's rate limit", turn.seconds)
+
+
+def too_early(seconds: float) -> ApplicationError:
+    """The error that gives the worker's slot back until the job's ``startAt``, or for an hour: its row may be sealed
+    while Temporal is away, and then its run has to end as well."""
+    return failures.again(WAITING, "The job's startAt has not come yet", min(seconds, LONGEST_DELAY_SECONDS))
 
 
 class RateLimitGate:

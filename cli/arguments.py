@@ -123,12 +123,12 @@ def moment(given: str | None, option: str) -> datetime | None:
         raise typer.BadParameter(why, param_hint=option) from None
 
 
-def expiry(given: str | None) -> datetime | None:
+def later(given: str | None, option: str) -> datetime | None:
     """A future time from a time, or from ``2h``: that long from now."""
     span = _span(given or "")
-    end = datetime.now().astimezone() + span if span else moment(given, "--expires")
+    end = datetime.now().astimezone() + span if span else moment(given, option)
     if end is not None and end <= datetime.now().astimezone():
-        raise typer.BadParameter("must be a time to come", param_hint="--expires")
+        raise typer.BadParameter("must be a time to come", param_hint=option)
     return end
 
 

@@ -37,6 +37,8 @@ class Timings:
     """Between two sweeps."""
     expiry_seconds: float = 0.5
     """Between two looks for jobs whose time in the queue is over."""
+    due_seconds: float = 0.25
+    """Between two looks for delayed jobs whose ``startAt`` has come: one query, however many wait."""
     unstarted_after_seconds: float = 2.0
     """After this the sweeper starts a job: the process that accepted it normally does so within milliseconds."""
     silent_after_seconds: float = 30.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -53,8 +54,14 @@ class JobHandle:
     status: JobStatus
     priority: int
     replay_of: str | None = None
+    start_at: datetime | None = None
+    """The job waits for this time in storage; a sweeper starts it."""
     created: bool = False
     """This call inserted the row; False where it was there already."""
+
+    def is_due(self, time: datetime) -> bool:
+        """Whether it may start at ``time``."""
+        return self.start_at is None or self.start_at <= time
 
 
 class StoredJob(Job):
@@ -220,10 +227,11 @@ class Claim:
     ``taken``: the attempt may write, under ``fence``, from ``position`` on. With all other outcomes nothing was
     claimed. ``finished``: the answer is whole in storage. ``sealed``: the job has ended. ``cancel_requested``: its
     cancellation was requested. ``waiting``: its ``turn`` to call the model is later. ``worker_lost``: too many workers
-    died with it. ``expired``: its time in the queue was over before the first call.
+    died with it. ``expired``: its time in the queue was over before the first call. ``early``: its ``startAt`` is in
+    ``seconds``.
     """
 
-    outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting", "worker_lost", "expired"]
+    outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting", "worker_lost", "expired", "early"]
     job_id: str
     fence: int
     epoch: int
@@ -236,6 +244,7 @@ class Claim:
     started_at: int = 0
     asker: Claimant | None = None
     turn: Reservation | None = None
+    seconds: float = 0.0
 
 
 class TextRun(NamedTuple):

@@ -128,6 +128,8 @@ class ChatResult(WireModel):
     status: JobStatus
     model: str
     created_at: Timestamp
+    start_at: Timestamp | None = Field(None, exclude_if=lambda time: time is None)
+    """``startAt`` of the request: the model is not called before."""
     started_at: Timestamp | None = None
     """The beginning of the first attempt."""
     completed_at: Timestamp | None = None

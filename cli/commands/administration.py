@@ -32,7 +32,7 @@ def add_key(
     as_json: AsJson = False,
 ) -> int:
     """Make a key and print it. It is shown this once."""
-    until = arguments.expiry(expires)
+    until = arguments.later(expires, "--expires")
     return running.with_keys(lambda commands: commands.add_key(tenant, name, until), as_json=as_json, create=True)
 
 

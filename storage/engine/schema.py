@@ -24,7 +24,9 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
     false,
+    or_,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -94,18 +96,19 @@ jobs = Table(
     Column("queue_until", BigInteger),  # the end of limits.queueSeconds; NULL once the model was called
     Column("deleted_at", BigInteger),  # its request, texts and deliveries were deleted; only this row is left
     Column("batched", Boolean, nullable=False, server_default=false()),  # its batch runs it; it has no workflow
+    Column("start_at", BigInteger),  # the request's startAt: no workflow is started before, and no model called
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
     # No column that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
     postgresql_with={"fillfactor": "70"},
 )
 Index("jobs_newest", jobs.c.tenant, jobs.c.created_at, jobs.c.id)
 Index("jobs_by_status", jobs.c.tenant, jobs.c.status, jobs.c.created_at)
-Index(
-    "jobs_open",
-    jobs.c.created_at,
-    sqlite_where=jobs.c.completed_at.is_(None),
-    postgresql_where=jobs.c.completed_at.is_(None),
-)
+NOT_DELAYED = or_(jobs.c.start_at.is_(None), jobs.c.workflow_started_at.is_not(None))
+"""Of an open job: nothing but a sweeper's look is between it and its workflow."""
+_open = and_(jobs.c.completed_at.is_(None), NOT_DELAYED)
+Index("jobs_open", jobs.c.created_at, sqlite_where=_open, postgresql_where=_open)
+_delayed = and_(jobs.c.start_at.is_not(None), jobs.c.workflow_started_at.is_(None), jobs.c.completed_at.is_(None))
+Index("jobs_delayed", jobs.c.start_at, sqlite_where=_delayed, postgresql_where=_delayed)
 Index(
     "jobs_queue_until",
     jobs.c.queue_until,

@@ -21,7 +21,7 @@ from domain.values import AttemptEnd, Claim, Claimant, FinishRecord, TextRun
 from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
 from storage.engine.schema import attempts, jobs, micros, now, requests, results, transcript
-from storage.jobs import mapping, sealing
+from storage.jobs import delays, mapping, sealing
 from storage.jobs.ledger import close_open_attempts, excuse, history, lost_in_a_row
 from storage.jobs.rows import CHANGED, LOCKED_ALL, REQUEST, by_id, locked, queue_end, store_tail
 from storage.rate_limits.limiter import Reserve
@@ -189,6 +189,8 @@ class AttemptStore:
         """Claim an open job, unless its turn is later or its time in the queue is over."""
         if _queue_seconds_left(row, body, micros(now())) <= 0:
             return _without_attempt(row, "expired", order.fence)
+        if (ahead := await delays.seconds_ahead(self._database, connection, row)) > 0:
+            return _without_attempt(row, "early", order.fence, seconds=ahead)
         asker = Claimant(row.id, row.tenant, row.priority, row.created_at, returns=row.attempt > 0, stays=row.batched)
         turn = await order.reserve(connection, row.model, asker) if order.reserve else None
         time = micros(now())

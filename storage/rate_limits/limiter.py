@@ -18,7 +18,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Row, bindparam, exists, func, or_, select, text, update
+from sqlalchemy import Row, bindparam, exists, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -77,7 +77,6 @@ SELECT_LANES_OF_JOBS = select(lanes).where(
 )
 SELECT_LANES_WITH_WAITERS = select(lanes).where(exists().where(lane_waiters.c.lane == lanes.c.name))
 SET_FREE_AT = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("new_free_at"))
-CLOCK = text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")
 
 Reserve = Callable[[AsyncConnection, str, Claimant], Awaitable[Reservation]]
 """Reserves a call of a model (its name) in the transaction that claims the job."""
@@ -216,7 +215,7 @@ class Limiter:
         """Whether a granted turn is still valid: its lane was not paused since, and the model is not down."""
         async with self._database.single() as connection:
             lane = (await connection.execute(SELECT_LANE, {"key": turn.lane})).first()
-            time = await self._time(connection)
+            time = await self._database.time(connection)
         if lane is None:
             return True
         paused = time < lane.paused_until <= time + int(LONGEST_ASKED_SECONDS * SECOND)
@@ -242,7 +241,7 @@ class Limiter:
         """Take the waiting jobs whose turn is near and whose own next request would come too late. Each is returned to
         one process only."""
         async with self._database.read() as connection:
-            time = await self._time(connection)
+            time = await self._database.time(connection)
             found = (await connection.execute(SELECT_LANES_WITH_WAITERS)).all()
             due = [lane.name for lane in found if await self._due(self._queue(connection, lane.name, time), lane)]
         taken: list[str] = []
@@ -389,7 +388,7 @@ class Limiter:
         """``queue_places``, in the caller's transaction, for up to ASKED_AT_ONCE jobs."""
         found: dict[str, QueuePlace] = {}
         for lane in (await connection.execute(SELECT_LANES_OF_JOBS, {"job_ids": job_ids})).all():
-            time = await self._time(connection)
+            time = await self._database.time(connection)
             free = _free(lane, time, self._interval(lane))
             if breaker.is_open(lane):
                 free = max(free, breaker.expected_start(lane, time))
@@ -408,10 +407,7 @@ class Limiter:
             fresh = {"name": name, "free_at": 0, "paused_until": 0, "refusals": 0}
             await connection.execute(dialect.insert(lanes).values(fresh).on_conflict_do_nothing())
             row = (await connection.execute(SELECT_LANE_LOCKED, {"key": name})).one()
-        return row, await self._time(connection)
-
-    async def _time(self, connection: AsyncConnection) -> int:
-        return micros(now()) if self._database.is_sqlite else int(await connection.scalar(CLOCK))
+        return row, await self._database.time(connection)
 
     def _queue(self, connection: AsyncConnection, name: str, time: int) -> LaneQueue:
         dialect = "sqlite" if self._database.is_sqlite else "postgresql"

@@ -245,6 +245,7 @@ function Row({ job, now }) {
     <td class="c-job">
       <${Link} href=${`/jobs/${encodeURIComponent(job.jobId)}`} title=${job.jobId} onLeave=${leavingList}>${shortId(job.jobId)}<//>
       ${job.replayOf ? html`<span class="tag">replay</span>` : null}
+      ${job.startAt && job.status === "queued" ? html`<span class="tag" title="startAt">starts ${when(job.startAt)}</span>` : null}
       ${tags.map(([key, value]) => html`<span class="tag" title=${`${key}=${value}`}>${key}=${value}</span>`)}
       ${job.error ? html`<span class="why">${job.error.code}</span>` : null}
     </td>

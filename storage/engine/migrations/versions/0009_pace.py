@@ -1,0 +1,22 @@
+"""Delayed jobs."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("start_at", sa.BigInteger(), nullable=True))
+    op.drop_index("jobs_open", "jobs")
+    _index("jobs_open", "created_at", "completed_at IS NULL AND (start_at IS NULL OR workflow_started_at IS NOT NULL)")
+    delayed = "start_at IS NOT NULL AND workflow_started_at IS NULL AND completed_at IS NULL"
+    _index("jobs_delayed", "start_at", delayed)
+
+
+def _index(name: str, column: str, condition: str) -> None:
+    where = sa.text(condition)
+    op.create_index(name, "jobs", [column], sqlite_where=where, postgresql_where=where)
