@@ -120,7 +120,7 @@ class RateLimitGate:
                 return Postponed(turn)
             await asyncio.sleep(max(0.0, turn.due - CHECK_SECONDS - time.monotonic()))
             fresh = time.monotonic() - granted < FRESH_SECONDS
-            if fresh or await self._limiter.still_holds(turn, claim.job_id):
+            if fresh or await self._limiter.still_holds(turn, claimant):
                 await asyncio.sleep(max(0.0, turn.due - time.monotonic()))
                 if time.monotonic() - turn.due <= MOST_LATE_SECONDS:
                     SENT.set(partial(self._sent, turn))

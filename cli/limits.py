@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +10,12 @@ from rich.console import RenderableType
 from chatjobs.contracts import rfc3339
 from chatjobs.errors import InvalidRequest, Problem
 from cli.output import Records, complain, console, local_time, one_line, safe, write
+from cli.pauses import check_lane
 from cli.place import ServiceLocation
 from storage.engine.database import Database
 from storage.rate_limits.limiter import Limiter, RateLimit
 
 OK = 0
-LANE = re.compile(r"[0-9a-f]{8}:[!-~]{1,128}")
-"""The form of providers' lane names: some digits of the key's digest, and the family of models."""
 SLOWEST, FASTEST = 0.001, 10_000
 
 
@@ -40,10 +38,7 @@ class LimitCommands:
 
     async def set(self, name: str, per_second: float) -> int:
         """Raises InvalidRequest."""
-        if not LANE.fullmatch(name):
-            raise InvalidRequest(
-                [Problem("/lane", "must be a name as in `starter.py limits list`, such as 0a1b2c3d:mistral-small")]
-            )
+        check_lane(name)
         if not SLOWEST <= per_second <= FASTEST:
             raise InvalidRequest([Problem("/perSecond", f"must be a number from {SLOWEST:g} to {FASTEST}")])
         if await self._lane(name) is None:

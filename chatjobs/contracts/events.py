@@ -75,7 +75,8 @@ class QueuedEvent(WireModel):
     type: Literal["queued"] = Field("queued", exclude=True)
     position: int
     """The job's place in the queue; 1 is next."""
-    expected_start_at: Timestamp
+    expected_start_at: Timestamp | None = None
+    """None while somebody has paused the lane, the tenant or everything."""
     reason: QueueReason = "rate_limit"
 
 

@@ -104,14 +104,16 @@ class Delivery(WireModel):
 
 
 QueueReason = Literal["rate_limit", "paused", "model_down"]
-"""Why a job waits: the model's rate limit, a pause that the model asked for, or a model that fails every call."""
+"""Why a job waits: the model's rate limit, a pause (that the model asked for or somebody began), or a model that fails
+every call."""
 
 
 class QueuePlace(WireModel):
     """The place of a job that waits to call the model; ``position`` 1 is next."""
 
     position: int
-    expected_start_at: Timestamp
+    expected_start_at: Timestamp | None = None
+    """None while somebody has paused the lane, the tenant or everything."""
     reason: QueueReason = "rate_limit"
 
 

@@ -1,4 +1,4 @@
-"""The commands for API keys, webhook secrets and rate limits."""
+"""The commands for API keys, webhook secrets, rate limits and pauses."""
 
 from __future__ import annotations
 
@@ -20,6 +20,31 @@ limits_app = group(
 )
 app.add_typer(limits_app, name="limits")
 Lane = Annotated[str, typer.Argument(metavar="LANE", help="Its name, as in the list: 0a1b2c3d:mistral-small.")]
+
+
+OneLane = Annotated[str | None, typer.Option("--lane", metavar="NAME", help="Only calls of this lane.")]
+OneTenant = Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only jobs of this tenant.")]
+
+
+@app.command()
+def pause(
+    lane: OneLane = None,
+    tenant: OneTenant = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for those who wait.")] = "",
+    as_json: AsJson = False,
+) -> int:
+    """Pause a lane, a tenant, or everything: no worker starts a call.
+
+    Answers that are being generated go on. Waiting jobs keep their place, but limits.queueSeconds goes on: a job whose
+    time is over while it is paused fails with queue_timeout.
+    """
+    return running.with_pauses(lambda pauses: pauses.pause(lane, tenant, reason), as_json=as_json)
+
+
+@app.command()
+def resume(lane: OneLane = None, tenant: OneTenant = None, as_json: AsJson = False) -> int:
+    """End a pause. The jobs that wait start at once, at their lane's pace."""
+    return running.with_pauses(lambda pauses: pauses.resume(lane, tenant), as_json=as_json)
 
 
 @keys_app.command("add")

@@ -287,6 +287,7 @@ lane_waiters = Table(
     Column("since", BigInteger, nullable=False),
     Column("asks_at", BigInteger, nullable=False),  # when it requests its turn again
     Column("near", Boolean, nullable=False),  # it waits in a worker, or was woken
+    Column("held", Boolean, nullable=False, server_default=false()),  # a pause concerns it
 )
 Index(
     "lane_waiters_order",
@@ -369,6 +370,18 @@ batch_items = Table(
     Column("queue_time", BigInteger),  # microseconds that it may wait, if its request says so
     UniqueConstraint("batch_id", "custom_id", name="batch_items_custom_id"),
     sqlite_with_rowid=False,
+)
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("lane", String(128), nullable=False),  # "": all lanes
+    Column("tenant", String(128), nullable=False),  # "": all tenants
+    Column("reason", Text, nullable=False),
+    Column("paused_at", BigInteger, nullable=False),
+    Column("paused_by", String(64), nullable=False),
+    UniqueConstraint("lane", "tenant", name="pauses_scope"),
 )
 
 endpoints = Table(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import Row, Select, and_, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -39,10 +39,10 @@ DELETE_RETURNING = DELETE.returning(WAITER.lane, WAITER.priority, WAITER.tenant,
 SET_NEXT_REQUEST = (
     update(lane_waiters)
     .where(WAITER.job_id == bindparam("key"))
-    .values(asks_at=bindparam("new_asks_at"), near=bindparam("new_near"))
+    .values(asks_at=bindparam("new_asks_at"), near=bindparam("new_near"), held=bindparam("new_held"))
 )
 BEFORE = tuple_(*ORDER) < tuple_(bindparam("priority"), bindparam("tag"), bindparam("since"), bindparam("job_id"))
-ALIVE = WAITER.asks_at >= bindparam("lost")
+ALIVE = and_(WAITER.asks_at >= bindparam("lost"), WAITER.held.is_(False))
 COUNT_AHEAD = (
     select(func.count())
     .select_from(lane_waiters)
@@ -52,6 +52,7 @@ COUNT_NEAR_AHEAD = (
     select(func.count())
     .select_from(lane_waiters)
     .where(WAITER.lane == bindparam("lane_name"), WAITER.near, WAITER.asks_at >= bindparam("overdue"), BEFORE)
+    .where(WAITER.held.is_(False))
 )
 FIRST_TAG = (
     select(WAITER.tag)
@@ -99,7 +100,8 @@ class QueueEntry:
 class LaneQueue:
     """The queue of one lane, in one transaction. ``dialect`` is the database's, ``time`` the lane's clock.
 
-    A waiter that was to ask before ``lost`` has no place (Timings.lost_waiter_seconds).
+    A waiter that was to ask before ``lost`` has no place (Timings.lost_waiter_seconds). One that a pause holds keeps
+    its place, but holds up nobody.
     """
 
     connection: AsyncConnection
@@ -149,9 +151,9 @@ class LaneQueue:
         values = {"lane_name": self.lane, "overdue": overdue, **_order_key(entry)}
         return int(await self.connection.scalar(COUNT_NEAR_AHEAD, values) or 0)
 
-    async def set_next_request(self, entry: QueueEntry, asks_at: int, *, near: bool) -> None:
-        """Store when a waiting job requests its turn again."""
-        values = {"key": entry.job_id, "new_asks_at": asks_at, "new_near": near}
+    async def set_next_request(self, entry: QueueEntry, asks_at: int, *, near: bool, held: bool = False) -> None:
+        """Store when a waiting job requests its turn again. ``held``: a pause concerns it."""
+        values = {"key": entry.job_id, "new_asks_at": asks_at, "new_near": near, "new_held": held}
         await self.connection.execute(SET_NEXT_REQUEST, values)
 
     async def dequeue(self, entry: QueueEntry) -> None:
@@ -187,9 +189,11 @@ class LaneQueue:
         return int(found or 0)
 
     async def next_waiters(self, count: int, *, excluding: str | None) -> Sequence[Row[Any]]:
-        """The rows of the jobs that start next, without the overdue ones and without the job ``excluding``."""
+        """The rows of the jobs that start next, without those that are overdue or held, and without the job
+        ``excluding``."""
         due = WAITER.asks_at >= self.time - int(OVERDUE_SECONDS * SECOND)
-        query: Select[Any] = select(WAITER.job_id, WAITER.asks_at, WAITER.near).where(WAITER.lane == self.lane, due)
+        query: Select[Any] = select(WAITER.job_id, WAITER.asks_at, WAITER.near)
+        query = query.where(WAITER.lane == self.lane, WAITER.held.is_(False), due)
         if excluding is not None:
             query = query.where(WAITER.job_id != excluding)
         found: Sequence[Row[Any]] = (await self.connection.execute(query.order_by(*ORDER).limit(count))).all()
@@ -253,3 +257,6 @@ _place = func.row_number().over(order_by=ORDER).label("place")
 _places = select(WAITER.job_id, _place).where(WAITER.lane == bindparam("lane_name"), ALIVE).subquery()
 RANKED = select(_places).where(_places.c.job_id.in_(bindparam("job_ids", expanding=True)))
 """The places of some of a lane's waiters."""
+_held_places = select(WAITER.job_id, _place).where(WAITER.lane == bindparam("lane_name"), WAITER.held).subquery()
+RANKED_HELD = select(_held_places).where(_held_places.c.job_id.in_(bindparam("job_ids", expanding=True)))
+"""The same for those that a pause holds, among themselves."""

@@ -28,9 +28,9 @@ from domain.values import Claimant, Reservation
 from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
 from storage.engine.schema import lane_waiters, lanes, micros, moment, now
-from storage.rate_limits import breaker, lane_queue
+from storage.rate_limits import breaker, lane_queue, pauses
 from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS, SECOND
-from storage.rate_limits.lane_queue import RANKED, LaneQueue
+from storage.rate_limits.lane_queue import RANKED, RANKED_HELD, LaneQueue
 
 SLACK = 0.025
 """The interval is longer than the limit requires by this share: the way of calls to the model may then vary by 22 ms
@@ -137,6 +137,8 @@ class Limiter:
         down = breaker.is_open(lane)
         soon = free <= time + int(BOOKED_SECONDS * SECOND)
         queue = self._queue(connection, name, time)
+        if await pauses.holds(connection, name, claimant.tenant):
+            return await self._hold(queue, claimant)
         if soon and not down and not await queue.has_waiters():
             if free > time:
                 await queue.start_without_waiting(claimant)
@@ -211,15 +213,25 @@ class Limiter:
         await queue.set_next_request(entry, time + int(pause * SECOND), near=near)
         return Reservation(False, pause, ahead + 1, lane=lane.name, near=near)
 
-    async def still_holds(self, turn: Reservation, job_id: str) -> bool:
-        """Whether a granted turn is still valid: its lane was not paused since, and the model is not down."""
+    async def _hold(self, queue: LaneQueue, claimant: Claimant) -> Reservation:
+        """A paused job's reservation: it goes back to Temporal until it is woken, and keeps its place."""
+        entry = await queue.enter(claimant)
+        pause = HORIZON_SECONDS if claimant.stays else LONGEST_FAR_SECONDS
+        await queue.set_next_request(entry, queue.time + int(pause * SECOND), near=False, held=True)
+        return Reservation(False, pause, await queue.count_ahead(entry) + 1, lane=queue.lane)
+
+    async def still_holds(self, turn: Reservation, claimant: Claimant) -> bool:
+        """Whether a granted turn is still valid: nothing was paused since that concerns it, and the model is not
+        down."""
         async with self._database.single() as connection:
             lane = (await connection.execute(SELECT_LANE, {"key": turn.lane})).first()
             time = await self._database.time(connection)
-        if lane is None:
-            return True
+            held = await pauses.holds(connection, turn.lane, claimant.tenant)
+        if lane is None or held:
+            return not held
         paused = time < lane.paused_until <= time + int(LONGEST_ASKED_SECONDS * SECOND)
-        return not paused and (not breaker.is_open(lane) or (lane.probe == job_id and lane.probe_until > time))
+        probes = lane.probe == claimant.job_id and lane.probe_until > time
+        return not paused and (not breaker.is_open(lane) or probes)
 
     @retried
     async def report_late_start(self, turn: Reservation, seconds: float) -> None:
@@ -397,6 +409,8 @@ class Limiter:
             for job_id, place in ranked:
                 start = moment(free + (place - 1) * self._interval(lane))
                 found[job_id] = QueuePlace(position=place, expected_start_at=start, reason=_reason(lane, time))
+            held = await connection.execute(RANKED_HELD, {"lane_name": lane.name, "job_ids": job_ids})
+            found |= {job_id: QueuePlace(position=place, reason="paused") for job_id, place in held}
         return found
 
     async def _locked(self, connection: AsyncConnection, name: str) -> tuple[Row[Any], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -38,11 +38,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def call(running: Stack, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
     """The program in this process: ``call("list", "--json")``."""
 
-    def called(*arguments: str) -> Outcome:
+    def called(*arguments: str, family: Sequence[str] = ("limits",)) -> Outcome:
         with monkeypatch.context() as changed:
             for name, value in running.env.items():
                 changed.setenv(name, value)
-            return Outcome(starter.main(["limits", *arguments]), *capfd.readouterr())
+            return Outcome(starter.main([*family, *arguments]), *capfd.readouterr())
 
     yield called
     sys.stdout.write(running.news())
@@ -114,3 +114,19 @@ def test_what_makes_no_sense_changes_nothing(call: Call, arguments: list[str], w
     assert (refused.code, refused.out) == (2, "")
     assert words in refused.err
     assert lanes(call) == before
+
+
+def test_pause_and_resume(running: Stack, call: Call) -> None:
+    """Each is told in words, and as JSON; resuming what is not paused says what is."""
+    everything = call("pause", "--reason", "the budget is spent", family=())
+    assert (everything.code, everything.out) == (0, "paused: everything\n")
+    tenant = json.loads(call("pause", "--tenant", "acme", "--lane", "0a1b2c3d:mistral-small", "--json", family=()).out)
+    assert (tenant["tenant"], tenant["lane"], tenant["pausedBy"]) == ("acme", "0a1b2c3d:mistral-small", "operator")
+    wrong = call("resume", "--tenant", "acme", family=())
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "There is no such pause; paused: everything since" in wrong.err
+    assert call("resume", family=()).out == "resumed: everything\n"
+    ended = call("resume", "--tenant", "acme", "--lane", "0a1b2c3d:mistral-small", family=())
+    assert ended.out == "resumed: tenant acme in lane 0a1b2c3d:mistral-small\n"
+    assert "nothing is paused" in call("resume", family=()).err
+    assert "must be a name as in" in call("pause", "--lane", "mistral-small", family=()).err

@@ -38,15 +38,15 @@ BatchOutcome BatchPage BatchProgress BatchRequest BatchSettings BatchStatus Batc
 CancelledEvent canonical_json Channel ChatRequest ChatResult checked_fingerprint ChunkEvent CompleteEvent
 COMPLETIONS_URL Content ContentPart CustomId DEFAULT_MODEL Delivery DeliveryTry DocumentUrlPart earlier_fingerprint
 Endpoint EndpointList EndpointStatus ErrorCause ErrorEvent FilePart fingerprint Function FunctionCall FunctionName
-FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart Job JOB_ID JobAccepted JobError JobId JobOutcome JobPage
-JobStart JobStatus JsonObject JsonSchema Limits Many MAX_CONCURRENCY MAX_INLINE_RESULT_BYTES MAX_MESSAGES MAX_METADATA
+FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart Job JOB_ID JobAccepted JobError JobId JobOutcome JobPage JobStart
+JobStatus JsonObject JsonSchema Limits Many MAX_CONCURRENCY MAX_INLINE_RESULT_BYTES MAX_MESSAGES MAX_METADATA
 MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS MAX_WEBHOOK_CONTENT_BYTES Message message_text Metadata MetadataKey
-MetadataValue Milliseconds ModelName OURS OutputError OutputLine OutputResponse parse PlacedPart Prediction
-QueuedEvent QueuePlace QueueReason read_json Redelivering Redelivery ReferencePart RequestId ResetEvent
-ResourceLinkPart ResourcePart ResponseFormat Retry rfc3339 Seconds SignedInt64 StartEvent StopSequence StreamEvent
-SystemMessage TextPart ThinkingPart Timestamp TokenCount too_many_messages Tool ToolCall ToolChoice ToolMessage
-ToolReferencePart Usage UserMessage USUAL_PRIORITY validated Webhook WebhookData WebhookEvent WebhookEventType
-WebhookTest WebhookTestEvent WireModel without_nulls WorkflowStatus
+MetadataValue Milliseconds ModelName OURS OutputError OutputLine OutputResponse parse PlacedPart Prediction QueuedEvent
+QueuePlace QueueReason read_json Redelivering Redelivery ReferencePart RequestId ResetEvent ResourceLinkPart
+ResourcePart ResponseFormat Retry rfc3339 Seconds SignedInt64 StartEvent StopSequence StreamEvent SystemMessage TextPart
+ThinkingPart Timestamp TokenCount too_many_messages Tool ToolCall ToolChoice ToolMessage ToolReferencePart Usage
+UserMessage USUAL_PRIORITY validated Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent
+WireModel without_nulls WorkflowStatus Pause PauseList PauseRequest
 """
 
 NOT_OF_THE_SERVICE = {"CHATJOBS_URL", "CHATJOBS_API_KEY", "CHATJOBS_SCREENSHOTS", "CHATJOBS_VERSION"}

@@ -1,4 +1,4 @@
-"""Delayed jobs."""
+"""Delayed jobs; pauses."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ def upgrade() -> None:
     _index("jobs_open", "created_at", "completed_at IS NULL AND (start_at IS NULL OR workflow_started_at IS NOT NULL)")
     delayed = "start_at IS NOT NULL AND workflow_started_at IS NULL AND completed_at IS NULL"
     _index("jobs_delayed", "start_at", delayed)
+    op.add_column("lane_waiters", sa.Column("held", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.create_table(
+        "pauses",
+        sa.Column("id", sa.String(length=32), primary_key=True),
+        sa.Column("lane", sa.String(length=128), nullable=False),
+        sa.Column("tenant", sa.String(length=128), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("paused_at", sa.BigInteger(), nullable=False),
+        sa.Column("paused_by", sa.String(length=64), nullable=False),
+        sa.UniqueConstraint("lane", "tenant", name="pauses_scope"),
+    )
 
 
 def _index(name: str, column: str, condition: str) -> None:
