@@ -24,7 +24,6 @@ from storage.rate_limits.limiter import (
     MOST_LATE_SECONDS,
     Limiter,
     Reserve,
-    already_reserved,
 )
 
 LONGEST_WAIT_SECONDS = 5.0
@@ -70,33 +69,25 @@ class RateLimitGate:
     async def claim(
         self, claim_job: Callable[[Reserve], Awaitable[Claim]], given_up: Callable[[], bool] | None = None
     ) -> Claim:
-        """Claim a job with a reservation. A job whose turn is near waits here for it before it is claimed.
+        """Claim a job with a reservation, in one transaction. A job whose turn is near waits here for it.
 
         With ``given_up`` it waits here for however long, until that is true; it is asked once a second.
         """
-        found = await claim_job(self._limiter.reserver(self._model.lane))
-        if found.outcome != "waiting" or found.turn is None or found.asker is None:
-            return found
-        if given_up is not None:
-            turn = await self._wait(found.turn, found.asker, given_up)
-            return await claim_job(already_reserved(turn)) if turn.granted else found
-        if not found.turn.near:
-            return found
-        turn = await self._wait_while_near(found.turn, found.asker)
-        return await claim_job(already_reserved(turn))
+        end = time.monotonic() + LONGEST_WAIT_SECONDS
+        reserve = self._limiter.reserver(self._model.lane)
+        while True:
+            found = await claim_job(reserve)
+            if found.outcome != "waiting" or found.turn is None:
+                return found
+            if given_up is None and not (found.turn.near and time.monotonic() < end):
+                return found
+            await asyncio.sleep(min(found.turn.seconds, HORIZON_SECONDS))
+            if given_up is not None and given_up():
+                return found
 
     async def claim_now(self, claim_job: Callable[[Reserve], Awaitable[Claim]]) -> Claim:
         """Claim a job if the call may start at once; else the claim is ``waiting``, and has no place in the queue."""
         return await claim_job(self._limiter.reserver(self._model.lane, queueing=False))
-
-    async def _wait(self, turn: Reservation, claimant: Claimant, given_up: Callable[[], bool]) -> Reservation:
-        """Wait for a turn, however far, unless that is given up."""
-        while not turn.granted:
-            await asyncio.sleep(min(turn.seconds, HORIZON_SECONDS))
-            if given_up():
-                break
-            turn = await self._limiter.reserve(turn.lane, claimant)
-        return turn
 
     async def _wait_while_near(self, turn: Reservation, claimant: Claimant) -> Reservation:
         """Wait for a near turn, and request it until it is granted or no longer near."""

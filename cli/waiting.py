@@ -98,12 +98,17 @@ class WaitReporter:
 def queue_position(place: QueuePlace | QueuedEvent) -> str:
     """A queued job's position, the reason why it waits, and its expected start, in words."""
     if place.expected_start_at is None:
-        return f"number {place.position} in the queue; it is paused (`starter.py limits` says since when, and why)"
+        return f"number {place.position} in the queue{WHY_UNKNOWN.get(place.reason, '')}"
     wait = max(place.expected_start_at - datetime.now(UTC), timedelta())
     why = WHY_QUEUED.get(getattr(place, "reason", "rate_limit"), "")
     return f"number {place.position} in the queue{why}, expected in {wait.total_seconds():.0f} s"
 
 
+WHY_UNKNOWN = {
+    "at_once": " (as many calls run as the lane may have at once)",
+    "paused": "; it is paused (`starter.py limits` says since when, and why)",
+}
+"""Why a job waits whose start nobody can foretell."""
 WHY_QUEUED = {
     "rate_limit": " for the model's rate limit",
     "paused": " (the model asked for a pause)",

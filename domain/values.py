@@ -218,6 +218,10 @@ class Reservation:
     """The lane's last call was refused: ``Limiter.record_success`` ends that."""
     seen: float | None = None
     """The limit that the lane has from the model's headers, in calls per second."""
+    counts: bool = False
+    """The lane limits the calls that run at once: the attempt must be stored before the next turn is reserved."""
+    worker: str = ""
+    """The lease of the process that makes the call (storage/rate_limits/running.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class QueuedEvent(WireModel):
     position: int
     """The job's place in the queue; 1 is next."""
     expected_start_at: Timestamp | None = None
-    """None while somebody has paused the lane, the tenant or everything."""
+    """None where nobody can say: somebody has paused it, or it waits for the end of other calls (``at_once``)."""
     reason: QueueReason = "rate_limit"
 
 

@@ -103,9 +103,9 @@ class Delivery(WireModel):
     """Oldest first."""
 
 
-QueueReason = Literal["rate_limit", "paused", "model_down"]
-"""Why a job waits: the model's rate limit, a pause (that the model asked for or somebody began), or a model that fails
-every call."""
+QueueReason = Literal["rate_limit", "at_once", "paused", "model_down"]
+"""Why a job waits: the model's rate limit, the limit of calls at once, a pause (that the model asked for or somebody
+began), or a model that fails every call."""
 
 
 class QueuePlace(WireModel):
@@ -113,7 +113,7 @@ class QueuePlace(WireModel):
 
     position: int
     expected_start_at: Timestamp | None = None
-    """None while somebody has paused the lane, the tenant or everything."""
+    """None where nobody can say: somebody has paused it, or it waits for the end of other calls (``at_once``)."""
     reason: QueueReason = "rate_limit"
 
 

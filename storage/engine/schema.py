@@ -182,6 +182,17 @@ attempts = Table(
     Column("position", BigInteger),  # the transcript's when it ended
     Column("message", Text),  # why it failed, for people
     Column("excused", Boolean, nullable=False, server_default=false()),  # the lane's outage, or a freeze, ended it
+    Column("lane", String(128)),  # of its call
+    Column("worker", String(32)),  # that makes the call: a lease in worker_leases
+)
+_running = and_(attempts.c.ended_at.is_(None), attempts.c.lane.is_not(None))
+Index("attempts_running", attempts.c.lane, sqlite_where=_running, postgresql_where=_running)
+
+worker_leases = Table(
+    "worker_leases",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("until", BigInteger, nullable=False),  # by the database's clock
 )
 
 deliveries = Table(
@@ -274,6 +285,7 @@ lanes = Table(
     Column("probe_until", BigInteger, nullable=False, server_default="0"),
     Column("suspects", Text),  # JSON: [job, attempt] of the failures in a row
     Column("last_error", String(256)),
+    Column("at_once", Integer),  # calls that may run at once, set by an operator; NULL: any number
 )
 
 lane_waiters = Table(

@@ -17,7 +17,7 @@ from domain.errors import FenceLost
 from domain.outcomes import AttemptOutcome
 from domain.text import clean
 from domain.tokens import Sample
-from domain.values import AttemptEnd, Claim, Claimant, FinishRecord, TextRun
+from domain.values import AttemptEnd, Claim, Claimant, FinishRecord, Reservation, TextRun
 from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
 from storage.engine.schema import attempts, jobs, micros, now, requests, results, transcript
@@ -80,12 +80,14 @@ class _Begun:
         self._connection = connection
         self._jobs: dict[str, dict[str, Any]] = {}
         self._attempts: list[dict[str, Any]] = []
+        self._ids: set[str] = set()
 
     def __contains__(self, job_id: str) -> bool:
-        return job_id in self._jobs
+        return job_id in self._ids
 
-    async def add(self, row: Row[Any], order: _ClaimOrder, started: int, time: int) -> None:
+    async def add(self, row: Row[Any], order: _ClaimOrder, started: int, time: int, turn: Reservation | None) -> None:
         number = row.attempt + 1
+        self._ids.add(row.id)
         self._jobs[row.id] = {
             "key": row.id,
             "fence": order.fence,
@@ -102,7 +104,11 @@ class _Begun:
         if row.attempt:
             await close_open_attempts(self._connection, row, AttemptEnd(AttemptOutcome.LOST))
         first = {"job_id": row.id, "number": number, "started_at": time, "tokens_before": row.token_count}
-        self._attempts.append(first | {"estimated": False})
+        call = turn if turn is not None and turn.granted else None
+        places = {"lane": call.lane if call else None, "worker": call.worker if call else None}
+        self._attempts.append(first | {"estimated": False} | places)
+        if call is not None and call.counts:  # the next reservation in this transaction has to see it
+            await self.store()
 
     async def store(self) -> None:
         if self._jobs:
@@ -202,7 +208,7 @@ class AttemptStore:
         started, number = row.started_at or time, row.attempt
         if row.fence < order.fence:
             number += 1
-            await begun.add(row, order, started, time)
+            await begun.add(row, order, started, time, turn)
         before = await history(connection, row, number)
         known = {"attempt": number, "past": before, "started_at": started, "asker": asker, "turn": turn}
         return _claim(row, "taken", order.fence, **known), body

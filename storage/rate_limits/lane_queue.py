@@ -54,6 +54,12 @@ COUNT_NEAR_AHEAD = (
     .where(WAITER.lane == bindparam("lane_name"), WAITER.near, WAITER.asks_at >= bindparam("overdue"), BEFORE)
     .where(WAITER.held.is_(False))
 )
+COUNT_PUNCTUAL_AHEAD = (
+    select(func.count())
+    .select_from(lane_waiters)
+    .where(WAITER.lane == bindparam("lane_name"), WAITER.priority <= bindparam("priority"), BEFORE)
+    .where(WAITER.asks_at >= bindparam("overdue"), WAITER.held.is_(False))
+)
 FIRST_TAG = (
     select(WAITER.tag)
     .where(WAITER.lane == bindparam("lane_name"), WAITER.priority == bindparam("priority"), ALIVE)
@@ -150,6 +156,12 @@ class LaneQueue:
         overdue = self.time - int(OVERDUE_SECONDS * SECOND)
         values = {"lane_name": self.lane, "overdue": overdue, **_order_key(entry)}
         return int(await self.connection.scalar(COUNT_NEAR_AHEAD, values) or 0)
+
+    async def count_punctual_ahead(self, entry: QueueEntry) -> int:
+        """Number of jobs that start before it, wherever they wait, and are not overdue."""
+        overdue = self.time - int(OVERDUE_SECONDS * SECOND)
+        values = {"lane_name": self.lane, "overdue": overdue, **_order_key(entry)}
+        return int(await self.connection.scalar(COUNT_PUNCTUAL_AHEAD, values) or 0)
 
     async def set_next_request(self, entry: QueueEntry, asks_at: int, *, near: bool, held: bool = False) -> None:
         """Store when a waiting job requests its turn again. ``held``: a pause concerns it."""

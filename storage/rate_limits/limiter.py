@@ -27,10 +27,11 @@ from domain.timings import Timings
 from domain.values import Claimant, Reservation
 from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
-from storage.engine.schema import lane_waiters, lanes, micros, moment, now
+from storage.engine.schema import lane_waiters, lanes, moment
 from storage.rate_limits import breaker, lane_queue, pauses
 from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS, SECOND
 from storage.rate_limits.lane_queue import RANKED, RANKED_HELD, LaneQueue
+from storage.rate_limits.running import RUNNING_BY_LANE, WorkerLease, count_running
 
 SLACK = 0.025
 """The interval is longer than the limit requires by this share: the way of calls to the model may then vary by 22 ms
@@ -55,6 +56,8 @@ OVERTAKING_SECONDS = 0.125
 """A job may start before others that are ahead of it by no more than this, so that a lane is not idle until the first
 job of the queue requests its turn."""
 SHORTEST_WAIT_SECONDS = 0.05
+PLACE_LOOK_SECONDS = 0.2
+"""How often a job that stays in its worker looks whether a call has ended and left its place."""
 DOWN_WAIT_SECONDS = 1.0
 """The shortest pause between two requests of a job while the model is down."""
 PUNCTUAL_SECONDS = 0.25
@@ -86,8 +89,9 @@ Reserve = Callable[[AsyncConnection, str, Claimant], Awaitable[Reservation]]
 class RateLimit:
     """A lane's limit and state, for operators.
 
-    ``per_second`` is the limit in force, ``set_to`` the operator's, ``seen`` the one in the model's headers. ``down``:
-    the breaker is open; ``probes_at`` is the time of the next probe, ``last_error`` the model's last error.
+    ``per_second`` is the limit in force, ``set_to`` the operator's, ``seen`` the one in the model's headers.
+    ``at_once``: calls that may run at once; None: any number. ``running``: calls that run. ``down``: the breaker is
+    open; ``probes_at`` is the time of the next probe, ``last_error`` the model's last error.
     """
 
     name: str
@@ -96,6 +100,8 @@ class RateLimit:
     seen: float | None
     paused_until: datetime | None
     waiting: int
+    at_once: int | None = None
+    running: int = 0
     down: bool = False
     probes_at: datetime | None = None
     last_error: str | None = None
@@ -110,6 +116,8 @@ class Limiter:
         self._timings = timings
         self._lost_after = int(timings.lost_waiter_seconds * SECOND)
         self._failing: Group[str, bool] = Group(self._look_at_failures)
+        self.lease = WorkerLease(database, timings=timings)
+        """Of this process's calls; ``WorkerLease.run`` must run where there are any."""
 
     @retried
     async def reserve(self, name: str, claimant: Claimant) -> Reservation:
@@ -138,14 +146,17 @@ class Limiter:
         soon = free <= time + int(BOOKED_SECONDS * SECOND)
         queue = self._queue(connection, name, time)
         if await pauses.holds(connection, name, claimant.tenant):
-            return await self._hold(queue, claimant)
-        if soon and not down and not await queue.has_waiters():
+            return await self._hold(queue, claimant) if queueing else Reservation(False, HORIZON_SECONDS, lane=name)
+        places = await self._places(connection, lane, time, claimant.job_id)
+        if soon and not down and places != 0 and not await queue.has_waiters():
             if free > time:
                 await queue.start_without_waiting(claimant)
             return await self._grant(connection, lane, time, clock, {"free_at": free + interval})
         if not queueing:
             return Reservation(False, HORIZON_SECONDS, lane=name)
         entry = await queue.enter(claimant)
+        if places is not None and await queue.count_punctual_ahead(entry) >= places:
+            return await self._wait_for_place(queue, entry, stays=claimant.stays)
         probe = down and breaker.may_probe(lane, time, claimant.job_id, others=await queue.has_others(claimant.job_id))
         near_ahead = 0 if down else await queue.count_near_ahead(entry)
         in_order = near_ahead * interval <= int(OVERTAKING_SECONDS * SECOND)
@@ -165,6 +176,8 @@ class Limiter:
         probe: bool = False,
     ) -> Reservation:
         """Grant the lane's next start. ``clock`` is the monotonic clock's reading at ``time``."""
+        if lane.at_once is not None:
+            await self.lease.ensure(connection, time)
         seconds = (changes["free_at"] - self._interval(lane) - time) / SECOND
         if probe:
             await connection.execute(update(lanes).where(lanes.c.name == lane.name).values(changes))
@@ -179,6 +192,8 @@ class Limiter:
             probe=probe,
             refused=lane.refusals > 0,
             seen=lane.seen,
+            counts=lane.at_once is not None,
+            worker=self.lease.id,
         )
 
     async def _wait(
@@ -212,6 +227,20 @@ class Limiter:
             near, pause = not down, min(pause, HORIZON_SECONDS)
         await queue.set_next_request(entry, time + int(pause * SECOND), near=near)
         return Reservation(False, pause, ahead + 1, lane=lane.name, near=near)
+
+    async def _places(self, connection: AsyncConnection, lane: Row[Any], time: int, job_id: str = "") -> int | None:
+        """The number of calls that may begin besides those that run; None: any number. ``job_id``: the job that asks,
+        whose own attempt does not count."""
+        if lane.at_once is None:
+            return None
+        return max(0, int(lane.at_once) - await count_running(connection, lane.name, time, besides=job_id))
+
+    async def _wait_for_place(self, queue: LaneQueue, entry: lane_queue.QueueEntry, *, stays: bool) -> Reservation:
+        """A waiting job's reservation while all places are taken, or will be by others before it: it goes back to
+        Temporal until it is woken for a place of its own."""
+        pause = PLACE_LOOK_SECONDS if stays else LONGEST_FAR_SECONDS
+        await queue.set_next_request(entry, queue.time + int(pause * SECOND), near=stays)
+        return Reservation(False, pause, await queue.count_ahead(entry) + 1, lane=queue.lane, near=stays)
 
     async def _hold(self, queue: LaneQueue, claimant: Claimant) -> Reservation:
         """A paused job's reservation: it goes back to Temporal until it is woken, and keeps its place."""
@@ -282,6 +311,10 @@ class Limiter:
         if count <= 0:
             return []
         count = 1 if breaker.is_open(lane) else min(count, MOST_WOKEN)
+        places = await self._places(queue.connection, lane, time)
+        count = count if places is None else min(count, places)
+        if not count:
+            return []
         if await queue.count_overdue() > max(MOST_OVERDUE, 2 * count):
             return []
         punctual = time + int(PUNCTUAL_SECONDS * SECOND)
@@ -366,13 +399,23 @@ class Limiter:
             statement = update(lanes).where(lanes.c.name == name).values(set_to=per_second, seen=None)
             await connection.execute(statement)
 
+    @retried
+    async def set_at_once(self, name: str, at_once: int | None) -> None:
+        """Change the number of calls that may run at once in a lane, over all workers; None: any number. Calls that run
+        already go on."""
+        async with self._database.write() as connection:
+            await self._locked(connection, name)
+            await connection.execute(update(lanes).where(lanes.c.name == name).values(at_once=at_once))
+
     async def lanes(self) -> Sequence[RateLimit]:
         waiting = (
             select(func.count()).select_from(lane_waiters).where(lane_waiters.c.lane == lanes.c.name).scalar_subquery()
         )
         async with self._database.read() as connection:
             rows = (await connection.execute(select(lanes, waiting.label("waiting")).order_by(lanes.c.name))).all()
-        time = micros(now())
+            time = await self._database.time(connection)
+            calls = await connection.execute(RUNNING_BY_LANE, {"time": time})
+            running: dict[str, int] = {row[0]: row[1] for row in calls}
         return [
             RateLimit(
                 name=row.name,
@@ -381,6 +424,8 @@ class Limiter:
                 seen=row.seen,
                 paused_until=moment(row.paused_until) if row.paused_until > time else None,
                 waiting=row.waiting,
+                at_once=row.at_once,
+                running=running.get(row.name, 0),
                 down=breaker.is_open(row),
                 probes_at=moment(max(breaker.expected_start(row, time), time)) if breaker.is_open(row) else None,
                 last_error=row.last_error,
@@ -406,7 +451,11 @@ class Limiter:
                 free = max(free, breaker.expected_start(lane, time))
             lost = time - self._lost_after
             ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids, "lost": lost})
+            places = await self._places(connection, lane, time)
             for job_id, place in ranked:
+                if places is not None and place > places:
+                    found[job_id] = QueuePlace(position=place, reason="at_once")
+                    continue
                 start = moment(free + (place - 1) * self._interval(lane))
                 found[job_id] = QueuePlace(position=place, expected_start_at=start, reason=_reason(lane, time))
             held = await connection.execute(RANKED_HELD, {"lane_name": lane.name, "job_ids": job_ids})
@@ -442,15 +491,6 @@ def _free(lane: Row[Any], time: int, interval: int) -> int:
     free_at = lane.free_at if lane.free_at <= latest_start else time
     paused_until = lane.paused_until if lane.paused_until <= longest_pause else time
     return max(time, free_at, paused_until)
-
-
-def already_reserved(turn: Reservation) -> Reserve:
-    """A Reserve that returns a reservation that the job has already."""
-
-    async def reserve(_connection: AsyncConnection, _model: str, _claimant: Claimant) -> Reservation:
-        return turn
-
-    return reserve
 
 
 def _reason(lane: Row[Any], time: int) -> QueueReason:

@@ -1,4 +1,4 @@
-"""Delayed jobs; pauses."""
+"""Delayed jobs; pauses; the calls that run in a lane."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ down_revision = "0008"
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("start_at", sa.BigInteger(), nullable=True))
     op.drop_index("jobs_open", "jobs")
-    _index("jobs_open", "created_at", "completed_at IS NULL AND (start_at IS NULL OR workflow_started_at IS NOT NULL)")
+    _index("jobs", "jobs_open", "created_at", "completed_at IS NULL AND (start_at IS NULL OR workflow_started_at IS NOT NULL)")
     delayed = "start_at IS NOT NULL AND workflow_started_at IS NULL AND completed_at IS NULL"
-    _index("jobs_delayed", "start_at", delayed)
+    _index("jobs", "jobs_delayed", "start_at", delayed)
+    op.add_column("attempts", sa.Column("lane", sa.String(length=128), nullable=True))
+    op.add_column("attempts", sa.Column("worker", sa.String(length=32), nullable=True))
+    _index("attempts", "attempts_running", "lane", "ended_at IS NULL AND lane IS NOT NULL")
+    op.create_table(
+        "worker_leases",
+        sa.Column("id", sa.String(length=32), primary_key=True),
+        sa.Column("until", sa.BigInteger(), nullable=False),
+    )
+    op.add_column("lanes", sa.Column("at_once", sa.Integer(), nullable=True))
     op.add_column("lane_waiters", sa.Column("held", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.create_table(
         "pauses",
@@ -28,6 +37,6 @@ def upgrade() -> None:
     )
 
 
-def _index(name: str, column: str, condition: str) -> None:
+def _index(table: str, name: str, column: str, condition: str) -> None:
     where = sa.text(condition)
-    op.create_index(name, "jobs", [column], sqlite_where=where, postgresql_where=where)
+    op.create_index(name, table, [column], sqlite_where=where, postgresql_where=where)
