@@ -53,6 +53,8 @@ from chatjobs.contracts import (
     JobError,
     JobPage,
     JobStatus,
+    Lane,
+    LaneList,
     Pause,
     PauseList,
     PauseRequest,
@@ -302,6 +304,10 @@ class ChatJobs:
         """Enable deliveries to a disabled URL again. Raises EndpointNotFound."""
         body = canonical_json({"url": url})
         return await self._http.read(Endpoint, "POST", "/api/endpoints/enable", body=body)
+
+    async def lanes(self) -> tuple[Lane, ...]:
+        """The lanes by name: their limits, and who uses them; with an API key, as far as its tenant does."""
+        return (await self._http.read(LaneList, "GET", "/api/lanes")).lanes
 
     async def pause(self, *, lane: str | None = None, tenant: str | None = None, reason: str = "") -> Pause:
         """Begin a pause of a lane, of a tenant, or of everything: no call of the model starts until it ends.

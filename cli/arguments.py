@@ -88,6 +88,14 @@ def _json_object(file: str) -> dict[str, Any]:
     return found
 
 
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given. Raises BadParameter if none was."""
+    found = {name: value for name, value in options.items() if value is not None}
+    if not found:
+        raise typer.BadParameter("give one of " + ", ".join(f"--{name.replace('_', '-')}" for name in options))
+    return found
+
+
 def pairs(given: list[str] | None) -> dict[str, str]:
     return dict(_split(one, "--metadata", "KEY=VALUE") for one in given or ())
 

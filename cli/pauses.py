@@ -46,7 +46,7 @@ class PauseCommands:
 
     def _print(self, pause: Pause, done: str) -> None:
         if self._as_json:
-            write(f"{one_line(pause.model_dump(mode='json', exclude={'may_resume'}))}\n")
+            write(f"{one_line(pause.model_dump(mode='json'))}\n")
         else:
             write(f"{done}: {scope_words(pause)}\n")
 

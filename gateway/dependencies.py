@@ -77,6 +77,7 @@ class Dependencies:
     after_response: AfterResponse
     reader: TranscriptReader
     queue: QueueReader
+    limiter: Limiter
     pauses: PauseStore
     open_streams: OpenStreams
     access: Access
@@ -158,6 +159,7 @@ async def open_dependencies(
             after_response=after_response,
             reader=reader,
             queue=queue,
+            limiter=limiter,
             pauses=PauseStore(database),
             open_streams=open_streams,
             access=access,

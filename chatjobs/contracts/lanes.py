@@ -1,4 +1,4 @@
-"""Lanes (the calls that share one rate limit of the model): what pauses them."""
+"""Lanes (the calls that share one rate limit of the model): their limits, who uses them, and what pauses them."""
 
 from __future__ import annotations
 
@@ -50,3 +50,48 @@ class PauseList(WireModel):
     """The pauses that concern the caller's jobs, oldest first."""
 
     pauses: Many[Pause]
+
+
+class LaneWaiting(WireModel):
+    """Jobs of one tenant and priority that wait in a lane."""
+
+    tenant: str
+    priority: int
+    count: int
+
+
+class Lane(WireModel):
+    """A lane: its limits, and who uses it.
+
+    With an API key, the counts are those of the key's tenant, and ``lastError`` is left out.
+    """
+
+    name: str = Field(alias="lane")
+    per_second: float
+    """Calls that may start in a second."""
+    set_to: float | None = None
+    """``perSecond`` as an operator set it."""
+    seen: float | None = None
+    """``perSecond`` as the model's headers say."""
+    at_once: int | None = None
+    """Calls that may run at once; None: any number."""
+    running: int
+    """Calls that run."""
+    waiting: int
+    """Jobs that wait."""
+    waiting_by: Many[LaneWaiting]
+    """The same by priority and tenant."""
+    pauses: Many[Pause]
+    """The pauses that concern this lane, or all lanes."""
+    paused_until: Timestamp | None = None
+    """The end of a pause that the model asked for."""
+    down: bool
+    """The model fails every call; one job at a time tries it again."""
+    probes_at: Timestamp | None = None
+    last_error: str | None = None
+
+
+class LaneList(WireModel):
+    """Lanes, by name."""
+
+    lanes: Many[Lane]

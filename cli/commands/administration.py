@@ -8,7 +8,7 @@ import typer
 
 from cli import arguments, running
 from cli.arguments import AsJson, OfTenant, Tenant
-from cli.groups import CommandLine, group
+from cli.groups import CommandLine, LaneCommands, group
 
 app = CommandLine()
 keys_app = group("Keys of the HTTP API. Once there is one, every call needs one.")
@@ -16,7 +16,9 @@ secrets_app = group("Webhook secrets of tenants. The default tenant's are in WEB
 app.add_typer(keys_app, name="keys")
 app.add_typer(secrets_app, name="secrets")
 limits_app = group(
-    "How fast calls of the model may start. One limit for each key and family of models, over all workers."
+    "How many calls of the model may start and run, and who uses the lanes. A lane is a key and a family of models; its"
+    " limits are over all workers.",
+    LaneCommands,
 )
 app.add_typer(limits_app, name="limits")
 Lane = Annotated[str, typer.Argument(metavar="LANE", help="Its name, as in the list: 0a1b2c3d:mistral-small.")]
@@ -88,26 +90,35 @@ def list_secrets(tenant: OfTenant = None, as_json: AsJson = False) -> int:
     return running.with_keys(lambda commands: commands.list_secrets(tenant), as_json=as_json)
 
 
+PerSecond = Annotated[float | None, typer.Option(help="Calls that may start in a second.")]
+AtOnce = Annotated[str | None, typer.Option(metavar="N|none", help="Calls that may run at once; none: any number.")]
+
+
 @limits_app.command("list")
 def list_limits(as_json: AsJson = False) -> int:
-    """List lanes: the limit of each, where it comes from, how many jobs wait, whether the model has paused it."""
+    """List lanes: the limits, where they come from, who waits, what is paused. `limits` alone does the same."""
     return running.with_limits(lambda limits: limits.list(), as_json=as_json)
 
 
 @limits_app.command("set")
-def set_limit(
+def set_limits(
     lane: Lane,
-    per_second: Annotated[float, typer.Argument(metavar="PER_SECOND", help="Calls that may start in a second.")],
+    rate: Annotated[
+        float | None, typer.Argument(metavar="[PER_SECOND]", help="Short for --per-second.", show_default=False)
+    ] = None,
+    per_second: PerSecond = None,
+    at_once: AtOnce = None,
     as_json: AsJson = False,
 ) -> int:
-    """Change a lane's limit, for all workers, from their next call on.
+    """Change a lane's limits, for all workers, from their next call on. `limits LANE --at-once N` does the same.
 
-    Where the model's headers tell of a lower one, that holds.
+    Where the model's headers tell of a lower rate, that holds. Calls that run go on.
     """
-    return running.with_limits(lambda limits: limits.set(lane, per_second), as_json=as_json, create=True)
+    changes = arguments.given(per_second=rate if per_second is None else per_second, at_once=at_once)
+    return running.with_limits(lambda limits: limits.set(lane, changes), as_json=as_json, create=True)
 
 
 @limits_app.command("reset")
-def reset_limit(lane: Lane, as_json: AsJson = False) -> int:
-    """Back to MISTRAL_REQUESTS_PER_SECOND."""
+def reset_limits(lane: Lane, as_json: AsJson = False) -> int:
+    """Back to MISTRAL_REQUESTS_PER_SECOND, and any number of calls at once."""
     return running.with_limits(lambda limits: limits.reset(lane), as_json=as_json)

@@ -13,25 +13,23 @@ from __future__ import annotations
 
 import time as clocks
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Row, bindparam, exists, func, or_, select, update
+from sqlalchemy import Row, bindparam, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.contracts import QueuePlace, QueueReason
+from chatjobs.contracts import Lane, QueuePlace, QueueReason
 from domain.timings import Timings
 from domain.values import Claimant, Reservation
 from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
 from storage.engine.schema import lane_waiters, lanes, moment
-from storage.rate_limits import breaker, lane_queue, pauses
+from storage.rate_limits import breaker, lane_queue, overview, pauses
 from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS, SECOND
 from storage.rate_limits.lane_queue import RANKED, RANKED_HELD, LaneQueue
-from storage.rate_limits.running import RUNNING_BY_LANE, WorkerLease, count_running
+from storage.rate_limits.running import WorkerLease, count_running
 
 SLACK = 0.025
 """The interval is longer than the limit requires by this share: the way of calls to the model may then vary by 22 ms
@@ -66,6 +64,8 @@ MOST_WOKEN = 200
 """Jobs of a lane that are woken at once."""
 MOST_OVERDUE = 50
 """While more woken jobs than this are overdue, all workers are busy, and no other job is woken."""
+COLUMNS = {"per_second": "set_to", "at_once": "at_once"}
+"""The columns of the limits that operators set."""
 ASKED_AT_ONCE = 500
 """Jobs in one query for places: SQLite takes some ten thousand values."""
 
@@ -83,28 +83,6 @@ SET_FREE_AT = update(lanes).where(lanes.c.name == bindparam("key")).values(free_
 
 Reserve = Callable[[AsyncConnection, str, Claimant], Awaitable[Reservation]]
 """Reserves a call of a model (its name) in the transaction that claims the job."""
-
-
-@dataclass(frozen=True, slots=True)
-class RateLimit:
-    """A lane's limit and state, for operators.
-
-    ``per_second`` is the limit in force, ``set_to`` the operator's, ``seen`` the one in the model's headers.
-    ``at_once``: calls that may run at once; None: any number. ``running``: calls that run. ``down``: the breaker is
-    open; ``probes_at`` is the time of the next probe, ``last_error`` the model's last error.
-    """
-
-    name: str
-    per_second: float
-    set_to: float | None
-    seen: float | None
-    paused_until: datetime | None
-    waiting: int
-    at_once: int | None = None
-    running: int = 0
-    down: bool = False
-    probes_at: datetime | None = None
-    last_error: str | None = None
 
 
 class Limiter:
@@ -391,47 +369,29 @@ class Limiter:
                 changes["paused_until"] = max(lane.paused_until, time + int(pause * SECOND))
             await connection.execute(update(lanes).where(lanes.c.name == name).values(changes))
 
-    @retried
     async def set_limit(self, name: str, per_second: float | None) -> None:
-        """Change a lane's limit for all workers from now on; None restores the setting's limit."""
-        async with self._database.write() as connection:
-            await self._locked(connection, name)
-            statement = update(lanes).where(lanes.c.name == name).values(set_to=per_second, seen=None)
-            await connection.execute(statement)
+        """Change a lane's rate for all workers from now on; None restores the setting's."""
+        await self.set_limits(name, {"per_second": per_second})
+
+    async def set_at_once(self, name: str, at_once: int | None) -> None:
+        """Change the number of calls that may run at once in a lane; None: any number. Calls that run go on."""
+        await self.set_limits(name, {"at_once": at_once})
 
     @retried
-    async def set_at_once(self, name: str, at_once: int | None) -> None:
-        """Change the number of calls that may run at once in a lane, over all workers; None: any number. Calls that run
-        already go on."""
+    async def set_limits(self, name: str, changes: Mapping[str, Any]) -> None:
+        """Change several limits of a lane at once: ``per_second``, ``at_once``."""
+        values = {COLUMNS[limit]: value for limit, value in changes.items()}
+        if "per_second" in changes:
+            values["seen"] = None
         async with self._database.write() as connection:
             await self._locked(connection, name)
-            await connection.execute(update(lanes).where(lanes.c.name == name).values(at_once=at_once))
+            await connection.execute(update(lanes).where(lanes.c.name == name).values(values))
 
-    async def lanes(self) -> Sequence[RateLimit]:
-        waiting = (
-            select(func.count()).select_from(lane_waiters).where(lane_waiters.c.lane == lanes.c.name).scalar_subquery()
-        )
+    async def lanes(self, tenant: str | None = None) -> Sequence[Lane]:
+        """All lanes by name; or those that a tenant's jobs use, with the counts of that tenant."""
         async with self._database.read() as connection:
-            rows = (await connection.execute(select(lanes, waiting.label("waiting")).order_by(lanes.c.name))).all()
             time = await self._database.time(connection)
-            calls = await connection.execute(RUNNING_BY_LANE, {"time": time})
-            running: dict[str, int] = {row[0]: row[1] for row in calls}
-        return [
-            RateLimit(
-                name=row.name,
-                per_second=self._per_second(row),
-                set_to=row.set_to,
-                seen=row.seen,
-                paused_until=moment(row.paused_until) if row.paused_until > time else None,
-                waiting=row.waiting,
-                at_once=row.at_once,
-                running=running.get(row.name, 0),
-                down=breaker.is_open(row),
-                probes_at=moment(max(breaker.expected_start(row, time), time)) if breaker.is_open(row) else None,
-                last_error=row.last_error,
-            )
-            for row in rows
-        ]
+            return await overview.describe(connection, time, self._per_second, tenant)
 
     async def queue_places(self, job_ids: Collection[str]) -> Mapping[str, QueuePlace]:
         """The places of the jobs that wait in a lane; the others are left out."""

@@ -39,6 +39,14 @@ async def holds(connection: AsyncConnection, lane: str, tenant: str) -> bool:
     return await connection.scalar(HOLDING, {"lane_name": lane, "tenant_name": tenant}) is not None
 
 
+async def of(connection: AsyncConnection, tenant: str | None = None) -> Sequence[Pause]:
+    """All pauses, or those that concern a tenant's jobs; oldest first."""
+    query = select(pauses).order_by(pauses.c.paused_at, pauses.c.id)
+    if tenant is not None:
+        query = query.where(pauses.c.tenant.in_((ANY, tenant)))
+    return [_pause(row) for row in (await connection.execute(query)).all()]
+
+
 class PauseStore:
     """Begins and ends pauses. In all methods None stands for all lanes or all tenants."""
 
@@ -99,11 +107,8 @@ class PauseStore:
 
     async def list(self, tenant: str | None = None) -> Sequence[Pause]:
         """All pauses, or those that concern a tenant's jobs; oldest first."""
-        query = select(pauses).order_by(pauses.c.paused_at, pauses.c.id)
-        if tenant is not None:
-            query = query.where(pauses.c.tenant.in_((ANY, tenant)))
         async with self._database.single() as connection:
-            return [_pause(row) for row in (await connection.execute(query)).all()]
+            return await of(connection, tenant)
 
     async def _hold(self, connection: AsyncConnection, pause: Row[Any]) -> None:
         """Mark the waiting jobs that a new pause concerns."""

@@ -33,12 +33,12 @@ COUNT_RUNNING = (
     .where(CALLS.lane == bindparam("lane_name"), CALLS.ended_at.is_(None), CALLS.job_id != bindparam("key"))
     .where(worker_leases.c.until > bindparam("time"))
 )
-RUNNING_BY_LANE = (
+RUNNING = (
     select(CALLS.lane, func.count())
     .select_from(attempts.join(worker_leases, worker_leases.c.id == CALLS.worker))
     .where(CALLS.lane.is_not(None), CALLS.ended_at.is_(None), worker_leases.c.until > bindparam("time"))
-    .group_by(CALLS.lane)
 )
+"""The same for several lanes: to be grouped by lane."""
 
 log = logging.getLogger(__name__)
 

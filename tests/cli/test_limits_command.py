@@ -89,8 +89,12 @@ def test_a_lane_may_be_limited_before_its_first_call(call: Call) -> None:
         "perSecond": 2.5,
         "setTo": 2.5,
         "seen": None,
+        "atOnce": None,
+        "running": 0,
+        "pauses": [],
         "pausedUntil": None,
         "waiting": 0,
+        "waitingBy": [],
         "down": False,
         "probesAt": None,
         "lastError": None,
@@ -106,6 +110,9 @@ def test_a_lane_may_be_limited_before_its_first_call(call: Call) -> None:
         (["set", "0a1b2c3d:x", "1e9"], "from 0.001 to 10000"),
         (["set", "0a1b2c3d:x", "many"], "must be a number"),
         (["reset", "0a1b2c3d:nobody"], "no such lane"),
+        (["0a1b2c3d:x", "--at-once", "0"], "from 1 to 100000, or none"),
+        (["0a1b2c3d:x", "--at-once", "many"], "from 1 to 100000, or none"),
+        (["0a1b2c3d:x"], "give one of --per-second, --at-once"),
     ],
 )
 def test_what_makes_no_sense_changes_nothing(call: Call, arguments: list[str], words: str) -> None:
@@ -130,3 +137,41 @@ def test_pause_and_resume(running: Stack, call: Call) -> None:
     assert ended.out == "resumed: tenant acme in lane 0a1b2c3d:mistral-small\n"
     assert "nothing is paused" in call("resume", family=()).err
     assert "must be a name as in" in call("pause", "--lane", "mistral-small", family=()).err
+
+
+def test_limits_are_set_after_the_name_of_a_lane(call: Call) -> None:
+    lane = "0a1b2c3d:codestral"
+    assert call(lane, "--at-once", "3").out == f"{lane}: 1000/s, by MISTRAL_REQUESTS_PER_SECOND, 3 at once\n"
+    both = json.loads(call(lane, "--per-second", "5", "--at-once", "4", "--json").out)
+    assert (both["perSecond"], both["atOnce"]) == (5, 4)
+    assert "0 of 4" in call().out
+    assert json.loads(call(lane, "--at-once", "none", "--json").out)["atOnce"] is None
+    assert call(lane, "--at-once", "2").code == 0
+    assert json.loads(call("reset", lane, "--json").out)["atOnce"] is None
+
+
+async def test_who_waits_is_shown(running: Stack, call: Call) -> None:
+    """By tenant and priority, with what is paused; the list needs no word."""
+    async with service(running) as there:
+        await starts(there, 1)
+        name = next(lane["lane"] for lane in await asyncio.to_thread(lanes, call) if lane["lane"].endswith(FAMILY))
+        await asyncio.to_thread(call, "pause", "--lane", name, "--reason", "for a test", family=())
+        ids = [await there.submit(prompt()) for _ in range(2)] + [await there.submit(prompt(), priority=1)]
+        async with asyncio.timeout(20):
+            while next(one for one in await asyncio.to_thread(lanes, call) if one["lane"] == name)["waiting"] < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        listed = json.loads((await asyncio.to_thread(call, "--json")).out)
+        (lane,) = [one for one in listed["lanes"] if one["lane"] == name]
+        assert lane["waitingBy"] == [
+            {"tenant": "default", "priority": 1, "count": 1},
+            {"tenant": "default", "priority": 3, "count": 2},
+        ]
+        assert (
+            [one["reason"] for one in lane["pauses"]] == [one["reason"] for one in listed["pauses"]] == ["for a test"]
+        )
+        shown = " ".join((await asyncio.to_thread(call)).out.split())
+        assert f"paused: lane {name} since" in shown
+        assert "by operator: for a test" in shown
+        await asyncio.to_thread(call, "resume", "--lane", name, family=())
+        for job_id in ids:
+            assert (await there.ended(job_id)).status == "completed"

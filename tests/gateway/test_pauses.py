@@ -130,6 +130,26 @@ async def test_jobs_in_flight_when_it_begins_are_called_in_time_or_not_at_all(
     assert len(machine.simulator.requests(text)) == len(ids)
 
 
+async def test_the_lanes_show_who_waits_and_what_is_paused(
+    machine: Stack, live: Service, http: httpx2.AsyncClient, door: Gateway
+) -> None:
+    slow = prompt("slow", tokens=40, tokens_per_second=20)
+    running = await posted(http, slow)
+    await machine.simulator.wait(slow, tokens=2)
+    pause = (await http.post("/api/pauses", json={"tenant": "default", "reason": "for a test"})).json()
+    waiting = [await posted(http, prompt(tokens=2), priority=number) for number in (2, 3, 3)]
+    for job_id in waiting:
+        await paused(http, job_id)
+    async with ChatJobs(door.url, transport=httpx2.AsyncHTTPTransport()) as jobs:
+        (lane,) = await jobs.lanes()
+    assert (lane.running, lane.waiting, lane.at_once, lane.down) == (1, 3, None, False)
+    assert [(one.tenant, one.priority, one.count) for one in lane.waiting_by] == [("default", 2, 1), ("default", 3, 2)]
+    assert [(one.tenant, one.reason) for one in lane.pauses] == [("default", "for a test")]
+    await http.delete(f"/api/pauses/{pause['pauseId']}")
+    for job_id in (running, *waiting):
+        assert (await live.ended(job_id)).status is JobStatus.COMPLETED
+
+
 async def test_the_time_in_the_queue_goes_on(http: httpx2.AsyncClient, live: Service) -> None:
     pause = (await http.post("/api/pauses", json={})).json()
     job = await live.ended(await posted(http, prompt(), limits={"queueSeconds": 1}))
@@ -198,6 +218,7 @@ async def test_a_key_pauses_its_own_tenant_only(tmp_path: Path) -> None:
                 with pytest.raises(ApiError) as refused:
                     await client.resume(pause.pause_id)
                 assert (refused.value.status, refused.value.reason) == (403, "operators_only")
+            assert await acme.lanes() == (), "it uses none, and others' are not shown"
             await acme.resume(own.pause_id)
             assert [one.pause_id for one in await operators.list()] == [everything.pause_id, theirs.pause_id]
         await database.close()

@@ -1,4 +1,4 @@
-"""Pauses: no call of the model starts for the jobs of a lane, of a tenant, or of everybody."""
+"""Lanes: who uses them, and pauses, during which no call starts in a lane, for a tenant, or at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from chatjobs.contracts import Pause, PauseList, PauseRequest, parse
+from chatjobs.contracts import LaneList, Pause, PauseList, PauseRequest, parse
 from chatjobs.errors import PauseNotFound
 from gateway.auth.access import Identity
 from gateway.problems import HttpProblem
@@ -17,6 +17,17 @@ from storage.rate_limits.pauses import OPERATOR
 MOST_BODY_BYTES = 16 * 1024
 
 router = APIRouter(prefix="/api")
+
+
+@router.get("/lanes", response_model=LaneList)
+async def list_lanes(here: Here, caller: Caller) -> Response:
+    """The lanes with their limits, running calls, waiting jobs and pauses; with a key, as far as its tenant uses them.
+
+    `starter.py limits` changes the limits.
+    """
+    found = await here.limiter.lanes(None if caller.key_id is None else caller.tenant)
+    lanes = [lane.model_copy(update={"pauses": tuple(_for(caller, pause) for pause in lane.pauses)}) for lane in found]
+    return json_answer(LaneList(lanes=tuple(lanes)))
 
 
 @router.post("/pauses", status_code=201, response_model=Pause, openapi_extra=body_of(PauseRequest))
