@@ -90,6 +90,8 @@ class Completer:
                     result = await _unless_stopped(self._stream(attempt), context, cancel, watch)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told apart in _verdict
                 result = Failed(error)
+            if self._gate:
+                self._gate.settle(attempt.turn, attempt.spent, whole=isinstance(result, Answered))
             match result:
                 case Answered(summary):
                     return summary

@@ -13,11 +13,13 @@ from typing import Any
 from temporalio.exceptions import ApplicationError
 
 from activities import failures
+from chatjobs.contracts import Usage
 from chatjobs.errors import ChatJobsError
 from domain.errors import StorageError, UpstreamError, UpstreamRateLimited, UpstreamRefused
 from domain.outcomes import AttemptOutcome
 from domain.ports import CANNOT_CONTINUE, SENT, Allowance, ChatModel
 from domain.values import Claim, Claimant, Reservation
+from storage.rate_limits.budget import SETTLED_FROM
 from storage.rate_limits.limiter import (
     HORIZON_SECONDS,
     LATE_SECONDS,
@@ -33,6 +35,8 @@ CHECK_SECONDS = 0.01
 FRESH_SECONDS = 0.05
 """A turn that was granted so shortly before the call need not be looked at again."""
 LONGEST_DELAY_SECONDS = 3_600.0
+OTHERS_PART = 0.05
+"""The part of a budget of tokens that others must have used for the lane to be told of it."""
 WAITING = "waiting_for_turn"
 
 log = logging.getLogger(__name__)
@@ -131,6 +135,15 @@ class RateLimitGate:
         self._reports.add(task)
         task.add_done_callback(self._reports.discard)
 
+    def settle(self, turn: Reservation | None, usage: Usage | None, *, whole: bool = False) -> None:
+        """Settle a call with the lane's budget of tokens. ``usage``: None where the model was not called, or refused;
+        ``whole``: the answer came to its end. Not worth a transaction while little of the budget is used: the estimate
+        stands then."""
+        if turn is None or not turn.granted or turn.budget is None or turn.used < turn.budget * SETTLED_FROM:
+            return
+        prompt, answer = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        self._report(self._limiter.settle(turn, prompt, answer, whole=whole))
+
     def record_answer(self, claim: Claim) -> None:
         """Record that the model has begun to answer."""
         if claim.turn is not None:
@@ -141,10 +154,17 @@ class RateLimitGate:
         turn = claim.turn
         if turn is None:
             return
-        limit = allowance.requests_per_minute
-        if turn.refused or allowance.pause is not None or (limit is not None and limit / 60 != turn.seen):
+        limit, tokens = allowance.requests_per_minute, allowance.tokens_per_minute
+        other_limit = limit is not None and limit / 60 != turn.seen
+        if turn.refused or allowance.pause is not None or other_limit or _is_news(turn, allowance):
             try:
-                await self._limiter.record_success(turn.lane, per_minute=limit, pause=allowance.pause)
+                await self._limiter.record_success(
+                    turn.lane,
+                    per_minute=limit,
+                    pause=allowance.pause,
+                    tokens_per_minute=tokens,
+                    tokens_left=allowance.tokens_left,
+                )
             except StorageError as error:  # the next answer has it again
                 log.warning("rate limit not kept: %s", error, extra={"action": "limit_unkept", "job_id": claim.job_id})
 
@@ -192,8 +212,21 @@ class RateLimitGate:
         requested = None if error.retry_after is None else failures.throttle_pause(error.retry_after, 0)
         pause = await self._limiter.throttle(lane, requested, claim.job_id)
         if pause > HORIZON_SECONDS:
-            pause = (await self._limiter.reserve(lane, claim.asker)).seconds
+            turn = await self._limiter.reserve(lane, claim.asker)
+            pause = turn.seconds
+            self.settle(turn, None)
         return failures.again(error.reason, error.message, pause)
+
+
+def _is_news(turn: Reservation, allowance: Allowance) -> bool:
+    """Whether the budget of tokens in an answer's headers is another one than the lane's, or others have used a part of
+    it that is worth a transaction."""
+    limit, left = allowance.tokens_per_minute, allowance.tokens_left
+    if not limit:
+        return False
+    if turn.budget is None or int(limit) != turn.tokens_seen:
+        return True
+    return left is not None and limit - left - turn.used > limit * OTHERS_PART
 
 
 async def _logged(report: Coroutine[Any, Any, None]) -> None:

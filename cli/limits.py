@@ -19,6 +19,7 @@ from storage.rate_limits.pauses import PauseStore
 OK = 0
 SLOWEST, FASTEST = 0.001, 10_000
 MOST_AT_ONCE = 100_000
+MOST_TOKENS = 10_000_000_000
 NONE = "none"
 """The value of an option that removes a limit."""
 
@@ -47,7 +48,8 @@ class LimitCommands:
         return OK
 
     async def set(self, name: str, changes: Mapping[str, Any]) -> int:
-        """``changes``: ``per_second`` (a number), ``at_once`` (a number as text, or "none"). Raises InvalidRequest."""
+        """``changes``: ``per_second`` (a number); ``at_once`` and ``tokens_per_minute`` (a number as text, or "none").
+        Raises InvalidRequest."""
         check_lane(name)
         checked = dict(_checked(changes))
         if await self._lane(name) is None:
@@ -58,7 +60,7 @@ class LimitCommands:
         """Raises InvalidRequest."""
         if await self._lane(name) is None:
             raise InvalidRequest([Problem("/lane", "there is no such lane; look at `starter.py limits list`")])
-        return await self._changed(name, {"per_second": None, "at_once": None})
+        return await self._changed(name, {"per_second": None, "at_once": None, "tokens_per_minute": None})
 
     async def _changed(self, name: str, changes: Mapping[str, Any]) -> int:
         await self._limiter.set_limits(name, changes)
@@ -68,7 +70,7 @@ class LimitCommands:
         if self._as_json:
             write(f"{one_line(lane.model_dump(mode='json'))}\n")
         else:
-            write(f"{safe(name)}: {', '.join(filter(None, (_rate(lane), _at_once(lane))))}\n")
+            write(f"{safe(name)}: {', '.join(filter(None, (_rate(lane), _at_once(lane), _token_limit(lane))))}\n")
         return OK
 
     async def _lane(self, name: str) -> Lane | None:
@@ -85,6 +87,8 @@ def _checked(changes: Mapping[str, Any]) -> Iterator[tuple[str, float | int | No
                 yield name, value
             case "at_once":
                 yield name, _count(value, "/atOnce", MOST_AT_ONCE)
+            case "tokens_per_minute":
+                yield name, _count(value, "/tokensPerMinute", MOST_TOKENS)
 
 
 def _count(given: str, pointer: str, most: int) -> int | None:
@@ -97,14 +101,19 @@ def _count(given: str, pointer: str, most: int) -> int | None:
 
 
 def _table(lanes: Sequence[Lane]) -> RenderableType:
-    table = Records("lane", "limit", "running", "waiting", "paused", "model")
+    table = Records("lane", "limit", "running", "tokens this minute", "waiting", "paused", "model")
     for lane in lanes:
-        table.add_row(safe(lane.name), _rate(lane), _running(lane), _waiting(lane), _paused(lane), _model(lane))
+        use = (_running(lane), _tokens(lane), _waiting(lane))
+        table.add_row(safe(lane.name), _rate(lane), *use, _paused(lane), _model(lane))
     return table
 
 
 def _running(lane: Lane) -> str:
     return str(lane.running) if lane.at_once is None else f"{lane.running} of {lane.at_once}"
+
+
+def _tokens(lane: Lane) -> str:
+    return "" if lane.tokens_per_minute is None else f"{lane.tokens_used:,} of {lane.tokens_per_minute:,}"
 
 
 def _waiting(lane: Lane) -> str:
@@ -140,3 +149,7 @@ def _rate(lane: Lane) -> str:
 
 def _at_once(lane: Lane) -> str:
     return f"{lane.at_once} at once" if lane.at_once is not None else ""
+
+
+def _token_limit(lane: Lane) -> str:
+    return f"{lane.tokens_set_to:,} tokens a minute" if lane.tokens_set_to is not None else ""

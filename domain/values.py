@@ -23,6 +23,7 @@ from chatjobs.contracts import (
     WireModel,
 )
 from domain.names import SCHEDULED
+from domain.tokens import RequestSize
 
 OK = 200
 """The HTTP status of a call that brought a part of an answer."""
@@ -184,7 +185,8 @@ class Claimant:
     """A job that requests a turn to call the model. ``since`` (microseconds): when it was accepted.
 
     A smaller ``priority`` goes first; within one priority, tenants take turns. ``returns``: it had a turn before.
-    ``stays``: it waits in its worker for however long, so that nobody has to wake it.
+    ``stays``: it waits in its worker for however long, so that nobody has to wake it. ``size``: the tokens of its
+    request, estimated when a lane with a budget of tokens asks.
     """
 
     job_id: str
@@ -193,6 +195,7 @@ class Claimant:
     since: int
     returns: bool = False
     stays: bool = False
+    size: Callable[[], RequestSize] = RequestSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +221,16 @@ class Reservation:
     """The lane's last call was refused: ``Limiter.record_success`` ends that."""
     seen: float | None = None
     """The limit that the lane has from the model's headers, in calls per second."""
+    tokens: int = 0
+    """Reserved in the lane's budget of tokens; 0 without a budget."""
+    slot: int = 0
+    """The part of a minute in which they were reserved (storage/rate_limits/budget.py)."""
+    budget: int | None = None
+    """The lane's tokens per minute."""
+    used: int = 0
+    """The tokens of the last minute, with these."""
+    tokens_seen: int | None = None
+    """The tokens per minute that the lane has from the model's headers."""
     counts: bool = False
     """The lane limits the calls that run at once: the attempt must be stored before the next turn is reserved."""
     worker: str = ""

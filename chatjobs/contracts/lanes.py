@@ -77,6 +77,15 @@ class Lane(WireModel):
     """Calls that may run at once; None: any number."""
     running: int
     """Calls that run."""
+    tokens_per_minute: int | None = None
+    """Tokens that calls may use in a minute; None: any number."""
+    tokens_set_to: int | None = None
+    """``tokensPerMinute`` as an operator set it."""
+    tokens_seen: int | None = None
+    """``tokensPerMinute`` as the model's headers say."""
+    tokens_used: int | None = None
+    """Tokens of the last minute, with what is reserved for calls that run; None without a limit, and with an API
+    key."""
     waiting: int
     """Jobs that wait."""
     waiting_by: Many[LaneWaiting]

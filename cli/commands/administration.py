@@ -92,6 +92,10 @@ def list_secrets(tenant: OfTenant = None, as_json: AsJson = False) -> int:
 
 PerSecond = Annotated[float | None, typer.Option(help="Calls that may start in a second.")]
 AtOnce = Annotated[str | None, typer.Option(metavar="N|none", help="Calls that may run at once; none: any number.")]
+TokensPerMinute = Annotated[
+    str | None,
+    typer.Option(metavar="N|none", help="Tokens that calls may use in a minute; none: as many as there are."),
+]
 
 
 @limits_app.command("list")
@@ -108,17 +112,19 @@ def set_limits(
     ] = None,
     per_second: PerSecond = None,
     at_once: AtOnce = None,
+    tokens_per_minute: TokensPerMinute = None,
     as_json: AsJson = False,
 ) -> int:
     """Change a lane's limits, for all workers, from their next call on. `limits LANE --at-once N` does the same.
 
-    Where the model's headers tell of a lower rate, that holds. Calls that run go on.
+    Where the model's headers tell of lower ones, those hold. Calls that run go on.
     """
-    changes = arguments.given(per_second=rate if per_second is None else per_second, at_once=at_once)
+    per_second = rate if per_second is None else per_second
+    changes = arguments.given(per_second=per_second, at_once=at_once, tokens_per_minute=tokens_per_minute)
     return running.with_limits(lambda limits: limits.set(lane, changes), as_json=as_json, create=True)
 
 
 @limits_app.command("reset")
 def reset_limits(lane: Lane, as_json: AsJson = False) -> int:
-    """Back to MISTRAL_REQUESTS_PER_SECOND, and any number of calls at once."""
+    """Back to MISTRAL_REQUESTS_PER_SECOND, and any number of calls at once and of tokens."""
     return running.with_limits(lambda limits: limits.reset(lane), as_json=as_json)

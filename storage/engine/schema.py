@@ -286,6 +286,11 @@ lanes = Table(
     Column("suspects", Text),  # JSON: [job, attempt] of the failures in a row
     Column("last_error", String(256)),
     Column("at_once", Integer),  # calls that may run at once, set by an operator; NULL: any number
+    # The budget of tokens (storage/rate_limits/budget.py).
+    Column("tokens_set_to", BigInteger),  # per minute, set by an operator
+    Column("tokens_seen", BigInteger),  # per minute, from the model's headers
+    Column("token_spends", Text),  # JSON: [slot, tokens] of the last minute
+    Column("typical_answer", Integer),  # tokens
 )
 
 lane_waiters = Table(
@@ -300,6 +305,7 @@ lane_waiters = Table(
     Column("asks_at", BigInteger, nullable=False),  # when it requests its turn again
     Column("near", Boolean, nullable=False),  # it waits in a worker, or was woken
     Column("held", Boolean, nullable=False, server_default=false()),  # a pause concerns it
+    Column("tokens", BigInteger, nullable=False, server_default="0"),  # the estimate of its call; 0: no budget
 )
 Index(
     "lane_waiters_order",

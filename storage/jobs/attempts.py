@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, and_, bindparam, delete, func, insert, select, update
@@ -16,7 +17,7 @@ from domain.batches import limits_queue
 from domain.errors import FenceLost
 from domain.outcomes import AttemptOutcome
 from domain.text import clean
-from domain.tokens import Sample
+from domain.tokens import RequestSize, Sample, request_size
 from domain.values import AttemptEnd, Claim, Claimant, FinishRecord, Reservation, TextRun
 from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
@@ -197,8 +198,11 @@ class AttemptStore:
             return _without_attempt(row, "expired", order.fence)
         if (ahead := await delays.seconds_ahead(self._database, connection, row)) > 0:
             return _without_attempt(row, "early", order.fence, seconds=ahead)
-        asker = Claimant(row.id, row.tenant, row.priority, row.created_at, returns=row.attempt > 0, stays=row.batched)
+        who = (row.id, row.tenant, row.priority, row.created_at)
+        asker = Claimant(*who, returns=row.attempt > 0, stays=row.batched, size=partial(request_size, body))
         turn = await order.reserve(connection, row.model, asker) if order.reserve else None
+        size = asker.size() if turn is not None and turn.budget is not None else RequestSize()
+        asker = replace(asker, size=lambda: size)  # without the whole body, which it would keep in memory
         time = micros(now())
         if turn is not None and not turn.granted:
             left = _seconds_left(row, body, time)

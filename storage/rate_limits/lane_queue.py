@@ -54,8 +54,8 @@ COUNT_NEAR_AHEAD = (
     .where(WAITER.lane == bindparam("lane_name"), WAITER.near, WAITER.asks_at >= bindparam("overdue"), BEFORE)
     .where(WAITER.held.is_(False))
 )
-COUNT_PUNCTUAL_AHEAD = (
-    select(func.count())
+PUNCTUAL_AHEAD = (
+    select(func.count(), func.coalesce(func.sum(WAITER.tokens), 0))
     .select_from(lane_waiters)
     .where(WAITER.lane == bindparam("lane_name"), WAITER.priority <= bindparam("priority"), BEFORE)
     .where(WAITER.asks_at >= bindparam("overdue"), WAITER.held.is_(False))
@@ -125,8 +125,11 @@ class LaneQueue:
         values = {"lane_name": self.lane, "key": job_id, "lost": self.lost}
         return await self.connection.scalar(HAS_OTHERS, values) is not None
 
-    async def enter(self, claimant: Claimant) -> QueueEntry:
-        """Add a job to the queue unless it is there already. A job waits in one lane at a time."""
+    async def enter(self, claimant: Claimant, tokens: int = 0) -> QueueEntry:
+        """Add a job to the queue unless it is there already. A job waits in one lane at a time.
+
+        ``tokens``: the estimate of its call.
+        """
         row = (await self.connection.execute(ENTRY, {"key": claimant.job_id})).first()
         if row is not None and row.lane == self.lane:
             return QueueEntry(row.job_id, row.priority, row.tag, row.since)
@@ -142,6 +145,7 @@ class LaneQueue:
             "since": claimant.since,
             "asks_at": self.time,
             "near": False,
+            "tokens": tokens,
         }
         await self.connection.execute(insert(lane_waiters), values)
         return QueueEntry(claimant.job_id, claimant.priority, tag, claimant.since)
@@ -157,11 +161,12 @@ class LaneQueue:
         values = {"lane_name": self.lane, "overdue": overdue, **_order_key(entry)}
         return int(await self.connection.scalar(COUNT_NEAR_AHEAD, values) or 0)
 
-    async def count_punctual_ahead(self, entry: QueueEntry) -> int:
-        """Number of jobs that start before it, wherever they wait, and are not overdue."""
+    async def punctual_ahead(self, entry: QueueEntry) -> tuple[int, int]:
+        """Number of jobs that start before it, wherever they wait, and are not overdue; the tokens of their calls."""
         overdue = self.time - int(OVERDUE_SECONDS * SECOND)
         values = {"lane_name": self.lane, "overdue": overdue, **_order_key(entry)}
-        return int(await self.connection.scalar(COUNT_PUNCTUAL_AHEAD, values) or 0)
+        count, tokens = (await self.connection.execute(PUNCTUAL_AHEAD, values)).one()
+        return int(count), int(tokens)
 
     async def set_next_request(self, entry: QueueEntry, asks_at: int, *, near: bool, held: bool = False) -> None:
         """Store when a waiting job requests its turn again. ``held``: a pause concerns it."""
@@ -204,7 +209,7 @@ class LaneQueue:
         """The rows of the jobs that start next, without those that are overdue or held, and without the job
         ``excluding``."""
         due = WAITER.asks_at >= self.time - int(OVERDUE_SECONDS * SECOND)
-        query: Select[Any] = select(WAITER.job_id, WAITER.asks_at, WAITER.near)
+        query: Select[Any] = select(WAITER.job_id, WAITER.asks_at, WAITER.near, WAITER.tokens)
         query = query.where(WAITER.lane == self.lane, WAITER.held.is_(False), due)
         if excluding is not None:
             query = query.where(WAITER.job_id != excluding)
@@ -266,9 +271,10 @@ def _order_key(entry: QueueEntry) -> dict[str, Any]:
 
 
 _place = func.row_number().over(order_by=ORDER).label("place")
-_places = select(WAITER.job_id, _place).where(WAITER.lane == bindparam("lane_name"), ALIVE).subquery()
+_tokens = func.sum(WAITER.tokens).over(order_by=ORDER, rows=(None, -1)).label("tokens_ahead")
+_places = select(WAITER.job_id, _place, _tokens).where(WAITER.lane == bindparam("lane_name"), ALIVE).subquery()
 RANKED = select(_places).where(_places.c.job_id.in_(bindparam("job_ids", expanding=True)))
-"""The places of some of a lane's waiters."""
+"""The places of some of a lane's waiters, and the tokens of those before them."""
 _held_places = select(WAITER.job_id, _place).where(WAITER.lane == bindparam("lane_name"), WAITER.held).subquery()
 RANKED_HELD = select(_held_places).where(_held_places.c.job_id.in_(bindparam("job_ids", expanding=True)))
 """The same for those that a pause holds, among themselves."""

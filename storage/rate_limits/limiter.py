@@ -28,6 +28,7 @@ from storage.engine.group_commit import Group
 from storage.engine.schema import lane_waiters, lanes, moment
 from storage.rate_limits import breaker, lane_queue, overview, pauses
 from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS, SECOND
+from storage.rate_limits.budget import SLOT, TokenBudget, learned
 from storage.rate_limits.lane_queue import RANKED, RANKED_HELD, LaneQueue
 from storage.rate_limits.running import WorkerLease, count_running
 
@@ -64,7 +65,7 @@ MOST_WOKEN = 200
 """Jobs of a lane that are woken at once."""
 MOST_OVERDUE = 50
 """While more woken jobs than this are overdue, all workers are busy, and no other job is woken."""
-COLUMNS = {"per_second": "set_to", "at_once": "at_once"}
+COLUMNS = {"per_second": "set_to", "at_once": "at_once", "tokens_per_minute": "tokens_set_to"}
 """The columns of the limits that operators set."""
 ASKED_AT_ONCE = 500
 """Jobs in one query for places: SQLite takes some ten thousand values."""
@@ -80,6 +81,7 @@ SELECT_LANES_OF_JOBS = select(lanes).where(
 )
 SELECT_LANES_WITH_WAITERS = select(lanes).where(exists().where(lane_waiters.c.lane == lanes.c.name))
 SET_FREE_AT = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("new_free_at"))
+SET_FREE_AND_SPENT = SET_FREE_AT.values(token_spends=bindparam("new_spends"))
 
 Reserve = Callable[[AsyncConnection, str, Claimant], Awaitable[Reservation]]
 """Reserves a call of a model (its name) in the transaction that claims the job."""
@@ -125,23 +127,30 @@ class Limiter:
         queue = self._queue(connection, name, time)
         if await pauses.holds(connection, name, claimant.tenant):
             return await self._hold(queue, claimant) if queueing else Reservation(False, HORIZON_SECONDS, lane=name)
-        places = await self._places(connection, lane, time, claimant.job_id)
+        places, budget = await self._places(connection, lane, time, claimant.job_id), TokenBudget.of(lane, time)
+        cost = budget.cost(claimant) if budget else 0
+        if budget and soon:
+            soon = budget.free_at(cost) <= time + int(BOOKED_SECONDS * SECOND)
         if soon and not down and places != 0 and not await queue.has_waiters():
             if free > time:
                 await queue.start_without_waiting(claimant)
-            return await self._grant(connection, lane, time, clock, {"free_at": free + interval})
+            return await self._grant(connection, lane, time, clock, {"free_at": free + interval}, cost=cost)
         if not queueing:
             return Reservation(False, HORIZON_SECONDS, lane=name)
-        entry = await queue.enter(claimant)
-        if places is not None and await queue.count_punctual_ahead(entry) >= places:
+        entry = await queue.enter(claimant, cost)
+        ahead, tokens_ahead = (0, 0) if places is None and budget is None else await queue.punctual_ahead(entry)
+        if places is not None and ahead >= places:
             return await self._wait_for_place(queue, entry, stays=claimant.stays)
+        if budget:
+            free = max(free, budget.free_at(cost, tokens_ahead))
+            soon = free <= time + int(BOOKED_SECONDS * SECOND)
         probe = down and breaker.may_probe(lane, time, claimant.job_id, others=await queue.has_others(claimant.job_id))
         near_ahead = 0 if down else await queue.count_near_ahead(entry)
         in_order = near_ahead * interval <= int(OVERTAKING_SECONDS * SECOND)
         if soon and (probe if down else in_order):
             await queue.dequeue(entry)
-            changes = breaker.probe_changes(time, claimant.job_id) if probe else {}
-            return await self._grant(connection, lane, time, clock, {"free_at": free + interval, **changes}, probe)
+            changes = {"free_at": free + interval} | (breaker.probe_changes(time, claimant.job_id) if probe else {})
+            return await self._grant(connection, lane, time, clock, changes, probe=probe, cost=cost)
         return await self._wait(queue, entry, lane, (free, interval), near_ahead, stays=claimant.stays)
 
     async def _grant(
@@ -151,18 +160,30 @@ class Limiter:
         time: int,
         clock: float,
         changes: dict[str, Any],
+        *,
         probe: bool = False,
+        cost: int = 0,
     ) -> Reservation:
-        """Grant the lane's next start. ``clock`` is the monotonic clock's reading at ``time``."""
+        """Grant the lane's next start. ``clock`` is the monotonic clock's reading at ``time``; ``cost``: the tokens to
+        reserve in the lane's budget, if it has one."""
         if lane.at_once is not None:
             await self.lease.ensure(connection, time)
         seconds = (changes["free_at"] - self._interval(lane) - time) / SECOND
+        budget = TokenBudget.of(lane, time)
         if probe:
-            await connection.execute(update(lanes).where(lanes.c.name == lane.name).values(changes))
+            spends = {"token_spends": budget.reserved(cost)} if budget else {}
+            await connection.execute(update(lanes).where(lanes.c.name == lane.name).values(changes | spends))
+        elif budget:
+            spent = {"new_free_at": changes["free_at"], "new_spends": budget.reserved(cost)}
+            await connection.execute(SET_FREE_AND_SPENT, {"key": lane.name, **spent})
         else:
             await connection.execute(SET_FREE_AT, {"key": lane.name, "new_free_at": changes["free_at"]})
         return Reservation(
             granted=True,
+            tokens=cost,
+            slot=time // SLOT,
+            budget=budget.limit if budget else None,
+            used=budget.used + cost if budget else 0,
             seconds=seconds,
             lane=lane.name,
             due=clock + seconds,
@@ -170,6 +191,7 @@ class Limiter:
             probe=probe,
             refused=lane.refusals > 0,
             seen=lane.seen,
+            tokens_seen=lane.tokens_seen,
             counts=lane.at_once is not None,
             worker=self.lease.id,
         )
@@ -241,6 +263,19 @@ class Limiter:
         return not paused and (not breaker.is_open(lane) or probes)
 
     @retried
+    async def settle(self, turn: Reservation, prompt: int, answer: int, *, whole: bool = False) -> None:
+        """Replace the tokens that were reserved for a call by those that it used; ``whole``: its answer came to its
+        end, and the lane learns how long answers are."""
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, turn.lane)
+            if (budget := TokenBudget.of(lane, time)) is None:
+                return
+            changes: dict[str, Any] = {"token_spends": budget.settled(turn, prompt, answer)}
+            if whole:
+                changes["typical_answer"] = learned(lane.typical_answer, answer)
+            await connection.execute(update(lanes).where(lanes.c.name == turn.lane).values(changes))
+
+    @retried
     async def report_late_start(self, turn: Reservation, seconds: float) -> None:
         """Record a call's delay behind its turn; it delays the calls that may start a second later as well."""
         async with self._database.write("fast") as connection:
@@ -296,11 +331,8 @@ class Limiter:
         if await queue.count_overdue() > max(MOST_OVERDUE, 2 * count):
             return []
         punctual = time + int(PUNCTUAL_SECONDS * SECOND)
-        return [
-            row.job_id
-            for row in await queue.next_waiters(count, excluding=excluded)
-            if not row.near and row.asks_at > punctual
-        ]
+        waiters = _affordable(TokenBudget.of(lane, time), await queue.next_waiters(count, excluding=excluded))
+        return [row.job_id for row in waiters if not row.near and row.asks_at > punctual]
 
     @retried
     async def record_failure(
@@ -357,14 +389,28 @@ class Limiter:
         return float(until - time) / SECOND
 
     @retried
-    async def record_success(self, name: str, *, per_minute: float | None = None, pause: float | None = None) -> None:
+    async def record_success(
+        self,
+        name: str,
+        *,
+        per_minute: float | None = None,
+        pause: float | None = None,
+        tokens_per_minute: float | None = None,
+        tokens_left: float | None = None,
+    ) -> None:
         """Record a call that the model accepted. ``per_minute`` is the limit in its headers; ``pause`` (seconds) pauses
-        the lane, because its headers said that nothing is left."""
+        the lane, because its headers said that nothing is left. ``tokens_left``: where it is less than this lane knows
+        of, others use the key, and their tokens are counted as well."""
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
             changes: dict[str, Any] = {"refusals": 0}
             if per_minute is not None:
                 changes["seen"] = per_minute / 60
+            if tokens_per_minute:
+                changes["tokens_seen"] = int(tokens_per_minute)
+            budget = TokenBudget.of(lane, time)
+            if budget and tokens_per_minute and tokens_left is not None:
+                changes["token_spends"] = budget.told(tokens_per_minute - tokens_left)
             if pause is not None:
                 changes["paused_until"] = max(lane.paused_until, time + int(pause * SECOND))
             await connection.execute(update(lanes).where(lanes.c.name == name).values(changes))
@@ -379,10 +425,12 @@ class Limiter:
 
     @retried
     async def set_limits(self, name: str, changes: Mapping[str, Any]) -> None:
-        """Change several limits of a lane at once: ``per_second``, ``at_once``."""
+        """Change several limits of a lane at once: ``per_second``, ``at_once``, ``tokens_per_minute``."""
         values = {COLUMNS[limit]: value for limit, value in changes.items()}
         if "per_second" in changes:
             values["seen"] = None
+        if "tokens_per_minute" in changes:
+            values["tokens_seen"] = None
         async with self._database.write() as connection:
             await self._locked(connection, name)
             await connection.execute(update(lanes).where(lanes.c.name == name).values(values))
@@ -411,12 +459,13 @@ class Limiter:
                 free = max(free, breaker.expected_start(lane, time))
             lost = time - self._lost_after
             ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids, "lost": lost})
-            places = await self._places(connection, lane, time)
-            for job_id, place in ranked:
+            places, budget = await self._places(connection, lane, time), TokenBudget.of(lane, time)
+            for job_id, place, tokens_ahead in ranked:
                 if places is not None and place > places:
                     found[job_id] = QueuePlace(position=place, reason="at_once")
                     continue
-                start = moment(free + (place - 1) * self._interval(lane))
+                paid = budget.free_at(0, int(tokens_ahead or 0)) if budget else time
+                start = moment(max(free + (place - 1) * self._interval(lane), paid))
                 found[job_id] = QueuePlace(position=place, expected_start_at=start, reason=_reason(lane, time))
             held = await connection.execute(RANKED_HELD, {"lane_name": lane.name, "job_ids": job_ids})
             found |= {job_id: QueuePlace(position=place, reason="paused") for job_id, place in held}
@@ -451,6 +500,19 @@ def _free(lane: Row[Any], time: int, interval: int) -> int:
     free_at = lane.free_at if lane.free_at <= latest_start else time
     paused_until = lane.paused_until if lane.paused_until <= longest_pause else time
     return max(time, free_at, paused_until)
+
+
+def _affordable(budget: TokenBudget | None, waiters: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    """The waiters, in order, that the budget has tokens for within EARLY_SECONDS."""
+    if budget is None:
+        return waiters
+    found, ahead, soon = [], 0, budget.time + int(EARLY_SECONDS * SECOND)
+    for row in waiters:
+        if budget.free_at(row.tokens, ahead) > soon:
+            break
+        found.append(row)
+        ahead += row.tokens
+    return found
 
 
 def _reason(lane: Row[Any], time: int) -> QueueReason:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from chatjobs.contracts import Lane, LaneWaiting
 from storage.engine.schema import attempts, jobs, lane_waiters, lanes, moment
 from storage.rate_limits import breaker, pauses
+from storage.rate_limits.budget import TokenBudget
 from storage.rate_limits.running import RUNNING
 
 WAITER = lane_waiters.c
@@ -38,6 +39,9 @@ async def describe(
             seen=row.seen,
             at_once=row.at_once,
             running=running.get(row.name, 0),
+            tokens_set_to=row.tokens_set_to,
+            tokens_seen=row.tokens_seen,
+            **_tokens(TokenBudget.of(row, time), shown=tenant is None),
             waiting=sum(one.count for one in waiting[row.name]),
             waiting_by=tuple(waiting[row.name]),
             pauses=tuple(one for one in known if one.lane in (None, row.name)),
@@ -49,6 +53,12 @@ async def describe(
         for row in rows
         if tenant is None or row.name in running or waiting[row.name]
     ]
+
+
+def _tokens(budget: TokenBudget | None, *, shown: bool) -> dict[str, int]:
+    if budget is None:
+        return {}
+    return {"tokens_per_minute": budget.limit} | ({"tokens_used": budget.used} if shown else {})
 
 
 async def _running(connection: AsyncConnection, time: int, tenant: str | None) -> dict[str, int]:

@@ -91,6 +91,10 @@ def test_a_lane_may_be_limited_before_its_first_call(call: Call) -> None:
         "seen": None,
         "atOnce": None,
         "running": 0,
+        "tokensPerMinute": None,
+        "tokensSetTo": None,
+        "tokensSeen": None,
+        "tokensUsed": None,
         "pauses": [],
         "pausedUntil": None,
         "waiting": 0,
@@ -112,7 +116,8 @@ def test_a_lane_may_be_limited_before_its_first_call(call: Call) -> None:
         (["reset", "0a1b2c3d:nobody"], "no such lane"),
         (["0a1b2c3d:x", "--at-once", "0"], "from 1 to 100000, or none"),
         (["0a1b2c3d:x", "--at-once", "many"], "from 1 to 100000, or none"),
-        (["0a1b2c3d:x"], "give one of --per-second, --at-once"),
+        (["0a1b2c3d:x", "--tokens-per-minute", "1e6"], "must be a whole number"),
+        (["0a1b2c3d:x"], "give one of --per-second, --at-once, --tokens-per-minute"),
     ],
 )
 def test_what_makes_no_sense_changes_nothing(call: Call, arguments: list[str], words: str) -> None:
@@ -144,10 +149,14 @@ def test_limits_are_set_after_the_name_of_a_lane(call: Call) -> None:
     assert call(lane, "--at-once", "3").out == f"{lane}: 1000/s, by MISTRAL_REQUESTS_PER_SECOND, 3 at once\n"
     both = json.loads(call(lane, "--per-second", "5", "--at-once", "4", "--json").out)
     assert (both["perSecond"], both["atOnce"]) == (5, 4)
-    assert "0 of 4" in call().out
+    assert call(lane, "--tokens-per-minute", "50000").out.endswith(", 4 at once, 50,000 tokens a minute\n")
+    listed = call().out
+    assert "0 of 4" in listed
+    assert "0 of 50,000" in " ".join(listed.split())
     assert json.loads(call(lane, "--at-once", "none", "--json").out)["atOnce"] is None
     assert call(lane, "--at-once", "2").code == 0
-    assert json.loads(call("reset", lane, "--json").out)["atOnce"] is None
+    back = json.loads(call("reset", lane, "--json").out)
+    assert (back["atOnce"], back["tokensPerMinute"]) == (None, None)
 
 
 async def test_who_waits_is_shown(running: Stack, call: Call) -> None:

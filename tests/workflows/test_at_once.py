@@ -1,4 +1,4 @@
-"""The limit of calls at once through the whole service: two worker processes, and a simulator that logs its calls."""
+"""Limits of calls at once and of tokens per minute: two worker processes, and a simulator that logs its calls."""
 
 from __future__ import annotations
 
@@ -125,3 +125,41 @@ async def test_a_limit_that_is_lowered_holds_for_all_workers_at_once(live: Servi
     ends = sorted(entry["ended"] for entry in found[:6])
     assert found[6]["time"] >= ends[4], "the first of them waits until one call runs"
     assert most_at_once(found[6:]) <= 2
+
+
+async def test_tokens_are_reserved_from_an_estimate_and_settled_with_the_usage(live: Service) -> None:
+    """The estimates of two calls fit into the budget, and the usage of all: nobody waits for a minute."""
+    model = "codestral-latest"
+    limiter, name = await limited(live, model)
+    await limiter.set_limits(name, {"at_once": None, "tokens_per_minute": 1_500})
+    text = prompt("settled", **SHORT)
+    began = time.monotonic()
+    ids = [await live.submit(text, model=model, max_tokens=600) for _ in range(8)]
+    for job_id in ids:
+        assert (await live.ended(job_id)).status is JobStatus.COMPLETED
+    assert time.monotonic() - began < 30
+    found = calls(live, text)
+    assert (len(found), most_at_once(found)) == (len(ids), 2)
+    (lane,) = [lane for lane in await limiter.lanes() if lane.name == name]
+    assert lane.tokens_used is not None
+    assert 8 * SHORT["tokens"] < lane.tokens_used < 1_500
+
+
+async def test_who_waits_for_tokens_starts_as_soon_as_there_are_more(live: Service) -> None:
+    model = "magistral-small-latest"
+    limiter, name = await limited(live, model)
+    await limiter.set_limits(name, {"at_once": None, "tokens_per_minute": 700})
+    first, second = prompt("first", tokens=200, tokens_per_second=50), prompt("second", tokens=2)
+    ids = [await live.submit(first, model=model, max_tokens=600)]
+    await live.stack.simulator.wait(first, tokens=1)
+    ids.append(await live.submit(second, model=model, max_tokens=600))
+    async with asyncio.timeout(20):
+        while not (place := (await limiter.queue_places([ids[1]])).get(ids[1])):  # noqa: ASYNC110 - another process asks
+            await asyncio.sleep(0.05)
+    assert place.reason == "rate_limit"
+    raised = time.time()
+    await limiter.set_limits(name, {"tokens_per_minute": 2_000})
+    for job_id in ids:
+        assert (await live.ended(job_id)).status is JobStatus.COMPLETED
+    (call,) = calls(live, second)
+    assert call["time"] - raised < 2

@@ -27,7 +27,8 @@ function stateOf(lane) {
 function usageOf(lane) {
   const running = lane.atOnce === null ? `${count(lane.running)} running` : `${count(lane.running)} of ${count(lane.atOnce)} running`;
   const waiting = lane.waiting ? `${count(lane.waiting)} waiting (${lane.waitingBy.map(whose).join(", ")})` : "nobody waits";
-  return [running, `${lane.perSecond} calls per second`, waiting].join(" · ");
+  const tokens = lane.tokensUsed != null && `${count(lane.tokensUsed)} of ${count(lane.tokensPerMinute)} tokens this minute`;
+  return [running, `${lane.perSecond} calls per second`, tokens, waiting].filter(Boolean).join(" · ");
 }
 
 function whose({ tenant, priority, count: jobs }) {

@@ -1,4 +1,4 @@
-"""Delayed jobs; pauses; the calls that run in a lane."""
+"""Delayed jobs; pauses; the calls that run in a lane, and its budget of tokens."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def upgrade() -> None:
         sa.Column("until", sa.BigInteger(), nullable=False),
     )
     op.add_column("lanes", sa.Column("at_once", sa.Integer(), nullable=True))
+    op.add_column("lanes", sa.Column("tokens_set_to", sa.BigInteger(), nullable=True))
+    op.add_column("lanes", sa.Column("tokens_seen", sa.BigInteger(), nullable=True))
+    op.add_column("lanes", sa.Column("token_spends", sa.Text(), nullable=True))
+    op.add_column("lanes", sa.Column("typical_answer", sa.Integer(), nullable=True))
+    op.add_column("lane_waiters", sa.Column("tokens", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("lane_waiters", sa.Column("held", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.create_table(
         "pauses",
