@@ -29,7 +29,9 @@ WAITER = lane_waiters.c
 ORDER = (WAITER.priority, WAITER.tag, WAITER.since, WAITER.job_id)
 
 # Built once: making a statement costs as much as running it, and these run for every call.
-HAS_WAITERS = select(1).where(select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name")).exists())
+HAS_WAITERS = select(1).where(
+    select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name"), WAITER.held.is_(False)).exists()
+)
 ENTRY = select(lane_waiters).where(WAITER.job_id == bindparam("key"))
 LANE_OF = select(WAITER.lane).where(WAITER.job_id == bindparam("key"))
 WAITING = select(WAITER.job_id).where(WAITER.job_id.in_(bindparam("keys", expanding=True))).order_by(WAITER.job_id)
@@ -117,7 +119,7 @@ class LaneQueue:
     lost: int
 
     async def has_waiters(self) -> bool:
-        """Whether any job waits, even one that is lost."""
+        """Whether any job waits that no pause holds, even one that is lost."""
         return await self.connection.scalar(HAS_WAITERS, {"lane_name": self.lane}) is not None
 
     async def has_others(self, job_id: str) -> bool:

@@ -7,6 +7,9 @@ task-queue limit is an average and lets 16 calls start in the worst second at a 
 
 Turns are granted in order, at most BOOKED_SECONDS ahead. A call that starts after its turn is reported
 (``report_late_start``) and moves the later turns, so that calls keep their distance without a large slack per interval.
+
+Besides its pace, a lane may have a limit of calls at once (running.py) and a budget of tokens per minute (budget.py);
+pauses.py has what lets no call start.
 """
 
 from __future__ import annotations
