@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from temporalio.client import Client
 from temporalio.worker import Worker
@@ -71,7 +71,7 @@ class WorkerParts:
     def jobs(self) -> JobStore:
         return job_store(self.settings, self.database)
 
-    @property
+    @cached_property
     def limiter(self) -> Limiter:
         return Limiter(self.database, per_second=self.settings.mistral_requests_per_second, timings=self.timings)
 
@@ -168,7 +168,12 @@ async def running(parts: WorkerParts) -> AsyncIterator[None]:
             await stack.enter_async_context(worker)
         stack.push_async_callback(lambda: asyncio.gather(*(worker.shutdown() for worker in workers)))
         retention = ensure_retention_schedule(client, settings.chatjobs_retention_days)
-        background = {"sweeper": upkeep.sweeper.run(), "waker": waker.run(), "retention schedule": retention}
+        background = {
+            "sweeper": upkeep.sweeper.run(),
+            "waker": waker.run(),
+            "lease": parts.limiter.lease.run(),
+            "retention schedule": retention,
+        }
         if isinstance(parts.model, MistralChat):
             background["continuations"] = measuring.keep_informed(settings, parts.database, parts.model, measured)
         for name, work in background.items():

@@ -207,6 +207,13 @@ class RunningAttempt:
         return self.job_writer.position > self.past.furthest and (self._goes_on or not self.past.furthest)
 
     @property
+    def spent(self) -> Usage | None:
+        """The usage of its call, estimated where the model did not tell; None if it brought nothing."""
+        if not self.deadlines.began:
+            return None
+        return self.usage or self._counter.usage or self.plan.estimated(self._counter.most)
+
+    @property
     def first_token_ms(self) -> int | None:
         return None if self._first_token is None else round((self._first_token - self._began) * 1000)
 

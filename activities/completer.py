@@ -25,7 +25,7 @@ from activities.cancellation import Cancels
 from activities.continuation import CallPlan
 from activities.failures import Tally
 from activities.freezes import Freezes, FreezeWatch
-from activities.rate_limits import Postponed, RateLimitGate, not_yet_due
+from activities.rate_limits import Postponed, RateLimitGate, not_yet_due, too_early
 from chatjobs.contracts import Retry, Usage
 from chatjobs.errors import ChatJobsError
 from domain.errors import FenceLost, StorageError, StorageUnavailable, UpstreamError, UpstreamInterrupted
@@ -90,6 +90,8 @@ class Completer:
                     result = await _unless_stopped(self._stream(attempt), context, cancel, watch)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told apart in _verdict
                 result = Failed(error)
+            if self._gate:
+                self._gate.settle(attempt.turn, attempt.spent, whole=isinstance(result, Answered))
             match result:
                 case Answered(summary):
                     return summary
@@ -346,6 +348,8 @@ def _without_attempt(claim: Claim) -> CompletionSummary | None:
             raise not_yet_due(claim.turn)
         case "worker_lost":
             raise _worker_lost()
+        case "early":
+            raise too_early(claim.seconds)
         case "expired":
             raise failures.permanent(QUEUE_TIMEOUT.code, QUEUE_TIMEOUT.message, retryable=True)
         case "finished" | "sealed" | "cancel_requested":

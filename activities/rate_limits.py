@@ -13,18 +13,19 @@ from typing import Any
 from temporalio.exceptions import ApplicationError
 
 from activities import failures
+from chatjobs.contracts import Usage
 from chatjobs.errors import ChatJobsError
 from domain.errors import StorageError, UpstreamError, UpstreamRateLimited, UpstreamRefused
 from domain.outcomes import AttemptOutcome
 from domain.ports import CANNOT_CONTINUE, SENT, Allowance, ChatModel
 from domain.values import Claim, Claimant, Reservation
+from storage.rate_limits.budget import SETTLED_FROM
 from storage.rate_limits.limiter import (
     HORIZON_SECONDS,
     LATE_SECONDS,
     MOST_LATE_SECONDS,
     Limiter,
     Reserve,
-    already_reserved,
 )
 
 LONGEST_WAIT_SECONDS = 5.0
@@ -33,6 +34,9 @@ CHECK_SECONDS = 0.01
 """How long before the call its lane is looked at again: the look takes some milliseconds, and would make it late."""
 FRESH_SECONDS = 0.05
 """A turn that was granted so shortly before the call need not be looked at again."""
+LONGEST_DELAY_SECONDS = 3_600.0
+OTHERS_PART = 0.05
+"""The part of a budget of tokens that others must have used for the lane to be told of it."""
 WAITING = "waiting_for_turn"
 
 log = logging.getLogger(__name__)
@@ -52,6 +56,12 @@ def not_yet_due(turn: Reservation | None) -> ApplicationError:
     return failures.again(WAITING, f"Number {turn.position} in the queue for the model's rate limit", turn.seconds)
 
 
+def too_early(seconds: float) -> ApplicationError:
+    """The error that gives the worker's slot back until the job's ``startAt``, or for an hour: its row may be sealed
+    while Temporal is away, and then its run has to end as well."""
+    return failures.again(WAITING, "The job's startAt has not come yet", min(seconds, LONGEST_DELAY_SECONDS))
+
+
 class RateLimitGate:
     """Lets calls of one model start in turn, and reports their outcomes to the limiter."""
 
@@ -63,33 +73,25 @@ class RateLimitGate:
     async def claim(
         self, claim_job: Callable[[Reserve], Awaitable[Claim]], given_up: Callable[[], bool] | None = None
     ) -> Claim:
-        """Claim a job with a reservation. A job whose turn is near waits here for it before it is claimed.
+        """Claim a job with a reservation, in one transaction. A job whose turn is near waits here for it.
 
         With ``given_up`` it waits here for however long, until that is true; it is asked once a second.
         """
-        found = await claim_job(self._limiter.reserver(self._model.lane))
-        if found.outcome != "waiting" or found.turn is None or found.asker is None:
-            return found
-        if given_up is not None:
-            turn = await self._wait(found.turn, found.asker, given_up)
-            return await claim_job(already_reserved(turn)) if turn.granted else found
-        if not found.turn.near:
-            return found
-        turn = await self._wait_while_near(found.turn, found.asker)
-        return await claim_job(already_reserved(turn))
+        end = time.monotonic() + LONGEST_WAIT_SECONDS
+        reserve = self._limiter.reserver(self._model.lane)
+        while True:
+            found = await claim_job(reserve)
+            if found.outcome != "waiting" or found.turn is None:
+                return found
+            if given_up is None and not (found.turn.near and time.monotonic() < end):
+                return found
+            await asyncio.sleep(min(found.turn.seconds, HORIZON_SECONDS))
+            if given_up is not None and given_up():
+                return found
 
     async def claim_now(self, claim_job: Callable[[Reserve], Awaitable[Claim]]) -> Claim:
         """Claim a job if the call may start at once; else the claim is ``waiting``, and has no place in the queue."""
         return await claim_job(self._limiter.reserver(self._model.lane, queueing=False))
-
-    async def _wait(self, turn: Reservation, claimant: Claimant, given_up: Callable[[], bool]) -> Reservation:
-        """Wait for a turn, however far, unless that is given up."""
-        while not turn.granted:
-            await asyncio.sleep(min(turn.seconds, HORIZON_SECONDS))
-            if given_up():
-                break
-            turn = await self._limiter.reserve(turn.lane, claimant)
-        return turn
 
     async def _wait_while_near(self, turn: Reservation, claimant: Claimant) -> Reservation:
         """Wait for a near turn, and request it until it is granted or no longer near."""
@@ -113,7 +115,7 @@ class RateLimitGate:
                 return Postponed(turn)
             await asyncio.sleep(max(0.0, turn.due - CHECK_SECONDS - time.monotonic()))
             fresh = time.monotonic() - granted < FRESH_SECONDS
-            if fresh or await self._limiter.still_holds(turn, claim.job_id):
+            if fresh or await self._limiter.still_holds(turn, claimant):
                 await asyncio.sleep(max(0.0, turn.due - time.monotonic()))
                 if time.monotonic() - turn.due <= MOST_LATE_SECONDS:
                     SENT.set(partial(self._sent, turn))
@@ -133,6 +135,15 @@ class RateLimitGate:
         self._reports.add(task)
         task.add_done_callback(self._reports.discard)
 
+    def settle(self, turn: Reservation | None, usage: Usage | None, *, whole: bool = False) -> None:
+        """Settle a call with the lane's budget of tokens. ``usage``: None where the model was not called, or refused;
+        ``whole``: the answer came to its end. Not worth a transaction while little of the budget is used: the estimate
+        stands then."""
+        if turn is None or not turn.granted or turn.budget is None or turn.used < turn.budget * SETTLED_FROM:
+            return
+        prompt, answer = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        self._report(self._limiter.settle(turn, prompt, answer, whole=whole))
+
     def record_answer(self, claim: Claim) -> None:
         """Record that the model has begun to answer."""
         if claim.turn is not None:
@@ -143,10 +154,17 @@ class RateLimitGate:
         turn = claim.turn
         if turn is None:
             return
-        limit = allowance.requests_per_minute
-        if turn.refused or allowance.pause is not None or (limit is not None and limit / 60 != turn.seen):
+        limit, tokens = allowance.requests_per_minute, allowance.tokens_per_minute
+        other_limit = limit is not None and limit / 60 != turn.seen
+        if turn.refused or allowance.pause is not None or other_limit or _is_news(turn, allowance):
             try:
-                await self._limiter.record_success(turn.lane, per_minute=limit, pause=allowance.pause)
+                await self._limiter.record_success(
+                    turn.lane,
+                    per_minute=limit,
+                    pause=allowance.pause,
+                    tokens_per_minute=tokens,
+                    tokens_left=allowance.tokens_left,
+                )
             except StorageError as error:  # the next answer has it again
                 log.warning("rate limit not kept: %s", error, extra={"action": "limit_unkept", "job_id": claim.job_id})
 
@@ -194,8 +212,21 @@ class RateLimitGate:
         requested = None if error.retry_after is None else failures.throttle_pause(error.retry_after, 0)
         pause = await self._limiter.throttle(lane, requested, claim.job_id)
         if pause > HORIZON_SECONDS:
-            pause = (await self._limiter.reserve(lane, claim.asker)).seconds
+            turn = await self._limiter.reserve(lane, claim.asker)
+            pause = turn.seconds
+            self.settle(turn, None)
         return failures.again(error.reason, error.message, pause)
+
+
+def _is_news(turn: Reservation, allowance: Allowance) -> bool:
+    """Whether the budget of tokens in an answer's headers is another one than the lane's, or others have used a part of
+    it that is worth a transaction."""
+    limit, left = allowance.tokens_per_minute, allowance.tokens_left
+    if not limit:
+        return False
+    if turn.budget is None or int(limit) != turn.tokens_seen:
+        return True
+    return left is not None and limit - left - turn.used > limit * OTHERS_PART
 
 
 async def _logged(report: Coroutine[Any, Any, None]) -> None:

@@ -34,6 +34,7 @@ from chatjobs.errors import (
     JobIdConflict,
     JobNotFound,
     JobRunning,
+    PauseNotFound,
     Problem,
     ResponseTooLarge,
     ServiceUnavailable,
@@ -64,6 +65,7 @@ KNOWN: Final[Mapping[str, type[ChatJobsError]]] = {
             JobFinished,
             JobNotFound,
             JobRunning,
+            PauseNotFound,
             WebhookUrlRefused,
         )
     },

@@ -53,6 +53,11 @@ from chatjobs.contracts import (
     JobError,
     JobPage,
     JobStatus,
+    Lane,
+    LaneList,
+    Pause,
+    PauseList,
+    PauseRequest,
     Redelivering,
     Redelivery,
     ResetEvent,
@@ -69,6 +74,7 @@ from chatjobs.errors import (
     InvalidRequest,
     JobFailed,
     JobNotFound,
+    PauseNotFound,
     Problem,
     ServiceUnavailable,
     StreamBroken,
@@ -298,6 +304,28 @@ class ChatJobs:
         """Enable deliveries to a disabled URL again. Raises EndpointNotFound."""
         body = canonical_json({"url": url})
         return await self._http.read(Endpoint, "POST", "/api/endpoints/enable", body=body)
+
+    async def lanes(self) -> tuple[Lane, ...]:
+        """The lanes by name: their limits, and who uses them; with an API key, as far as its tenant does."""
+        return (await self._http.read(LaneList, "GET", "/api/lanes")).lanes
+
+    async def pause(self, *, lane: str | None = None, tenant: str | None = None, reason: str = "") -> Pause:
+        """Begin a pause of a lane, of a tenant, or of everything: no call of the model starts until it ends.
+
+        With an API key, ``tenant`` must be the key's own (ApiError ``operators_only``). Raises InvalidRequest.
+        """
+        body = PauseRequest(lane=lane, tenant=tenant, reason=reason).model_dump_json(exclude_none=True).encode()
+        return await self._http.read(Pause, "POST", "/api/pauses", body=body)
+
+    async def pauses(self) -> tuple[Pause, ...]:
+        """The pauses that concern the caller's jobs, oldest first."""
+        return (await self._http.read(PauseList, "GET", "/api/pauses")).pauses
+
+    async def resume(self, pause_id: str) -> None:
+        """End a pause: the jobs that waited for its end start, at their lane's pace. Raises PauseNotFound."""
+        if not re.fullmatch("[A-Za-z0-9_-]{1,64}", pause_id):
+            raise PauseNotFound
+        await self._http.call("DELETE", f"/api/pauses/{pause_id}")
 
     async def list(
         self,

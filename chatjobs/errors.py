@@ -9,6 +9,7 @@ ChatJobsError
 ├── BatchFinished
 ├── DeliveryNotFound
 ├── EndpointNotFound
+├── PauseNotFound
 ├── JobIdConflict
 ├── JobFinished
 ├── JobRunning
@@ -106,6 +107,12 @@ class EndpointNotFound(ChatJobsError):
     """Nothing was sent to this URL lately; look at `starter.py endpoints`."""
 
     code = "endpoint_not_found"
+
+
+class PauseNotFound(ChatJobsError):
+    """There is no such pause; look at `starter.py limits`."""
+
+    code = "pause_not_found"
 
 
 class JobIdConflict(ChatJobsError):

@@ -88,6 +88,14 @@ def _json_object(file: str) -> dict[str, Any]:
     return found
 
 
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given. Raises BadParameter if none was."""
+    found = {name: value for name, value in options.items() if value is not None}
+    if not found:
+        raise typer.BadParameter("give one of " + ", ".join(f"--{name.replace('_', '-')}" for name in options))
+    return found
+
+
 def pairs(given: list[str] | None) -> dict[str, str]:
     return dict(_split(one, "--metadata", "KEY=VALUE") for one in given or ())
 
@@ -123,12 +131,12 @@ def moment(given: str | None, option: str) -> datetime | None:
         raise typer.BadParameter(why, param_hint=option) from None
 
 
-def expiry(given: str | None) -> datetime | None:
+def later(given: str | None, option: str) -> datetime | None:
     """A future time from a time, or from ``2h``: that long from now."""
     span = _span(given or "")
-    end = datetime.now().astimezone() + span if span else moment(given, "--expires")
+    end = datetime.now().astimezone() + span if span else moment(given, option)
     if end is not None and end <= datetime.now().astimezone():
-        raise typer.BadParameter("must be a time to come", param_hint="--expires")
+        raise typer.BadParameter("must be a time to come", param_hint=option)
     return end
 
 

@@ -24,6 +24,17 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+class LaneCommands(Commands):
+    """Commands on lanes: without one they are listed, and after the name of a lane its limits are set."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] == "--json":
+            args = ["list", *args]
+        elif ":" in args[0]:
+            args = ["set", *args]
+        return super().parse_args(ctx, args)
+
+
 class Command(TyperCommand):
     """A command whose usage names a required argument without typer's braces around it."""
 
@@ -38,9 +49,9 @@ class CommandLine(typer.Typer):
         return super().command(name, cls=Command, **options)
 
 
-def group(help_text: str, **options: Any) -> CommandLine:
+def group(help_text: str, cls: type[Commands] = Commands, **options: Any) -> CommandLine:
     return CommandLine(
-        cls=Commands,
+        cls=cls,
         help=help_text,
         rich_markup_mode=None,  # plain help is faster, and its paragraphs fit the screen
         suggest_commands=False,  # cli/usage.py suggests them

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from chatjobs.contracts import Attempt, Delivery, Job
+from chatjobs.contracts import Attempt, Delivery, Job, JobStatus
 from cli.output import COLOURS, Records, local_time, safe, seconds
 from cli.views import advice
 from cli.waiting import queue_position
@@ -47,6 +47,7 @@ def _named_facts(job: Job) -> Iterator[tuple[str, str | None]]:
     yield "model", job.model
     yield "request", job.request_id
     yield "created", local_time(job.created_at)
+    yield "starts", f"not before {local_time(job.start_at)}" if job.start_at and not job.started_at else None
     yield "queue", queue_position(job.queue) if job.queue else None
     yield "started", local_time(job.started_at)
     yield (
@@ -110,12 +111,21 @@ def job_list(jobs: Sequence[Job]) -> RenderableType:
     for column, width in zip(list_.table.columns, whole, strict=False):
         column.min_width = width
     for job in jobs:
-        note = job.error.code if job.error else "replay" if job.replay_of else ""
+        note = _note(job)
         status = Text(job.status.value, style=COLOURS.get(job.status, "cyan"))
         tokens = str(job.usage.completion_tokens) if job.usage else ""
         created = f"{job.created_at.astimezone():%m-%d %H:%M:%S}"
         list_.add_row(job.job_id, status, created, tokens, job.model, safe(note), safe(_pairs(job.metadata)))
     return list_
+
+
+def _note(job: Job) -> str:
+    """The error, when a delayed job starts, or whether the job is a replay."""
+    if job.error:
+        return job.error.code
+    if job.start_at and job.status is JobStatus.QUEUED:
+        return f"at {job.start_at.astimezone():%m-%d %H:%M:%S}"
+    return "replay" if job.replay_of else ""
 
 
 def _heading(name: str) -> Text:

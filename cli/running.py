@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cli.deliveries import WebhookCommands
     from cli.keys import KeyCommands
     from cli.limits import LimitCommands
+    from cli.pauses import PauseCommands
     from cli.service import Service
 
 Commands = TypeVar("Commands")
@@ -58,6 +59,14 @@ def with_limits(work: Callable[[LimitCommands], Awaitable[int]], *, as_json: boo
     from cli.limits import LimitCommands
 
     return _run(LimitCommands, work, as_json=as_json, create=create, first=True)
+
+
+def with_pauses(work: Callable[[PauseCommands], Awaitable[int]], *, as_json: bool) -> int:
+    """The same for `pause` and `resume`."""
+    _require_location(first=True)
+    from cli.pauses import PauseCommands
+
+    return _run(PauseCommands, work, as_json=as_json, create=True, first=True)
 
 
 def _run(

@@ -31,6 +31,7 @@ from domain.errors import StorageUnavailable, TemporalUnavailable
 from domain.names import CHAT_JOB, JOBS_QUEUE, new_job_id
 from domain.values import Cursor, JobHandle, RunRef
 from storage.engine.database import Database
+from storage.engine.schema import now
 from storage.jobs.store import JobStore
 from storage.rate_limits.limiter import Limiter
 from storage.rate_limits.queueing import QueueReader
@@ -163,7 +164,7 @@ class Service:
         return self._outcome(job, ended, self._printer)
 
     async def _start(self, job: JobHandle, view: View) -> None:
-        if not job.status.terminal:
+        if not job.status.terminal and job.is_due(now()):
             await self._or_notice(self._start_stored(job), "the job is stored and will be started", view)
 
     async def _start_stored(self, job: JobHandle) -> None:
@@ -227,7 +228,7 @@ class Service:
 
     async def _followed(self, job: Job, cursor: Cursor, view: View) -> Job | None:
         """Show a stream to its end. Returns the ended job, or None after Ctrl-C."""
-        waiting = WaitReporter(job.job_id, self._temporal, view.waits)
+        waiting = WaitReporter(job.job_id, self._temporal, view.waits, job.start_at)
 
         def queued(place: QueuePlace) -> None:
             waiting.queued(place)

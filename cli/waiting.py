@@ -15,6 +15,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from chatjobs.contracts import QueuedEvent, QueuePlace
 from chatjobs.errors import ChatJobsError
+from cli.output import local_time
 from dispatch.temporal import pollers
 from domain.errors import TemporalUnavailable
 from domain.names import COMPLETIONS_QUEUE, JOBS_QUEUE
@@ -28,10 +29,18 @@ START_ONE = "start one with `make run` or `python worker.py`"
 
 
 class WaitReporter:
-    """``connect`` returns a client of Temporal or raises TemporalUnavailable; ``report`` is called with each reason."""
+    """``connect`` returns a client of Temporal or raises TemporalUnavailable; ``report`` is called with each reason.
+    ``start_at``: a delayed job starts no earlier."""
 
-    def __init__(self, job_id: str, connect: Callable[[], Awaitable[Client]], report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        connect: Callable[[], Awaitable[Client]],
+        report: Callable[[str], None],
+        start_at: datetime | None = None,
+    ) -> None:
         self._job_id = job_id
+        self._start_at = start_at
         self._connect = connect
         self._report = report
         self._last_progress = time.monotonic()
@@ -65,6 +74,8 @@ class WaitReporter:
                 self._report(reason)
 
     async def _reason(self) -> str | None:
+        if self._start_at is not None and self._start_at > datetime.now(UTC):
+            return f"it starts at {local_time(self._start_at)}"
         try:
             async with asyncio.timeout(ASK_SECONDS + QUIET_SECONDS):
                 return await self._by_run(await self._connect())
@@ -86,11 +97,18 @@ class WaitReporter:
 
 def queue_position(place: QueuePlace | QueuedEvent) -> str:
     """A queued job's position, the reason why it waits, and its expected start, in words."""
+    if place.expected_start_at is None:
+        return f"number {place.position} in the queue{WHY_UNKNOWN.get(place.reason, '')}"
     wait = max(place.expected_start_at - datetime.now(UTC), timedelta())
     why = WHY_QUEUED.get(getattr(place, "reason", "rate_limit"), "")
     return f"number {place.position} in the queue{why}, expected in {wait.total_seconds():.0f} s"
 
 
+WHY_UNKNOWN = {
+    "at_once": " (as many calls run as the lane may have at once)",
+    "paused": "; it is paused (`starter.py limits` says since when, and why)",
+}
+"""Why a job waits whose start nobody can foretell."""
 WHY_QUEUED = {
     "rate_limit": " for the model's rate limit",
     "paused": " (the model asked for a pause)",

@@ -104,7 +104,8 @@ class Intake:
     async def replay(
         self, job_id: str, *, tenant: str, overrides: Any = None, idempotency_key: str | None = None
     ) -> JobHandle:
-        """A new job with the request of another one, and the fields that ``overrides`` changes (null unsets one).
+        """A new job with the request of another one, and the fields that ``overrides`` changes (null unsets one). It
+        starts at once unless they have a ``startAt``.
 
         Raises JobNotFound, InvalidRequest, ContentDeleted and what ``accept`` raises.
         """
@@ -114,6 +115,7 @@ class Intake:
         stored = (await self._jobs.queries.request(job_id, tenant)).model_dump_json(exclude_unset=True)
         original = json.loads(stored)
         original.pop("jobId", None)
+        original.pop("startAt", None)
         if "webhook" in changes or "callback" in changes:  # either is the whole target
             original.pop("callback", None)
             original.pop("webhook", None)

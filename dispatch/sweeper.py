@@ -72,6 +72,7 @@ class Sweeper:
             group.create_task(_every(self._timings.sweep_seconds, self.sweep))
             group.create_task(_every(self._timings.expiry_seconds, self.expire))
             group.create_task(_every(self._timings.sweep_seconds, self.sweep_batches))
+            group.create_task(_every(self._timings.due_seconds, self.start_due))
 
     # --------------------------------------------------------------------------------------------- expiry
 
@@ -91,6 +92,13 @@ class Sweeper:
                 self._first_tries.soon(sealed)
 
     # ---------------------------------------------------------------------------------------------- sweep
+
+    async def start_due(self) -> None:
+        """Start the delayed jobs whose ``startAt`` has come."""
+        taken_before = timedelta(seconds=self._timings.unstarted_after_seconds)
+        for _ in range(MOST_PAGES):
+            if await self._each(self._jobs.sweep.due(older_than=taken_before, limit=PAGE), self._start) < PAGE:
+                break
 
     async def sweep(self) -> None:
         """Process everything that is due, once."""

@@ -23,6 +23,7 @@ from chatjobs.errors import InvalidRequest, Problem
 from domain.names import batch_job_id, new_request_id
 from domain.webhook_urls import WebhookPolicy, checked
 
+OWN_START = "must be left out: the items of a batch begin in their order"
 OWN_ID = "must be left out: an item's job gets its id from the batch, and custom_id names the item"
 
 
@@ -165,6 +166,8 @@ def _request(item: BatchItem, settings: BatchSettings, policy: WebhookPolicy | N
     request = validated(ChatRequest, bare)
     if request.job_id is not None:
         raise InvalidRequest([Problem("/jobId", OWN_ID)])
+    if request.start_at is not None:
+        raise InvalidRequest([Problem("/startAt", OWN_START)])
     return request if policy is None else checked(request, policy)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from chatjobs.contracts import (
@@ -13,9 +14,12 @@ from chatjobs.contracts import (
     validated,
     without_nulls,
 )
+from chatjobs.errors import InvalidRequest, Problem
 from domain.names import new_job_id, new_request_id
 from domain.values import NewJob, RunRef
 from domain.webhook_urls import WebhookPolicy, checked
+
+FURTHEST_START = timedelta(days=90)
 
 
 def new_job(
@@ -37,6 +41,8 @@ def new_job(
     bare = without_nulls(ChatRequest, body)
     body_hash = checked_fingerprint(_hashed(bare, replay_of))
     request = validated(ChatRequest, bare)
+    if request.start_at is not None and request.start_at > datetime.now(UTC) + FURTHEST_START:
+        raise InvalidRequest([Problem("/startAt", f"must be at most {FURTHEST_START.days} days ahead")])
     if policy is not None:
         request = checked(request, policy)
     return NewJob(

@@ -67,11 +67,12 @@ class StillWorking(NamedTuple):
 class Allowance(NamedTuple):
     """The rate limit in the headers of the response, the first event of a stream. None: not in the headers.
 
-    ``requests_per_minute``: the limit. ``requests_left`` and ``tokens_left``: of this minute.
+    ``requests_per_minute``, ``tokens_per_minute``: the limits. ``requests_left``, ``tokens_left``: of this minute.
     """
 
     requests_per_minute: float | None = None
     requests_left: float | None = None
+    tokens_per_minute: float | None = None
     tokens_left: float | None = None
 
     @property

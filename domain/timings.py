@@ -37,6 +37,8 @@ class Timings:
     """Between two sweeps."""
     expiry_seconds: float = 0.5
     """Between two looks for jobs whose time in the queue is over."""
+    due_seconds: float = 0.25
+    """Between two looks for delayed jobs whose ``startAt`` has come: one query, however many wait."""
     unstarted_after_seconds: float = 2.0
     """After this the sweeper starts a job: the process that accepted it normally does so within milliseconds."""
     silent_after_seconds: float = 30.0
@@ -67,6 +69,10 @@ class Timings:
     """How long an open circuit breaker waits before a job probes the model; each failed probe doubles it."""
     longest_outage_wait_seconds: float = 60.0
     """The wait up to which it grows."""
+    worker_lease_seconds: float = 10.0
+    """After this the calls of a worker that does not renew its lease no longer count as running in their lanes."""
+    lease_renewal_seconds: float = 2.0
+    """Between two renewals of a worker's lease."""
     lost_waiter_seconds: float = 15.0
     """A waiting job that is so late with its request no longer counts in the queue: it ended, or no worker is free."""
     queue_look_seconds: float = 1.0

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
-from typing import Final
+from typing import Final, NamedTuple
 
 MOST_PER_DELTA: Final = 64
 """The largest fixed number of tokens per delta that is recognised."""
@@ -27,6 +27,15 @@ LONG_ENOUGH: Final = 8
 """The fewest deltas of a sample whose surplus of tokens can be explained by tokens without text."""
 MARGIN: Final = 1.0
 """A share that was measured over n tokens may be larger elsewhere by this divided by the square root of n."""
+
+BYTES_PER_TOKEN: Final = 3.5
+"""Of a request's JSON: English text has four bytes in a token, and scripts of three bytes per character about one."""
+TOKENS_PER_FILE: Final = 1_500
+"""An image has some hundred to some thousand tokens, whatever its bytes."""
+_FILE_MARK: Final = ";base64,"
+_FILES: Final = re.compile(r'"data:[^"]*"')
+_MAX_TOKENS: Final = re.compile(r'(?<!\\)"max_tokens":(\d{1,10})')
+"""Inside a text, quotes have a backslash before them."""
 
 _WORDS: Final = re.compile(r"[^\W\d_]+")
 _BLANKS: Final = re.compile(r"\s+")
@@ -46,6 +55,22 @@ class Sample:
     tokens: int
     deltas: int
     text: str
+
+
+class RequestSize(NamedTuple):
+    """The tokens of a request, estimated without reading it. ``answer``: its ``max_tokens``; None without one."""
+
+    prompt: int = 0
+    answer: int | None = None
+
+
+def request_size(body: str) -> RequestSize:
+    """The size of a request, by its JSON as it is stored: a token for so many bytes, and some hundred for each file or
+    image that is part of it."""
+    text, files = _FILES.subn("", body) if _FILE_MARK in body else (body, 0)
+    found = _MAX_TOKENS.search(text)
+    prompt = ceil(len(text.encode(errors="replace")) / BYTES_PER_TOKEN) + files * TOKENS_PER_FILE
+    return RequestSize(prompt, int(found[1]) if found else None)
 
 
 @dataclass(frozen=True, slots=True)

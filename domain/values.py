@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -22,6 +23,7 @@ from chatjobs.contracts import (
     WireModel,
 )
 from domain.names import SCHEDULED
+from domain.tokens import RequestSize
 
 OK = 200
 """The HTTP status of a call that brought a part of an answer."""
@@ -53,8 +55,14 @@ class JobHandle:
     status: JobStatus
     priority: int
     replay_of: str | None = None
+    start_at: datetime | None = None
+    """The job waits for this time in storage; a sweeper starts it."""
     created: bool = False
     """This call inserted the row; False where it was there already."""
+
+    def is_due(self, time: datetime) -> bool:
+        """Whether it may start at ``time``."""
+        return self.start_at is None or self.start_at <= time
 
 
 class StoredJob(Job):
@@ -177,7 +185,8 @@ class Claimant:
     """A job that requests a turn to call the model. ``since`` (microseconds): when it was accepted.
 
     A smaller ``priority`` goes first; within one priority, tenants take turns. ``returns``: it had a turn before.
-    ``stays``: it waits in its worker for however long, so that nobody has to wake it.
+    ``stays``: it waits in its worker for however long, so that nobody has to wake it. ``size``: the tokens of its
+    request, estimated when a lane with a budget of tokens asks.
     """
 
     job_id: str
@@ -186,6 +195,7 @@ class Claimant:
     since: int
     returns: bool = False
     stays: bool = False
+    size: Callable[[], RequestSize] = RequestSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +221,20 @@ class Reservation:
     """The lane's last call was refused: ``Limiter.record_success`` ends that."""
     seen: float | None = None
     """The limit that the lane has from the model's headers, in calls per second."""
+    tokens: int = 0
+    """Reserved in the lane's budget of tokens; 0 without a budget."""
+    slot: int = 0
+    """The part of a minute in which they were reserved (storage/rate_limits/budget.py)."""
+    budget: int | None = None
+    """The lane's tokens per minute."""
+    used: int = 0
+    """The tokens of the last minute, with these."""
+    tokens_seen: int | None = None
+    """The tokens per minute that the lane has from the model's headers."""
+    counts: bool = False
+    """The lane limits the calls that run at once: the attempt must be stored before the next turn is reserved."""
+    worker: str = ""
+    """The lease of the process that makes the call (storage/rate_limits/running.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +244,11 @@ class Claim:
     ``taken``: the attempt may write, under ``fence``, from ``position`` on. With all other outcomes nothing was
     claimed. ``finished``: the answer is whole in storage. ``sealed``: the job has ended. ``cancel_requested``: its
     cancellation was requested. ``waiting``: its ``turn`` to call the model is later. ``worker_lost``: too many workers
-    died with it. ``expired``: its time in the queue was over before the first call.
+    died with it. ``expired``: its time in the queue was over before the first call. ``early``: its ``startAt`` is in
+    ``seconds``.
     """
 
-    outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting", "worker_lost", "expired"]
+    outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting", "worker_lost", "expired", "early"]
     job_id: str
     fence: int
     epoch: int
@@ -236,6 +261,7 @@ class Claim:
     started_at: int = 0
     asker: Claimant | None = None
     turn: Reservation | None = None
+    seconds: float = 0.0
 
 
 class TextRun(NamedTuple):

@@ -36,6 +36,7 @@ from storage.engine.database import Database
 from storage.jobs.overview import Overview
 from storage.jobs.store import JobStore
 from storage.rate_limits.limiter import Limiter
+from storage.rate_limits.pauses import PauseStore
 from storage.rate_limits.queueing import QueueReader
 from storage.transcript.reader import TranscriptReader
 from storage.webhooks.deliveries import DeliveryStore
@@ -76,6 +77,8 @@ class Dependencies:
     after_response: AfterResponse
     reader: TranscriptReader
     queue: QueueReader
+    limiter: Limiter
+    pauses: PauseStore
     open_streams: OpenStreams
     access: Access
     feeds: Feeds
@@ -156,6 +159,8 @@ async def open_dependencies(
             after_response=after_response,
             reader=reader,
             queue=queue,
+            limiter=limiter,
+            pauses=PauseStore(database),
             open_streams=open_streams,
             access=access,
             feeds=Feeds(overview, links),

@@ -6,6 +6,7 @@ messages      messages, the parts of their content, calls of tools
 request       ChatRequest: Mistral's parameters, limits, retries, webhook
 results       Job: its text, usage, error, attempts and deliveries
 events        the events of a job's stream
+lanes         the lanes: their limits, who uses them, what pauses them
 webhooks      the body of a webhook; endpoints, redelivery, the test call
 batches       batches: their items, settings, progress and output
 workflow      the argument, the status and the result of the Temporal workflow ChatJob
@@ -70,6 +71,7 @@ from chatjobs.contracts.events import (
     StreamEvent,
 )
 from chatjobs.contracts.fingerprints import canonical_json, earlier_fingerprint, fingerprint
+from chatjobs.contracts.lanes import Lane, LaneList, LaneWaiting, Pause, PauseList, PauseRequest
 from chatjobs.contracts.messages import (
     MAX_MESSAGES,
     AssistantMessage,
@@ -222,6 +224,9 @@ __all__ = [  # noqa: RUF022 -- in reading order
     "ResponseFormat",
     "Prediction",
     "Webhook",
+    "Lane",
+    "LaneList",
+    "LaneWaiting",
     "Limits",
     "Backoff",
     "Retry",
@@ -232,6 +237,9 @@ __all__ = [  # noqa: RUF022 -- in reading order
     "Usage",
     "ErrorCause",
     "JobError",
+    "Pause",
+    "PauseList",
+    "PauseRequest",
     "PlacedPart",
     "Attempt",
     "DeliveryTry",

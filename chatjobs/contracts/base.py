@@ -78,6 +78,17 @@ def rfc3339(moment: datetime) -> str:
 
 Timestamp = Annotated[AwareDatetime, Strict(False), PlainSerializer(rfc3339, when_used="json")]
 """An aware time; RFC 3339 in JSON."""
+
+
+def _written_time(value: Any) -> Any:
+    """The value, unless it is a number: pydantic would read one as seconds since 1970."""
+    if isinstance(value, datetime) or (isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d", value)):
+        return value
+    raise ValueError("must be a time as in RFC 3339, such as 2027-01-31T12:00:00Z")
+
+
+WrittenTime = Annotated[Timestamp, BeforeValidator(_written_time)]
+"""An aware time of a request, as text (RFC 3339) in JSON."""
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 """A length of time in seconds: more than 0, at most a week."""
 Milliseconds = Annotated[int, Field(ge=0, le=3_600_000)]

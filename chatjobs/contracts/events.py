@@ -75,7 +75,8 @@ class QueuedEvent(WireModel):
     type: Literal["queued"] = Field("queued", exclude=True)
     position: int
     """The job's place in the queue; 1 is next."""
-    expected_start_at: Timestamp
+    expected_start_at: Timestamp | None = None
+    """None where nobody can say: somebody has paused it, or it waits for the end of other calls (``at_once``)."""
     reason: QueueReason = "rate_limit"
 
 

@@ -24,6 +24,7 @@ from chatjobs.contracts.base import (
     StrictModel,
     TokenCount,
     WireModel,
+    WrittenTime,
 )
 from chatjobs.contracts.fingerprints import canonical_json
 from chatjobs.contracts.messages import (
@@ -267,6 +268,9 @@ class ChatRequest(StrictModel):
     retry: Retry = Retry()
     priority: Annotated[int, Field(ge=1, le=5)] = USUAL_PRIORITY
     """1 goes first. Within one priority, tenants take turns."""
+    start_at: WrittenTime | None = Field(None, alias="startAt")
+    """The model is not called before this time, at most 90 days ahead; a past time is at once. Until then the job is
+    ``queued``, and ``limits.queueSeconds`` counts from then. A replay does not repeat it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -304,6 +308,6 @@ class ChatRequest(StrictModel):
 
 OURS = frozenset(
     {"request_id", "job_id", "callback", "webhook", "metadata", "on_interrupt", "max_segments", "limits", "stream"}
-    | {"priority", "retry"}
+    | {"priority", "retry", "start_at"}
 )
 """The fields of ChatRequest that are the service's own, or not forwarded to Mistral."""

@@ -103,15 +103,17 @@ class Delivery(WireModel):
     """Oldest first."""
 
 
-QueueReason = Literal["rate_limit", "paused", "model_down"]
-"""Why a job waits: the model's rate limit, a pause that the model asked for, or a model that fails every call."""
+QueueReason = Literal["rate_limit", "at_once", "paused", "model_down"]
+"""Why a job waits: the model's rate limit, the limit of calls at once, a pause (that the model asked for or somebody
+began), or a model that fails every call."""
 
 
 class QueuePlace(WireModel):
     """The place of a job that waits to call the model; ``position`` 1 is next."""
 
     position: int
-    expected_start_at: Timestamp
+    expected_start_at: Timestamp | None = None
+    """None where nobody can say: somebody has paused it, or it waits for the end of other calls (``at_once``)."""
     reason: QueueReason = "rate_limit"
 
 
@@ -128,6 +130,8 @@ class ChatResult(WireModel):
     status: JobStatus
     model: str
     created_at: Timestamp
+    start_at: Timestamp | None = Field(None, exclude_if=lambda time: time is None)
+    """``startAt`` of the request: the model is not called before."""
     started_at: Timestamp | None = None
     """The beginning of the first attempt."""
     completed_at: Timestamp | None = None

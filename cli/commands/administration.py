@@ -1,4 +1,4 @@
-"""The commands for API keys, webhook secrets and rate limits."""
+"""The commands for API keys, webhook secrets, rate limits and pauses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from cli import arguments, running
 from cli.arguments import AsJson, OfTenant, Tenant
-from cli.groups import CommandLine, group
+from cli.groups import CommandLine, LaneCommands, group
 
 app = CommandLine()
 keys_app = group("Keys of the HTTP API. Once there is one, every call needs one.")
@@ -16,10 +16,37 @@ secrets_app = group("Webhook secrets of tenants. The default tenant's are in WEB
 app.add_typer(keys_app, name="keys")
 app.add_typer(secrets_app, name="secrets")
 limits_app = group(
-    "How fast calls of the model may start. One limit for each key and family of models, over all workers."
+    "How many calls of the model may start and run, and who uses the lanes. A lane is a key and a family of models; its"
+    " limits are over all workers.",
+    LaneCommands,
 )
 app.add_typer(limits_app, name="limits")
 Lane = Annotated[str, typer.Argument(metavar="LANE", help="Its name, as in the list: 0a1b2c3d:mistral-small.")]
+
+
+OneLane = Annotated[str | None, typer.Option("--lane", metavar="NAME", help="Only calls of this lane.")]
+OneTenant = Annotated[str | None, typer.Option("--tenant", metavar="NAME", help="Only jobs of this tenant.")]
+
+
+@app.command()
+def pause(
+    lane: OneLane = None,
+    tenant: OneTenant = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for those who wait.")] = "",
+    as_json: AsJson = False,
+) -> int:
+    """Pause a lane, a tenant, or everything: no worker starts a call.
+
+    Answers that are being generated go on. Waiting jobs keep their place, but limits.queueSeconds goes on: a job whose
+    time is over while it is paused fails with queue_timeout.
+    """
+    return running.with_pauses(lambda pauses: pauses.pause(lane, tenant, reason), as_json=as_json)
+
+
+@app.command()
+def resume(lane: OneLane = None, tenant: OneTenant = None, as_json: AsJson = False) -> int:
+    """End a pause. The jobs that wait start at once, at their lane's pace."""
+    return running.with_pauses(lambda pauses: pauses.resume(lane, tenant), as_json=as_json)
 
 
 @keys_app.command("add")
@@ -32,7 +59,7 @@ def add_key(
     as_json: AsJson = False,
 ) -> int:
     """Make a key and print it. It is shown this once."""
-    until = arguments.expiry(expires)
+    until = arguments.later(expires, "--expires")
     return running.with_keys(lambda commands: commands.add_key(tenant, name, until), as_json=as_json, create=True)
 
 
@@ -63,26 +90,41 @@ def list_secrets(tenant: OfTenant = None, as_json: AsJson = False) -> int:
     return running.with_keys(lambda commands: commands.list_secrets(tenant), as_json=as_json)
 
 
+PerSecond = Annotated[float | None, typer.Option(help="Calls that may start in a second.")]
+AtOnce = Annotated[str | None, typer.Option(metavar="N|none", help="Calls that may run at once; none: any number.")]
+TokensPerMinute = Annotated[
+    str | None,
+    typer.Option(metavar="N|none", help="Tokens that calls may use in a minute; none: as many as there are."),
+]
+
+
 @limits_app.command("list")
 def list_limits(as_json: AsJson = False) -> int:
-    """List lanes: the limit of each, where it comes from, how many jobs wait, whether the model has paused it."""
+    """List lanes: the limits, where they come from, who waits, what is paused. `limits` alone does the same."""
     return running.with_limits(lambda limits: limits.list(), as_json=as_json)
 
 
 @limits_app.command("set")
-def set_limit(
+def set_limits(
     lane: Lane,
-    per_second: Annotated[float, typer.Argument(metavar="PER_SECOND", help="Calls that may start in a second.")],
+    rate: Annotated[
+        float | None, typer.Argument(metavar="[PER_SECOND]", help="Short for --per-second.", show_default=False)
+    ] = None,
+    per_second: PerSecond = None,
+    at_once: AtOnce = None,
+    tokens_per_minute: TokensPerMinute = None,
     as_json: AsJson = False,
 ) -> int:
-    """Change a lane's limit, for all workers, from their next call on.
+    """Change a lane's limits, for all workers, from their next call on. `limits LANE --at-once N` does the same.
 
-    Where the model's headers tell of a lower one, that holds.
+    Where the model's headers tell of lower ones, those hold. Calls that run go on.
     """
-    return running.with_limits(lambda limits: limits.set(lane, per_second), as_json=as_json, create=True)
+    per_second = rate if per_second is None else per_second
+    changes = arguments.given(per_second=per_second, at_once=at_once, tokens_per_minute=tokens_per_minute)
+    return running.with_limits(lambda limits: limits.set(lane, changes), as_json=as_json, create=True)
 
 
 @limits_app.command("reset")
-def reset_limit(lane: Lane, as_json: AsJson = False) -> int:
-    """Back to MISTRAL_REQUESTS_PER_SECOND."""
+def reset_limits(lane: Lane, as_json: AsJson = False) -> int:
+    """Back to MISTRAL_REQUESTS_PER_SECOND, and any number of calls at once and of tokens."""
     return running.with_limits(lambda limits: limits.reset(lane), as_json=as_json)

@@ -61,6 +61,9 @@ def start(
     temperature: Temperature = None,
     callback: Callback = None,
     metadata: Metadata = None,
+    start_at: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Not before a time (2027-01-31T12:00Z), or in how long: 30m, 2h.")
+    ] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key makes the same job, not another.")] = None,
     direct: Annotated[
         bool, typer.Option("--direct", help="Pass the request through Temporal; needs no database.")
@@ -76,6 +79,8 @@ def start(
     body = arguments.request(prompt, file, system) | arguments.fields(
         model, max_tokens, temperature, callback, metadata
     )
+    if begin := arguments.later(start_at, "--start-at"):
+        body["startAt"] = begin.isoformat()
     if direct and idempotency_key:
         raise typer.BadParameter("with --direct, jobId in the request takes the place of --idempotency-key")
 

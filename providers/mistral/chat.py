@@ -54,6 +54,7 @@ _VERSION: Final = re.compile(r"-(latest|[0-9]{4})$")
 _RATE_LIMIT_HEADERS: Final = {
     "requests_per_minute": NO_ALLOWANCE_HEADER,
     "requests_left": "x-ratelimit-remaining-req-minute",
+    "tokens_per_minute": "x-ratelimit-limit-tokens-minute",
     "tokens_left": "x-ratelimit-remaining-tokens-minute",
 }
 

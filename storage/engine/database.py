@@ -27,9 +27,10 @@ from chatjobs.errors import ConfigurationError
 from domain.errors import StorageError, StorageFull, StorageRefused, StorageUnavailable
 from domain.timings import Timings
 from storage.engine import sync_transaction
+from storage.engine.schema import micros, now
 from storage.engine.sqlite_thread import SqliteThread
 
-SCHEMA_VERSION = "0008"
+SCHEMA_VERSION = "0009"
 STATEMENT_SECONDS = 15
 IDLE_IN_TRANSACTION_SECONDS = 15
 """After this Postgres ends the transaction of a process that hangs, which would keep its rows locked."""
@@ -37,6 +38,7 @@ POSTGRES_CONNECTIONS = 10
 """Connections per process; two more are for batches of text and the watch for changes."""
 HINT_CHANNEL = "chatjobs_transcript"
 """Postgres NOTIFY channel: a hint that there may be changes, never the data."""
+CLOCK = text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")
 HINT = text(f"SELECT pg_notify('{HINT_CHANNEL}', '')")
 LOG_PAGES = 10_000
 """The length of SQLite's write-ahead log from which a commit has to checkpoint it into the database file."""
@@ -221,6 +223,10 @@ class Database:
             async with (self._own if own else self.reading).connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 yield connection
+
+    async def time(self, connection: AsyncConnection) -> int:
+        """The time in microseconds since 1970, by the database's clock where several machines share it."""
+        return micros(now()) if self.is_sqlite else int(await connection.scalar(CLOCK))
 
     async def hint(self, connection: AsyncConnection) -> None:
         """Notify readers of this transaction's changes on Postgres; on SQLite they notice them by themselves."""

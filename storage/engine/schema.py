@@ -24,7 +24,9 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
     false,
+    or_,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -94,18 +96,19 @@ jobs = Table(
     Column("queue_until", BigInteger),  # the end of limits.queueSeconds; NULL once the model was called
     Column("deleted_at", BigInteger),  # its request, texts and deliveries were deleted; only this row is left
     Column("batched", Boolean, nullable=False, server_default=false()),  # its batch runs it; it has no workflow
+    Column("start_at", BigInteger),  # the request's startAt: no workflow is started before, and no model called
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
     # No column that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
     postgresql_with={"fillfactor": "70"},
 )
 Index("jobs_newest", jobs.c.tenant, jobs.c.created_at, jobs.c.id)
 Index("jobs_by_status", jobs.c.tenant, jobs.c.status, jobs.c.created_at)
-Index(
-    "jobs_open",
-    jobs.c.created_at,
-    sqlite_where=jobs.c.completed_at.is_(None),
-    postgresql_where=jobs.c.completed_at.is_(None),
-)
+NOT_DELAYED = or_(jobs.c.start_at.is_(None), jobs.c.workflow_started_at.is_not(None))
+"""Of an open job: nothing but a sweeper's look is between it and its workflow."""
+_open = and_(jobs.c.completed_at.is_(None), NOT_DELAYED)
+Index("jobs_open", jobs.c.created_at, sqlite_where=_open, postgresql_where=_open)
+_delayed = and_(jobs.c.start_at.is_not(None), jobs.c.workflow_started_at.is_(None), jobs.c.completed_at.is_(None))
+Index("jobs_delayed", jobs.c.start_at, sqlite_where=_delayed, postgresql_where=_delayed)
 Index(
     "jobs_queue_until",
     jobs.c.queue_until,
@@ -179,6 +182,17 @@ attempts = Table(
     Column("position", BigInteger),  # the transcript's when it ended
     Column("message", Text),  # why it failed, for people
     Column("excused", Boolean, nullable=False, server_default=false()),  # the lane's outage, or a freeze, ended it
+    Column("lane", String(128)),  # of its call
+    Column("worker", String(32)),  # that makes the call: a lease in worker_leases
+)
+_running = and_(attempts.c.ended_at.is_(None), attempts.c.lane.is_not(None))
+Index("attempts_running", attempts.c.lane, sqlite_where=_running, postgresql_where=_running)
+
+worker_leases = Table(
+    "worker_leases",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("until", BigInteger, nullable=False),  # by the database's clock
 )
 
 deliveries = Table(
@@ -271,6 +285,12 @@ lanes = Table(
     Column("probe_until", BigInteger, nullable=False, server_default="0"),
     Column("suspects", Text),  # JSON: [job, attempt] of the failures in a row
     Column("last_error", String(256)),
+    Column("at_once", Integer),  # calls that may run at once, set by an operator; NULL: any number
+    # The budget of tokens (storage/rate_limits/budget.py).
+    Column("tokens_set_to", BigInteger),  # per minute, set by an operator
+    Column("tokens_seen", BigInteger),  # per minute, from the model's headers
+    Column("token_spends", Text),  # JSON: [slot, tokens] of the last minute
+    Column("typical_answer", Integer),  # tokens
 )
 
 lane_waiters = Table(
@@ -284,6 +304,8 @@ lane_waiters = Table(
     Column("since", BigInteger, nullable=False),
     Column("asks_at", BigInteger, nullable=False),  # when it requests its turn again
     Column("near", Boolean, nullable=False),  # it waits in a worker, or was woken
+    Column("held", Boolean, nullable=False, server_default=false()),  # a pause concerns it
+    Column("tokens", BigInteger, nullable=False, server_default="0"),  # the estimate of its call; 0: no budget
 )
 Index(
     "lane_waiters_order",
@@ -366,6 +388,18 @@ batch_items = Table(
     Column("queue_time", BigInteger),  # microseconds that it may wait, if its request says so
     UniqueConstraint("batch_id", "custom_id", name="batch_items_custom_id"),
     sqlite_with_rowid=False,
+)
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("lane", String(128), nullable=False),  # "": all lanes
+    Column("tenant", String(128), nullable=False),  # "": all tenants
+    Column("reason", Text, nullable=False),
+    Column("paused_at", BigInteger, nullable=False),
+    Column("paused_by", String(64), nullable=False),
+    UniqueConstraint("lane", "tenant", name="pauses_scope"),
 )
 
 endpoints = Table(

@@ -101,6 +101,7 @@ async def _existing(connection: AsyncConnection, job: NewJob, time: int) -> JobH
 
 def _row(job: NewJob, time: int) -> dict[str, Any]:
     webhook = job.request.target() if job.request else None
+    start_at = micros(job.request.start_at) if job.request and job.request.start_at else None
     return {
         "id": job.job_id,
         "tenant": job.tenant,
@@ -118,7 +119,9 @@ def _row(job: NewJob, time: int) -> dict[str, Any]:
         "status": JobStatus.QUEUED.value,
         "created_at": time,
         "workflow_started_at": time if job.started else None,
-        "progressed_at": time,
+        # Before ``start_at`` whatever this machine's clock says: SweepStore.due sees by it that nobody has the job yet.
+        "progressed_at": time if start_at is None else min(time, start_at - 1),
+        "start_at": start_at,
         "queue_until": queue_end(time, job.request) if job.request else None,
         "fence": 0,
         "epoch": 1,

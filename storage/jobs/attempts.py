@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, and_, bindparam, delete, func, insert, select, update
@@ -16,12 +17,12 @@ from domain.batches import limits_queue
 from domain.errors import FenceLost
 from domain.outcomes import AttemptOutcome
 from domain.text import clean
-from domain.tokens import Sample
-from domain.values import AttemptEnd, Claim, Claimant, FinishRecord, TextRun
+from domain.tokens import RequestSize, Sample, request_size
+from domain.values import AttemptEnd, Claim, Claimant, FinishRecord, Reservation, TextRun
 from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
 from storage.engine.schema import attempts, jobs, micros, now, requests, results, transcript
-from storage.jobs import mapping, sealing
+from storage.jobs import delays, mapping, sealing
 from storage.jobs.ledger import close_open_attempts, excuse, history, lost_in_a_row
 from storage.jobs.rows import CHANGED, LOCKED_ALL, REQUEST, by_id, locked, queue_end, store_tail
 from storage.rate_limits.limiter import Reserve
@@ -80,12 +81,14 @@ class _Begun:
         self._connection = connection
         self._jobs: dict[str, dict[str, Any]] = {}
         self._attempts: list[dict[str, Any]] = []
+        self._ids: set[str] = set()
 
     def __contains__(self, job_id: str) -> bool:
-        return job_id in self._jobs
+        return job_id in self._ids
 
-    async def add(self, row: Row[Any], order: _ClaimOrder, started: int, time: int) -> None:
+    async def add(self, row: Row[Any], order: _ClaimOrder, started: int, time: int, turn: Reservation | None) -> None:
         number = row.attempt + 1
+        self._ids.add(row.id)
         self._jobs[row.id] = {
             "key": row.id,
             "fence": order.fence,
@@ -102,7 +105,11 @@ class _Begun:
         if row.attempt:
             await close_open_attempts(self._connection, row, AttemptEnd(AttemptOutcome.LOST))
         first = {"job_id": row.id, "number": number, "started_at": time, "tokens_before": row.token_count}
-        self._attempts.append(first | {"estimated": False})
+        call = turn if turn is not None and turn.granted else None
+        places = {"lane": call.lane if call else None, "worker": call.worker if call else None}
+        self._attempts.append(first | {"estimated": False} | places)
+        if call is not None and call.counts:  # the next reservation in this transaction has to see it
+            await self.store()
 
     async def store(self) -> None:
         if self._jobs:
@@ -189,8 +196,13 @@ class AttemptStore:
         """Claim an open job, unless its turn is later or its time in the queue is over."""
         if _queue_seconds_left(row, body, micros(now())) <= 0:
             return _without_attempt(row, "expired", order.fence)
-        asker = Claimant(row.id, row.tenant, row.priority, row.created_at, returns=row.attempt > 0, stays=row.batched)
+        if (ahead := await delays.seconds_ahead(self._database, connection, row)) > 0:
+            return _without_attempt(row, "early", order.fence, seconds=ahead)
+        who = (row.id, row.tenant, row.priority, row.created_at)
+        asker = Claimant(*who, returns=row.attempt > 0, stays=row.batched, size=partial(request_size, body))
         turn = await order.reserve(connection, row.model, asker) if order.reserve else None
+        size = asker.size() if turn is not None and turn.budget is not None else RequestSize()
+        asker = replace(asker, size=lambda: size)  # without the whole body, which it would keep in memory
         time = micros(now())
         if turn is not None and not turn.granted:
             left = _seconds_left(row, body, time)
@@ -200,7 +212,7 @@ class AttemptStore:
         started, number = row.started_at or time, row.attempt
         if row.fence < order.fence:
             number += 1
-            await begun.add(row, order, started, time)
+            await begun.add(row, order, started, time, turn)
         before = await history(connection, row, number)
         known = {"attempt": number, "past": before, "started_at": started, "asker": asker, "turn": turn}
         return _claim(row, "taken", order.fence, **known), body

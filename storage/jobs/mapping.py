@@ -41,7 +41,7 @@ def _moment(value: int | None) -> Any:
 
 HANDLE = (
     *(jobs.c.id, jobs.c.request_id, jobs.c.tenant, jobs.c.model, jobs.c.status, jobs.c.priority),
-    jobs.c.replay_of,
+    *(jobs.c.replay_of, jobs.c.start_at),
 )
 """The columns of a JobHandle."""
 
@@ -55,6 +55,7 @@ def handle(row: Any, *, created: bool = False) -> JobHandle:
         status=JobStatus(row.status),
         priority=row.priority,
         replay_of=row.replay_of,
+        start_at=_moment(row.start_at),
         created=created,
     )
 
@@ -74,6 +75,7 @@ def head(row: Row[Any]) -> dict[str, Any]:
         "status": JobStatus(row.status),
         "model": row.model,
         "created_at": moment(row.created_at),
+        "start_at": _moment(row.start_at),
         "started_at": _moment(row.started_at),
         "completed_at": _moment(row.completed_at),
         "epoch": row.epoch,

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from chatjobs.contracts import ChatRequest
 from chatjobs.errors import JobNotFound
 from domain.text import clean
-from storage.engine.schema import jobs, requests, transcript
+from storage.engine.schema import jobs, micros, requests, transcript
 
 # Built once: building a statement takes as long as running it, and these run for every job.
 LOCKED = select(jobs).where(jobs.c.id == bindparam("key")).with_for_update()
@@ -49,4 +49,5 @@ async def store_tail(connection: AsyncConnection, row: Row[Any]) -> None:
 
 def queue_end(created_at: int, request: ChatRequest) -> int:
     """Until when (microseconds) a job may wait for its first call of the model."""
-    return created_at + round(request.limits.queue_seconds * 1_000_000)
+    begin = created_at if request.start_at is None else max(created_at, micros(request.start_at))
+    return begin + round(request.limits.queue_seconds * 1_000_000)

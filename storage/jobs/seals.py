@@ -14,7 +14,7 @@ from domain.values import RunRef
 from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
 from storage.engine.schema import jobs, micros, now
-from storage.jobs import mapping, retention, sealing
+from storage.jobs import delays, mapping, retention, sealing
 from storage.jobs.rows import LOCKED_ALL, locked
 from storage.jobs.sealing import JobEnding
 
@@ -29,7 +29,8 @@ class SealStore:
 
     @retried
     async def request_cancel(self, job_id: str, tenant: str | None = None) -> JobStatus:
-        """Commit the request to cancel, durably; a job that was never started is sealed at once.
+        """Commit the request to cancel, durably; a job that was never started, or whose ``startAt`` is ahead, is sealed
+        at once.
 
         Repeating the call has no effect. Raises JobNotFound, JobFinished.
         """
@@ -42,7 +43,8 @@ class SealStore:
                 raise JobFinished(f"The job has ended ({status.value}) and can no longer be cancelled")
             time = row.cancel_requested_at or micros(now())
             await connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=time))
-            if row.workflow_started_at is None or (row.batched and not row.attempt):
+            unstarted = row.workflow_started_at is None or (row.batched and not row.attempt)
+            if unstarted or await delays.seconds_ahead(self._database, connection, row) > 0:
                 order = JobEnding(await locked(connection, job_id), sealing.CANCELLED, "")
                 await sealing.seal_all(connection, [order], self._webhook_body)
                 await self._database.hint(connection)
@@ -89,8 +91,9 @@ class SealStore:
 
         The caller sends their webhooks within FIRST_TRY_SECONDS; after that a sweeper has Temporal send them.
         """
-        due = select(jobs.c.id).where(jobs.c.queue_until <= micros(now())).order_by(jobs.c.queue_until).limit(limit)
         async with self._database.single() as connection:
+            time = await self._database.time(connection)
+            due = select(jobs.c.id).where(jobs.c.queue_until <= time).order_by(jobs.c.queue_until).limit(limit)
             found = (await connection.execute(due)).scalars().all()
         sealed = [await self._expire(job_id) for job_id in found]
         return [one for one in sealed if one is not None]
@@ -99,7 +102,8 @@ class SealStore:
     async def _expire(self, job_id: str) -> Sealed | None:
         async with self._database.write() as connection:
             row = await locked(connection, job_id)
-            if row.completed_at is not None or row.queue_until is None or row.queue_until > micros(now()):
+            time = await self._database.time(connection)
+            if row.completed_at is not None or row.queue_until is None or row.queue_until > time:
                 return None
             ending = Ending(job_id=job_id, status=JobStatus.FAILED, error=sealing.QUEUE_TIMEOUT)
             order = JobEnding(row, ending, sealing.EXPIRED)

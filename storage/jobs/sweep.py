@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, or_, select, update
 
 from domain.values import JobHandle
 from storage.engine.database import Database, retried
-from storage.engine.schema import jobs, micros, now
+from storage.engine.schema import EPOCH, NOT_DELAYED, jobs, micros, now
 from storage.jobs import mapping
 
 OWN_WORKFLOW = jobs.c.batched.is_(False)
 """A condition that leaves the jobs of batches to their batches."""
+_WAITS = (jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_(None))
 UNSTARTED = select(*mapping.HANDLE).where(
-    jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_(None), jobs.c.progressed_at <= bindparam("before")
+    *_WAITS, jobs.c.start_at.is_(None), jobs.c.progressed_at <= bindparam("before")
+)
+DUE = select(*mapping.HANDLE).where(
+    *_WAITS,
+    jobs.c.start_at <= bindparam("time"),
+    or_(jobs.c.progressed_at < jobs.c.start_at, jobs.c.progressed_at <= bindparam("before")),
 )
 
 
@@ -29,29 +35,40 @@ class SweepStore:
     async def unstarted(self, *, older_than: timedelta, limit: int = 100) -> Sequence[JobHandle]:
         """Take accepted jobs whose workflow was not started, for the caller to start. For the time ``older_than`` no
         other caller, in any process, gets the same jobs."""
-        before = micros(now() - older_than)
+        values, time = {"before": micros(now() - older_than)}, micros(now())
         async with self._database.read() as connection:
-            if (await connection.execute(UNSTARTED.limit(1), {"before": before})).first() is None:
+            if (await connection.execute(UNSTARTED.limit(1), values)).first() is None:
                 return []
-        return await self._take_unstarted(before, limit)
+        return await self._take(UNSTARTED.order_by(jobs.c.created_at).limit(limit), values, time)
+
+    async def due(self, *, older_than: timedelta, limit: int = 100) -> Sequence[JobHandle]:
+        """The same for delayed jobs whose ``startAt`` has come, by the database's clock; those that nobody has taken
+        yet at once."""
+        async with self._database.single() as connection:
+            time = await self._database.time(connection)
+            values = {"time": time, "before": time - micros(EPOCH + older_than)}
+            if (await connection.execute(DUE.limit(1), values)).first() is None:
+                return []
+        return await self._take(DUE.order_by(jobs.c.start_at).limit(limit), values, time)
 
     @retried
-    async def _take_unstarted(self, before: int, limit: int) -> Sequence[JobHandle]:
+    async def _take(self, query: Any, values: dict[str, int], time: int) -> Sequence[JobHandle]:
         async with self._database.write("fast") as connection:
-            oldest = UNSTARTED.order_by(jobs.c.created_at).limit(limit).with_for_update(skip_locked=True)
-            rows = (await connection.execute(oldest, {"before": before})).all()
+            rows = (await connection.execute(query.with_for_update(skip_locked=True), values)).all()
             taken = jobs.c.id.in_([row.id for row in rows])
-            await connection.execute(update(jobs).where(taken).values(progressed_at=micros(now())))
+            await connection.execute(update(jobs).where(taken).values(progressed_at=time))
         return [mapping.handle(row) for row in rows]
 
     async def silent(self, *, since: timedelta, limit: int = 100) -> Sequence[JobHandle]:
-        """Started jobs that have not ended and have made no progress for ``since``."""
+        """Started jobs that have not ended and have made no progress for ``since``; none whose ``startAt`` is ahead."""
         query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.workflow_started_at.is_not(None), OWN_WORKFLOW)
+        query = query.where(or_(jobs.c.start_at.is_(None), jobs.c.start_at <= micros(now())))
         return await self._found(query.where(jobs.c.progressed_at <= micros(now() - since)), limit)
 
     async def to_cancel(self, limit: int = 100) -> Sequence[JobHandle]:
         """Jobs that have not ended and whose cancellation was requested."""
-        query = select(jobs).where(jobs.c.completed_at.is_(None), jobs.c.cancel_requested_at.is_not(None), OWN_WORKFLOW)
+        query = select(jobs).where(jobs.c.completed_at.is_(None), NOT_DELAYED, OWN_WORKFLOW)
+        query = query.where(jobs.c.cancel_requested_at.is_not(None))
         return await self._found(query, limit)
 
     @retried

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import Row, Select, and_, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -29,7 +29,9 @@ WAITER = lane_waiters.c
 ORDER = (WAITER.priority, WAITER.tag, WAITER.since, WAITER.job_id)
 
 # Built once: making a statement costs as much as running it, and these run for every call.
-HAS_WAITERS = select(1).where(select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name")).exists())
+HAS_WAITERS = select(1).where(
+    select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name"), WAITER.held.is_(False)).exists()
+)
 ENTRY = select(lane_waiters).where(WAITER.job_id == bindparam("key"))
 LANE_OF = select(WAITER.lane).where(WAITER.job_id == bindparam("key"))
 WAITING = select(WAITER.job_id).where(WAITER.job_id.in_(bindparam("keys", expanding=True))).order_by(WAITER.job_id)
@@ -39,10 +41,10 @@ DELETE_RETURNING = DELETE.returning(WAITER.lane, WAITER.priority, WAITER.tenant,
 SET_NEXT_REQUEST = (
     update(lane_waiters)
     .where(WAITER.job_id == bindparam("key"))
-    .values(asks_at=bindparam("new_asks_at"), near=bindparam("new_near"))
+    .values(asks_at=bindparam("new_asks_at"), near=bindparam("new_near"), held=bindparam("new_held"))
 )
 BEFORE = tuple_(*ORDER) < tuple_(bindparam("priority"), bindparam("tag"), bindparam("since"), bindparam("job_id"))
-ALIVE = WAITER.asks_at >= bindparam("lost")
+ALIVE = and_(WAITER.asks_at >= bindparam("lost"), WAITER.held.is_(False))
 COUNT_AHEAD = (
     select(func.count())
     .select_from(lane_waiters)
@@ -52,6 +54,13 @@ COUNT_NEAR_AHEAD = (
     select(func.count())
     .select_from(lane_waiters)
     .where(WAITER.lane == bindparam("lane_name"), WAITER.near, WAITER.asks_at >= bindparam("overdue"), BEFORE)
+    .where(WAITER.held.is_(False))
+)
+PUNCTUAL_AHEAD = (
+    select(func.count(), func.coalesce(func.sum(WAITER.tokens), 0))
+    .select_from(lane_waiters)
+    .where(WAITER.lane == bindparam("lane_name"), WAITER.priority <= bindparam("priority"), BEFORE)
+    .where(WAITER.asks_at >= bindparam("overdue"), WAITER.held.is_(False))
 )
 FIRST_TAG = (
     select(WAITER.tag)
@@ -99,7 +108,8 @@ class QueueEntry:
 class LaneQueue:
     """The queue of one lane, in one transaction. ``dialect`` is the database's, ``time`` the lane's clock.
 
-    A waiter that was to ask before ``lost`` has no place (Timings.lost_waiter_seconds).
+    A waiter that was to ask before ``lost`` has no place (Timings.lost_waiter_seconds). One that a pause holds keeps
+    its place, but holds up nobody.
     """
 
     connection: AsyncConnection
@@ -109,7 +119,7 @@ class LaneQueue:
     lost: int
 
     async def has_waiters(self) -> bool:
-        """Whether any job waits, even one that is lost."""
+        """Whether any job waits that no pause holds, even one that is lost."""
         return await self.connection.scalar(HAS_WAITERS, {"lane_name": self.lane}) is not None
 
     async def has_others(self, job_id: str) -> bool:
@@ -117,8 +127,11 @@ class LaneQueue:
         values = {"lane_name": self.lane, "key": job_id, "lost": self.lost}
         return await self.connection.scalar(HAS_OTHERS, values) is not None
 
-    async def enter(self, claimant: Claimant) -> QueueEntry:
-        """Add a job to the queue unless it is there already. A job waits in one lane at a time."""
+    async def enter(self, claimant: Claimant, tokens: int = 0) -> QueueEntry:
+        """Add a job to the queue unless it is there already. A job waits in one lane at a time.
+
+        ``tokens``: the estimate of its call.
+        """
         row = (await self.connection.execute(ENTRY, {"key": claimant.job_id})).first()
         if row is not None and row.lane == self.lane:
             return QueueEntry(row.job_id, row.priority, row.tag, row.since)
@@ -134,6 +147,7 @@ class LaneQueue:
             "since": claimant.since,
             "asks_at": self.time,
             "near": False,
+            "tokens": tokens,
         }
         await self.connection.execute(insert(lane_waiters), values)
         return QueueEntry(claimant.job_id, claimant.priority, tag, claimant.since)
@@ -149,9 +163,16 @@ class LaneQueue:
         values = {"lane_name": self.lane, "overdue": overdue, **_order_key(entry)}
         return int(await self.connection.scalar(COUNT_NEAR_AHEAD, values) or 0)
 
-    async def set_next_request(self, entry: QueueEntry, asks_at: int, *, near: bool) -> None:
-        """Store when a waiting job requests its turn again."""
-        values = {"key": entry.job_id, "new_asks_at": asks_at, "new_near": near}
+    async def punctual_ahead(self, entry: QueueEntry) -> tuple[int, int]:
+        """Number of jobs that start before it, wherever they wait, and are not overdue; the tokens of their calls."""
+        overdue = self.time - int(OVERDUE_SECONDS * SECOND)
+        values = {"lane_name": self.lane, "overdue": overdue, **_order_key(entry)}
+        count, tokens = (await self.connection.execute(PUNCTUAL_AHEAD, values)).one()
+        return int(count), int(tokens)
+
+    async def set_next_request(self, entry: QueueEntry, asks_at: int, *, near: bool, held: bool = False) -> None:
+        """Store when a waiting job requests its turn again. ``held``: a pause concerns it."""
+        values = {"key": entry.job_id, "new_asks_at": asks_at, "new_near": near, "new_held": held}
         await self.connection.execute(SET_NEXT_REQUEST, values)
 
     async def dequeue(self, entry: QueueEntry) -> None:
@@ -187,9 +208,11 @@ class LaneQueue:
         return int(found or 0)
 
     async def next_waiters(self, count: int, *, excluding: str | None) -> Sequence[Row[Any]]:
-        """The rows of the jobs that start next, without the overdue ones and without the job ``excluding``."""
+        """The rows of the jobs that start next, without those that are overdue or held, and without the job
+        ``excluding``."""
         due = WAITER.asks_at >= self.time - int(OVERDUE_SECONDS * SECOND)
-        query: Select[Any] = select(WAITER.job_id, WAITER.asks_at, WAITER.near).where(WAITER.lane == self.lane, due)
+        query: Select[Any] = select(WAITER.job_id, WAITER.asks_at, WAITER.near, WAITER.tokens)
+        query = query.where(WAITER.lane == self.lane, WAITER.held.is_(False), due)
         if excluding is not None:
             query = query.where(WAITER.job_id != excluding)
         found: Sequence[Row[Any]] = (await self.connection.execute(query.order_by(*ORDER).limit(count))).all()
@@ -250,6 +273,10 @@ def _order_key(entry: QueueEntry) -> dict[str, Any]:
 
 
 _place = func.row_number().over(order_by=ORDER).label("place")
-_places = select(WAITER.job_id, _place).where(WAITER.lane == bindparam("lane_name"), ALIVE).subquery()
+_tokens = func.sum(WAITER.tokens).over(order_by=ORDER, rows=(None, -1)).label("tokens_ahead")
+_places = select(WAITER.job_id, _place, _tokens).where(WAITER.lane == bindparam("lane_name"), ALIVE).subquery()
 RANKED = select(_places).where(_places.c.job_id.in_(bindparam("job_ids", expanding=True)))
-"""The places of some of a lane's waiters."""
+"""The places of some of a lane's waiters, and the tokens of those before them."""
+_held_places = select(WAITER.job_id, _place).where(WAITER.lane == bindparam("lane_name"), WAITER.held).subquery()
+RANKED_HELD = select(_held_places).where(_held_places.c.job_id.in_(bindparam("job_ids", expanding=True)))
+"""The same for those that a pause holds, among themselves."""

@@ -7,30 +7,33 @@ task-queue limit is an average and lets 16 calls start in the worst second at a 
 
 Turns are granted in order, at most BOOKED_SECONDS ahead. A call that starts after its turn is reported
 (``report_late_start``) and moves the later turns, so that calls keep their distance without a large slack per interval.
+
+Besides its pace, a lane may have a limit of calls at once (running.py) and a budget of tokens per minute (budget.py);
+pauses.py has what lets no call start.
 """
 
 from __future__ import annotations
 
 import time as clocks
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Row, bindparam, exists, func, or_, select, text, update
+from sqlalchemy import Row, bindparam, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.contracts import QueuePlace, QueueReason
+from chatjobs.contracts import Lane, QueuePlace, QueueReason
 from domain.timings import Timings
 from domain.values import Claimant, Reservation
 from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
-from storage.engine.schema import lane_waiters, lanes, micros, moment, now
-from storage.rate_limits import breaker, lane_queue
+from storage.engine.schema import lane_waiters, lanes, moment
+from storage.rate_limits import breaker, lane_queue, overview, pauses
 from storage.rate_limits.breaker import LONGEST_ASKED_SECONDS, SECOND
-from storage.rate_limits.lane_queue import RANKED, LaneQueue
+from storage.rate_limits.budget import SLOT, TokenBudget, learned
+from storage.rate_limits.lane_queue import RANKED, RANKED_HELD, LaneQueue
+from storage.rate_limits.running import WorkerLease, count_running
 
 SLACK = 0.025
 """The interval is longer than the limit requires by this share: the way of calls to the model may then vary by 22 ms
@@ -55,6 +58,8 @@ OVERTAKING_SECONDS = 0.125
 """A job may start before others that are ahead of it by no more than this, so that a lane is not idle until the first
 job of the queue requests its turn."""
 SHORTEST_WAIT_SECONDS = 0.05
+PLACE_LOOK_SECONDS = 0.2
+"""How often a job that stays in its worker looks whether a call has ended and left its place."""
 DOWN_WAIT_SECONDS = 1.0
 """The shortest pause between two requests of a job while the model is down."""
 PUNCTUAL_SECONDS = 0.25
@@ -63,6 +68,8 @@ MOST_WOKEN = 200
 """Jobs of a lane that are woken at once."""
 MOST_OVERDUE = 50
 """While more woken jobs than this are overdue, all workers are busy, and no other job is woken."""
+COLUMNS = {"per_second": "set_to", "at_once": "at_once", "tokens_per_minute": "tokens_set_to"}
+"""The columns of the limits that operators set."""
 ASKED_AT_ONCE = 500
 """Jobs in one query for places: SQLite takes some ten thousand values."""
 
@@ -77,29 +84,10 @@ SELECT_LANES_OF_JOBS = select(lanes).where(
 )
 SELECT_LANES_WITH_WAITERS = select(lanes).where(exists().where(lane_waiters.c.lane == lanes.c.name))
 SET_FREE_AT = update(lanes).where(lanes.c.name == bindparam("key")).values(free_at=bindparam("new_free_at"))
-CLOCK = text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")
+SET_FREE_AND_SPENT = SET_FREE_AT.values(token_spends=bindparam("new_spends"))
 
 Reserve = Callable[[AsyncConnection, str, Claimant], Awaitable[Reservation]]
 """Reserves a call of a model (its name) in the transaction that claims the job."""
-
-
-@dataclass(frozen=True, slots=True)
-class RateLimit:
-    """A lane's limit and state, for operators.
-
-    ``per_second`` is the limit in force, ``set_to`` the operator's, ``seen`` the one in the model's headers. ``down``:
-    the breaker is open; ``probes_at`` is the time of the next probe, ``last_error`` the model's last error.
-    """
-
-    name: str
-    per_second: float
-    set_to: float | None
-    seen: float | None
-    paused_until: datetime | None
-    waiting: int
-    down: bool = False
-    probes_at: datetime | None = None
-    last_error: str | None = None
 
 
 class Limiter:
@@ -111,6 +99,8 @@ class Limiter:
         self._timings = timings
         self._lost_after = int(timings.lost_waiter_seconds * SECOND)
         self._failing: Group[str, bool] = Group(self._look_at_failures)
+        self.lease = WorkerLease(database, timings=timings)
+        """Of this process's calls; ``WorkerLease.run`` must run where there are any."""
 
     @retried
     async def reserve(self, name: str, claimant: Claimant) -> Reservation:
@@ -138,20 +128,32 @@ class Limiter:
         down = breaker.is_open(lane)
         soon = free <= time + int(BOOKED_SECONDS * SECOND)
         queue = self._queue(connection, name, time)
-        if soon and not down and not await queue.has_waiters():
+        if await pauses.holds(connection, name, claimant.tenant):
+            return await self._hold(queue, claimant) if queueing else Reservation(False, HORIZON_SECONDS, lane=name)
+        places, budget = await self._places(connection, lane, time, claimant.job_id), TokenBudget.of(lane, time)
+        cost = budget.cost(claimant) if budget else 0
+        if budget and soon:
+            soon = budget.free_at(cost) <= time + int(BOOKED_SECONDS * SECOND)
+        if soon and not down and places != 0 and not await queue.has_waiters():
             if free > time:
                 await queue.start_without_waiting(claimant)
-            return await self._grant(connection, lane, time, clock, {"free_at": free + interval})
+            return await self._grant(connection, lane, time, clock, {"free_at": free + interval}, cost=cost)
         if not queueing:
             return Reservation(False, HORIZON_SECONDS, lane=name)
-        entry = await queue.enter(claimant)
+        entry = await queue.enter(claimant, cost)
+        ahead, tokens_ahead = (0, 0) if places is None and budget is None else await queue.punctual_ahead(entry)
+        if places is not None and ahead >= places:
+            return await self._wait_for_place(queue, entry, stays=claimant.stays)
+        if budget:
+            free = max(free, budget.free_at(cost, tokens_ahead))
+            soon = free <= time + int(BOOKED_SECONDS * SECOND)
         probe = down and breaker.may_probe(lane, time, claimant.job_id, others=await queue.has_others(claimant.job_id))
         near_ahead = 0 if down else await queue.count_near_ahead(entry)
         in_order = near_ahead * interval <= int(OVERTAKING_SECONDS * SECOND)
         if soon and (probe if down else in_order):
             await queue.dequeue(entry)
-            changes = breaker.probe_changes(time, claimant.job_id) if probe else {}
-            return await self._grant(connection, lane, time, clock, {"free_at": free + interval, **changes}, probe)
+            changes = {"free_at": free + interval} | (breaker.probe_changes(time, claimant.job_id) if probe else {})
+            return await self._grant(connection, lane, time, clock, changes, probe=probe, cost=cost)
         return await self._wait(queue, entry, lane, (free, interval), near_ahead, stays=claimant.stays)
 
     async def _grant(
@@ -161,16 +163,30 @@ class Limiter:
         time: int,
         clock: float,
         changes: dict[str, Any],
+        *,
         probe: bool = False,
+        cost: int = 0,
     ) -> Reservation:
-        """Grant the lane's next start. ``clock`` is the monotonic clock's reading at ``time``."""
+        """Grant the lane's next start. ``clock`` is the monotonic clock's reading at ``time``; ``cost``: the tokens to
+        reserve in the lane's budget, if it has one."""
+        if lane.at_once is not None:
+            await self.lease.ensure(connection, time)
         seconds = (changes["free_at"] - self._interval(lane) - time) / SECOND
+        budget = TokenBudget.of(lane, time)
         if probe:
-            await connection.execute(update(lanes).where(lanes.c.name == lane.name).values(changes))
+            spends = {"token_spends": budget.reserved(cost)} if budget else {}
+            await connection.execute(update(lanes).where(lanes.c.name == lane.name).values(changes | spends))
+        elif budget:
+            spent = {"new_free_at": changes["free_at"], "new_spends": budget.reserved(cost)}
+            await connection.execute(SET_FREE_AND_SPENT, {"key": lane.name, **spent})
         else:
             await connection.execute(SET_FREE_AT, {"key": lane.name, "new_free_at": changes["free_at"]})
         return Reservation(
             granted=True,
+            tokens=cost,
+            slot=time // SLOT,
+            budget=budget.limit if budget else None,
+            used=budget.used + cost if budget else 0,
             seconds=seconds,
             lane=lane.name,
             due=clock + seconds,
@@ -178,6 +194,9 @@ class Limiter:
             probe=probe,
             refused=lane.refusals > 0,
             seen=lane.seen,
+            tokens_seen=lane.tokens_seen,
+            counts=lane.at_once is not None,
+            worker=self.lease.id,
         )
 
     async def _wait(
@@ -212,15 +231,52 @@ class Limiter:
         await queue.set_next_request(entry, time + int(pause * SECOND), near=near)
         return Reservation(False, pause, ahead + 1, lane=lane.name, near=near)
 
-    async def still_holds(self, turn: Reservation, job_id: str) -> bool:
-        """Whether a granted turn is still valid: its lane was not paused since, and the model is not down."""
+    async def _places(self, connection: AsyncConnection, lane: Row[Any], time: int, job_id: str = "") -> int | None:
+        """The number of calls that may begin besides those that run; None: any number. ``job_id``: the job that asks,
+        whose own attempt does not count."""
+        if lane.at_once is None:
+            return None
+        return max(0, int(lane.at_once) - await count_running(connection, lane.name, time, besides=job_id))
+
+    async def _wait_for_place(self, queue: LaneQueue, entry: lane_queue.QueueEntry, *, stays: bool) -> Reservation:
+        """A waiting job's reservation while all places are taken, or will be by others before it: it goes back to
+        Temporal until it is woken for a place of its own."""
+        pause = PLACE_LOOK_SECONDS if stays else LONGEST_FAR_SECONDS
+        await queue.set_next_request(entry, queue.time + int(pause * SECOND), near=stays)
+        return Reservation(False, pause, await queue.count_ahead(entry) + 1, lane=queue.lane, near=stays)
+
+    async def _hold(self, queue: LaneQueue, claimant: Claimant) -> Reservation:
+        """A paused job's reservation: it goes back to Temporal until it is woken, and keeps its place."""
+        entry = await queue.enter(claimant)
+        pause = HORIZON_SECONDS if claimant.stays else LONGEST_FAR_SECONDS
+        await queue.set_next_request(entry, queue.time + int(pause * SECOND), near=False, held=True)
+        return Reservation(False, pause, await queue.count_ahead(entry) + 1, lane=queue.lane)
+
+    async def still_holds(self, turn: Reservation, claimant: Claimant) -> bool:
+        """Whether a granted turn is still valid: nothing was paused since that concerns it, and the model is not
+        down."""
         async with self._database.single() as connection:
             lane = (await connection.execute(SELECT_LANE, {"key": turn.lane})).first()
-            time = await self._time(connection)
-        if lane is None:
-            return True
+            time = await self._database.time(connection)
+            held = await pauses.holds(connection, turn.lane, claimant.tenant)
+        if lane is None or held:
+            return not held
         paused = time < lane.paused_until <= time + int(LONGEST_ASKED_SECONDS * SECOND)
-        return not paused and (not breaker.is_open(lane) or (lane.probe == job_id and lane.probe_until > time))
+        probes = lane.probe == claimant.job_id and lane.probe_until > time
+        return not paused and (not breaker.is_open(lane) or probes)
+
+    @retried
+    async def settle(self, turn: Reservation, prompt: int, answer: int, *, whole: bool = False) -> None:
+        """Replace the tokens that were reserved for a call by those that it used; ``whole``: its answer came to its
+        end, and the lane learns how long answers are."""
+        async with self._database.write("fast") as connection:
+            lane, time = await self._locked(connection, turn.lane)
+            if (budget := TokenBudget.of(lane, time)) is None:
+                return
+            changes: dict[str, Any] = {"token_spends": budget.settled(turn, prompt, answer)}
+            if whole:
+                changes["typical_answer"] = learned(lane.typical_answer, answer)
+            await connection.execute(update(lanes).where(lanes.c.name == turn.lane).values(changes))
 
     @retried
     async def report_late_start(self, turn: Reservation, seconds: float) -> None:
@@ -242,7 +298,7 @@ class Limiter:
         """Take the waiting jobs whose turn is near and whose own next request would come too late. Each is returned to
         one process only."""
         async with self._database.read() as connection:
-            time = await self._time(connection)
+            time = await self._database.time(connection)
             found = (await connection.execute(SELECT_LANES_WITH_WAITERS)).all()
             due = [lane.name for lane in found if await self._due(self._queue(connection, lane.name, time), lane)]
         taken: list[str] = []
@@ -271,14 +327,15 @@ class Limiter:
         if count <= 0:
             return []
         count = 1 if breaker.is_open(lane) else min(count, MOST_WOKEN)
+        places = await self._places(queue.connection, lane, time)
+        count = count if places is None else min(count, places)
+        if not count:
+            return []
         if await queue.count_overdue() > max(MOST_OVERDUE, 2 * count):
             return []
         punctual = time + int(PUNCTUAL_SECONDS * SECOND)
-        return [
-            row.job_id
-            for row in await queue.next_waiters(count, excluding=excluded)
-            if not row.near and row.asks_at > punctual
-        ]
+        waiters = _affordable(TokenBudget.of(lane, time), await queue.next_waiters(count, excluding=excluded))
+        return [row.job_id for row in waiters if not row.near and row.asks_at > punctual]
 
     @retried
     async def record_failure(
@@ -335,47 +392,57 @@ class Limiter:
         return float(until - time) / SECOND
 
     @retried
-    async def record_success(self, name: str, *, per_minute: float | None = None, pause: float | None = None) -> None:
+    async def record_success(
+        self,
+        name: str,
+        *,
+        per_minute: float | None = None,
+        pause: float | None = None,
+        tokens_per_minute: float | None = None,
+        tokens_left: float | None = None,
+    ) -> None:
         """Record a call that the model accepted. ``per_minute`` is the limit in its headers; ``pause`` (seconds) pauses
-        the lane, because its headers said that nothing is left."""
+        the lane, because its headers said that nothing is left. ``tokens_left``: where it is less than this lane knows
+        of, others use the key, and their tokens are counted as well."""
         async with self._database.write("fast") as connection:
             lane, time = await self._locked(connection, name)
             changes: dict[str, Any] = {"refusals": 0}
             if per_minute is not None:
                 changes["seen"] = per_minute / 60
+            if tokens_per_minute:
+                changes["tokens_seen"] = int(tokens_per_minute)
+            budget = TokenBudget.of(lane, time)
+            if budget and tokens_per_minute and tokens_left is not None:
+                changes["token_spends"] = budget.told(tokens_per_minute - tokens_left)
             if pause is not None:
                 changes["paused_until"] = max(lane.paused_until, time + int(pause * SECOND))
             await connection.execute(update(lanes).where(lanes.c.name == name).values(changes))
 
-    @retried
     async def set_limit(self, name: str, per_second: float | None) -> None:
-        """Change a lane's limit for all workers from now on; None restores the setting's limit."""
+        """Change a lane's rate for all workers from now on; None restores the setting's."""
+        await self.set_limits(name, {"per_second": per_second})
+
+    async def set_at_once(self, name: str, at_once: int | None) -> None:
+        """Change the number of calls that may run at once in a lane; None: any number. Calls that run go on."""
+        await self.set_limits(name, {"at_once": at_once})
+
+    @retried
+    async def set_limits(self, name: str, changes: Mapping[str, Any]) -> None:
+        """Change several limits of a lane at once: ``per_second``, ``at_once``, ``tokens_per_minute``."""
+        values = {COLUMNS[limit]: value for limit, value in changes.items()}
+        if "per_second" in changes:
+            values["seen"] = None
+        if "tokens_per_minute" in changes:
+            values["tokens_seen"] = None
         async with self._database.write() as connection:
             await self._locked(connection, name)
-            statement = update(lanes).where(lanes.c.name == name).values(set_to=per_second, seen=None)
-            await connection.execute(statement)
+            await connection.execute(update(lanes).where(lanes.c.name == name).values(values))
 
-    async def lanes(self) -> Sequence[RateLimit]:
-        waiting = (
-            select(func.count()).select_from(lane_waiters).where(lane_waiters.c.lane == lanes.c.name).scalar_subquery()
-        )
+    async def lanes(self, tenant: str | None = None) -> Sequence[Lane]:
+        """All lanes by name; or those that a tenant's jobs use, with the counts of that tenant."""
         async with self._database.read() as connection:
-            rows = (await connection.execute(select(lanes, waiting.label("waiting")).order_by(lanes.c.name))).all()
-        time = micros(now())
-        return [
-            RateLimit(
-                name=row.name,
-                per_second=self._per_second(row),
-                set_to=row.set_to,
-                seen=row.seen,
-                paused_until=moment(row.paused_until) if row.paused_until > time else None,
-                waiting=row.waiting,
-                down=breaker.is_open(row),
-                probes_at=moment(max(breaker.expected_start(row, time), time)) if breaker.is_open(row) else None,
-                last_error=row.last_error,
-            )
-            for row in rows
-        ]
+            time = await self._database.time(connection)
+            return await overview.describe(connection, time, self._per_second, tenant)
 
     async def queue_places(self, job_ids: Collection[str]) -> Mapping[str, QueuePlace]:
         """The places of the jobs that wait in a lane; the others are left out."""
@@ -389,15 +456,22 @@ class Limiter:
         """``queue_places``, in the caller's transaction, for up to ASKED_AT_ONCE jobs."""
         found: dict[str, QueuePlace] = {}
         for lane in (await connection.execute(SELECT_LANES_OF_JOBS, {"job_ids": job_ids})).all():
-            time = await self._time(connection)
+            time = await self._database.time(connection)
             free = _free(lane, time, self._interval(lane))
             if breaker.is_open(lane):
                 free = max(free, breaker.expected_start(lane, time))
             lost = time - self._lost_after
             ranked = await connection.execute(RANKED, {"lane_name": lane.name, "job_ids": job_ids, "lost": lost})
-            for job_id, place in ranked:
-                start = moment(free + (place - 1) * self._interval(lane))
+            places, budget = await self._places(connection, lane, time), TokenBudget.of(lane, time)
+            for job_id, place, tokens_ahead in ranked:
+                if places is not None and place > places:
+                    found[job_id] = QueuePlace(position=place, reason="at_once")
+                    continue
+                paid = budget.free_at(0, int(tokens_ahead or 0)) if budget else time
+                start = moment(max(free + (place - 1) * self._interval(lane), paid))
                 found[job_id] = QueuePlace(position=place, expected_start_at=start, reason=_reason(lane, time))
+            held = await connection.execute(RANKED_HELD, {"lane_name": lane.name, "job_ids": job_ids})
+            found |= {job_id: QueuePlace(position=place, reason="paused") for job_id, place in held}
         return found
 
     async def _locked(self, connection: AsyncConnection, name: str) -> tuple[Row[Any], int]:
@@ -408,10 +482,7 @@ class Limiter:
             fresh = {"name": name, "free_at": 0, "paused_until": 0, "refusals": 0}
             await connection.execute(dialect.insert(lanes).values(fresh).on_conflict_do_nothing())
             row = (await connection.execute(SELECT_LANE_LOCKED, {"key": name})).one()
-        return row, await self._time(connection)
-
-    async def _time(self, connection: AsyncConnection) -> int:
-        return micros(now()) if self._database.is_sqlite else int(await connection.scalar(CLOCK))
+        return row, await self._database.time(connection)
 
     def _queue(self, connection: AsyncConnection, name: str, time: int) -> LaneQueue:
         dialect = "sqlite" if self._database.is_sqlite else "postgresql"
@@ -434,13 +505,17 @@ def _free(lane: Row[Any], time: int, interval: int) -> int:
     return max(time, free_at, paused_until)
 
 
-def already_reserved(turn: Reservation) -> Reserve:
-    """A Reserve that returns a reservation that the job has already."""
-
-    async def reserve(_connection: AsyncConnection, _model: str, _claimant: Claimant) -> Reservation:
-        return turn
-
-    return reserve
+def _affordable(budget: TokenBudget | None, waiters: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    """The waiters, in order, that the budget has tokens for within EARLY_SECONDS."""
+    if budget is None:
+        return waiters
+    found, ahead, soon = [], 0, budget.time + int(EARLY_SECONDS * SECOND)
+    for row in waiters:
+        if budget.free_at(row.tokens, ahead) > soon:
+            break
+        found.append(row)
+        ahead += row.tokens
+    return found
 
 
 def _reason(lane: Row[Any], time: int) -> QueueReason:

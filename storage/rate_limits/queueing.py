@@ -42,6 +42,8 @@ class _Watcher:
 def _differ(one: QueuePlace, other: QueuePlace) -> bool:
     if (one.position, one.reason) != (other.position, other.reason):
         return True
+    if one.expected_start_at is None or other.expected_start_at is None:
+        return one.expected_start_at is not other.expected_start_at
     return abs(one.expected_start_at - other.expected_start_at) >= SMALLEST_SHIFT
 
 

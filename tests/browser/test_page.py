@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -363,6 +364,37 @@ def test_a_waiting_job_shows_its_place(door: Gateway, tab: Watched) -> None:
     expect(head(page)).to_have_text("Completed")
     expect(page.get_by_text("in the queue")).to_have_count(0)
     assert answer_of(page) == "At last."
+
+
+def test_a_pause_is_shown_everywhere_until_it_is_resumed(door: Gateway, tab: Watched) -> None:
+    """Since when and why, on the list and on a job; a delayed job says when it starts."""
+    begun = HTTP.post(f"{door.url}/api/pauses", json={"reason": "The budget is spent"})
+    page = tab.open(door.url)
+    banner = page.get_by_role("status", name="Paused")
+    expect(banner).to_contain_text("Everything is paused since")
+    expect(banner).to_contain_text("The budget is spent")
+    expect(page.get_by_role("region", name="Lanes")).to_have_count(0)
+    page.goto(job_url(door, post(door, text="At last.")))
+    expect(page.get_by_text("Paused: number 1 in the queue")).to_be_visible()
+    page.goto(door.url)
+    lanes = page.get_by_role("region", name="Lanes")
+    expect(lanes).to_contain_text(re.compile("mistral-small paused0 running · .* · 1 waiting \\(1 default\\)"))
+    page.go_back()
+    banner.get_by_role("button", name="Resume").click()
+    expect(banner).to_have_count(0)
+    expect(head(page)).to_have_text("Completed")
+    assert HTTP.delete(f"{door.url}/api/pauses/{begun.json()['pauseId']}").status_code == 404
+
+
+def test_a_delayed_job_says_when_it_starts(door: Gateway, tab: Watched) -> None:
+    start_at = datetime.now(UTC) + timedelta(hours=2)
+    job_id = post(door, fields={"startAt": start_at.isoformat()})
+    page = tab.open(door.url)
+    expect(row(page, job_id)).to_contain_text("starts ")
+    page.goto(job_url(door, job_id))
+    expect(page.get_by_text(re.compile("Starts .*, in 1 h 59 min"))).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    expect(head(page)).to_have_text("Cancelled")
 
 
 def test_a_job_that_was_reopened_goes_on_without_a_reload(place: Stack, door: Gateway, tab: Watched) -> None:

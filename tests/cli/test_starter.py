@@ -20,6 +20,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +340,24 @@ def test_list_filters(call: Call) -> None:
     assert jobs[0] not in failed
     none = call("list", "--metadata", mark, "--until", "2020-01-01")
     assert (none.code, none.out) == (0, "")
+
+
+def test_a_delayed_job_says_when_it_starts(running: Stack, call: Call) -> None:
+    job_id = call("start", "later", "--start-at", "2h").out.strip()
+    job = call("show", job_id, "--json").json()
+    assert (job["status"], job["startedAt"]) == ("queued", None)
+    starts = datetime.fromisoformat(job["startAt"])
+    assert timedelta(hours=1.9) < starts - datetime.now(UTC) < timedelta(hours=2.1)
+    local = starts.astimezone()
+    assert f"not before {local:%Y-%m-%d %H:%M:%S}" in call("show", job_id).out
+    listed = call("list", "--status", "queued").out
+    assert f"at {local:%m-%d %H:%M:%S}" in listed
+    with begun(running, "watch", job_id) as watcher:
+        said(watcher, f"waiting: it starts at {local:%Y-%m-%d %H:%M:%S}", 1)
+    assert call("cancel", job_id).out == f"{job_id} cancelled\n"
+    early = call("start", "later", "--start-at", "2020-01-01T00:00Z")
+    assert (early.code, early.out) == (2, "")
+    assert "must be a time to come" in early.err
 
 
 def test_replay_asks_again_with_changes(call: Call) -> None:

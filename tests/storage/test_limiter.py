@@ -13,6 +13,7 @@ from domain.values import Claimant
 from storage.engine.database import Database
 from storage.rate_limits.breaker import SECOND
 from storage.rate_limits.limiter import BOOKED_SECONDS, HORIZON_SECONDS, Limiter
+from tests.support.factories import expected_start
 from tests.support.stack import ROOT
 
 LIMIT = 10
@@ -79,7 +80,7 @@ async def test_who_waits_long_gets_a_place_and_comes_back(limiter: Limiter) -> N
     assert all(turn.seconds > HORIZON_SECONDS / 2 for turn in waiting)
     queued = await limiter.queue_places([f"w{n}" for n in range(3)])
     assert [queued[f"w{n}"].position for n in range(3)] == places
-    starts = [queued[f"w{n}"].expected_start_at for n in range(3)]
+    starts = [expected_start(queued[f"w{n}"]) for n in range(3)]
     assert starts == sorted(starts)
     assert not await limiter.queue_places({"g0"})
 

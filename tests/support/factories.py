@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from chatjobs.contracts import Channel, JobError, JobStatus
+from chatjobs.contracts import Channel, JobError, JobStatus, QueuePlace
 from domain.new_jobs import new_job
 from domain.payloads import Ending
 from domain.values import Claim, FinishRecord, NewJob, Slice
@@ -90,6 +90,12 @@ class Copy:
             self.texts[run.channel] += run.text
             self.position += len(run.text)
         assert self.position == piece.position
+
+
+def expected_start(place: QueuePlace) -> datetime:
+    """When a waiting job that is not paused is expected to start."""
+    assert place.expected_start_at is not None
+    return place.expected_start_at
 
 
 def finished(claim: Claim, reason: str = "stop", **fields: Any) -> FinishRecord:

@@ -10,13 +10,16 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from chatjobs.contracts import JobStatus
+from tests.support import migrated
 from tests.support.gateway import Gateway, gateway
 from tests.support.needs import program
+from tests.support.postgres import Postgres
 from tests.support.receiver import Answer, receiver
 from tests.support.service import Service, service
 from tests.support.simulator_process import prompt
@@ -92,6 +95,26 @@ async def test_a_wall_clock_that_jumps_by_a_day(tmp_path: Path, days: int) -> No
         assert (first.headers["webhook-id"], first.body) == (second.headers["webhook-id"], second.body)
         passed = int(second.headers["webhook-timestamp"]) - int(first.headers["webhook-timestamp"])
         assert abs(passed - days * DAY) < 120
+
+
+async def test_a_wall_clock_that_is_ahead_does_not_start_a_delayed_job(
+    tmp_path: Path, postgres_server: Postgres
+) -> None:
+    """Nor ends it: several machines share this database, whose clock decides."""
+    clock = Clock(tmp_path)
+    url = migrated.postgres_database(postgres_server)
+    with stack(tmp_path / "stack", database_url=url, workers=0, env={"CHATJOBS_PORT": "0"}) as machine:
+        clock.shift(DAY)
+        machine.env |= clock.env
+        machine.add_worker()
+        text, start_at = prompt("delayed", tokens=3), datetime.now(UTC) + timedelta(seconds=5)
+        request = {"messages": [{"role": "user", "content": text}], "startAt": start_at.isoformat()}
+        async with service(machine) as live, gateway(machine).client() as http:
+            job_id = (await http.post("/api/jobs", json=request | {"limits": {"queueSeconds": 10}})).json()["jobId"]
+            job = await live.ended(job_id)
+        assert job.status is JobStatus.COMPLETED
+        (call,) = machine.simulator.requests(text)
+        assert call["time"] >= start_at.timestamp()
 
 
 # ----------------------------------------------------------------------------------------------------- memory

@@ -33,20 +33,20 @@ REGISTRY_HOSTS = [
 ]
 
 PUBLIC_NAMES = """
-AssistantMessage Attempt AudioPart Backoff Batch BATCH_PRIORITY BatchAccepted BatchCounts BatchEventType BatchItem
-BatchOutcome BatchPage BatchProgress BatchRequest BatchSettings BatchStatus BatchWebhook BatchWebhookEvent
+AssistantMessage Attempt AudioPart Backoff Batch BatchAccepted BatchCounts BatchEventType BatchItem BatchOutcome
+BatchPage BATCH_PRIORITY BatchProgress BatchRequest BatchSettings BatchStatus BatchWebhook BatchWebhookEvent
 CancelledEvent canonical_json Channel ChatRequest ChatResult checked_fingerprint ChunkEvent CompleteEvent
 COMPLETIONS_URL Content ContentPart CustomId DEFAULT_MODEL Delivery DeliveryTry DocumentUrlPart earlier_fingerprint
 Endpoint EndpointList EndpointStatus ErrorCause ErrorEvent FilePart fingerprint Function FunctionCall FunctionName
-FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart Job JOB_ID JobAccepted JobError JobId JobOutcome JobPage
-JobStart JobStatus JsonObject JsonSchema Limits Many MAX_CONCURRENCY MAX_INLINE_RESULT_BYTES MAX_MESSAGES MAX_METADATA
-MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS MAX_WEBHOOK_CONTENT_BYTES Message message_text Metadata MetadataKey
-MetadataValue Milliseconds ModelName OURS OutputError OutputLine OutputResponse parse PlacedPart Prediction
-QueuedEvent QueuePlace QueueReason read_json Redelivering Redelivery ReferencePart RequestId ResetEvent
-ResourceLinkPart ResourcePart ResponseFormat Retry rfc3339 Seconds SignedInt64 StartEvent StopSequence StreamEvent
-SystemMessage TextPart ThinkingPart Timestamp TokenCount too_many_messages Tool ToolCall ToolChoice ToolMessage
-ToolReferencePart Usage UserMessage USUAL_PRIORITY validated Webhook WebhookData WebhookEvent WebhookEventType
-WebhookTest WebhookTestEvent WireModel without_nulls WorkflowStatus
+FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart Job JobAccepted JobError JOB_ID JobId JobOutcome JobPage JobStart
+JobStatus JsonObject JsonSchema Lane LaneList LaneWaiting Limits Many MAX_CONCURRENCY MAX_INLINE_RESULT_BYTES
+MAX_MESSAGES MAX_METADATA MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS MAX_WEBHOOK_CONTENT_BYTES Message
+message_text Metadata MetadataKey MetadataValue Milliseconds ModelName OURS OutputError OutputLine OutputResponse parse
+Pause PauseList PauseRequest PlacedPart Prediction QueuedEvent QueuePlace QueueReason read_json Redelivering Redelivery
+ReferencePart RequestId ResetEvent ResourceLinkPart ResourcePart ResponseFormat Retry rfc3339 Seconds SignedInt64
+StartEvent StopSequence StreamEvent SystemMessage TextPart ThinkingPart Timestamp TokenCount Tool ToolCall ToolChoice
+ToolMessage ToolReferencePart too_many_messages Usage UserMessage USUAL_PRIORITY validated Webhook WebhookData
+WebhookEvent WebhookEventType WebhookTest WebhookTestEvent WireModel without_nulls WorkflowStatus
 """
 
 NOT_OF_THE_SERVICE = {"CHATJOBS_URL", "CHATJOBS_API_KEY", "CHATJOBS_SCREENSHOTS", "CHATJOBS_VERSION"}

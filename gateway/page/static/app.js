@@ -5,6 +5,7 @@ import { call, signedOut } from "./api.js";
 import { JobView } from "./job.js";
 import { ListView } from "./list.js";
 import { Alone, Notices, Trouble } from "./parts.js";
+import { Pauses } from "./pauses.js";
 import { BackToList, Link, keepPlaces, useAddress } from "./places.js";
 
 const CONNECTION = { live: "Live", reconnecting: "Reconnecting", paused: "Paused", ended: "Finished" };
@@ -47,7 +48,7 @@ function App() {
   const view = jobId
     ? html`<${JobView} key=${jobId} id=${jobId} session=${session} onConnection=${setConnection} />`
     : html`<${ListView} address=${address} onConnection=${setConnection} />`;
-  return html`<${Bar} jobId=${jobId} connection=${connection} session=${session} onSignedOut=${look} />${view}<${Notices} />`;
+  return html`<${Bar} jobId=${jobId} connection=${connection} session=${session} onSignedOut=${look} /><${Pauses} />${view}<${Notices} />`;
 }
 
 function Bar({ jobId, connection, session, onSignedOut }) {

@@ -334,7 +334,9 @@ function Talk({ job, request, transcript, restarted, answer }) {
 }
 
 function waitingFor(job, now) {
+  if (job.queue && !job.queue.expectedStartAt) return `${job.queue.reason === "at_once" ? "Waiting for the end of other calls" : "Paused"}: number ${count(job.queue.position)} in the queue`;
   if (job.queue) return `${WAITING_FOR[job.queue.reason] ?? WAITING_FOR.rate_limit}: ${standing(job.queue, now)}`;
+  if (job.status === "queued" && new Date(job.startAt ?? 0) > now) return `Starts ${when(job.startAt)}, in ${span(new Date(job.startAt) - now)}`;
   return job.status === "queued" ? "Queued…" : "Waiting for the first token…";
 }
 

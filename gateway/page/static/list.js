@@ -6,6 +6,7 @@ import { Charts } from "./charts.js";
 import { Composer } from "./chat.js";
 import { UNFILTERED, hrefOf, isFiltered, listUrl, matches, readFilters } from "./filters.js";
 import { STATUSES, ago, count, isOpen, label, shortId, span, when } from "./format.js";
+import { Lanes } from "./lanes.js";
 import { follow } from "./live.js";
 import { Field, Heading, Status, Trouble, useNow } from "./parts.js";
 import { Link, go, keepingPlace, leavingList, placeHere } from "./places.js";
@@ -27,6 +28,7 @@ export function ListView({ address, onConnection }) {
     <${Heading} hidden>Jobs<//>
     <${Composer} title="New chat" placeholder="Ask Mistral something…" />
     <${Charts} window=${chosen.window} hrefOf=${(window) => hrefOf({ ...chosen, window })} />
+    <${Lanes} />
     <section class="card jobs" aria-label="Jobs">
       <h2 class="hidden">All jobs</h2>
       <${Tabs} chosen=${chosen} counts=${counts} />
@@ -245,6 +247,7 @@ function Row({ job, now }) {
     <td class="c-job">
       <${Link} href=${`/jobs/${encodeURIComponent(job.jobId)}`} title=${job.jobId} onLeave=${leavingList}>${shortId(job.jobId)}<//>
       ${job.replayOf ? html`<span class="tag">replay</span>` : null}
+      ${job.startAt && job.status === "queued" ? html`<span class="tag" title="startAt">starts ${when(job.startAt)}</span>` : null}
       ${tags.map(([key, value]) => html`<span class="tag" title=${`${key}=${value}`}>${key}=${value}</span>`)}
       ${job.error ? html`<span class="why">${job.error.code}</span>` : null}
     </td>

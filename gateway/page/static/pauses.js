@@ -1,0 +1,47 @@
+// What is paused: a banner on every view, with a button to resume.
+
+import { html, useEffect, useState } from "./vendor/htm-preact.js";
+import { call } from "./api.js";
+import { when } from "./format.js";
+import { Trouble, say } from "./parts.js";
+
+const LOOK_MS = 2000;
+
+/** The value of `GET url`, read again every so often while the tab is visible, and a function to read it now. */
+export function useLooked(url) {
+  const [found, set] = useState(null);
+  const look = () => call("GET", url).then(set, () => {}); // the feed reports a service that is not there
+  useEffect(() => {
+    look();
+    const timer = setInterval(() => document.hidden || look(), LOOK_MS);
+    return () => clearInterval(timer);
+  }, [url]);
+  return [found, look];
+}
+
+export function Pauses() {
+  const [found, look] = useLooked("/api/pauses");
+  const [problem, setProblem] = useState(null);
+  if (!found?.pauses.length) return null;
+  const resume = (pause) =>
+    call("DELETE", `/api/pauses/${encodeURIComponent(pause.pauseId)}`).then(
+      () => (setProblem(null), say("Resumed"), look()),
+      (error) => setProblem(error),
+    );
+  return html`<section class="pauses" aria-label="Paused" role="status">
+    ${found.pauses.map(
+      (pause) => html`<div key=${pause.pauseId} class="pause">
+        <p><strong>${title(pause)}</strong> since <time datetime=${pause.pausedAt}>${when(pause.pausedAt)}</time>${pause.reason ? html`: ${pause.reason}` : "."}
+          <span class="muted"> Answers that are being written go on; other jobs wait.</span></p>
+        ${pause.mayResume ? html`<button type="button" onClick=${() => resume(pause)}>Resume</button>` : html`<span class="muted">An operator resumes it.</span>`}
+      </div>`,
+    )}
+    <${Trouble} problem=${problem} />
+  </section>`;
+}
+
+function title({ lane, tenant }) {
+  if (!lane && !tenant) return "Everything is paused";
+  const parts = [tenant && `Tenant ${tenant}`, lane && `${tenant ? "in lane" : "Lane"} ${lane}`];
+  return `${parts.filter(Boolean).join(" ")} is paused`;
+}
