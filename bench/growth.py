@@ -142,6 +142,7 @@ async def measure(kind: str, url: str, empty_url: str, jobs: int) -> list[Row]:
         await asyncio.to_thread(growth_store.fill_sqlite, str(database.url.database), jobs)
     else:
         await growth_store.fill_postgres(url, jobs)
+        await growth_store.vacuum(url)
     filled = time.monotonic() - began
     indexing = await caught_up(database)
     if not database.is_sqlite:

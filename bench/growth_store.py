@@ -13,6 +13,7 @@ import random
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import accumulate
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -82,8 +83,10 @@ def word(number: int) -> str:
 def texts(chance: random.Random) -> tuple[list[str], list[str]]:
     """Prompts and answers, to be combined."""
     words = [word(number) for number in range(VOCABULARY)]
-    weights = [1 / (rank + 3) for rank in range(VOCABULARY)]
-    return tuple([" ".join(chance.choices(words, weights, k=size)) for _ in range(TEXTS)] for size in (40, 160))  # type: ignore[return-value]
+    weights = list(accumulate(1 / (rank + 3) for rank in range(VOCABULARY)))
+    return tuple(
+        [" ".join(chance.choices(words, cum_weights=weights, k=size)) for _ in range(TEXTS)] for size in (40, 160)
+    )  # type: ignore[return-value]
 
 
 def chunks(count: int) -> Iterator[Rows]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
@@ -104,20 +103,10 @@ class Service:
         self._print(await self._job(job_id))
         return OK
 
-    async def list(
-        self,
-        *,
-        status: str | None,
-        model: str | None,
-        metadata: Mapping[str, str],
-        since: datetime | None,
-        until: datetime | None,
-        limit: int,
-    ) -> int:
+    async def list(self, *, status: str | None, limit: int, **filters: Any) -> int:
+        """``filters`` are the other fields of JobFilter."""
         chosen = JobStatus(status) if status else None
-        found = await self._jobs.queries.list(
-            status=chosen, model=model, metadata=metadata, since=since, until=until, limit=limit
-        )
+        found = await self._jobs.queries.list(status=chosen, limit=limit, **filters)
         jobs = list(map(self._place.links.with_url, found))
         if self._as_json:
             write(f"{one_line({'jobs': [job.model_dump(mode='json') for job in jobs]})}\n")

@@ -35,7 +35,7 @@ MATCHES_AT_ONCE = 1_000
 """Jobs with the words of a search that are looked through together."""
 SEARCH_SECONDS = 3.0
 """After this a search ends that finds many jobs by its words, and few of them by the other filters."""
-DISORDER = timedelta(minutes=1)
+DISORDER = timedelta(minutes=1) // timedelta(microseconds=1)
 """The search's index has jobs in the order in which they were indexed: that of their acceptance but for this time."""
 TOO_BROAD = "finds so many jobs that the other filters leave out; add words, or narrow the time with since and until"
 HAS_INDEX = text("SELECT 1 FROM sqlite_master WHERE name = 'job_words'")
@@ -284,14 +284,14 @@ class _Page:
             return number
         if self._chosen.until is None:
             return NEWEST
-        later = jobs.c.created_at >= micros(self._chosen.until + DISORDER)
+        later = jobs.c.created_at >= micros(self._chosen.until) + DISORDER
         number = await self._number([later], newest=False)
         return NEWEST if number is None else number
 
     async def _oldest_number(self) -> int:
         if self._chosen.since is None:
             return 0
-        return await self._number([jobs.c.created_at >= micros(self._chosen.since - DISORDER)], newest=False) or 0
+        return await self._number([jobs.c.created_at >= micros(self._chosen.since) - DISORDER], newest=False) or 0
 
     async def _number(self, conditions: Sequence[ColumnElement[bool]], *, newest: bool) -> int | None:
         """The number in the index of the newest or oldest of some jobs."""

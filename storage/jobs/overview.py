@@ -19,7 +19,7 @@ from domain.values import StoredJob
 from storage.engine.database import Database
 from storage.engine.schema import attempts, jobs, micros, moment
 from storage.jobs import mapping
-from storage.jobs.rollups import SPAN, SpanFigures, Rollups, ended_counts_of, percentile
+from storage.jobs.rollups import SPAN, Rollups, SpanFigures, ended_counts_of, percentile
 
 MILLISECOND = 1_000
 OPEN = [status.value for status in JobStatus if not status.terminal]

@@ -188,7 +188,7 @@ class Rollups:
         query = select(ended_rollups.c.at, ended_rollups.c.figures)
         query = query.where(ended_rollups.c.tenant == tenant, ended_rollups.c.at >= begin)
         async with self._database.read() as connection:
-            return (await connection.execute(query)).tuples().all()
+            return [(at, figures) for at, figures in (await connection.execute(query)).all()]
 
 
 async def _first_tokens(connection: AsyncConnection, changes: Sequence[Row[Any]]) -> dict[str, list[tuple[int, int]]]:

@@ -20,11 +20,12 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import ARRAY, Connection, Text, bindparam, delete, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql
@@ -35,6 +36,8 @@ from domain.words import Query
 from storage.engine.database import Database, retried, translated
 from storage.engine.schema import jobs, micros, now, requests, results, search_entries, search_queue
 from storage.engine.sqlite_thread import SqliteThread
+
+T = TypeVar("T")
 
 JOBS_AT_ONCE = 100
 """Jobs that one transaction indexes: on SQLite it takes some milliseconds, in which nobody else writes."""
@@ -81,6 +84,7 @@ ENTRY = ENTRY.on_conflict_do_update(
     index_elements=[search_entries.c.job_id],
     set_={name: ENTRY.excluded[name] for name in ("ended_at", "preview", "words")},
 )
+INDEX_LOCK = text("SELECT pg_try_advisory_xact_lock(7235)")
 UNQUEUE = delete(search_queue).where(search_queue.c.id.in_(bindparam("ids", expanding=True)))
 INDEXED = select(search_entries.c.number, search_entries.c.words).where(
     search_entries.c.job_id.in_(bindparam("ids", expanding=True)), search_entries.c.words.is_not(None)
@@ -99,6 +103,16 @@ class Entry:
     ended_at: int
     preview: str | None
     words: list[str]
+
+
+class Due(NamedTuple):
+    """What is due: ``jobs`` to index, in the order of the queue, with their ``texts``; rows of the queue that are then
+    ``over``, with their jobs; and rows whose jobs, or contents, were ``removed``."""
+
+    jobs: Sequence[Any]
+    texts: Mapping[str, Any]
+    over: Mapping[int, str]
+    removed: list[int]
 
 
 class Refreshed(NamedTuple):
@@ -130,48 +144,29 @@ class SearchIndex:
 
         Raises StorageUnavailable.
         """
-        due = {"until": micros(now() - older_than), "most": JOBS_AT_ONCE}
-        async with self._database.read() as connection:
-            queued = (await connection.execute(DUE, due)).all()
-            if not queued:
+        until = micros(now() - older_than)
+        async with self._database.single() as connection:
+            if (await connection.execute(DUE, {"until": until, "most": 1})).first() is None:
                 return Refreshed(0, [])
-            states = (await connection.execute(STATES, {"ids": sorted({row.job_id for row in queued})})).all()
-            chosen = _within_bytes([state for state in states if state.indexed_at != state.ended_at])
-            found = (await connection.execute(TEXTS, {"ids": [state.id for state in chosen]})).all()
-        entries = await asyncio.to_thread(_entries, chosen, {row.job_id: row for row in found})
-        waiting = {state.id for state in states if state.indexed_at != state.ended_at} - {e.job_id for e in entries}
-        known = {state.id for state in states}
-        done = [row.id for row in queued if row.job_id in known - waiting]
-        skipped = await self._store(entries, done, {row.id: row.job_id for row in queued})
-        removed = [row.id for row in queued if row.job_id not in known]
-        if removed and not self._database.is_sqlite:
+        if self._thread is None:
             async with self._database.write("fast") as connection:
-                await connection.execute(UNQUEUE, {"ids": removed})
-            removed = []
-        return Refreshed(len(done) - skipped, removed)
+                if not await connection.scalar(INDEX_LOCK):
+                    return Refreshed(0, [])  # another process is at it
+                found = await _due(connection, until)
+                return await _store_on_postgres(connection, found, await asyncio.to_thread(_entries, found))
+        async with self._database.read() as connection:
+            found = await _due(connection, until)
+        entries = await asyncio.to_thread(_entries, found)
+        await self._on_thread(lambda connection: _store_on_sqlite(connection, entries, found.over))
+        return Refreshed(len(found.over), found.removed)
 
-    async def _store(self, entries: Sequence[Entry], done: Sequence[int], job_of: dict[int, str]) -> int:
-        """Store entries, unless their jobs have changed meanwhile; the number of rows that stay in the queue because
-        another transaction holds their job."""
-        if self._thread is not None:
-            thread = self._thread
-            with translated():
-                async with self._database.turn():
-                    await thread.run(lambda connection: _store_on_sqlite(connection, entries, done))
-            return 0
-        async with self._database.write("fast") as connection:
-            ids = [entry.job_id for entry in entries]
-            held = dict((await connection.execute(HELD, {"ids": ids})).tuples().all()) if ids else {}
-            rows = [
-                {"job_id": e.job_id, "ended_at": e.ended_at, "preview": e.preview, "words": e.words}
-                for e in sorted(entries, key=lambda entry: entry.job_id)
-                if held.get(e.job_id) == e.ended_at
-            ]
-            if rows:
-                await connection.execute(ENTRY, rows)
-            over = [number for number in done if job_of[number] in held or job_of[number] not in ids]
-            await connection.execute(UNQUEUE, {"ids": over})
-        return len(done) - len(over)
+    async def _on_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a write to SQLite on the thread, when it is this process's turn."""
+        if self._thread is None:
+            raise RuntimeError("The index is not running")
+        with translated():
+            async with self._database.turn():
+                return await self._thread.run(work)
 
     async def postpone(self, removed: Sequence[int], by: timedelta) -> None:
         """Have removed jobs, of which one row in the queue is enough, be due again later. Raises StorageUnavailable."""
@@ -184,20 +179,46 @@ class SearchIndex:
 
         Raises StorageUnavailable.
         """
-        thread = self._thread
-        if thread is None:
-            return
         pages = -MERGED_AT_ONCE  # negative: the merge begins with all segments
-        while True:
-            with translated():
-                async with self._database.turn():
-                    more = await thread.run(lambda connection, pages=pages: _merge(connection, pages))  # type: ignore[misc]
-            if not more:
-                break
+        while await self._on_thread(partial(_merge, pages=pages)):
             pages = MERGED_AT_ONCE
             await asyncio.sleep(0.01)
         async with self._database.write("fast") as connection:
             await connection.execute(UNQUEUE, {"ids": list(removed)})
+
+
+async def _due(connection: AsyncConnection, until: int) -> Due:
+    """The jobs that are due."""
+    queued = (await connection.execute(DUE, {"until": until, "most": JOBS_AT_ONCE})).all()
+    place = {row.job_id: number for number, row in reversed(list(enumerate(queued)))}
+    states = list((await connection.execute(STATES, {"ids": sorted(place)})).all())
+    states.sort(key=lambda state: place[state.id])
+    stale = [state for state in states if state.indexed_at != state.ended_at]
+    chosen = _within_bytes(stale)
+    texts = (await connection.execute(TEXTS, {"ids": [state.id for state in chosen]})).all()
+    known, wait = {state.id for state in states}, {state.id for state in stale[len(chosen) :]}
+    return Due(
+        chosen,
+        {row.job_id: row for row in texts},
+        {row.id: row.job_id for row in queued if row.job_id in known - wait},
+        [row.id for row in queued if row.job_id not in known],
+    )
+
+
+async def _store_on_postgres(connection: AsyncConnection, found: Due, entries: Sequence[Entry]) -> Refreshed:
+    """Store entries, unless their jobs have changed meanwhile; those that another transaction has locked wait."""
+    ids = [entry.job_id for entry in entries]
+    held = {row.id: row.ended_at for row in (await connection.execute(HELD, {"ids": ids})).all()}
+    rows = [
+        {"job_id": e.job_id, "ended_at": e.ended_at, "preview": e.preview, "words": e.words}
+        for e in entries
+        if held.get(e.job_id) == e.ended_at
+    ]
+    if rows:
+        await connection.execute(ENTRY, rows)
+    over = [number for number, job_id in found.over.items() if job_id in held or job_id not in ids]
+    await connection.execute(UNQUEUE, {"ids": [*over, *found.removed]})
+    return Refreshed(len(over), [])
 
 
 def _within_bytes(states: Sequence[Any]) -> Sequence[Any]:
@@ -210,17 +231,17 @@ def _within_bytes(states: Sequence[Any]) -> Sequence[Any]:
     return states
 
 
-def _entries(states: Sequence[Any], texts: dict[str, Any]) -> list[Entry]:
-    found = []
-    for state in states:
-        row = texts.get(state.id)
-        request = json.loads(row.body) if row is not None else {"messages": []}
-        spoken = words.words(words.prompt_text(request))
-        if row is not None and state.ended_at:
-            spoken |= words.words(row.answer or "")
-        spoken.add(tenant_word(state.tenant))
-        found.append(Entry(state.id, state.ended_at, words.preview(request), sorted(spoken)))
-    return found
+def _entries(found: Due) -> list[Entry]:
+    return [_entry(state, found.texts.get(state.id)) for state in found.jobs]
+
+
+def _entry(state: Any, texts: Any) -> Entry:
+    request = {"messages": []} if texts is None else json.loads(texts.body)
+    spoken = words.words(words.prompt_text(request))
+    if texts is not None and state.ended_at:
+        spoken |= words.words(texts.answer or "")
+    spoken.add(tenant_word(state.tenant))
+    return Entry(state.id, state.ended_at, words.preview(request), sorted(spoken))
 
 
 def tenant_word(tenant: str) -> str:
@@ -229,7 +250,7 @@ def tenant_word(tenant: str) -> str:
     return f"tenant{hashlib.sha256(tenant.encode()).hexdigest()[:16]}"
 
 
-def _store_on_sqlite(connection: sqlite3.Connection, entries: Sequence[Entry], done: Sequence[int]) -> None:
+def _store_on_sqlite(connection: sqlite3.Connection, entries: Sequence[Entry], over: Iterable[int]) -> None:
     indexed = has_index(connection)
     connection.execute("BEGIN IMMEDIATE")
     for entry in entries:
@@ -238,7 +259,7 @@ def _store_on_sqlite(connection: sqlite3.Connection, entries: Sequence[Entry], d
         ).fetchone()
         if state == (entry.ended_at,):
             _store_entry(connection, entry, indexed=indexed)
-    connection.executemany("DELETE FROM search_queue WHERE id = ?", [(number,) for number in done])
+    connection.executemany("DELETE FROM search_queue WHERE id = ?", [(number,) for number in over])
     connection.execute("COMMIT")
 
 
