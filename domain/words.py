@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 MOST_CHARACTERS = 65_536
@@ -39,6 +39,14 @@ class Query(NamedTuple):
 
     words: tuple[str, ...]
     begins: bool = False
+
+    def matches(self, found: Collection[str]) -> bool:
+        """Whether a text with these words matches."""
+        known = set(found)
+        *others, last = self.words
+        if not known.issuperset(others):
+            return False
+        return last in known or (self.begins and any(word.startswith(last) for word in known))
 
 
 def words(text: str) -> set[str]:

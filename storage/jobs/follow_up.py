@@ -80,6 +80,14 @@ class FollowUp:
         self._wipe_pause = WIPE_REST * (self._wiped - began)
 
 
+async def catch_up(database: Database, seconds: float) -> None:
+    """Follow up on what is due, for at most so many seconds. Raises StorageUnavailable."""
+    upkeep, until = FollowUp(database), time.monotonic() + seconds
+    async with upkeep.ready():
+        while time.monotonic() < until and await upkeep.step():
+            pass
+
+
 def behind(database: Database) -> FollowUp:
     """The loop of a worker."""
     return FollowUp(database, lag=LAG)

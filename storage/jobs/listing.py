@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -31,6 +31,8 @@ from storage.engine.schema import VALUE_CHARACTERS, job_metadata, jobs, micros, 
 from storage.jobs import mapping, search
 
 FEW = 2_000
+WORDS_AT_ONCE = 200
+"""Jobs that other filters found and whose words are compared together."""
 MATCHES_AT_ONCE = 1_000
 """Jobs with the words of a search that are looked through together."""
 SEARCH_SECONDS = 3.0
@@ -149,7 +151,7 @@ class _Page:
             for source in sources:
                 found = (await self._connection.execute(source.limit(FEW + 1))).scalars().all()
                 if len(found) <= FEW:
-                    return await self._among(found, self._earlier())
+                    return await self._worded(await self._among(found, self._earlier()))
         if self._wanted.words and self._sqlite:
             return await self._matching()
         ids: Sequence[str] = (await self._connection.execute(self._in_order())).scalars().all()
@@ -237,7 +239,30 @@ class _Page:
         times = self._times(func.coalesce(jobs.c.created_at, 0))
         query = select(jobs.c.id).where(jobs.c.id.in_(ids), mine, *equal, *times, *self._has_pairs(), *earlier)
         query = query.order_by(func.coalesce(jobs.c.created_at, 0).desc(), jobs.c.id.desc())
-        return (await self._connection.execute(query.limit(self._limit))).scalars().all()
+        return (await self._connection.execute(query)).scalars().all()
+
+    async def _worded(self, ids: Sequence[str]) -> Sequence[str]:
+        """The first of some jobs that have the words, as many as the page takes."""
+        if not self._wanted.words:
+            return ids[: self._limit]
+        found: list[str] = []
+        for start in range(0, len(ids), WORDS_AT_ONCE):
+            some = ids[start : start + WORDS_AT_ONCE]
+            having = await self._having_words(some)
+            found += [job_id for job_id in some if job_id in having]
+            if len(found) >= self._limit:
+                break
+        return found[: self._limit]
+
+    async def _having_words(self, ids: Sequence[str]) -> Collection[str]:
+        if not self._sqlite:
+            query = select(search_entries.c.job_id).where(search_entries.c.job_id.in_(ids), self._matches())
+            return set((await self._connection.execute(query)).scalars())
+        # FTS5 would find all jobs with the words first.
+        entries = select(search_entries.c.job_id, search_entries.c.words)
+        entries = entries.where(search_entries.c.job_id.in_(ids), search_entries.c.words.is_not(None))
+        rows = (await self._connection.execute(entries)).all()
+        return {row.job_id for row in rows if self._wanted.matches(search.unpacked(row.words).split(" "))}
 
     def _in_order(self) -> Select[Any]:
         """The query along an index in the order of the list."""

@@ -21,7 +21,7 @@ from storage.engine.schema import jobs, micros, search_entries, search_queue
 from storage.jobs import listing
 from storage.jobs.retention import RetentionStore
 from storage.jobs.store import JobStore
-from storage.jobs.upkeep import Upkeep
+from storage.jobs.follow_up import FollowUp
 from storage.transcript.writer import TranscriptWriter
 from tests.support import migrated
 from tests.support.factories import accepted, answered, claimed, ending, failing, make_store, wrote
@@ -30,13 +30,13 @@ IMAGE = "data:image/png;base64," + "QUJD" * 30_000
 
 
 @pytest.fixture
-async def upkeep(database: Database) -> AsyncIterator[Upkeep]:
-    kept = Upkeep(database)
+async def upkeep(database: Database) -> AsyncIterator[FollowUp]:
+    kept = FollowUp(database)
     async with kept.ready():
         yield kept
 
 
-async def settled(database: Database, upkeep: Upkeep) -> None:
+async def settled(database: Database, upkeep: FollowUp) -> None:
     """Have everything in the queue be due, and follow up on it."""
     async with database.write() as connection:
         await connection.execute(update(search_queue).values(due_at=0))
@@ -55,7 +55,7 @@ async def found(store: JobStore, search: str, **filters: Any) -> list[str]:
 
 
 async def test_words_of_prompt_and_answer(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: Upkeep
+    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
 ) -> None:
     """All words have to be there, in whichever of the two, without case and accents; newest first."""
     first = await done(store, writer, "Refund for order 42?", "Yes: the crème brûlée was cold.")
@@ -70,7 +70,7 @@ async def test_words_of_prompt_and_answer(
 
 
 async def test_a_job_is_found_before_it_has_ended(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: Upkeep
+    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
 ) -> None:
     """By its prompt; by its answer once it has ended, and by a later one after it was reopened."""
     job_id = await accepted(store, "Tell me of llamas")
@@ -88,7 +88,7 @@ async def test_a_job_is_found_before_it_has_ended(
 
 
 async def test_a_last_word_that_is_not_finished(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: Upkeep
+    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
 ) -> None:
     """Finds those that begin with it, unless a job has it as it is."""
     one, other = await accepted(store, "a refund"), await accepted(store, "two refunds")
@@ -100,7 +100,7 @@ async def test_a_last_word_that_is_not_finished(
 
 
 async def test_scripts_without_spaces(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: Upkeep
+    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
 ) -> None:
     """Every part of them is found; pairs of characters, wherever they are, make a longer one."""
     job_id = await accepted(store, "東京都に行きたいです。ガラス")
@@ -134,7 +134,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
-async def test_nothing_of_a_query_is_syntax(database: Database, store: JobStore, upkeep: Upkeep, hostile: str) -> None:
+async def test_nothing_of_a_query_is_syntax(database: Database, store: JobStore, upkeep: FollowUp, hostile: str) -> None:
     """Its letters and digits are words, whatever else it has."""
     job_id = await accepted(store, clean(hostile))
     await settled(database, upkeep)
@@ -142,7 +142,7 @@ async def test_nothing_of_a_query_is_syntax(database: Database, store: JobStore,
     assert await found(store, hostile) == ([job_id] if words else [])
 
 
-async def test_images_are_not_searched(database: Database, store: JobStore, upkeep: Upkeep) -> None:
+async def test_images_are_not_searched(database: Database, store: JobStore, upkeep: FollowUp) -> None:
     parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": IMAGE}]
     messages = [
         {"role": "system", "content": "Be a botanist"},
@@ -158,7 +158,7 @@ async def test_images_are_not_searched(database: Database, store: JobStore, upke
     assert job.preview == "What is it?\nReally a fern?"
 
 
-async def test_previews(database: Database, store: JobStore, upkeep: Upkeep) -> None:
+async def test_previews(database: Database, store: JobStore, upkeep: FollowUp) -> None:
     """At once, from the request, and the same from the index later; None for a deleted job."""
     long = "Ünïcode 😀 " * 40
     job_id = await accepted(store, long)
@@ -174,19 +174,21 @@ async def test_previews(database: Database, store: JobStore, upkeep: Upkeep) -> 
 
 
 async def test_with_other_filters(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same jobs and pages, whether a filter matches few jobs or many."""
     ids = [await accepted(store, f"common {number}", metadata={"part": str(number % 2)}) for number in range(12)]
+    for number in range(12):
+        await accepted(store, f"another {number}", metadata={"part": str(number % 2)})
     for job_id in ids[:4]:
         await store.seals.request_cancel(job_id)
     await settled(database, upkeep)
     created = [(await store.queries.get(job_id)).created_at for job_id in ids]
 
-    async def paged(**filters: Any) -> list[str]:
+    async def paged(search: str = "common", **filters: Any) -> list[str]:
         pages: list[str] = []
         before = None
-        while page := await store.queries.list(tenant="default", search="common", before=before, limit=2, **filters):
+        while page := await store.queries.list(tenant="default", search=search, before=before, limit=2, **filters):
             pages += [job.job_id for job in page]
             before = (micros(page[-1].created_at), page[-1].job_id)
         return pages
@@ -196,6 +198,8 @@ async def test_with_other_filters(
         monkeypatch.setattr(listing, "FEW", few)
         monkeypatch.setattr(listing, "MATCHES_AT_ONCE", 3)
         assert await paged() == newest
+        assert await paged("commo") == newest
+        assert await paged("commo", metadata={"part": "1"}) == newest[::2]
         assert await paged(status=JobStatus.CANCELLED) == newest[-4:]
         assert await paged(metadata={"part": "1"}) == newest[::2]
         assert await paged(metadata={"part": "1"}, status=JobStatus.CANCELLED) == newest[-4::2]
@@ -206,7 +210,7 @@ async def test_with_other_filters(
 async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
     sqlite: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, kept = make_store(sqlite), Upkeep(sqlite)
+    store, kept = make_store(sqlite), FollowUp(sqlite)
     for number in range(6):
         await accepted(store, "common", metadata={"n": str(number % 2), "m": str(number % 3)})
     async with kept.ready():
@@ -227,7 +231,7 @@ async def entries(database: Database) -> int:
 
 
 async def test_a_deleted_job_is_not_found(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: Upkeep
+    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
 ) -> None:
     """From the moment on at which its deletion returns, and its words stay away."""
     job_id = await done(store, writer, "a secret", "kept well")
@@ -239,7 +243,7 @@ async def test_a_deleted_job_is_not_found(
 
 
 async def test_a_job_that_is_deleted_before_it_is_indexed(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: Upkeep
+    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
 ) -> None:
     job_id = await done(store, writer, "a secret", "kept well")
     await store.seals.delete(job_id)
@@ -248,7 +252,7 @@ async def test_a_job_that_is_deleted_before_it_is_indexed(
 
 
 async def test_removed_jobs_leave_nothing(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: Upkeep
+    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
 ) -> None:
     stays = await accepted(store, "a secret that runs", metadata={"of": "both"})
     for _ in range(5):
@@ -270,7 +274,7 @@ async def test_deleted_words_leave_sqlites_file(tmp_path: Path) -> None:
     """FTS5 keeps the words of removed rows in older segments until these are merged."""
     path = tmp_path / "chatjobs.db"
     database = await Database.open(migrated.sqlite_file(path))
-    store, kept = make_store(database), Upkeep(database)
+    store, kept = make_store(database), FollowUp(database)
     async with kept.ready():
         for number in range(40):
             await accepted(store, f"many words beside it {number}")
@@ -299,7 +303,7 @@ def words_of(path: Path) -> bytes:
 
 
 async def test_without_fts5_everything_but_the_search_works(sqlite: Database) -> None:
-    store, kept = make_store(sqlite), Upkeep(sqlite)
+    store, kept = make_store(sqlite), FollowUp(sqlite)
     async with sqlite.write() as connection:
         await connection.execute(text("DROP TABLE job_words"))
     job_id = await accepted(store, "Hello")
