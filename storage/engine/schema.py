@@ -209,11 +209,19 @@ search_entries = Table(
     "search_entries",
     metadata,
     Column("number", NUMBER, primary_key=True),  # on SQLite the row's in job_words, the full-text index (FTS5)
-    Column("job_id", String(128), nullable=False, unique=True),
+    Column(
+        "job_id", String(128), unique=True
+    ),  # NULL: its job or its content is gone; SQLite's index has to lose it, too
     Column("ended_at", BigInteger, nullable=False),  # the end of the job whose texts these are; 0: it had not ended
     Column("preview", Text),  # the beginning of the last user message
     Column("words", LargeBinary().with_variant(TSVECTOR(), "postgresql")),  # on SQLite as they stand in job_words
     sqlite_autoincrement=True,
+)
+Index(
+    "search_entries_removed",
+    search_entries.c.number,
+    sqlite_where=search_entries.c.job_id.is_(None),
+    postgresql_where=search_entries.c.job_id.is_(None),
 )
 Index("search_entries_words", search_entries.c.words, postgresql_using="gin").ddl_if(dialect="postgresql")
 

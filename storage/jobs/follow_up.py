@@ -34,8 +34,7 @@ class FollowUp:
         self._rollups = Rollups(database)
         self._index = SearchIndex(database)
         self._lag = lag
-        self._wiped = time.monotonic()
-        self._wipe_pause = 0.0
+        self._wipe_at = 0.0
         self._prune_at = 0.0
 
     async def run(self) -> None:
@@ -61,23 +60,17 @@ class FollowUp:
 
     async def step(self) -> bool:
         """One step of each kind of work; whether there may be more. Raises StorageUnavailable."""
-        folded = await self._rollups.fold(older_than=self._lag)
-        refreshed = await self._index.refresh(older_than=self._lag)
-        if refreshed.removed:
-            await self._wipe(refreshed.removed)
+        worked = await self._rollups.fold(older_than=self._lag)
+        worked += await self._index.refresh(older_than=self._lag)
+        removed = await self._index.unindex()
+        if not removed and time.monotonic() > self._wipe_at:
+            began = time.monotonic()
+            if await self._index.wipe():
+                self._wipe_at = time.monotonic() + WIPE_REST * (time.monotonic() - began)
         if time.monotonic() > self._prune_at:
             await self._rollups.prune()
             self._prune_at = time.monotonic() + PRUNE_SECONDS
-        return folded + refreshed.taken > 0
-
-    async def _wipe(self, removed: list[int]) -> None:
-        began = time.monotonic()
-        if (left := self._wiped + self._wipe_pause - began) > 0:
-            await self._index.postpone(removed, timedelta(seconds=left))
-            return
-        await self._index.wipe(removed)
-        self._wiped = time.monotonic()
-        self._wipe_pause = WIPE_REST * (self._wiped - began)
+        return worked + removed > 0
 
 
 async def catch_up(database: Database, seconds: float) -> None:

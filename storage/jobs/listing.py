@@ -45,6 +45,7 @@ MATCHES = """
     SELECT search_entries.number, search_entries.job_id
     FROM job_words CROSS JOIN search_entries ON search_entries.number = job_words.rowid
     WHERE job_words MATCH :query AND job_words.rowid < :before AND job_words.rowid >= :since
+    AND search_entries.job_id IS NOT NULL
     ORDER BY job_words.rowid DESC LIMIT :most"""
 """CROSS JOIN: the index of words comes first, in its order (sqlite.org/optoverview.html, 7)."""
 MATCH: tuple[ColumnClause[Any], ...] = (column("number"), column("job_id"))

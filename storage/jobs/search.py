@@ -8,9 +8,10 @@ Which words a text has is the same on both databases (domain/words.py). Postgres
 index. SQLite has them in the FTS5 table ``job_words``, without the text itself: ``search_entries`` has the words that
 were indexed, because FTS5 needs them again to remove them.
 
-Deleting removes a job's words at once (``forget``), so that it is not found. In the file of FTS5 they are still there,
-in older segments, until these are merged: ``wipe`` merges the whole index in small steps. (FTS5's own ``secure-delete``
-needs SQLite 3.42, and older versions could not read the index any more.)
+A job that is deleted is not found from that moment on (``forget``). On SQLite its words then leave the index in the
+background: ``unindex`` has FTS5 remove them, which takes several times as long as removing the job. In the file they
+are still there, in older segments of the index, until these are merged: ``wipe`` merges the whole index in small steps.
+(FTS5's own ``secure-delete`` needs SQLite 3.42, and older versions could not read the index any more.)
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ARRAY, Connection, Text, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import ARRAY, Connection, Text, bindparam, delete, func, select, text, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -45,8 +46,8 @@ BYTES_AT_ONCE = 16 * 1024 * 1024
 """Of the requests that are read for it: one may have 8 MiB of images."""
 MERGED_AT_ONCE = 100
 """Pages of the index that one step of a wipe writes at most."""
-FORGOTTEN_AFTER = timedelta(seconds=2)
-"""Deletions of this time share a wipe."""
+REMOVED_AT_ONCE = 40
+"""Jobs whose words one transaction removes from FTS5: it takes some milliseconds."""
 
 DUE = select(search_queue.c.id, search_queue.c.job_id).where(search_queue.c.due_at <= bindparam("until"))
 DUE = DUE.order_by(search_queue.c.due_at, search_queue.c.id).limit(bindparam("most"))
@@ -86,13 +87,17 @@ ENTRY = ENTRY.on_conflict_do_update(
 )
 INDEX_LOCK = text("SELECT pg_try_advisory_xact_lock(7235)")
 UNQUEUE = delete(search_queue).where(search_queue.c.id.in_(bindparam("ids", expanding=True)))
-INDEXED = select(search_entries.c.number, search_entries.c.words).where(
-    search_entries.c.job_id.in_(bindparam("ids", expanding=True)), search_entries.c.words.is_not(None)
-)
+OF_JOBS = search_entries.c.job_id.in_(bindparam("ids", expanding=True))
+FORGET_ON_SQLITE = update(search_entries).where(OF_JOBS).values(job_id=None, preview=None)
+FORGET_ON_POSTGRES = delete(search_entries).where(OF_JOBS)
+GONE = search_entries.c.job_id.is_(None)
+REMOVED = select(search_entries.c.number).where(GONE, search_entries.c.words.is_not(None)).limit(1)
+UNINDEXED = select(search_entries.c.number).where(GONE, search_entries.c.words.is_(None)).limit(1)
+WIPING = -1
+"""``ended_at`` of a removed job that was unindexed before the wipe began."""
+WIPE = update(search_entries).where(GONE, search_entries.c.words.is_(None)).values(ended_at=WIPING)
+WIPED = delete(search_entries).where(GONE, search_entries.c.ended_at == WIPING)
 UNINDEX = "INSERT INTO job_words (job_words, rowid, words) VALUES ('delete', :number, :words)"
-FORGET = delete(search_entries).where(search_entries.c.job_id.in_(bindparam("ids", expanding=True)))
-QUEUE = insert(search_queue)
-LATER = update(search_queue).where(search_queue.c.id == bindparam("id_of"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +111,12 @@ class Entry:
 
 
 class Due(NamedTuple):
-    """What is due: ``jobs`` to index, in the order of the queue, with their ``texts``; rows of the queue that are then
-    ``over``, with their jobs; and rows whose jobs, or contents, were ``removed``."""
+    """What is due: ``jobs`` to index, in the order of the queue, with their ``texts``; and the rows of the queue that
+    are then ``over``, with their jobs."""
 
     jobs: Sequence[Any]
     texts: Mapping[str, Any]
     over: Mapping[int, str]
-    removed: list[int]
-
-
-class Refreshed(NamedTuple):
-    """``taken``: rows of the queue that were worked through. ``removed``: on SQLite, those whose jobs or contents are
-    gone; they stay in the queue until ``wipe`` or ``postpone``."""
-
-    taken: int
-    removed: list[int]
 
 
 class SearchIndex:
@@ -139,26 +135,26 @@ class SearchIndex:
             yield self
 
     @retried
-    async def refresh(self, *, older_than: timedelta = timedelta(0)) -> Refreshed:
-        """Index jobs that are due, JOBS_AT_ONCE at most. ``older_than``: only what was due before that.
+    async def refresh(self, *, older_than: timedelta = timedelta(0)) -> int:
+        """Index jobs that are due, JOBS_AT_ONCE at most; the number of changes that are followed up.
 
-        Raises StorageUnavailable.
+        ``older_than``: only what was due before that. Raises StorageUnavailable.
         """
         until = micros(now() - older_than)
         async with self._database.single() as connection:
             if (await connection.execute(DUE, {"until": until, "most": 1})).first() is None:
-                return Refreshed(0, [])
+                return 0
         if self._thread is None:
             async with self._database.write("fast") as connection:
                 if not await connection.scalar(INDEX_LOCK):
-                    return Refreshed(0, [])  # another process is at it
+                    return 0  # another process is at it
                 found = await _due(connection, until)
                 return await _store_on_postgres(connection, found, await asyncio.to_thread(_entries, found))
         async with self._database.read() as connection:
             found = await _due(connection, until)
         entries = await asyncio.to_thread(_entries, found)
         await self._on_thread(lambda connection: _store_on_sqlite(connection, entries, found.over))
-        return Refreshed(len(found.over), found.removed)
+        return len(found.over)
 
     async def _on_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run a write to SQLite on the thread, when it is this process's turn."""
@@ -168,23 +164,34 @@ class SearchIndex:
             async with self._database.turn():
                 return await self._thread.run(work)
 
-    async def postpone(self, removed: Sequence[int], by: timedelta) -> None:
-        """Have removed jobs, of which one row in the queue is enough, be due again later. Raises StorageUnavailable."""
-        async with self._database.write("fast") as connection:
-            await connection.execute(UNQUEUE, {"ids": list(removed[1:])})
-            await connection.execute(LATER, {"id_of": removed[0], "due_at": micros(now() + by)})
-
-    async def wipe(self, removed: Sequence[int]) -> None:
-        """Have the words of removed jobs leave SQLite's file; ``removed`` are their rows in the queue.
+    async def unindex(self) -> int:
+        """Remove the words of removed jobs from FTS5, REMOVED_AT_ONCE jobs at most, whose number is returned.
 
         Raises StorageUnavailable.
         """
+        if self._thread is None:
+            return 0
+        async with self._database.single() as connection:
+            if (await connection.execute(REMOVED)).first() is None:
+                return 0
+        return await self._on_thread(_unindex)
+
+    async def wipe(self) -> bool:
+        """Have the words of removed jobs leave SQLite's file; whether there were any. Raises StorageUnavailable."""
+        if self._thread is None:
+            return False
+        async with self._database.single() as connection:
+            if (await connection.execute(UNINDEXED)).first() is None:
+                return False
+        async with self._database.write("fast") as writing:
+            await writing.execute(WIPE)
         pages = -MERGED_AT_ONCE  # negative: the merge begins with all segments
         while await self._on_thread(partial(_merge, pages=pages)):
             pages = MERGED_AT_ONCE
             await asyncio.sleep(0.01)
-        async with self._database.write("fast") as connection:
-            await connection.execute(UNQUEUE, {"ids": list(removed)})
+        async with self._database.write("fast") as writing:
+            await writing.execute(WIPED)
+        return True
 
 
 async def _due(connection: AsyncConnection, until: int) -> Due:
@@ -196,16 +203,12 @@ async def _due(connection: AsyncConnection, until: int) -> Due:
     stale = [state for state in states if state.indexed_at != state.ended_at]
     chosen = _within_bytes(stale)
     texts = (await connection.execute(TEXTS, {"ids": [state.id for state in chosen]})).all()
-    known, wait = {state.id for state in states}, {state.id for state in stale[len(chosen) :]}
-    return Due(
-        chosen,
-        {row.job_id: row for row in texts},
-        {row.id: row.job_id for row in queued if row.job_id in known - wait},
-        [row.id for row in queued if row.job_id not in known],
-    )
+    wait = {state.id for state in stale[len(chosen) :]}
+    over = {row.id: row.job_id for row in queued if row.job_id not in wait}
+    return Due(chosen, {row.job_id: row for row in texts}, over)
 
 
-async def _store_on_postgres(connection: AsyncConnection, found: Due, entries: Sequence[Entry]) -> Refreshed:
+async def _store_on_postgres(connection: AsyncConnection, found: Due, entries: Sequence[Entry]) -> int:
     """Store entries, unless their jobs have changed meanwhile; those that another transaction has locked wait."""
     ids = [entry.job_id for entry in entries]
     held = {row.id: row.ended_at for row in (await connection.execute(HELD, {"ids": ids})).all()}
@@ -217,8 +220,8 @@ async def _store_on_postgres(connection: AsyncConnection, found: Due, entries: S
     if rows:
         await connection.execute(ENTRY, rows)
     over = [number for number, job_id in found.over.items() if job_id in held or job_id not in ids]
-    await connection.execute(UNQUEUE, {"ids": [*over, *found.removed]})
-    return Refreshed(len(over), [])
+    await connection.execute(UNQUEUE, {"ids": over})
+    return len(over)
 
 
 def _within_bytes(states: Sequence[Any]) -> Sequence[Any]:
@@ -283,6 +286,19 @@ def _store_entry(connection: sqlite3.Connection, entry: Entry, *, indexed: bool)
         connection.execute("INSERT INTO job_words (rowid, words) VALUES (?, ?)", (number, spoken))
 
 
+def _unindex(connection: sqlite3.Connection) -> int:
+    connection.execute("BEGIN IMMEDIATE")
+    query = "SELECT number, words FROM search_entries WHERE job_id IS NULL AND words IS NOT NULL LIMIT ?"
+    found = connection.execute(query, (REMOVED_AT_ONCE,)).fetchall()
+    if has_index(connection):
+        gone = [{"number": number, "words": unpacked(packed)} for number, packed in found]
+        connection.executemany(UNINDEX, gone)
+    marks = [(number,) for number, _ in found]
+    connection.executemany("UPDATE search_entries SET words = NULL WHERE number = ?", marks)
+    connection.execute("COMMIT")
+    return len(found)
+
+
 def unpacked(packed: bytes) -> str:
     return zlib.decompress(packed).decode()
 
@@ -306,15 +322,9 @@ def _is_sqlite(connection: Connection) -> bool:
 
 
 async def forget(connection: AsyncConnection, job_ids: Sequence[str]) -> None:
-    """Remove jobs from the index, within the caller's transaction."""
-    if await connection.run_sync(_is_sqlite):
-        found = (await connection.execute(INDEXED, {"ids": job_ids})).all()
-        if found:
-            gone = [{"number": number, "words": unpacked(packed)} for number, packed in found]
-            await connection.execute(text(UNINDEX), gone)
-            due = micros(now() + FORGOTTEN_AFTER)
-            await connection.execute(QUEUE, {"job_id": job_ids[0], "due_at": due})
-    await connection.execute(FORGET, {"ids": job_ids})
+    """Have jobs not be found any more, within the caller's transaction."""
+    sqlite = await connection.run_sync(_is_sqlite)
+    await connection.execute(FORGET_ON_SQLITE if sqlite else FORGET_ON_POSTGRES, {"ids": job_ids})
 
 
 # ------------------------------------------------------------------------------------------------- queries

@@ -84,12 +84,14 @@ def _tables() -> None:
     op.create_table(
         "search_entries",
         sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
-        sa.Column("job_id", sa.String(length=128), nullable=False, unique=True),
+        sa.Column("job_id", sa.String(length=128), nullable=True, unique=True),
         sa.Column("ended_at", sa.BigInteger(), nullable=False),
         sa.Column("preview", sa.Text(), nullable=True),
         sa.Column("words", sa.LargeBinary().with_variant(postgresql.TSVECTOR(), "postgresql"), nullable=True),
         sqlite_autoincrement=True,
     )
+    removed = sa.text("job_id IS NULL")
+    op.create_index("search_entries_removed", "search_entries", ["number"], sqlite_where=removed, postgresql_where=removed)
 
 
 SQLITE_PAIRS = f"SELECT NEW.tenant, key, substr(value, 1, {VALUE_CHARACTERS}), NEW.created_at, NEW.id FROM json_each(NEW.metadata)"
