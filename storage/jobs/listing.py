@@ -24,6 +24,7 @@ from chatjobs.contracts import JobStatus
 from chatjobs.errors import InvalidRequest, Problem
 from domain.errors import SearchUnavailable
 from domain.text import clean, clean_json
+from domain.timings import Timings
 from domain.values import StoredJob
 from domain.words import Query, query
 from storage.engine.database import Database
@@ -35,8 +36,6 @@ WORDS_AT_ONCE = 200
 """Jobs that other filters found and whose words are compared together."""
 MATCHES_AT_ONCE = 1_000
 """Jobs with the words of a search that are looked through together."""
-SEARCH_SECONDS = 3.0
-"""After this a search ends that finds many jobs by its words, and few of them by the other filters."""
 DISORDER = timedelta(minutes=1) // timedelta(microseconds=1)
 """The search's index has jobs in the order in which they were indexed: that of their acceptance but for this time."""
 TOO_BROAD = "finds so many jobs that the other filters leave out; add words, or narrow the time with since and until"
@@ -77,8 +76,9 @@ class ListPosition(NamedTuple):
 class JobList:
     """Finds the jobs of one page. ``tenant`` None: of all tenants, one after the other."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, timings: Timings = Timings()) -> None:
         self._database = database
+        self._search_seconds = timings.search_seconds
 
     async def page(
         self, chosen: JobFilter, *, tenant: str | None, before: ListPosition | None, limit: int
@@ -88,12 +88,15 @@ class JobList:
         wanted = query(chosen.search or "")
         if chosen.search is not None and not wanted.words:
             return []
+        until = time.monotonic() + self._search_seconds
         async with self._database.read() as connection:
             if wanted.words and self._database.is_sqlite and await connection.scalar(HAS_INDEX) is None:
                 raise SearchUnavailable
             tenants = [tenant] if tenant is not None else await _tenants(connection)
             pages = [
-                await _Page(connection, chosen, wanted, owner, before, limit, sqlite=self._database.is_sqlite).jobs()
+                await _Page(
+                    connection, chosen, wanted, owner, before, limit, until, sqlite=self._database.is_sqlite
+                ).jobs()
                 for owner in tenants
             ]
         if len(pages) == 1:
@@ -115,7 +118,7 @@ def _next_tenant(after: str) -> Select[Any]:
 
 
 class _Page:
-    """One page of one tenant's jobs, read in the caller's snapshot."""
+    """One page of one tenant's jobs, read in the caller's snapshot. ``until``: when (monotonic) a long search ends."""
 
     def __init__(
         self,
@@ -125,6 +128,7 @@ class _Page:
         tenant: str,
         before: ListPosition | None,
         limit: int,
+        until: float,
         *,
         sqlite: bool,
     ) -> None:
@@ -134,6 +138,7 @@ class _Page:
         self._tenant = tenant
         self._before = before
         self._limit = limit
+        self._until = until
         self._sqlite = sqlite
         self._pairs = clean_json(dict(chosen.metadata))
 
@@ -187,9 +192,9 @@ class _Page:
     def _earlier(self) -> list[ColumnElement[bool]]:
         if self._before is None:
             return []
-        time, job_id = self._before
+        created_at, job_id = self._before
         # The first condition is where SQLite begins in the index.
-        return [jobs.c.created_at <= time, or_(jobs.c.created_at < time, jobs.c.id < job_id)]
+        return [jobs.c.created_at <= created_at, or_(jobs.c.created_at < created_at, jobs.c.id < job_id)]
 
     def _pair(self, key: str, value: str) -> list[ColumnElement[bool]]:
         columns = job_metadata.c
@@ -286,7 +291,7 @@ class _Page:
         Raises InvalidRequest if that takes too long.
         """
         found: list[str] = []
-        until, before = time.monotonic() + SEARCH_SECONDS, await self._newest_number()
+        before = await self._newest_number()
         values = {"query": self._fts5(), "since": await self._oldest_number(), "most": MATCHES_AT_ONCE}
         while len(found) < self._limit:
             matches = (await self._connection.execute(text(MATCHES), values | {"before": before})).all()
@@ -294,7 +299,7 @@ class _Page:
             found += [row.job_id for row in matches if row.job_id in right]
             if len(matches) < MATCHES_AT_ONCE:
                 break
-            if time.monotonic() > until:
+            if time.monotonic() > self._until:
                 raise InvalidRequest([Problem("/q", TOO_BROAD)])
             before = matches[-1].number
         return found[: self._limit]

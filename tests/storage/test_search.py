@@ -16,9 +16,11 @@ from chatjobs.contracts import JobStatus
 from chatjobs.errors import InvalidRequest
 from domain.errors import SearchUnavailable
 from domain.text import clean
+from domain.timings import Timings
 from storage.engine.database import Database
 from storage.engine.schema import jobs, micros, search_entries, search_queue
 from storage.jobs import listing
+from storage.jobs.listing import JobFilter, JobList
 from storage.jobs.retention import RetentionStore
 from storage.jobs.store import JobStore
 from storage.jobs.follow_up import FollowUp
@@ -217,9 +219,10 @@ async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
         await settled(sqlite, kept)
     monkeypatch.setattr(listing, "FEW", 1)
     monkeypatch.setattr(listing, "MATCHES_AT_ONCE", 1)
-    monkeypatch.setattr(listing, "SEARCH_SECONDS", -1)
+    hurried = JobList(sqlite, Timings(search_seconds=0))
+    chosen = JobFilter(search="common", metadata={"n": "1", "m": "1"})
     with pytest.raises(InvalidRequest, match="since and until"):
-        await found(store, "common", metadata={"n": "1", "m": "1"})
+        await hurried.page(chosen, tenant="default", before=None, limit=10)
 
 
 # ------------------------------------------------------------------------------------------------- deletion
