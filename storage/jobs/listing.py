@@ -39,7 +39,6 @@ MATCHES_AT_ONCE = 1_000
 DISORDER = timedelta(minutes=1) // timedelta(microseconds=1)
 """The search's index has jobs in the order in which they were indexed: that of their acceptance but for this time."""
 TOO_BROAD = "finds so many jobs that the other filters leave out; add words, or narrow the time with since and until"
-HAS_INDEX = text("SELECT 1 FROM sqlite_master WHERE name = 'job_words'")
 MATCHES = """
     SELECT search_entries.number, search_entries.job_id
     FROM job_words CROSS JOIN search_entries ON search_entries.number = job_words.rowid
@@ -90,7 +89,7 @@ class JobList:
             return []
         until = time.monotonic() + self._search_seconds
         async with self._database.read() as connection:
-            if wanted.words and self._database.is_sqlite and await connection.scalar(HAS_INDEX) is None:
+            if wanted.words and self._database.is_sqlite and await connection.scalar(text(search.HAS_INDEX)) is None:
                 raise SearchUnavailable
             tenants = [tenant] if tenant is not None else await _tenants(connection)
             pages = [

@@ -85,6 +85,9 @@ ENTRY = ENTRY.on_conflict_do_update(
     index_elements=[search_entries.c.job_id],
     set_={name: ENTRY.excluded[name] for name in ("ended_at", "preview", "words")},
 )
+HAS_FTS5 = "SELECT 1 FROM pragma_module_list WHERE name = 'fts5'"
+HAS_INDEX = f"SELECT 1 FROM sqlite_master WHERE name = 'job_words' AND EXISTS ({HAS_FTS5})"  # noqa: S608 - constants
+INDEX = "CREATE VIRTUAL TABLE job_words USING fts5(words, content='', columnsize=0, detail=none, tokenize='ascii')"
 INDEX_LOCK = text("SELECT pg_try_advisory_xact_lock(7235)")
 UNQUEUE = delete(search_queue).where(search_queue.c.id.in_(bindparam("ids", expanding=True)))
 OF_JOBS = search_entries.c.job_id.in_(bindparam("ids", expanding=True))
@@ -254,7 +257,7 @@ def tenant_word(tenant: str) -> str:
 
 
 def _store_on_sqlite(connection: sqlite3.Connection, entries: Sequence[Entry], over: Iterable[int]) -> None:
-    indexed = has_index(connection)
+    indexed = _made(connection)
     connection.execute("BEGIN IMMEDIATE")
     for entry in entries:
         state = connection.execute(
@@ -304,8 +307,21 @@ def unpacked(packed: bytes) -> str:
 
 
 def has_index(connection: sqlite3.Connection) -> bool:
-    """Whether the full-text index is there: this Python's SQLite had FTS5 when the database was made."""
-    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'job_words'").fetchone() is not None
+    """Whether the full-text index is there, and this Python's SQLite has FTS5."""
+    return connection.execute(HAS_INDEX).fetchone() is not None
+
+
+def _made(connection: sqlite3.Connection) -> bool:
+    """Whether the index is there. Where the database was made without FTS5, which this process has, it is made, and all
+    jobs are to be indexed."""
+    if has_index(connection) or connection.execute(HAS_FTS5).fetchone() is None:
+        return has_index(connection)
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(INDEX)
+    connection.execute("INSERT INTO search_queue (job_id, due_at) SELECT id, created_at FROM jobs ORDER BY created_at")
+    connection.execute("UPDATE search_entries SET words = NULL, ended_at = -2")  # which is the end of no job
+    connection.execute("COMMIT")
+    return True
 
 
 def _merge(connection: sqlite3.Connection, pages: int) -> bool:
