@@ -42,6 +42,7 @@ from storage.batches.retention import BatchRetention
 from storage.engine.database import Database
 from storage.jobs.retention import RetentionStore
 from storage.jobs.store import JobStore
+from storage.jobs.follow_up import behind
 from storage.rate_limits.limiter import Limiter
 from storage.transcript.writer import TranscriptWriter
 from storage.webhooks.deliveries import DeliveryStore
@@ -171,6 +172,7 @@ async def running(parts: WorkerParts) -> AsyncIterator[None]:
         background = {
             "sweeper": upkeep.sweeper.run(),
             "waker": waker.run(),
+            "follow-up": behind(parts.database).run(),
             "lease": parts.limiter.lease.run(),
             "retention schedule": retention,
         }

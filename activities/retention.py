@@ -20,7 +20,7 @@ from storage.webhooks.endpoints import DELETED_AT_ONCE, EndpointStore
 
 log = logging.getLogger(__name__)
 
-REST = 3.0
+REST = 2.0
 """After a transaction the database is left alone for so many times as long as it took."""
 SHORTEST_REST, LONGEST_REST = 0.01, 1.0
 OLDEST = datetime(1970, 1, 2, tzinfo=UTC)
@@ -53,7 +53,7 @@ class RetentionActivities:
             while not progress.complete and not activity.is_worker_shutdown():
                 began = time.monotonic()
                 progress = _after(progress, await self._remove(before, progress))
-                await asyncio.sleep(min(max(REST * (time.monotonic() - began), SHORTEST_REST), LONGEST_REST))
+                await asyncio.sleep(pause_after(time.monotonic() - began))
             if progress.complete:
                 await self._remove_batches(before)
                 await self._delete_unused_endpoints(before)
@@ -85,6 +85,11 @@ class RetentionActivities:
             return await self._retention.remove(before, after=RemovalPosition(progress.completed_at, progress.job_id))
         except ChatJobsError as error:
             raise failures.from_storage(error, pause=None) from None
+
+
+def pause_after(seconds: float) -> float:
+    """How long the database is left alone after a transaction of so many seconds."""
+    return min(max(REST * seconds, SHORTEST_REST), LONGEST_REST)
 
 
 def cutoff(days: float, now: datetime) -> datetime:

@@ -17,10 +17,12 @@ from pathlib import Path
 
 from bench.table import Row, table
 
-MODULES = ("decoding", "transcript", "jobs", "batch", "cancel", "waste", "door", "lag", "readers")
+MODULES = ("decoding", "transcript", "jobs", "cancel", "waste", "door", "lag", "readers")
+LONG = ("growth",)
+"""Only with ``--full``."""
 RESULTS = Path(__file__).parent / "results.json"
-MODULE_SECONDS = 300
-MODULE_SECONDS_FULL = 900
+MODULE_SECONDS = 150
+MODULE_SECONDS_FULL = 600
 
 
 def main() -> int:
@@ -30,7 +32,7 @@ def main() -> int:
     began, full = time.monotonic(), parser.parse_args().full
     rows: list[Row] = []
     failed = []
-    for module in MODULES:
+    for module in (*MODULES, *(LONG if full else ())):
         print(f"… {module}", file=sys.stderr, flush=True)
         found = measured(module, full=full)
         failed += [] if found else [module]

@@ -333,17 +333,27 @@ class ChatJobs:
         status: JobStatus | str | None = None,
         model: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        search: str | None = None,
+        error_code: str | None = None,
+        replay_of: str | None = None,
+        batch_id: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
         page_size: int = 100,
     ) -> AsyncIterator[Job]:
         """Jobs without their texts, newest first, read in pages of ``page_size``. Times are aware.
 
-        Raises InvalidRequest, and ValueError for an unknown ``status``.
+        ``search``: words of prompt or answer, all of which have to be there. ``error_code`` is that of a failed job,
+        ``replay_of`` the id of the job that was replayed. Raises InvalidRequest, and ValueError for an unknown
+        ``status``.
         """
         filters = {
             "status": JobStatus(status).value if status is not None else None,
             "model": model,
+            "q": search,
+            "errorCode": error_code,
+            "replayOf": replay_of,
+            "batchId": batch_id,
             "since": rfc3339(since) if since is not None else None,
             "until": rfc3339(until) if until is not None else None,
             "limit": str(page_size),

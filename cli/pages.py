@@ -44,6 +44,7 @@ def _facts(job: Job) -> Table:
 
 
 def _named_facts(job: Job) -> Iterator[tuple[str, str | None]]:
+    yield "prompt", job.preview
     yield "model", job.model
     yield "request", job.request_id
     yield "created", local_time(job.created_at)
@@ -103,7 +104,7 @@ def _deliveries(deliveries: Sequence[Delivery]) -> RenderableType:
 
 def job_list(jobs: Sequence[Job]) -> RenderableType:
     """One line per job; on a narrow screen the last columns are cut, on a very narrow one a job has several lines."""
-    names = ("job", "status", "created", "tokens", "model", "note", "metadata")
+    names = ("job", "status", "created", "tokens", "model", "note", "metadata", "prompt")
     whole = (max((len(job.job_id) for job in jobs), default=0), len("in_progress"), len("01-31 00:00:00"))
     list_ = Records(*names, overflow="ellipsis", least=sum(whole) + 2 * len(whole))
     for column in list_.table.columns:
@@ -115,7 +116,8 @@ def job_list(jobs: Sequence[Job]) -> RenderableType:
         status = Text(job.status.value, style=COLOURS.get(job.status, "cyan"))
         tokens = str(job.usage.completion_tokens) if job.usage else ""
         created = f"{job.created_at.astimezone():%m-%d %H:%M:%S}"
-        list_.add_row(job.job_id, status, created, tokens, job.model, safe(note), safe(_pairs(job.metadata)))
+        prompt = safe(" ".join((job.preview or "").split()))
+        list_.add_row(job.job_id, status, created, tokens, job.model, safe(note), safe(_pairs(job.metadata)), prompt)
     return list_
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
@@ -33,11 +32,14 @@ from domain.values import Cursor, JobHandle, RunRef
 from storage.engine.database import Database
 from storage.engine.schema import now
 from storage.jobs.store import JobStore
+from storage.jobs.follow_up import catch_up
 from storage.rate_limits.limiter import Limiter
 from storage.rate_limits.queueing import QueueReader
 from storage.transcript.reader import TranscriptReader
 
 OK, JOB_FAILED, INTERRUPTED = 0, 1, 130
+INDEX_SECONDS = 3.0
+"""How long a search first brings the index up to date, if that is behind."""
 LOOK_AGAIN_SECONDS = 0.5
 """Pause before another look for a job that only Temporal knows yet, or at a database that is unavailable."""
 PATIENCE_SECONDS = 60
@@ -104,20 +106,12 @@ class Service:
         self._print(await self._job(job_id))
         return OK
 
-    async def list(
-        self,
-        *,
-        status: str | None,
-        model: str | None,
-        metadata: Mapping[str, str],
-        since: datetime | None,
-        until: datetime | None,
-        limit: int,
-    ) -> int:
+    async def list(self, *, status: str | None, limit: int, **filters: Any) -> int:
+        """``filters`` are the other fields of JobFilter."""
         chosen = JobStatus(status) if status else None
-        found = await self._jobs.queries.list(
-            status=chosen, model=model, metadata=metadata, since=since, until=until, limit=limit
-        )
+        if filters.get("search") and self._database is not None:  # there may be no gateway, which keeps the index
+            await catch_up(self._database, INDEX_SECONDS)
+        found = await self._jobs.queries.list(status=chosen, limit=limit, **filters)
         jobs = list(map(self._place.links.with_url, found))
         if self._as_json:
             write(f"{one_line({'jobs': [job.model_dump(mode='json') for job in jobs]})}\n")

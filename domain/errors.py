@@ -5,6 +5,7 @@ ChatJobsError
 │   └── WebhookUrlRefused
 │       └── WebhookAddressDenied
 ├── KeyNotFound
+├── SearchUnavailable
 ├── UpstreamError
 │   ├── UpstreamRefused
 │   ├── UpstreamRateLimited
@@ -30,6 +31,13 @@ class KeyNotFound(ChatJobsError):
     """There is no key with this id; look at `starter.py keys list`."""
 
     code = "key_not_found"
+
+
+class SearchUnavailable(ChatJobsError):
+    """This database has no full-text index, because it was made by a Python whose SQLite lacks FTS5. Run the service
+    with a Python that has it (`starter.py doctor` checks), or on Postgres; everything but the search works as it is."""
+
+    code = "search_unavailable"
 
 
 class UpstreamError(ChatJobsError):

@@ -54,6 +54,8 @@ class Timings:
     """For Postgres to take a connection."""
     database_pool_seconds: float = 10.0
     """How long a caller waits for a free connection."""
+    search_seconds: float = 3.0
+    """After this a search ends that finds many jobs by its words, and few of them by the other filters."""
     writer_retry_pauses_seconds: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
     """Between the transcript writer's tries while the database is away; the last repeats."""
     reader_retry_seconds: float = 0.5

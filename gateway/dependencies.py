@@ -35,6 +35,7 @@ from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
 from storage.jobs.overview import Overview
 from storage.jobs.store import JobStore
+from storage.jobs.follow_up import FollowUp
 from storage.rate_limits.limiter import Limiter
 from storage.rate_limits.pauses import PauseStore
 from storage.rate_limits.queueing import QueueReader
@@ -141,6 +142,7 @@ async def open_dependencies(
         )
         await stack.enter_async_context(upkeep.first_tries.running())
         await stack.enter_async_context(in_background(upkeep.sweeper.run(), "sweeper"))
+        await stack.enter_async_context(in_background(FollowUp(database).run(), "follow-up"))
         overview, queries = Overview(database), BatchQueries(database)
         yield Dependencies(
             settings=settings,

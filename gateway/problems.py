@@ -41,6 +41,7 @@ STATUSES: Mapping[str, int] = {
     "storage_unavailable": 503,
     "storage_full": 503,
     "storage_refused": 422,
+    "search_unavailable": 501,
     "temporal_unavailable": 503,
 }
 """The HTTP status of each error code of ours; 500 for codes that should not reach a caller."""

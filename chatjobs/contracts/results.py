@@ -178,6 +178,8 @@ class Job(ChatResult):
     deliveries: Many[Delivery] = ()
     replays: Many[str] = ()
     """The ids of the jobs that replay this one, oldest first."""
+    preview: str | None = Field(None, exclude_if=lambda text: text is None)
+    """The first 120 characters of the last user message. That of a new job with images comes after some seconds."""
     queue: QueuePlace | None = Field(None, exclude_if=lambda place: place is None)
     """The job's place in the queue, while it waits to call the model."""
 

@@ -123,6 +123,12 @@ def list_jobs(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; repeatable.")] = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="Only jobs with these words in prompt or answer.")
+    ] = None,
+    error_code: Annotated[str | None, typer.Option(metavar="CODE", help="Only jobs that failed with this.")] = None,
+    replay_of: Annotated[str | None, typer.Option(metavar="JOB", help="Only replays of this job.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Only jobs of this batch.")] = None,
     since: Annotated[
         str | None, typer.Option(help="A time (2026-01-31T12:00Z), or how long ago: 90s, 30m, 2h, 7d.")
     ] = None,
@@ -132,6 +138,7 @@ def list_jobs(
 ) -> int:
     """List jobs, newest first."""
     filters: dict[str, Any] = {"status": status, "model": model, "metadata": arguments.pairs(metadata), "limit": limit}
+    filters |= {"search": search, "error_code": error_code, "replay_of": replay_of, "batch_id": batch}
     filters |= {"since": arguments.moment(since, "--since"), "until": arguments.moment(until, "--until")}
     return running.with_service(lambda service: service.list(**filters), as_json=as_json)
 

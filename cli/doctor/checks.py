@@ -48,6 +48,7 @@ from domain.settings import Settings
 from gateway.auth.origins import is_loopback
 from providers.mistral.account import SERVER, Account, account, clock_ahead
 from storage.engine.database import SCHEMA_VERSION, Database, check_writable
+from storage.jobs.search import HAS_FTS5
 from storage.keys import KeyStore
 
 T = TypeVar("T")
@@ -300,7 +301,13 @@ async def _database(environment: Environment) -> list[Finding]:
     try:
         if opened.is_sqlite:
             path = Path(opened.url.database or "")
-            return [*await _schema(opened), *await _sqlite(opened, path), *_files(path), await _keys(opened, settings)]
+            return [
+                *await _schema(opened),
+                *await _sqlite(opened, path),
+                *await _search(opened),
+                *_files(path),
+                await _keys(opened, settings),
+            ]
         await _resolvable(opened.url.host)
         return [*await _schema(opened), await _postgres(opened), await _keys(opened, settings)]
     finally:
@@ -366,6 +373,15 @@ async def _sqlite(opened: Database, path: Path) -> list[Finding]:
         found = f"the write-ahead log has {_size(size)}: somebody reads for very long, or was frozen"
         return [Finding("database journal", "warning", found, "restart the process that holds it (`fuser` names it)")]
     return [Finding("database journal", "ok", f"WAL, {_size(size)}")]
+
+
+async def _search(opened: Database) -> list[Finding]:
+    async with opened.read() as connection:
+        if await connection.scalar(text(HAS_FTS5)) is not None:
+            return []
+    found = "this Python's SQLite has no FTS5: jobs cannot be searched for words (q=, --search)"
+    fix = "use a Python whose SQLite has it, as Debian's has, or Postgres; nothing else needs it"
+    return [Finding("search", "warning", found, fix)]
 
 
 def _size_of(path: Path) -> int:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
-from pydantic import AwareDatetime, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -40,6 +40,7 @@ from storage.engine.schema import micros, now
 LONGEST_WAIT_SECONDS = 60
 MOST_LISTED = 1_000
 MOST_FILTERS = 16
+Id = Annotated[str, Field(pattern=f"^{JOB_ID}$")]
 FILTERS = TypeAdapter(dict[MetadataKey, MetadataValue])
 
 router = APIRouter(prefix="/api")
@@ -144,24 +145,37 @@ def json_answer(value: WireModel, status: int = 200, headers: dict[str, str] | N
     return Response(value.model_dump_json(), status, headers, "application/json")
 
 
-@router.get("/jobs", response_model=JobPage)
+@router.get("/jobs", response_model=JobPage, responses={501: {"description": "The database has no full-text index"}})
 async def list_jobs(
     request: Request,
     here: Here,
     caller: Caller,
     status: JobStatus | None = None,
     model: ModelName | None = None,
+    q: Annotated[str | None, Query(min_length=1)] = None,
+    error_code: Annotated[str | None, Query(alias="errorCode", min_length=1, max_length=64)] = None,
+    replay_of: Annotated[Id | None, Query(alias="replayOf")] = None,
+    batch_id: Annotated[Id | None, Query(alias="batchId")] = None,
     since: AwareDatetime | None = None,
     until: AwareDatetime | None = None,
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
     cursor: str | None = None,
 ) -> Response:
-    """List jobs, newest first. ``metadata.KEY=VALUE`` filters by metadata."""
+    """List jobs, newest first. ``metadata.KEY=VALUE`` filters by metadata.
+
+    ``q`` finds words of prompts and answers, without case and accents, all of which have to be there; an unfinished
+    last word finds those that begin with it. A job is found some seconds after it was accepted, and by its answer
+    within seconds of its end.
+    """
     found = await here.jobs.queries.list(
         tenant=caller.tenant,
         status=status,
         model=model,
         metadata=_filters(request),
+        search=q,
+        error_code=error_code,
+        replay_of=replay_of,
+        batch_id=batch_id,
         since=since,
         until=until,
         before=read_cursor(cursor) if cursor else None,

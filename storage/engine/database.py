@@ -30,8 +30,10 @@ from storage.engine import sync_transaction
 from storage.engine.schema import micros, now
 from storage.engine.sqlite_thread import SqliteThread
 
-SCHEMA_VERSION = "0009"
+SCHEMA_VERSION = "0010"
 STATEMENT_SECONDS = 15
+MIGRATION_SECONDS = 3600
+"""For a statement of a migration, which may make an index of millions of rows."""
 IDLE_IN_TRANSACTION_SECONDS = 15
 """After this Postgres ends the transaction of a process that hangs, which would keep its rows locked."""
 POSTGRES_CONNECTIONS = 10
@@ -124,6 +126,7 @@ class Database:
 
     def __init__(self, url: URL, *, timings: Timings = Timings()) -> None:
         self.url = url
+        self._timings = timings
         self._busy_seconds = timings.database_busy_seconds
         self.is_sqlite = url.get_backend_name() == "sqlite"
         if self.is_sqlite:
@@ -255,11 +258,20 @@ class Database:
             return
         from storage.engine.migrate import upgrade  # alembic takes two seconds to import
 
-        async with self.write() as connection:
-            if not self.is_sqlite:  # processes that start together migrate one after the other
-                await connection.execute(text("SET LOCAL lock_timeout = 0"))
-                await connection.execute(text("SELECT pg_advisory_xact_lock(7233)"))
-            await connection.run_sync(upgrade)
+        if self.is_sqlite:
+            async with self.write() as connection:
+                await connection.run_sync(upgrade)
+            return
+        patient = _postgres_engine(self.url, self._timings, 1, statement_seconds=MIGRATION_SECONDS)
+        try:
+            with translated():
+                async with patient.begin() as connection:
+                    # Processes that start together migrate one after the other.
+                    await connection.execute(text("SET LOCAL lock_timeout = 0"))
+                    await connection.execute(text("SELECT pg_advisory_xact_lock(7233)"))
+                    await connection.run_sync(upgrade)
+        finally:
+            await patient.dispose()
 
     async def version(self) -> str | None:
         """The schema's version; None if there is no schema yet. Raises StorageUnavailable."""
@@ -371,13 +383,16 @@ def _configure(connection: Any, synchronous: str, busy_seconds: float) -> None:
     for pragma in (f"busy_timeout={round(busy_seconds * 1_000)}", "journal_mode=WAL", f"synchronous={synchronous}"):
         cursor.execute(f"PRAGMA {pragma}")
     # Deleted data is overwritten: Debian's SQLite does so by default, others leave the text in the file.
+
     cursor.execute("PRAGMA secure_delete=ON")
     # Normally batches.py has made the checkpoint long before; a commit that makes it takes 20 ms and more.
     cursor.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
     cursor.close()
 
 
-def _postgres_engine(url: URL, timings: Timings, connections: int) -> AsyncEngine:
+def _postgres_engine(
+    url: URL, timings: Timings, connections: int, *, statement_seconds: float = STATEMENT_SECONDS
+) -> AsyncEngine:
     engine = create_async_engine(
         url,
         pool_size=connections,
@@ -386,7 +401,7 @@ def _postgres_engine(url: URL, timings: Timings, connections: int) -> AsyncEngin
         hide_parameters=True,
         connect_args={
             "timeout": timings.database_connect_seconds,
-            "command_timeout": STATEMENT_SECONDS,
+            "command_timeout": statement_seconds,
             "server_settings": {
                 "lock_timeout": str(round(timings.database_busy_seconds * 1_000)),
                 "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_SECONDS * 1_000),

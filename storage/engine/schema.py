@@ -28,7 +28,7 @@ from sqlalchemy import (
     false,
     or_,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 
 from chatjobs.contracts import Channel
 
@@ -102,7 +102,7 @@ jobs = Table(
     postgresql_with={"fillfactor": "70"},
 )
 Index("jobs_newest", jobs.c.tenant, jobs.c.created_at, jobs.c.id)
-Index("jobs_by_status", jobs.c.tenant, jobs.c.status, jobs.c.created_at)
+Index("jobs_by_status", jobs.c.tenant, jobs.c.status, jobs.c.created_at, jobs.c.id)
 NOT_DELAYED = or_(jobs.c.start_at.is_(None), jobs.c.workflow_started_at.is_not(None))
 """Of an open job: nothing but a sweeper's look is between it and its workflow."""
 _open = and_(jobs.c.completed_at.is_(None), NOT_DELAYED)
@@ -129,6 +129,101 @@ Index(
     sqlite_where=jobs.c.completed_at.is_not(None),
     postgresql_where=jobs.c.completed_at.is_not(None),
 )
+
+Index("jobs_by_model", jobs.c.tenant, jobs.c.model, jobs.c.created_at, jobs.c.id)
+Index(
+    "jobs_by_error",
+    jobs.c.tenant,
+    jobs.c.error_code,
+    jobs.c.created_at,
+    jobs.c.id,
+    sqlite_where=jobs.c.error_code.is_not(None),
+    postgresql_where=jobs.c.error_code.is_not(None),
+)
+Index(
+    "jobs_by_batch",
+    jobs.c.batch_id,
+    jobs.c.created_at,
+    jobs.c.id,
+    sqlite_where=jobs.c.batch_id.is_not(None),
+    postgresql_where=jobs.c.batch_id.is_not(None),
+)
+
+# Triggers on jobs fill these (migration 0010), whichever statement accepts, seals, reopens or removes a job.
+VALUE_CHARACTERS = 100
+"""A row of an index has limited space: of a longer value the beginning is indexed."""
+NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+"""The type of a number that the database gives; SQLite counts only an INTEGER PRIMARY KEY itself."""
+
+job_metadata = Table(
+    "job_metadata",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("value_start", String(VALUE_CHARACTERS), primary_key=True),
+    Column("created_at", BigInteger, primary_key=True),
+    Column("job_id", String(128), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+ended_changes = Table(
+    "ended_changes",
+    metadata,
+    Column("id", NUMBER, primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("job_id", String(128), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("completed_at", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("counted", SmallInteger, nullable=False),  # what it adds to the number of jobs: 1, -1 or 0
+    Column("charted", SmallInteger, nullable=False),  # what it adds to the charts
+)
+
+ended_counts = Table(
+    "ended_counts",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("status", String(16), primary_key=True),
+    Column("jobs", BigInteger, nullable=False),  # without those in ended_changes
+)
+
+ended_rollups = Table(
+    "ended_rollups",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("at", BigInteger, primary_key=True),
+    Column("figures", Text, nullable=False),  # JSON (storage/jobs/rollups.py)
+)
+
+search_queue = Table(
+    "search_queue",
+    metadata,
+    Column("id", NUMBER, primary_key=True),
+    Column("job_id", String(128), nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+)
+Index("search_queue_due", search_queue.c.due_at, search_queue.c.id)
+
+search_entries = Table(
+    "search_entries",
+    metadata,
+    Column("number", NUMBER, primary_key=True),  # on SQLite the row's in job_words, the full-text index (FTS5)
+    Column(
+        "job_id", String(128), unique=True
+    ),  # NULL: its job or its content is gone; SQLite's index has to lose it, too
+    Column("ended_at", BigInteger, nullable=False),  # the end of the job whose texts these are; 0: it had not ended
+    Column("preview", Text),  # the beginning of the last user message
+    Column("words", LargeBinary().with_variant(TSVECTOR(), "postgresql")),  # on SQLite as they stand in job_words
+    sqlite_autoincrement=True,
+)
+Index(
+    "search_entries_removed",
+    search_entries.c.number,
+    sqlite_where=search_entries.c.job_id.is_(None),
+    postgresql_where=search_entries.c.job_id.is_(None),
+)
+Index("search_entries_words", search_entries.c.words, postgresql_using="gin").ddl_if(dialect="postgresql")
 
 requests = Table(
     "requests",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Row, Select, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import (
@@ -25,8 +25,26 @@ from chatjobs.contracts import (
     WebhookEventType,
 )
 from domain.values import FinishRecord, JobHandle, RunRef, StoredJob, TextRun
-from storage.engine.schema import CHANNELS, attempts, deliveries, delivery_tries, jobs, moment, results, transcript
+from domain.words import preview
+from storage.engine.schema import (
+    CHANNELS,
+    attempts,
+    deliveries,
+    delivery_tries,
+    jobs,
+    moment,
+    requests,
+    results,
+    search_entries,
+    transcript,
+)
 
+LARGE_REQUEST = 65_536
+"""Characters of JSON: larger ones have images."""
+BODIES = select(requests.c.job_id, requests.c.body).where(
+    requests.c.job_id.in_(bindparam("ids", expanding=True)), func.length(requests.c.body) <= LARGE_REQUEST
+)
+PREVIEW = select(search_entries.c.preview).where(search_entries.c.job_id == bindparam("key"))
 TOOL_CALLS: TypeAdapter[tuple[ToolCall, ...]] = TypeAdapter(Many[ToolCall])
 PARTS: TypeAdapter[tuple[PlacedPart, ...]] = TypeAdapter(Many[PlacedPart])
 
@@ -96,6 +114,8 @@ async def job(connection: AsyncConnection, row: Row[Any]) -> StoredJob:
         body = outcome((await connection.execute(select(results).where(results.c.job_id == row.id))).one())
         if row.deleted_at is not None:
             body["content"] = None
+    entry = (await connection.execute(PREVIEW, {"key": row.id})).first()
+    new = {} if entry or row.deleted_at is not None else await _previews(connection, [row.id])
     replays = select(jobs.c.id).where(jobs.c.replay_of == row.id).order_by(jobs.c.created_at)
     return StoredJob(
         **head(row),
@@ -103,19 +123,39 @@ async def job(connection: AsyncConnection, row: Row[Any]) -> StoredJob:
         attempts=tuple(ledger_rows),
         deliveries=await _deliveries(connection, row.id),
         replays=tuple((await connection.execute(replays)).scalars()),
+        preview=entry.preview if entry else new.get(row.id),
         run=run_of(row),
     )
 
 
 def listed() -> Select[Any]:
-    """The query whose rows ``summary`` maps."""
+    """The query whose rows ``summaries`` maps."""
     ended = (results.c.usage, results.c.usage_estimated, results.c.error, results.c.finish_reason, results.c.sha256)
-    return select(jobs, *ended).outerjoin(results, results.c.job_id == jobs.c.id)
+    found = (search_entries.c.number.label("entry"), search_entries.c.preview)
+    query = select(jobs, *ended, *found).outerjoin(results, results.c.job_id == jobs.c.id)
+    return query.outerjoin(search_entries, search_entries.c.job_id == jobs.c.id)
 
 
-def summary(row: Row[Any]) -> StoredJob:
-    """A job without its texts and lists, for listings."""
-    return StoredJob(**head(row), **({} if row.sha256 is None else _outcome_head(row)), run=run_of(row))
+async def summaries(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[StoredJob]:
+    """Jobs without their texts and lists, for listings."""
+    new = await _previews(connection, [row.id for row in rows if row.entry is None and row.deleted_at is None])
+    return [
+        StoredJob(
+            **head(row),
+            **({} if row.sha256 is None else _outcome_head(row)),
+            preview=new.get(row.id, row.preview),
+            run=run_of(row),
+        )
+        for row in rows
+    ]
+
+
+async def _previews(connection: AsyncConnection, job_ids: Sequence[str]) -> Mapping[str, str | None]:
+    """The previews of jobs that are too new for the search to have them, from their requests; not of large ones."""
+    if not job_ids:
+        return {}
+    found = (await connection.execute(BODIES, {"ids": list(job_ids)})).all()
+    return {job_id: preview(json.loads(body)) for job_id, body in found}
 
 
 def outcome(result: Row[Any]) -> dict[str, Any]:

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TypedDict, Unpack
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import select
 
 from chatjobs.contracts import ChatRequest, JobStatus
 from chatjobs.errors import ContentDeleted, JobNotFound
-from domain.text import clean, clean_json
+from domain.text import clean
 from domain.values import RunRef, StoredJob
 from storage.engine.database import Database
-from storage.engine.schema import jobs, micros, results
+from storage.engine.schema import jobs, results
 from storage.jobs import mapping
+from storage.jobs.listing import JobFilter, JobList, ListPosition
 from storage.jobs.rows import REQUEST, by_id
 from storage.rate_limits.limiter import Limiter
+
+
+class Filters(TypedDict, total=False):
+    """The fields of JobFilter."""
+
+    status: JobStatus | None
+    model: str | None
+    metadata: Mapping[str, str]
+    error_code: str | None
+    replay_of: str | None
+    batch_id: str | None
+    since: datetime | None
+    until: datetime | None
+    search: str | None
 
 
 class JobQueries:
@@ -28,6 +43,7 @@ class JobQueries:
     def __init__(self, database: Database, limiter: Limiter | None = None) -> None:
         self._database = database
         self._limiter = limiter
+        self._list = JobList(database)
 
     async def get(self, job_id: str, tenant: str | None = None) -> StoredJob:
         """A job with its attempts and deliveries, in one snapshot. Raises JobNotFound."""
@@ -46,9 +62,9 @@ class JobQueries:
         query = mapping.listed().add_columns(results.c.tool_calls).where(jobs.c.id == clean(job_id))
         async with self._database.single() as connection:
             row = (await connection.execute(query if tenant is None else query.where(jobs.c.tenant == tenant))).first()
-        if row is None:
-            raise JobNotFound
-        job = mapping.summary(row)
+            if row is None:
+                raise JobNotFound
+            (job,) = await mapping.summaries(connection, [row])
         calls = mapping.TOOL_CALLS.validate_json(row.tool_calls) if row.tool_calls else None
         return job.model_copy(update={"tool_calls": calls}) if calls else job
 
@@ -77,38 +93,14 @@ class JobQueries:
         self,
         *,
         tenant: str | None = None,
-        status: JobStatus | None = None,
-        model: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
         before: tuple[int, str] | None = None,
         limit: int = 50,
+        **filters: Unpack[Filters],
     ) -> Sequence[StoredJob]:
-        """Jobs, newest first, without their texts. ``before``: (created_at, id) of the last job of the page before."""
-        query = mapping.listed().order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
-        conditions = {jobs.c.tenant: tenant, jobs.c.status: status and status.value, jobs.c.model: model}
-        for column, value in conditions.items():
-            query = query.where(column == value) if value is not None else query
-        for key, value in clean_json(dict(metadata or {})).items():
-            query = query.where(self._has(key, value))
-        if since:
-            query = query.where(jobs.c.created_at >= micros(since))
-        if until:
-            query = query.where(jobs.c.created_at < micros(until))
-        if before:
-            earlier = and_(jobs.c.created_at == before[0], jobs.c.id < before[1])
-            query = query.where(or_(jobs.c.created_at < before[0], earlier))
-        async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
-        return [mapping.summary(row) for row in rows]
-
-    def _has(self, key: str, value: str) -> Any:
-        """A condition on metadata. SQLite's JSON paths cannot express every key."""
-        if not self._database.is_sqlite:
-            return jobs.c.metadata[key].as_string() == value
-        pairs = func.json_each(jobs.c.metadata).table_valued("key", "value")
-        return select(pairs.c.key).where(pairs.c.key == key, pairs.c.value == value).exists()
+        """Jobs, newest first, without their texts. ``before``: (created_at, id) of the last job of the page before;
+        ``filters`` are the fields of JobFilter. Raises InvalidRequest, SearchUnavailable."""
+        place = ListPosition(*before) if before else None
+        return await self._list.page(JobFilter(**filters), tenant=tenant, before=place, limit=limit)
 
     async def empty(self) -> bool:
         """Whether there is no job at all."""

@@ -210,6 +210,7 @@ def test_a_list_that_is_longer_than_the_page_says_so(place: Stack, door: Gateway
         ("since=2026-11-26T10:00:00+02:00", "“From” is no date"),  # the plus is a blank
         ("since=2026-11-27&until=2026-11-26", "has to be later than"),
         ("model=%3Cb%3E", "cannot be a model’s name"),
+        ("replayOf=%3Cb%3E", "cannot be the id of a job"),
         ("window=9h", "There is no time window “9h”"),
         ("stauts=failed", "There is no filter “stauts” (did you mean status?)"),
         ("status=failed&status=queued", "is there more than once"),
@@ -225,6 +226,37 @@ def test_a_filter_that_is_not_understood_says_so(door: Gateway, tab: Watched, qu
     assert page.get_by_text("No job matches").count() == 0
     page.get_by_role("link", name="Show all jobs").click()
     expect(page.locator("tbody tr").first).to_be_visible()
+
+
+def test_the_search_finds_words_as_they_are_typed(door: Gateway, tab: Watched) -> None:
+    """In the address, with other filters beside it, and for a job that comes later; the prompts stand in the rows."""
+    word = f"w{uuid.uuid4().hex[:12]}"
+    first, other = ended(door, text=f"An answer with {word}"), ended(door)
+    page = tab.open(door.url)
+    expect(row(page, other)).to_be_visible()
+    page.get_by_role("search").get_by_label("Search").fill(word[:-1])
+    page.wait_for_url(lambda url: f"q={word[:-1]}" in url)
+    expect(row(page, first)).to_be_visible()
+    expect(row(page, first).locator(".preview")).not_to_be_empty()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    second = ended(door, text=f"Another one with {word}")
+    page.get_by_role("search").get_by_label("Search").fill(word)
+    expect(row(page, second)).to_be_visible(timeout=15_000)
+    expect(page.locator("tbody tr")).to_have_count(2)
+    page.get_by_role("search").get_by_label("Error").fill("nothing")
+    page.wait_for_url(lambda url: "errorCode=nothing" in url)
+    expect(page.get_by_text("No job matches")).to_be_visible()
+    page.get_by_role("search").get_by_role("link", name="Clear").click()
+    expect(row(page, other)).to_be_visible()
+
+
+def test_replays_of_a_job_are_a_filter(door: Gateway, tab: Watched) -> None:
+    job_id = ended(door)
+    again = HTTP.post(f"{door.url}/api/jobs/{job_id}/replay").json()["jobId"]
+    page = tab.open(f"{door.url}/?replayOf={job_id}")
+    expect(row(page, again)).to_be_visible()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    expect(page.get_by_role("search").get_by_label("Replays of")).to_have_value(job_id)
 
 
 def test_dates_filter(door: Gateway, tab: Watched) -> None:

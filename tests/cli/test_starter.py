@@ -329,6 +329,18 @@ def test_start_prints_the_id_and_show_tells_everything(running: Stack, call: Cal
     assert call("show", "job_that_is_not").code == 2
 
 
+def failed_code(call: Call, job_id: str) -> str:
+    return str(call("show", job_id, "--json").json()["error"]["code"])
+
+
+def test_list_searches_words(call: Call) -> None:
+    """The moment that a job has ended, without a gateway that keeps the index."""
+    word = f"w{time.time_ns()}"
+    job = call("start", "--wait", f"{word} {prompt(tokens=2)}").out.strip()
+    (found,) = call("list", "--json", "--search", word).json()["jobs"]
+    assert (found["jobId"], found["preview"][: len(word)]) == (job, word)
+
+
 def test_list_filters(call: Call) -> None:
     mark = f"mark={time.time_ns()}"
     prompts = (prompt(tokens=2), prompt(faults=[{"kind": 400}]))
@@ -338,6 +350,11 @@ def test_list_filters(call: Call) -> None:
     failed = call("list", "--metadata", mark, "--status", "failed").out
     assert jobs[1] in failed
     assert jobs[0] not in failed
+    code = failed_code(call, jobs[1])
+    for option in (["--error-code", code], ["--error-code", code, "--status", "failed"]):
+        assert [job["jobId"] for job in call("list", "--json", "--metadata", mark, *option).json()["jobs"]] == jobs[1:]
+    for option in (["--replay-of", jobs[0]], ["--batch", "none"], ["--search", f"no{mark}"]):
+        assert call("list", "--json", "--metadata", mark, *option).json()["jobs"] == []
     none = call("list", "--metadata", mark, "--until", "2020-01-01")
     assert (none.code, none.out) == (0, "")
 

@@ -259,6 +259,12 @@ QUERIES = {
     "since=2026-01-01T00:00:00": "/since",
     "model=%00": "/model",
     "model=a%20b": "/model",
+    "q=": "/q",
+    "errorCode=": "/errorCode",
+    f"errorCode={'e' * 65}": "/errorCode",
+    "replayOf=a%20b": "/replayOf",
+    "batchId=%00": "/batchId",
+    "thread=job_1": "/thread",
     "metadata.=1": "/metadata",
     f"metadata.k={'v' * 513}": "/metadata",
     "&".join(f"metadata.{number}=1" for number in range(17)): "/metadata",
@@ -277,7 +283,20 @@ def test_cursors(http: httpx2.Client, cursor: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["metadata.k=%00", "metadata.k=%ff", "since=0001-01-01T00:00:00Z", "until=9999-12-31T23:59:59-23:00"]
+    "query",
+    [
+        "metadata.k=%00",
+        "metadata.k=%ff",
+        "since=0001-01-01T00:00:00Z",
+        "until=9999-12-31T23:59:59-23:00",
+        "q=a&since=0001-01-01T00:00:00Z&until=9999-12-31T23:59:59-23:00",
+        "q=%22%28%29%2A%00%3A%5E-",
+        "q=%F0%9F%98%80",
+        "q=%ff%fe",
+        "q=a%20AND%20NOT%20%22b%22%20NEAR%28c%29",
+        f"q={'word%20' * 800}",
+        f"q={'%E6%9D%B1' * 500}",
+    ],
 )
 def test_strange_filters_find_nothing_or_everything(http: httpx2.Client, query: str) -> None:
     assert http.get(f"/api/jobs?{query}").status_code == 200

@@ -7,6 +7,7 @@ import contextlib
 import random
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ from chatjobs.errors import (
     WebhookUrlRefused,
 )
 from chatjobs.sse import encode
+from tests.support.fakes import eventually
 from tests.support.gateway import Gateway, gateway
 from tests.support.raw_http import (
     LAST_PART,
@@ -263,6 +265,29 @@ async def test_lists_are_read_page_by_page(jobs: ChatJobs) -> None:
     ]
     assert ended == [JobStatus.COMPLETED] * 5
     assert [job async for job in jobs.list(metadata={"list": name}, until=before)] == []
+
+
+async def test_lists_by_words_errors_and_replays(jobs: ChatJobs) -> None:
+    """Each job is found by words of its prompt, a failed one by its code, a replay by what it repeats."""
+    word = f"w{uuid.uuid4().hex}"
+    failing = f"{prompt(faults=[{'kind': 400}], repeat_last=True)} {word}"
+    failed = (await jobs.ask(failing)).job_id
+    again = (await jobs.replay(failed)).job_id
+    await jobs.wait(again)
+
+    async def listed(**filters: Any) -> list[str]:
+        return [job.job_id async for job in jobs.list(page_size=1, **filters)]
+
+    async def searched() -> bool:
+        return await listed(search=f"{word.upper()}!") == [again, failed]
+
+    await eventually(searched)
+    assert await listed(search=word, error_code="upstream_rejected") == [again, failed]
+    assert await listed(search=word, error_code="other") == []
+    assert await listed(replay_of=failed) == [again]
+    assert await listed(batch_id="batch_none") == []
+    (job,) = [job async for job in jobs.list(replay_of=failed)]
+    assert job.preview == failing[:120] == (await jobs.get(again)).preview
 
 
 # ----------------------------------------------------------------------------------------- broken networks

@@ -140,8 +140,8 @@ function useJobs(chosen, onConnection) {
       },
       jobs: (data) => {
         setCounts(data.counts);
-        setPage((page) => ({ ...page, jobs: page.jobs && merged(page, data.jobs, (job) => matches(job, now.current.chosen)) }));
-        if (data.more || failed.current) refetch();
+        setPage((page) => ({ ...page, jobs: page.jobs && merged(page, data.jobs, now.current.chosen) }));
+        if (data.more || failed.current || now.current.chosen.q) refetch();
       },
     };
     const stop = follow("/api/feed", handlers, onConnection);
@@ -168,11 +168,12 @@ function renewed(page, key, { jobs, nextCursor }) {
 }
 
 /** Merge changed jobs by order; drop those that no longer match and those older than the page. */
-function merged(page, changed, wanted) {
+function merged(page, changed, chosen) {
   const known = new Map(page.jobs.map((job) => [job.jobId, job]));
   const oldest = page.cursor && page.jobs.at(-1);
   for (const job of changed) {
-    if (!wanted(job)) known.delete(job.jobId);
+    if (!matches(job, chosen)) known.delete(job.jobId);
+    else if (chosen.q && !known.has(job.jobId)) continue; // it comes with the list if it has the words
     else if (known.has(job.jobId) || !oldest || newerFirst(job, oldest) < 0) known.set(job.jobId, job);
   }
   return [...known.values()].sort(newerFirst).slice(0, MOST_ROWS);
@@ -205,7 +206,7 @@ function Filters({ chosen }) {
   now.current = chosen;
   useEffect(() => {
     if (!timer.current) setTyped({}); // unless input is pending
-  }, [chosen.model, chosen.metadata, chosen.since, chosen.until]);
+  }, Object.keys(UNFILTERED).map((name) => chosen[name]));
   const onInput = (event) => {
     const { name, value } = event.currentTarget;
     const all = { ...typed, [name]: value };
@@ -220,7 +221,10 @@ function Filters({ chosen }) {
   const field = (name, title, more) => html`<${Field} name=${name} title=${title} spellcheck=${false} autocomplete="off" ...${more}
     trouble=${chosen.troubles.has(name)} value=${typed[name] ?? chosen[name]} onInput=${onInput} />`;
   return html`<form class="filters" role="search" aria-label="Filter jobs" onSubmit=${(event) => event.preventDefault()}>
+    ${field("q", "Search", { type: "search", placeholder: "words of prompt or answer" })}
     ${field("model", "Model", { placeholder: "any" })} ${field("metadata", "Metadata", { placeholder: "key=value" })}
+    ${field("errorCode", "Error", { placeholder: "code" })}
+    ${chosen.replayOf ? field("replayOf", "Replays of") : null} ${chosen.batchId ? field("batchId", "Batch") : null}
     ${field("since", "From", { placeholder: "2026-11-26" })} ${field("until", "Until", { placeholder: "2026-11-27T10:00" })}
     ${isFiltered({ ...chosen, status: null }) ? html`<${Link} href=${hrefOf({ ...chosen, ...UNFILTERED, status: chosen.status })} class="clear">Clear<//>` : null}
   </form>`;
@@ -250,6 +254,7 @@ function Row({ job, now }) {
       ${job.startAt && job.status === "queued" ? html`<span class="tag" title="startAt">starts ${when(job.startAt)}</span>` : null}
       ${tags.map(([key, value]) => html`<span class="tag" title=${`${key}=${value}`}>${key}=${value}</span>`)}
       ${job.error ? html`<span class="why">${job.error.code}</span>` : null}
+      ${job.preview ? html`<span class="preview" title=${job.preview}>${job.preview}</span>` : null}
     </td>
     <td class="c-model">${job.model || "–"}</td>
     <td class="c-created"><time datetime=${job.createdAt} title=${when(job.createdAt)}>${ago(job.createdAt, now)}</time></td>
