@@ -12,12 +12,7 @@ from functools import cached_property, partial
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from activities.batch import BatchActivities
-from activities.batch_lane import BatchLaneActivities
-from activities.completer import Completer
-from activities.completion import CompletionActivities
-from activities.result import ResultActivities
-from activities.retention import RetentionActivities
+from activities.assembly import assembled
 from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from dispatch import measuring, server_knowledge
@@ -37,16 +32,12 @@ from providers.mistral.chat import MistralChat
 from providers.mistral.from_settings import mistral_batch, mistral_chat
 from providers.mistral.probe import measured
 from providers.webhooks.sender import HttpWebhookSender
-from storage.batches.lane import BatchLaneStore
-from storage.batches.retention import BatchRetention
 from storage.engine.database import Database
-from storage.jobs.retention import RetentionStore
-from storage.jobs.store import JobStore
 from storage.jobs.follow_up import behind
+from storage.jobs.store import JobStore
 from storage.rate_limits.limiter import Limiter
 from storage.transcript.writer import TranscriptWriter
 from storage.webhooks.deliveries import DeliveryStore
-from storage.webhooks.endpoints import EndpointStore
 from workflows.workers import build_workers
 
 log = logging.getLogger("worker")
@@ -98,42 +89,22 @@ class WorkerParts:
         )
 
     def workers(self, transcript: TranscriptWriter, upkeep: Upkeep) -> list[Worker]:
-        jobs, tenant, timings = self.jobs, self.settings.chatjobs_direct_tenant, self.timings
-        links = RunLinks(self.settings.chatjobs_temporal_ui, self.client.namespace)
-        completer = Completer(
-            attempts=jobs.attempts, transcript=transcript, model=self.model, limiter=self.limiter, timings=timings
-        )
-        return build_workers(
-            self.client,
-            self.settings,
-            timings,
-            results=ResultActivities(
-                jobs=jobs, run_url=links.of, tenant=tenant, indexed=self.indexed, policy=self.rules
-            ),
-            completions=CompletionActivities(completer=completer, timings=timings),
+        activities = assembled(
+            *(self.settings, self.database),
+            jobs=self.jobs,
+            batch_runs=upkeep.batch_runs,
+            limiter=self.limiter,
+            transcript=transcript,
+            model=self.model,
+            batch_model=self.batch_model,
             webhooks=self.webhooks,
-            batches=BatchActivities(
-                *(completer, upkeep.batch_runs, jobs.seals),
-                announce=upkeep.first_tries.soon,
-                places=self.settings.chatjobs_batch_concurrency,
-                indexed=self.indexed,
-                timings=timings,
-            ),
-            retention=RetentionActivities(
-                retention=RetentionStore(self.database),
-                batches=BatchRetention(self.database),
-                endpoints=EndpointStore(self.database),
-                timings=timings,
-            ),
-            lane=BatchLaneActivities(
-                *(self.batch_model, self.model, upkeep.batch_runs, BatchLaneStore(self.database), jobs.seals),
-                completer=Completer(attempts=jobs.attempts, transcript=transcript, model=self.model, timings=timings),
-                announce=upkeep.first_tries.soon,
-                limiter=self.limiter,
-                places=self.settings.chatjobs_batch_concurrency,
-                timings=timings,
-            ),
+            announce=upkeep.first_tries.soon,
+            run_url=RunLinks(self.settings.chatjobs_temporal_ui, self.client.namespace).of,
+            indexed=self.indexed,
+            policy=self.rules,
+            timings=self.timings,
         )
+        return build_workers(self.client, self.settings, self.timings, activities)
 
 
 @asynccontextmanager

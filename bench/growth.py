@@ -26,10 +26,10 @@ from bench.table import Row, table
 from chatjobs.contracts import JobStatus
 from gateway.page.overview import WINDOWS
 from storage.engine.database import Database
+from storage.jobs.follow_up import catch_up
 from storage.jobs.overview import Overview
 from storage.jobs.retention import BEGINNING, RetentionStore
 from storage.jobs.store import JobStore
-from storage.jobs.follow_up import catch_up
 from tests.support.factories import make_job, make_store
 from tests.support.postgres import postgres
 

@@ -31,8 +31,8 @@ from domain.names import CHAT_JOB, JOBS_QUEUE, new_job_id
 from domain.values import Cursor, JobHandle, RunRef
 from storage.engine.database import Database
 from storage.engine.schema import now
-from storage.jobs.store import JobStore
 from storage.jobs.follow_up import catch_up
+from storage.jobs.store import JobStore
 from storage.rate_limits.limiter import Limiter
 from storage.rate_limits.queueing import QueueReader
 from storage.transcript.reader import TranscriptReader

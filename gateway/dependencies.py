@@ -33,9 +33,9 @@ from storage.batches.drafts import DraftStore
 from storage.batches.queries import BatchQueries
 from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
+from storage.jobs.follow_up import FollowUp
 from storage.jobs.overview import Overview
 from storage.jobs.store import JobStore
-from storage.jobs.follow_up import FollowUp
 from storage.rate_limits.limiter import Limiter
 from storage.rate_limits.pauses import PauseStore
 from storage.rate_limits.queueing import QueueReader

@@ -11,12 +11,7 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from activities.batch import BatchActivities
-from activities.batch_lane import BatchLaneActivities
-from activities.completion import CompletionActivities
-from activities.result import ResultActivities
-from activities.retention import RetentionActivities
-from activities.webhook import WebhookActivities
+from activities.assembly import Activities
 from domain.build import build_id
 from domain.names import BATCHES_QUEUE, COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from domain.settings import Settings
@@ -43,13 +38,7 @@ def build_workers(
     client: Client,
     settings: Settings,
     timings: Timings,
-    *,
-    results: ResultActivities,
-    completions: CompletionActivities,
-    webhooks: WebhookActivities,
-    retention: RetentionActivities,
-    batches: BatchActivities,
-    lane: BatchLaneActivities,
+    activities: Activities,
 ) -> list[Worker]:
     """One worker per task queue, so that slow receivers never hold up completions."""
     options.configure(heartbeat=settings.heartbeat_timeout, timings=timings)
@@ -61,8 +50,12 @@ def build_workers(
             task_queue=JOBS_QUEUE,
             workflows=[ChatJob, ChatBatch, WebhookDelivery, Retention],
             activities=[
-                *(results.accept_inline, results.store_result, retention.remove_old_jobs),
-                *(batches.request_cancel, batches.seal_batch),
+                *(
+                    activities.results.accept_inline,
+                    activities.results.store_result,
+                    activities.retention.remove_old_jobs,
+                ),
+                *(activities.batches.request_cancel, activities.batches.seal_batch),
             ],
             workflow_runner=UnsandboxedWorkflowRunner(),
             sticky_queue_schedule_to_start_timeout=STICKY_QUEUE_TIMEOUT,
@@ -73,7 +66,7 @@ def build_workers(
         Worker(
             client,
             task_queue=COMPLETIONS_QUEUE,
-            activities=[completions.complete_chat],
+            activities=[activities.completions.complete_chat],
             max_concurrent_activities=settings.chatjobs_concurrency,
             max_concurrent_activity_task_polls=TASK_POLLS,
             max_heartbeat_throttle_interval=throttle,
@@ -85,8 +78,13 @@ def build_workers(
             client,
             task_queue=BATCHES_QUEUE,
             activities=[
-                *(batches.prepare_batch, batches.run_slice, batches.cancel_rest),
-                *(lane.send_items, lane.look_at_parts, lane.withdraw_parts, lane.take_results),
+                *(activities.batches.prepare_batch, activities.batches.run_slice, activities.batches.cancel_rest),
+                *(
+                    activities.lane.send_items,
+                    activities.lane.look_at_parts,
+                    activities.lane.withdraw_parts,
+                    activities.lane.take_results,
+                ),
             ],
             max_concurrent_activities=PARTS_AT_ONCE,
             max_concurrent_activity_task_polls=TASK_POLLS,
@@ -98,7 +96,7 @@ def build_workers(
         Worker(
             client,
             task_queue=WEBHOOKS_QUEUE,
-            activities=[webhooks.deliver_webhook],
+            activities=[activities.webhooks.deliver_webhook],
             max_concurrent_activities=WEBHOOKS_AT_ONCE,
             max_heartbeat_throttle_interval=throttle,
             default_heartbeat_throttle_interval=throttle,

@@ -93,7 +93,7 @@ class JobList:
                 raise SearchUnavailable
             tenants = [tenant] if tenant is not None else await _tenants(connection)
             pages = [
-                await _Page(
+                await _ListPage(
                     connection, chosen, wanted, owner, before, limit, until, sqlite=self._database.is_sqlite
                 ).jobs()
                 for owner in tenants
@@ -116,7 +116,7 @@ def _next_tenant(after: str) -> Select[Any]:
     return select(jobs.c.tenant).where(jobs.c.tenant > after).order_by(jobs.c.tenant).limit(1)
 
 
-class _Page:
+class _ListPage:
     """One page of one tenant's jobs, read in the caller's snapshot. ``until``: when (monotonic) a long search ends."""
 
     def __init__(

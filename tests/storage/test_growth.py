@@ -15,12 +15,12 @@ from chatjobs.contracts import JobStatus
 from storage.engine.database import Database
 from storage.engine.migrate import upgrade
 from storage.engine.schema import ended_changes, ended_rollups, jobs, micros
+from storage.jobs.follow_up import FollowUp
 from storage.jobs.listing import FEW
 from storage.jobs.overview import OutcomeBucket, Overview
 from storage.jobs.retention import RetentionStore
 from storage.jobs.rollups import GROWTH, SPAN, Rollups, bin_of, value_of
 from storage.jobs.store import JobStore
-from storage.jobs.follow_up import FollowUp
 from storage.transcript.writer import TranscriptWriter
 from tests.support.factories import accepted, answered, claimed, ending, failing, make_store
 

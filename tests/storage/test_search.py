@@ -20,10 +20,10 @@ from domain.timings import Timings
 from storage.engine.database import Database
 from storage.engine.schema import micros, search_entries, search_queue
 from storage.jobs import listing
+from storage.jobs.follow_up import FollowUp
 from storage.jobs.listing import JobFilter, JobList
 from storage.jobs.retention import RetentionStore
 from storage.jobs.store import JobStore
-from storage.jobs.follow_up import FollowUp
 from storage.transcript.writer import TranscriptWriter
 from tests.support import migrated
 from tests.support.factories import accepted, answered, claimed, ending, failing, make_store, wrote
@@ -136,7 +136,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
-async def test_nothing_of_a_query_is_syntax(database: Database, store: JobStore, upkeep: FollowUp, hostile: str) -> None:
+async def test_nothing_of_a_query_is_syntax(
+    database: Database, store: JobStore, upkeep: FollowUp, hostile: str
+) -> None:
     """Its letters and digits are words, whatever else it has."""
     job_id = await accepted(store, clean(hostile))
     await settled(database, upkeep)
