@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domain.values import Claimant
 from storage.engine.schema import lane_classes, lane_tenants, lane_waiters, lanes
 from storage.rate_limits.breaker import SECOND
+from storage.rate_limits.pauses import HOLDING
 
 OVERDUE_SECONDS = 0.6
 """A near waiter that is so late no longer holds up those behind it."""
@@ -29,9 +30,8 @@ WAITER = lane_waiters.c
 ORDER = (WAITER.priority, WAITER.tag, WAITER.since, WAITER.job_id)
 
 # Built once: making a statement costs as much as running it, and these run for every call.
-HAS_WAITERS = select(1).where(
-    select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name"), WAITER.held.is_(False)).exists()
-)
+_WAITS = select(WAITER.job_id).where(WAITER.lane == bindparam("lane_name"), WAITER.held.is_(False)).exists()
+LOOK = select(HOLDING.exists().label("held"), _WAITS.label("waiters"))
 ENTRY = select(lane_waiters).where(WAITER.job_id == bindparam("key"))
 LANE_OF = select(WAITER.lane).where(WAITER.job_id == bindparam("key"))
 WAITING = select(WAITER.job_id).where(WAITER.job_id.in_(bindparam("keys", expanding=True))).order_by(WAITER.job_id)
@@ -118,9 +118,11 @@ class LaneQueue:
     time: int
     lost: int
 
-    async def has_waiters(self) -> bool:
-        """Whether any job waits that no pause holds, even one that is lost."""
-        return await self.connection.scalar(HAS_WAITERS, {"lane_name": self.lane}) is not None
+    async def look(self, tenant: str) -> tuple[bool, bool]:
+        """Whether a pause concerns a tenant's jobs, and whether any job waits that no pause holds, even a lost one."""
+        values = {"lane_name": self.lane, "tenant_name": tenant}
+        held, waiters = (await self.connection.execute(LOOK, values)).one()
+        return bool(held), bool(waiters)
 
     async def has_others(self, job_id: str) -> bool:
         """Whether a job other than this one waits."""

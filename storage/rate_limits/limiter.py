@@ -128,13 +128,14 @@ class Limiter:
         down = breaker.is_open(lane)
         soon = free <= time + int(BOOKED_SECONDS * SECOND)
         queue = self._queue(connection, name, time)
-        if await pauses.holds(connection, name, claimant.tenant):
+        held, waiters = await queue.look(claimant.tenant)
+        if held:
             return await self._hold(queue, claimant) if queueing else Reservation(False, HORIZON_SECONDS, lane=name)
         places, budget = await self._places(connection, lane, time, claimant.job_id), TokenBudget.of(lane, time)
         cost = budget.cost(claimant) if budget else 0
         if budget and soon:
             soon = budget.free_at(cost) <= time + int(BOOKED_SECONDS * SECOND)
-        if soon and not down and places != 0 and not await queue.has_waiters():
+        if soon and not down and places != 0 and not waiters:
             if free > time:
                 await queue.start_without_waiting(claimant)
             return await self._grant(connection, lane, time, clock, {"free_at": free + interval}, cost=cost)

@@ -133,7 +133,7 @@ async def test_jobs_in_flight_when_it_begins_are_called_in_time_or_not_at_all(
 async def test_the_lanes_show_who_waits_and_what_is_paused(
     machine: Stack, live: Service, http: httpx2.AsyncClient, door: Gateway
 ) -> None:
-    slow = prompt("slow", tokens=40, tokens_per_second=20)
+    slow = prompt("slow", tokens=2_000, tokens_per_second=20)
     running = await posted(http, slow)
     await machine.simulator.wait(slow, tokens=2)
     pause = (await http.post("/api/pauses", json={"tenant": "default", "reason": "for a test"})).json()
@@ -146,8 +146,10 @@ async def test_the_lanes_show_who_waits_and_what_is_paused(
     assert [(one.tenant, one.priority, one.count) for one in lane.waiting_by] == [("default", 2, 1), ("default", 3, 2)]
     assert [(one.tenant, one.reason) for one in lane.pauses] == [("default", "for a test")]
     await http.delete(f"/api/pauses/{pause['pauseId']}")
-    for job_id in (running, *waiting):
+    for job_id in waiting:
         assert (await live.ended(job_id)).status is JobStatus.COMPLETED
+    await http.post(f"/api/jobs/{running}/cancel")
+    assert (await live.ended(running)).status is JobStatus.CANCELLED
 
 
 async def test_the_time_in_the_queue_goes_on(http: httpx2.AsyncClient, live: Service) -> None:
