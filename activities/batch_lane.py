@@ -112,6 +112,9 @@ class BatchLaneActivities:
                     return SendReport(stopped="late")
                 await self._runs.touch([order.batch_id])
                 models = await self._items.models(order.batch_id, order.first, order.end)
+                for lane in {self._model.lane(model) for model in models}:
+                    if await self._items.is_held(order.batch_id, lane):
+                        return SendReport(stopped="held")
                 parts = [await self._sent(order, model) for model in models]
             except ChatJobsError as error:
                 raise await self._failure(error, order.batch_id, order.deadline) from None
@@ -165,10 +168,13 @@ class BatchLaneActivities:
         if deadline is None:
             return None
         left = await self._items.left(batch_id)
-        speeds = {lane.name: lane.per_second for lane in await self._limiter.lanes()}
-        usual = self._limiter.per_second
-        waits = [count / speeds.get(self._model.lane(model), usual) for model, count in left.items()]
-        calls = max([*waits, sum(left.values()) * ANSWER_SECONDS / self._places])
+        known = {lane.name: lane for lane in await self._limiter.lanes()}
+        calls = sum(left.values()) * ANSWER_SECONDS / self._places
+        for model, count in left.items():
+            lane = known.get(self._model.lane(model))
+            at_once = self._places if lane is None or lane.at_once is None else max(lane.at_once, 1)
+            rate = self._limiter.per_second if lane is None else lane.per_second
+            calls = max(calls, count / rate, count * ANSWER_SECONDS / at_once)
         needed = calls * SAFETY + self._timings.batch_withdrawal_seconds + self._timings.batch_margin_seconds
         return (deadline - datetime.now(UTC)).total_seconds() - needed
 

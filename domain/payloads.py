@@ -186,10 +186,13 @@ class SendOrder(WireModel):
 
 
 class SendReport(WireModel):
-    """The batch jobs that were created. ``stopped``: why there are none; ``late``: the deadline is too near."""
+    """The batch jobs that were created.
+
+    ``stopped``: why there are none; ``held``: by a pause of a lane or tenant; ``late``: the deadline is too near.
+    """
 
     parts: Many[SentPart] = ()
-    stopped: Literal["paused", "cancelled", "late"] | None = None
+    stopped: Literal["paused", "held", "cancelled", "late"] | None = None
 
 
 class PartsOrder(WireModel):

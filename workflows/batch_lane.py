@@ -100,6 +100,8 @@ class BatchLane:
                         await self._drop()
                     case "paused":
                         await self._signal(looks, PAUSED_AGAIN)
+                    case "held":
+                        await self._signal(looks, timedelta(seconds=options.timings().batch_longest_look_seconds))
                     case "late":
                         self._changed(position=total)
                     case None:

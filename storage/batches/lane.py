@@ -13,6 +13,7 @@ from domain.ports import BatchLine
 from domain.text import clean
 from storage.engine.database import Database
 from storage.engine.schema import batch_items, batches, jobs, moment, requests
+from storage.rate_limits import pauses
 
 READ_AT_ONCE = 200
 """Requests that are in memory at once."""
@@ -41,6 +42,7 @@ PENDING = (
 )
 LEFT = select(jobs.c.model, func.count()).where(jobs.c.batch_id == bindparam("key"), *_OPEN).group_by(jobs.c.model)
 CREATED = select(batches.c.created_at).where(batches.c.id == bindparam("key"))
+TENANT = select(batches.c.tenant).where(batches.c.id == bindparam("key"))
 
 
 class BatchLaneStore:
@@ -60,6 +62,12 @@ class BatchLaneStore:
         async with self._database.single() as connection:
             values = {"key": batch_id, "first": first, "end": end}
             return (await connection.execute(MODELS, values)).scalars().all()
+
+    async def is_held(self, batch_id: str, lane: str) -> bool:
+        """Whether a pause of a lane of live calls, of the batch's tenant or of everybody concerns the batch."""
+        async with self._database.read() as connection:
+            tenant = await connection.scalar(TENANT, {"key": batch_id})
+            return tenant is not None and await pauses.holds(connection, lane, tenant)
 
     async def lines(self, batch_id: str, first: int, end: int, model: str) -> AsyncGenerator[BatchLine, None]:
         """The requests of these items, in order; of a request that this version does not know, nothing."""

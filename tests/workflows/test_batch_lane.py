@@ -25,6 +25,7 @@ from providers.mistral.chat import MistralChat
 from storage.batches.queries import BatchQueries
 from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
+from storage.rate_limits.pauses import PauseStore
 from tests.support.batches import dispatch, store_batch, submit_batch
 from tests.support.fakes import Gate, Gates
 from tests.support.house import HOOK, House, house
@@ -387,6 +388,19 @@ async def test_a_paused_batch_sends_nothing_and_takes_what_was_sent(
         await here.runs.resume(batch_id)
         await here.dispatch.start(batch_id)
         assert (await here.ended(batch_id)).counts.completed == 3
+
+
+async def test_a_pause_of_the_tenant_holds_what_is_not_sent(
+    client: Client, sqlite: Database, sim: SimulatorProcess
+) -> None:
+    async with office(client, sqlite, sim) as here:
+        pause = await PauseStore(sqlite).pause(tenant="default")
+        batch_id = await here.submit(bodies(3))
+        await asyncio.sleep(1)
+        assert here.upstream(batch_id) == []
+        await PauseStore(sqlite).resume(pause.pause_id)
+        assert (await here.ended(batch_id)).counts.completed == 3
+        assert len(here.upstream(batch_id)) == 1
 
 
 async def test_many_looks_go_on_in_another_run(
