@@ -61,17 +61,18 @@ class RateLimitGate:
         self._reports: set[asyncio.Task[None]] = set()
 
     async def claim(
-        self, claim_job: Callable[[Reserve], Awaitable[Claim]], given_up: Callable[[], bool] | None = None
+        self, claim_job: Callable[[Reserve], Awaitable[Claim]], rest: Callable[[float], Awaitable[bool]] | None = None
     ) -> Claim:
         """Claim a job with a reservation. A job whose turn is near waits here for it before it is claimed.
 
-        With ``given_up`` it waits here for however long, until that is true; it is asked once a second.
+        With ``rest`` it waits here for however long: it rests, a second at most, and then requests its turn again
+        while ``rest`` returns true.
         """
         found = await claim_job(self._limiter.reserver(self._model.lane))
         if found.outcome != "waiting" or found.turn is None or found.asker is None:
             return found
-        if given_up is not None:
-            turn = await self._wait(found.turn, found.asker, given_up)
+        if rest is not None:
+            turn = await self._wait(found.turn, found.asker, rest)
             return await claim_job(already_reserved(turn)) if turn.granted else found
         if not found.turn.near:
             return found
@@ -82,12 +83,11 @@ class RateLimitGate:
         """Claim a job if the call may start at once; else the claim is ``waiting``, and has no place in the queue."""
         return await claim_job(self._limiter.reserver(self._model.lane, queueing=False))
 
-    async def _wait(self, turn: Reservation, claimant: Claimant, given_up: Callable[[], bool]) -> Reservation:
+    async def _wait(
+        self, turn: Reservation, claimant: Claimant, rest: Callable[[float], Awaitable[bool]]
+    ) -> Reservation:
         """Wait for a turn, however far, unless that is given up."""
-        while not turn.granted:
-            await asyncio.sleep(min(turn.seconds, HORIZON_SECONDS))
-            if given_up():
-                break
+        while not turn.granted and await rest(min(turn.seconds, HORIZON_SECONDS)):
             turn = await self._limiter.reserve(turn.lane, claimant)
         return turn
 

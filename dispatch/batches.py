@@ -79,9 +79,10 @@ class BatchDispatch:
         await self._each(self._runs.to_start(older_than=unstarted_after, silent=silent_after), self.start)
         await self._each(self._runs.to_cancel(), self.cancel)
         try:
+            await self._runs.cancel_unconfirmed()
             await self._drafts.discard_abandoned()
         except StorageUnavailable as error:
-            log.warning("drafts are not looked at: %s", error, extra={"action": "sweep_waits"})
+            log.warning("cancelled jobs and drafts are not looked at: %s", error, extra={"action": "sweep_waits"})
 
     async def _each(self, found: Awaitable[Sequence[BatchHandle]], process: Callable[[str], Awaitable[None]]) -> None:
         try:
