@@ -20,7 +20,15 @@ from temporalio.exceptions import ApplicationError
 
 from chatjobs.contracts import Job, JobStatus, WebhookEventType
 from dispatch.intake import Intake
-from domain.names import CHAT_JOB, COMPLETIONS_QUEUE, JOBS_QUEUE, STATUS_QUERY, WEBHOOKS_QUEUE, new_job_id
+from domain.names import (
+    BATCHES_QUEUE,
+    CHAT_JOB,
+    COMPLETIONS_QUEUE,
+    JOBS_QUEUE,
+    STATUS_QUERY,
+    WEBHOOKS_QUEUE,
+    new_job_id,
+)
 from domain.ports import ChatModel, WebhookSender
 from domain.settings import Settings
 from domain.timings import Timings
@@ -34,7 +42,7 @@ from tests.support.fakes import PATIENCE, SECRET, GatedJobs, GatedTranscript, Ga
 from tests.support.service import Watched
 from worker import WorkerParts
 
-QUEUES = (JOBS_QUEUE, COMPLETIONS_QUEUE, WEBHOOKS_QUEUE)
+QUEUES = (JOBS_QUEUE, COMPLETIONS_QUEUE, BATCHES_QUEUE, WEBHOOKS_QUEUE)
 HOOK = "http://receiver.example/hook"
 QUICK = Timings(failure_pause_seconds=0.01)
 """Attempts follow each other without a pause."""
