@@ -6,9 +6,9 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, assert_never
+from typing import Any, Protocol, assert_never
 
 from temporalio.exceptions import ApplicationError
 
@@ -50,12 +50,13 @@ class AttemptContext:
 
     ``fence`` is greater than that of any earlier attempt at the job. ``run_id`` names what seals the job: a workflow
     run, or a batch. ``number`` counts the attempts of the runner, from 1; it may start again after an operator's Reset.
+    It is sys.maxsize where the ledger alone counts them.
     ``seconds_since_scheduled``: from the scheduling of the runner's first attempt, by Temporal's clock.
     ``heartbeat_seconds``: after so long without a heartbeat, others take the job over. ``beats``: once it is done, the
     attempt could no longer be cancelled; ``stopping``: once it is done, the worker shuts down. ``job_cancelled``:
     whether a cancellation of the attempt's task is one of the job. ``turns``: the attempt waits in the worker for its
-    turn to call the model, one after the other with those of the same queue; None: it gives its place back meanwhile.
-    ``outcome``: what the model has said already, in a batch job: there is no call.
+    turn to call the model; None: it goes back to Temporal meanwhile. ``outcome``: what the model has said already, in a
+    batch job: there is no call.
     """
 
     fence: int
@@ -66,19 +67,24 @@ class AttemptContext:
     beats: asyncio.Future[None]
     stopping: asyncio.Future[None]
     job_cancelled: Callable[[], bool]
-    turns: TurnQueue | None = None
+    turns: Turns | None = None
     outcome: LineOutcome | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TurnQueue:
-    """Jobs of a worker that wait for their turns, of which only the first requests one: the others come after it.
+class Turns(Protocol):
+    """How a job waits in its worker for its turn to call the model."""
 
-    ``given_up``: whether the waiting is over, without a turn.
-    """
+    lock: asyncio.Lock
+    """Of the jobs that share it, only the first requests a turn; the others come after it."""
 
-    given_up: Callable[[], bool]
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    def leave(self) -> None:
+        """Let others have the job's place in the worker."""
+
+    async def take(self) -> bool:
+        """Wait for a place. Returns False if the waiting is over, without a place."""
+
+    async def rest(self, seconds: float) -> bool:
+        """Wait without a place, then for one. Returns False if the waiting is over, without a place."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities import failures
-from activities.attempt import AttemptContext, TurnQueue
+from activities.attempt import AttemptContext
+from activities.batch_places import JobPlace, Places
 from activities.batch_wishes import BatchWatch
 from activities.completer import HANDED_OVER, Completer
 from activities.heartbeats import heartbeating
-from activities.rate_limits import WAITING
 from chatjobs.contracts import JobStatus
 from chatjobs.errors import BatchFinished, ChatJobsError
+from domain.batches import OpenItem
 from domain.errors import FenceLost, StorageUnavailable
 from domain.outcomes import AttemptOutcome
 from domain.payloads import (
@@ -44,8 +47,6 @@ from storage.jobs.seals import SealStore
 
 AGAIN_SECONDS = 0.5
 """Between two attempts at a job whose failure names no other pause."""
-PAUSED_SECONDS = 60.0
-"""A batch that is paused for longer gives its activities back: each of them heartbeats."""
 LOOK_SECONDS = 0.25
 
 log = logging.getLogger(__name__)
@@ -68,15 +69,11 @@ class BatchActivities:
         indexed: bool,
         timings: Timings = Timings(),
     ) -> None:
-        self._completer = completer
         self._runs = runs
-        self._seals = seals
-        self._announce = announce
-        self._watch = BatchWatch(runs)
-        self._place_count = places
-        self._places = asyncio.Semaphore(places)
         self._indexed = indexed
         self._timings = timings
+        self._watch = BatchWatch(runs)
+        self._shared = _Shared(completer, runs, seals, announce, self._watch, Places(places), timings)
 
     @activity.defn
     async def prepare_batch(self, ref: BatchRef) -> PreparedBatch:
@@ -101,15 +98,15 @@ class BatchActivities:
     @activity.defn
     async def run_slice(self, order: SliceOrder) -> SliceReport:
         """Work through a part of a batch, until all its jobs have ended or the batch is paused or cancelled."""
-        part = _Slice(order, self._completer, self._runs, self._seals, self._announce, self._watch, self._places)
+        part = _Slice(order, self._shared)
         with self._watch.watched(order.batch_id):
             async with heartbeating(part.details, timings=self._timings) as beats:
                 try:
                     await self._watch.look(order.batch_id)
-                    job_ids = await self._runs.open_items(order.batch_id, order.first, order.end)
+                    items = await self._runs.open_items(order.batch_id, order.first, order.end)
                 except ChatJobsError as error:
                     raise failures.from_storage(error) from None
-                return await part.run(job_ids, min(order.at_once or self._place_count, self._place_count), beats)
+                return await part.run(items, beats)
 
     @activity.defn
     async def cancel_rest(self, ref: BatchRef) -> None:
@@ -148,34 +145,39 @@ class BatchActivities:
         )
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What all parts of batches in a process use. ``suspects`` lets one job after the other run (see OpenItem)."""
+
+    completer: Completer
+    runs: BatchRunStore
+    seals: SealStore
+    announce: Announce
+    watch: BatchWatch
+    places: Places
+    timings: Timings
+    suspects: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class _Slice:
     """A part of a batch while this activity works through it."""
 
-    def __init__(
-        self,
-        order: SliceOrder,
-        completer: Completer,
-        runs: BatchRunStore,
-        seals: SealStore,
-        announce: Announce,
-        watch: BatchWatch,
-        places: asyncio.Semaphore,
-    ) -> None:
+    def __init__(self, order: SliceOrder, shared: _Shared) -> None:
         self._batch_id = order.batch_id
-        self._completer = completer
-        self._runs = runs
-        self._seals = seals
-        self._announce = announce
-        self._watch = watch
-        self._places = places
-        self._turns = TurnQueue(given_up=lambda: not self._begins)
-        self._waiting: deque[str] = deque()
-        self._running = self._ended = 0
+        self._at_once = order.at_once
+        self._shared = shared
+        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By model: a model whose lane is paused does not hold up another one's items."""
+        self._waiting: deque[OpenItem] = deque()
+        self._places: set[JobPlace] = set()
+        self._attempts: Counter[str] = Counter()
+        self._ended = 0
+        self._changed = asyncio.Event()
+        """Jobs may begin again, or the activity ends."""
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._beats: asyncio.Future[None] = self._stopping
         self._leaves = False
         """The activity was cancelled or fails: no further attempt is made."""
-        self._paused_since: float | None = None
         self._shown = False
         """The batch's status says that it is in progress."""
         info = activity.info()
@@ -186,34 +188,38 @@ class _Slice:
 
     def details(self) -> dict[str, Any]:
         """What the Temporal UI shows of the activity; nothing private."""
-        return {"waiting": len(self._waiting), "running": self._running, "ended": self._ended}
+        waiting = len(self._waiting) + len(self._places) - self._running
+        return {"waiting": waiting, "running": self._running, "ended": self._ended}
 
-    async def run(self, job_ids: Sequence[str], at_once: int, beats: asyncio.Task[None]) -> SliceReport:
-        """Work through the jobs, ``at_once`` at a time. Raises ApplicationError if the rest is for another worker."""
-        self._waiting.extend(job_ids)
+    async def run(self, items: Sequence[OpenItem], beats: asyncio.Task[None]) -> SliceReport:
+        """Work through the jobs. Raises ApplicationError if the rest is for another worker."""
+        self._waiting.extend(items)
         self._beats = beats
         self._stopping = asyncio.create_task(activity.wait_for_worker_shutdown())
-        workers = [asyncio.create_task(self._work()) for _ in range(min(at_once, len(job_ids)))]
+        # Without a limit of the batch's own there is one for each item: those that wait have no place.
+        workers = [asyncio.create_task(self._work()) for _ in range(min(self._at_once or len(items), len(items)))]
+        working, watching = asyncio.gather(*workers), asyncio.create_task(self._watch())
         try:
-            if workers:
-                await asyncio.gather(*workers)
+            done, _ = await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._leaves = True
-            for task in (*workers, self._stopping):
+            self._changed.set()
+            tasks = (*workers, watching, self._stopping)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*workers, self._stopping, return_exceptions=True)
+            await asyncio.gather(working, *tasks, return_exceptions=True)
+        if working in done:
+            working.result()
         if not self._waiting:
             return SliceReport()
-        if self._watch.of(self._batch_id).cancelled:
-            return SliceReport(stopped="cancelled")
-        if self._paused_since is not None:
-            return SliceReport(stopped="paused")
+        if watching in done and (stopped := watching.result()):
+            return SliceReport(stopped=stopped)
         raise failures.again(HANDED_OVER.outcome, "This worker stops; another one goes on", 0)
 
     @property
     def _begins(self) -> bool:
-        """Whether a job may begin now."""
-        wishes = self._watch.of(self._batch_id)
+        """Whether a job may begin now, or call the model again."""
+        wishes = self._shared.watch.of(self._batch_id)
         return not (wishes.paused or wishes.cancelled or self._over)
 
     @property
@@ -221,83 +227,111 @@ class _Slice:
         """Whether this activity ends, whatever is left."""
         return self._leaves or self._stopping.done() or self._beats.done()
 
+    @property
+    def _running(self) -> int:
+        """Jobs that have a place. Those that wait for one can be left at any time: they are in no transaction."""
+        return sum(place.held for place in self._places)
+
+    async def _watch(self) -> Literal["paused", "cancelled"] | None:
+        """Wait until the activity ends before its jobs have, and none runs any more. Returns why; None: it is over."""
+        paused_since = float("inf")
+        while True:
+            wishes, now = self._shared.watch.of(self._batch_id), time.monotonic()
+            if self._begins or self._over:
+                self._changed.set()
+            paused_since = min(paused_since, now) if wishes.paused else float("inf")
+            self._shown = self._shown and not wishes.paused
+            if not self._running:
+                if self._over:
+                    return None
+                if wishes.cancelled:
+                    return "cancelled"
+                if now - paused_since > self._shared.timings.batch_paused_seconds:
+                    return "paused"
+            ends = [one for one in (self._stopping, self._beats) if not one.done()]
+            await asyncio.wait(ends, timeout=LOOK_SECONDS) if len(ends) == 2 else await asyncio.sleep(LOOK_SECONDS)
+
     async def _work(self) -> None:
         """Run one job after the other."""
         while self._waiting and await self._may_begin():
-            async with self._places:
-                if not self._begins or not self._waiting:
-                    continue
-                if not self._shown:
-                    self._shown = True
-                    await self._show_progress()
-                if not self._waiting:
-                    continue
-                job_id = self._waiting.popleft()
-                self._running += 1
-                try:
-                    ended = await self._job(job_id)
-                finally:
-                    self._running -= 1
+            if not self._waiting:
+                return
+            item, ended = self._waiting.popleft(), False
+            try:
+                ended = await self._job(item)
+            finally:
                 if ended:
                     self._ended += 1
                 else:
-                    self._waiting.appendleft(job_id)
+                    self._waiting.appendleft(item)
 
     async def _show_progress(self) -> None:
+        """Have the batch's status say that it is in progress."""
         try:
-            await self._runs.begin(self._batch_id)
+            await self._shared.runs.begin(self._batch_id)
         except ChatJobsError as error:  # the next part does it
             log.warning("status not stored: %s", error, extra={"action": "batch_status_unstored"})
 
     async def _may_begin(self) -> bool:
-        """Wait while the batch is paused; whether another job may begin then."""
-        while not self._begins:
-            wishes = self._watch.of(self._batch_id)
-            if self._over or wishes.cancelled:
-                return False
-            self._paused_since, self._shown = self._paused_since or time.monotonic(), False
-            if not self._running and time.monotonic() - self._paused_since > PAUSED_SECONDS:
-                return False
-            await asyncio.sleep(LOOK_SECONDS)
-        self._paused_since = None
-        return True
+        """Wait while the batch is paused or cancelled; whether another job may begin then."""
+        while not (self._begins or self._over):
+            self._changed.clear()
+            await self._changed.wait()
+        return not self._over
 
-    async def _job(self, job_id: str) -> bool:
+    async def _job(self, item: OpenItem) -> bool:
         """Make attempts at a job until it has ended, and seal it; False if it is left for later."""
-        number = 0
-        while True:
-            number += 1
+        turns, given_up = self._turns[item.model], lambda: not self._begins
+        place = JobPlace(self._shared.places, self._batch_id, turns, given_up)
+        self._places.add(place)
+        try:
+            if not item.suspect:
+                return await self._attempts_at(item.job_id, place)
+            async with self._shared.suspects:  # if it ends this worker again, it does so alone
+                return await self._attempts_at(item.job_id, place)
+        finally:
+            place.leave()
+            self._places.discard(place)
+
+    async def _attempts_at(self, job_id: str, place: JobPlace) -> bool:
+        while await place.take():
+            if not self._shown:
+                self._shown = True
+                await self._show_progress()
+            self._attempts[job_id] += 1
+            context = self._context(self._attempts[job_id], place)
             try:
-                ending = ending_of(job_id, await self._completer.attempt(job_id, self._context(number)))
+                ending = ending_of(job_id, await self._shared.completer.attempt(job_id, context))
             except ApplicationError as error:
                 if error.type == FenceLost.code:
                     return True  # another worker has it
                 if error.type == AttemptOutcome.FROZEN:
                     self._leaves = True  # Temporal has given this part to another worker
                 if not error.non_retryable:
-                    if (error.type == WAITING and not self._begins) or not await self._pause(job_id, error):
-                        return False
+                    place.leave()
+                    await self._pause(job_id, error)
                     continue
                 ending = Ending(job_id=job_id, status=JobStatus.FAILED, error=failures.job_error(error))
             if ending is not None:
                 await self._seal(ending)
             return True
+        return False
 
-    async def _pause(self, job_id: str, error: ApplicationError) -> bool:
-        """Wait until the next attempt, or until the job's cancel is requested; False if there is no next one here."""
+    async def _pause(self, job_id: str, error: ApplicationError) -> None:
+        """Wait until the next attempt is due, the job's cancel is requested, or the activity ends."""
         delay = error.next_retry_delay
         seconds = AGAIN_SECONDS if delay is None else delay.total_seconds()
-        with self._completer.cancel_of(job_id) as cancel:
+        with self._shared.completer.cancel_of(job_id) as cancel:
             end = time.monotonic() + seconds
             while (left := end - time.monotonic()) > 0 and not self._over and not cancel.done():
                 await asyncio.wait((cancel, self._stopping), timeout=min(left, LOOK_SECONDS))
-        return not self._over
 
     async def _seal(self, ending: Ending) -> None:
-        """Give a job its outcome. While the database is away this waits, as no other job could be sealed either."""
+        """Give a job its outcome. While the database is away this waits, as no other job could be sealed either. A job
+        that cannot be sealed holds up no other one: the batch returns to it when it is through."""
         while True:
             try:
-                sealed = await self._seals.seal(ending, run_id=self._batch_id)
+                sealed = await self._shared.seals.seal(ending, run_id=self._batch_id)
                 break
             except StorageUnavailable as error:
                 if self._over:
@@ -305,22 +339,25 @@ class _Slice:
                 log.warning("job not sealed, waiting: %s", error, extra={"action": "seal_waits"})
                 await asyncio.wait((self._stopping,), timeout=failures.STORAGE_PAUSE)
             except ChatJobsError as error:
-                raise failures.from_storage(error) from None
+                extra = {"action": "seal_failed", "job_id": ending.job_id}
+                log.error("job not sealed, left for later: %s", error, extra=extra)
+                return
         if sealed.delivery_id is not None:
-            self._announce(sealed)
+            self._shared.announce(sealed)
 
-    def _context(self, number: int) -> AttemptContext:
+    def _context(self, number: int, place: JobPlace) -> AttemptContext:
         return AttemptContext(
             # Grows over the attempts at a job, and over those of this activity, by Temporal's clock.
             fence=self._fence + number,
             run_id=self._batch_id,
-            number=number,
+            # Other activities may have made attempts before: the ledger alone counts them.
+            number=sys.maxsize,
             seconds_since_scheduled=self._scheduled + time.monotonic() - self._began,
             heartbeat_seconds=self._heartbeat,
             beats=self._beats,
             stopping=self._stopping,
             job_cancelled=lambda: False,
-            turns=self._turns,
+            turns=place,
         )
 
 

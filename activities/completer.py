@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +20,21 @@ from typing import Any, assert_never
 from temporalio.exceptions import ApplicationError
 
 from activities import continuation, failures
-from activities.attempt import LENGTH, Answered, AttemptContext, AttemptResult, Continues, Failed, RunningAttempt
+from activities.attempt import (
+    LENGTH,
+    Answered,
+    AttemptContext,
+    AttemptResult,
+    Continues,
+    Failed,
+    RunningAttempt,
+    Turns,
+)
 from activities.cancellation import Cancels
 from activities.continuation import CallPlan
 from activities.failures import Tally
 from activities.freezes import Freezes, FreezeWatch
-from activities.rate_limits import Postponed, RateLimitGate, not_yet_due, too_early
+from activities.rate_limits import WAITING, Postponed, RateLimitGate, not_yet_due, too_early
 from chatjobs.contracts import Retry, Usage
 from chatjobs.errors import ChatJobsError
 from domain.errors import FenceLost, StorageError, StorageUnavailable, UpstreamError, UpstreamInterrupted
@@ -36,7 +45,7 @@ from domain.timings import Timings
 from domain.values import AttemptEnd, Claim, TextRun
 from storage.jobs.attempts import AttemptStore
 from storage.jobs.sealing import QUEUE_TIMEOUT
-from storage.rate_limits.limiter import Limiter
+from storage.rate_limits.limiter import Limiter, Reserve
 from storage.transcript.writer import TranscriptWriter
 
 NOT_WORTH_A_CALL = 0.02
@@ -116,15 +125,11 @@ class Completer:
         try:
             if self._gate is None:
                 return await claim()
-            turns = context.turns
-            if turns is None:
+            if context.turns is None:
                 return await self._gate.claim(lambda reserve: claim(reserve=reserve))
-            if not turns.lock.locked():
-                found = await self._gate.claim_now(lambda reserve: claim(reserve=reserve))
-                if found.outcome != "waiting":
-                    return found
-            async with turns.lock:
-                return await self._gate.claim(lambda reserve: claim(reserve=reserve), turns.given_up)
+            return await _in_turn(self._gate, lambda reserve: claim(reserve=reserve), context.turns)
+        except ApplicationError:
+            raise
         except ChatJobsError as error:
             raise failures.from_storage(error) from None
         except Exception as error:
@@ -336,6 +341,22 @@ FROZEN = Continues(AttemptOutcome.FROZEN, "This worker stood still; another atte
 HANDED_OVER = Continues(AttemptOutcome.HANDED_OVER, "This attempt had to stop; another goes on")
 CANCEL_REQUESTED = Continues(AttemptOutcome.CANCELLED, "Somebody asked to cancel the job")
 """The next attempt finds the request to cancel in the row, and ends the job."""
+
+
+async def _in_turn(gate: RateLimitGate, claim: Callable[[Reserve], Awaitable[Claim]], turns: Turns) -> Claim:
+    """Claim a job at once where its lane is free, else after those that wait already, without a place meanwhile.
+
+    Raises ApplicationError if the waiting is over.
+    """
+    if not turns.lock.locked():
+        found = await gate.claim_now(claim)
+        if found.outcome != "waiting":
+            return found
+    turns.leave()
+    async with turns.lock:
+        if not await turns.take():
+            raise failures.again(WAITING, "The job has no place in this worker any more", 0)
+        return await gate.claim(claim, turns.rest)
 
 
 def _without_attempt(claim: Claim) -> CompletionSummary | None:

@@ -71,11 +71,12 @@ class RateLimitGate:
         self._reports: set[asyncio.Task[None]] = set()
 
     async def claim(
-        self, claim_job: Callable[[Reserve], Awaitable[Claim]], given_up: Callable[[], bool] | None = None
+        self, claim_job: Callable[[Reserve], Awaitable[Claim]], rest: Callable[[float], Awaitable[bool]] | None = None
     ) -> Claim:
         """Claim a job with a reservation, in one transaction. A job whose turn is near waits here for it.
 
-        With ``given_up`` it waits here for however long, until that is true; it is asked once a second.
+        With ``rest`` it waits here for however long: it rests, a second at most, and then requests its turn again
+        while ``rest`` returns true.
         """
         end = time.monotonic() + LONGEST_WAIT_SECONDS
         reserve = self._limiter.reserver(self._model.lane)
@@ -83,10 +84,12 @@ class RateLimitGate:
             found = await claim_job(reserve)
             if found.outcome != "waiting" or found.turn is None:
                 return found
-            if given_up is None and not (found.turn.near and time.monotonic() < end):
-                return found
-            await asyncio.sleep(min(found.turn.seconds, HORIZON_SECONDS))
-            if given_up is not None and given_up():
+            seconds = min(found.turn.seconds, HORIZON_SECONDS)
+            if rest is None:
+                if not (found.turn.near and time.monotonic() < end):
+                    return found
+                await asyncio.sleep(seconds)
+            elif not await rest(seconds):
                 return found
 
     async def claim_now(self, claim_job: Callable[[Reserve], Awaitable[Claim]]) -> Claim:

@@ -83,9 +83,10 @@ class BatchDispatch:
         await self._each(self._runs.silent(since=silent_after), self._check)
         await self._each(self._runs.to_cancel(), self.cancel)
         try:
+            await self._runs.cancel_unconfirmed()
             await self._drafts.discard_abandoned()
         except StorageUnavailable as error:
-            log.warning("drafts are not looked at: %s", error, extra={"action": "sweep_waits"})
+            log.warning("cancelled jobs and drafts are not looked at: %s", error, extra={"action": "sweep_waits"})
 
     async def _check(self, batch_id: str) -> None:
         """Whether a batch that has not moved for a while still has a run; if not, it is started again or failed."""

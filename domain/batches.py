@@ -71,6 +71,15 @@ class BatchHandle:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenItem:
+    """A job of a batch that has not ended. ``suspect``: workers died with it twice, and it brought nothing new."""
+
+    job_id: str
+    model: str
+    suspect: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class BatchWishes:
     """What was asked of a batch, read from its row."""
 

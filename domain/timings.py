@@ -28,6 +28,8 @@ class Timings:
     """Between the failure of a call and the next attempt; None: as the job's ``retry.backoff`` says."""
     longest_failure_pause_seconds: float = 30.0
     """The pause up to which an exponential ``retry.backoff`` grows."""
+    batch_paused_seconds: float = 60.0
+    """A batch that is paused for longer gives its activities back: each of them heartbeats."""
     delivery_start_seconds: float = 60.0
     """For a delivery's try to begin: a dead receiver, or no free webhook worker, must not hold up the end of a job."""
 

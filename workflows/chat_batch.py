@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -115,7 +115,7 @@ class ChatBatch:
         size = min(max(-(-batch.total // PARTS), SMALLEST_PART), LARGEST_PART)
         left: deque[Part] = deque()
         running: dict[asyncio.Task[SliceReport], tuple[Part, int | None, int]] = {}
-        places = deque(_shares(batch.concurrency))
+        places = deque(_shares(batch.concurrency, -(-(batch.total - position) // size)))
         cancelled = paused = False
         while True:
             room = has_room()
@@ -128,8 +128,10 @@ class ChatBatch:
             workflow.set_current_details(f"items begun: {position} of {batch.total}")
             if not running:
                 break
-            done, _ = await workflow.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
+            looks = self._looks
+            await self._wait_for_part(running, or_signal=paused)
+            paused = paused and self._looks == looks
+            for task in [task for task in running if task.done()]:
                 part, share, looks = running.pop(task)
                 places.append(share)
                 match task.result().stopped:
@@ -149,6 +151,14 @@ class ChatBatch:
         if left or position < batch.total:
             return min([position, *(part.first for part in left)])
         return None
+
+    async def _wait_for_part(self, running: Collection[asyncio.Task[SliceReport]], *, or_signal: bool) -> None:
+        """Wait until a part ends. While the batch is paused (``or_signal``), an answer may go on in one part for long:
+        then also until it may have been resumed."""
+        looks = self._looks
+        await workflow.wait_condition(
+            lambda: any(task.done() for task in running) or (or_signal and self._looks > looks)
+        )
 
     async def _wait_for_signal(self) -> None:
         """Wait until the batch may have been resumed."""
@@ -185,9 +195,10 @@ async def _run(ref: BatchRef, part: Part, at_once: int | None) -> SliceReport:
     return report
 
 
-def _shares(concurrency: int | None) -> list[int | None]:
-    """The items that each part of the window may run at once, so that all together run ``concurrency``."""
+def _shares(concurrency: int | None, parts: int) -> list[int | None]:
+    """The items that each part of the window may run at once, so that all together run ``concurrency``. ``parts``: the
+    number of parts that are left."""
     if concurrency is None:
         return [None] * WINDOW
-    parts = min(WINDOW, concurrency)
-    return [concurrency // parts + (number < concurrency % parts) for number in range(parts)]
+    at_once = max(min(WINDOW, concurrency, parts), 1)
+    return [concurrency // at_once + (number < concurrency % at_once) for number in range(at_once)]

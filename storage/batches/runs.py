@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, func, insert, literal, select, update
+from sqlalchemy import Row, and_, bindparam, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import BatchEventType, BatchStatus, BatchWebhook, JobError, JobStatus, rfc3339
 from chatjobs.errors import BatchFinished, BatchNotFound
-from domain.batches import BatchHandle, BatchPlan, BatchWishes, SealedBatch
+from domain.batches import BatchHandle, BatchPlan, BatchWishes, OpenItem, SealedBatch
 from domain.names import delivery_id
 from domain.payloads import Ending
 from domain.text import clean
@@ -22,11 +22,14 @@ from storage.batches.drafts import DRAFT
 from storage.engine.database import Database, retried
 from storage.engine.schema import batch_items, batches, deliveries, jobs, micros, moment, now
 from storage.jobs import sealing
+from storage.jobs.ledger import lost_in_a_row
 from storage.jobs.rows import LOCKED_ALL
 from storage.jobs.sealing import JobEnding
 
 PREPARED_AT_ONCE = 500
 """Jobs that one transaction makes."""
+SUSPECT_AFTER = 2
+"""Workers that died with a job, which may be what ended them: the jobs beside it were lost as often at first."""
 CONFIRM_SECONDS = 4.0
 LOOK_SECONDS = 0.25
 CANCELLED_AT_ONCE = 200
@@ -40,7 +43,7 @@ OPEN_BATCHES = (
 )
 WISHES = select(batches).where(batches.c.id.in_(bindparam("keys", expanding=True)))
 OPEN_ITEMS = (
-    select(jobs.c.id)
+    select(jobs)
     .select_from(batch_items.join(jobs, jobs.c.id == batch_items.c.job_id))
     .where(
         batch_items.c.batch_id == bindparam("key"),
@@ -50,6 +53,12 @@ OPEN_ITEMS = (
         jobs.c.batched,
     )
     .order_by(batch_items.c.number)
+)
+OPEN_IDS = select(batches.c.id).where(batches.c.completed_at.is_(None))
+UNCONFIRMED = (
+    select(jobs.c.id)
+    .where(jobs.c.batch_id.in_(OPEN_IDS), jobs.c.status == JobStatus.IN_PROGRESS.value, jobs.c.batched)
+    .where(jobs.c.completed_at.is_(None), jobs.c.cancel_requested_at <= bindparam("before"))
 )
 OPEN_STATUSES = [status.value for status in JobStatus if not status.terminal]
 IN_BATCH = jobs.c.batch_id == bindparam("key")
@@ -142,20 +151,23 @@ class BatchRunStore:
                 await connection.execute(CHANGED, {"key": batch_id, **changes})
         return bool(end < row.total)
 
-    async def open_items(self, batch_id: str, first: int, end: int) -> Sequence[str]:
-        """The ids of the jobs of a part of the items that have not ended, in order."""
+    async def open_items(self, batch_id: str, first: int, end: int) -> Sequence[OpenItem]:
+        """The jobs of a part of the items that have not ended, in order."""
         async with self._database.single() as connection:
             values = {"key": batch_id, "first": first, "end": end}
-            return (await connection.execute(OPEN_ITEMS, values)).scalars().all()
+            rows = (await connection.execute(OPEN_ITEMS, values)).all()
+            return [OpenItem(row.id, row.model, await _is_suspect(connection, row)) for row in rows]
 
     @retried
     async def begin(self, batch_id: str) -> None:
-        """Record that the first items begin."""
-        waiting = (batches.c.status == BatchStatus.QUEUED.value, batches.c.completed_at.is_(None))
-        time = micros(now())
-        values = {"status": BatchStatus.IN_PROGRESS.value, "started_at": time, "progressed_at": time}
+        """Record that the first items begin, or will once a pause ends."""
         async with self._database.write("fast") as connection:
-            await connection.execute(update(batches).where(batches.c.id == batch_id, *waiting).values(values))
+            row = await _row(connection, batch_id, lock=True)
+            if row.completed_at is None and row.started_at is None:
+                time = micros(now())
+                status = BatchStatus.IN_PROGRESS if row.status == BatchStatus.QUEUED.value else BatchStatus(row.status)
+                changes = {"status": status.value, "started_at": time, "progressed_at": time}
+                await connection.execute(CHANGED, {"key": row.id, **changes})
 
     # ------------------------------------------------------------------------------------------- wishes
 
@@ -246,13 +258,28 @@ class BatchRunStore:
             await connection.execute(ASK_RUNNING, {"key": batch_id, "time": micros(now())})
             if running and not ids:
                 ids = list((await connection.execute(RUNNING.limit(CANCELLED_AT_ONCE), {"key": batch_id})).scalars())
-            if not ids:
-                return 0
-            rows = (await connection.execute(LOCKED_ALL, {"keys": sorted(ids)})).all()
-            cancelled = Ending(job_id="-", status=JobStatus.CANCELLED)
-            orders = [JobEnding(row, cancelled, "") for row in rows if row.completed_at is None]
-            await sealing.seal_all(connection, orders, self._webhook_body)
-            await self._database.hint(connection)
+            return await self._seal_as_cancelled(connection, ids) if ids else 0
+
+    async def cancel_unconfirmed(self) -> None:
+        """Seal the single jobs that were cancelled CONFIRM_SECONDS ago and that no worker has confirmed: it died, and
+        the batch is paused. Raises StorageError."""
+        async with self._database.single() as connection:
+            before = {"before": micros(now()) - round(CONFIRM_SECONDS * 1_000_000)}
+            ids = list((await connection.execute(UNCONFIRMED.limit(CANCELLED_AT_ONCE), before)).scalars())
+        if ids:
+            await self._cancel_jobs(ids)
+
+    @retried
+    async def _cancel_jobs(self, ids: Collection[str]) -> None:
+        async with self._database.write() as connection:
+            await self._seal_as_cancelled(connection, ids)
+
+    async def _seal_as_cancelled(self, connection: AsyncConnection, ids: Collection[str]) -> int:
+        rows = (await connection.execute(LOCKED_ALL, {"keys": sorted(ids)})).all()
+        cancelled = Ending(job_id="-", status=JobStatus.CANCELLED)
+        orders = [JobEnding(row, cancelled, "") for row in rows if row.completed_at is None]
+        await sealing.seal_all(connection, orders, self._webhook_body)
+        await self._database.hint(connection)
         return len(orders)
 
     async def open_jobs(self, batch_id: str) -> int:
@@ -333,9 +360,12 @@ class BatchRunStore:
     # -------------------------------------------------------------------------------------------- sweeps
 
     async def to_start(self, *, older_than: timedelta, limit: int = 100) -> Sequence[BatchHandle]:
-        """Batches whose workflow has to be started, or told of a wish."""
-        untold = (batches.c.workflow_started_at.is_(None), batches.c.progressed_at <= micros(now() - older_than))
-        return await self._handles(OPEN_BATCHES.where(*untold).limit(limit))
+        """Batches whose workflow has to be started, or told of a wish.
+
+        One that has begun is told of a wish at once: parts of it that run make progress all the time.
+        """
+        due = or_(batches.c.started_at.is_not(None), batches.c.progressed_at <= micros(now() - older_than))
+        return await self._handles(OPEN_BATCHES.where(batches.c.workflow_started_at.is_(None), due).limit(limit))
 
     async def silent(self, *, since: timedelta, limit: int = 100) -> Sequence[BatchHandle]:
         """Started batches that have not ended and have made no progress for ``since``; paused ones make none."""
@@ -368,6 +398,10 @@ class BatchRunStore:
         async with self._database.write("fast") as connection:
             those = batches.c.id.in_(sorted(batch_ids))
             await connection.execute(update(batches).where(those).values(progressed_at=micros(now() + ahead)))
+
+
+async def _is_suspect(connection: AsyncConnection, row: Row[Any]) -> bool:
+    return row.attempt >= SUSPECT_AFTER and await lost_in_a_row(connection, row) >= SUSPECT_AFTER
 
 
 async def _row(

@@ -127,6 +127,12 @@ def _moved(before: Sequence[tuple[str, int, int]]) -> tuple[int | None, int]:
     return moved, furthest
 
 
+async def is_called(connection: AsyncConnection, row: Row[Any]) -> bool:
+    """Whether an attempt at the job is open."""
+    is_open = and_(attempts.c.job_id == row.id, attempts.c.ended_at.is_(None))
+    return row.attempt > 0 and await connection.scalar(select(attempts.c.number).where(is_open).limit(1)) is not None
+
+
 async def lost_in_a_row(connection: AsyncConnection, row: Row[Any]) -> int:
     """Number of attempts since the last that moved on whose worker died, including one that is still open."""
     query = select(attempts).where(attempts.c.job_id == row.id).order_by(attempts.c.number)

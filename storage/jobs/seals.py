@@ -15,6 +15,7 @@ from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
 from storage.engine.schema import jobs, micros, now
 from storage.jobs import delays, mapping, retention, sealing
+from storage.jobs.ledger import is_called
 from storage.jobs.rows import LOCKED_ALL, locked
 from storage.jobs.sealing import JobEnding
 
@@ -30,7 +31,7 @@ class SealStore:
     @retried
     async def request_cancel(self, job_id: str, tenant: str | None = None) -> JobStatus:
         """Commit the request to cancel, durably; a job that was never started, or whose ``startAt`` is ahead, is sealed
-        at once.
+        at once, as is a batch's job that is not being called: its batch may be paused.
 
         Repeating the call has no effect. Raises JobNotFound, JobFinished.
         """
@@ -43,8 +44,8 @@ class SealStore:
                 raise JobFinished(f"The job has ended ({status.value}) and can no longer be cancelled")
             time = row.cancel_requested_at or micros(now())
             await connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=time))
-            unstarted = row.workflow_started_at is None or (row.batched and not row.attempt)
-            if unstarted or await delays.seconds_ahead(self._database, connection, row) > 0:
+            waits = row.workflow_started_at is None or (row.batched and not await is_called(connection, row))
+            if waits or await delays.seconds_ahead(self._database, connection, row) > 0:
                 order = JobEnding(await locked(connection, job_id), sealing.CANCELLED, "")
                 await sealing.seal_all(connection, [order], self._webhook_body)
                 await self._database.hint(connection)

@@ -1,7 +1,7 @@
 """A worker that kills itself with -9 at a named point: ``python -m tests.support.dying_worker after_finish``.
 
 The real worker with one method wrapped; what follows the point never happens. ``decoding`` is the moment in which a
-job's request is read.
+job's request is read; ``poison`` is that of a request with this word.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import storage.jobs.attempts
 import worker
 from activities.webhook import WebhookActivities
+from chatjobs.contracts import ChatRequest
 from domain import programs
 from domain.process_exit import exit_now
 from providers.mistral.batch import MistralBatch
@@ -63,14 +64,27 @@ def dying_with_the_finish(append: Callable[..., Awaitable[Any]]) -> Callable[...
 class Deadly:
     """Stands for ChatRequest where a claim reads one."""
 
-    @staticmethod
-    def model_validate_json(body: str) -> None:
-        die()
+    word = ""
+
+    @classmethod
+    def model_validate_json(cls, body: str) -> ChatRequest:
+        if cls.word in body:
+            die()
+        return ChatRequest.model_validate_json(body)
+
+
+class Poison(Deadly):
+    """Ends the worker only if the request has the word."""
+
+    word = "poison"
+
+
+READERS = {"decoding": Deadly, "poison": Poison}
 
 
 def main(point: str) -> int:
-    if point == "decoding":
-        setattr(storage.jobs.attempts, "ChatRequest", Deadly)  # noqa: B010 - as for the other points
+    if point in READERS:
+        setattr(storage.jobs.attempts, "ChatRequest", READERS[point])  # noqa: B010 - as for the other points
     elif point == "before_finish_commit":
         for kind in (SqliteBatches, PostgresBatches):
             setattr(kind, "append", dying_with_the_finish(kind.append))  # noqa: B010 - as for the other points

@@ -94,6 +94,10 @@ class ScriptedModel:
     def calls(self) -> int:
         return len(self.requests)
 
+    def script(self, request: ChatRequest) -> Sequence[Step]:
+        """Of the call that begins."""
+        return self.scripts[min(self.calls, len(self.scripts) - 1)]
+
     def lane(self, model: str) -> str:
         return f"scripted:{model}"
 
@@ -104,7 +108,7 @@ class ScriptedModel:
         return ""
 
     async def stream(self, request: ChatRequest, continue_from: str | None = None) -> AsyncGenerator[ModelEvent, None]:
-        script = self.scripts[min(self.calls, len(self.scripts) - 1)]
+        script = self.script(request)
         self.requests.append(request)
         self.continued.append(continue_from)
         self.open_streams += 1
@@ -120,6 +124,26 @@ class ScriptedModel:
                     yield step
         finally:
             self.open_streams -= 1
+
+
+class PromptedModel(ScriptedModel):
+    """A ChatModel with scripts by the user's words, one for each call about them; it says hello to all others."""
+
+    def __init__(self, scripts: Mapping[str, Sequence[Sequence[Step]]]) -> None:
+        super().__init__()
+        self._by_words = scripts
+
+    def script(self, request: ChatRequest) -> Sequence[Step]:
+        scripts = self._by_words.get(words(request), self.scripts)
+        return scripts[min(self.calls_about(words(request)), len(scripts) - 1)]
+
+    def calls_about(self, prompt: str) -> int:
+        return sum(words(request) == prompt for request in self.requests)
+
+
+def words(request: ChatRequest) -> str:
+    """The text of a request's first message."""
+    return str(request.messages[0].content)
 
 
 class Post(NamedTuple):

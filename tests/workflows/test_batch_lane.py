@@ -297,16 +297,11 @@ async def test_one_job_of_the_batch_may_be_cancelled(client: Client, sqlite: Dat
     async with office(client, sqlite, sim) as here:
         batch_id = await here.submit(bodies(3))
         await here.until_upstream(batch_id, "RUNNING")
-        queued = [job async for job in _jobs(here, batch_id)]
-        assert await here.here.jobs.seals.request_cancel(queued[0]) is JobStatus.CANCELLED
+        queued = await here.runs.open_items(batch_id, 0, 1_000_000)
+        assert await here.here.jobs.seals.request_cancel(queued[0].job_id) is JobStatus.CANCELLED
         sim.release_batches()
         batch = await here.ended(batch_id)
         assert (batch.counts.completed, batch.counts.cancelled) == (2, 1)
-
-
-async def _jobs(here: Office, batch_id: str) -> AsyncIterator[str]:
-    for job_id in await here.runs.open_items(batch_id, 0, 1_000_000):
-        yield job_id
 
 
 async def test_before_the_deadline_the_rest_is_called_live(
