@@ -16,7 +16,7 @@ from domain.names import new_batch_id
 from gateway.auth.access import Identity
 from gateway.dependencies import BatchParts
 from gateway.problems import HttpProblem
-from gateway.serving.bodies import decoded
+from gateway.serving.bodies import NOT_JSON, decoded
 
 MOST_PROBLEMS = 20
 """Problems after which the rest of an upload is not looked at."""
@@ -88,7 +88,7 @@ class Upload:
         problems: list[Problem] = []
         async for group in groups:
             if self._known:
-                await asyncio.to_thread(self._hash_only, group)
+                problems += await asyncio.to_thread(self._hash_only, group)
                 continue
             checked = await asyncio.to_thread(self._check, group, self._total)
             problems += checked.problems
@@ -104,9 +104,14 @@ class Upload:
             why = f"The batch is not valid, and nothing was started: {problems[0].message}"
             raise HttpProblem(422, "validation_failed", bounded(why), errors=problems[:MOST_PROBLEMS])
 
-    def _hash_only(self, group: Sequence[Line]) -> None:
+    def _hash_only(self, group: Sequence[Line]) -> list[Problem]:
+        problems = []
         for line in group:
-            self._hash.add(_value(line))
+            try:
+                self._hash.add(_value(line))
+            except HttpProblem as error:
+                problems.append(_problem(line, "", _why_undecoded(error)))
+        return problems[:MOST_PROBLEMS]
 
     def _check(self, group: Sequence[Line], first: int) -> _Checked:
         """Runs in a thread: a line takes some hundred microseconds."""
@@ -121,7 +126,7 @@ class Upload:
             except ChatJobsError as error:  # a webhook's URL that is refused
                 checked.problems.append(_problem(line, "/body", error.message))
             except HttpProblem as error:
-                checked.problems.append(_problem(line, "", error.detail))
+                checked.problems.append(_problem(line, "", _why_undecoded(error)))
             else:
                 checked.items.append((line, item))
             if len(checked.problems) >= MOST_PROBLEMS:
@@ -167,6 +172,11 @@ def _problem(line: Line, pointer: str, message: str) -> Problem:
         words = f"line {line.place}: {pointer} {message}" if pointer else f"line {line.place}: {message}"
         return Problem(f"/lines/{line.place}{pointer}", words)
     return Problem(f"/items/{line.place}{pointer}", message)
+
+
+def _why_undecoded(error: HttpProblem) -> str:
+    """Why a line could not be decoded. Its line number 1 is left out: it is within the line."""
+    return error.detail.replace(f"{NOT_JSON}: line 1, ", "is not JSON (RFC 8259) in UTF-8: ")
 
 
 def _value(line: Line) -> Any:
