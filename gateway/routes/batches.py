@@ -112,7 +112,8 @@ async def create(
         if given.given:
             raise HttpProblem(422, "validation_failed", "With a body of JSON, the settings stand in the body")
         settings, groups = await _body(request, here.settings.chatjobs_max_body_bytes)
-    accepted = await Upload(here.batches, caller, settings, key).accept(groups)
+    upload = Upload(here.batches.drafts, here.batches.rules(), caller.tenant, settings, key)
+    accepted = await upload.accept(groups)
     if accepted.created:
         here.after_response.soon(lambda: here.batches.dispatch.start(accepted.batch_id))
     return json_answer(_links(accepted), 202, _headers(accepted))

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +21,7 @@ from typing import Any
 import httpx2
 import pytest
 
+import starter
 from chatjobs.client import ChatJobs
 from chatjobs.contracts import (
     BatchEventType,
@@ -40,6 +45,7 @@ from chatjobs.errors import (
     WebhookUrlRefused,
 )
 from chatjobs.sse import encode
+from cli.groups import INTERRUPTED
 from tests.support.factories import make_body
 from tests.support.gateway import Gateway, gateway
 from tests.support.raw_http import (
@@ -586,3 +592,181 @@ async def test_a_loop_over_the_output_may_be_left_early() -> None:
                 break
         async with asyncio.timeout(10):
             await server.visits[0].gone.wait()
+
+
+# --------------------------------------------------------------------------------------- the command line
+
+
+class Outcome:
+    """What a run of the program left."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(service: Stack, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """``starter.py batch …`` in this process, which saves the time of its imports."""
+
+    def called(*arguments: str, **environment: str) -> Outcome:
+        with monkeypatch.context() as changed:
+            for name, value in (service.env | environment).items():
+                changed.setenv(name, value)
+            return Outcome(starter.main(["batch", *arguments]), *capfd.readouterr())
+
+    return called
+
+
+def batch_file(directory: Path, *messages: str, **fields: Any) -> str:
+    """The path of a file with an item for each message."""
+    path = directory / "items.jsonl"
+    items = [{"custom_id": f"n-{number}", "body": make_body(text, **fields)} for number, text in enumerate(messages)]
+    path.write_text("".join(f"{json.dumps(item)}\n" for item in items))
+    return str(path)
+
+
+def broken() -> str:
+    return prompt(faults=[{"kind": 400}], repeat_last=True)
+
+
+def test_a_file_becomes_a_batch_and_its_output_a_file(call: Call, service: Stack, tmp_path: Path) -> None:
+    messages = [prompt(tokens=3) for _ in range(5)]
+    done = call(
+        "submit", batch_file(tmp_path, *messages), "--name", "night run", "--default", "max_tokens=50", "--wait"
+    )
+    assert done.code == 0, done.err
+    batch_id = done.out.strip()
+    assert "completed: 5 of 5 completed" in done.err
+    assert f"starter.py batch output {batch_id}" in done.err
+    assert [service.simulator.requests(text)[0]["parameters"]["max_tokens"] for text in messages] == [50] * 5
+    printed = call("output", batch_id)
+    assert call("output", batch_id, str(tmp_path / "out.jsonl")).code == 0
+    assert (tmp_path / "out.jsonl").read_text() == printed.out
+    assert [line["custom_id"] for line in printed.lines()] == [f"n-{number}" for number in range(5)]
+    assert call("errors", batch_id).out == ""
+    assert re.search(r"name +night run *\n(.*\n)*items +5 *\n", call("show", batch_id).out)
+    (batch,) = call("show", batch_id, "--json").lines()
+    assert (batch["batchId"], batch["counts"]["completed"]) == (batch_id, 5)
+    assert batch_id in call("list").out
+    assert batch_id in [one["batchId"] for one in call("list", "--status", "completed", "--json").lines()[0]["batches"]]
+    assert batch_id not in call("list", "--status", "failed").out
+
+
+def test_failed_items_are_the_exit_code(call: Call, tmp_path: Path) -> None:
+    done = call("submit", batch_file(tmp_path, prompt(tokens=2), broken()), "--wait", "--json")
+    assert done.code == 1
+    batch = done.lines()[-1]
+    assert (batch["status"], batch["counts"]["failed"]) == ("completed", 1)
+    watched = call("watch", batch["batchId"])
+    assert watched.code == 1
+    assert f"1 failed (1 {next(iter(batch['errorsByCode']))})" in watched.out
+    (line,) = call("errors", batch["batchId"]).lines()
+    assert line["custom_id"] == "n-1"
+
+
+def test_a_batch_is_watched_as_json_lines(call: Call, tmp_path: Path) -> None:
+    batch_id = call("submit", batch_file(tmp_path, *(prompt(**SLOW) for _ in range(40)))).out.strip()
+    watched = call("watch", batch_id, "--json")
+    assert watched.code == 0, watched.err
+    events = watched.lines()
+    done = [event["data"]["counts"]["completed"] for event in events]
+    assert (done, done[-1], events[-1]["event"]) == (sorted(done), 40, "complete")
+    assert len(events) > 2
+
+
+def test_what_is_asked_of_a_batch(call: Call, tmp_path: Path) -> None:
+    batch_id = call(
+        "submit", batch_file(tmp_path, *(prompt(**SLOW) for _ in range(100))), "--concurrency", "2"
+    ).out.strip()
+    assert call("pause", batch_id).out == f"{batch_id} paused\n"
+    assert call("resume", batch_id).out.startswith(batch_id)
+    assert call("show", batch_id, "--json").lines()[0]["status"] in ("queued", "in_progress")
+    assert call("cancel", batch_id).code == 0
+    (batch,) = call("show", batch_id, "--json").lines()
+    assert (batch["status"], batch["counts"]["queued"]) == ("cancelled", 0)
+    again = call("pause", batch_id)
+    assert (again.code, "has ended" in again.err) == (2, True)
+
+
+def test_the_same_file_goes_on_with_its_batch(call: Call, tmp_path: Path) -> None:
+    """Paused: it goes on. Ended: nothing is left to do. Other content or other options: another batch."""
+    file = batch_file(tmp_path, *(prompt(**SLOW) for _ in range(20)))
+    batch_id = call("submit", file, "--resume").out.strip()
+    call("pause", batch_id)
+    again = call("submit", file, "--resume", "--wait")
+    assert (again.code, again.out.strip()) == (0, batch_id), again.err
+    assert "the batch is there already: paused" in again.err
+    ended = call("submit", file, "--resume")
+    assert (ended.code, ended.out.strip()) == (0, batch_id)
+    assert "all of its items are done" in ended.err
+    other = call("submit", file, "--resume", "--name", "another").out.strip()
+    assert other != batch_id
+    call("cancel", other)
+
+
+def test_a_file_with_broken_lines_starts_nothing(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"body": {"messages": [{"role": "user", "content": "x"}]}}\n{"body": {}}\n{\n')
+    before = call("list", "--json").out
+    done = call("submit", str(path))
+    assert (done.code, done.out) == (2, "")
+    assert "line 2: /body/messages is missing; line 3: is not JSON" in done.err
+    told = json.loads(call("submit", str(path), "--json").err)["error"]
+    assert [one["pointer"] for one in told["errors"]] == ["/lines/2/body/messages", "/lines/3"]
+    assert call("list", "--json").out == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["submit", "no-such-file.jsonl"], "No such file"),
+        (["submit", "pyproject.toml"], "line 1"),
+        (["submit", "pyproject.toml", "--resume", "--idempotency-key", "k"], "--resume"),
+        (["submit", "-", "--resume"], "--resume needs a file"),
+        (["submit", "pyproject.toml", "--default", "max_tokens=many"], "--default"),
+        (["submit", "pyproject.toml", "--concurrency", "0"], "concurrency"),
+        (["submit", "pyproject.toml", "--deadline", "2h"], "deadline"),
+        (["submit", "pyproject.toml", "--webhook", "http://10.0.0.1/"], "private"),
+        (["show", "batch_unknown"], "no batch with this id"),
+        (["watch", "batch_unknown"], "no batch with this id"),
+        (["output", "batch_unknown"], "no batch with this id"),
+        (["list", "--status", "done"], "--status"),
+    ],
+)
+def test_errors_of_use(call: Call, arguments: list[str], words: str) -> None:
+    done = call(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert words in done.err
+
+
+def test_lines_from_a_pipe_and_a_watcher_that_leaves(call: Call, service: Stack) -> None:
+    """A live line on a screen; after Ctrl-C the batch goes on."""
+    lines = "".join(json.dumps({"body": make_body(prompt(**SLOW))}) + "\n" for _ in range(200))
+    program = [sys.executable, "starter.py", "batch"]
+    submit = [*program, "submit", "-", "--concurrency", "1"]
+    done = subprocess.run(submit, input=lines, capture_output=True, cwd=ROOT, env=service.env, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    batch_id = done.stdout.strip()
+    screen, terminal = pty.openpty()
+    env = {**service.env, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(
+        [*program, "watch", batch_id], cwd=ROOT, env=env, stdout=terminal, stderr=terminal
+    ) as watching:
+        os.close(terminal)
+        seen = ""
+        while not re.search(r"in progress · [0-9]+ of 200 \(", seen):
+            seen += os.read(screen, 4096).decode(errors="replace")
+        watching.send_signal(signal.SIGINT)
+        with suppress(OSError):  # the end of a terminal
+            while piece := os.read(screen, 4096):
+                seen += piece.decode(errors="replace")
+    os.close(screen)
+    assert (watching.returncode, f"starter.py batch watch {batch_id}" in seen) == (INTERRUPTED, True), seen
+    assert call("show", batch_id, "--json").lines()[0]["status"] == "in_progress"
+    call("cancel", batch_id)
