@@ -1,4 +1,4 @@
-"""HTTP calls of the service, for client.py: repeated while that may help, bounded in time and size.
+"""HTTP calls of the service, for client.py and batches.py: repeated while that may help, bounded in time and size.
 
 Only this module catches httpx2's errors, and only this module converts the service's problems (RFC 9457) into
 exceptions.
@@ -23,6 +23,8 @@ from pydantic_core import from_json
 from chatjobs.contracts import read_json
 from chatjobs.errors import (
     ApiError,
+    BatchFinished,
+    BatchNotFound,
     ChatJobsError,
     ConfigurationError,
     ContentDeleted,
@@ -58,6 +60,8 @@ KNOWN: Final[Mapping[str, type[ChatJobsError]]] = {
     **{
         error.code: error
         for error in (
+            BatchFinished,
+            BatchNotFound,
             ContentDeleted,
             DeliveryNotFound,
             EndpointNotFound,
@@ -119,11 +123,7 @@ class Http:
 
     async def read(self, model: type[M], method: str, path: str, **options: Any) -> M:
         """The response of a call as a value of ``model``; see ``call``. Raises ApiError for another response, too."""
-        document = await self.call(method, path, **options)
-        try:
-            return read_json(model, document)
-        except ValueError:
-            raise ApiError(f"the service's answer is no {model.__name__} that this version knows") from None
+        return known(model, await self.call(method, path, **options))
 
     async def call(
         self,
@@ -194,6 +194,14 @@ class Http:
         """Raises ResponseTooLarge if ``size`` is over ``limit`` bytes (None: ``max_response_bytes``)."""
         if size > (allowed := self.max_response_bytes if limit is None else limit):
             raise ResponseTooLarge(f"the service's answer is larger than the {allowed} bytes that this client reads")
+
+
+def known(model: type[M], document: bytes) -> M:
+    """A value of ``model`` from a document of the service. Raises ApiError for any other document."""
+    try:
+        return read_json(model, document)
+    except ValueError:
+        raise ApiError(f"the service's answer is no {model.__name__} that this version knows") from None
 
 
 @contextlib.contextmanager

@@ -31,11 +31,11 @@ from collections.abc import (
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self
 
 import httpx2
-from pydantic_core import to_jsonable_python
 
+from chatjobs.batches import Batches
 from chatjobs.calls import CONNECTIONS, Backoff, Http, exponential, new_client
 from chatjobs.contracts import (
     JOB_ID,
@@ -61,6 +61,7 @@ from chatjobs.contracts import (
     Redelivering,
     Redelivery,
     ResetEvent,
+    StreamEvent,
     WebhookTest,
     WireModel,
     canonical_json,
@@ -71,20 +72,15 @@ from chatjobs.errors import (
     ChatJobsError,
     ContentDeleted,
     DeliveryNotFound,
-    InvalidRequest,
     JobFailed,
     JobNotFound,
     PauseNotFound,
-    Problem,
     ServiceUnavailable,
     StreamBroken,
 )
+from chatjobs.prompts import Prompt, each, json_bytes, named, request_body
 from chatjobs.sse import MAX_EVENT_BYTES, JobEvents
 from chatjobs.stream import Stream
-
-T = TypeVar("T")
-Prompt = str | Sequence[Any] | ChatRequest
-"""The prompt of a job: the text of a user message, messages (as models or as dicts), or a whole request."""
 
 DAY: Final = 24 * 3600.0
 """In seconds."""
@@ -158,6 +154,8 @@ class ChatJobs:
         self._patience = patience
         self._silence = silence
         self._max_event_bytes = max_event_bytes
+        self.batches = Batches(self._http, patience=patience, silence=silence, max_event_bytes=max_event_bytes)
+        """The calls on batches."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -196,7 +194,7 @@ class ChatJobs:
                             pass
             return job
 
-    def stream(self, job_id: str, *, last_event_id: str = "", timeout: float = DAY) -> Stream:
+    def stream(self, job_id: str, *, last_event_id: str = "", timeout: float = DAY) -> Stream[StreamEvent]:
         """The events of a job from the beginning, or after ``last_event_id``, to its terminal one.
 
         A broken connection is opened again and the stream continues where it was: no event is lost or comes twice.
@@ -255,7 +253,7 @@ class ChatJobs:
 
         Raises JobNotFound, ContentDeleted, and what ``submit`` raises.
         """
-        body = canonical_json(_named(overrides)) if overrides else None
+        body = json_bytes(named(overrides)) if overrides else None
         path = f"{_path(job_id)}/replay"
         return await self._http.read(JobAccepted, "POST", path, body=body, key=idempotency_key or _new_key())
 
@@ -409,35 +407,6 @@ def _checked(text: str, expected: str) -> str:
     return text
 
 
-def request_body(prompt: Prompt, fields: Mapping[str, Any]) -> bytes:
-    """A request as JSON: only the fields that were given. Raises InvalidRequest."""
-    body = {**_prompt_fields(prompt), **_named(fields)}
-    ChatRequest.parse(body)
-    return canonical_json(body)
-
-
-def _prompt_fields(prompt: Prompt) -> dict[str, Any]:
-    """The fields of a request that a prompt sets."""
-    if isinstance(prompt, ChatRequest):
-        # Not exclude_unset, which would drop the role of messages that were made in Python.
-        return prompt.model_dump(mode="json", include=prompt.model_fields_set)
-    return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _plain(prompt)}
-
-
-def _named(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a request under their names on the wire."""
-    known = ChatRequest.model_fields
-    return {known[name].alias or name if name in known else name: _plain(value) for name, value in fields.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A value as decoded JSON. Raises InvalidRequest."""
-    try:
-        return to_jsonable_python(value, by_alias=True)
-    except ValueError:
-        raise InvalidRequest([Problem("", "has a value that JSON does not have")]) from None
-
-
 def _path(job_id: str) -> str:
     """The path of a job. Raises JobNotFound for a text that cannot be an id of a job."""
     if not re.fullmatch(JOB_ID, job_id):
@@ -490,7 +459,7 @@ class _Mapping:
     async def _feed(self) -> None:
         try:
             index = 0
-            async for prompt in _each(self._prompts):
+            async for prompt in each(self._prompts):
                 await self._kept.acquire()
                 await self._running.acquire()
                 self._tasks.put_nowait(asyncio.create_task(self._run(index, prompt), name=f"map-{index}"))
@@ -533,15 +502,6 @@ def failed(error: JobError | ErrorEvent) -> JobFailed:
     """The exception for a job's error."""
     cause = error.cause.code if error.cause else None
     return JobFailed(error.message, reason=error.code, retryable=error.retryable, cause=cause)
-
-
-async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
 
 
 async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Server-sent events: encoding, parsing, and the events of a job over several connections. No input or output.
+"""Server-sent events: encoding, parsing, and the events of a job or batch over several connections. No input or output.
 
 Source of the format: the HTML standard, https://html.spec.whatwg.org/multipage/server-sent-events.html.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple, Self, TypeVar
 
 from chatjobs.contracts import (
+    BatchProgress,
     CancelledEvent,
     ChunkEvent,
     CompleteEvent,
@@ -18,6 +19,7 @@ from chatjobs.contracts import (
     ResetEvent,
     StartEvent,
     StreamEvent,
+    WireModel,
     read_json,
 )
 from chatjobs.errors import ResponseTooLarge, StreamBroken
@@ -35,7 +37,8 @@ EVENTS: Final[Mapping[str, type[StreamEvent]]] = {
     "cancelled": CancelledEvent,
 }
 QUEUED: Final = "queued"
-Event = TypeVar("Event", bound=StreamEvent)
+BATCH_EVENTS: Final = frozenset({"progress", "complete", "cancelled", "error"})
+Event = TypeVar("Event", bound=WireModel)
 LINE_BREAK = re.compile("\r\n|\n|\r")
 
 
@@ -203,6 +206,10 @@ class JobEvents:
                 if event is not None:
                     yield event_id, event
 
+    def ends(self, event: StreamEvent) -> bool:
+        """Whether an event is the terminal one."""
+        return isinstance(event, (CompleteEvent, ErrorEvent, CancelledEvent))
+
     def _moved(self, to: Place, event: StreamEvent | None) -> bool:
         """Move to an event's place; False if the reader has the event already. Raises StreamBroken."""
         here = self._place
@@ -218,6 +225,45 @@ class JobEvents:
             case _:
                 self._place = to
                 return True
+
+
+class BatchEvents:
+    """The states of a batch, over any number of connections; each connection begins with the state as it is then.
+
+    ``last_event_id`` is the id of the last state that the reader has.
+    """
+
+    def __init__(self, *, last_event_id: str = "", limit: int = MAX_EVENT_BYTES) -> None:
+        """Raises StreamBroken if ``last_event_id`` is not an id of a batch's stream."""
+        if last_event_id:
+            _place(last_event_id)
+        self.last_event_id = last_event_id
+        self._limit = limit
+        self._parser = Parser(limit=limit)
+        self._last: BatchProgress | None = None
+
+    def connect(self) -> None:
+        """Begin to read a new connection. An incomplete event is dropped."""
+        self._parser = Parser(limit=self._limit)
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[str, BatchProgress]]:
+        """The ids and states that this piece of the connection completes, without those that the reader has.
+
+        Raises StreamBroken, after which a new connection may help, and ResponseTooLarge.
+        """
+        for name, event_id, data in self._parser.feed(chunk):
+            if name not in BATCH_EVENTS:
+                continue
+            state = read_event(BatchProgress, data)
+            if event_id:
+                self.last_event_id = event_id
+            if state != self._last:
+                self._last = state
+                yield self.last_event_id, state
+
+    def ends(self, event: BatchProgress) -> bool:
+        """Whether a state is the last one."""
+        return event.status.terminal
 
 
 def _event(name: str, data: str) -> StreamEvent | None:

@@ -1,17 +1,15 @@
-"""A client's stream of a job's events, which reconnects where it broke off. For client.py."""
+"""A client's stream of events, which reconnects where it broke off. For client.py and batches.py."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
-from typing import Final, Self
+from collections.abc import AsyncIterator, Iterator
+from typing import Final, Generic, Protocol, Self, TypeVar
 
 from chatjobs.calls import Http, failure, reachable
-from chatjobs.contracts import CancelledEvent, CompleteEvent, ErrorEvent, StreamEvent
 from chatjobs.errors import ServiceUnavailable, StreamBroken
-from chatjobs.sse import JobEvents
 
 STREAMS_REPEATED: Final = frozenset({408, 425, 429, *range(500, 600)})
 """HTTP statuses after which a stream connects again."""
@@ -23,17 +21,40 @@ LASTING_SECONDS: Final = 5.0
 """A connection that lasted longer counts as no failure, even if it brought no event."""
 
 
-class Stream:
-    """The events of a job: ``async for event in stream``, in an ``async with`` where the loop may be left early.
+E = TypeVar("E")
 
-    ``last_event_id`` is the id of the last event that the loop received; give it to ``ChatJobs.stream`` to continue in
-    another process. Iterate once. Iterating raises ServiceUnavailable after ``patience`` seconds without a byte from
-    the service, StreamBroken if its events do not fit together, TimeoutError after ``timeout`` seconds in all, and the
-    service's errors. ``silence``: seconds without a response after which a connection counts as dead.
+
+class Events(Protocol[E]):
+    """The events of one stream over several connections, from their bytes."""
+
+    last_event_id: str
+    """The id of the last event that the reader has."""
+
+    def connect(self) -> None:
+        """Begin to read a new connection, which continues after ``last_event_id``."""
+        ...
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[str, E]]:
+        """The ids and events that a piece completes. Raises StreamBroken, ResponseTooLarge."""
+        ...
+
+    def ends(self, event: E) -> bool:
+        """Whether an event is the last one."""
+        ...
+
+
+class Stream(Generic[E]):
+    """The events of a job or batch: ``async for event in stream``; in an ``async with`` to leave the loop early.
+
+    ``last_event_id`` is the id of the last event that the loop received; give it to ``ChatJobs.stream`` or
+    ``Batches.watch`` to continue in another process. Iterate once. Iterating raises ServiceUnavailable after
+    ``patience`` seconds without a byte from the service, StreamBroken if its events do not fit together, TimeoutError
+    after ``timeout`` seconds in all, and the service's errors. ``silence``: seconds without a response after which a
+    connection counts as dead.
     """
 
     def __init__(
-        self, http: Http, path: str, events: JobEvents, patience: float, silence: float, timeout: float
+        self, http: Http, path: str, events: Events[E], patience: float, silence: float, timeout: float
     ) -> None:
         self.last_event_id = events.last_event_id
         self._http = http
@@ -42,7 +63,7 @@ class Stream:
         self._patience = patience
         self._silence = silence
         self._timeout = timeout
-        self._ready: deque[tuple[str, StreamEvent]] = deque()
+        self._ready: deque[tuple[str, E]] = deque()
         self._connection: AsyncIterator[bytes] | None = None
         self._closing = contextlib.AsyncExitStack()
         self._received_at = self._connected_at = 0.0
@@ -56,11 +77,11 @@ class Stream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connection. The job continues."""
+        """Close the connection. What is streamed continues."""
         self._connection = None
         await self._closing.aclose()
 
-    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+    async def __aiter__(self) -> AsyncIterator[E]:
         self._received_at = asyncio.get_running_loop().time()
         deadline = self._received_at + self._timeout
         try:
@@ -71,12 +92,12 @@ class Stream:
                     return
                 self.last_event_id, event = found
                 yield event
-                if isinstance(event, (CompleteEvent, ErrorEvent, CancelledEvent)):
+                if self._events.ends(event):
                     return
         finally:
             await self.aclose()
 
-    async def _next(self) -> tuple[str, StreamEvent] | None:
+    async def _next(self) -> tuple[str, E] | None:
         """The next event and its id; None if the service answers that none follows."""
         while not self._ready:
             try:

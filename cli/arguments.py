@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; errors are JSON on standard error.")]
+BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="The id of a batch.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")]
 Model = Annotated[str | None, typer.Option(help="Mistral's name of the model.")]
 System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
@@ -100,15 +103,31 @@ def pairs(given: list[str] | None) -> dict[str, str]:
     return dict(_split(one, "--metadata", "KEY=VALUE") for one in given or ())
 
 
-def changes(given: list[str] | None) -> dict[str, Any]:
+def changes(given: list[str] | None, option: str = "--set") -> dict[str, Any]:
     changes = {}
-    for name, value in (_split(one, "--set", "FIELD=JSON") for one in given or ()):
+    for name, value in (_split(one, option, "FIELD=JSON") for one in given or ()):
         try:
             changes[name] = json.loads(value)
         except json.JSONDecodeError:
             hint = f"the value of {name} is not JSON; a text needs its quotes: '{name}=\"…\"'"
-            raise typer.BadParameter(hint, param_hint="--set") from None
+            raise typer.BadParameter(hint, param_hint=option) from None
     return changes
+
+
+@contextmanager
+def opened(file: str) -> Iterator[BinaryIO]:
+    """A file to read, open while the block runs; ``-`` is standard input."""
+    if file == "-":
+        if sys.stdin.isatty():
+            typer.echo("starter: reading from the terminal; Ctrl-D on a line of its own ends it", err=True)
+        yield sys.stdin.buffer
+        return
+    try:
+        found = Path(file).open("rb")  # noqa: SIM115 -- only an error of opening it is one of usage
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="FILE") from None
+    with found:
+        yield found
 
 
 def _split(pair: str, option: str, form: str) -> tuple[str, str]:

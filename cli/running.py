@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from cli.groups import OK
 
 if TYPE_CHECKING:
+    from cli.batches import BatchCommands
     from cli.deliveries import WebhookCommands
     from cli.keys import KeyCommands
     from cli.limits import LimitCommands
@@ -32,6 +33,14 @@ def with_service(
     from cli.service import Service
 
     return _run(Service, work, as_json=as_json, database=database, create=runs)
+
+
+def with_batches(work: Callable[[BatchCommands], Awaitable[int]], *, as_json: bool, runs: bool = False) -> int:
+    """The same for `batch`."""
+    _require_location(needs_service=runs)
+    from cli.batches import BatchCommands
+
+    return _run(BatchCommands, work, as_json=as_json, create=runs)
 
 
 def with_keys(work: Callable[[KeyCommands], Awaitable[int]], *, as_json: bool, create: bool = False) -> int:

@@ -49,7 +49,9 @@ def named(name: str, why: str) -> str:
 
 
 def _problem(found: Problem) -> str:
-    """A problem with its JSON pointer written as ``messages[0].content``."""
+    """A problem with its JSON pointer written as ``messages[0].content``; that of a line of a file names it itself."""
+    if found.pointer.startswith("/lines/"):
+        return found.message
     steps = [step.replace("~1", "/").replace("~0", "~") for step in found.pointer.split("/")[1:]]
     path = "".join(f"[{step}]" if step.isdigit() else f".{step}" for step in steps).removeprefix(".")
     return named(path, found.message) if path else found.message

@@ -30,7 +30,7 @@ START_ONE = "start one with `make run` or `python worker.py`"
 
 class WaitReporter:
     """``connect`` returns a client of Temporal or raises TemporalUnavailable; ``report`` is called with each reason.
-    ``start_at``: a delayed job starts no earlier."""
+    ``start_at``: a delayed job starts no earlier. ``queue``: that of its activities; ``what``: what waits, in words."""
 
     def __init__(
         self,
@@ -38,8 +38,13 @@ class WaitReporter:
         connect: Callable[[], Awaitable[Client]],
         report: Callable[[str], None],
         start_at: datetime | None = None,
+        *,
+        queue: str = COMPLETIONS_QUEUE,
+        what: str = "job",
     ) -> None:
         self._job_id = job_id
+        self._queue = queue
+        self._what = what
         self._start_at = start_at
         self._connect = connect
         self._report = report
@@ -80,19 +85,40 @@ class WaitReporter:
             async with asyncio.timeout(ASK_SECONDS + QUIET_SECONDS):
                 return await self._by_run(await self._connect())
         except ChatJobsError as error:
-            return f"{error.message}; the job goes on when Temporal is back"
+            return f"{error.message}; the {self._what} goes on when Temporal is back"
         except TimeoutError:
-            return "Temporal does not answer; the job goes on when it does"
+            return f"Temporal does not answer; the {self._what} goes on when it does"
 
     async def _by_run(self, client: Client) -> str | None:
         """The reason by the state of the job's run. Raises TemporalUnavailable."""
         try:
             run = await client.get_workflow_handle(self._job_id).describe(rpc_timeout=timedelta(seconds=ASK_SECONDS))
-            return await _pending(client, run) if run.status is WorkflowExecutionStatus.RUNNING else None
+            return await self._pending(client, run) if run.status is WorkflowExecutionStatus.RUNNING else None
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
-                return f"Temporal does not have the job yet; a worker or gateway hands it over: {START_ONE}"
+                return f"Temporal does not have the {self._what} yet; a worker or gateway hands it over: {START_ONE}"
             raise TemporalUnavailable(f"Temporal does not answer ({error.status.name})") from None
+
+    async def _pending(self, client: Client, run: WorkflowExecutionDescription) -> str | None:
+        """What the run's pending task waits for. Raises RPCError."""
+        raw = run.raw_description
+        if raw.HasField("pending_workflow_task"):
+            return await self._no_worker(client, JOBS_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
+        for activity in raw.pending_activities:
+            if activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED:
+                return _next_attempt(activity) or await self._no_worker(
+                    client, self._queue, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
+                )
+            if activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED:
+                return _started_activity(activity, self._what)
+        return None
+
+    async def _no_worker(self, client: Client, queue: str, kind: TaskQueueType.ValueType) -> str:
+        """Raises RPCError."""
+        what = self._what
+        if await pollers(client, queue, kind):
+            return f"no worker has a free place for the {what}: all are busy, or one has just died; the {what} waits"
+        return f"no worker polls the queue {queue}: {START_ONE}; the {what} waits"
 
 
 def queue_position(place: QueuePlace | QueuedEvent) -> str:
@@ -116,21 +142,6 @@ WHY_QUEUED = {
 }
 
 
-async def _pending(client: Client, run: WorkflowExecutionDescription) -> str | None:
-    """What the run's pending task waits for. Raises RPCError."""
-    raw = run.raw_description
-    if raw.HasField("pending_workflow_task"):
-        return await _no_worker(client, JOBS_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
-    for activity in raw.pending_activities:
-        if activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED:
-            return _next_attempt(activity) or await _no_worker(
-                client, COMPLETIONS_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
-            )
-        if activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED:
-            return _started_activity(activity)
-    return None
-
-
 def _next_attempt(activity: PendingActivityInfo) -> str | None:
     """When the activity's next attempt begins; None if within a second."""
     if not activity.HasField("next_attempt_schedule_time"):
@@ -139,17 +150,10 @@ def _next_attempt(activity: PendingActivityInfo) -> str | None:
     return f"the next attempt begins in {wait.total_seconds():.0f} s" if wait > timedelta(seconds=1) else None
 
 
-async def _no_worker(client: Client, queue: str, kind: TaskQueueType.ValueType) -> str:
-    """Raises RPCError."""
-    if await pollers(client, queue, kind):
-        return "no worker has a free place for the job: all are busy, or one has just died; the job waits"
-    return f"no worker polls the queue {queue}: {START_ONE}; the job waits"
-
-
-def _started_activity(activity: PendingActivityInfo) -> str:
+def _started_activity(activity: PendingActivityInfo, what: str) -> str:
     last = (
         activity.last_heartbeat_time if activity.HasField("last_heartbeat_time") else activity.last_started_time
     ).ToDatetime(UTC)
     if datetime.now(UTC) - last > HEARTBEAT_LOST:
-        return "the worker that has the job is silent; another one takes over"
-    return "a worker has the job; the model has not sent anything for some seconds"
+        return f"the worker that has the {what} is silent; another one takes over"
+    return f"a worker has the {what}; the model has not sent anything for some seconds"

@@ -13,10 +13,10 @@ from chatjobs.contracts import BatchSettings
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, bounded
 from domain.batches import BatchHandle, BatchHash, NewBatch, NewItem, check_settings, new_item
 from domain.names import new_batch_id
-from gateway.auth.access import Identity
-from gateway.dependencies import BatchParts
+from domain.webhook_urls import WebhookPolicy
 from gateway.problems import HttpProblem
-from gateway.serving.bodies import decoded
+from gateway.serving.bodies import NOT_JSON, decoded
+from storage.batches.drafts import DraftStore
 
 MOST_PROBLEMS = 20
 """Problems after which the rest of an upload is not looked at."""
@@ -43,10 +43,12 @@ class _Checked(NamedTuple):
 class Upload:
     """One upload. Nothing of it stays if it is refused or breaks off."""
 
-    def __init__(self, batches: BatchParts, caller: Identity, settings: BatchSettings, key: str | None) -> None:
-        self._batches = batches
-        self._tenant = caller.tenant
-        self._policy = batches.rules()
+    def __init__(
+        self, drafts: DraftStore, policy: WebhookPolicy, tenant: str, settings: BatchSettings, key: str | None
+    ) -> None:
+        self._drafts = drafts
+        self._tenant = tenant
+        self._policy = policy
         self._settings = check_settings(settings, self._policy)
         self._as_given = settings
         self._key = key
@@ -60,10 +62,9 @@ class Upload:
 
     async def accept(self, groups: AsyncIterator[Sequence[Line]]) -> BatchHandle:
         """Check and store the items, and make them a batch. Raises HttpProblem, IdempotencyMismatch, StorageError."""
-        drafts = self._batches.drafts
-        self._known = self._key is not None and await drafts.by_key(self._tenant, self._key)
+        self._known = self._key is not None and await self._drafts.by_key(self._tenant, self._key)
         if not self._known:
-            await drafts.begin(self._id, self._tenant)
+            await self._drafts.begin(self._id, self._tenant)
         try:
             await self._store(groups)
             batch = NewBatch(
@@ -74,7 +75,7 @@ class Upload:
                 body_hash=self._hash.digest(self._as_given),
                 idempotency_key=self._key,
             )
-            found = await drafts.existing(batch) if self._known else await drafts.publish(batch)
+            found = await self._drafts.existing(batch) if self._known else await self._drafts.publish(batch)
         except BaseException:
             await self._discard()
             raise
@@ -88,7 +89,7 @@ class Upload:
         problems: list[Problem] = []
         async for group in groups:
             if self._known:
-                await asyncio.to_thread(self._hash_only, group)
+                problems += await asyncio.to_thread(self._hash_only, group)
                 continue
             checked = await asyncio.to_thread(self._check, group, self._total)
             problems += checked.problems
@@ -97,16 +98,21 @@ class Upload:
                 break
             self._total += len(group)
             if not problems:
-                await self._batches.drafts.add(self._id, [item for _, item in checked.items])
+                await self._drafts.add(self._id, [item for _, item in checked.items])
         if not problems and not self._total and not self._known:
             problems = [Problem("/items", "must have at least one item")]
         if problems:
             why = f"The batch is not valid, and nothing was started: {problems[0].message}"
             raise HttpProblem(422, "validation_failed", bounded(why), errors=problems[:MOST_PROBLEMS])
 
-    def _hash_only(self, group: Sequence[Line]) -> None:
+    def _hash_only(self, group: Sequence[Line]) -> list[Problem]:
+        problems = []
         for line in group:
-            self._hash.add(_value(line))
+            try:
+                self._hash.add(_value(line))
+            except HttpProblem as error:
+                problems.append(_problem(line, "", _why_undecoded(error)))
+        return problems[:MOST_PROBLEMS]
 
     def _check(self, group: Sequence[Line], first: int) -> _Checked:
         """Runs in a thread: a line takes some hundred microseconds."""
@@ -121,7 +127,7 @@ class Upload:
             except ChatJobsError as error:  # a webhook's URL that is refused
                 checked.problems.append(_problem(line, "/body", error.message))
             except HttpProblem as error:
-                checked.problems.append(_problem(line, "", error.detail))
+                checked.problems.append(_problem(line, "", _why_undecoded(error)))
             else:
                 checked.items.append((line, item))
             if len(checked.problems) >= MOST_PROBLEMS:
@@ -142,7 +148,7 @@ class Upload:
             return []
         problems = []
         names = [item.custom_id for _, item in checked.items]
-        numbers = await self._batches.drafts.same_names(self._id, names)
+        numbers = await self._drafts.same_names(self._id, names)
         first = {name: self._place_of(number) for name, number in numbers.items()}
         for line, item in checked.items:
             before = first.setdefault(item.custom_id, line.place)
@@ -156,7 +162,7 @@ class Upload:
         if self._known:
             return
         try:
-            await self._batches.drafts.discard(self._id)
+            await self._drafts.discard(self._id)
         except ChatJobsError as error:
             log.warning("draft not deleted: %s", error, extra={"action": "draft_left", "batch_id": self._id})
 
@@ -167,6 +173,11 @@ def _problem(line: Line, pointer: str, message: str) -> Problem:
         words = f"line {line.place}: {pointer} {message}" if pointer else f"line {line.place}: {message}"
         return Problem(f"/lines/{line.place}{pointer}", words)
     return Problem(f"/items/{line.place}{pointer}", message)
+
+
+def _why_undecoded(error: HttpProblem) -> str:
+    """Why a line could not be decoded. Its line number 1 is left out: it is within the line."""
+    return error.detail.replace(f"{NOT_JSON}: line 1, ", "is not JSON (RFC 8259) in UTF-8: ")
 
 
 def _value(line: Line) -> Any:

@@ -59,15 +59,17 @@ class QuerySettings(NamedTuple):
         """Raises InvalidRequest."""
         values = dict(self.given)
         if "defaults" in values:
-            values["defaults"] = _json_of(values["defaults"])
+            values["defaults"] = _json_of("defaults", values["defaults"])
+        if values.get("webhook", "").startswith("{"):
+            values["webhook"] = _json_of("webhook", values["webhook"])
         return parse(BatchSettings, values)
 
 
-def _json_of(text: str) -> Any:
+def _json_of(name: str, text: str) -> Any:
     try:
         return decoded(text.encode())
     except HttpProblem as error:
-        raise InvalidRequest([Problem("/defaults", f"must be a JSON object: {error.detail}")]) from None
+        raise InvalidRequest([Problem(f"/{name}", f"must be a JSON object: {error.detail}")]) from None
 
 
 @router.post(
@@ -97,7 +99,8 @@ async def create(
     defaults: str | None = None,
 ) -> Response:
     """Submit a batch. As ``application/x-ndjson`` it may have any size, and its settings stand in the query
-    (``defaults`` as JSON); as ``application/json`` all stands in the body. Nothing begins unless all items are valid.
+    (``defaults`` as JSON, and ``webhook`` where it names events); as ``application/json`` all stands in the body.
+    Nothing begins unless all items are valid.
     """
     key = checked_key(idempotency_key)
     values = {"name": name, "webhook": webhook, "concurrency": concurrency, "lane": lane}
@@ -109,7 +112,8 @@ async def create(
         if given.given:
             raise HttpProblem(422, "validation_failed", "With a body of JSON, the settings stand in the body")
         settings, groups = await _body(request, here.settings.chatjobs_max_body_bytes)
-    accepted = await Upload(here.batches, caller, settings, key).accept(groups)
+    upload = Upload(here.batches.drafts, here.batches.rules(), caller.tenant, settings, key)
+    accepted = await upload.accept(groups)
     if accepted.created:
         here.after_response.soon(lambda: here.batches.dispatch.start(accepted.batch_id))
     return json_answer(_links(accepted), 202, _headers(accepted))
@@ -118,7 +122,7 @@ async def create(
 async def _lines(request: Request, longest: int) -> AsyncIterator[Sequence[Line]]:
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HttpProblem(415, "unsupported_media_type", "Send the body as it is, without Content-Encoding")
-    async for group in lines(request, longest):
+    async for group in lines(request.stream(), longest):
         yield [Line(number, text) for number, text in group]
 
 

@@ -24,6 +24,7 @@ MOST_VALUES = 20_000
 MOST_COUNTED_VALUES = 200_000
 """Up to this number of values, a body with more than MOST_VALUES is still decoded, for a more specific error."""
 MOST_DEPTH = 64
+NOT_JSON = "The body is not JSON (RFC 8259) in UTF-8"
 NOT_VALID = InvalidRequest.__doc__ or ""
 CONTENT_TYPE = re.compile(r"application/json\s*(;\s*charset\s*=\s*\"?utf-8\"?\s*)?", re.IGNORECASE)
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -130,8 +131,7 @@ def _not_json(text: str, place: int, why: str) -> HttpProblem:
     """The error for character ``place`` of ``text``; lines and columns count from 1, in characters, as in editors."""
     line = text.count("\n", 0, place) + 1
     column = place - text.rfind("\n", 0, place)
-    detail = f"The body is not JSON (RFC 8259) in UTF-8: line {line}, column {column}: {why}"
-    return HttpProblem(400, "invalid_json", detail)
+    return HttpProblem(400, "invalid_json", f"{NOT_JSON}: line {line}, column {column}: {why}")
 
 
 def _reason(text: str, error: json.JSONDecodeError) -> str:

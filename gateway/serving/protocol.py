@@ -33,7 +33,11 @@ SLOWEST_BYTES_PER_SECOND = 64 * 1024
 KEEP_ALIVE_SECONDS = 75
 """Longer than a proxy keeps its connections to us (nginx: 60 s), which would otherwise send into a closing one."""
 LINGER_SECONDS = 2.0
-"""How long we go on reading after an early answer: a connection closed with unread bytes is reset, answer and all."""
+"""How long we go on reading after an early answer: a connection closed with unread bytes is reset, answer and all.
+
+It is the time without a byte: many clients read the answer only when they have sent their whole body."""
+LONGEST_LINGER_SECONDS = 30.0
+"""How long we read after an early answer in all, as nginx does (``lingering_time``)."""
 MOST_URI_BYTES = 8 * 1024
 MOST_HEAD_BYTES = 16 * 1024
 MOST_HEADERS = 100
@@ -64,6 +68,8 @@ class HttpProtocol(HttpToolsProtocol):
         """When the connection was made, on the event loop's clock."""
         self._discarding = False
         """Incoming data is discarded."""
+        self._discarded = False
+        """Some has been discarded since the timer was set."""
         self._in_head = False
         self._head_bytes = 0
         """The size of the complete headers."""
@@ -113,6 +119,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._discarding:
+            self._discarded = True
             return
         self._unset_keepalive_if_required()
         self._chunk = len(data)
@@ -264,7 +271,19 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
-        self._set_timer(LINGER_SECONDS, self.transport.close)
+        self._linger_until(self.loop.time() + LONGEST_LINGER_SECONDS)
+
+    def _linger_until(self, end: float) -> None:
+        """Close the connection LINGER_SECONDS after the last byte, and at ``end`` at the latest."""
+
+        def close_if_silent() -> None:
+            if self._discarded and self.loop.time() < end:
+                self._linger_until(end)
+            else:
+                self.transport.close()
+
+        self._discarded = False
+        self._set_timer(LINGER_SECONDS, close_if_silent)
 
     def _set_timer(self, seconds: float, late: Callable[[], None]) -> None:
         self._unset_timer()

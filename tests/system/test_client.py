@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import httpx2
 import pytest
 
 from chatjobs.calls import CALLS_REPEATED, exponential, failure
-from chatjobs.client import ChatJobs, Outcome, Progress, request_body
+from chatjobs.client import ChatJobs, Outcome, Progress
 from chatjobs.contracts import (
     AssistantMessage,
     CancelledEvent,
@@ -55,6 +56,7 @@ from chatjobs.errors import (
     Unauthorized,
     WebhookUrlRefused,
 )
+from chatjobs.prompts import request_body
 from chatjobs.sse import encode
 from tests.support.fakes import eventually
 from tests.support.gateway import Gateway, gateway
@@ -520,17 +522,27 @@ async def test_one_prompt_is_not_many(jobs: ChatJobs) -> None:
 
 def test_requests_may_be_given_in_any_form() -> None:
     """Texts, dicts, models, a whole request; fields by either name. What was not given is not sent."""
-    plain_body = request_body("Hi", {"max_tokens": 5})
-    message = UserMessage(content="Hi")
-    assert plain_body == b'{"max_tokens":5,"messages":[{"content":"Hi","role":"user"}]}'
-    assert request_body([{"role": "user", "content": "Hi"}], {"max_tokens": 5}) == plain_body
-    assert request_body([message], {"max_tokens": 5}) == plain_body
-    assert request_body(ChatRequest(messages=(message,), max_tokens=5), {}) == plain_body
-    assert request_body(ChatRequest(messages=(message,), max_tokens=9), {"max_tokens": 5}) == plain_body
+    message, five = UserMessage(content="Hi"), {"max_tokens": 5}
+    bodies = [
+        request_body("Hi", five),
+        request_body([{"role": "user", "content": "Hi"}], five),
+        request_body([message], five),
+        request_body(ChatRequest(messages=(message,), max_tokens=5), {}),
+        request_body(ChatRequest(messages=(message,), max_tokens=9), five),
+    ]
+    wanted = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+    assert [json.loads(body) for body in bodies] == [wanted] * len(bodies)
     names = {"on_interrupt": "fail", "max_segments": 2, "request_id": "r", "job_id": "j"}
     assert request_body("Hi", names) == request_body(
         "Hi", {"onInterrupt": "fail", "maxSegments": 2, "id": "r", "jobId": "j"}
     )
+
+
+def test_the_fields_of_a_request_keep_their_order() -> None:
+    """Models answer in the order of a schema."""
+    schema = {"type": "object", "properties": {"z": {"type": "string"}, "a": {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    assert json.dumps(schema, separators=(",", ":")).encode() in request_body("Hi", {"tools": [tool]})
 
 
 def test_a_request_of_models_says_the_same() -> None:
