@@ -73,7 +73,7 @@ class BatchActivities:
         self._indexed = indexed
         self._timings = timings
         self._watch = BatchWatch(runs)
-        self._shared = _Shared(completer, runs, seals, announce, self._watch, Places(places), timings)
+        self._shared = _Shared(completer, seals, announce, self._watch, Places(places), timings)
 
     @activity.defn
     async def prepare_batch(self, ref: BatchRef) -> PreparedBatch:
@@ -83,6 +83,8 @@ class BatchActivities:
                 while await self._runs.prepare(ref.batch_id):
                     pass
                 plan = await self._runs.plan(ref.batch_id)
+                if not plan.ended:
+                    await self._runs.begin(ref.batch_id)
             except ChatJobsError as error:
                 raise failures.from_storage(error) from None
         return PreparedBatch(
@@ -150,7 +152,6 @@ class _Shared:
     """What all parts of batches in a process use. ``suspects`` lets one job after the other run (see OpenItem)."""
 
     completer: Completer
-    runs: BatchRunStore
     seals: SealStore
     announce: Announce
     watch: BatchWatch
@@ -178,8 +179,6 @@ class _Slice:
         self._beats: asyncio.Future[None] = self._stopping
         self._leaves = False
         """The activity was cancelled or fails: no further attempt is made."""
-        self._shown = False
-        """The batch's status says that it is in progress."""
         info = activity.info()
         self._began = time.monotonic()
         self._scheduled = (info.started_time - info.scheduled_time).total_seconds()
@@ -240,7 +239,6 @@ class _Slice:
             if self._begins or self._over:
                 self._changed.set()
             paused_since = min(paused_since, now) if wishes.paused else float("inf")
-            self._shown = self._shown and not wishes.paused
             if not self._running:
                 if self._over:
                     return None
@@ -265,13 +263,6 @@ class _Slice:
                 else:
                     self._waiting.appendleft(item)
 
-    async def _show_progress(self) -> None:
-        """Have the batch's status say that it is in progress."""
-        try:
-            await self._shared.runs.begin(self._batch_id)
-        except ChatJobsError as error:  # the next part does it
-            log.warning("status not stored: %s", error, extra={"action": "batch_status_unstored"})
-
     async def _may_begin(self) -> bool:
         """Wait while the batch is paused or cancelled; whether another job may begin then."""
         while not (self._begins or self._over):
@@ -295,9 +286,6 @@ class _Slice:
 
     async def _attempts_at(self, job_id: str, place: JobPlace) -> bool:
         while await place.take():
-            if not self._shown:
-                self._shown = True
-                await self._show_progress()
             self._attempts[job_id] += 1
             context = self._context(self._attempts[job_id], place)
             try:
