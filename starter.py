@@ -36,7 +36,7 @@ Exit codes:
        when Temporal is back
   1    the job failed or was cancelled; a receiver did not take the test call;
        doctor found a problem
-  2    usage: invalid request, unknown job
+  2    usage: invalid request, unknown job, no run to save
   3    no service runs here, the database is unreachable, or Temporal where
        nothing was stored
   130  Ctrl-C: a watcher has left, the job goes on

@@ -29,6 +29,9 @@ WEBHOOKS_QUEUE: Final = "chatjobs-webhooks"
 SEARCH_ATTRIBUTES: Final = ("ChatStatus", "ChatModel", "ChatTenant", "ChatReplayOf")
 """All of type Keyword."""
 
+DELIVERY_PREFIX: Final = "whe_"
+"""The beginning of a delivery's id."""
+
 RETRY_NOW: Final = "retry_now"
 LOOK: Final = "look"
 """The signal by which a batch's workflow looks at what was asked of the batch."""
@@ -76,7 +79,7 @@ def delivery_id(job_id: str, event: WebhookEventType | BatchEventType, revision:
     ``revision`` counts the outcomes: 1, and one more each time that a job or batch that had ended goes on.
     """
     digest = hashlib.sha256(f"{job_id}\n{event.value}".encode()).hexdigest()[:32]
-    return f"whe_{digest}" + (f".{revision}" if revision > 1 else "")
+    return f"{DELIVERY_PREFIX}{digest}" + (f".{revision}" if revision > 1 else "")
 
 
 def delivery_workflow_id(delivery: str) -> str:

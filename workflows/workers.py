@@ -22,6 +22,7 @@ from workflows.chat_job import ChatJob
 from workflows.retention import Retention
 from workflows.webhook_delivery import WebhookDelivery
 
+WORKFLOWS = (ChatJob, ChatBatch, WebhookDelivery, Retention)
 STICKY_QUEUE_TIMEOUT = timedelta(seconds=1)
 """How long a workflow task waits for a dead worker's cache before any worker may take it; the default is 10 s."""
 WEBHOOKS_AT_ONCE = 100
@@ -48,7 +49,7 @@ def build_workers(
         Worker(
             client,
             task_queue=JOBS_QUEUE,
-            workflows=[ChatJob, ChatBatch, WebhookDelivery, Retention],
+            workflows=WORKFLOWS,
             activities=[
                 *(
                     activities.results.accept_inline,

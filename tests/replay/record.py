@@ -209,7 +209,7 @@ def without_machine(value: Any) -> Any:
 async def main(names: list[str]) -> None:
     for name in names or [name for name in SCENARIOS if not (HISTORIES / f"{name}.json").exists()]:
         await record(name)
-        print(f"recorded {name}")  # noqa: T201 - for the person who started it
+        print(f"recorded {name}")
 
 
 if __name__ == "__main__":
