@@ -1,7 +1,8 @@
-"""The local activities: insert the row of a job that was started inline, and seal a job."""
+"""The local activities: insert the row of a job that was started inline or by a schedule, and seal a job."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -21,10 +22,10 @@ from chatjobs.contracts import (
     parse,
 )
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, WebhookUrlRefused
-from domain.names import status_path
+from domain.names import job_id_of_scheduled, scheduled_second, status_path
 from domain.new_jobs import invalid_job, new_job
-from domain.payloads import Accepted, Ending, Sealed
-from domain.values import NewJob, RunRef
+from domain.payloads import Accepted, Ending, ScheduledAnswer, ScheduledRef, Sealed
+from domain.values import NewJob, RunRef, StoredSchedule
 from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
 
@@ -113,6 +114,40 @@ class ResultActivities:
         return job, None
 
     @activity.defn
+    async def accept_scheduled(self, order: ScheduledRef) -> ScheduledAnswer:
+        """Insert the row of the job that this run of a schedule is, if it is absent."""
+        info = activity.info()
+        run = RunRef(info.workflow_id or "", info.workflow_run_id)
+        try:
+            if not run.workflow_id.startswith(f"{order.schedule}-") or scheduled_second(run.workflow_id) is None:
+                return ScheduledAnswer(reason="the workflow's id is not that of a run of the schedule")
+            schedule = await self._jobs.schedules.of_run(order.schedule)
+            if schedule is None:
+                return ScheduledAnswer(reason="the schedule was deleted")
+            if not _due(schedule, run.workflow_id):
+                return ScheduledAnswer(reason="the schedule was paused")
+            return ScheduledAnswer(accepted=await self._scheduled(schedule, run))
+        except ChatJobsError as problem:
+            raise failures.from_storage(problem, pause=None) from None
+
+    async def _scheduled(self, schedule: StoredSchedule, run: RunRef) -> Accepted:
+        job_id, error = job_id_of_scheduled(run.workflow_id), None
+        if await self._jobs.queries.exists(job_id, schedule.tenant):  # also where the schedule has changed since
+            known = await self._jobs.queries.outline(job_id, schedule.tenant)
+            return Accepted(job_id=job_id, tenant=schedule.tenant, model=known.model, indexed=self._indexed)
+        identity: dict[str, Any] = {"job_id": job_id, "tenant": schedule.tenant, "run": run, "schedule_id": schedule.id}
+        body = json.loads(schedule.request or "{}")
+        try:
+            policy = self._policy() if self._policy is not None else None
+            job = new_job(body, policy=policy, started=True, **identity)
+        except (InvalidRequest, WebhookUrlRefused) as problem:  # the rules have changed since the schedule was made
+            error = JobError(code=problem.code, message=problem.message)
+            job = invalid_job(body, **identity)
+        await self._jobs.acceptance.accept(job)
+        model = job.request.model if job.request else ""
+        return Accepted(job_id=job_id, tenant=schedule.tenant, model=model, indexed=self._indexed, error=error)
+
+    @activity.defn
     async def store_result(self, order: SealOrder) -> Sealed:
         """Seal a job: final row, terminal event, compacted transcript and stored delivery in one transaction."""
         run_id = activity.info().workflow_run_id or ""
@@ -144,6 +179,15 @@ async def _cancel_run() -> None:
         await handle.cancel(rpc_timeout=RPC_TIMEOUT)
     except RPCError as error:
         raise failures.again("temporal_unavailable", f"The run was not cancelled: {error.status.name}", None) from None
+
+
+def _due(schedule: StoredSchedule, workflow_id: str) -> bool:
+    """Whether a run may make a job. While Temporal was not told of a pause, only a requested run may; once it was,
+    only such runs come."""
+    if not schedule.paused or schedule.applied == schedule.revision:
+        return True
+    time = scheduled_second(workflow_id)
+    return time is not None and (schedule.triggered_at or 0) // 1_000_000 == int(time.timestamp())
 
 
 def _own_run(job_id: str) -> RunRef | None:

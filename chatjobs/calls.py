@@ -37,6 +37,7 @@ from chatjobs.errors import (
     PauseNotFound,
     Problem,
     ResponseTooLarge,
+    ScheduleNotFound,
     ServiceUnavailable,
     Unauthorized,
     WebhookUrlRefused,
@@ -66,6 +67,7 @@ KNOWN: Final[Mapping[str, type[ChatJobsError]]] = {
             JobNotFound,
             JobRunning,
             PauseNotFound,
+            ScheduleNotFound,
             WebhookUrlRefused,
         )
     },

@@ -14,7 +14,7 @@ from temporalio.service import RPCError
 from chatjobs.errors import DeliveryNotFound, JobNotFound
 from cli.output import one_line, write
 from cli.place import ServiceLocation
-from dispatch.job_store import job_store
+from dispatch.stores import job_store
 from dispatch.temporal import RPC_TIMEOUT, runs_of
 from domain.errors import RunNotFound, TemporalUnavailable
 from domain.names import DELIVERY_PREFIX, delivery_workflow_id

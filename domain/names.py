@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from datetime import datetime
 from typing import Final
 
 from chatjobs.contracts import BatchEventType, WebhookEventType
@@ -55,6 +56,10 @@ def batch_job_id(batch_id: str, number: int) -> str:
     return f"job_{batch_id.removeprefix('batch_')}-{number:07d}"
 
 
+def new_schedule_id() -> str:
+    return f"schedule_{uuid.uuid4().hex}"
+
+
 def job_id_of_run(workflow_id: str, run_id: str, *, cron: bool) -> str:
     """The id of the job that a run of ``ChatJob`` is: the workflow's id, where that names one run.
 
@@ -67,6 +72,18 @@ def job_id_of_run(workflow_id: str, run_id: str, *, cron: bool) -> str:
         return workflow_id
     stem = f"{scheduled[1]}-{scheduled[2].replace(':', '')}" if scheduled else workflow_id
     return f"{stem}-{run_id.rpartition('-')[2]}"
+
+
+def job_id_of_scheduled(workflow_id: str) -> str:
+    """The id of the job that a run of one of our schedules makes: the schedule and the time of the run decide it, so
+    that a run that Temporal starts a second time makes no second job."""
+    return workflow_id.replace(":", "")
+
+
+def scheduled_second(workflow_id: str) -> datetime | None:
+    """The time of a Schedule's run, to the second; None for any other workflow."""
+    found = SCHEDULED.fullmatch(workflow_id)
+    return datetime.fromisoformat(found[2]) if found else None
 
 
 def new_request_id() -> str:

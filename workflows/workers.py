@@ -53,6 +53,7 @@ def build_workers(
             activities=[
                 *(
                     activities.results.accept_inline,
+                    activities.results.accept_scheduled,
                     activities.results.store_result,
                     activities.retention.remove_old_jobs,
                 ),

@@ -43,7 +43,8 @@ JobStatus JsonObject JsonSchema Lane LaneList LaneWaiting Limits Many MAX_CONCUR
 MAX_MESSAGES MAX_METADATA MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS MAX_WEBHOOK_CONTENT_BYTES Message
 message_text Metadata MetadataKey MetadataValue Milliseconds ModelName OURS OutputError OutputLine OutputResponse parse
 Pause PauseList PauseRequest PlacedPart Prediction QueuedEvent QueuePlace QueueReason read_json Redelivering Redelivery
-ReferencePart RequestId ResetEvent ResourceLinkPart ResourcePart ResponseFormat Retry rfc3339 Seconds SignedInt64
+ReferencePart RequestId ResetEvent ResourceLinkPart ResourcePart ResponseFormat Retry rfc3339 Schedule SCHEDULE_ID
+ScheduleId ScheduleNote ScheduleOverlap SchedulePage ScheduleRequest ScheduleRun ScheduleTiming Seconds SignedInt64
 StartEvent StopSequence StreamEvent SystemMessage TextPart ThinkingPart Timestamp TokenCount Tool ToolCall ToolChoice
 ToolMessage ToolReferencePart too_many_messages Usage UserMessage USUAL_PRIORITY validated Webhook WebhookData
 WebhookEvent WebhookEventType WebhookTest WebhookTestEvent WireModel without_nulls WorkflowStatus
@@ -270,6 +271,7 @@ def test_a_clock_in_a_workflow_would_be_found(tmp_path: Path) -> None:
 
 ONE_DEFINITION = {
     "the id of a job": ("A-Za-z0-9_-]{1,128}", "chatjobs/contracts/base.py"),
+    "the id of a schedule": ("A-Za-z0-9_-]{1,64}", "chatjobs/contracts/schedules.py"),
     "the id of an event": (r"\.end)?", "chatjobs/sse.py"),
 }
 
