@@ -22,7 +22,7 @@ import typer
 from typer.exceptions import TyperException
 
 from chatjobs.errors import ChatJobsError, InvalidRequest
-from cli.commands import administration, checks, jobs, webhooks
+from cli.commands import administration, checks, jobs, schedules, webhooks
 from cli.groups import FAILED, INTERRUPTED, OK, UNREACHABLE, USAGE, group
 from cli.running import discard
 from domain.build import VERSION
@@ -51,7 +51,7 @@ app = group(
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show values: prompts, keys
 )
-for family in (jobs.app, webhooks.app, checks.app, administration.app):
+for family in (jobs.app, schedules.app, webhooks.app, checks.app, administration.app):
     app.add_typer(family)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cli.keys import KeyCommands
     from cli.limits import LimitCommands
     from cli.pauses import PauseCommands
+    from cli.schedules import ScheduleCommands
     from cli.service import Service
 
 Commands = TypeVar("Commands")
@@ -60,6 +61,14 @@ def with_histories(work: Callable[[HistoryCommands], Awaitable[int]], *, as_json
     from cli.histories import HistoryCommands
 
     return _run(HistoryCommands, work, as_json=as_json)
+
+
+def with_schedules(work: Callable[[ScheduleCommands], Awaitable[int]], *, as_json: bool, create: bool = False) -> int:
+    """The same for `schedules`."""
+    _require_location()
+    from cli.schedules import ScheduleCommands
+
+    return _run(ScheduleCommands, work, as_json=as_json, create=create)
 
 
 def with_limits(work: Callable[[LimitCommands], Awaitable[int]], *, as_json: bool, create: bool = False) -> int:

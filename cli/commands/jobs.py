@@ -122,6 +122,7 @@ def list_jobs(
         Status | None, typer.Option(metavar="STATUS", help=f"Only jobs that are there: {', '.join(get_args(Status))}.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Only jobs of this schedule.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; repeatable.")] = None,
     search: Annotated[
         str | None, typer.Option(metavar="WORDS", help="Only jobs with these words in prompt or answer.")
@@ -139,6 +140,7 @@ def list_jobs(
     """List jobs, newest first."""
     filters: dict[str, Any] = {"status": status, "model": model, "metadata": arguments.pairs(metadata), "limit": limit}
     filters |= {"search": search, "error_code": error_code, "replay_of": replay_of, "batch_id": batch}
+    filters["schedule_id"] = schedule
     filters |= {"since": arguments.moment(since, "--since"), "until": arguments.moment(until, "--until")}
     return running.with_service(lambda service: service.list(**filters), as_json=as_json)
 

@@ -11,6 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from chatjobs.client import ChatJobs
+from chatjobs.errors import InvalidRequest, ScheduleNotFound
 from tests.support.fakes import eventually
 from tests.support.gateway import Gateway, gateway
 from tests.support.simulator_process import prompt
@@ -189,6 +191,36 @@ async def test_a_webhook_to_a_private_address_is_refused(http: httpx2.AsyncClien
 async def test_an_unknown_one_is_404(http: httpx2.AsyncClient, call: str) -> None:
     answer = await http.request("POST" if call else "GET", f"/api/schedules/unknown{call}")
     assert (answer.status_code, answer.json()["code"]) == (404, "schedule_not_found")
+
+
+async def test_the_python_client_offers_all_of_it(http: httpx2.AsyncClient, door: Gateway) -> None:
+    async with ChatJobs(door.url) as jobs:
+        made = await jobs.schedules.create(ASK, id="client", every=timedelta(minutes=15), overlap="buffer_one")
+        assert (made.id, made.every, made.overlap, made.request) == ("client", 900, "buffer_one", ASK)
+        changed = await jobs.schedules.create(ASK, id="client", cron="30 2 * * *", timezone="Europe/Berlin")
+        assert (changed.cron, changed.timezone, changed.created_at) == ("30 2 * * *", "Europe/Berlin", made.created_at)
+        unnamed = await jobs.schedules.create(ASK, cron="@yearly", catchup_seconds=60)
+        listed = [one.id async for one in jobs.schedules.list(page_size=1)]
+        assert listed == sorted(["client", unnamed.id])
+        await jobs.schedules.trigger("client")
+
+        async def ended() -> str | None:
+            runs = (await jobs.schedules.get("client")).last_runs
+            return runs[0].job_id if runs and runs[0].status.terminal else None
+
+        job_id = await eventually(ended)
+        assert [job.job_id async for job in jobs.list(schedule_id="client")] == [job_id]
+        paused = await jobs.schedules.pause("client", "for a while")
+        assert (paused.paused, paused.note) == (True, "for a while")
+        assert not (await jobs.schedules.resume("client")).paused
+        await jobs.schedules.delete("client")
+        for unknown in ("client", "no/id"):
+            with pytest.raises(ScheduleNotFound):
+                await jobs.schedules.get(unknown)
+        with pytest.raises(InvalidRequest, match="five fields"):
+            await jobs.schedules.create(ASK, cron="daily")
+        with pytest.raises(InvalidRequest, match="IANA"):
+            await jobs.schedules.create(ASK, cron="@daily", timezone="Europe/Berln")
 
 
 async def test_everything_is_durable_while_temporal_is_away(http: httpx2.AsyncClient, machine: Stack) -> None:
