@@ -11,6 +11,7 @@ from temporalio import activity
 from temporalio.service import RPCError
 
 from activities import failures
+from activities.schedules import schedule_of
 from chatjobs.contracts import (
     MAX_INLINE_RESULT_BYTES,
     ChatResult,
@@ -22,7 +23,7 @@ from chatjobs.contracts import (
     parse,
 )
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, WebhookUrlRefused
-from domain.names import job_id_of_scheduled, scheduled_second, status_path
+from domain.names import job_id_of_scheduled, status_path
 from domain.new_jobs import invalid_job, new_job
 from domain.payloads import Accepted, Ending, ScheduledAnswer, ScheduledRef, Sealed
 from domain.values import NewJob, RunRef, StoredSchedule
@@ -119,13 +120,9 @@ class ResultActivities:
         info = activity.info()
         run = RunRef(info.workflow_id or "", info.workflow_run_id)
         try:
-            if not run.workflow_id.startswith(f"{order.schedule}-") or scheduled_second(run.workflow_id) is None:
-                return ScheduledAnswer(reason="the workflow's id is not that of a run of the schedule")
-            schedule = await self._jobs.schedules.of_run(order.schedule)
-            if schedule is None:
-                return ScheduledAnswer(reason="the schedule was deleted")
-            if not _due(schedule, run.workflow_id):
-                return ScheduledAnswer(reason="the schedule was paused")
+            schedule = await schedule_of(self._jobs.schedules, order, run.workflow_id)
+            if isinstance(schedule, str):
+                return ScheduledAnswer(reason=schedule)
             return ScheduledAnswer(accepted=await self._scheduled(schedule, run))
         except ChatJobsError as problem:
             raise failures.from_storage(problem, pause=None) from None
@@ -179,15 +176,6 @@ async def _cancel_run() -> None:
         await handle.cancel(rpc_timeout=RPC_TIMEOUT)
     except RPCError as error:
         raise failures.again("temporal_unavailable", f"The run was not cancelled: {error.status.name}", None) from None
-
-
-def _due(schedule: StoredSchedule, workflow_id: str) -> bool:
-    """Whether a run may make a job. While Temporal was not told of a pause, only a requested run may; once it was,
-    only such runs come."""
-    if not schedule.paused or schedule.applied == schedule.revision:
-        return True
-    time = scheduled_second(workflow_id)
-    return time is not None and (schedule.triggered_at or 0) // 1_000_000 == int(time.timestamp())
 
 
 def _own_run(job_id: str) -> RunRef | None:

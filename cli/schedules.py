@@ -111,10 +111,10 @@ class ScheduleCommands:
 
 
 def _table(schedules: Sequence[Schedule]) -> RenderableType:
-    table = Records("schedule", "runs", "next", "last", "job")
+    table = Records("schedule", "runs", "next", "last", "job or batch")
     for one in schedules:
         last = one.last_runs[0] if one.last_runs else None
-        table.add_row(one.id, _timing(one), _next(one), _outcome(last), last.job_id if last else "")
+        table.add_row(one.id, _timing(one), _next(one), _outcome(last), _made(last) if last else "")
     return table
 
 
@@ -134,10 +134,15 @@ def _page(schedule: Schedule) -> RenderableType:
     }
     for name, value in lines.items():
         facts.add_row(name, value)
-    runs = Records("last jobs", "status", "begun", "ended")
+    runs = Records("last runs", "status", "begun", "ended")
     for run in schedule.last_runs:
-        runs.add_row(run.job_id, _outcome(run), local_time(run.created_at), local_time(run.completed_at))
+        runs.add_row(_made(run), _outcome(run), local_time(run.created_at), local_time(run.completed_at))
     return Group(facts, "", runs) if schedule.last_runs else facts
+
+
+def _made(run: ScheduleRun) -> str:
+    """The id of what a run has made."""
+    return run.job_id or run.batch_id or ""
 
 
 def _timing(schedule: Schedule) -> str:

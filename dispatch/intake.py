@@ -81,6 +81,11 @@ class Intake:
         self._policy = policy
         self._prefixes = prefixes
 
+    @property
+    def policy(self) -> WebhookPolicy | None:
+        """The rules for webhook URLs now."""
+        return self._policy() if self._policy is not None else None
+
     async def accept(
         self,
         body: Any,
@@ -103,8 +108,7 @@ class Intake:
 
         Raises InvalidRequest, WebhookUrlRefused.
         """
-        policy = self._policy() if self._policy is not None else None
-        make = partial(new_job, body, tenant=tenant, policy=policy, **identity)
+        make = partial(new_job, body, tenant=tenant, policy=self.policy, **identity)
         job = make() if size < LARGE_BYTES else await asyncio.to_thread(make)
         if self._prefixes is not None and job.request is not None:
             await self._prefixes.check(job.request)

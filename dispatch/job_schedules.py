@@ -3,11 +3,12 @@
 The row is the promise. While Temporal is unavailable, what was asked for waits in storage, and the sweeper makes
 Temporal's Schedule the same as the row later, also where Temporal has lost it. Temporal decides when a run is due and
 what happens if an earlier one still runs. A run is the workflow ``ChatJob``, whose first step reads the request from
-storage, so that none is in Temporal.
+storage, so that none is in Temporal; that of a batch is ``ScheduledBatch``, which lasts as long as the batch.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Sequence
@@ -36,13 +37,25 @@ from temporalio.client import (
 from temporalio.client import Schedule as TemporalSchedule
 from temporalio.service import RPCError, RPCStatusCode
 
-from chatjobs.contracts import USUAL_PRIORITY, JsonObject, Schedule, ScheduleRequest, ScheduleRun, ScheduleTiming, parse
+from chatjobs.contracts import (
+    BATCH_PRIORITY,
+    USUAL_PRIORITY,
+    BatchSettings,
+    JsonObject,
+    Schedule,
+    ScheduleRequest,
+    ScheduleRun,
+    ScheduleTiming,
+    parse,
+    without_nulls,
+)
 from chatjobs.errors import InvalidRequest, Problem
 from chatjobs.validation import did_you_mean
 from dispatch.intake import TASK_TIMEOUT, Intake, place_in_queues
 from dispatch.temporal import RPC_TIMEOUT
+from domain.batches import BatchHash, check_settings, new_items
 from domain.errors import TemporalUnavailable
-from domain.names import CHAT_JOB, JOBS_QUEUE, new_schedule_id
+from domain.names import CHAT_JOB, JOBS_QUEUE, SCHEDULED_BATCH, new_batch_id, new_schedule_id
 from domain.payloads import ScheduledRef
 from domain.timings import Timings
 from domain.values import StoredSchedule
@@ -75,14 +88,32 @@ class JobSchedules:
         if wish.timezone not in _zones():
             hint = did_you_mean(wish.timezone, sorted(_zones()))
             raise InvalidRequest([Problem("/timezone", f"must be an IANA time zone, such as Europe/Berlin{hint}")])
-        if wish.request is None:
-            raise InvalidRequest([Problem("/batch", "cannot be scheduled by this version; give request")])
-        request = await self._checked(wish.request, tenant, size)
+        request = batch = None
+        if wish.request is not None:
+            request = await self._request(wish.request, tenant, size)
+        elif wish.batch is not None:
+            batch = await asyncio.to_thread(self._batch, wish.batch)
         given = {name: getattr(wish, name) for name in ScheduleTiming.model_fields}
         schedule_id, timing = wish.id or new_schedule_id(), ScheduleTiming(**given)
-        return await self._store.put(tenant, schedule_id, timing, request=request, batch=None)
+        return await self._store.put(tenant, schedule_id, timing, request=request, batch=batch)
 
-    async def _checked(self, request: JsonObject, tenant: str, size: int) -> str:
+    def _batch(self, batch: JsonObject) -> str:
+        """The batch as it is stored, whose items are all checked. Raises InvalidRequest, WebhookUrlRefused."""
+        settings = {name: value for name, value in batch.items() if name != "items"}
+        values = batch.get("items")
+        try:
+            if not isinstance(values, list):
+                raise InvalidRequest([Problem("/items", "must be an array of items")])
+            if settings.get("deadline") is not None:
+                raise InvalidRequest([Problem("/deadline", "must be left out: each run would have the same")])
+            policy = self._intake.policy
+            checked = check_settings(parse(BatchSettings, settings), policy)
+            new_items(values, new_batch_id(), checked, BatchHash(), policy)
+        except InvalidRequest as error:
+            raise InvalidRequest([Problem(f"/batch{place}", why) for place, why in error.problems]) from None
+        return json.dumps({**without_nulls(BatchSettings, settings), "items": values}, ensure_ascii=False)
+
+    async def _request(self, request: JsonObject, tenant: str, size: int) -> str:
         """The request as it is stored. Raises InvalidRequest, WebhookUrlRefused."""
         try:
             job = await self._intake.checked(request, tenant=tenant, size=size)
@@ -211,17 +242,18 @@ async def _delete(handle: ScheduleHandle) -> None:
 def temporal_schedule(schedule: StoredSchedule) -> TemporalSchedule:
     """The schedule as Temporal has it."""
     timing = schedule.timing
-    body = json.loads(schedule.request or "{}")
+    kind, priority = (SCHEDULED_BATCH, BATCH_PRIORITY) if schedule.batch is not None else (CHAT_JOB, USUAL_PRIORITY)
+    priority = json.loads(schedule.request or "{}").get("priority", priority)
     intervals = [ScheduleIntervalSpec(every=timedelta(seconds=timing.every))] if timing.every else []
     return TemporalSchedule(
         action=ScheduleActionStartWorkflow(
-            CHAT_JOB,
+            kind,
             ScheduledRef(schedule=schedule.name, revision=schedule.revision),
             id=schedule.name,
             task_queue=JOBS_QUEUE,
             task_timeout=TASK_TIMEOUT,
-            priority=place_in_queues(schedule.tenant, body.get("priority", USUAL_PRIORITY)),
-            static_summary=f"job of schedule {schedule.id}",
+            priority=place_in_queues(schedule.tenant, priority),
+            static_summary=f"run of schedule {schedule.id}",
         ),
         spec=ScheduleSpec(
             cron_expressions=[timing.cron] if timing.cron else [], intervals=intervals, time_zone_name=timing.timezone

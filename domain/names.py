@@ -12,6 +12,7 @@ from chatjobs.contracts import BatchEventType, WebhookEventType
 
 CHAT_JOB: Final = "ChatJob"
 CHAT_BATCH: Final = "ChatBatch"
+SCHEDULED_BATCH: Final = "ScheduledBatch"
 WEBHOOK_DELIVERY: Final = "WebhookDelivery"
 COMPLETE_CHAT: Final = "complete_chat"
 """The activity that calls the model."""
@@ -78,6 +79,11 @@ def job_id_of_scheduled(workflow_id: str) -> str:
     """The id of the job that a run of one of our schedules makes: the schedule and the time of the run decide it, so
     that a run that Temporal starts a second time makes no second job."""
     return workflow_id.replace(":", "")
+
+
+def batch_id_of_scheduled(workflow_id: str) -> str:
+    """The same for the batch of such a run."""
+    return f"batch_{job_id_of_scheduled(workflow_id)}"
 
 
 def scheduled_second(workflow_id: str) -> datetime | None:

@@ -30,7 +30,7 @@ class JobRef(WireModel):
 
 
 class ScheduledRef(WireModel):
-    """The argument of a ``ChatJob`` that one of our schedules starts: the schedule's ``name``.
+    """The argument of a ``ChatJob`` or ``ScheduledBatch`` that one of our schedules starts: the schedule's ``name``.
 
     ``revision`` is that of the schedule's row, by which a sweeper sees whether Temporal has the newest.
     """
@@ -46,8 +46,15 @@ class ScheduledAnswer(WireModel):
     reason: str | None = None
 
 
+class ScheduledBatchAnswer(WireModel):
+    """The batch that a run of a schedule has made; None where it makes none, for ``reason``."""
+
+    batch_id: str | None = None
+    reason: str | None = None
+
+
 class NoJob(WireModel):
-    """The result of a schedule's run that made no job."""
+    """The result of a schedule's run that made no job and no batch."""
 
     schedule: str
     reason: str

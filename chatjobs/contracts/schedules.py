@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from chatjobs import cron
 from chatjobs.contracts.base import JobId, JsonObject, Many, Timestamp, WireModel
-from chatjobs.contracts.statuses import JobStatus
+from chatjobs.contracts.statuses import BatchStatus, JobStatus
 
 SCHEDULE_ID = "[A-Za-z0-9_-]{1,64}"
 """The regular expression of a schedule's id."""
@@ -105,10 +105,11 @@ class ScheduleNote(WireModel):
 
 
 class ScheduleRun(WireModel):
-    """A job that a schedule has made."""
+    """A job or a batch that a schedule has made: it has the id of one of them."""
 
-    job_id: JobId
-    status: JobStatus
+    job_id: JobId | None = None
+    batch_id: str | None = None
+    status: JobStatus | BatchStatus
     created_at: Timestamp
     completed_at: Timestamp | None = None
 
@@ -128,7 +129,7 @@ class Schedule(ScheduleTiming):
     next_runs: Many[Timestamp] = ()
     """The next times of runs, as Temporal has named them; none while it is paused."""
     last_runs: Many[ScheduleRun] = ()
-    """Its newest jobs, newest first."""
+    """Its newest jobs, or batches, newest first."""
     pending: bool
     temporal_url: str | None = None
 

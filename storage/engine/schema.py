@@ -464,7 +464,16 @@ batches = Table(
     Column("revision", Integer, nullable=False),
     Column("sealed_by", String(64)),  # the run that ended it; "": none did
     Column("error", Text),
+    Column("schedule_id", String(64)),  # the schedule that made it
     UniqueConstraint("tenant", "idempotency_key", name="batches_idempotency"),
+)
+Index(
+    "batches_of_schedule",
+    batches.c.tenant,
+    batches.c.schedule_id,
+    batches.c.created_at,
+    sqlite_where=batches.c.schedule_id.is_not(None),
+    postgresql_where=batches.c.schedule_id.is_not(None),
 )
 Index("batches_newest", batches.c.tenant, batches.c.created_at, batches.c.id)
 Index(

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, select, update
+from sqlalchemy import Row, Table, and_, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from chatjobs.contracts import JobStatus, ScheduleRun, ScheduleTiming
+from chatjobs.contracts import BatchStatus, JobStatus, ScheduleRun, ScheduleTiming
 from chatjobs.errors import ScheduleNotFound
 from domain.text import clean
 from domain.values import StoredSchedule
 from storage.engine.database import Database, RolledBack, retried
-from storage.engine.schema import jobs, micros, moment, now, schedules
+from storage.engine.schema import batches, jobs, micros, moment, now, schedules
 
 TELL_SECONDS = 10
 """How long the process that changed a schedule may take to tell Temporal, before a sweeper does."""
@@ -99,17 +99,16 @@ class ScheduleStore:
         return [_stored(row) for row in rows]
 
     async def last_runs(self, tenant: str, ids: Sequence[str]) -> Mapping[str, Sequence[ScheduleRun]]:
-        """The newest jobs of schedules, newest first."""
-        columns = (jobs.c.schedule_id, jobs.c.id, jobs.c.status, jobs.c.created_at, jobs.c.completed_at)
-        rank = func.row_number().over(partition_by=jobs.c.schedule_id, order_by=jobs.c.created_at.desc())
-        mine = and_(jobs.c.tenant == clean(tenant), jobs.c.schedule_id.in_(ids))
-        ranked = select(*columns, rank.label("rank")).where(mine).subquery()
-        query = select(ranked).where(ranked.c.rank <= RUNS_SHOWN).order_by(ranked.c.schedule_id, ranked.c.rank)
+        """The newest jobs or batches of schedules, newest first."""
         found: dict[str, list[ScheduleRun]] = {one: [] for one in ids}
         async with self._database.read() as connection:
-            for row in (await connection.execute(query)).all() if ids else ():
-                found[row.schedule_id].append(_run(row))
-        return found
+            for table in (jobs, batches) if ids else ():
+                for row in (await connection.execute(_newest(table, clean(tenant), ids))).all():
+                    found[row.schedule_id].append(_run(row, of_batch=table is batches))
+        return {
+            schedule: sorted(runs, key=lambda run: run.created_at, reverse=True)[:RUNS_SHOWN]
+            for schedule, runs in found.items()
+        }
 
     async def pause(self, tenant: str, schedule_id: str, note: str | None) -> StoredSchedule:
         """Start no more runs. Repeating the call changes the note. Raises ScheduleNotFound."""
@@ -236,10 +235,20 @@ def _stored(row: Row[Any]) -> StoredSchedule:
     )
 
 
-def _run(row: Row[Any]) -> ScheduleRun:
+def _newest(table: Table, tenant: str, ids: Sequence[str]) -> Any:
+    """The query for the newest jobs, or batches, of each of some schedules. A draft has no schedule."""
+    rank = func.row_number().over(partition_by=table.c.schedule_id, order_by=table.c.created_at.desc())
+    columns = (table.c.schedule_id, table.c.id, table.c.status, table.c.created_at, table.c.completed_at)
+    mine = and_(table.c.tenant == tenant, table.c.schedule_id.in_(ids))
+    ranked = select(*columns, rank.label("rank")).where(mine).subquery()
+    return select(ranked).where(ranked.c.rank <= RUNS_SHOWN)
+
+
+def _run(row: Row[Any], *, of_batch: bool) -> ScheduleRun:
     return ScheduleRun(
-        job_id=row.id,
-        status=JobStatus(row.status),
+        job_id=None if of_batch else row.id,
+        batch_id=row.id if of_batch else None,
+        status=BatchStatus(row.status) if of_batch else JobStatus(row.status),
         created_at=moment(row.created_at),
         completed_at=None if row.completed_at is None else moment(row.completed_at),
     )

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,18 @@ def test_its_jobs_are_listed_by_it(call: Call, running: Stack, capfd: pytest.Cap
     call("delete", "listed")
 
 
+def test_a_batch_from_a_file(call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "batch.json"
+    body = {"messages": [{"role": "user", "content": prompt("in a batch", tokens=2)}]}
+    file.write_text(json.dumps({"items": [{"body": body}, {"body": body}]}))
+    assert call("add", "--batch", str(file), "--id", "nightly", "--cron", NEVER)[:2] == (0, "nightly made\n")
+    call("trigger", "nightly")
+    run = last_run(call, "nightly")
+    assert run["status"] == "completed"
+    assert run["batchId"] in call("show", "nightly")[1]
+    call("delete", "nightly")
+
+
 def test_without_temporal_it_is_stored(call: Call) -> None:
     away = {"TEMPORAL_ADDRESS": f"127.0.0.1:{free_port()}"}
     code, out, err = call("add", "hi", "--id", "stored", "--cron", "@daily", **away)
@@ -109,6 +122,8 @@ def test_without_temporal_it_is_stored(call: Call) -> None:
         (["add", "hi", "--every", "soon"], "every must be whole seconds"),
         (["add", "hi", "--every", "1h", "--overlap", "none"], "overlap must be one of skip"),
         (["add", "--every", "1h"], "give a prompt or --file"),
+        (["add", "hi", "--batch", "x.json", "--every", "1h"], "give a prompt, --file or --batch, one of them"),
+        (["add", "--batch", "no-such-file.json", "--every", "1h"], "--batch: no-such-file.json: No such file"),
         (["show", "unknown"], "There is no schedule with this id"),
         (["trigger", "unknown"], "There is no schedule with this id"),
         (["puase", "x"], "did you mean pause?"),

@@ -19,6 +19,7 @@ from tests.support.simulator_process import prompt
 from tests.support.stack import Stack, stack
 
 LONG_AGO = "0 0 29 2 *"
+TWICE = [{"custom_id": "a", "body": {"messages": [{"role": "user", "content": "Hello"}]}}] * 2
 ASK = {"messages": [{"role": "user", "content": "Write the report"}]}
 
 
@@ -137,6 +138,25 @@ async def test_a_job_of_a_schedule_can_be_cancelled(http: httpx2.AsyncClient) ->
     await eventually(cancelled)
 
 
+async def test_a_batch_is_scheduled(http: httpx2.AsyncClient) -> None:
+    items = [{"custom_id": name, "body": ASK} for name in ("a", "b", "c")]
+    made = await post(http, id="nightly", cron=LONG_AGO, request=None, batch={"items": items, "name": "nightly"})
+    assert (made["request"], made["batch"]) == (None, {"name": "nightly", "items": items})
+    await http.post("/api/schedules/nightly/trigger")
+
+    async def ended() -> dict[str, Any] | None:
+        runs = (await shown(http, "nightly"))["lastRuns"]
+        return runs[0] if runs and runs[0]["status"] == "completed" else None
+
+    run = await eventually(ended)
+    assert run is not None
+    assert run["jobId"] is None
+    batch = (await http.get(f"/api/batches/{run['batchId']}")).json()
+    assert (batch["name"], batch["scheduleId"], batch["counts"]["completed"]) == ("nightly", "nightly", 3)
+    output = (await http.get(f"/api/batches/{run['batchId']}/output")).text
+    assert output.count('"custom_id"') == 3
+
+
 async def test_pause_and_resume(http: httpx2.AsyncClient) -> None:
     await post(http, id="p", every=3600)
     paused = (await http.post("/api/schedules/p/pause", json={"note": "the model is being changed"})).json()
@@ -170,7 +190,11 @@ async def test_without_an_id_a_new_one_is_made(http: httpx2.AsyncClient) -> None
         ({"every": 60, "request": {"messages": []}}, "/request/messages", "at least 1"),
         ({"every": 60, "request": {**ASK, "jobId": "mine"}}, "/request/jobId", "must be left out"),
         ({"every": 60, "request": {**ASK, "temprature": 1}}, "/request/temprature", "did you mean temperature?"),
-        ({"every": 60, "request": None, "batch": {"items": []}}, "/batch", "cannot be scheduled by this version"),
+        ({"every": 60, "request": None, "batch": {"items": []}}, "/batch/items", "at least one item"),
+        ({"every": 60, "request": None, "batch": {}}, "/batch/items", "must be an array"),
+        ({"every": 60, "request": None, "batch": {"items": [{"body": {}}]}}, "/batch/items/0/body/messages", "missing"),
+        ({"every": 60, "request": None, "batch": {"items": TWICE}}, "/batch/items/1/custom_id", "items/0"),
+        ({"every": 60, "request": None, "batch": {"items": TWICE, "nam": "x"}}, "/batch/nam", "did you mean name?"),
         ({"every": 60, "overlap": "queue"}, "/overlap", "must be one of skip"),
     ],
 )

@@ -26,14 +26,14 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from domain.errors import UpstreamRefused
-from domain.names import JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_workflow_id
+from domain.names import BATCHES_QUEUE, JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_workflow_id
 from domain.payloads import DeliveryStart, RetentionOrder
 from domain.ports import Finish
 from storage.engine.database import Database
 from tests.support.cancelling import cancel
 from tests.support.factories import make_body
 from tests.support.fakes import HELLO, OK, Gate, answered, eventually, text
-from tests.support.house import HOOK, House, house
+from tests.support.house import HOOK, QUEUES, House, house
 from tests.support.temporal_server import binary, temporal_server
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -154,8 +154,13 @@ async def schedule_deleted(here: House, job_id: str) -> Run:
     return await _triggered(here, job_id, deleted=True)
 
 
-async def _triggered(here: House, name: str, *, deleted: bool) -> Run:
-    body = {"id": name, "cron": "0 0 29 2 *", "request": make_body()}
+async def scheduled_batch(here: House, job_id: str) -> Run:
+    """A run that makes a batch, and waits for its end."""
+    return await _triggered(here, job_id, deleted=False, batch={"items": [{"body": make_body()}]})
+
+
+async def _triggered(here: House, name: str, *, deleted: bool, **wish: Any) -> Run:
+    body = {"id": name, "cron": "0 0 29 2 *", **(wish or {"request": make_body()})}
     schedule, _ = await here.schedules.put(body, tenant="default")
     await here.schedules.apply(schedule)
     if deleted:
@@ -181,7 +186,8 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
         *(completed, incomplete, failed, cancelled, cancelled_by_us, cancelled_too_late, delivered, handed_over),
-        *(inline, invalid, cron, not_indexed, webhook_in_three_days, retention, scheduled, schedule_deleted),
+        *(inline, invalid, cron, not_indexed, webhook_in_three_days, retention),
+        *(scheduled, schedule_deleted, scheduled_batch),
     )
 }
 SKIPPING_TIME = (webhook_in_three_days,)
@@ -207,7 +213,7 @@ async def recording(scenario: Scenario) -> AsyncIterator[House]:
         database = await Database.open(f"sqlite:///{directory / 'chatjobs.db'}")
         async with (
             any_temporal(directory, skipping=scenario in SKIPPING_TIME) as client,
-            house(client, database, indexed=scenario not in WITHOUT_INDEX) as here,
+            house(client, database, indexed=scenario not in WITHOUT_INDEX, queues=(*QUEUES, BATCHES_QUEUE)) as here,
         ):
             yield here
         await database.close()

@@ -25,17 +25,20 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError
 
-from chatjobs.contracts import JobStatus
+from chatjobs.contracts import BatchStatus, JobStatus, ScheduleRun
 from chatjobs.errors import ScheduleNotFound
 from dispatch.sweeper import Sweeper
+from domain.names import BATCHES_QUEUE, CHAT_BATCH
+from domain.payloads import BatchStart
 from domain.timings import Timings
 from domain.values import StoredJob, StoredSchedule
+from storage.batches.queries import BatchQueries
 from storage.engine.database import Database
 from storage.engine.schema import micros
 from tests.support import migrated
 from tests.support.factories import make_body
 from tests.support.fakes import HELLO, Gate, eventually
-from tests.support.house import HOOK, QUICK, House, house
+from tests.support.house import HOOK, QUEUES, QUICK, House, house
 from tests.support.temporal_server import temporal_server
 
 COMPLETED, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
@@ -45,7 +48,7 @@ NEVER = "0 0 29 2 *"
 
 @pytest.fixture
 async def here(client: Client, sqlite: Database) -> AsyncIterator[House]:
-    async with house(client, sqlite, timings=QUICK) as running:
+    async with house(client, sqlite, timings=QUICK, queues=(*QUEUES, BATCHES_QUEUE)) as running:
         yield running
         await forget(running)
 
@@ -253,6 +256,119 @@ async def test_terminate_other_fails_its_job(here: House) -> None:
     first, second = await jobs_of(here, 2)
     assert (first.status, first.error and first.error.code) == (FAILED, "terminated")
     assert second.status is COMPLETED
+
+
+# ------------------------------------------------------------------------------------------------- batches
+
+
+async def scheduled_batch(here: House, *prompts: str, **fields: Any) -> StoredSchedule:
+    """A schedule of a batch with an item for each prompt, that Temporal has."""
+    items = [{"custom_id": f"item-{number}", "body": make_body(prompt)} for number, prompt in enumerate(prompts)]
+    body = {"id": "b", "cron": NEVER, "batch": {"items": items, "name": "nightly"}, **fields}
+    schedule, _ = await here.schedules.put(body, tenant="default")
+    await here.schedules.apply(schedule)
+    return schedule
+
+
+async def batches_of(here: House, *statuses: BatchStatus) -> list[ScheduleRun]:
+    """The schedule's batches, newest first, once these are their statuses."""
+    found: list[ScheduleRun] = []
+
+    async def there() -> bool:
+        nonlocal found
+        found = list((await here.jobs.schedules.last_runs("default", ["b"]))["b"])
+        return [run.status for run in found] == list(statuses)
+
+    await eventually(there)
+    return found
+
+
+async def test_a_run_makes_a_batch(here: House) -> None:
+    """An ordinary one, with its jobs; the run in Temporal ends as it does. Temporal has no prompt."""
+    schedule = await scheduled_batch(here, "secret one", "secret two", "secret three")
+    await triggered(here, "b")
+    (run,) = await batches_of(here, BatchStatus.COMPLETED)
+    batch = await BatchQueries(here.parts.database).get(str(run.batch_id), "default")
+    assert (batch.name, batch.schedule_id, batch.counts.completed) == ("nightly", "b", 3)
+    jobs = await here.jobs.queries.list(tenant="default")
+    assert {(job.batch_id, job.status) for job in jobs} == {(run.batch_id, COMPLETED)}
+    handle = here.client.get_workflow_handle(await last_run(here.client.get_schedule_handle(schedule.name)))
+    result = await handle.result()
+    assert (result["batchId"], result["status"]) == (run.batch_id, "completed")
+    for event in (await handle.fetch_history()).events:
+        assert b"secret" not in event.SerializeToString()
+
+
+async def test_a_run_of_a_batch_that_temporal_starts_again_makes_no_second_batch(here: House) -> None:
+    schedule = await scheduled_batch(here, "one", "two", cron="0 0 1 1 *")
+    handle = here.client.get_schedule_handle(schedule.name)
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    query = f"WorkflowId = '{schedule.name}-2026-01-01T00:00:00Z'"
+    for count in (1, 2):
+        await handle.backfill(ScheduleBackfill(start_at=day - timedelta(hours=1), end_at=day + timedelta(hours=1)))
+
+        async def started(count: int = count) -> bool:
+            runs = [one async for one in here.client.list_workflows(query)]
+            return [one.status for one in runs] == [WorkflowExecutionStatus.COMPLETED] * count
+
+        await eventually(started)
+    await batches_of(here, BatchStatus.COMPLETED)
+    assert here.model.calls == 2
+
+
+async def test_a_batch_that_runs_is_an_earlier_run(here: House) -> None:
+    """The overlap policy sees it for as long as it lasts."""
+    gate = Gate()
+    here.model.scripts = [[gate, *HELLO], HELLO]
+    schedule = await scheduled_batch(here, "one")
+    await triggered(here, "b")
+    await gate.reached()
+    await triggered(here, "b")
+    handle = here.client.get_schedule_handle(schedule.name)
+
+    async def skipped() -> bool:
+        return (await handle.describe()).info.num_actions_skipped_overlap == 1
+
+    await eventually(skipped)
+    gate.open()
+    await batches_of(here, BatchStatus.COMPLETED)
+
+
+async def test_cancel_other_cancels_its_batch(here: House) -> None:
+    gate = Gate()
+    here.model.scripts = [[gate, *HELLO], HELLO]
+    await scheduled_batch(here, "one", overlap="cancel_other")
+    await triggered(here, "b")
+    await gate.reached()
+    await triggered(here, "b")
+    await batches_of(here, BatchStatus.COMPLETED, BatchStatus.CANCELLED)
+
+
+async def test_a_batch_that_a_sweeper_has_started_is_waited_for(here: House) -> None:
+    """Its workflow's id is taken then, and the run of the schedule looks for the end."""
+    gate = Gate()
+    here.model.scripts = [[gate, *HELLO]]
+    schedule = await scheduled_batch(here, "one", cron="0 0 1 1 *")
+    batch_id = f"batch_{schedule.name}-2026-01-01T000000Z"
+    started = here.client.start_workflow(
+        CHAT_BATCH, BatchStart(batch_id="batch_none"), id=batch_id, task_queue="a queue without workers"
+    )
+    other = await started
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    period = ScheduleBackfill(start_at=day - timedelta(hours=1), end_at=day + timedelta(hours=1))
+    await here.client.get_schedule_handle(schedule.name).backfill(period)
+    run = here.client.get_workflow_handle(f"{schedule.name}-2026-01-01T00:00:00Z")
+
+    async def waits() -> bool:
+        try:
+            history = await run.fetch_history()
+        except RPCError:
+            return False
+        return any(event.HasField("timer_started_event_attributes") for event in history.events)
+
+    await eventually(waits)
+    await run.terminate()
+    await other.terminate()
 
 
 # --------------------------------------------------------------------------------------- pause, change, delete

@@ -71,7 +71,7 @@ function Rows({ schedules, reload }) {
   if (!schedules.length) return html`<p class="empty muted">No schedules yet. Make one here, or post to <code>/api/schedules</code>.</p>`;
   return html`<table class="schedules">
     <thead>
-      <tr><th scope="col">Schedule</th><th scope="col">Runs</th><th scope="col">Next</th><th scope="col">Last jobs</th><th scope="col"><span class="hidden">Actions</span></th></tr>
+      <tr><th scope="col">Schedule</th><th scope="col">Runs</th><th scope="col">Next</th><th scope="col">Last runs</th><th scope="col"><span class="hidden">Actions</span></th></tr>
     </thead>
     <tbody>${schedules.map((one) => html`<${Row} key=${one.id} schedule=${one} now=${now} reload=${reload} />`)}</tbody>
   </table>`;
@@ -101,7 +101,7 @@ function Row({ schedule, now, reload }) {
     </td>
     <td class="c-timing">${timing(schedule)}</td>
     <td class="c-next">${next(schedule, now)}</td>
-    <td class="c-runs">${lastRuns.length ? [...lastRuns].reverse().map((run) => html`<${Run} key=${run.jobId} run=${run} />`) : html`<span class="muted">–</span>`}</td>
+    <td class="c-runs">${lastRuns.length ? [...lastRuns].reverse().map((run) => html`<${Run} key=${run.jobId ?? run.batchId} run=${run} />`) : html`<span class="muted">–</span>`}</td>
     <td class="c-actions"><div class="actions">
       <button type="button" disabled=${busy} onClick=${() => change("POST", "/trigger", `${id} runs now`)}>Run now</button>
       ${paused
@@ -112,7 +112,7 @@ function Row({ schedule, now, reload }) {
       ${deleting
         ? html`<${Dialog} title=${`Delete ${id}`} onClose=${() => setDeleting(false)}>
             <form onSubmit=${(event) => (event.preventDefault(), setDeleting(false), change("DELETE", "", `${id} deleted`))}>
-              <p>It makes no more jobs. Those that it has made stay.</p>
+              <p>It makes no more jobs or batches. Those that it has made stay.</p>
               <div class="send"><button class="danger">Delete ${id}</button></div>
             </form>
           <//>`
@@ -121,14 +121,23 @@ function Row({ schedule, now, reload }) {
   </tr>`;
 }
 
-/** A job as a dot in the colour of its status; the link has the words. */
-const Run = ({ run }) => html`<${Link} href=${`/jobs/${encodeURIComponent(run.jobId)}`} class="run" title=${`${label(run.status)}, ${when(run.createdAt)}`}>
-  <span class="status" data-status=${run.status}><i aria-hidden="true" /><span class="hidden">${label(run.status)}, ${when(run.createdAt)}</span></span>
-<//>`;
+/** A run as a dot in the colour of its status, with the words for screen readers; that of a job is a link to it. */
+function Run({ run }) {
+  const words = `${label(run.status)}, ${when(run.createdAt)}`;
+  const dot = html`<span class="status" data-status=${run.status}><i aria-hidden="true" /><span class="hidden">${words}</span></span>`;
+  if (!run.jobId) return html`<span class="run" title=${`${run.batchId}: ${words}`}>${dot}</span>`;
+  return html`<${Link} href=${`/jobs/${encodeURIComponent(run.jobId)}`} class="run" title=${words}>${dot}<//>`;
+}
 
 function timing({ cron, every, timezone }) {
-  if (every != null) return `every ${span(every * 1000)}`;
+  if (every != null) return `every ${interval(every)}`;
   return html`<code>${cron}</code> <span class="muted">${timezone}</span>`;
+}
+
+/** A length of time in seconds, in its units without zeros: `1 h 30 min`. */
+function interval(seconds) {
+  const parts = { d: Math.floor(seconds / 86400), h: Math.floor(seconds / 3600) % 24, min: Math.floor(seconds / 60) % 60, s: seconds % 60 };
+  return Object.entries(parts).filter(([, value]) => value).map(([unit, value]) => `${value} ${unit}`).join(" ");
 }
 
 function next({ paused, pending, nextRuns }, now) {

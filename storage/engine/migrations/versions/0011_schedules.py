@@ -1,4 +1,4 @@
-"""Schedules, and the schedule of a job."""
+"""Schedules, and the schedule of a job and of a batch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ def upgrade() -> None:
     op.create_index(
         "jobs_of_schedule",
         "jobs",
+        ["tenant", "schedule_id", "created_at"],
+        sqlite_where=scheduled,
+        postgresql_where=scheduled,
+    )
+    op.add_column("batches", sa.Column("schedule_id", sa.String(length=64), nullable=True))
+    op.create_index(
+        "batches_of_schedule",
+        "batches",
         ["tenant", "schedule_id", "created_at"],
         sqlite_where=scheduled,
         postgresql_where=scheduled,
