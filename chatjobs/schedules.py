@@ -87,7 +87,8 @@ class Schedules:
         return await self._noted(schedule_id, "resume", note)
 
     async def trigger(self, schedule_id: str) -> Schedule:
-        """Start a run now; its job is the first of ``last_runs`` soon. Raises ScheduleNotFound."""
+        """Start a run now; its job is the first of ``last_runs`` soon. A call that is repeated because its answer was
+        lost may start two. Raises ScheduleNotFound."""
         return await self._http.read(Schedule, "POST", f"{_path(schedule_id)}/trigger")
 
     async def delete(self, schedule_id: str) -> None:

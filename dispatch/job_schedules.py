@@ -51,7 +51,7 @@ from chatjobs.contracts import (
 )
 from chatjobs.errors import InvalidRequest, Problem
 from chatjobs.validation import did_you_mean
-from dispatch.intake import TASK_TIMEOUT, Intake, place_in_queues
+from dispatch.intake import LARGE_BYTES, TASK_TIMEOUT, Intake, place_in_queues
 from dispatch.temporal import RPC_TIMEOUT
 from domain.batches import BatchHash, check_settings, new_items
 from domain.errors import TemporalUnavailable
@@ -84,7 +84,8 @@ class JobSchedules:
 
         Raises InvalidRequest, WebhookUrlRefused, StorageUnavailable.
         """
-        wish = parse(ScheduleRequest, body)
+        large = size >= LARGE_BYTES
+        wish = await asyncio.to_thread(parse, ScheduleRequest, body) if large else parse(ScheduleRequest, body)
         if wish.timezone not in _zones():
             hint = did_you_mean(wish.timezone, sorted(_zones()))
             raise InvalidRequest([Problem("/timezone", f"must be an IANA time zone, such as Europe/Berlin{hint}")])

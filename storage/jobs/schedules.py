@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, Table, and_, delete, func, select, update
+from sqlalchemy import Row, Table, and_, delete, func, null, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatjobs.contracts import BatchStatus, JobStatus, ScheduleRun, ScheduleTiming
@@ -31,6 +31,9 @@ UID_BYTES = 6
 SECOND = 1_000_000
 """In microseconds."""
 LIVE = schedules.c.deleted_at.is_(None)
+LARGE = ("request", "batch")
+"""The columns of what a run asks, of up to some megabytes."""
+LISTED = tuple(null().label(column.name) if column.name in LARGE else column for column in schedules.c)
 CHANGED = {"revision": schedules.c.revision + 1}
 
 
@@ -92,8 +95,8 @@ class ScheduleStore:
         return _stored(row) if row is not None and _stored(row).name == name else None
 
     async def list(self, tenant: str, *, after: str = "", limit: int) -> Sequence[StoredSchedule]:
-        """A tenant's schedules by their ids, those that come after ``after``."""
-        query = select(schedules).where(schedules.c.tenant == clean(tenant), LIVE, schedules.c.id > after)
+        """A tenant's schedules by their ids, those that come after ``after``; without ``request`` and ``batch``."""
+        query = select(*LISTED).where(schedules.c.tenant == clean(tenant), LIVE, schedules.c.id > after)
         async with self._database.read() as connection:
             rows = (await connection.execute(query.order_by(schedules.c.id).limit(limit))).all()
         return [_stored(row) for row in rows]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,6 +18,7 @@ from chatjobs.errors import InvalidRequest, ScheduleNotFound
 from tests.support.fakes import eventually
 from tests.support.gateway import Gateway, gateway
 from tests.support.simulator_process import prompt
+from tests.support.snippets import output, snippets
 from tests.support.stack import Stack, stack
 
 LONG_AGO = "0 0 29 2 *"
@@ -245,6 +248,22 @@ async def test_the_python_client_offers_all_of_it(http: httpx2.AsyncClient, door
             await jobs.schedules.create(ASK, cron="daily")
         with pytest.raises(InvalidRequest, match="IANA"):
             await jobs.schedules.create(ASK, cron="@daily", timezone="Europe/Berln")
+
+
+async def test_the_examples_of_the_page_work(http: httpx2.AsyncClient, door: Gateway) -> None:
+    """The commands make the schedule, run it, and delete it; the program prints what it has listed."""
+    env = {"CHATJOBS_URL": door.url, "PATH": os.environ["PATH"], "NO_PROXY": "127.0.0.1"}
+    (commands,) = snippets("schedules.md", "bash")
+    done = await asyncio.to_thread(
+        subprocess.run, ["bash", "-ec", commands], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"id":"daily-report"' in done.stdout
+    assert '"code"' not in done.stdout  # of a problem
+    assert (await http.get("/api/schedules/daily-report")).status_code == 404
+    (program,) = snippets("schedules.md", "python")
+    printed = await asyncio.to_thread(output, program, env=env)
+    assert printed == "hourly-report 3600 True until Monday\n"
 
 
 async def test_everything_is_durable_while_temporal_is_away(http: httpx2.AsyncClient, machine: Stack) -> None:

@@ -26,14 +26,14 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from domain.errors import UpstreamRefused
-from domain.names import BATCHES_QUEUE, JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_workflow_id
+from domain.names import JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_workflow_id
 from domain.payloads import DeliveryStart, RetentionOrder
 from domain.ports import Finish
 from storage.engine.database import Database
 from tests.support.cancelling import cancel
 from tests.support.factories import make_body
 from tests.support.fakes import HELLO, OK, Gate, answered, eventually, text
-from tests.support.house import HOOK, QUEUES, House, house
+from tests.support.house import HOOK, House, house
 from tests.support.temporal_server import binary, temporal_server
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -213,7 +213,7 @@ async def recording(scenario: Scenario) -> AsyncIterator[House]:
         database = await Database.open(f"sqlite:///{directory / 'chatjobs.db'}")
         async with (
             any_temporal(directory, skipping=scenario in SKIPPING_TIME) as client,
-            house(client, database, indexed=scenario not in WITHOUT_INDEX, queues=(*QUEUES, BATCHES_QUEUE)) as here,
+            house(client, database, indexed=scenario not in WITHOUT_INDEX) as here,
         ):
             yield here
         await database.close()

@@ -28,7 +28,7 @@ from temporalio.service import RPCError
 from chatjobs.contracts import BatchStatus, JobStatus, ScheduleRun
 from chatjobs.errors import ScheduleNotFound
 from dispatch.sweeper import Sweeper
-from domain.names import BATCHES_QUEUE, CHAT_BATCH
+from domain.names import CHAT_BATCH
 from domain.payloads import BatchStart
 from domain.timings import Timings
 from domain.values import StoredJob, StoredSchedule
@@ -38,7 +38,7 @@ from storage.engine.schema import micros
 from tests.support import migrated
 from tests.support.factories import make_body
 from tests.support.fakes import HELLO, Gate, eventually
-from tests.support.house import HOOK, QUEUES, QUICK, House, house
+from tests.support.house import HOOK, QUICK, House, house
 from tests.support.temporal_server import temporal_server
 
 COMPLETED, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
@@ -48,7 +48,7 @@ NEVER = "0 0 29 2 *"
 
 @pytest.fixture
 async def here(client: Client, sqlite: Database) -> AsyncIterator[House]:
-    async with house(client, sqlite, timings=QUICK, queues=(*QUEUES, BATCHES_QUEUE)) as running:
+    async with house(client, sqlite, timings=QUICK) as running:
         yield running
         await forget(running)
 
