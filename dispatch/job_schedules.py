@@ -120,6 +120,8 @@ class JobSchedules:
             job = await self._intake.checked(request, tenant=tenant, size=size)
             if job.request is None or job.request.job_id is not None:
                 raise InvalidRequest([Problem("/jobId", NEW_JOB)])
+            if job.request.start_at is not None:
+                raise InvalidRequest([Problem("/startAt", "must be left out: the schedule says when")])
         except InvalidRequest as error:
             problems = [Problem(f"/request{place}", why) for place, why in error.problems]
             raise InvalidRequest(problems) from None

@@ -22,6 +22,7 @@ from tests.support.snippets import output, snippets
 from tests.support.stack import Stack, stack
 
 LONG_AGO = "0 0 29 2 *"
+SOON = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
 TWICE = [{"custom_id": "a", "body": {"messages": [{"role": "user", "content": "Hello"}]}}] * 2
 ASK = {"messages": [{"role": "user", "content": "Write the report"}]}
 
@@ -192,6 +193,7 @@ async def test_without_an_id_a_new_one_is_made(http: httpx2.AsyncClient) -> None
         ({}, "", "must have cron or every, one of them"),
         ({"every": 60, "request": {"messages": []}}, "/request/messages", "at least 1"),
         ({"every": 60, "request": {**ASK, "jobId": "mine"}}, "/request/jobId", "must be left out"),
+        ({"every": 60, "request": {**ASK, "startAt": SOON}}, "/request/startAt", "must be left out"),
         ({"every": 60, "request": {**ASK, "temprature": 1}}, "/request/temprature", "did you mean temperature?"),
         ({"every": 60, "request": None, "batch": {"items": []}}, "/batch/items", "at least one item"),
         ({"every": 60, "request": None, "batch": {}}, "/batch/items", "must be an array"),

@@ -271,7 +271,6 @@ def test_a_clock_in_a_workflow_would_be_found(tmp_path: Path) -> None:
 
 ONE_DEFINITION = {
     "the id of a job": ("A-Za-z0-9_-]{1,128}", "chatjobs/contracts/base.py"),
-    "the id of a schedule": ("A-Za-z0-9_-]{1,64}", "chatjobs/contracts/schedules.py"),
     "the id of an event": (r"\.end)?", "chatjobs/sse.py"),
 }
 
