@@ -17,12 +17,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup test test-containers fuzz check bench bench-full drill lock clean
+.PHONY: help run setup test test-containers replay fuzz check bench bench-full drill lock clean
 
 help:
 	@echo 'make run     start gateway, Temporal with its UI and a worker here; without a key, a simulated Mistral'
 	@echo 'make test    run the tests; as root on Debian, first install the programs that they need'
 	@echo 'make test-containers   run make run and make test on a new Debian, in a container (root; 5 minutes)'
+	@echo 'make replay  replay the recorded runs with the code as it is; ARGS="FILE ..." adds those that you saved'
 	@echo 'make fuzz    fuzz every parser of untrusted input, 5 minutes each (Linux)'
 	@echo 'make check   run ruff, mypy and the import contracts'
 	@echo 'make drill   inject every known fault into a running stack and audit the outcome (less than 10 minutes)'
@@ -51,6 +52,9 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 	$(BIN)/lint-imports --no-logo
+
+replay: .venv/dev
+	$(BIN)/python -m tests.replay $(ARGS)
 
 drill: .venv/dev
 	$(BIN)/python starter.py drill $(ARGS)

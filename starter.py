@@ -22,7 +22,7 @@ import typer
 from typer.exceptions import TyperException
 
 from chatjobs.errors import ChatJobsError, InvalidRequest
-from cli.commands import administration, batches, checks, jobs, webhooks
+from cli.commands import administration, batches, checks, jobs, schedules, webhooks
 from cli.groups import FAILED, INTERRUPTED, OK, UNREACHABLE, USAGE, group
 from cli.running import discard
 from domain.build import VERSION
@@ -36,7 +36,7 @@ Exit codes:
        when Temporal is back
   1    the job or an item of the batch failed or was cancelled; a receiver did
        not take the test call; doctor found a problem
-  2    usage: invalid request, unknown job or batch
+  2    usage: invalid request, unknown job or batch, no run to save
   3    no service runs here, the database is unreachable, or Temporal where
        nothing was stored
   130  Ctrl-C: a watcher has left, the job goes on
@@ -51,7 +51,7 @@ app = group(
     add_completion=False,
     pretty_exceptions_enable=False,  # its tracebacks show values: prompts, keys
 )
-for family in (jobs.app, batches.app, webhooks.app, checks.app, administration.app):
+for family in (jobs.app, batches.app, schedules.app, webhooks.app, checks.app, administration.app):
     app.add_typer(family)
 
 

@@ -11,12 +11,14 @@ from activities.completer import Completer
 from activities.completion import CompletionActivities
 from activities.result import ResultActivities
 from activities.retention import RetentionActivities
+from activities.schedules import ScheduledBatchActivities
 from activities.webhook import WebhookActivities
 from domain.ports import BatchModel, ChatModel
 from domain.settings import Settings
 from domain.timings import Timings
 from domain.values import RunRef
 from domain.webhook_urls import WebhookPolicy
+from storage.batches.drafts import DraftStore
 from storage.batches.lane import BatchLaneStore
 from storage.batches.retention import BatchRetention
 from storage.batches.runs import BatchRunStore
@@ -36,6 +38,7 @@ class Activities:
     completions: CompletionActivities
     batches: BatchActivities
     lane: BatchLaneActivities
+    scheduled: ScheduledBatchActivities
     webhooks: WebhookActivities
     retention: RetentionActivities
 
@@ -80,6 +83,9 @@ def assembled(
             limiter=limiter,
             places=places,
             timings=timings,
+        ),
+        scheduled=ScheduledBatchActivities(
+            *(jobs.schedules, DraftStore(database), batch_runs), policy=policy, timings=timings
         ),
         webhooks=webhooks,
         retention=RetentionActivities(

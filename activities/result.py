@@ -1,7 +1,8 @@
-"""The local activities: insert the row of a job that was started inline, and seal a job."""
+"""The local activities: insert the row of a job that was started inline or by a schedule, and seal a job."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -10,6 +11,7 @@ from temporalio import activity
 from temporalio.service import RPCError
 
 from activities import failures
+from activities.schedules import schedule_of
 from chatjobs.contracts import (
     MAX_INLINE_RESULT_BYTES,
     ChatResult,
@@ -21,10 +23,10 @@ from chatjobs.contracts import (
     parse,
 )
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, WebhookUrlRefused
-from domain.names import status_path
+from domain.names import job_id_of_scheduled, status_path
 from domain.new_jobs import invalid_job, new_job
-from domain.payloads import Accepted, Ending, Sealed
-from domain.values import NewJob, RunRef
+from domain.payloads import Accepted, Ending, ScheduledAnswer, ScheduledRef, Sealed
+from domain.values import NewJob, RunRef, StoredSchedule
 from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
 
@@ -111,6 +113,36 @@ class ResultActivities:
             wrong_id = InvalidRequest([Problem("/jobId", why)])
             return job, JobError(code=wrong_id.code, message=wrong_id.message)
         return job, None
+
+    @activity.defn
+    async def accept_scheduled(self, order: ScheduledRef) -> ScheduledAnswer:
+        """Insert the row of the job that this run of a schedule is, if it is absent."""
+        info = activity.info()
+        run = RunRef(info.workflow_id or "", info.workflow_run_id)
+        try:
+            schedule = await schedule_of(self._jobs.schedules, order, run.workflow_id)
+            if isinstance(schedule, str):
+                return ScheduledAnswer(reason=schedule)
+            return ScheduledAnswer(accepted=await self._scheduled(schedule, run))
+        except ChatJobsError as problem:
+            raise failures.from_storage(problem, pause=None) from None
+
+    async def _scheduled(self, schedule: StoredSchedule, run: RunRef) -> Accepted:
+        job_id, error = job_id_of_scheduled(run.workflow_id), None
+        if await self._jobs.queries.exists(job_id, schedule.tenant):  # also where the schedule has changed since
+            known = await self._jobs.queries.outline(job_id, schedule.tenant)
+            return Accepted(job_id=job_id, tenant=schedule.tenant, model=known.model, indexed=self._indexed)
+        identity: dict[str, Any] = {"job_id": job_id, "tenant": schedule.tenant, "run": run, "schedule_id": schedule.id}
+        body = json.loads(schedule.request or "{}")
+        try:
+            policy = self._policy() if self._policy is not None else None
+            job = new_job(body, policy=policy, started=True, **identity)
+        except (InvalidRequest, WebhookUrlRefused) as problem:  # the rules have changed since the schedule was made
+            error = JobError(code=problem.code, message=problem.message)
+            job = invalid_job(body, **identity)
+        await self._jobs.acceptance.accept(job)
+        model = job.request.model if job.request else ""
+        return Accepted(job_id=job_id, tenant=schedule.tenant, model=model, indexed=self._indexed, error=error)
 
     @activity.defn
     async def store_result(self, order: SealOrder) -> Sealed:

@@ -39,6 +39,7 @@ from chatjobs.errors import (
     PauseNotFound,
     Problem,
     ResponseTooLarge,
+    ScheduleNotFound,
     ServiceUnavailable,
     Unauthorized,
     WebhookUrlRefused,
@@ -70,6 +71,7 @@ KNOWN: Final[Mapping[str, type[ChatJobsError]]] = {
             JobNotFound,
             JobRunning,
             PauseNotFound,
+            ScheduleNotFound,
             WebhookUrlRefused,
         )
     },

@@ -79,6 +79,7 @@ from chatjobs.errors import (
     StreamBroken,
 )
 from chatjobs.prompts import Prompt, each, json_bytes, named, request_body
+from chatjobs.schedules import Schedules
 from chatjobs.sse import MAX_EVENT_BYTES, JobEvents
 from chatjobs.stream import Stream
 
@@ -151,6 +152,8 @@ class ChatJobs:
     ) -> None:
         """``transport`` and ``backoff`` replace the network and the waits, for tests. Raises ConfigurationError."""
         self._http = Http(new_client(base_url, api_key, transport, silence), timeout, max_response_bytes, backoff)
+        self.schedules = Schedules(self._http)
+        """Calls for schedules."""
         self._patience = patience
         self._silence = silence
         self._max_event_bytes = max_event_bytes
@@ -330,11 +333,13 @@ class ChatJobs:
         *,
         status: JobStatus | str | None = None,
         model: str | None = None,
+        schedule: str | None = None,
         metadata: Mapping[str, str] | None = None,
         search: str | None = None,
         error_code: str | None = None,
         replay_of: str | None = None,
         batch_id: str | None = None,
+        schedule_id: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
         page_size: int = 100,
@@ -352,6 +357,7 @@ class ChatJobs:
             "errorCode": error_code,
             "replayOf": replay_of,
             "batchId": batch_id,
+            "scheduleId": schedule_id,
             "since": rfc3339(since) if since is not None else None,
             "until": rfc3339(until) if until is not None else None,
             "limit": str(page_size),

@@ -10,6 +10,7 @@ ChatJobsError
 ├── DeliveryNotFound
 ├── EndpointNotFound
 ├── PauseNotFound
+├── ScheduleNotFound
 ├── JobIdConflict
 ├── JobFinished
 ├── JobRunning
@@ -113,6 +114,12 @@ class PauseNotFound(ChatJobsError):
     """There is no such pause; look at `starter.py limits`."""
 
     code = "pause_not_found"
+
+
+class ScheduleNotFound(ChatJobsError):
+    """There is no schedule with this id."""
+
+    code = "schedule_not_found"
 
 
 class JobIdConflict(ChatJobsError):

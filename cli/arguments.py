@@ -73,21 +73,22 @@ def request(prompt: str | None, file: str | None, system: str | None) -> dict[st
         return {"messages": messages(prompt, system)}
     if system is not None:
         raise typer.BadParameter("--system goes with a prompt; in a file, write a system message")
-    return _json_object(str(file))
+    return json_object(str(file), "--file")
 
 
-def _json_object(file: str) -> dict[str, Any]:
+def json_object(file: str, option: str) -> dict[str, Any]:
+    """The JSON object in a file that an option names; - is standard input."""
     try:
         found = json.loads(_read_standard_input() if file == "-" else Path(file).read_bytes())
     except OSError as error:
-        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="--file") from None
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint=option) from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise typer.BadParameter(f"{file} is not JSON: {error.msg} at {where}", param_hint="--file") from None
+        raise typer.BadParameter(f"{file} is not JSON: {error.msg} at {where}", param_hint=option) from None
     except (UnicodeDecodeError, RecursionError):
-        raise typer.BadParameter(f"{file} is not JSON in UTF-8, or far too deep", param_hint="--file") from None
+        raise typer.BadParameter(f"{file} is not JSON in UTF-8, or far too deep", param_hint=option) from None
     if not isinstance(found, dict):
-        raise typer.BadParameter(f"{file} must have a JSON object", param_hint="--file")
+        raise typer.BadParameter(f"{file} must have a JSON object", param_hint=option)
     return found
 
 

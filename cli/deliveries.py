@@ -14,13 +14,13 @@ from chatjobs.errors import DeliveryNotFound
 from cli.output import Records, complain, console, local_time, one_line, safe, write
 from cli.place import ServiceLocation
 from dispatch.webhook_rules import WebhookRules, signing_secrets
+from domain.names import DELIVERY_PREFIX
 from domain.ports import WebhookSender
 from storage.engine.database import Database
 from storage.webhooks.deliveries import DeliveryStore
 from storage.webhooks.endpoints import EndpointStore
 
 OK, NOT_DELIVERED = 0, 1
-DELIVERY_PREFIX = "whe_"
 COLOURS = {"ok": "green", "failing": "yellow", "disabled": "red"}
 
 SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]

@@ -14,9 +14,11 @@ from cli.groups import OK
 if TYPE_CHECKING:
     from cli.batches import BatchCommands
     from cli.deliveries import WebhookCommands
+    from cli.histories import HistoryCommands
     from cli.keys import KeyCommands
     from cli.limits import LimitCommands
     from cli.pauses import PauseCommands
+    from cli.schedules import ScheduleCommands
     from cli.service import Service
 
 Commands = TypeVar("Commands")
@@ -60,6 +62,22 @@ def with_webhooks(work: Callable[[WebhookCommands], Awaitable[int]], *, as_json:
     from cli.deliveries import WebhookCommands
 
     return _run(WebhookCommands, work, as_json=as_json)
+
+
+def with_histories(work: Callable[[HistoryCommands], Awaitable[int]], *, as_json: bool) -> int:
+    """The same for `history`."""
+    _require_location()
+    from cli.histories import HistoryCommands
+
+    return _run(HistoryCommands, work, as_json=as_json)
+
+
+def with_schedules(work: Callable[[ScheduleCommands], Awaitable[int]], *, as_json: bool, create: bool = False) -> int:
+    """The same for `schedules`."""
+    _require_location()
+    from cli.schedules import ScheduleCommands
+
+    return _run(ScheduleCommands, work, as_json=as_json, create=create)
 
 
 def with_limits(work: Callable[[LimitCommands], Awaitable[int]], *, as_json: bool, create: bool = False) -> int:

@@ -36,7 +36,7 @@ from domain.errors import TemporalUnavailable
 from domain.names import CHAT_JOB, JOBS_QUEUE
 from domain.new_jobs import new_job
 from domain.payloads import JobRef
-from domain.values import JobHandle
+from domain.values import JobHandle, NewJob
 from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
 
@@ -49,6 +49,13 @@ TASK_TIMEOUT = timedelta(seconds=5)
 report that they wait for the database."""
 GLANCE_TIMEOUT = timedelta(seconds=0.5)
 """A request for a job that does not exist is answered within this time even if Temporal hangs."""
+
+
+def place_in_queues(tenant: str, priority: int) -> Priority:
+    """The priority of a job's run. Tenants take turns in Temporal's queues, too."""
+    name = tenant.encode()
+    fairness = tenant if len(name) <= 64 else hashlib.sha256(name).hexdigest()  # the server takes 64 bytes
+    return Priority(priority_key=priority, fairness_key=fairness)
 
 
 class Intake:
@@ -74,6 +81,11 @@ class Intake:
         self._policy = policy
         self._prefixes = prefixes
 
+    @property
+    def policy(self) -> WebhookPolicy | None:
+        """The rules for webhook URLs now."""
+        return self._policy() if self._policy is not None else None
+
     async def accept(
         self,
         body: Any,
@@ -88,18 +100,19 @@ class Intake:
         ``size``: bytes of the body as received; a large one is read in a thread.
         Raises InvalidRequest, IdempotencyMismatch, JobIdConflict, StorageUnavailable.
         """
-        make = partial(
-            new_job,
-            body,
-            tenant=tenant,
-            policy=self._policy() if self._policy is not None else None,
-            idempotency_key=idempotency_key,
-            replay_of=replay_of,
-        )
+        job = await self.checked(body, tenant=tenant, idempotency_key=idempotency_key, replay_of=replay_of, size=size)
+        return await self._jobs.acceptance.accept(job)
+
+    async def checked(self, body: Any, *, tenant: str, size: int = 0, **identity: Any) -> NewJob:
+        """The job in a decoded JSON body, which is not stored yet. ``identity``: see ``new_job``.
+
+        Raises InvalidRequest, WebhookUrlRefused.
+        """
+        make = partial(new_job, body, tenant=tenant, policy=self.policy, **identity)
         job = make() if size < LARGE_BYTES else await asyncio.to_thread(make)
         if self._prefixes is not None and job.request is not None:
             await self._prefixes.check(job.request)
-        return await self._jobs.acceptance.accept(job)
+        return job
 
     async def replay(
         self, job_id: str, *, tenant: str, overrides: Any = None, idempotency_key: str | None = None
@@ -130,9 +143,6 @@ class Intake:
             raise TemporalUnavailable
         if self._indexed is None:
             self._indexed = await search_attributes(self._client)
-        tenant = job.tenant.encode()
-        # Tenants take turns in Temporal's queues too. The server takes 64 bytes.
-        fairness = job.tenant if len(tenant) <= 64 else hashlib.sha256(tenant).hexdigest()
         try:
             await self._client.start_workflow(
                 CHAT_JOB,
@@ -143,7 +153,7 @@ class Intake:
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 static_summary=f"chat with {job.model}",
                 search_attributes=self._search_attributes(job) if self._indexed else None,
-                priority=Priority(priority_key=job.priority, fairness_key=fairness),
+                priority=place_in_queues(job.tenant, job.priority),
                 task_timeout=TASK_TIMEOUT,
                 rpc_timeout=RPC_TIMEOUT,
             )

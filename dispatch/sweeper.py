@@ -1,8 +1,9 @@
 """The sweeper: finishes in Temporal and storage what the process that began it could not.
 
 Each gateway and each worker runs one. It starts accepted jobs whose workflow was not started, sends cancellations until
-they are confirmed, starts jobs again that Temporal lost, ends jobs whose time in the queue is over, and starts the
-runs of deliveries that have none. All of it is idempotent, so that several sweepers may run at once.
+they are confirmed, starts jobs again that Temporal lost, ends jobs whose time in the queue is over, starts the runs of
+deliveries that have none, and makes Temporal's Schedules the same as ours. All of it is idempotent, so that several
+sweepers may run at once.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from dispatch.batches import BatchDispatch
 from dispatch.deliveries import adopt, try_now
 from dispatch.first_tries import FirstTries
 from dispatch.intake import Intake
+from dispatch.job_schedules import JobSchedules
 from dispatch.temporal import runs_of
 from domain.errors import StorageUnavailable, TemporalUnavailable
 from domain.payloads import Ending
 from domain.timings import Timings
-from domain.values import JobHandle, RunRef
+from domain.values import JobHandle, RunRef, StoredSchedule
 from storage.jobs.store import JobStore
 from storage.webhooks.deliveries import DeliveryStore, OutgoingWebhook, RedeliveryRequest
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", JobHandle, OutgoingWebhook, RedeliveryRequest)
+T = TypeVar("T", JobHandle, OutgoingWebhook, RedeliveryRequest, StoredSchedule)
 PAGE = 100
 MOST_PAGES = 20
 """After an outage thousands of jobs may have to be started; cancellations must not wait for all of them."""
@@ -61,6 +63,7 @@ class Sweeper:
         self._intake = intake
         self._jobs = jobs
         self._deliveries = deliveries
+        self._schedules = JobSchedules(jobs=jobs, intake=intake, client=client, timings=timings)
         self._client = client
         self._timings = timings
         self._first_tries = first_tries
@@ -113,6 +116,7 @@ class Sweeper:
         await self._each(self._deliveries.take_requests(), self._try_now)
         overdue_after = timedelta(seconds=self._timings.overdue_after_seconds)
         await self._each(self._deliveries.overdue(overdue_after), self._adopt)
+        await self._each(self._schedules.due(), self._schedules.apply)
 
     async def sweep_batches(self) -> None:
         """Process the batches that are due, beside the jobs: the end of a large batch takes seconds."""

@@ -203,12 +203,17 @@ class RunLinks:
     """Addresses of workflow runs in the Temporal UI. ``ui``: the URL of the UI's root."""
 
     def __init__(self, ui: str, namespace: str) -> None:
-        self._workflows = f"{ui.rstrip('/')}/namespaces/{quote(namespace, safe='')}/workflows"
+        root = f"{ui.rstrip('/')}/namespaces/{quote(namespace, safe='')}"
+        self._workflows, self._schedules = f"{root}/workflows", f"{root}/schedules"
 
     def of(self, run: RunRef) -> str:
         """Where the UI shows a run; without ``run_id``, the workflow's newest."""
         url = f"{self._workflows}/{quote(run.workflow_id, safe='')}"
         return url if run.run_id is None else f"{url}/{run.run_id}"
+
+    def of_schedule(self, name: str) -> str:
+        """Where the UI shows a schedule."""
+        return f"{self._schedules}/{quote(name, safe='')}"
 
     def with_url(self, job: StoredJob) -> StoredJob:
         """The job with its ``temporal_url``."""

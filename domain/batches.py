@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,8 @@ from domain.names import batch_job_id, new_request_id
 from domain.webhook_urls import WebhookPolicy, checked
 
 OWN_START = "must be left out: the items of a batch begin in their order"
+MOST_PROBLEMS = 20
+"""Problems after which the rest of a batch is not looked at."""
 OWN_ID = "must be left out: an item's job gets its id from the batch, and custom_id names the item"
 
 
@@ -58,6 +60,7 @@ class NewBatch:
     total: int
     body_hash: str
     idempotency_key: str | None = None
+    schedule_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,33 @@ def new_item(
         max_lost=request.limits.max_lost,
         queue_seconds=request.limits.queue_seconds if limits_queue(request) else None,
     )
+
+
+def new_items(
+    values: Sequence[Any], batch_id: str, settings: BatchSettings, hashes: BatchHash, policy: WebhookPolicy | None
+) -> list[NewItem]:
+    """The items of a batch whose decoded JSON is in memory as a whole; they are added to ``hashes``.
+
+    Raises InvalidRequest, with up to MOST_PROBLEMS problems, and WebhookUrlRefused.
+    """
+    items: list[NewItem] = []
+    problems: list[Problem] = [] if values else [Problem("/items", "must have at least one item")]
+    names: dict[str, int] = {}
+    for number, value in enumerate(values):
+        try:
+            item = new_item(value, number, batch_id, settings, hashes.add(value), policy)
+        except InvalidRequest as error:
+            problems += [Problem(f"/items/{number}{place}", why) for place, why in error.problems]
+        else:
+            items.append(item)
+            if (first := names.setdefault(item.custom_id, number)) != number:
+                why = f"is that of items/{first}, too; each item needs its own"
+                problems.append(Problem(f"/items/{number}/custom_id", why))
+        if len(problems) >= MOST_PROBLEMS:
+            break
+    if problems:
+        raise InvalidRequest(problems[:MOST_PROBLEMS])
+    return items
 
 
 def limits_queue(request: ChatRequest) -> bool:

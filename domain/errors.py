@@ -6,6 +6,7 @@ ChatJobsError
 │       └── WebhookAddressDenied
 ├── KeyNotFound
 ├── SearchUnavailable
+├── RunNotFound
 ├── UpstreamError
 │   ├── UpstreamRefused
 │   ├── UpstreamRateLimited
@@ -38,6 +39,12 @@ class SearchUnavailable(ChatJobsError):
     with a Python that has it (`starter.py doctor` checks), or on Postgres; everything but the search works as it is."""
 
     code = "search_unavailable"
+
+
+class RunNotFound(ChatJobsError):
+    """Temporal has no run of this; give the id of a job, of a delivery (whe_…) or of a workflow."""
+
+    code = "run_not_found"
 
 
 class UpstreamError(ChatJobsError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from datetime import datetime
 from typing import Final
 
 from chatjobs.contracts import BatchEventType, WebhookEventType
 
 CHAT_JOB: Final = "ChatJob"
 CHAT_BATCH: Final = "ChatBatch"
+SCHEDULED_BATCH: Final = "ScheduledBatch"
 WEBHOOK_DELIVERY: Final = "WebhookDelivery"
 COMPLETE_CHAT: Final = "complete_chat"
 """The activity that calls the model."""
@@ -28,6 +30,9 @@ WEBHOOKS_QUEUE: Final = "chatjobs-webhooks"
 
 SEARCH_ATTRIBUTES: Final = ("ChatStatus", "ChatModel", "ChatTenant", "ChatReplayOf")
 """All of type Keyword."""
+
+DELIVERY_PREFIX: Final = "whe_"
+"""The beginning of a delivery's id."""
 
 RETRY_NOW: Final = "retry_now"
 LOOK: Final = "look"
@@ -52,6 +57,10 @@ def batch_job_id(batch_id: str, number: int) -> str:
     return f"job_{batch_id.removeprefix('batch_')}-{number:07d}"
 
 
+def new_schedule_id() -> str:
+    return f"schedule_{uuid.uuid4().hex}"
+
+
 def job_id_of_run(workflow_id: str, run_id: str, *, cron: bool) -> str:
     """The id of the job that a run of ``ChatJob`` is: the workflow's id, where that names one run.
 
@@ -66,6 +75,23 @@ def job_id_of_run(workflow_id: str, run_id: str, *, cron: bool) -> str:
     return f"{stem}-{run_id.rpartition('-')[2]}"
 
 
+def job_id_of_scheduled(workflow_id: str) -> str:
+    """The id of the job that a run of one of our schedules makes: the schedule and the time of the run decide it, so
+    that a run that Temporal starts a second time makes no second job."""
+    return workflow_id.replace(":", "")
+
+
+def batch_id_of_scheduled(workflow_id: str) -> str:
+    """The same for the batch of such a run."""
+    return f"batch_{job_id_of_scheduled(workflow_id)}"
+
+
+def scheduled_second(workflow_id: str) -> datetime | None:
+    """The time of a Schedule's run, to the second; None for any other workflow."""
+    found = SCHEDULED.fullmatch(workflow_id)
+    return datetime.fromisoformat(found[2]) if found else None
+
+
 def new_request_id() -> str:
     return str(uuid.uuid4())
 
@@ -76,7 +102,7 @@ def delivery_id(job_id: str, event: WebhookEventType | BatchEventType, revision:
     ``revision`` counts the outcomes: 1, and one more each time that a job or batch that had ended goes on.
     """
     digest = hashlib.sha256(f"{job_id}\n{event.value}".encode()).hexdigest()[:32]
-    return f"whe_{digest}" + (f".{revision}" if revision > 1 else "")
+    return f"{DELIVERY_PREFIX}{digest}" + (f".{revision}" if revision > 1 else "")
 
 
 def delivery_workflow_id(delivery: str) -> str:

@@ -30,6 +30,7 @@ def new_job(
     policy: WebhookPolicy | None = None,
     idempotency_key: str | None = None,
     replay_of: str | None = None,
+    schedule_id: str | None = None,
     started: bool = False,
     run: RunRef | None = None,
 ) -> NewJob:
@@ -56,11 +57,14 @@ def new_job(
         started=started,
         idempotency_key=idempotency_key,
         replay_of=replay_of,
+        schedule_id=schedule_id,
         run=run,
     )
 
 
-def invalid_job(body: Any, *, job_id: str, tenant: str, run: RunRef | None = None) -> NewJob:
+def invalid_job(
+    body: Any, *, job_id: str, tenant: str, run: RunRef | None = None, schedule_id: str | None = None
+) -> NewJob:
     """The job of a workflow whose request ``new_job`` refused: it can be found, and can only fail."""
     bare = without_nulls(ChatRequest, body)
     return NewJob(
@@ -72,6 +76,7 @@ def invalid_job(body: Any, *, job_id: str, tenant: str, run: RunRef | None = Non
         body_hash=_of_anything(fingerprint, bare),
         earlier_hashes=lambda: {_of_anything(earlier_fingerprint, one) for one in (bare, body)},
         started=True,
+        schedule_id=schedule_id,
         run=run,
     )
 

@@ -29,6 +29,37 @@ class JobRef(WireModel):
     job_id: str
 
 
+class ScheduledRef(WireModel):
+    """The argument of a ``ChatJob`` or ``ScheduledBatch`` that one of our schedules starts: the schedule's ``name``.
+
+    ``revision`` is that of the schedule's row, by which a sweeper sees whether Temporal has the newest.
+    """
+
+    schedule: str
+    revision: int
+
+
+class ScheduledAnswer(WireModel):
+    """The job that a run of a schedule has made; None where it makes none, for ``reason``."""
+
+    accepted: Accepted | None = None
+    reason: str | None = None
+
+
+class ScheduledBatchAnswer(WireModel):
+    """The batch that a run of a schedule has made; None where it makes none, for ``reason``."""
+
+    batch_id: str | None = None
+    reason: str | None = None
+
+
+class NoJob(WireModel):
+    """The result of a schedule's run that made no job and no batch."""
+
+    schedule: str
+    reason: str
+
+
 class CompletionSummary(WireModel):
     """The result of complete_chat: the answer is whole in storage, or there was nothing to do."""
 

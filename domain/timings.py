@@ -48,6 +48,10 @@ class Timings:
     overdue_after_seconds: float = 60.0
     """After this the sweeper starts a run for a delivery: a try takes 15 s at most, so its own run is gone."""
 
+    schedule_look_seconds: float = 60.0
+    """After this the sweeper compares a schedule with Temporal's again: one that Temporal lost is made again, and the
+    times of its next runs are read."""
+
     # -------------------------------------------------------------------------------------------------- database
 
     database_busy_seconds: float = 5.0

@@ -17,6 +17,7 @@ from chatjobs.contracts import (
     JobStatus,
     Many,
     PlacedPart,
+    ScheduleTiming,
     Timestamp,
     ToolCall,
     Usage,
@@ -93,12 +94,52 @@ class NewJob:
     """It comes from its own workflow, which need not be started."""
     idempotency_key: str | None = None
     replay_of: str | None = None
+    schedule_id: str | None = None
     run: RunRef | None = None
     """Set where the workflow's id is not the job's: a run of a cron or Schedule."""
 
     def repeats(self, body_hash: str) -> bool:
         """Whether a stored job with this hash was accepted for the same body."""
         return body_hash == self.body_hash or body_hash in self.earlier_hashes()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSchedule:
+    """A schedule as storage returns it. Times are microseconds since 1970.
+
+    ``uid``: random, of this creation of the schedule. ``request`` and ``batch``: JSON, one of them. ``trigger_at``: the
+    time of a requested run that Temporal was not told of; ``triggered_at``: of the last requested one. ``revision``
+    grows with each change; ``applied`` is the one that Temporal has, 0 if none. ``seen_at``: when Temporal last had the
+    schedule. ``next_runs``: as Temporal named them then.
+    """
+
+    uid: str
+    tenant: str
+    id: str
+    timing: ScheduleTiming
+    request: str | None
+    batch: str | None
+    created_at: int
+    updated_at: int
+    paused: bool
+    note: str | None
+    deleted: bool
+    trigger_at: int | None
+    triggered_at: int | None
+    revision: int
+    applied: int
+    seen_at: int | None
+    next_runs: tuple[int, ...]
+
+    @property
+    def pending(self) -> bool:
+        """Whether Temporal is behind."""
+        return self.applied < self.revision or self.trigger_at is not None
+
+    @property
+    def name(self) -> str:
+        """Its id in Temporal, and the beginning of the ids of its runs and jobs."""
+        return f"{self.id}-{self.uid}"
 
 
 class FinishRecord(WireModel):

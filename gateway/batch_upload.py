@@ -11,15 +11,12 @@ from typing import Any, NamedTuple
 
 from chatjobs.contracts import BatchSettings
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, bounded
-from domain.batches import BatchHandle, BatchHash, NewBatch, NewItem, check_settings, new_item
+from domain.batches import MOST_PROBLEMS, BatchHandle, BatchHash, NewBatch, NewItem, check_settings, new_item
 from domain.names import new_batch_id
 from domain.webhook_urls import WebhookPolicy
 from gateway.problems import HttpProblem
 from gateway.serving.bodies import NOT_JSON, decoded
 from storage.batches.drafts import DraftStore
-
-MOST_PROBLEMS = 20
-"""Problems after which the rest of an upload is not looked at."""
 
 log = logging.getLogger(__name__)
 

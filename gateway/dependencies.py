@@ -14,6 +14,7 @@ from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from dispatch.batches import BatchDispatch
 from dispatch.intake import Intake
+from dispatch.job_schedules import JobSchedules
 from dispatch.server_knowledge import PrefixRule
 from dispatch.stores import job_store
 from dispatch.temporal import RunLinks, connect
@@ -75,6 +76,7 @@ class Dependencies:
     webhook_tests: WebhookTests
     intake: Intake
     batches: BatchParts
+    schedules: JobSchedules
     after_response: AfterResponse
     reader: TranscriptReader
     queue: QueueReader
@@ -124,6 +126,7 @@ async def open_dependencies(
         sender = await stack.enter_async_context(sender_of(rules))
         secrets_of = partial(signing_secrets, settings, database)
         intake = Intake(jobs=jobs, client=client, indexed=None, policy=rules, prefixes=PrefixRule(settings, database))
+        schedules = JobSchedules(jobs=jobs, intake=intake, client=client, timings=timings)
         reader = await stack.enter_async_context(TranscriptReader(database, timings=timings).running())
         queue = await stack.enter_async_context(QueueReader(limiter, timings=timings).running())
         after_response = await stack.enter_async_context(AfterResponse().running())
@@ -158,6 +161,7 @@ async def open_dependencies(
             batches=BatchParts(
                 upkeep.drafts, upkeep.batch_runs, queries, upkeep.batches, rules, ProgressFeeds(queries)
             ),
+            schedules=schedules,
             after_response=after_response,
             reader=reader,
             queue=queue,

@@ -33,6 +33,7 @@ STATUSES: Mapping[str, int] = {
     "delivery_not_found": 404,
     "endpoint_not_found": 404,
     "pause_not_found": 404,
+    "schedule_not_found": 404,
     "job_id_conflict": 409,
     "job_finished": 409,
     "job_running": 409,

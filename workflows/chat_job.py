@@ -16,7 +16,16 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from chatjobs.contracts import ChatResult, JobError, JobOutcome, JobStatus, WorkflowStatus
 from domain.errors import FenceLost
 from domain.names import CHAT_JOB, STATUS_QUERY, job_id_of_run
-from domain.payloads import Accepted, DeliveryReport, Ending, JobRef, Sealed
+from domain.payloads import (
+    Accepted,
+    DeliveryReport,
+    Ending,
+    JobRef,
+    NoJob,
+    ScheduledAnswer,
+    ScheduledRef,
+    Sealed,
+)
 from workflows import options
 from workflows.inputs import Input, lenient
 from workflows.steps import first_try, shielded
@@ -35,7 +44,8 @@ STATUS, MODEL, TENANT = (SearchAttributeKey.for_keyword(name) for name in ("Chat
 
 @workflow.defn(name=CHAT_JOB)
 class ChatJob:
-    """One durable chat job. The argument is ``{"jobId"}`` of a stored job, or ``{"request"}`` inline.
+    """One durable chat job. The argument is ``{"jobId"}`` of a stored job, ``{"request"}`` inline, or ``{"schedule"}``
+    where one of our schedules starts it.
 
     The workflow's id is the job's; each run of a cron or Schedule is a job of its own (domain/names.py).
     """
@@ -51,8 +61,10 @@ class ChatJob:
 
     @workflow.run
     @lenient
-    async def run(self, start: Input) -> JobOutcome | ChatResult:
+    async def run(self, start: Input) -> JobOutcome | ChatResult | NoJob:
         ending = await shielded(self._accept(start))
+        if isinstance(ending, NoJob):
+            return ending
         if ending is None:
             ending = await self._complete()
         # From the seal onward nothing changes the outcome, not even a late cancel.
@@ -64,8 +76,10 @@ class ChatJob:
     def status(self) -> WorkflowStatus:
         return WorkflowStatus(job_id=self._job_id, status=self._status, step=self._step)
 
-    async def _accept(self, start: Input) -> Ending | None:
-        """Create the row of an inline job. Returns an ending if the job can never run."""
+    async def _accept(self, start: Input) -> Ending | NoJob | None:
+        """Create the row of a job that has none. Returns an ending if the job can never run."""
+        if (scheduled := start.scheduled) is not None:
+            return await self._accept_scheduled(scheduled)
         if start.names_stored(workflow.info().workflow_id) and not (self._cron and workflow.patched(OWN_JOB)):
             return None
         self._inline = True
@@ -76,6 +90,22 @@ class ChatJob:
                 summary="accept",
                 **options.local(),
             )
+        return self._begin(accepted)
+
+    async def _accept_scheduled(self, scheduled: ScheduledRef) -> Ending | NoJob | None:
+        with _readable():
+            answer: ScheduledAnswer = await workflow.execute_local_activity_method(
+                ResultActivities.accept_scheduled,
+                scheduled,
+                summary="accept",
+                **options.local(),
+            )
+        if answer.accepted is None:
+            self._step = "done"
+            return NoJob(schedule=scheduled.schedule, reason=answer.reason or "")
+        return self._begin(answer.accepted)
+
+    def _begin(self, accepted: Accepted) -> Ending | None:
         self._job_id = accepted.job_id  # a run that was accepted by an earlier version keeps the id that it had
         if accepted.indexed:
             known = {MODEL: accepted.model, TENANT: accepted.tenant, STATUS: "open"}

@@ -18,6 +18,7 @@ from temporalio.exceptions import ApplicationError
 
 from chatjobs.contracts import canonical_json, parse
 from chatjobs.errors import InvalidRequest, Problem
+from domain.payloads import ScheduledRef
 
 with workflow.unsafe.imports_passed_through():
     from pydantic import BaseModel
@@ -45,6 +46,13 @@ class Input(NamedTuple):
         """Whether the argument names the stored job of that id and nothing else."""
         fields = self.value.items() if isinstance(self.value, dict) else ()
         return {name: value for name, value in fields if value is not None} == {"jobId": job_id}
+
+    @property
+    def scheduled(self) -> ScheduledRef | None:
+        """The argument of a run that one of our schedules has started; None for any other argument."""
+        if not isinstance(self.value, dict) or "schedule" not in self.value:
+            return None
+        return self.as_a(ScheduledRef)
 
 
 def lenient(run: Callable[[Any, Input], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -20,8 +20,10 @@ from workflows import options
 from workflows.chat_batch import ChatBatch
 from workflows.chat_job import ChatJob
 from workflows.retention import Retention
+from workflows.scheduled_batch import ScheduledBatch
 from workflows.webhook_delivery import WebhookDelivery
 
+WORKFLOWS = (ChatJob, ChatBatch, ScheduledBatch, WebhookDelivery, Retention)
 STICKY_QUEUE_TIMEOUT = timedelta(seconds=1)
 """How long a workflow task waits for a dead worker's cache before any worker may take it; the default is 10 s."""
 WEBHOOKS_AT_ONCE = 100
@@ -48,10 +50,11 @@ def build_workers(
         Worker(
             client,
             task_queue=JOBS_QUEUE,
-            workflows=[ChatJob, ChatBatch, WebhookDelivery, Retention],
+            workflows=WORKFLOWS,
             activities=[
                 *(
                     activities.results.accept_inline,
+                    activities.results.accept_scheduled,
                     activities.results.store_result,
                     activities.retention.remove_old_jobs,
                 ),
@@ -79,6 +82,7 @@ def build_workers(
             task_queue=BATCHES_QUEUE,
             activities=[
                 *(activities.batches.prepare_batch, activities.batches.run_slice, activities.batches.cancel_rest),
+                activities.scheduled.make_batch,
                 *(
                     activities.lane.send_items,
                     activities.lane.look_at_parts,

@@ -9,6 +9,7 @@ events        the events of a job's stream
 lanes         the lanes: their limits, who uses them, what pauses them
 webhooks      the body of a webhook; endpoints, redelivery, the test call
 batches       batches: their items, settings, progress and output
+schedules     requests that become a job again and again
 workflow      the argument, the status and the result of the Temporal workflow ChatJob
 parsing       decoded JSON to values of these models, or to a list of problems
 nulls         null in an optional field is as if the field were absent
@@ -135,6 +136,17 @@ from chatjobs.contracts.results import (
     QueuePlace,
     QueueReason,
     Usage,
+)
+from chatjobs.contracts.schedules import (
+    SCHEDULE_ID,
+    Schedule,
+    ScheduleId,
+    ScheduleNote,
+    ScheduleOverlap,
+    SchedulePage,
+    ScheduleRequest,
+    ScheduleRun,
+    ScheduleTiming,
 )
 from chatjobs.contracts.statuses import (
     BatchEventType,
@@ -288,6 +300,16 @@ __all__ = [  # noqa: RUF022 -- in reading order
     "BatchProgress",
     "BatchOutcome",
     "BatchWebhookEvent",
+    # schedules
+    "SCHEDULE_ID",
+    "Schedule",
+    "ScheduleId",
+    "ScheduleNote",
+    "ScheduleOverlap",
+    "SchedulePage",
+    "ScheduleRequest",
+    "ScheduleRun",
+    "ScheduleTiming",
     # workflow
     "JobStart",
     "WorkflowStatus",

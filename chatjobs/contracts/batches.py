@@ -111,6 +111,8 @@ class Batch(WireModel):
     """Jobs that ended per second, over the last minute; None before the first."""
     expected_end_at: Timestamp | None = None
     """At this rate; None while nothing is known, and after the end."""
+    schedule_id: str | None = None
+    """The id of the schedule that made the batch."""
     concurrency: int | None = None
     lane: Literal["live", "batch"] = "live"
     deadline: Timestamp | None = None

@@ -158,6 +158,8 @@ class ChatResult(WireModel):
     replay_of: str | None = None
     """The id of the job that this one replays."""
     batch_id: str | None = None
+    schedule_id: str | None = None
+    """The id of the schedule that made the job."""
     temporal_url: str | None = None
     """The URL of the job's workflow in the Temporal UI."""
     deleted_at: Timestamp | None = Field(None, exclude_if=lambda time: time is None)

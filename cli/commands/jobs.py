@@ -122,6 +122,7 @@ def list_jobs(
         Status | None, typer.Option(metavar="STATUS", help=f"Only jobs that are there: {', '.join(get_args(Status))}.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Only jobs of this schedule.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; repeatable.")] = None,
     search: Annotated[
         str | None, typer.Option(metavar="WORDS", help="Only jobs with these words in prompt or answer.")
@@ -139,6 +140,7 @@ def list_jobs(
     """List jobs, newest first."""
     filters: dict[str, Any] = {"status": status, "model": model, "metadata": arguments.pairs(metadata), "limit": limit}
     filters |= {"search": search, "error_code": error_code, "replay_of": replay_of, "batch_id": batch}
+    filters["schedule_id"] = schedule
     filters |= {"since": arguments.moment(since, "--since"), "until": arguments.moment(until, "--until")}
     return running.with_service(lambda service: service.list(**filters), as_json=as_json)
 
@@ -171,3 +173,22 @@ def replay(
     """Start a new job with a job's request; print its id."""
     overrides = arguments.fields(model, max_tokens, temperature, callback, None) | arguments.changes(changes)
     return running.with_service(lambda service: service.replay(job, overrides, wait=wait), as_json=as_json, runs=True)
+
+
+@app.command()
+def history(
+    name: Annotated[
+        str, typer.Argument(metavar="JOB", help="The id of a job, of a delivery (whe_…), or of a workflow.")
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Where to save it; - is standard output. Else WORKFLOW.history.json, here."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Save the history of a job's newest run, as Temporal's own tools export it.
+
+    For `make replay`, and for a report of a problem. It has ids, positions, outcomes, and the names of the workers'
+    machines; no prompt and no answer, except those of a job that was started through Temporal with its request inline.
+    """
+    return running.with_histories(lambda histories: histories.save(name, output), as_json=as_json)

@@ -25,6 +25,7 @@ from chatjobs.contracts import (
     MetadataKey,
     MetadataValue,
     ModelName,
+    ScheduleId,
     WireModel,
 )
 from chatjobs.errors import ContentDeleted, Problem
@@ -156,6 +157,7 @@ async def list_jobs(
     error_code: Annotated[str | None, Query(alias="errorCode", min_length=1, max_length=64)] = None,
     replay_of: Annotated[Id | None, Query(alias="replayOf")] = None,
     batch_id: Annotated[Id | None, Query(alias="batchId")] = None,
+    schedule_id: Annotated[ScheduleId | None, Query(alias="scheduleId")] = None,
     since: AwareDatetime | None = None,
     until: AwareDatetime | None = None,
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
@@ -171,6 +173,7 @@ async def list_jobs(
         tenant=caller.tenant,
         status=status,
         model=model,
+        schedule_id=schedule_id,
         metadata=_filters(request),
         search=q,
         error_code=error_code,

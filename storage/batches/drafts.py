@@ -118,6 +118,7 @@ class DraftStore:
                     lane=settings.lane,
                     deadline=micros(settings.deadline) if settings.deadline else None,
                     total=batch.total,
+                    schedule_id=batch.schedule_id,
                     created_at=time,
                     progressed_at=time,
                 )

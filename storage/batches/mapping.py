@@ -31,6 +31,7 @@ def batch(row: Row[Any], running: int) -> Batch:
         **_state(row, tally, running),
         created_at=moment(row.created_at),
         started_at=_moment(row.started_at),
+        schedule_id=row.schedule_id,
         concurrency=row.concurrency,
         lane=row.lane,
         deadline=_moment(row.deadline),

@@ -97,6 +97,7 @@ jobs = Table(
     Column("deleted_at", BigInteger),  # its request, texts and deliveries were deleted; only this row is left
     Column("batched", Boolean, nullable=False, server_default=false()),  # its batch runs it; it has no workflow
     Column("start_at", BigInteger),  # the request's startAt: no workflow is started before, and no model called
+    Column("schedule_id", String(64)),  # the schedule that made it
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
     # No column that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
     postgresql_with={"fillfactor": "70"},
@@ -122,6 +123,14 @@ Index(
     jobs.c.status,
     sqlite_where=jobs.c.batch_id.is_not(None),
     postgresql_where=jobs.c.batch_id.is_not(None),
+)
+Index(
+    "jobs_of_schedule",
+    jobs.c.tenant,
+    jobs.c.schedule_id,
+    jobs.c.created_at,
+    sqlite_where=jobs.c.schedule_id.is_not(None),
+    postgresql_where=jobs.c.schedule_id.is_not(None),
 )
 Index(
     "jobs_ended",
@@ -455,7 +464,16 @@ batches = Table(
     Column("revision", Integer, nullable=False),
     Column("sealed_by", String(64)),  # the run that ended it; "": none did
     Column("error", Text),
+    Column("schedule_id", String(64)),  # the schedule that made it
     UniqueConstraint("tenant", "idempotency_key", name="batches_idempotency"),
+)
+Index(
+    "batches_of_schedule",
+    batches.c.tenant,
+    batches.c.schedule_id,
+    batches.c.created_at,
+    sqlite_where=batches.c.schedule_id.is_not(None),
+    postgresql_where=batches.c.schedule_id.is_not(None),
 )
 Index("batches_newest", batches.c.tenant, batches.c.created_at, batches.c.id)
 Index(
@@ -523,3 +541,36 @@ continuations = Table(
     Column("drops", String(16)),
     Column("echoes", Boolean),
 )
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("uid", String(12), primary_key=True),  # random; a part of the ids of its jobs and of Temporal's schedule
+    Column("tenant", String(128), nullable=False),
+    Column("id", String(64), nullable=False),
+    Column("timing", Text, nullable=False),  # JSON: contracts.ScheduleTiming
+    Column("request", Text),  # JSON: what each run asks
+    Column("batch", Text),  # JSON: the same for batches
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("paused", Boolean, nullable=False, server_default=false()),
+    Column("note", String(512)),  # why it was paused or resumed
+    Column("deleted_at", BigInteger),  # the row goes once Temporal has no schedule
+    Column("trigger_at", BigInteger),  # the time of a requested run that Temporal was not told of
+    Column("triggered_at", BigInteger),  # the time of the last requested run
+    # Temporal is behind while `applied` is below `revision`.
+    Column("revision", Integer, nullable=False),
+    Column("applied", Integer, nullable=False),
+    Column("wanted_at", BigInteger, nullable=False),  # when a sweeper compares it with Temporal's
+    Column("seen_at", BigInteger),  # when Temporal last had it
+    Column("next_runs", Text, nullable=False),  # JSON: times of runs, as Temporal named them then
+)
+Index(
+    "schedules_ids",
+    schedules.c.tenant,
+    schedules.c.id,
+    unique=True,
+    sqlite_where=schedules.c.deleted_at.is_(None),
+    postgresql_where=schedules.c.deleted_at.is_(None),
+)
+Index("schedules_wanted", schedules.c.wanted_at)

@@ -112,6 +112,7 @@ def _row(job: NewJob, time: int) -> dict[str, Any]:
         "model": job.request.model if job.request else "",
         "metadata": clean_json(dict(job.request.metadata)) if job.request else {},
         "replay_of": job.replay_of,
+        "schedule_id": job.schedule_id,
         "priority": job.request.priority if job.request else USUAL_PRIORITY,
         "max_lost": job.request.limits.max_lost if job.request else USUAL_LIMITS.max_lost,
         "workflow_id": job.run.workflow_id if job.run else None,

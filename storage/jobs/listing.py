@@ -60,6 +60,7 @@ class JobFilter:
     error_code: str | None = None
     replay_of: str | None = None
     batch_id: str | None = None
+    schedule_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     search: str | None = None
@@ -180,6 +181,7 @@ class _ListPage:
             jobs.c.error_code: chosen.error_code,
             jobs.c.replay_of: chosen.replay_of,
             jobs.c.batch_id: chosen.batch_id,
+            jobs.c.schedule_id: chosen.schedule_id,
         }
         return {column: clean(value) for column, value in given.items() if value is not None}
 

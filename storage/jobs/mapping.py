@@ -101,6 +101,7 @@ def head(row: Row[Any]) -> dict[str, Any]:
         "metadata": row.metadata,
         "replay_of": row.replay_of,
         "batch_id": row.batch_id,
+        "schedule_id": row.schedule_id,
         "deleted_at": _moment(row.deleted_at),
     }
 

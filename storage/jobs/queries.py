@@ -29,6 +29,7 @@ class Filters(TypedDict, total=False):
     error_code: str | None
     replay_of: str | None
     batch_id: str | None
+    schedule_id: str | None
     since: datetime | None
     until: datetime | None
     search: str | None

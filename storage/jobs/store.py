@@ -1,4 +1,4 @@
-"""The stores of jobs, by what one does: accept, attempts, seals, queries, sweep."""
+"""The stores of jobs, by what one does: accept, attempts, seals, queries, schedules, sweep."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from storage.engine.database import Database
 from storage.jobs.accept import AcceptStore
 from storage.jobs.attempts import AttemptStore
 from storage.jobs.queries import JobQueries
+from storage.jobs.schedules import ScheduleStore
 from storage.jobs.sealing import WebhookBody
 from storage.jobs.seals import SealStore
 from storage.jobs.sweep import SweepStore
@@ -26,4 +27,5 @@ class JobStore:
         self.attempts = AttemptStore(database)
         self.seals = SealStore(database, webhook_body)
         self.queries = JobQueries(database, limiter)
+        self.schedules = ScheduleStore(database)
         self.sweep = SweepStore(database)

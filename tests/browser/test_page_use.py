@@ -423,6 +423,18 @@ def test_every_view_can_be_used_by_everybody(
         fine(page, axe)
         page.get_by_role("button", name="Replay…").click()
         fine(page, axe)
+        schedule = {
+            "id": "s" * 64,
+            "cron": "0 2 * * *",
+            "request": {"messages": [{"role": "user", "content": "Hello"}]},
+        }
+        assert HTTP.post(f"{door.url}/api/schedules", json=schedule).status_code < 300
+        page.goto(f"{door.url}/schedules")
+        page.wait_for_selector("tbody tr")
+        assert page.evaluate("document.documentElement.scrollWidth") <= page.evaluate("innerWidth")
+        fine(page, axe)
+        page.get_by_role("button", name="New schedule…").click()
+        fine(page, axe)
         for path, ready in {
             "/?status=unknown&since=x": "[role=alert]",
             "/jobs/job_nobody": ".note",

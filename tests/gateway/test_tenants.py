@@ -172,3 +172,16 @@ async def test_storage_tells_tenants_apart_where_ids_and_keys_meet(store: JobSto
     own = await store.acceptance.accept(make_job(tenant="other", idempotency_key="k"))
     again = await store.acceptance.accept(make_job(tenant="other", job_id=job_id, idempotency_key="k"))
     assert (again.job_id, again.created) == (own.job_id, False)
+
+
+async def test_schedules_of_others_are_not_there(callers: Callers) -> None:
+    """Each has its own under the same id."""
+    body = {"id": "daily", "cron": "0 0 29 2 *", "request": make_body("Hello")}
+    assert (await callers.acme.post("/api/schedules", json=body)).status_code == 201
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/pause"), ("POST", "/resume"), ("POST", "/trigger")):
+        assert (await callers.other.request(method, f"/api/schedules/daily{path}")).status_code == 404
+    assert (await callers.other.get("/api/schedules")).json()["schedules"] == []
+    assert (await callers.other.post("/api/schedules", json=body)).status_code == 201
+    assert (await callers.other.delete("/api/schedules/daily")).status_code == 204
+    assert (await callers.acme.get("/api/schedules/daily")).status_code == 200
+    assert (await callers.acme.delete("/api/schedules/daily")).status_code == 204

@@ -1,4 +1,4 @@
-"""A workflow that was changed without care, to see that replaying finds it."""
+"""Workflows that were changed without care, to see that replaying finds it."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ class CarelessChatJob:
         await workflow.execute_activity(
             "complete_chat", start, task_queue=COMPLETIONS_QUEUE, start_to_close_timeout=timedelta(days=8)
         )
+
+
+@workflow.defn(name=CHAT_JOB)
+class BrokenChatJob:
+    """It raises an error, which fails the workflow task."""
+
+    @workflow.run
+    async def run(self, start: RawValue) -> None:
+        raise ValueError("no such thing")

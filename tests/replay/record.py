@@ -19,9 +19,9 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from temporalio.client import WorkflowHandle
+from temporalio.client import ScheduleActionExecutionStartWorkflow, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
@@ -144,6 +144,39 @@ async def retention(here: House, job_id: str) -> Run:
     return await here.client.start_workflow(RETENTION, RetentionOrder(days=1e-9), id="retention", task_queue=JOBS_QUEUE)
 
 
+async def scheduled(here: House, job_id: str) -> Run:
+    """A run that one of our schedules starts."""
+    return await _triggered(here, job_id, deleted=False)
+
+
+async def schedule_deleted(here: House, job_id: str) -> Run:
+    """The schedule was deleted before Temporal was told of it: there is no job."""
+    return await _triggered(here, job_id, deleted=True)
+
+
+async def scheduled_batch(here: House, job_id: str) -> Run:
+    """A run that makes a batch, and waits for its end."""
+    return await _triggered(here, job_id, deleted=False, batch={"items": [{"body": make_body()}]})
+
+
+async def _triggered(here: House, name: str, *, deleted: bool, **wish: Any) -> Run:
+    body = {"id": name, "cron": "0 0 29 2 *", **(wish or {"request": make_body()})}
+    schedule, _ = await here.schedules.put(body, tenant="default")
+    await here.schedules.apply(schedule)
+    if deleted:
+        await here.jobs.schedules.delete("default", name)
+    handle = here.client.get_schedule_handle(schedule.name)
+    await handle.trigger()
+
+    async def started() -> Run | None:
+        for one in (await handle.describe()).info.recent_actions:
+            if isinstance(one.action, ScheduleActionExecutionStartWorkflow):
+                return here.run(one.action.workflow_id)
+        return None
+
+    return cast(Run, await eventually(started))
+
+
 async def stored(here: House, job_id: str, **fields: Any) -> Run:
     await here.submit(jobId=job_id, **fields)
     return here.run(job_id)
@@ -154,6 +187,7 @@ SCENARIOS: dict[str, Scenario] = {
     for scenario in (
         *(completed, incomplete, failed, cancelled, cancelled_by_us, cancelled_too_late, delivered, handed_over),
         *(inline, invalid, cron, not_indexed, webhook_in_three_days, retention),
+        *(scheduled, schedule_deleted, scheduled_batch),
     )
 }
 SKIPPING_TIME = (webhook_in_three_days,)
@@ -209,7 +243,7 @@ def without_machine(value: Any) -> Any:
 async def main(names: list[str]) -> None:
     for name in names or [name for name in SCENARIOS if not (HISTORIES / f"{name}.json").exists()]:
         await record(name)
-        print(f"recorded {name}")  # noqa: T201 - for the person who started it
+        print(f"recorded {name}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from temporalio.exceptions import ApplicationError
 
 from chatjobs.contracts import Job, JobStatus, WebhookEventType
 from dispatch.intake import Intake
+from dispatch.job_schedules import JobSchedules
 from domain.names import (
     BATCHES_QUEUE,
     CHAT_JOB,
@@ -72,6 +73,7 @@ class House:
         self.jobs = replace(parts, gates=Gates()).jobs
         self.deliveries = DeliveryStore(parts.database)
         self.intake = Intake(jobs=self.jobs, client=parts.client, indexed=parts.indexed)
+        self.schedules = JobSchedules(jobs=self.jobs, intake=self.intake, client=parts.client, timings=parts.timings)
         self.started: list[str] = []
 
     @property

@@ -15,20 +15,24 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
-from tests.replay.changed import CarelessChatJob
+from tests.replay.__main__ import check
+from tests.replay.changed import BrokenChatJob, CarelessChatJob
 from tests.replay.record import HISTORIES, SCENARIOS, record
-from workflows.chat_job import ChatJob
+from tests.replay.replaying import read
 from workflows.retention import Retention
-from workflows.webhook_delivery import WebhookDelivery
-from workflows.workers import sandboxed
+from workflows.workers import WORKFLOWS, sandboxed
 
+COMPLETED = (HISTORIES / "completed.json").read_text()
 RECORDED = sorted(path.stem for path in HISTORIES.glob("*.json"))
 
 
 def recorded(name: str, directory: Path = HISTORIES) -> WorkflowHistory:
-    events = json.loads((directory / f"{name}.json").read_text())
-    started = events["events"][0]["workflowExecutionStartedEventAttributes"]
-    return WorkflowHistory.from_json(started.get("workflowId", f"job_{name}"), events)
+    return read(directory / f"{name}.json")
+
+
+def without_tasks() -> str:
+    """The history of a run that no worker has begun."""
+    return json.dumps({"events": json.loads(COMPLETED)["events"][:2]})
 
 
 def replayer(*workflows: type) -> Replayer:
@@ -38,7 +42,54 @@ def replayer(*workflows: type) -> Replayer:
 
 @pytest.mark.parametrize("name", RECORDED)
 async def test_a_recorded_run_replays(name: str) -> None:
-    await replayer(ChatJob, WebhookDelivery, Retention).replay_workflow(recorded(name))
+    await replayer(*WORKFLOWS).replay_workflow(recorded(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "event", "in_history"),
+    [
+        ("completed", 5, "the activity complete_chat is scheduled"),
+        ("inline", 5, "the local activity accept_inline has run"),
+    ],
+)
+async def test_a_careless_change_names_itself(
+    name: str, event: int, in_history: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make replay` says which history, which event, and what the code does instead; and what can be done."""
+    kept, changed = HISTORIES / "retention.json", HISTORIES / f"{name}.json"
+    assert await check([kept, changed], [CarelessChatJob, Retention]) == 1
+    told = capsys.readouterr().out
+    assert "retention.json: replays" in told
+    assert f"{name}.json: differs\n  history   event {event}: {in_history}\n  code      starts a timer of 1 s\n" in told
+    for remedy in ("workflow.patched", "build id", f"reset --workflow-id job_{name} --event-id 4"):
+        assert remedy in told
+
+
+async def test_an_error_in_the_code_names_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await check([HISTORIES / "completed.json"], [BrokenChatJob]) == 1
+    assert "code      raises ValueError: no such thing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "No such file"),
+        ("no JSON", "not the JSON of a workflow's history"),
+        ('{"events": []}', "not the JSON of a workflow's history"),
+        (without_tasks(), "no worker has begun this run"),
+        (COMPLETED.replace('"ChatJob"', '"Other"'), "no workflow of its type, Other"),
+    ],
+)
+async def test_a_file_without_a_history_of_ours_is_2(
+    content: str | None, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "history.json"
+    if content is not None:
+        file.write_text(content)
+    assert await check([file]) == 2
+    told = capsys.readouterr().out
+    assert told.startswith(f"{file}: ")
+    assert why in told
 
 
 @pytest.mark.parametrize("name", ["completed", "failed", "cancelled", "inline"])
@@ -64,4 +115,4 @@ def test_histories_hold_nothing_of_a_machine(name: str) -> None:
 async def test_a_new_recording_replays(tmp_path: Path) -> None:
     """The command that records still works."""
     await record("delivered", tmp_path)
-    await replayer(ChatJob, WebhookDelivery).replay_workflow(recorded("delivered", tmp_path))
+    await replayer(*WORKFLOWS).replay_workflow(recorded("delivered", tmp_path))

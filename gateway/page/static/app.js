@@ -6,7 +6,8 @@ import { JobView } from "./job.js";
 import { ListView } from "./list.js";
 import { Alone, Notices, Trouble } from "./parts.js";
 import { Pauses } from "./pauses.js";
-import { BackToList, Link, keepPlaces, useAddress } from "./places.js";
+import { BackToList, Link, keepPlaces, leavingList, useAddress } from "./places.js";
+import { SchedulesView } from "./schedules.js";
 
 const CONNECTION = { live: "Live", reconnecting: "Reconnecting", paused: "Paused", ended: "Finished" };
 
@@ -45,20 +46,24 @@ function App() {
     return html`<main class="alone"><h1 class="hidden">chatjobs</h1><p class="muted">Loading…</p></main>`;
   }
   if (session.keysRequired && !session.authenticated) return html`<${Login} onDone=${look} ended=${session.ended} />`;
+  const schedules = /^\/schedules\/?$/.test(address.pathname);
   const view = jobId
     ? html`<${JobView} key=${jobId} id=${jobId} session=${session} onConnection=${setConnection} />`
-    : html`<${ListView} address=${address} onConnection=${setConnection} />`;
-  return html`<${Bar} jobId=${jobId} connection=${connection} session=${session} onSignedOut=${look} /><${Pauses} />${view}<${Notices} />`;
+    : schedules
+      ? html`<${SchedulesView} />`
+      : html`<${ListView} address=${address} onConnection=${setConnection} />`;
+  return html`<${Bar} jobId=${jobId} schedules=${schedules} connection=${connection} session=${session} onSignedOut=${look} /><${Pauses} />${view}<${Notices} />`;
 }
 
-function Bar({ jobId, connection, session, onSignedOut }) {
+function Bar({ jobId, schedules, connection, session, onSignedOut }) {
   const signOut = async () => {
     await call("DELETE", "/api/session");
     onSignedOut();
   };
   return html`<header class="bar">
     <${Link} href="/" class="mark"><img src="/assets/icon.svg" alt="" width="22" height="22" />chatjobs<//>
-    <nav aria-label="Main">${jobId ? html`<${BackToList}>Jobs<//>` : html`<${Link} href="/" aria-current="page">Jobs<//>`}<a href="/docs">API</a></nav>
+    <nav aria-label="Main">${jobId || schedules ? html`<${BackToList}>Jobs<//>` : html`<${Link} href="/" aria-current="page">Jobs<//>`}
+      <${Link} href="/schedules" aria-current=${schedules ? "page" : undefined} onLeave=${jobId || schedules ? undefined : leavingList}>Schedules<//><a href="/docs">API</a></nav>
     ${connection &&
     html`<span class="connection" data-state=${connection} role="status"><i aria-hidden="true" />${CONNECTION[connection]}</span>`}
     ${session.authenticated && session.keysRequired

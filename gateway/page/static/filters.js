@@ -4,10 +4,11 @@ import { STATUSES } from "./format.js";
 
 export const WINDOWS = { "15m": "15 min", "1h": "1 hour", "6h": "6 hours", "24h": "24 hours", "7d": "7 days" };
 const USUAL_WINDOW = "1h";
-const NAMES = ["q", "status", "model", "metadata", "errorCode", "replayOf", "batchId", "since", "until", "window"];
+const NAMES = ["q", "status", "model", "metadata", "errorCode", "replayOf", "batchId", "scheduleId", "since", "until", "window"];
 const ID = /^[A-Za-z0-9_-]{1,128}$/;
 const LONGEST_CODE = 64;
 const MODEL = /^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$/;
+const SCHEDULE = /^[A-Za-z0-9_-]{1,64}$/;
 const TIME = /^\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?$/i;
 const LONGEST_QUOTE = 60;
 
@@ -32,6 +33,7 @@ export function readFilters(query) {
 const READ = {
   status: (text) => (STATUSES.includes(text) ? null : `There is no status ${quoted(text)}${suggested(text, STATUSES)}. The statuses are ${STATUSES.join(", ")}.`),
   model: (text) => (MODEL.test(text) ? null : `${quoted(text)} cannot be a model’s name: it has 1 to 64 letters, digits, dots, colons and dashes.`),
+  scheduleId: (text) => (SCHEDULE.test(text) ? null : `${quoted(text)} cannot be a schedule’s id: it has 1 to 64 letters, digits, dashes and underscores.`),
   metadata: (text) => (pairOf(text) ? null : `Metadata is asked for as key=value, for example order=42; ${quoted(text)} has no key and value.`),
   errorCode: (text) => (text.length <= LONGEST_CODE ? null : `${quoted(text)} cannot be the code of an error: it has at most ${LONGEST_CODE} characters.`),
   replayOf: (text) => (ID.test(text) ? null : `${quoted(text)} cannot be the id of a job.`),
@@ -87,11 +89,11 @@ export function hrefOf(filters) {
   return query.size ? `/?${query}` : "/";
 }
 
-export const UNFILTERED = { q: "", status: null, model: "", metadata: "", errorCode: "", replayOf: "", batchId: "", since: "", until: "" };
+export const UNFILTERED = { q: "", status: null, model: "", metadata: "", errorCode: "", replayOf: "", batchId: "", scheduleId: "", since: "", until: "" };
 export const isFiltered = (filters) => Object.keys(UNFILTERED).some((name) => filters[name]);
 
 /** Whether a job matches all filters but `q`: which texts have the words, only the service knows. */
-export function matches(job, { status, model, metadata, errorCode, replayOf, batchId, since, until }) {
+export function matches(job, { status, model, metadata, errorCode, replayOf, batchId, scheduleId, since, until }) {
   const pair = pairOf(metadata);
   const at = Date.parse(job.createdAt);
   return (
@@ -100,6 +102,7 @@ export function matches(job, { status, model, metadata, errorCode, replayOf, bat
     (!errorCode || job.error?.code === errorCode) &&
     (!replayOf || job.replayOf === replayOf) &&
     (!batchId || job.batchId === batchId) &&
+    (!scheduleId || job.scheduleId === scheduleId) &&
     (!pair || job.metadata?.[pair[0]] === pair[1]) &&
     (!since || at >= timeOf(since)) &&
     (!until || at < timeOf(until))
@@ -107,10 +110,10 @@ export function matches(job, { status, model, metadata, errorCode, replayOf, bat
 }
 
 /** The API's URL for the chosen filters. */
-export function listUrl({ q, status, model, metadata, errorCode, replayOf, batchId, since, until }, { limit, cursor } = {}) {
+export function listUrl({ q, status, model, metadata, errorCode, replayOf, batchId, scheduleId, since, until }, { limit, cursor } = {}) {
   const query = new URLSearchParams({ limit });
   const pair = pairOf(metadata);
-  for (const [name, value] of Object.entries({ q, errorCode, replayOf, batchId })) if (value) query.set(name, value);
+  for (const [name, value] of Object.entries({ q, errorCode, replayOf, batchId, scheduleId })) if (value) query.set(name, value);
   if (status) query.set("status", status);
   if (model) query.set("model", model);
   if (pair) query.set(`metadata.${pair[0]}`, pair[1]);

@@ -497,6 +497,7 @@ function Details({ job, request }) {
       <dt>Request</dt><dd class="id">${job.requestId}</dd>
       ${job.sha256 && !isOpen(job.status) ? html`<dt>SHA-256</dt><dd class="id" title=${job.sha256}>${job.sha256.slice(0, 16)}…</dd>` : null}
       ${metadata.map(([key, value]) => html`<dt class="key">${key}</dt><dd>${value}</dd>`)}
+      ${job.scheduleId ? html`<dt>Schedule</dt><dd><${Link} href=${`/?scheduleId=${encodeURIComponent(job.scheduleId)}`}>${job.scheduleId}<//></dd>` : null}
       ${job.replayOf ? html`<dt>Replay of</dt><dd>${toJob(job.replayOf)}</dd>` : null}
       ${job.replays.length ? html`<dt>Replays</dt><dd class="stack">${job.replays.map(toJob)}</dd>` : null}
     </dl>

@@ -225,6 +225,7 @@ function Filters({ chosen }) {
     ${field("model", "Model", { placeholder: "any" })} ${field("metadata", "Metadata", { placeholder: "key=value" })}
     ${field("errorCode", "Error", { placeholder: "code" })}
     ${chosen.replayOf ? field("replayOf", "Replays of") : null} ${chosen.batchId ? field("batchId", "Batch") : null}
+    ${chosen.scheduleId ? field("scheduleId", "Schedule") : null}
     ${field("since", "From", { placeholder: "2026-11-26" })} ${field("until", "Until", { placeholder: "2026-11-27T10:00" })}
     ${isFiltered({ ...chosen, status: null }) ? html`<${Link} href=${hrefOf({ ...chosen, ...UNFILTERED, status: chosen.status })} class="clear">Clear<//>` : null}
   </form>`;
@@ -252,6 +253,7 @@ function Row({ job, now }) {
       <${Link} href=${`/jobs/${encodeURIComponent(job.jobId)}`} title=${job.jobId} onLeave=${leavingList}>${shortId(job.jobId)}<//>
       ${job.replayOf ? html`<span class="tag">replay</span>` : null}
       ${job.startAt && job.status === "queued" ? html`<span class="tag" title="startAt">starts ${when(job.startAt)}</span>` : null}
+      ${job.scheduleId ? html`<span class="tag" title=${`schedule ${job.scheduleId}`}>${job.scheduleId}</span>` : null}
       ${tags.map(([key, value]) => html`<span class="tag" title=${`${key}=${value}`}>${key}=${value}</span>`)}
       ${job.error ? html`<span class="why">${job.error.code}</span>` : null}
       ${job.preview ? html`<span class="preview" title=${job.preview}>${job.preview}</span>` : null}
