@@ -209,15 +209,19 @@ def test_output_and_errors_are_downloaded(door: Gateway, tab: Watched) -> None:
 def test_a_batch_leads_to_its_jobs_and_back(door: Gateway, tab: Watched) -> None:
     """The chip of an error code leads to the jobs that failed with it, each job back to its batch."""
     bad = [line(f"bad-{number}", faults=[{"kind": 400}]) for number in range(2)]
-    batch_id = ended(door, [line("good"), *bad], name="Drilled")
+    batch_id = ended(door, [line("good"), line("other", faults=[{"kind": 503}]), *bad], name="Drilled", defaults=ONCE)
     page = tab.open(batch_url(door, batch_id))
     page.get_by_role("region", name="Errors").get_by_role("link", name="upstream_rejected").click()
     page.wait_for_url(lambda url: "errorCode" in url)
     chosen = parse_qs(urlsplit(page.url).query)
     assert chosen == {"batchId": [batch_id], "errorCode": ["upstream_rejected"], "status": ["failed"]}
+    expect(page.locator("tbody tr")).to_have_count(2)
+    expect(page.get_by_text("Jobs of the batch").get_by_role("link")).to_have_attribute("title", batch_id)
     page.locator("tbody tr").first.get_by_role("link").click()
-    page.get_by_role("region", name="Details").get_by_role("link").first.click()
+    page.get_by_role("region", name="Details").locator(f'a[title="{batch_id}"]').click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Drilled")
+    page.locator('[data-count="completed"]').click()
+    expect(page.locator("tbody tr")).to_have_count(1)
 
 
 def test_a_batch_that_is_not_there(door: Gateway, tab: Watched) -> None:
