@@ -121,6 +121,8 @@ async def redirect_to_list(request: Request) -> Response:
 @router.api_route("/", methods=["GET", "HEAD"])
 @router.api_route("/jobs/{job_id}", methods=["GET", "HEAD"])
 @router.api_route("/schedules", methods=["GET", "HEAD"])
+@router.api_route("/batches", methods=["GET", "HEAD"])
+@router.api_route("/batches/{batch_id}", methods=["GET", "HEAD"])
 async def document(request: Request) -> Response:
     """One document for all views; the page chooses the view by the address."""
     return answer(request, assets()["index.html"])

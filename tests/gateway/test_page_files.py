@@ -52,7 +52,13 @@ def test_no_module_makes_markup_of_text(path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("path", "file"), [("/", "index.html"), ("/jobs/job_1", "index.html"), ("/docs", "docs.html")])
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        *((path, "index.html") for path in ("/", "/jobs/job_1", "/batches", "/batches/batch_1")),
+        ("/docs", "docs.html"),
+    ],
+)
 def test_the_document_and_its_headers(url: str, path: str, file: str) -> None:
     """One document for every view, and one for the reference, which nobody may frame and no text may run in."""
     answer = httpx2.get(f"{url}{path}", trust_env=False)

@@ -13,22 +13,23 @@ const TIMEOUT_MS = 30_000;
 /** Dispatches `signed-out` after a 401; the page then shows the sign-in. */
 export const signedOut = new EventTarget();
 
-export async function call(method, path, { body, headers } = {}) {
-  const answer = await request(method, path, body, headers);
+/** `body`: a value to be sent as JSON, or a Blob, which the browser reads piece by piece as it sends it. */
+export async function call(method, path, { body, headers, signal } = {}) {
+  const answer = await request(method, path, { headers, signal: signal ?? AbortSignal.timeout(TIMEOUT_MS), ...payload(body, headers) });
   const found = await json(answer);
   if (answer.ok) return found;
   if (answer.status === 401 && path !== "/api/session") signedOut.dispatchEvent(new Event("signed-out"));
   throw new Problem(answer.status, found);
 }
 
-async function request(method, path, body, headers) {
+function payload(body, headers) {
+  if (body === undefined || body instanceof Blob) return { body };
+  return { body: JSON.stringify(body), headers: { "Content-Type": "application/json", ...headers } };
+}
+
+async function request(method, path, options) {
   try {
-    return await fetch(path, {
-      method,
-      headers: { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
-      body: body === undefined ? undefined : JSON.stringify(body),
-      signal: AbortSignal.timeout(TIMEOUT_MS),
-    });
+    return await fetch(path, { method, ...options });
   } catch {
     throw new Problem(0);
   }
@@ -43,6 +44,7 @@ async function json(answer) {
 }
 
 export const jobPath = (id, rest = "") => `/api/jobs/${encodeURIComponent(id)}${rest}`;
+export const batchPath = (id, rest = "") => `/api/batches/${encodeURIComponent(id)}${rest}`;
 
 /** An idempotency key: a request repeated after a lost response creates one job only. */
 export function newKey() {

@@ -2,6 +2,8 @@
 
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { call, signedOut } from "./api.js";
+import { BatchView } from "./batch.js";
+import { BatchesView } from "./batches.js";
 import { JobView } from "./job.js";
 import { ListView } from "./list.js";
 import { Alone, Notices, Trouble } from "./parts.js";
@@ -33,8 +35,7 @@ function App() {
   const address = useAddress();
   const [session, look, problem] = useSession();
   const [connection, setConnection] = useState(null);
-  const asked = /^\/jobs\/([^/]+)\/?$/.exec(address.pathname);
-  const jobId = asked && decoded(asked[1]);
+  const [, place, id] = /^\/(jobs|batches|schedules)(?:\/([^/]+))?\/?$/.exec(address.pathname) ?? [];
   useEffect(() => {
     if (problem?.status !== 0 && !(problem?.status >= 500)) return undefined;
     const timer = setInterval(look, 2000);
@@ -46,24 +47,34 @@ function App() {
     return html`<main class="alone"><h1 class="hidden">chatjobs</h1><p class="muted">Loading…</p></main>`;
   }
   if (session.keysRequired && !session.authenticated) return html`<${Login} onDone=${look} ended=${session.ended} />`;
-  const schedules = /^\/schedules\/?$/.test(address.pathname);
-  const view = jobId
-    ? html`<${JobView} key=${jobId} id=${jobId} session=${session} onConnection=${setConnection} />`
-    : schedules
-      ? html`<${SchedulesView} />`
-      : html`<${ListView} address=${address} onConnection=${setConnection} />`;
-  return html`<${Bar} jobId=${jobId} schedules=${schedules} connection=${connection} session=${session} onSignedOut=${look} /><${Pauses} />${view}<${Notices} />`;
+  return html`<${Bar} place=${place} id=${id} connection=${connection} session=${session} onSignedOut=${look} /><${Pauses} />
+    <${View} place=${place} id=${id && decoded(id)} address=${address} session=${session} onConnection=${setConnection} /><${Notices} />`;
 }
 
-function Bar({ jobId, schedules, connection, session, onSignedOut }) {
+function View({ place, id, address, session, onConnection }) {
+  if (place === "schedules") return html`<${SchedulesView} />`;
+  if (place === "batches") {
+    return id ? html`<${BatchView} key=${id} id=${id} onConnection=${onConnection} />` : html`<${BatchesView} onConnection=${onConnection} />`;
+  }
+  return id
+    ? html`<${JobView} key=${id} id=${id} session=${session} onConnection=${onConnection} />`
+    : html`<${ListView} address=${address} onConnection=${onConnection} />`;
+}
+
+function Bar({ place, id, connection, session, onSignedOut }) {
   const signOut = async () => {
     await call("DELETE", "/api/session");
     onSignedOut();
   };
+  const onList = !id && place !== "batches" && place !== "schedules";
   return html`<header class="bar">
-    <${Link} href="/" class="mark"><img src="/assets/icon.svg" alt="" width="22" height="22" />chatjobs<//>
-    <nav aria-label="Main">${jobId || schedules ? html`<${BackToList}>Jobs<//>` : html`<${Link} href="/" aria-current="page">Jobs<//>`}
-      <${Link} href="/schedules" aria-current=${schedules ? "page" : undefined} onLeave=${jobId || schedules ? undefined : leavingList}>Schedules<//><a href="/docs">API</a></nav>
+    <${Link} href="/" class="mark"><img src="/assets/icon.svg" alt="" width="22" height="22" /><span>chatjobs</span><//>
+    <nav aria-label="Main">
+      ${onList ? html`<${Link} href="/" aria-current="page">Jobs<//>` : html`<${BackToList}>Jobs<//>`}
+      <${Link} href="/batches" aria-current=${place === "batches" && !id ? "page" : undefined} onLeave=${onList ? leavingList : undefined}>Batches<//>
+      <${Link} href="/schedules" aria-current=${place === "schedules" ? "page" : undefined} onLeave=${onList ? leavingList : undefined}>Schedules<//>
+      <a href="/docs">API</a>
+    </nav>
     ${connection &&
     html`<span class="connection" data-state=${connection} role="status"><i aria-hidden="true" />${CONNECTION[connection]}</span>`}
     ${session.authenticated && session.keysRequired

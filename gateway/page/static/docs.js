@@ -45,7 +45,7 @@ function Docs() {
   const groups = api ? operationsOf(api) : [];
   return html`<header class="bar">
       <a href="/" class="mark"><img src="/assets/icon.svg" alt="" width="22" height="22" />chatjobs</a>
-      <nav aria-label="Main"><a href="/">Jobs</a><a href="/docs" aria-current="page">API</a></nav>
+      <nav aria-label="Main"><a href="/">Jobs</a><a href="/batches">Batches</a><a href="/docs" aria-current="page">API</a></nav>
     </header>
     ${api ? html`<${Reference} api=${api} groups=${groups} />` : html`<main class="alone"><h1 class="hidden">API</h1>${problem ? html`<${Trouble} problem=${problem} />` : html`<p class="muted">Loading…</p>`}</main>`}`;
 }

@@ -19,6 +19,27 @@ export const date = (time) => day.format(new Date(time));
 export const timeOfDay = (time) => clock.format(new Date(time));
 export const rate = (value) => (value == null ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} tok/s`);
 
+/** The pace of a batch; a slow one by the minute or the hour. */
+export function pace(perSecond) {
+  if (perSecond == null) return "–";
+  const [value, unit] = perSecond >= 1 ? [perSecond, "s"] : perSecond * 60 >= 1 ? [perSecond * 60, "min"] : [perSecond * 3600, "h"];
+  return `${value < 10 ? Number(value.toFixed(1)) : count(Math.round(value))} jobs/${unit}`;
+}
+
+/** How long it is until a time, and that time. */
+export function until(time, now) {
+  const at = new Date(time);
+  const left = at - now;
+  const clock = left < 86_400_000 ? timeOfDay(at) : when(at);
+  return left < 1000 ? `any moment (${clock})` : `in ${span(left)} (${clock})`;
+}
+
+/** A size in bytes. */
+export function size(bytes) {
+  const [value, unit] = bytes < 1e3 ? [bytes, "bytes"] : bytes < 1e6 ? [bytes / 1e3, "KB"] : bytes < 1e9 ? [bytes / 1e6, "MB"] : [bytes / 1e9, "GB"];
+  return `${value < 10 ? Number(value.toFixed(1)) : count(Math.round(value))} ${unit}`;
+}
+
 /** A short form of a duration in milliseconds. */
 export function span(ms) {
   if (ms == null || Number.isNaN(ms)) return "–";

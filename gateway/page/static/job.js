@@ -6,7 +6,7 @@ import { Composer } from "./chat.js";
 import { count, curl, isOpen, label, many, rate, shortId, span, standing, timeOfDay, webAddress, when } from "./format.js";
 import { follow } from "./live.js";
 import { useFollowing } from "./following.js";
-import { Alone, Card, Dialog, Field, Heading, ModelField, Status, Trouble, USUAL_PRIORITY, copy, say, useNow } from "./parts.js";
+import { Alone, BatchLink, Card, Dialog, Field, Heading, ModelField, Status, Trouble, USUAL_PRIORITY, copy, say, useNow } from "./parts.js";
 import { BackToList, Link, go, placeHere } from "./places.js";
 import { Text, Transcript } from "./transcript.js";
 
@@ -498,6 +498,7 @@ function Details({ job, request }) {
       ${job.sha256 && !isOpen(job.status) ? html`<dt>SHA-256</dt><dd class="id" title=${job.sha256}>${job.sha256.slice(0, 16)}…</dd>` : null}
       ${metadata.map(([key, value]) => html`<dt class="key">${key}</dt><dd>${value}</dd>`)}
       ${job.scheduleId ? html`<dt>Schedule</dt><dd><${Link} href=${`/?scheduleId=${encodeURIComponent(job.scheduleId)}`}>${job.scheduleId}<//></dd>` : null}
+      ${job.batchId ? html`<dt>Batch</dt><dd><${BatchLink} id=${job.batchId} /></dd>` : null}
       ${job.replayOf ? html`<dt>Replay of</dt><dd>${toJob(job.replayOf)}</dd>` : null}
       ${job.replays.length ? html`<dt>Replays</dt><dd class="stack">${job.replays.map(toJob)}</dd>` : null}
     </dl>

@@ -8,8 +8,9 @@ import { UNFILTERED, hrefOf, isFiltered, listUrl, matches, readFilters } from ".
 import { STATUSES, ago, count, isOpen, label, shortId, span, when } from "./format.js";
 import { Lanes } from "./lanes.js";
 import { follow } from "./live.js";
-import { Field, Heading, Status, Trouble, useNow } from "./parts.js";
+import { BatchLink, Field, Heading, Status, Trouble, useNow } from "./parts.js";
 import { Link, go, keepingPlace, leavingList, placeHere } from "./places.js";
+import { Check, Selection, useSelection } from "./selection.js";
 
 const PAGE = 50;
 const MOST_ROWS = 500;
@@ -20,6 +21,7 @@ export function ListView({ address, onConnection }) {
   const chosen = useMemo(() => readFilters(address.searchParams), [address]);
   const { jobs, fresh, counts, more, problem, loadMore } = useJobs(chosen, onConnection);
   usePlace(address, fresh ? jobs : null);
+  const selection = useSelection(jobs, chosen);
   useEffect(() => {
     document.title = "Jobs · chatjobs";
   }, []);
@@ -34,7 +36,9 @@ export function ListView({ address, onConnection }) {
       <${Tabs} chosen=${chosen} counts=${counts} />
       <${Filters} chosen=${chosen} />
       ${unread ? html`<${Unread} troubles=${chosen.troubles} />` : html`<${Trouble} problem=${problem} />`}
-      ${unread || (problem && !jobs?.length) ? null : html`<${Rows} jobs=${jobs} chosen=${chosen} />`}
+      ${chosen.batchId && !unread ? html`<p class="of-batch">Jobs of the batch <${BatchLink} id=${chosen.batchId} /></p>` : null}
+      ${unread ? null : html`<${Selection} selection=${selection} />`}
+      ${unread || (problem && !jobs?.length) ? null : html`<${Rows} jobs=${jobs} chosen=${chosen} selection=${selection} />`}
       ${more && !unread && jobs?.length < MOST_ROWS
         ? html`<button type="button" class="more" onClick=${loadMore}>Show older jobs</button>`
         : null}
@@ -231,23 +235,24 @@ function Filters({ chosen }) {
   </form>`;
 }
 
-function Rows({ jobs, chosen }) {
+function Rows({ jobs, chosen, selection }) {
   const now = useNow();
   if (!jobs) return html`<p class="empty muted">Loading…</p>`;
   if (!jobs.length) return html`<${Empty} chosen=${chosen} />`;
   return html`<table>
     <thead>
-      <tr><th scope="col">Status</th><th scope="col">Job</th><th scope="col">Model</th><th scope="col">Created</th><th scope="col" class="right">Took</th><th scope="col" class="right">Tokens</th></tr>
+      <tr><th scope="col"><span class="hidden">Selected</span></th><th scope="col">Status</th><th scope="col">Job</th><th scope="col">Model</th><th scope="col">Created</th><th scope="col" class="right">Took</th><th scope="col" class="right">Tokens</th></tr>
     </thead>
-    <tbody>${jobs.map((job) => html`<${Row} key=${job.jobId} job=${job} now=${now} />`)}</tbody>
+    <tbody>${jobs.map((job) => html`<${Row} key=${job.jobId} job=${job} now=${now} selection=${selection} />`)}</tbody>
   </table>`;
 }
 
-function Row({ job, now }) {
+function Row({ job, now, selection }) {
   const from = new Date(job.createdAt);
   const took = job.completedAt ? new Date(job.completedAt) - from : now - from;
   const tags = useMemo(() => Object.entries(job.metadata ?? {}).slice(0, 3), [job]);
   return html`<tr data-job=${job.jobId}>
+    <td class="c-check"><${Check} job=${job} selection=${selection} /></td>
     <td class="c-status"><${Status} status=${job.status} /></td>
     <td class="c-job">
       <${Link} href=${`/jobs/${encodeURIComponent(job.jobId)}`} title=${job.jobId} onLeave=${leavingList}>${shortId(job.jobId)}<//>

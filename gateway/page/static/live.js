@@ -1,4 +1,4 @@
-// Server-sent events for a tab: one stream while it is visible, none while it is hidden.
+// What keeps a tab up to date, by server-sent events or by polling; nothing while the tab is hidden.
 
 import { signedOut } from "./api.js";
 
@@ -85,6 +85,33 @@ export function follow(url, handlers, tell = () => {}) {
   if (document.hidden) tell("paused");
   else open();
   return stop;
+}
+
+/**
+ * Poll until the returned function is called: `look` at once, so many milliseconds after each result, and when the tab
+ * is shown again; not while it is hidden. `look` returns whether it succeeded; `tell` is as for `follow`.
+ */
+export function poll(look, every, tell = () => {}) {
+  let timer = 0;
+  let turn = 0;
+
+  async function next() {
+    clearTimeout(timer);
+    const mine = ++turn;
+    if (document.hidden) return tell("paused");
+    const well = await look();
+    if (mine !== turn || document.hidden) return;
+    tell(well ? "live" : "reconnecting");
+    timer = setTimeout(next, every);
+  }
+
+  document.addEventListener("visibilitychange", next);
+  next();
+  return () => {
+    turn++;
+    clearTimeout(timer);
+    document.removeEventListener("visibilitychange", next);
+  };
 }
 
 async function statusOf(url) {

@@ -1,8 +1,8 @@
 // Components shared by several views.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { label } from "./format.js";
-import { takeArrival } from "./places.js";
+import { label, shortId } from "./format.js";
+import { Link, takeArrival } from "./places.js";
 
 // ---------------------------------------------------------------------------------------------------- focus
 
@@ -34,6 +34,8 @@ export function useNow(every = 1000) {
 
 export const Status = ({ status, pill = false }) =>
   html`<span class=${`status ${pill ? "pill" : ""}`} data-status=${status}><i aria-hidden="true" />${label(status)}</span>`;
+
+export const BatchLink = ({ id }) => html`<${Link} href=${`/batches/${encodeURIComponent(id)}`} title=${id}>${shortId(id)}<//>`;
 
 /** The message of a problem, announced by screen readers; nothing without a problem. */
 export function Trouble({ problem }) {
@@ -78,9 +80,9 @@ const MODELS = [
   "ministral-8b-latest",
 ];
 
-export const ModelField = ({ initial, list = "models" }) => html`<label class="field">
-  <span>Model</span>
-  <input name="model" list=${list} spellcheck=${false} autocomplete="off" defaultValue=${initial} required />
+export const ModelField = ({ initial, list = "models", hint, required = true, placeholder }) => html`<label class="field">
+  <span>Model${hint ? html` <small>${hint}</small>` : null}</span>
+  <input name="model" list=${list} spellcheck=${false} autocomplete="off" defaultValue=${initial} required=${required} placeholder=${placeholder} />
   <datalist id=${list}>${MODELS.map((model) => html`<option value=${model} />`)}</datalist>
 </label>`;
 

@@ -3,6 +3,7 @@
 import { html, useEffect, useState } from "./vendor/htm-preact.js";
 import { call } from "./api.js";
 import { when } from "./format.js";
+import { poll } from "./live.js";
 import { Trouble, say } from "./parts.js";
 
 const LOOK_MS = 2000;
@@ -11,11 +12,7 @@ const LOOK_MS = 2000;
 export function useLooked(url) {
   const [found, set] = useState(null);
   const look = () => call("GET", url).then(set, () => {}); // the feed reports a service that is not there
-  useEffect(() => {
-    look();
-    const timer = setInterval(() => document.hidden || look(), LOOK_MS);
-    return () => clearInterval(timer);
-  }, [url]);
+  useEffect(() => poll(look, LOOK_MS), [url]);
   return [found, look];
 }
 
