@@ -34,8 +34,6 @@ LARGEST_PART = 200
 SMALLEST_PART = 10
 PARTS = 16
 """A small batch has so many parts, so that several workers share it."""
-LONGEST_HISTORY = 1_000
-"""Events after which no further part begins in a run; those that are open add a few dozen."""
 LOOK_AGAIN = timedelta(hours=1)
 """How long a paused batch waits for the signal; after that it looks at its row."""
 LEFT_AGAIN = timedelta(seconds=5)
@@ -111,7 +109,7 @@ class ChatBatch:
         places = deque(_shares(batch.concurrency, -(-(batch.total - position) // size)))
         cancelled = paused = False
         while True:
-            room = workflow.info().get_current_history_length() < LONGEST_HISTORY
+            room = workflow.info().get_current_history_length() < options.LONGEST_HISTORY
             while places and room and not (cancelled or paused) and (left or position < batch.total):
                 if not left:
                     left.append(Part(position, min(position + size, batch.total)))

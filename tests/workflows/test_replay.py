@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
 from tests.replay.changed import CarelessChatJob
-from tests.replay.record import HISTORIES, SCENARIOS, record
+from tests.replay.record import HISTORIES, SCENARIOS, SHORT, record, short_histories
+from workflows.chat_batch import ChatBatch
 from workflows.chat_job import ChatJob
 from workflows.retention import Retention
 from workflows.webhook_delivery import WebhookDelivery
@@ -38,7 +40,8 @@ def replayer(*workflows: type) -> Replayer:
 
 @pytest.mark.parametrize("name", RECORDED)
 async def test_a_recorded_run_replays(name: str) -> None:
-    await replayer(ChatJob, WebhookDelivery, Retention).replay_workflow(recorded(name))
+    with short_histories() if name in SHORT else nullcontext():
+        await replayer(ChatJob, ChatBatch, WebhookDelivery, Retention).replay_workflow(recorded(name))
 
 
 @pytest.mark.parametrize("name", ["completed", "failed", "cancelled", "inline"])
