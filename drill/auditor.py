@@ -11,6 +11,7 @@ I6 no key, secret or prompt in Temporal's history or in a log
 I7 nothing crosses tenants
 I8 the service recovers by itself within the stated time
 I9 no process grows beyond its cap
+I10 every item of a batch is in its output or in its errors, once; its end is announced once
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 import httpx2
 
 from chatjobs.sse import EventId
-from drill.load import CANARY, DrillJob, Load
+from drill.load import CANARY, DrillBatch, DrillJob, Load
 from drill.readers import ReaderLog
 from drill.stack import TENANTS, DrillStack
 
@@ -111,6 +112,27 @@ class Auditor:
         verdict.generated += sum(call["tokens_sent"] for call in made) if whole else 0
         verdict.needed += len(answer["tokens"]) if whole else 0
         return wrong
+
+    def audit_batch(self, batch: DrillBatch) -> list[str]:
+        """Check a batch as a whole; its items are jobs, which ``audit`` checks."""
+        wrong = []
+        if batch.status not in batch.expects:
+            wrong.append(f"I10 it is {batch.status or 'still running'}, expected {' or '.join(batch.expects)}")
+        twice = {name for name in batch.listed if batch.listed.count(name) > 1}
+        missing = set(batch.items) - set(batch.listed)
+        wrong += [f"I10 {len(twice)} items are listed twice: {sorted(twice)[:5]}"] * bool(twice)
+        wrong += [f"I10 {len(missing)} items are not listed: {sorted(missing)[:5]}"] * bool(missing)
+        return [f"{batch.id}: {found}" for found in [*wrong, *self._announced(batch)]]
+
+    def _announced(self, batch: DrillBatch) -> Iterator[str]:
+        posts = [post for post in self._load.receiver.log if post.path == batch.path]
+        if len({(post.headers.get("webhook-id"), post.body) for post in posts}) > 1:
+            yield "I10 the tries of its webhook differ in id or body"
+        for post in posts:
+            if not self._signed(post.headers, post.body, batch.tenant):
+                yield "I10 a try of its webhook is not signed with the tenant's secret"
+            if json.loads(post.body)["event"] != f"batch.{batch.status}":
+                yield "I10 its webhook tells another outcome"
 
     def _unchanged(self, job: DrillJob, result: dict[str, Any]) -> Iterator[str]:
         digest = hashlib.sha256(result["content"].encode()).hexdigest()
@@ -198,9 +220,10 @@ class Auditor:
         hooks, deadline = self._load.receiver.log, time.monotonic() + STRAGGLERS_SECONDS
         while True:
             accepted = {post.path for post in hooks if post.status == 200}
-            missing = [job for job in self._load.jobs if job.path is not None and job.path not in accepted]
+            owners: list[DrillJob | DrillBatch] = [*self._load.jobs, *self._load.batches]
+            missing = [one for one in owners if one.path is not None and one.path not in accepted]
             if not missing or time.monotonic() > deadline:
-                return [f"{job.id}: I3 its webhook was never accepted, to the end of the drill" for job in missing]
+                return [f"{one.id}: I3 its webhook was never accepted, to the end of the drill" for one in missing]
             await asyncio.sleep(0.2)
 
     def _leaks(self) -> Iterator[str]:
@@ -209,8 +232,9 @@ class Auditor:
         secrets |= {f"the secret of {tenant}": secret for tenant, secret in self._stack.secrets.items()}
         secrets |= {f"the key of {tenant}": key for tenant, key in self._stack.keys.items()}
         histories = list(self._stack.directory.glob("temporal.db*"))
-        if not any(job.id.encode() in file.read_bytes() for file in histories for job in self._load.jobs[-20:]):
-            yield "I6 cannot be judged: not even ids of jobs are found in Temporal's database"
+        known = [job.id for job in self._load.jobs[-20:]] + [batch.id for batch in self._load.batches]
+        if not any(one.encode() in content for content in (file.read_bytes() for file in histories) for one in known):
+            yield "I6 cannot be judged: not even ids are found in Temporal's database"
         for file in [*histories, *(process.log for process in self._stack.service)]:
             content = file.read_bytes()
             for what, secret in secrets.items():

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from drill.load import DrillJob, Load, Order
+from drill.load import DrillBatch, DrillJob, Load, Order
 from drill.processes import Process
 from drill.stack import DrillStack
 
@@ -31,6 +31,9 @@ class Field:
 
     async def jobs(self, order: Order) -> list[DrillJob]:
         return await self.load.submit(replace(order, jobs=order.jobs * self.scale))
+
+    async def batch(self, order: Order, **settings: Any) -> DrillBatch:
+        return await self.load.submit_batch(replace(order, jobs=order.jobs * self.scale), **settings)
 
     # In threads, so that readers and receivers are not blocked.
     async def kill(self, *processes: Process) -> None:
@@ -386,6 +389,92 @@ async def callers_send_everything_to_all_gateways_at_once(field: Field) -> None:
     await coming
 
 
+# ------------------------------------------------------------------------------------------------- batches
+
+
+@fault("F74", within=60)
+async def workers_die_in_the_middle_of_a_batch(field: Field) -> None:
+    batch = await field.batch(Order(jobs=60, tokens=60, rate=60))
+    for nth, worker in enumerate(field.stack.worker_processes):
+        await field.load.working(batch, 10 * (nth + 1))
+        await field.kill(worker)
+        await field.start(worker)
+
+
+@fault("F74", within=60)
+async def everything_dies_in_the_middle_of_a_batch(field: Field) -> None:
+    batch = await field.batch(Order(jobs=45, tokens=60, rate=60))
+    await field.load.working(batch, 10)
+    await field.kill(*field.stack.service)
+    await field.start(*field.stack.service)
+
+
+@fault("F76", within=60)
+async def temporal_dies_in_the_middle_of_a_batch(field: Field) -> None:
+    batch = await field.batch(Order(jobs=45, tokens=60, rate=60))
+    await field.load.working(batch, 10)
+    await field.kill(field.stack.temporal)
+    await asyncio.sleep(2 * MOMENT_SECONDS)
+    await field.start(field.stack.temporal)
+
+
+@fault("F77", within=60, database="sqlite")
+async def the_database_is_locked_in_the_middle_of_a_batch(field: Field) -> None:
+    batch = await field.batch(Order(jobs=60, tokens=60, rate=60))
+    await field.load.working(batch, 10)
+    with closing(sqlite3.connect(field.stack.database.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        field.stack.record("locked the database")
+        await asyncio.sleep(7)
+        other.execute("ROLLBACK")
+        field.stack.record("unlocked the database")
+
+
+@fault("F77", within=60, database="postgres")
+async def postgres_ends_all_connections_in_the_middle_of_a_batch(field: Field) -> None:
+    import asyncpg  # type: ignore[import-untyped]  # the package has no type hints
+
+    batch = await field.batch(Order(jobs=45, tokens=60, rate=60))
+    await field.load.working(batch, 10)
+    operator = await asyncpg.connect(field.stack.database)
+    for _ in range(4):
+        field.stack.record("ended the connections to Postgres")
+        await operator.execute(CUT)
+        await asyncio.sleep(MOMENT_SECONDS / 4)
+    await operator.close()
+
+
+@fault("F79", within=60)
+async def a_storm_of_429_hits_a_batch(field: Field) -> None:
+    faults: list[dict[str, Any]] = [{"kind": 429, "retry_after": 1}] * 2
+    await field.batch(Order(jobs=30, tokens=30, faults=faults))
+
+
+@fault("F80", within=60)
+async def batches_are_paused_and_resumed_while_workers_die(field: Field) -> None:
+    batch = await field.batch(Order(jobs=45, tokens=60, rate=60))
+    await field.load.working(batch, 10)
+    await field.load.wish(batch, "pause")
+    await field.kill(*field.stack.worker_processes)
+    await field.start(*field.stack.worker_processes)
+    await field.load.wish(batch, "resume")
+
+
+@fault("F80", within=60)
+async def callers_cancel_batches(field: Field) -> None:
+    expects = ("completed", "cancelled")
+    batch = await field.batch(Order(jobs=40, tokens=90, rate=60, expects=expects))
+    await field.load.working(batch, 5)
+    field.stack.record("cancelled a batch")
+    await field.load.wish(batch, "cancel")
+    dying = await field.batch(Order(jobs=40, tokens=90, rate=60, expects=expects))
+    await field.load.working(dying, 5)
+    field.stack.record("cancelled a batch")
+    await field.load.wish(dying, "cancel")
+    await field.kill(*field.stack.worker_processes)
+    await field.start(*field.stack.worker_processes)
+
+
 # ------------------------------------------------------------------------------------------------- storage
 
 
@@ -434,7 +523,7 @@ async def refused(field: Field) -> None:
 
 @fault("F31", within=60, database="postgres")
 async def postgres_ends_all_connections(field: Field) -> None:
-    import asyncpg  # type: ignore[import-untyped]  # the package has no type hints
+    import asyncpg
 
     coming = asyncio.create_task(field.jobs(Order(jobs=20, tokens=100, rate=30)))
     operator = await asyncpg.connect(field.stack.database)

@@ -44,6 +44,21 @@ class DrillJob:
     """Other ids that were returned for the same Idempotency-Key."""
 
 
+@dataclass
+class DrillBatch:
+    """An accepted batch, and what the drill expects of it. ``items``: the jobs by custom_id, still without ids."""
+
+    id: str
+    tenant: str
+    items: dict[str, DrillJob]
+    path: str
+    expects: tuple[str, ...]
+    listed: list[str] = field(default_factory=list)
+    """The custom_ids of the lines of its output and of its errors, at the end."""
+    status: str | None = None
+    """The terminal one."""
+
+
 @dataclass(frozen=True)
 class Order:
     """The jobs of a fault. ``faults`` is the simulator's script, one entry per call of a job.
@@ -74,6 +89,7 @@ class Load:
         self.receiver = receiver
         self.client = client
         self.jobs: list[DrillJob] = []
+        self.batches: list[DrillBatch] = []
         self.random = Random(seed)  # noqa: S311 - a drill is repeatable
         self._numbers = itertools.count(1)
         self._reading: set[asyncio.Task[None]] = set()
@@ -81,6 +97,76 @@ class Load:
     async def submit(self, order: Order) -> list[DrillJob]:
         """Start jobs, all at once, and their readers."""
         return list(await asyncio.gather(*(self._start(order) for _ in range(order.jobs))))
+
+    async def submit_batch(self, order: Order, **settings: Any) -> DrillBatch:
+        """Start a batch of jobs, which have no readers. ``order.expects``: of its jobs."""
+        number = next(self._numbers)
+        tenant, path = TENANTS[number % len(TENANTS)], f"/hook/{number}"
+        items = {}
+        for nth in range(order.jobs):
+            hook = f"{path}/{nth}" if order.webhook else None
+            body = self._body(f"{number}-{nth}", order, hook)
+            items[f"item-{nth}"] = DrillJob("", tenant, body, hook, order.expects, len(order.faults), 0, 0)
+        lines = [{"custom_id": name, "body": item.body} for name, item in items.items()]
+        sent = {"items": lines, "webhook": {"url": self.receiver.url(path)}, **settings}
+        began, key = time.time(), secrets.token_hex(16)
+        answer = await self._posted("batches", sent, tenant, key, _rotated(self.stack.gateway_urls, 0), order.patience)
+        for item in items.values():
+            item.accepted, item.accept_seconds = time.time(), time.time() - began
+        batch = DrillBatch(answer["batchId"], tenant, items, path, ("completed", "cancelled"))
+        self.batches.append(batch)
+        return batch
+
+    async def wish(self, batch: DrillBatch, action: str) -> None:
+        """Pause, resume or cancel a batch, at a gateway that answers."""
+        for url in self.stack.gateway_urls:
+            with suppress(httpx2.TransportError):
+                answer = await self.client.post(f"{url}/api/batches/{batch.id}/{action}", headers=self._key(batch))
+                assert answer.status_code == 202, f"{action}: {answer.status_code} {answer.text[:300]}"
+                return
+        raise AssertionError(f"no gateway took the {action}")
+
+    async def working(self, batch: DrillBatch, ended: int, *, timeout: float = 60) -> None:
+        """Wait until so many items of a batch have ended."""
+        async with asyncio.timeout(timeout):
+            while await self._ended(batch) < ended:  # noqa: ASYNC110 - no event to wait for
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def batch_settled(self, batch: DrillBatch, timeout: float) -> None:
+        """Wait until a batch has ended, and make its items jobs of the load. One that has not is left to the
+        auditor."""
+        with suppress(TimeoutError):
+            await self.working(batch, len(batch.items), timeout=timeout)
+            async with asyncio.timeout(30):
+                while batch.status is None:
+                    shown = await self._get(f"/api/batches/{batch.id}", batch)
+                    batch.status = shown.json()["status"] if shown and shown.json()["completedAt"] else None
+                    await asyncio.sleep(POLL_SECONDS)
+        if batch.listed:
+            return
+        for file in ("output", "errors"):
+            found = await self._get(f"/api/batches/{batch.id}/{file}", batch)
+            for line in map(json.loads, found.text.splitlines() if found else ()):
+                batch.listed.append(line["custom_id"])
+                item = batch.items[line["custom_id"]]
+                item.id, item.settled = line["id"], item.settled or time.time()
+        self.jobs += [item for item in batch.items.values() if item.id]
+
+    async def _ended(self, batch: DrillBatch) -> int:
+        shown = await self._get(f"/api/batches/{batch.id}", batch)
+        counts = shown.json()["counts"] if shown else {}
+        return sum(counts.get(name, 0) for name in ("completed", "failed", "cancelled"))
+
+    async def _get(self, path: str, of: DrillBatch) -> httpx2.Response | None:
+        for url in self.stack.gateway_urls:
+            with suppress(httpx2.TransportError):
+                response = await self.client.get(f"{url}{path}", headers=self._key(of))
+                if response.status_code == 200:
+                    return response
+        return None
+
+    def _key(self, of: DrillBatch) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.stack.keys[of.tenant]}"}
 
     async def _start(self, order: Order) -> DrillJob:
         number = next(self._numbers)
@@ -90,7 +176,7 @@ class Load:
         began = time.time()
         key, urls = secrets.token_hex(16), self.stack.gateway_urls
         job_id, *others = await asyncio.gather(
-            *(self._posted(body, tenant, key, _rotated(urls, nth), order.patience) for nth in range(order.copies))
+            *(self._posted_job(body, tenant, key, _rotated(urls, nth), order.patience) for nth in range(order.copies))
         )
         job = DrillJob(job_id, tenant, body, path, order.expects, len(order.faults), time.time(), time.time() - began)
         job.others = set(others) - {job_id}
@@ -99,7 +185,7 @@ class Load:
             self._read(job, nth, order)
         return job
 
-    def _body(self, number: int, order: Order, path: str | None) -> dict[str, Any]:
+    def _body(self, number: int | str, order: Order, path: str | None) -> dict[str, Any]:
         script = {"tokens": order.tokens, "tokens_per_second": order.rate, **order.script}
         if order.faults:
             script["faults"] = list(order.faults)
@@ -107,19 +193,25 @@ class Load:
         body = {"messages": [{"role": "user", "content": prompt}], **order.fields}
         return body | ({"callback": self.receiver.url(path)} if path else {})
 
-    async def _posted(self, body: dict[str, Any], tenant: str, key: str, urls: list[str], patience: float) -> str:
-        """Send a job until a gateway accepts it, to each gateway in turn with the same key. Returns the job's id."""
+    async def _posted_job(self, body: dict[str, Any], tenant: str, key: str, urls: list[str], patience: float) -> str:
+        """Send a job until a gateway accepts it. Returns the job's id."""
+        return str((await self._posted("jobs", body, tenant, key, urls, patience))["jobId"])
+
+    async def _posted(
+        self, what: str, body: dict[str, Any], tenant: str, key: str, urls: list[str], patience: float
+    ) -> dict[str, Any]:
+        """Send a job or a batch until a gateway accepts it, to each gateway in turn with the same key."""
         headers = {"idempotency-key": key, "authorization": f"Bearer {self.stack.keys[tenant]}"}
         deadline = time.monotonic() + patience
         last = "nothing"
         for url in itertools.cycle(urls):
             with suppress(httpx2.TransportError):
-                response = await self.client.post(f"{url}/api/jobs", json=body, headers=headers)
+                response = await self.client.post(f"{url}/api/{what}", json=body, headers=headers)
                 if response.status_code == 202:
-                    return str(response.json()["jobId"])
+                    return dict(response.json())
                 last = f"{response.status_code} {response.text[:300]}"
                 assert response.status_code in (429, 502, 503), last
-            assert time.monotonic() < deadline, f"no gateway took a job within {patience} s; the last answer: {last}"
+            assert time.monotonic() < deadline, f"no gateway took it within {patience} s; the last answer: {last}"
             await asyncio.sleep(POLL_SECONDS)
         raise AssertionError("there is no gateway")
 

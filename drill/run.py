@@ -123,14 +123,19 @@ async def _run_fault(
     say: Callable[[str], None],
 ) -> None:
     began, first, found = time.monotonic(), len(load.jobs), list[str]()
+    batches = len(load.batches)
     try:
         await fault.breaks(Field(stack, load, found, plan.scale))
     except (AssertionError, TimeoutError, subprocess.CalledProcessError) as error:
         found.append(f"it did not come so far as it should: {type(error).__name__} {error}")
-    since, jobs = time.time(), load.jobs[first:]
+    since = time.time()
     await asyncio.to_thread(stack.heal)
+    for batch in load.batches[batches:]:
+        await load.batch_settled(batch, SETTLE_SECONDS)
+    jobs = load.jobs[first:]
     await load.settled(jobs, SETTLE_SECONDS)
     verdict = await auditor.audit(jobs, within=fault.within, since=since)
+    verdict.wrong += [wrong for batch in load.batches[batches:] for wrong in auditor.audit_batch(batch)]
     verdict.wrong += found
     seconds = time.monotonic() - began
     report.add(fault, len(jobs), round(seconds, 1), verdict)

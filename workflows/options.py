@@ -11,6 +11,8 @@ from temporalio.workflow import ActivityCancellationType
 from domain.names import BATCHES_QUEUE, COMPLETIONS_QUEUE, WEBHOOKS_QUEUE
 from domain.timings import Timings
 
+LONGEST_HISTORY = 1_000
+"""Events after which a batch begins nothing further in a run; what is open adds a few dozen."""
 _heartbeat = timedelta(seconds=10)
 _timings = Timings()
 

@@ -12,16 +12,15 @@ from temporalio.workflow import ParentClosePolicy
 
 from domain.names import delivery_workflow_id
 from domain.payloads import DeliveryReport, DeliveryStart
+from workflows import options
 from workflows.webhook_delivery import WebhookDelivery, deliver, tries_after
 
 T = TypeVar("T")
-LONGEST_HISTORY = 1_000
-"""Events after which a run begins nothing further and continues as new; what is open adds a few dozen."""
 
 
 def has_room() -> bool:
     """Whether the run's history is short enough for something further to begin."""
-    return workflow.info().get_current_history_length() < LONGEST_HISTORY
+    return workflow.info().get_current_history_length() < options.LONGEST_HISTORY
 
 
 async def shielded(work: Coroutine[Any, Any, T]) -> T:

@@ -1,1 +1,1 @@
-"""Batches: their upload, what is asked of them, their run and their output."""
+"""TextBatches: their upload, what is asked of them, their run and their output."""

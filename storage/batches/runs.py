@@ -360,7 +360,7 @@ class BatchRunStore:
     # -------------------------------------------------------------------------------------------- sweeps
 
     async def to_start(self, *, older_than: timedelta, limit: int = 100) -> Sequence[BatchHandle]:
-        """Batches whose workflow has to be started, or told of a wish.
+        """TextBatches whose workflow has to be started, or told of a wish.
 
         One that has begun is told of a wish at once: parts of it that run make progress all the time.
         """
@@ -374,7 +374,7 @@ class BatchRunStore:
         return await self._handles(OPEN_BATCHES.where(*started, quiet).limit(limit))
 
     async def to_cancel(self, limit: int = 100) -> Sequence[BatchHandle]:
-        """Batches whose cancellation was requested and that have not ended."""
+        """TextBatches whose cancellation was requested and that have not ended."""
         wished = (batches.c.completed_at.is_(None), batches.c.cancel_requested_at.is_not(None))
         return await self._handles(select(batches).where(*wished).limit(limit))
 

@@ -53,7 +53,7 @@ class BatchEntry(NamedTuple):
         return self[:-1]
 
 
-class Batches(Protocol):
+class TextBatches(Protocol):
     """A database that batches are written to."""
 
     async def append(self, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
@@ -65,7 +65,7 @@ class Batches(Protocol):
 
 
 @asynccontextmanager
-async def batches(database: Database) -> AsyncIterator[Batches]:
+async def batches(database: Database) -> AsyncIterator[TextBatches]:
     if not database.is_sqlite:
         yield PostgresBatches(database)
         return

@@ -22,7 +22,7 @@ from domain.timings import Timings
 from domain.values import Claim, FinishRecord, TextRun
 from storage.engine.database import Database
 from storage.engine.schema import CHANNELS
-from storage.transcript.batches import BatchEntry, Batches, already_in, batches
+from storage.transcript.batches import BatchEntry, TextBatches, already_in, batches
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class TranscriptWriter:
             self._room.clear()
             await self._room.wait()
 
-    async def _commit_for_ever(self, target: Batches) -> None:
+    async def _commit_for_ever(self, target: TextBatches) -> None:
         while True:
             await self._work.wait()
             self._work.clear()
@@ -91,7 +91,7 @@ class TranscriptWriter:
             await self._commit(target, batch)
             await asyncio.sleep(PAUSE)
 
-    async def _commit(self, target: Batches, batch: dict[JobWriter, BatchEntry]) -> None:
+    async def _commit(self, target: TextBatches, batch: dict[JobWriter, BatchEntry]) -> None:
         """Commit a batch. A batch that the database refuses is halved until the job that causes it is alone."""
         if not batch:
             return
@@ -108,7 +108,7 @@ class TranscriptWriter:
             for job, entry in batch.items():
                 self.settle(job, None if entry in accepted else FenceLost())
 
-    async def _bisect(self, target: Batches, batch: dict[JobWriter, BatchEntry], error: StorageRefused) -> None:
+    async def _bisect(self, target: TextBatches, batch: dict[JobWriter, BatchEntry], error: StorageRefused) -> None:
         if len(batch) == 1:
             (job,) = batch
             self.settle(job, error)
@@ -117,7 +117,7 @@ class TranscriptWriter:
         await self._commit(target, dict(halves[:middle]))
         await self._commit(target, dict(halves[middle:]))
 
-    async def _append(self, target: Batches, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
+    async def _append(self, target: TextBatches, entries: Sequence[BatchEntry]) -> set[BatchEntry]:
         """The entries that were committed, after waiting while the database is unavailable."""
         for attempt in range(10**9):
             try:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from temporalio.runtime import Runtime, TelemetryConfig
 
-from tests.replay.record import HISTORIES
+from tests.replay.record import HISTORIES, SHORT, short_histories
 from tests.replay.replaying import Difference, NotAHistory, read, replay
 from workflows.workers import WORKFLOWS
 
@@ -33,7 +34,8 @@ async def check(files: Sequence[Path], workflows: Sequence[type] = WORKFLOWS) ->
     for path in files:
         try:
             history = read(path)
-            found = await replay(history, workflows)
+            with short_histories() if path.parent == HISTORIES and path.stem in SHORT else nullcontext():
+                found = await replay(history, workflows)
         except NotAHistory as error:
             unusable = True
             print(f"{_shown(path)}: {error}")

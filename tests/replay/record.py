@@ -16,8 +16,8 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,15 +29,21 @@ from domain.errors import UpstreamRefused
 from domain.names import JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_workflow_id
 from domain.payloads import DeliveryStart, RetentionOrder
 from domain.ports import Finish
+from domain.timings import Timings
 from storage.engine.database import Database
+from tests.support.batches import submit_batch
 from tests.support.cancelling import cancel
 from tests.support.factories import make_body
 from tests.support.fakes import HELLO, OK, Gate, answered, eventually, text
 from tests.support.house import HOOK, House, house
 from tests.support.temporal_server import binary, temporal_server
+from workflows import options
 
 HISTORIES = Path(__file__).parent / "histories"
 IDENTITY = "a recorder"
+SHORT_HISTORY = 40
+PAUSED_SECONDS = 0.5
+TIMINGS = Timings(batch_paused_seconds=PAUSED_SECONDS)
 Run = WorkflowHandle[Any, Any]
 Scenario = Callable[[House, str], Awaitable[Run]]
 
@@ -177,6 +183,65 @@ async def _triggered(here: House, name: str, *, deleted: bool, **wish: Any) -> R
     return cast(Run, await eventually(started))
 
 
+async def batch(here: House, job_id: str) -> Run:
+    """Three parts, and a webhook."""
+    return await batch_of(here, 30, webhook=HOOK)
+
+
+async def batch_paused(here: House, job_id: str) -> Run:
+    """For so long that it gives its activities back; then it is resumed."""
+    gate = Gate()
+    here.model.scripts = [[gate, *HELLO], HELLO]
+    run = await batch_of(here, 30, concurrency=3)
+    await gate.reached()
+    runs = here.parts.upkeep().batch_runs
+    await runs.pause(run.id)
+    await asyncio.sleep(2 * PAUSED_SECONDS)
+    gate.open()
+
+    async def idle() -> bool:
+        return not (await run.describe()).raw_description.pending_activities
+
+    await eventually(idle)
+    await runs.resume(run.id)
+    await here.parts.upkeep().batches.start(run.id)
+    return run
+
+
+async def batch_cancelled(here: House, job_id: str) -> Run:
+    """Through Temporal, in the middle of an answer."""
+    gate = Gate()
+    here.model.scripts = [[*text("Hel"), gate]]
+    run = await batch_of(here, 3)
+    await gate.reached()
+    await run.cancel()
+    return run
+
+
+async def batch_continued(here: House, job_id: str) -> Run:
+    """The first of its runs."""
+    with short_histories():
+        run = await batch_of(here, 160)
+        first = (await run.describe()).run_id
+        await run.result()
+    return here.client.get_workflow_handle(run.id, run_id=first)
+
+
+async def batch_of(here: House, count: int, **settings: Any) -> Run:
+    bodies = [make_body(f"Hello {number}") for number in range(count)]
+    return here.run(await submit_batch(here.parts.database, here.client, bodies, **settings))
+
+
+@contextmanager
+def short_histories() -> Iterator[None]:
+    """Runs of a batch end after some ten events, where they have others to begin."""
+    long, options.LONGEST_HISTORY = options.LONGEST_HISTORY, SHORT_HISTORY
+    try:
+        yield
+    finally:
+        options.LONGEST_HISTORY = long
+
+
 async def stored(here: House, job_id: str, **fields: Any) -> Run:
     await here.submit(jobId=job_id, **fields)
     return here.run(job_id)
@@ -188,9 +253,12 @@ SCENARIOS: dict[str, Scenario] = {
         *(completed, incomplete, failed, cancelled, cancelled_by_us, cancelled_too_late, delivered, handed_over),
         *(inline, invalid, cron, not_indexed, webhook_in_three_days, retention),
         *(scheduled, schedule_deleted, scheduled_batch),
+        *(batch, batch_paused, batch_cancelled, batch_continued),
     )
 }
 SKIPPING_TIME = (webhook_in_three_days,)
+SHORT = (batch_continued.__name__,)
+"""Histories that replay under ``short_histories`` only."""
 WITHOUT_INDEX = (not_indexed, webhook_in_three_days)
 
 
@@ -213,7 +281,7 @@ async def recording(scenario: Scenario) -> AsyncIterator[House]:
         database = await Database.open(f"sqlite:///{directory / 'chatjobs.db'}")
         async with (
             any_temporal(directory, skipping=scenario in SKIPPING_TIME) as client,
-            house(client, database, indexed=scenario not in WITHOUT_INDEX) as here,
+            house(client, database, indexed=scenario not in WITHOUT_INDEX, timings=TIMINGS) as here,
         ):
             yield here
         await database.close()

@@ -30,7 +30,7 @@ from tests.support.batches import dispatch, store_batch, submit_batch
 from tests.support.fakes import Gate, Gates
 from tests.support.house import HOOK, House, house
 from tests.support.simulator_process import SimulatorProcess, prompt, simulator
-from workflows import steps
+from workflows import options
 
 QUICK = Timings(
     failure_pause_seconds=0.01,
@@ -401,7 +401,7 @@ async def test_a_pause_of_the_tenant_holds_what_is_not_sent(
 async def test_many_looks_go_on_in_another_run(
     client: Client, sqlite: Database, sim: SimulatorProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "LONGEST_HISTORY", 60)
+    monkeypatch.setattr(options, "LONGEST_HISTORY", 60)
     sim.batches(hold=1)
     asked = bodies(4)
     async with office(client, sqlite, sim, replace(QUICK, batch_longest_look_seconds=0.1)) as here:

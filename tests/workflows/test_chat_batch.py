@@ -29,6 +29,7 @@ from domain.timings import Timings
 from storage.batches.queries import BatchQueries
 from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
+from tests.replay.record import SHORT_HISTORY, short_histories
 from tests.support.batches import dispatch, store_batch, submit_batch
 from tests.support.factories import make_body
 from tests.support.fakes import (
@@ -170,6 +171,23 @@ async def test_each_item_is_called_and_ends_once(client: Client, database: Datab
         ids = Counter(post.id for post in here.house.sender.posts)
         assert len(ids) == len(ids) == 41
         assert max(ids.values()) == 1
+
+
+async def test_a_batch_goes_on_in_another_run(client: Client, database: Database) -> None:
+    """Before the history grows long; no item is called twice for it, and the webhook comes once."""
+    prompts = [f"item {number}" for number in range(160)]
+    async with serving(client, database) as here:
+        with short_histories():
+            batch_id = await here.submit(prompts, webhook=HOOK)
+            first = (await here.house.run(batch_id).describe()).run_id
+            await here.ended(batch_id)
+        last = await here.house.run(batch_id).describe()
+        assert last.run_id != first
+        assert last.history_length < 2 * SHORT_HISTORY
+        whole = await client.get_workflow_handle(batch_id, run_id=first).fetch_history()
+        assert len(whole.events) < 2 * SHORT_HISTORY
+        assert Counter(request.messages[0].content for request in here.model.requests) == dict.fromkeys(prompts, 1)
+        assert len(here.house.sender.posts) == 1
 
 
 async def test_items_that_fail_hold_up_no_others(client: Client, database: Database) -> None:

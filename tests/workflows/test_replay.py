@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from temporalio.workflow import NondeterminismError
 
 from tests.replay.__main__ import check
 from tests.replay.changed import BrokenChatJob, CarelessChatJob
-from tests.replay.record import HISTORIES, SCENARIOS, record
+from tests.replay.record import HISTORIES, SCENARIOS, SHORT, record, short_histories
 from tests.replay.replaying import read
 from workflows.retention import Retention
 from workflows.workers import WORKFLOWS, sandboxed
@@ -42,7 +43,8 @@ def replayer(*workflows: type) -> Replayer:
 
 @pytest.mark.parametrize("name", RECORDED)
 async def test_a_recorded_run_replays(name: str) -> None:
-    await replayer(*WORKFLOWS).replay_workflow(recorded(name))
+    with short_histories() if name in SHORT else nullcontext():
+        await replayer(*WORKFLOWS).replay_workflow(recorded(name))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Batches and their items, and jobs that a batch runs."""
+"""TextBatches and their items, and jobs that a batch runs."""
 
 from __future__ import annotations
 
