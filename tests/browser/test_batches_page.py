@@ -193,6 +193,28 @@ def test_an_action_that_is_refused_says_why(place: Stack, door: Gateway, tab: Wa
     expect(page.get_by_role("alert")).to_contain_text("has ended")
 
 
+def test_a_replay_shows_its_phase_and_why_it_was_stopped(place: Stack, door: Gateway, tab: Watched) -> None:
+    """The fields that a batch has if its jobs come from a filter."""
+    words = uuid.uuid4().hex
+    batch_id = submit(door, lines(2, words, **HELD))
+    more: dict[str, Any] = {"kind": "replay", "canary": 1, "maxErrorRate": 0.1, "phase": "canary"}
+    page = tab.context.new_page()
+    page.route(f"**/api/batches/{batch_id}", lambda route: with_more(route, more))
+    page.goto(batch_url(door, batch_id))
+    expect(page.get_by_text("The first job is tried")).to_be_visible()
+    expect(page.get_by_role("region", name="Details")).to_contain_text("10 % of errors")
+    more.update(phase="rest", stopped="2 of 4 jobs failed")
+    place.simulator.release(words)
+    expect(page.get_by_text("The replay was stopped: 2 of 4 jobs failed")).to_be_visible()
+    expect(page.get_by_text("is tried")).to_have_count(0)
+
+
+def with_more(route: Route, more: dict[str, Any]) -> None:
+    """The service's answer with further fields."""
+    answer = route.fetch()
+    route.fulfill(response=answer, json={**answer.json(), **more})
+
+
 def test_output_and_errors_are_downloaded(door: Gateway, tab: Watched) -> None:
     batch_id = ended(door, [line("good", text="Yes."), line("bad", faults=[{"kind": 400}])])
     page = tab.open(batch_url(door, batch_id))

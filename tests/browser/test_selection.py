@@ -220,7 +220,7 @@ def test_all_that_match_are_replayed_after_a_dry_run(door: Gateway, tab: Watched
     page = tab.open(f"{door.url}/?metadata=tag%3D{tag}&status=failed&model=mistral-small-latest")
     expect(page.locator("tbody tr")).to_have_count(2)
     asked: list[dict[str, Any]] = []
-    dry = {"count": 1234, "estimatedTokens": 56_789, "firstIds": ids}
+    dry = {"count": 1234, "estimatedTokens": 56_789, "skipped": 0, "firstJobIds": ids}
     refused = {"status": 422, "detail": "The request is not valid", "errors": [{"pointer": "/canary", "message": "no"}]}
     page.route("**/api/replays", replays([(200, dry), (422, refused), (202, {"batchId": "batch_made"})], asked))
     dialog = everything_chosen(page)

@@ -11,7 +11,7 @@ import { Bar, PARTS, endedOf, inWords, isOver, percentOf } from "./progress.js";
 
 const RETRY_MS = 2000;
 const AFTER_END_MS = 5000;
-const ERRORS_MS = 1000;
+const REST_MS = 1000;
 const GONE = new Set([404, 422]);
 /** The status of the jobs that a count is of, in the list of jobs. */
 const LISTED = { completed: "completed", failed: "failed", cancelled: "cancelled", running: "in_progress", queued: "queued" };
@@ -82,20 +82,20 @@ function useBatch(id, onConnection) {
   }, [id, known, running, gone]);
   useEffect(() => () => onConnection(null), [id]);
 
-  useErrors(batch, (errorsByCode) => setBatch((before) => ({ ...before, errorsByCode })));
+  useRest(batch, ({ errorsByCode, phase, stopped }) => setBatch((before) => ({ ...before, errorsByCode, phase, stopped })));
   return { batch, problem, reload };
 }
 
-/** Read the errors by code again where more have come: the events have only their number. */
-function useErrors(batch, onErrors) {
+/** Read again what the events do not have: the errors by code once more have come, and the phase of a replay. */
+function useRest(batch, onFound) {
   const timer = useRef(0);
   useEffect(() => {
-    if (!batch || batch.counts.failed === failuresOf(batch)) return;
+    if (!batch || (batch.counts.failed === failuresOf(batch) && batch.phase !== "canary")) return;
     timer.current ||= setTimeout(() => {
       timer.current = 0;
-      call("GET", batchPath(batch.batchId)).then((found) => onErrors(found.errorsByCode), () => {}); // the next event may succeed
-    }, ERRORS_MS);
-  }, [batch?.counts.failed]);
+      call("GET", batchPath(batch.batchId)).then(onFound, () => {}); // the next event may succeed
+    }, REST_MS);
+  }, [batch && endedOf(batch.counts)]);
   useEffect(() => () => clearTimeout(timer.current), []);
 }
 
@@ -175,7 +175,9 @@ function Progress({ batch }) {
       <div><dt>Tokens</dt><dd>${batch.usage ? `${count(batch.usage.prompt_tokens)} in, ${count(batch.usage.completion_tokens)} out` : "–"}</dd></div>
     </dl>
     ${status === "paused" ? html`<p class="remark">Paused: no further job begins; those that run finish.</p>` : null}
-    ${batch.error ? html`<div class="trouble"><p><code>${batch.error.code}</code> ${batch.error.message}</p></div>` : null}
+    ${batch.phase === "canary" && !isOver(status) ? html`<p class="remark">${batch.canary === 1 ? "The first job is tried" : `The first ${count(batch.canary)} jobs are tried`}; the others follow unless too many of these fail.</p>` : null}
+    ${batch.stopped ? html`<div class="trouble"><p>The replay was stopped: ${batch.stopped}</p></div>` : null}
+    ${batch.error && !batch.stopped ? html`<div class="trouble"><p><code>${batch.error.code}</code> ${batch.error.message}</p></div>` : null}
   </section>`;
 }
 
@@ -216,6 +218,9 @@ function Details({ batch }) {
       ${batch.completedAt ? html`<dt>Ended</dt><dd>${time(batch.completedAt)}</dd>` : null}
       <dt>At once</dt><dd>${batch.concurrency ? many(batch.concurrency, "job") : "as many as the workers can"}</dd>
       ${batch.lane === "live" ? null : html`<dt>Lane</dt><dd>${batch.lane}</dd>`}
+      ${batch.canary ? html`<dt>Tried first</dt><dd>${many(batch.canary, "job")}</dd>` : null}
+      ${batch.maxErrorRate == null ? null : html`<dt>Stops above</dt><dd>${Number((batch.maxErrorRate * 100).toFixed(2))} % of errors</dd>`}
+      ${batch.skipped ? html`<dt>Left out</dt><dd>${many(batch.skipped, "job")} without a kept request</dd>` : null}
       ${batch.deadline ? html`<dt>Deadline</dt><dd>${when(batch.deadline)}</dd>` : null}
     </dl>
   <//>`;

@@ -83,7 +83,7 @@ function Row({ batch, now }) {
   const { batchId, name, status, counts } = batch;
   return html`<tr data-batch=${batchId}>
     <td class="c-status"><${Status} status=${status} /></td>
-    <td class="c-job"><${Link} href=${`/batches/${encodeURIComponent(batchId)}`} title=${batchId}>${name ?? shortId(batchId)}<//></td>
+    <td class="c-job"><${Link} href=${`/batches/${encodeURIComponent(batchId)}`} title=${batchId}>${name ?? shortId(batchId)}<//> ${batch.kind === "replay" ? html`<span class="tag">replay</span>` : null}</td>
     <td class="c-progress">
       <${Bar} counts=${counts} title=${`Progress of ${name ?? shortId(batchId)}`} />
       <span>${percentOf(counts)} % of ${count(counts.total)}${counts.failed ? html`<span class="why"> · ${count(counts.failed)} failed</span>` : null}</span>

@@ -53,9 +53,10 @@ export function ReplayMatching({ filter, onClose }) {
 }
 
 function DryRun({ dry }) {
-  if (!dry.count) return html`<p>No job matches.</p>`;
-  const ids = dry.firstIds.slice(0, IDS_SHOWN);
-  return html`<p><b>${many(dry.count, "job")}</b>, about <b>${count(dry.estimatedTokens)}</b> tokens by what they took the first time.</p>
+  if (!dry.count) return html`<p>No job that matches has ended and can be replayed.</p>`;
+  const ids = dry.firstJobIds.slice(0, IDS_SHOWN);
+  return html`<p><b>${many(dry.count, "job")}</b>${dry.estimatedTokens == null ? "; what they take is not known" : html`, about <b>${count(dry.estimatedTokens)}</b> tokens by what they took the first time`}.</p>
+    ${dry.skipped ? html`<p>${many(dry.skipped, "job")} cannot be replayed: they were deleted, or their request was not kept.</p>` : null}
     <p class="muted">${ids.map((id) => html`<${Link} key=${id} href=${`/jobs/${encodeURIComponent(id)}`} title=${id} onLeave=${leavingList}><code>${shortId(id)}</code><//> `)}${dry.count > ids.length ? "…" : ""}</p>`;
 }
 
