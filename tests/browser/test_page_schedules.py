@@ -110,6 +110,15 @@ def test_the_jobs_of_a_schedule_are_filtered_live(door: Gateway, tab: Watched) -
     expect(page.locator("tbody tr .tag")).to_have_text(["mine"])
 
 
+def test_a_run_that_is_a_batch_leads_to_it(door: Gateway, tab: Watched) -> None:
+    made(door, "many", request=None, batch={"items": [{"body": ASK}, {"body": ASK}], "name": "many at once"})
+    page = tab.open(f"{door.url}/schedules")
+    row(page, "many").get_by_role("button", name="Run now").click()
+    row(page, "many").get_by_role("link", name="Completed").click()
+    page.wait_for_url("**/batches/batch_many-*")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("many at once")
+
+
 def test_on_a_phone_everything_is_in_reach(door: Gateway, browser: Browser) -> None:
     made(door, "a-schedule-with-a-long-name-that-has-sixty-four-characters-in-it", every=3600, cron=None)
     with watched(browser, viewport={"width": 360, "height": 740}, is_mobile=True) as tab:

@@ -121,12 +121,12 @@ function Row({ schedule, now, reload }) {
   </tr>`;
 }
 
-/** A run as a dot in the colour of its status, with the words for screen readers; that of a job is a link to it. */
+/** A run as a dot in the colour of its status, with the words for screen readers: a link to its job or batch. */
 function Run({ run }) {
   const words = `${label(run.status)}, ${when(run.createdAt)}`;
   const dot = html`<span class="status" data-status=${run.status}><i aria-hidden="true" /><span class="hidden">${words}</span></span>`;
-  if (!run.jobId) return html`<span class="run" title=${`${run.batchId}: ${words}`}>${dot}</span>`;
-  return html`<${Link} href=${`/jobs/${encodeURIComponent(run.jobId)}`} class="run" title=${words}>${dot}<//>`;
+  const place = run.jobId ? `/jobs/${encodeURIComponent(run.jobId)}` : `/batches/${encodeURIComponent(run.batchId)}`;
+  return html`<${Link} href=${place} class="run" title=${words}>${dot}<//>`;
 }
 
 function timing({ cron, every, timezone }) {
