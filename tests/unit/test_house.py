@@ -92,7 +92,7 @@ def test_every_file_is_in_a_room() -> None:
 
 @pytest.mark.parametrize("program", sorted(HALL))
 def test_a_program_is_read_at_once(program: str) -> None:
-    assert len((ROOT / f"{program}.py").read_text().splitlines()) < 195
+    assert len((ROOT / f"{program}.py").read_text().splitlines()) < 200
 
 
 def test_nothing_imports_a_program() -> None:
