@@ -29,7 +29,7 @@ class _Shown(Protocol):
     def as_json(self) -> dict[str, Any]: ...
 
 
-class _Page(BaseModel):
+class _Paging(BaseModel):
     model_config = ConfigDict(extra="ignore")
     page: int = Field(0, ge=0)
     page_size: int = Field(100, ge=1, le=1000)
@@ -40,7 +40,7 @@ class _Page(BaseModel):
         return JSONResponse({"data": shown, "object": "list", "total": len(found)})
 
 
-class _FileFilter(_Page):
+class _FileFilter(_Paging):
     sample_type: list[str] | None = None
     source: list[str] | None = None
     search: str | None = None
@@ -55,7 +55,7 @@ class _FileFilter(_Page):
         )
 
 
-class _JobFilter(_Page):
+class _JobFilter(_Paging):
     """Every parameter that has no name of Mistral's is a metadata entry that the job must have."""
 
     model_config = ConfigDict(extra="allow")
