@@ -2,7 +2,8 @@
 
 A list goes along an index in its order until the page is full. Where several filters are given, or one without such an
 index, that could pass millions of jobs that the others leave out. So each filter is first asked for its jobs, FEW at
-most: if one has no more than that, the list is made of these. If all have more, the first page is not far.
+most: if one has no more than that, the list is made of these. If all have more, the page is full before long: then the
+list goes along the index and compares the rest.
 
 The ids of a page come first, from the narrow rows of ``jobs``; only theirs are joined with what is shown of them.
 """
@@ -13,10 +14,10 @@ import heapq
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnClause, ColumnElement, Select, cast, column, func, or_, select, text
+from sqlalchemy import ColumnElement, Select, String, cast, column, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -32,22 +33,15 @@ from storage.engine.schema import VALUE_CHARACTERS, job_metadata, jobs, micros, 
 from storage.jobs import mapping, search
 
 FEW = 2_000
+FEW_FOUND = 10_000
+"""The same for the words of a search, which are compared more slowly."""
 WORDS_AT_ONCE = 200
 """Jobs that other filters found and whose words are compared together."""
-MATCHES_AT_ONCE = 1_000
-"""Jobs with the words of a search that are looked through together."""
-DISORDER = timedelta(minutes=1) // timedelta(microseconds=1)
-"""The search's index has jobs in the order in which they were indexed: that of their acceptance but for this time."""
 TOO_BROAD = "finds so many jobs that the other filters leave out; add words, or narrow the time with since and until"
 MATCHES = """
-    SELECT search_entries.number, search_entries.job_id
-    FROM job_words CROSS JOIN search_entries ON search_entries.number = job_words.rowid
-    WHERE job_words MATCH :query AND job_words.rowid < :before AND job_words.rowid >= :since
-    AND search_entries.job_id IS NOT NULL
-    ORDER BY job_words.rowid DESC LIMIT :most"""
-"""CROSS JOIN: the index of words comes first, in its order (sqlite.org/optoverview.html, 7)."""
-MATCH: tuple[ColumnClause[Any], ...] = (column("number"), column("job_id"))
-NEWEST = 2**62
+    SELECT search_entries.job_id FROM job_words CROSS JOIN search_entries ON search_entries.number = job_words.rowid
+    WHERE job_words MATCH :query AND search_entries.job_id IS NOT NULL"""
+"""CROSS JOIN: the index of words comes first (sqlite.org/optoverview.html, 7)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,13 +147,13 @@ class _ListPage:
         await self._settle_words()
         sources = self._sources()
         if len(sources) > 1 or self._pairs or self._wanted.words or self._chosen.replay_of:
-            for source in sources:
-                found = (await self._connection.execute(source.limit(FEW + 1))).scalars().all()
-                if len(found) <= FEW:
-                    return await self._worded(await self._among(found, self._earlier()))
+            for source, few in sources:
+                found = (await self._connection.execute(source.limit(few + 1))).scalars().all()
+                if len(found) <= few:
+                    return await self._worded(await self._among(found))
         if self._wanted.words and self._sqlite:
-            return await self._matching()
-        ids: Sequence[str] = (await self._connection.execute(self._in_order())).scalars().all()
+            return await self._walked()
+        ids: Sequence[str] = (await self._connection.execute(self._in_order().limit(self._limit))).scalars().all()
         return ids
 
     async def _settle_words(self) -> None:
@@ -188,12 +182,8 @@ class _ListPage:
         found = [column >= micros(since)] if since else []
         return [*found, column < micros(until)] if until else found
 
-    def _earlier(self) -> list[ColumnElement[bool]]:
-        if self._before is None:
-            return []
-        created_at, job_id = self._before
-        # The first condition is where SQLite begins in the index.
-        return [jobs.c.created_at <= created_at, or_(jobs.c.created_at < created_at, jobs.c.id < job_id)]
+    def _earlier(self, created_at: Any, job_id: Any) -> list[ColumnElement[bool]]:
+        return [] if self._before is None else [tuple_(created_at, job_id) < tuple_(*self._before)]
 
     def _pair(self, key: str, value: str) -> list[ColumnElement[bool]]:
         columns = job_metadata.c
@@ -209,21 +199,23 @@ class _ListPage:
             found.append(select(pairs.c.key).where(pairs.c.key == key, pairs.c.value == value).exists())
         return found
 
-    def _sources(self) -> list[Select[Any]]:
-        """For each filter that has an index, the query for the ids of its jobs."""
+    def _sources(self) -> list[tuple[Select[Any], int]]:
+        """For each filter that has an index, the query for the ids of its jobs, and how many are few."""
         own, times = jobs.c.tenant == self._tenant, self._times(jobs.c.created_at)
-        found = [select(jobs.c.id).where(own, column == value, *times) for column, value in self._equal().items()]
+        found = [
+            (select(jobs.c.id).where(own, column == value, *times), FEW) for column, value in self._equal().items()
+        ]
         for key, value in self._pairs.items():
             query = select(job_metadata.c.job_id).where(*self._pair(key, value))
-            found.append(query.where(*self._times(job_metadata.c.created_at)))
-        return [*found, self._found_words()] if self._wanted.words else found
+            found.append((query.where(*self._times(job_metadata.c.created_at)), FEW))
+        return [*found, (self._found_words(), FEW_FOUND)] if self._wanted.words else found
 
     def _found_words(self) -> Select[Any]:
         """The query for the ids of the jobs that the words find."""
         if not self._sqlite:
             return select(search_entries.c.job_id).where(self._matches())
-        values = {"query": self._fts5(), "before": NEWEST, "since": 0, "most": FEW + 1}
-        return select(text(MATCHES).bindparams(**values).columns(*MATCH).subquery().c.job_id)
+        matches = text(MATCHES).bindparams(query=self._fts5()).columns(column("job_id", String))
+        return select(matches.subquery().c.job_id)
 
     def _fts5(self) -> str:
         return search.fts5_query(self._wanted, self._tenant)
@@ -234,17 +226,17 @@ class _ListPage:
 
     # --------------------------------------------------------------------------------------------- queries
 
-    async def _among(self, ids: Sequence[str], earlier: Sequence[ColumnElement[bool]]) -> Sequence[str]:
-        """Those of some jobs that match all filters but the words."""
+    async def _among(self, ids: Sequence[str]) -> Sequence[str]:
+        """Those of some jobs that match all filters but the words, in order."""
         if not ids:
             return []
         # coalesce: SQLite would otherwise go along an index of the tenant's jobs.
         equal = [func.coalesce(column, "") == value for column, value in self._equal().items()]
-        mine = func.coalesce(jobs.c.tenant, "") == self._tenant
-        times = self._times(func.coalesce(jobs.c.created_at, 0))
-        query = select(jobs.c.id).where(jobs.c.id.in_(ids), mine, *equal, *times, *self._has_pairs(), *earlier)
-        query = query.order_by(func.coalesce(jobs.c.created_at, 0).desc(), jobs.c.id.desc())
-        return (await self._connection.execute(query)).scalars().all()
+        mine, created_at = func.coalesce(jobs.c.tenant, "") == self._tenant, func.coalesce(jobs.c.created_at, 0)
+        query = select(jobs.c.id).where(jobs.c.id.in_(ids), mine, *equal, *self._times(created_at))
+        query = query.where(*self._has_pairs(), *self._earlier(created_at, jobs.c.id))
+        found = await self._connection.execute(query.order_by(created_at.desc(), jobs.c.id.desc()))
+        return found.scalars().all()
 
     async def _worded(self, ids: Sequence[str]) -> Sequence[str]:
         """The first of some jobs that have the words, as many as the page takes."""
@@ -270,65 +262,29 @@ class _ListPage:
         return {row.job_id for row in rows if self._wanted.matches(search.unpacked(row.words).split(" "))}
 
     def _in_order(self) -> Select[Any]:
-        """The query along an index in the order of the list."""
-        conditions = [jobs.c.tenant == self._tenant, *self._times(jobs.c.created_at), *self._earlier()]
-        conditions += [column == value for column, value in self._equal().items()]
-        query = select(jobs.c.id).where(*conditions, *self._has_pairs())
-        order = (jobs.c.created_at, jobs.c.id)
+        """The query along an index in the order of the list, from the job at ``before`` on."""
+        created_at, job_id = jobs.c.created_at, jobs.c.id
+        query = select(jobs.c.id, jobs.c.created_at).where(jobs.c.tenant == self._tenant, *self._has_pairs())
+        query = query.where(*(column == value for column, value in self._equal().items()))
         if self._pairs:
             key, value = next(iter(self._pairs.items()))
             query = query.join(job_metadata, job_metadata.c.job_id == jobs.c.id).where(*self._pair(key, value))
-            query = query.where(*self._times(job_metadata.c.created_at))
-            order = (job_metadata.c.created_at, job_metadata.c.job_id)
-        if self._wanted.words:
+            created_at, job_id = job_metadata.c.created_at, job_metadata.c.job_id
+        if self._wanted.words and not self._sqlite:
             query = query.join(search_entries, search_entries.c.job_id == jobs.c.id).where(self._matches())
-        return query.order_by(*(column.desc() for column in order)).limit(self._limit)
+        query = query.where(*self._times(created_at), *self._earlier(created_at, job_id))
+        return query.order_by(created_at.desc(), job_id.desc())
 
-    async def _matching(self) -> Sequence[str]:
-        """The jobs that the index of words finds, in its order, as far as they match the other filters.
-
-        Raises InvalidRequest if that takes too long.
-        """
+    async def _walked(self) -> Sequence[str]:
+        """The first jobs in order that have the words. Raises InvalidRequest if that takes too long."""
         found: list[str] = []
-        before = await self._newest_number()
-        values = {"query": self._fts5(), "since": await self._oldest_number(), "most": MATCHES_AT_ONCE}
         while len(found) < self._limit:
-            matches = (await self._connection.execute(text(MATCHES), values | {"before": before})).all()
-            right = set(await self._among([row.job_id for row in matches], ()))
-            found += [row.job_id for row in matches if row.job_id in right]
-            if len(matches) < MATCHES_AT_ONCE:
+            rows = (await self._connection.execute(self._in_order().limit(WORDS_AT_ONCE))).all()
+            having = await self._having_words([row.id for row in rows])
+            found += [row.id for row in rows if row.id in having]
+            if len(rows) < WORDS_AT_ONCE:
                 break
             if time.monotonic() > self._until:
                 raise InvalidRequest([Problem("/q", TOO_BROAD)])
-            before = matches[-1].number
+            self._before = ListPosition(rows[-1].created_at, rows[-1].id)
         return found[: self._limit]
-
-    async def _newest_number(self) -> int:
-        """The number in the index before which the page begins."""
-        if self._before is not None:
-            own = select(search_entries.c.number).where(search_entries.c.job_id == self._before.job_id)
-            number: int | None = await self._connection.scalar(own)
-            if number is None:  # it was removed meanwhile
-                number = await self._number(self._earlier(), newest=True)
-                return 0 if number is None else number + 1
-            return number
-        if self._chosen.until is None:
-            return NEWEST
-        later = jobs.c.created_at >= micros(self._chosen.until) + DISORDER
-        number = await self._number([later], newest=False)
-        return NEWEST if number is None else number
-
-    async def _oldest_number(self) -> int:
-        if self._chosen.since is None:
-            return 0
-        return await self._number([jobs.c.created_at >= micros(self._chosen.since) - DISORDER], newest=False) or 0
-
-    async def _number(self, conditions: Sequence[ColumnElement[bool]], *, newest: bool) -> int | None:
-        """The number in the index of the newest or oldest of some jobs."""
-        query = select(search_entries.c.number).join(jobs, jobs.c.id == search_entries.c.job_id)
-        order = [jobs.c.created_at, jobs.c.id]
-        query = query.where(jobs.c.tenant == self._tenant, *conditions)
-        number: int | None = await self._connection.scalar(
-            query.order_by(*(one.desc() if newest else one for one in order)).limit(1)
-        )
-        return number
