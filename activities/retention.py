@@ -20,7 +20,7 @@ from storage.webhooks.endpoints import DELETED_AT_ONCE, EndpointStore
 
 log = logging.getLogger(__name__)
 
-REST = 2.0
+REST = 1.0
 """After a transaction the database is left alone for so many times as long as it took."""
 SHORTEST_REST, LONGEST_REST = 0.01, 1.0
 OLDEST = datetime(1970, 1, 2, tzinfo=UTC)

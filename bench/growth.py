@@ -136,8 +136,8 @@ async def removing(database: Database) -> float:
 
 
 async def measure(kind: str, url: str, empty_url: str, jobs: int) -> list[Row]:
-    database, empty = await Database.open(url), await Database.open(empty_url)
-    store, overview = make_store(database), Overview(database)
+    """Fill the database at ``url``, and measure it."""
+    database = await Database.open(url)
     began = time.monotonic()
     if database.is_sqlite:
         await asyncio.to_thread(growth_store.fill_sqlite, str(database.url.database), jobs)
@@ -145,10 +145,20 @@ async def measure(kind: str, url: str, empty_url: str, jobs: int) -> list[Row]:
         await growth_store.fill_postgres(url, jobs)
         await growth_store.vacuum(url)
     filled = time.monotonic() - began
-    indexing = await caught_up(database)
+    following = await caught_up(database)
     if not database.is_sqlite:
         await growth_store.vacuum(url)
-    rows = [_row(kind, f"fill the store ({filled:.0f} s), then follow up on jobs", jobs / indexing, "jobs/s", None)]
+    name = f"follow up on jobs, after the store was filled in {filled:.0f} s"
+    empty = await Database.open(empty_url)
+    rows = [_row(kind, name, jobs / following, "jobs/s", None), *await measured_store(kind, database, empty, jobs)]
+    await empty.close()
+    await database.close()
+    return rows
+
+
+async def measured_store(kind: str, database: Database, empty: Database, jobs: int) -> list[Row]:
+    """The figures of a store with so many finished jobs, and of an empty one."""
+    store, overview, rows = make_store(database), Overview(database), []
     for name, work in reads(store, overview, jobs).items():
         rows.append(_row(kind, name, await timed(work), "ms", READ_MS))
     for name, work in charts(overview).items():
@@ -157,11 +167,8 @@ async def measure(kind: str, url: str, empty_url: str, jobs: int) -> list[Row]:
     removed = await removing(database)
     name = "retention, with its pauses"
     rows.append(_row(kind, name, removed, "jobs/s", REMOVED_PER_SECOND, met=removed >= REMOVED_PER_SECOND))
-    await database.close()
-    await empty.close()
     if database.is_sqlite:
-        size = os.stat(str(database.url.database)).st_size / 1e9
-        rows.append(_row(kind, "database file", size, "GB", None))
+        rows.append(_row(kind, "database file", os.stat(str(database.url.database)).st_size / 1e9, "GB", None))
     return rows
 
 

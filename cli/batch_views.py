@@ -60,7 +60,9 @@ def batch_view(*, as_json: bool) -> BatchView:
     if as_json:
         return BatchJsonView(as_json=True)
     screen = console()
-    return BatchLiveView(screen) if sys.stdout.isatty() and not screen.is_dumb_terminal else BatchPlainView(as_json=False)
+    return (
+        BatchLiveView(screen) if sys.stdout.isatty() and not screen.is_dumb_terminal else BatchPlainView(as_json=False)
+    )
 
 
 class BatchJsonView(BatchView):

@@ -75,9 +75,9 @@ class FollowUp:
 
 async def catch_up(database: Database, seconds: float) -> None:
     """Follow up on what is due, for at most so many seconds. Raises StorageUnavailable."""
-    upkeep, until = FollowUp(database), time.monotonic() + seconds
-    async with upkeep.ready():
-        while time.monotonic() < until and await upkeep.step():
+    following, until = FollowUp(database), time.monotonic() + seconds
+    async with following.ready():
+        while time.monotonic() < until and await following.step():
             pass
 
 

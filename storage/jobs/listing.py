@@ -1,8 +1,9 @@
 """Lists of jobs: filtered, newest first, in pages.
 
 A list goes along an index in its order until the page is full. Where several filters are given, or one without such an
-index, that could pass millions of jobs that the others leave out. So each filter is first asked for its jobs, FEW at
-most: if one has no more than that, the list is made of these. If all have more, the first page is not far.
+index, that could pass millions of jobs that the others leave out. So each filter is first asked for its newest jobs,
+FEW at most: if one has no more than that, the list is made of these. If all have more, the list goes along the index of
+the filter whose newest jobs reach furthest back, and compares the rest: its page is full before long.
 
 The ids of a page come first, from the narrow rows of ``jobs``; only theirs are joined with what is shown of them.
 """
@@ -13,10 +14,10 @@ import heapq
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnClause, ColumnElement, Select, cast, column, func, or_, select, text
+from sqlalchemy import ColumnElement, Select, String, cast, column, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -32,22 +33,17 @@ from storage.engine.schema import VALUE_CHARACTERS, job_metadata, jobs, micros, 
 from storage.jobs import mapping, search
 
 FEW = 2_000
+FEW_FOUND = 5_000
+"""The same for the words of a search, which are compared more slowly."""
 WORDS_AT_ONCE = 200
 """Jobs that other filters found and whose words are compared together."""
-MATCHES_AT_ONCE = 1_000
-"""Jobs with the words of a search that are looked through together."""
-DISORDER = timedelta(minutes=1) // timedelta(microseconds=1)
-"""The search's index has jobs in the order in which they were indexed: that of their acceptance but for this time."""
+PAIR, WORDS = "metadata.", "q"
+"""The names of filters that are no column of ``jobs``."""
 TOO_BROAD = "finds so many jobs that the other filters leave out; add words, or narrow the time with since and until"
 MATCHES = """
-    SELECT search_entries.number, search_entries.job_id
-    FROM job_words CROSS JOIN search_entries ON search_entries.number = job_words.rowid
-    WHERE job_words MATCH :query AND job_words.rowid < :before AND job_words.rowid >= :since
-    AND search_entries.job_id IS NOT NULL
-    ORDER BY job_words.rowid DESC LIMIT :most"""
-"""CROSS JOIN: the index of words comes first, in its order (sqlite.org/optoverview.html, 7)."""
-MATCH: tuple[ColumnClause[Any], ...] = (column("number"), column("job_id"))
-NEWEST = 2**62
+    SELECT search_entries.job_id FROM job_words CROSS JOIN search_entries ON search_entries.number = job_words.rowid
+    WHERE job_words MATCH :query AND search_entries.job_id IS NOT NULL"""
+"""CROSS JOIN: the index of words comes first (sqlite.org/optoverview.html, 7)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,15 +149,21 @@ class _ListPage:
     async def _ids(self) -> Sequence[str]:
         await self._settle_words()
         sources = self._sources()
+        first = next(iter(self._equal()), None)
         if len(sources) > 1 or self._pairs or self._wanted.words or self._chosen.replay_of:
-            for source in sources:
-                found = (await self._connection.execute(source.limit(FEW + 1))).scalars().all()
-                if len(found) <= FEW:
-                    return await self._worded(await self._among(found, self._earlier()))
+            oldest: dict[str, int] = {}
+            for source, query in sources.items():
+                few = FEW_FOUND if source == WORDS else FEW
+                found = (await self._connection.execute(query.limit(few + 1))).all()
+                if len(found) <= few:
+                    return await self._worded(await self._among([row.id for row in found]))
+                if source != WORDS:
+                    oldest[source] = found[-1].created_at
+            first = min(oldest, key=lambda source: oldest[source], default=None)
         if self._wanted.words and self._sqlite:
-            return await self._matching()
-        ids: Sequence[str] = (await self._connection.execute(self._in_order())).scalars().all()
-        return ids
+            return await self._walked(first)
+        rows = (await self._connection.execute(self._in_order(first).limit(self._limit))).all()
+        return [row.id for row in rows]
 
     async def _settle_words(self) -> None:
         """Take the last word of the search as it is, if any job has all words, or else as the beginning of one."""
@@ -173,29 +175,26 @@ class _ListPage:
 
     # ------------------------------------------------------------------------------------------ conditions
 
-    def _equal(self) -> dict[Any, str]:
+    def _equal(self) -> dict[str, str]:
+        """The columns of ``jobs`` that have to have a value."""
         chosen = self._chosen
         given = {
-            jobs.c.status: chosen.status and chosen.status.value,
-            jobs.c.model: chosen.model,
-            jobs.c.error_code: chosen.error_code,
-            jobs.c.replay_of: chosen.replay_of,
-            jobs.c.batch_id: chosen.batch_id,
-            jobs.c.schedule_id: chosen.schedule_id,
+            "status": chosen.status and chosen.status.value,
+            "model": chosen.model,
+            "error_code": chosen.error_code,
+            "replay_of": chosen.replay_of,
+            "batch_id": chosen.batch_id,
+            "schedule_id": chosen.schedule_id,
         }
-        return {column: clean(value) for column, value in given.items() if value is not None}
+        return {name: clean(value) for name, value in given.items() if value is not None}
 
     def _times(self, column: Any) -> list[ColumnElement[bool]]:
         since, until = self._chosen.since, self._chosen.until
         found = [column >= micros(since)] if since else []
         return [*found, column < micros(until)] if until else found
 
-    def _earlier(self) -> list[ColumnElement[bool]]:
-        if self._before is None:
-            return []
-        created_at, job_id = self._before
-        # The first condition is where SQLite begins in the index.
-        return [jobs.c.created_at <= created_at, or_(jobs.c.created_at < created_at, jobs.c.id < job_id)]
+    def _earlier(self, created_at: Any, job_id: Any) -> list[ColumnElement[bool]]:
+        return [] if self._before is None else [tuple_(created_at, job_id) < tuple_(*self._before)]
 
     def _pair(self, key: str, value: str) -> list[ColumnElement[bool]]:
         columns = job_metadata.c
@@ -211,21 +210,37 @@ class _ListPage:
             found.append(select(pairs.c.key).where(pairs.c.key == key, pairs.c.value == value).exists())
         return found
 
-    def _sources(self) -> list[Select[Any]]:
-        """For each filter that has an index, the query for the ids of its jobs."""
-        own, times = jobs.c.tenant == self._tenant, self._times(jobs.c.created_at)
-        found = [select(jobs.c.id).where(own, column == value, *times) for column, value in self._equal().items()]
-        for key, value in self._pairs.items():
-            query = select(job_metadata.c.job_id).where(*self._pair(key, value))
-            found.append(query.where(*self._times(job_metadata.c.created_at)))
-        return [*found, self._found_words()] if self._wanted.words else found
+    def _sources(self) -> dict[str, Select[Any]]:
+        """The query for the newest jobs of each filter that has an index, by its column, ``metadata.KEY`` or WORDS."""
+        found = {name: self._along(name) for name in self._equal()}
+        found |= {f"{PAIR}{key}": self._along_pair(key, job_metadata.c.job_id) for key in self._pairs}
+        return found | {WORDS: self._found_words()} if self._wanted.words else found
+
+    def _along(self, name: str | None) -> Select[Any]:
+        """The query along the index of a column's value, or of all jobs, in the order of the list."""
+        tenant: Any = jobs.c.tenant
+        if name in ("replay_of", "batch_id"):  # their indexes have no tenant: SQLite would prefer others
+            tenant = func.coalesce(jobs.c.tenant, "")
+        query = select(jobs.c.id, jobs.c.created_at).where(tenant == self._tenant)
+        if name is not None:
+            query = query.where(jobs.c[name] == self._equal()[name])
+        return self._ordered(query, jobs.c.created_at, jobs.c.id)
+
+    def _along_pair(self, key: str, job_id: Any) -> Select[Any]:
+        """The same for a pair of metadata."""
+        query = select(job_id.label("id"), job_metadata.c.created_at).where(*self._pair(key, self._pairs[key]))
+        return self._ordered(query, job_metadata.c.created_at, job_metadata.c.job_id)
+
+    def _ordered(self, query: Select[Any], created_at: Any, job_id: Any) -> Select[Any]:
+        query = query.where(*self._times(created_at), *self._earlier(created_at, job_id))
+        return query.order_by(created_at.desc(), job_id.desc())
 
     def _found_words(self) -> Select[Any]:
         """The query for the ids of the jobs that the words find."""
         if not self._sqlite:
-            return select(search_entries.c.job_id).where(self._matches())
-        values = {"query": self._fts5(), "before": NEWEST, "since": 0, "most": FEW + 1}
-        return select(text(MATCHES).bindparams(**values).columns(*MATCH).subquery().c.job_id)
+            return select(search_entries.c.job_id.label("id")).where(self._matches())
+        matches = text(MATCHES).bindparams(query=self._fts5()).columns(column("job_id", String))
+        return select(matches.subquery().c.job_id.label("id"))
 
     def _fts5(self) -> str:
         return search.fts5_query(self._wanted, self._tenant)
@@ -236,17 +251,17 @@ class _ListPage:
 
     # --------------------------------------------------------------------------------------------- queries
 
-    async def _among(self, ids: Sequence[str], earlier: Sequence[ColumnElement[bool]]) -> Sequence[str]:
-        """Those of some jobs that match all filters but the words."""
+    async def _among(self, ids: Sequence[str]) -> Sequence[str]:
+        """Those of some jobs that match all filters but the words, in order."""
         if not ids:
             return []
         # coalesce: SQLite would otherwise go along an index of the tenant's jobs.
-        equal = [func.coalesce(column, "") == value for column, value in self._equal().items()]
-        mine = func.coalesce(jobs.c.tenant, "") == self._tenant
-        times = self._times(func.coalesce(jobs.c.created_at, 0))
-        query = select(jobs.c.id).where(jobs.c.id.in_(ids), mine, *equal, *times, *self._has_pairs(), *earlier)
-        query = query.order_by(func.coalesce(jobs.c.created_at, 0).desc(), jobs.c.id.desc())
-        return (await self._connection.execute(query)).scalars().all()
+        equal = [func.coalesce(jobs.c[name], "") == value for name, value in self._equal().items()]
+        mine, created_at = func.coalesce(jobs.c.tenant, "") == self._tenant, func.coalesce(jobs.c.created_at, 0)
+        query = select(jobs.c.id).where(jobs.c.id.in_(ids), mine, *equal, *self._times(created_at))
+        query = query.where(*self._has_pairs(), *self._earlier(created_at, jobs.c.id))
+        found = await self._connection.execute(query.order_by(created_at.desc(), jobs.c.id.desc()))
+        return found.scalars().all()
 
     async def _worded(self, ids: Sequence[str]) -> Sequence[str]:
         """The first of some jobs that have the words, as many as the page takes."""
@@ -271,66 +286,29 @@ class _ListPage:
         rows = (await self._connection.execute(entries)).all()
         return {row.job_id for row in rows if self._wanted.matches(search.unpacked(row.words).split(" "))}
 
-    def _in_order(self) -> Select[Any]:
-        """The query along an index in the order of the list."""
-        conditions = [jobs.c.tenant == self._tenant, *self._times(jobs.c.created_at), *self._earlier()]
-        conditions += [column == value for column, value in self._equal().items()]
-        query = select(jobs.c.id).where(*conditions, *self._has_pairs())
-        order = (jobs.c.created_at, jobs.c.id)
-        if self._pairs:
-            key, value = next(iter(self._pairs.items()))
-            query = query.join(job_metadata, job_metadata.c.job_id == jobs.c.id).where(*self._pair(key, value))
-            query = query.where(*self._times(job_metadata.c.created_at))
-            order = (job_metadata.c.created_at, job_metadata.c.job_id)
-        if self._wanted.words:
+    def _in_order(self, first: str | None) -> Select[Any]:
+        """The query along the index of one filter (see ``_sources``; None: of the newest jobs) for those that match."""
+        if first is not None and first.startswith(PAIR):
+            query = self._along_pair(first.removeprefix(PAIR), jobs.c.id).join(jobs, jobs.c.id == job_metadata.c.job_id)
+        else:
+            query = self._along(first)
+        # coalesce: SQLite would otherwise choose an index itself, without knowing how many jobs have the value.
+        others = [(jobs.c[name], value) for name, value in self._equal().items() if name != first]
+        query = query.where(*(func.coalesce(column, "") == value for column, value in others), *self._has_pairs())
+        if self._wanted.words and not self._sqlite:
             query = query.join(search_entries, search_entries.c.job_id == jobs.c.id).where(self._matches())
-        return query.order_by(*(column.desc() for column in order)).limit(self._limit)
+        return query
 
-    async def _matching(self) -> Sequence[str]:
-        """The jobs that the index of words finds, in its order, as far as they match the other filters.
-
-        Raises InvalidRequest if that takes too long.
-        """
+    async def _walked(self, first: str | None) -> Sequence[str]:
+        """The first jobs in order that have the words. Raises InvalidRequest if that takes too long."""
         found: list[str] = []
-        before = await self._newest_number()
-        values = {"query": self._fts5(), "since": await self._oldest_number(), "most": MATCHES_AT_ONCE}
         while len(found) < self._limit:
-            matches = (await self._connection.execute(text(MATCHES), values | {"before": before})).all()
-            right = set(await self._among([row.job_id for row in matches], ()))
-            found += [row.job_id for row in matches if row.job_id in right]
-            if len(matches) < MATCHES_AT_ONCE:
+            rows = (await self._connection.execute(self._in_order(first).limit(WORDS_AT_ONCE))).all()
+            having = await self._having_words([row.id for row in rows])
+            found += [row.id for row in rows if row.id in having]
+            if len(rows) < WORDS_AT_ONCE:
                 break
             if time.monotonic() > self._until:
                 raise InvalidRequest([Problem("/q", TOO_BROAD)])
-            before = matches[-1].number
+            self._before = ListPosition(rows[-1].created_at, rows[-1].id)
         return found[: self._limit]
-
-    async def _newest_number(self) -> int:
-        """The number in the index before which the page begins."""
-        if self._before is not None:
-            own = select(search_entries.c.number).where(search_entries.c.job_id == self._before.job_id)
-            number: int | None = await self._connection.scalar(own)
-            if number is None:  # it was removed meanwhile
-                number = await self._number(self._earlier(), newest=True)
-                return 0 if number is None else number + 1
-            return number
-        if self._chosen.until is None:
-            return NEWEST
-        later = jobs.c.created_at >= micros(self._chosen.until) + DISORDER
-        number = await self._number([later], newest=False)
-        return NEWEST if number is None else number
-
-    async def _oldest_number(self) -> int:
-        if self._chosen.since is None:
-            return 0
-        return await self._number([jobs.c.created_at >= micros(self._chosen.since) - DISORDER], newest=False) or 0
-
-    async def _number(self, conditions: Sequence[ColumnElement[bool]], *, newest: bool) -> int | None:
-        """The number in the index of the newest or oldest of some jobs."""
-        query = select(search_entries.c.number).join(jobs, jobs.c.id == search_entries.c.job_id)
-        order = [jobs.c.created_at, jobs.c.id]
-        query = query.where(jobs.c.tenant == self._tenant, *conditions)
-        number: int | None = await self._connection.scalar(
-            query.order_by(*(one.desc() if newest else one for one in order)).limit(1)
-        )
-        return number

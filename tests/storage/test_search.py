@@ -32,17 +32,17 @@ IMAGE = "data:image/png;base64," + "QUJD" * 30_000
 
 
 @pytest.fixture
-async def upkeep(database: Database) -> AsyncIterator[FollowUp]:
+async def following(database: Database) -> AsyncIterator[FollowUp]:
     kept = FollowUp(database)
     async with kept.ready():
         yield kept
 
 
-async def settled(database: Database, upkeep: FollowUp) -> None:
+async def settled(database: Database, following: FollowUp) -> None:
     """Have everything in the queue be due, and follow up on it."""
     async with database.write() as connection:
         await connection.execute(update(search_queue).values(due_at=0))
-    while await upkeep.step():
+    while await following.step():
         pass
 
 
@@ -57,13 +57,13 @@ async def found(store: JobStore, search: str, **filters: Any) -> list[str]:
 
 
 async def test_words_of_prompt_and_answer(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
+    database: Database, store: JobStore, writer: TranscriptWriter, following: FollowUp
 ) -> None:
     """All words have to be there, in whichever of the two, without case and accents; newest first."""
     first = await done(store, writer, "Refund for order 42?", "Yes: the crème brûlée was cold.")
     second = await done(store, writer, "Refund, please", "No.")
     await done(store, writer, "Refund, please", "No.", tenant="other")
-    await settled(database, upkeep)
+    await settled(database, following)
     assert await found(store, "refund") == [second, first]
     assert await found(store, "CREME refund 42") == [first]
     assert await found(store, "Brûlée") == [first]
@@ -72,29 +72,29 @@ async def test_words_of_prompt_and_answer(
 
 
 async def test_a_job_is_found_before_it_has_ended(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
+    database: Database, store: JobStore, writer: TranscriptWriter, following: FollowUp
 ) -> None:
     """By its prompt; by its answer once it has ended, and by a later one after it was reopened."""
     job_id = await accepted(store, "Tell me of llamas")
-    await settled(database, upkeep)
+    await settled(database, following)
     assert await found(store, "llamas") == [job_id]
     await claimed(store, job_id)
     await store.seals.seal(failing(job_id), run_id="run-1")
-    await settled(database, upkeep)
+    await settled(database, following)
     assert (await found(store, "llamas"), await found(store, "alpacas")) == ([job_id], [])
     claim = await claimed(store, job_id, run_id="run-2")  # an operator's Reset
     await wrote(writer, claim, "Alpacas, rather")
     await store.seals.seal(failing(job_id), run_id="run-2")
-    await settled(database, upkeep)
+    await settled(database, following)
     assert (await found(store, "llamas alpacas"), await found(store, "alpacas")) == ([job_id], [job_id])
 
 
 async def test_a_last_word_that_is_not_finished(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
+    database: Database, store: JobStore, writer: TranscriptWriter, following: FollowUp
 ) -> None:
     """Finds those that begin with it, unless a job has it as it is."""
     one, other = await accepted(store, "a refund"), await accepted(store, "two refunds")
-    await settled(database, upkeep)
+    await settled(database, following)
     assert await found(store, "refu") == [other, one]
     assert await found(store, "refund") == [one]
     assert await found(store, "refu two") == []
@@ -102,11 +102,11 @@ async def test_a_last_word_that_is_not_finished(
 
 
 async def test_scripts_without_spaces(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
+    database: Database, store: JobStore, writer: TranscriptWriter, following: FollowUp
 ) -> None:
     """Every part of them is found; pairs of characters, wherever they are, make a longer one."""
     job_id = await accepted(store, "東京都に行きたいです。ガラス")
-    await settled(database, upkeep)
+    await settled(database, following)
     for part in ("東京都", "京都", "都", "に行き", "です", "東京 です", "ガラス"):
         assert await found(store, part) == [job_id], part
     for other in ("京東", "大阪", "カラス"):
@@ -137,16 +137,16 @@ HOSTILE = [
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
 async def test_nothing_of_a_query_is_syntax(
-    database: Database, store: JobStore, upkeep: FollowUp, hostile: str
+    database: Database, store: JobStore, following: FollowUp, hostile: str
 ) -> None:
     """Its letters and digits are words, whatever else it has."""
     job_id = await accepted(store, clean(hostile))
-    await settled(database, upkeep)
+    await settled(database, following)
     words = any(character.isalnum() for character in hostile)
     assert await found(store, hostile) == ([job_id] if words else [])
 
 
-async def test_images_are_not_searched(database: Database, store: JobStore, upkeep: FollowUp) -> None:
+async def test_images_are_not_searched(database: Database, store: JobStore, following: FollowUp) -> None:
     parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": IMAGE}]
     messages = [
         {"role": "system", "content": "Be a botanist"},
@@ -155,14 +155,14 @@ async def test_images_are_not_searched(database: Database, store: JobStore, upke
         {"role": "user", "content": [*parts, {"type": "text", "text": "Really a fern?"}]},
     ]
     job_id = await accepted(store, messages=messages)
-    await settled(database, upkeep)
+    await settled(database, following)
     assert await found(store, "botanist fern really") == [job_id]
     assert await found(store, "base64") == await found(store, "QUJDQUJD") == []
     (job,) = await store.queries.list(tenant="default")
     assert job.preview == "What is it?\nReally a fern?"
 
 
-async def test_previews(database: Database, store: JobStore, upkeep: FollowUp) -> None:
+async def test_previews(database: Database, store: JobStore, following: FollowUp) -> None:
     """At once, from the request, and the same from the index later; None for a deleted job."""
     long = "Ünïcode 😀 " * 40
     job_id = await accepted(store, long)
@@ -170,7 +170,7 @@ async def test_previews(database: Database, store: JobStore, upkeep: FollowUp) -
         (job,) = await store.queries.list(tenant="default")
         shown = await store.queries.get(job_id)
         assert job.preview == shown.preview == long[:120]
-        await settled(database, upkeep)
+        await settled(database, following)
     await store.seals.request_cancel(job_id)
     await store.seals.delete(job_id)
     (job,) = await store.queries.list(tenant="default")
@@ -178,7 +178,7 @@ async def test_previews(database: Database, store: JobStore, upkeep: FollowUp) -
 
 
 async def test_with_other_filters(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp, monkeypatch: pytest.MonkeyPatch
+    database: Database, store: JobStore, writer: TranscriptWriter, following: FollowUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same jobs and pages, whether a filter matches few jobs or many."""
     ids = [await accepted(store, f"common {number}", metadata={"part": str(number % 2)}) for number in range(12)]
@@ -186,7 +186,7 @@ async def test_with_other_filters(
         await accepted(store, f"another {number}", metadata={"part": str(number % 2)})
     for job_id in ids[:4]:
         await store.seals.request_cancel(job_id)
-    await settled(database, upkeep)
+    await settled(database, following)
     created = [(await store.queries.get(job_id)).created_at for job_id in ids]
 
     async def paged(search: str = "common", **filters: Any) -> list[str]:
@@ -200,7 +200,8 @@ async def test_with_other_filters(
     newest = ids[::-1]
     for few in (listing.FEW, 1):
         monkeypatch.setattr(listing, "FEW", few)
-        monkeypatch.setattr(listing, "MATCHES_AT_ONCE", 3)
+        monkeypatch.setattr(listing, "FEW_FOUND", few)
+        monkeypatch.setattr(listing, "WORDS_AT_ONCE", 3)
         assert await paged() == newest
         assert await paged("commo") == newest
         assert await paged("commo", metadata={"part": "1"}) == newest[::2]
@@ -219,8 +220,8 @@ async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
         await accepted(store, "common", metadata={"n": str(number % 2), "m": str(number % 3)})
     async with kept.ready():
         await settled(sqlite, kept)
-    monkeypatch.setattr(listing, "FEW", 1)
-    monkeypatch.setattr(listing, "MATCHES_AT_ONCE", 1)
+    for name in ("FEW", "FEW_FOUND", "WORDS_AT_ONCE"):
+        monkeypatch.setattr(listing, name, 1)
     hurried = JobList(sqlite, Timings(search_seconds=0))
     chosen = JobFilter(search="common", metadata={"n": "1", "m": "1"})
     with pytest.raises(InvalidRequest, match="since and until"):
@@ -237,39 +238,39 @@ async def entries(database: Database) -> int:
 
 
 async def test_a_deleted_job_is_not_found(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
+    database: Database, store: JobStore, writer: TranscriptWriter, following: FollowUp
 ) -> None:
     """From the moment on at which its deletion returns, and its words stay away."""
     job_id = await done(store, writer, "a secret", "kept well")
-    await settled(database, upkeep)
+    await settled(database, following)
     await store.seals.delete(job_id)
     assert await found(store, "secret") == []
-    await settled(database, upkeep)
+    await settled(database, following)
     assert (await found(store, "secret"), await entries(database)) == ([], 0)
 
 
 async def test_a_job_that_is_deleted_before_it_is_indexed(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
+    database: Database, store: JobStore, writer: TranscriptWriter, following: FollowUp
 ) -> None:
     job_id = await done(store, writer, "a secret", "kept well")
     await store.seals.delete(job_id)
-    await settled(database, upkeep)
+    await settled(database, following)
     assert (await found(store, "secret"), await entries(database)) == ([], 0)
 
 
 async def test_removed_jobs_leave_nothing(
-    database: Database, store: JobStore, writer: TranscriptWriter, upkeep: FollowUp
+    database: Database, store: JobStore, writer: TranscriptWriter, following: FollowUp
 ) -> None:
     stays = await accepted(store, "a secret that runs", metadata={"of": "both"})
     for _ in range(5):
         await done(store, writer, "a secret", "kept well", metadata={"of": "both", "long": "😀" * 512})
-    await settled(database, upkeep)
+    await settled(database, following)
     assert len(await found(store, "secret")) == 6
     retention, removed = RetentionStore(database), 0
     while removed < 5:
         removed += (await retention.remove(datetime.now(UTC) + timedelta(days=30))).jobs
     assert await found(store, "secret") == [stays]
-    await settled(database, upkeep)
+    await settled(database, following)
     assert await entries(database) == 1
     async with database.read() as connection:
         assert await connection.scalar(text("SELECT count(*) FROM job_metadata")) == 1
