@@ -58,12 +58,14 @@ class BatchView:
 def batch_view(*, as_json: bool) -> BatchView:
     """The view for standard output: JSON if requested, live on a screen, else plain text."""
     if as_json:
-        return JsonView(as_json=True)
+        return BatchJsonView(as_json=True)
     screen = console()
-    return LiveView(screen) if sys.stdout.isatty() and not screen.is_dumb_terminal else PlainView(as_json=False)
+    return (
+        BatchLiveView(screen) if sys.stdout.isatty() and not screen.is_dumb_terminal else BatchPlainView(as_json=False)
+    )
 
 
-class JsonView(BatchView):
+class BatchJsonView(BatchView):
     """Prints the states as JSON lines, each once."""
 
     _last: Batch | None = None
@@ -78,7 +80,7 @@ class JsonView(BatchView):
         """The last state is the outcome."""
 
 
-class PlainView(BatchView):
+class BatchPlainView(BatchView):
     """Prints a line whenever the counts have changed, every few seconds at the most."""
 
     _line = ""
@@ -96,7 +98,7 @@ class PlainView(BatchView):
             write(f"{line}\n")
 
 
-class LiveView(BatchView):
+class BatchLiveView(BatchView):
     """One line that is kept up to date."""
 
     def __init__(self, screen: Console) -> None:
