@@ -63,7 +63,7 @@ class _Changed(WireModel):
     status: BatchStatus
 
 
-class Batches:
+class BatchCalls:
     """The calls on batches. Their methods raise ServiceUnavailable once the client's time is up, Unauthorized,
     ApiError, and the errors that they name."""
 

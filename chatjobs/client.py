@@ -35,7 +35,7 @@ from typing import Any, Final, Literal, Self
 
 import httpx2
 
-from chatjobs.batches import Batches
+from chatjobs.batches import BatchCalls
 from chatjobs.calls import CONNECTIONS, Backoff, Http, exponential, new_client
 from chatjobs.contracts import (
     JOB_ID,
@@ -157,7 +157,7 @@ class ChatJobs:
         self._patience = patience
         self._silence = silence
         self._max_event_bytes = max_event_bytes
-        self.batches = Batches(self._http, patience=patience, silence=silence, max_event_bytes=max_event_bytes)
+        self.batches = BatchCalls(self._http, patience=patience, silence=silence, max_event_bytes=max_event_bytes)
         """The calls on batches."""
 
     async def __aenter__(self) -> Self:

@@ -16,12 +16,15 @@ import hmac
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic_core import from_json
 from standardwebhooks import Webhook
 
-from chatjobs.contracts import WebhookEvent
+from chatjobs.contracts import BatchWebhookEvent, WebhookEvent, WireModel, read_json
 from chatjobs.errors import InvalidSecret, InvalidSignature
+
+E = TypeVar("E", bound=WireModel)
 
 WEBHOOK_ID = "webhook-id"
 WEBHOOK_TIMESTAMP = "webhook-timestamp"
@@ -70,6 +73,29 @@ def verify(
     ``webhook-timestamp`` is signed and checked. Use ``webhook-id`` to drop a second delivery of the same event. Raises
     InvalidSignature for any fault of the message, InvalidSecret, and ValueError if ``now`` is naive.
     """
+    _authenticate(body, headers, secrets, now, tolerance)
+    return _event(WebhookEvent, body)
+
+
+def verify_any(
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    secrets: str | Sequence[str],
+    now: datetime,
+    tolerance: timedelta = TOLERANCE,
+) -> WebhookEvent | BatchWebhookEvent:
+    """``verify`` for a URL that gets the webhooks of batches, too."""
+    _authenticate(body, headers, secrets, now, tolerance)
+    if _is_of_a_batch(body):
+        return _event(BatchWebhookEvent, body)
+    return _event(WebhookEvent, body)
+
+
+def _authenticate(
+    body: bytes, headers: Mapping[str, str], secrets: str | Sequence[str], now: datetime, tolerance: timedelta
+) -> None:
+    """Raises InvalidSignature, InvalidSecret, ValueError."""
     keys = _keys(secrets)
     sent = _lower_case(headers)
     webhook_id = _header(sent, WEBHOOK_ID)
@@ -81,7 +107,6 @@ def verify(
         raise InvalidSignature("the body or the webhook-id is not UTF-8") from None
     if not any(_same(mine, theirs) for mine in expected for theirs in offered):
         raise InvalidSignature(f"no v1 signature in {WEBHOOK_SIGNATURE} matches; check the secret and the raw body")
-    return _event(body)
 
 
 def verify_legacy(body: bytes, headers: Mapping[str, str], *, secrets: str | Sequence[str]) -> WebhookEvent:
@@ -94,7 +119,7 @@ def verify_legacy(body: bytes, headers: Mapping[str, str], *, secrets: str | Seq
     offered = _header(_lower_case(headers), LEGACY_SIGNATURE)
     if not any(_same(_legacy_signature(key, body), offered) for key in keys):
         raise InvalidSignature(f"{LEGACY_SIGNATURE} does not match; check the secret and the raw body")
-    return _event(body)
+    return _event(WebhookEvent, body)
 
 
 # ---------------------------------------------------------------------------------------------- secrets
@@ -198,17 +223,17 @@ def _seconds(moment: datetime) -> float:
     return moment.timestamp()
 
 
-def _event(body: bytes) -> WebhookEvent:
+def _is_of_a_batch(body: bytes) -> bool:
+    try:
+        found = from_json(body)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and str(found.get("event", "")).startswith("batch.")
+
+
+def _event(model: type[E], body: bytes) -> E:
     """The event in a body whose signature is valid; fields of a newer service are dropped. Raises InvalidSignature."""
     try:
-        return WebhookEvent.model_validate_json(body)
-    except ValidationError:
-        return _newer_event(body)
-
-
-def _newer_event(body: bytes) -> WebhookEvent:
-    try:
-        # A second pass, since this setting also drops what the contracts keep on purpose (further usage counters).
-        return WebhookEvent.model_validate_json(body, extra="ignore")
-    except ValidationError:
+        return read_json(model, body)
+    except ValueError:
         raise InvalidSignature("the signature is valid, but the body is not an event that this version knows") from None

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,9 +46,11 @@ from chatjobs.errors import (
     WebhookUrlRefused,
 )
 from chatjobs.sse import encode
+from chatjobs.webhooks import sign
 from cli.groups import INTERRUPTED
 from tests.support.factories import make_body
 from tests.support.gateway import Gateway, gateway
+from tests.support.needs import lacking
 from tests.support.raw_http import (
     LAST_PART,
     STREAM_HEAD,
@@ -60,6 +63,7 @@ from tests.support.raw_http import (
     stream,
 )
 from tests.support.simulator_process import prompt
+from tests.support.snippets import output, snippets
 from tests.support.stack import ROOT, Stack, stack
 
 SLOW = {"tokens": 10, "tokens_per_second": 20}
@@ -592,6 +596,60 @@ async def test_a_loop_over_the_output_may_be_left_early() -> None:
                 break
         async with asyncio.timeout(10):
             await server.visits[0].gone.wait()
+
+
+# -------------------------------------------------------------------------------------- docs/batches.md
+
+
+def test_the_example_of_the_guide_runs(running: tuple[Stack, Gateway]) -> None:
+    (code,) = snippets("batches.md", "python")
+    shown = output(code, env={"CHATJOBS_URL": running[1].url})
+    assert "completed: 3 of 3\nParis " in shown
+
+
+async def test_the_lines_of_the_guide_are_taken(jobs: ChatJobs, running: tuple[Stack, Gateway], tmp_path: Path) -> None:
+    """By the command of the guide."""
+    if shutil.which("curl") is None:
+        lacking("curl", "the command of the guide is one of curl's")
+    (lines,), (command,) = snippets("batches.md", "jsonl"), snippets("batches.md", "sh")
+    (tmp_path / "items.jsonl").write_text(lines)
+    env = {**os.environ, "CHATJOBS_URL": running[1].url}
+    shell = ["bash", "-euc", command]
+    done = await asyncio.to_thread(subprocess.run, shell, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = await output_of(jobs, json.loads(done.stdout)["batchId"])
+    assert list(found) == ["ours", "mistral", "openai"]
+
+
+def test_the_receiver_of_the_guide_reads_both_kinds_of_events() -> None:
+    (code,) = snippets("batches.md", "python receiver")
+    found: dict[str, Any] = {}
+    exec(code, found)  # noqa: S102 -- it is a page of ours
+    bodies = {
+        "batch.completed: 1 failed, answers at /o": {
+            "event": "batch.completed",
+            "timestamp": "2026-01-02T03:04:05Z",
+            "data": {**json.loads(state("completed", 5)), "statusUrl": "/s", "outputUrl": "/o", "errorsUrl": "/e"},
+        },
+        "chat.cancelled: job_1": {
+            "event": "chat.cancelled",
+            "timestamp": "2026-01-02T03:04:05Z",
+            "data": {
+                "jobId": "job_1",
+                "requestId": "r",
+                "status": "cancelled",
+                "model": "m",
+                "sha256": "",
+                "completedAt": "2026-01-02T03:04:05Z",
+                "statusUrl": "/",
+            },
+        },
+    }
+    bodies["batch.completed: 1 failed, answers at /o"]["data"]["counts"]["failed"] = 1  # type: ignore[index]
+    for said, event in bodies.items():
+        body = json.dumps(event).encode()
+        headers = sign(body, webhook_id="whe_1", timestamp=datetime.now(UTC), body_timestamp="", secrets="a secret")
+        assert found["received"](body, headers, "a secret") == said
 
 
 # --------------------------------------------------------------------------------------- the command line

@@ -18,9 +18,18 @@ import standardwebhooks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatjobs.contracts import JobStatus, Usage, WebhookData, WebhookEvent, WebhookEventType, rfc3339
+from chatjobs.contracts import (
+    BatchEventType,
+    BatchWebhookEvent,
+    JobStatus,
+    Usage,
+    WebhookData,
+    WebhookEvent,
+    WebhookEventType,
+    rfc3339,
+)
 from chatjobs.errors import InvalidSecret, InvalidSignature
-from chatjobs.webhooks import sign, verify, verify_legacy
+from chatjobs.webhooks import sign, verify, verify_any, verify_legacy
 from tests.support.npm import NODE, installed
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -144,6 +153,39 @@ def test_naive_times_are_refused() -> None:
 
 def test_what_was_signed_comes_back_as_the_event() -> None:
     assert verify(BODY, HEADERS, secrets=SECRET, now=NOW) == make_event()
+
+
+BATCH_BODY = json.dumps(
+    {
+        "event": "batch.completed",
+        "timestamp": rfc3339(NOW),
+        "data": {
+            "batchId": "batch_1",
+            "status": "completed",
+            "counts": {"total": 3, "completed": 3},
+            "statusUrl": "/api/batches/batch_1",
+            "outputUrl": "/api/batches/batch_1/output",
+            "errorsUrl": "/api/batches/batch_1/errors",
+            "fieldOfANewerService": 1,
+        },
+    }
+).encode()
+
+
+def test_the_event_of_a_batch_comes_back() -> None:
+    """Where it is expected: who expects jobs alone is told, and not given something else."""
+    event = verify_any(BATCH_BODY, signed(BATCH_BODY), secrets=SECRET, now=NOW)
+    assert isinstance(event, BatchWebhookEvent)
+    assert (event.event, event.data.batch_id, event.data.counts.completed) == (BatchEventType.COMPLETED, "batch_1", 3)
+    assert verify_any(BODY, HEADERS, secrets=SECRET, now=NOW) == make_event()
+    with pytest.raises(InvalidSignature):
+        verify(BATCH_BODY, signed(BATCH_BODY), secrets=SECRET, now=NOW)
+    for body in (BATCH_BODY + b" ", BODY):
+        with pytest.raises(InvalidSignature):
+            verify_any(body, signed(BATCH_BODY), secrets=SECRET, now=NOW)
+    for body in (b"[]", b"x", b'{"event": 7}', b'{"event": "batch.completed"}'):
+        with pytest.raises(InvalidSignature):
+            verify_any(body, signed(body), secrets=SECRET, now=NOW)
 
 
 def test_header_names_may_be_in_any_case() -> None:
