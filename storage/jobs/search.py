@@ -50,7 +50,8 @@ REMOVED_AT_ONCE = 40
 """Jobs whose words one transaction removes from FTS5: it takes some milliseconds."""
 
 DUE = select(search_queue.c.id, search_queue.c.job_id).where(search_queue.c.due_at <= bindparam("until"))
-DUE = DUE.order_by(search_queue.c.due_at, search_queue.c.id).limit(bindparam("most"))
+# The newest first: after an upgrade all jobs are in the queue, and a new one must not wait for them.
+DUE = DUE.order_by(search_queue.c.due_at.desc(), search_queue.c.id.desc()).limit(bindparam("most"))
 STATES = (
     select(
         jobs.c.id,
@@ -114,8 +115,8 @@ class Entry:
 
 
 class Due(NamedTuple):
-    """What is due: ``jobs`` to index, in the order of the queue, with their ``texts``; and the rows of the queue that
-    are then ``over``, with their jobs."""
+    """What is due: ``jobs`` to index, with their ``texts``; and the rows of the queue that are then ``over``, with their
+    jobs."""
 
     jobs: Sequence[Any]
     texts: Mapping[str, Any]
@@ -200,9 +201,7 @@ class SearchIndex:
 async def _due(connection: AsyncConnection, until: int) -> Due:
     """The jobs that are due."""
     queued = (await connection.execute(DUE, {"until": until, "most": JOBS_AT_ONCE})).all()
-    place = {row.job_id: number for number, row in reversed(list(enumerate(queued)))}
-    states = list((await connection.execute(STATES, {"ids": sorted(place)})).all())
-    states.sort(key=lambda state: place[state.id])
+    states = (await connection.execute(STATES, {"ids": sorted({row.job_id for row in queued})})).all()
     stale = [state for state in states if state.indexed_at != state.ended_at]
     chosen = _within_bytes(stale)
     texts = (await connection.execute(TEXTS, {"ids": [state.id for state in chosen]})).all()
