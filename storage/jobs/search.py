@@ -115,7 +115,7 @@ class Entry:
 
 
 class Due(NamedTuple):
-    """What is due: ``jobs`` to index, with their ``texts``; and the rows of the queue that are then ``over``, with their
+    """What is due: ``jobs`` to index, with their ``texts``; and the rows of the queue that are ``over`` then, with their
     jobs."""
 
     jobs: Sequence[Any]
