@@ -185,7 +185,7 @@ async def test_a_batch_goes_on_in_another_run(client: Client, database: Database
         assert last.run_id != first
         assert last.history_length < 2 * SHORT_HISTORY
         whole = await client.get_workflow_handle(batch_id, run_id=first).fetch_history()
-        assert len(whole.events) < 2 * SHORT_HISTORY
+        assert len(whole.events) < 3 * SHORT_HISTORY  # parts that are open add their own events
         assert Counter(request.messages[0].content for request in here.model.requests) == dict.fromkeys(prompts, 1)
         assert len(here.house.sender.posts) == 1
 
