@@ -346,6 +346,7 @@ class _Slice:
             stopping=self._stopping,
             job_cancelled=lambda: False,
             turns=place,
+            reopens=False,
         )
 
 

@@ -260,6 +260,14 @@ class ChatJobs:
         path = f"{_path(job_id)}/replay"
         return await self._http.read(JobAccepted, "POST", path, body=body, key=idempotency_key or _new_key())
 
+    async def resume(self, job_id: str) -> JobAccepted:
+        """Let a job that failed or was cancelled go on from its text: the same job, whose streams go on.
+
+        Raises JobNotFound, ContentDeleted, JobFinished, NothingToResume, and JobRunning: also if it is an earlier try
+        of this call that has resumed the job.
+        """
+        return await self._http.read(JobAccepted, "POST", f"{_path(job_id)}/resume")
+
     async def deliveries(self, job_id: str) -> tuple[Delivery, ...]:
         """The job's deliveries with all their tries. Raises JobNotFound."""
         return (await self.get(job_id)).deliveries

@@ -35,6 +35,8 @@ DELIVERY_PREFIX: Final = "whe_"
 """The beginning of a delivery's id."""
 
 RETRY_NOW: Final = "retry_now"
+REVISION: Final = "revision"
+"""In the memo of a run that was started for a job that goes on after its end: the revision of the job."""
 LOOK: Final = "look"
 """The signal by which a batch's workflow looks at what was asked of the batch."""
 STATUS_QUERY: Final = "status"

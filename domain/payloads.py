@@ -27,6 +27,8 @@ class Accepted(WireModel):
 
 class JobRef(WireModel):
     job_id: str
+    reopens: bool = Field(True, exclude_if=lambda reopens: reopens)
+    """Whether the run reopens the job if it has failed: an operator's Reset does, and a second start from outside."""
 
 
 class ScheduledRef(WireModel):

@@ -14,6 +14,7 @@ from domain.text import clean
 from storage.batches import mapping
 from storage.batches.drafts import DRAFT
 from storage.batches.runs import BY_ID
+from storage.batches.tally import BatchTally
 from storage.engine.database import Database
 from storage.engine.schema import batch_items, batches, jobs, micros, results
 from storage.jobs import mapping as job_mapping
@@ -89,7 +90,7 @@ class BatchQueries:
             if row is None or tenant not in (None, row.tenant):
                 raise BatchNotFound
             running = 0
-            if row.completed_at is None:
+            if _has_open(row):
                 found = (await connection.execute(RUNNING, {"keys": [row.id]})).first()
                 running = found[1] if found else 0
         return row, running
@@ -116,7 +117,7 @@ class BatchQueries:
             query = query.where(tuple_(batches.c.created_at, batches.c.id) < tuple_(*before))
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-            still_open = [row.id for row in rows if row.completed_at is None]
+            still_open = [row.id for row in rows if _has_open(row)]
             found = (await connection.execute(RUNNING, {"keys": still_open})).all() if still_open else []
         running: dict[str, int] = dict(tuple(row) for row in found)
         return [mapping.batch(row, running.get(row.id, 0)) for row in rows]
@@ -135,6 +136,11 @@ class BatchQueries:
                 rows = (await connection.execute(ITEMS, {**values, "last": last})).all()
             yield [OutputItem(row.custom_id, _result(row)) for row in rows]
             first = last + 1
+
+
+def _has_open(row: Any) -> bool:
+    """Whether jobs of a batch have not ended: also after the batch's end, if one of them was resumed."""
+    return row.completed_at is None or BatchTally.read(row.tally).ended < row.total
 
 
 def _result(row: Any) -> ChatResult:

@@ -64,7 +64,7 @@ OPEN_STATUSES = [status.value for status in JobStatus if not status.terminal]
 IN_BATCH = jobs.c.batch_id == bindparam("key")
 COUNT_OPEN = select(func.count()).select_from(jobs).where(IN_BATCH, jobs.c.status.in_(OPEN_STATUSES))
 WAITING = select(jobs.c.id).where(IN_BATCH, jobs.c.status == JobStatus.QUEUED.value).limit(CANCELLED_AT_ONCE)
-RUNNING = select(jobs.c.id).where(IN_BATCH, jobs.c.status == JobStatus.IN_PROGRESS.value, jobs.c.batched)
+RUNNING = select(jobs.c.id).where(IN_BATCH, jobs.c.status == JobStatus.IN_PROGRESS.value)
 ASK_RUNNING = (
     update(jobs)
     .where(jobs.c.id.in_(RUNNING), jobs.c.completed_at.is_(None), jobs.c.cancel_requested_at.is_(None))
