@@ -77,10 +77,13 @@ class BatchActivities:
 
     @activity.defn
     async def prepare_batch(self, ref: BatchRef) -> PreparedBatch:
-        """Make the jobs of a batch's items; what an earlier attempt has made stays."""
+        """Make the jobs of a batch's items, and reopen those of one that was resumed after its end; what an earlier
+        attempt has done stays."""
         async with heartbeating(timings=self._timings):
             try:
                 while await self._runs.prepare(ref.batch_id):
+                    pass
+                while await self._runs.reopen(ref.batch_id):
                     pass
                 plan = await self._runs.plan(ref.batch_id)
                 if not plan.ended:
@@ -142,6 +145,8 @@ class BatchActivities:
             batch_id=sealed.batch_id,
             status=sealed.status,
             left=sealed.left,
+            first=sealed.first,
+            unprepared=sealed.unprepared,
             delivery_id=sealed.delivery_id,
             indexed=self._indexed,
         )

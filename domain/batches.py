@@ -106,14 +106,20 @@ class BatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class SealedBatch:
-    """A batch's outcome. ``delivery_id``: the webhook whose first try the workflow run makes. ``left``: jobs that have
-    not ended, so that the batch has not either."""
+    """A batch's outcome. ``delivery_id``: the webhook whose first try the workflow run makes.
+
+    ``left``: jobs that have not ended, so that the batch has not either. ``first``: the number of the first of these
+    items that is the batch's to run; None: they have workflows of their own. ``unprepared``: items have no job yet, or
+    are to be reopened.
+    """
 
     batch_id: str
     tenant: str
     status: BatchStatus
     delivery_id: str | None = None
     left: int = 0
+    first: int | None = None
+    unprepared: bool = False
 
 
 class BatchHash:

@@ -63,6 +63,11 @@ def new_schedule_id() -> str:
     return f"schedule_{uuid.uuid4().hex}"
 
 
+def item_number(batch_job_id: str) -> int:
+    """The number of the item that has a job with this id (``batch_job_id``)."""
+    return int(batch_job_id.rpartition("-")[2])
+
+
 def job_id_of_run(workflow_id: str, run_id: str, *, cron: bool) -> str:
     """The id of the job that a run of ``ChatJob`` is: the workflow's id, where that names one run.
 

@@ -273,11 +273,13 @@ class ResultsReport(WireModel):
 class BatchSealed(WireModel):
     """A batch's outcome as it stands in storage. ``delivery_id``: the webhook that this run sends first.
 
-    ``left``: jobs that have not ended, so that the batch has not either.
+    ``left``, ``first``, ``unprepared``: see domain.batches.SealedBatch.
     """
 
     batch_id: str
     status: BatchStatus
     left: int = 0
+    first: int | None = None
+    unprepared: bool = False
     delivery_id: str | None = None
     indexed: bool = False

@@ -74,21 +74,30 @@ class ChatBatch:
             if not lane.done:
                 workflow.continue_as_new(BatchStart(batch_id=order.batch_id, lane=lane))
             answered = not (await shielded(self._seal(ref))).left
-        first = order.position
+        first: int | None = order.position
         while True:
-            if not (batch.ended or answered):
+            if first is not None and not (batch.ended or answered):
                 position = await self._unless_cancelled(ref, self._work(ref, batch, first))
                 if position is not None:
                     workflow.continue_as_new(BatchStart(batch_id=order.batch_id, position=position, lane=lane))
+            looks = self._looks
             sealed = await shielded(self._seal(ref))
             if not sealed.left:
                 break
-            first = 0
             await self._unless_cancelled(ref, workflow.sleep(LEFT_AGAIN))
+            if sealed.unprepared:
+                workflow.continue_as_new(BatchStart(batch_id=order.batch_id))
+            first, answered = sealed.first, False
+            if not has_room():  # a job that was resumed alone runs for long
+                place = batch.total if first is None else first
+                workflow.continue_as_new(BatchStart(batch_id=order.batch_id, position=place, lane=lane))
         if sealed.delivery_id is not None:
             report = await shielded(first_try(sealed.delivery_id, of=order.batch_id))
             outcome = "delivered" if report.delivered else f"not delivered ({report.reason})"
             workflow.set_current_details(f"{sealed.status.value}; webhook: {outcome}")
+        # Who resumes the batch now cannot start another run of its workflow; this one does.
+        if self._looks > looks and not (await shielded(self._prepare(ref))).ended:
+            workflow.continue_as_new(BatchStart(batch_id=order.batch_id))
         if sealed.status is BatchStatus.CANCELLED and workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError
         return sealed
@@ -97,7 +106,7 @@ class ChatBatch:
         batch: PreparedBatch = await workflow.execute_activity_method(
             BatchActivities.prepare_batch, ref, summary="make the jobs", **options.batch_step()
         )
-        if batch.indexed:
+        if batch.indexed and not batch.ended:
             workflow.upsert_search_attributes([STATUS.value_set("open"), TENANT.value_set(batch.tenant)])
         return batch
 

@@ -202,7 +202,8 @@ async def pause(batch_id: str, here: Here, caller: Caller) -> Response:
 
 @router.post("/batches/{batch_id}/resume", status_code=202, response_model=BatchAccepted)
 async def resume(batch_id: str, here: Here, caller: Caller) -> Response:
-    """Let items begin again."""
+    """Let the items of a paused batch begin again; of one that has ended, those without an answer go on, and the batch
+    ends once more."""
     batch = await here.batches.runs.resume(batch_id, caller.tenant)
     here.after_response.soon(lambda: here.batches.dispatch.start(batch.batch_id))
     return json_answer(_links(batch), 202)

@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from chatjobs.contracts import BatchEventType, BatchStatus, BatchWebhook, JobError, JobStatus, rfc3339
 from chatjobs.errors import BatchFinished, BatchNotFound
 from domain.batches import BatchHandle, BatchPlan, BatchWishes, OpenItem, SealedBatch
-from domain.names import delivery_id
+from domain.names import delivery_id, item_number
 from domain.payloads import Ending
 from domain.text import clean
-from storage.batches import mapping
+from storage.batches import mapping, reopening
 from storage.batches.drafts import DRAFT
 from storage.engine.database import Database, retried
 from storage.engine.schema import batch_items, batches, deliveries, jobs, micros, moment, now
@@ -63,6 +63,7 @@ UNCONFIRMED = (
 OPEN_STATUSES = [status.value for status in JobStatus if not status.terminal]
 IN_BATCH = jobs.c.batch_id == bindparam("key")
 COUNT_OPEN = select(func.count()).select_from(jobs).where(IN_BATCH, jobs.c.status.in_(OPEN_STATUSES))
+FIRST_OPEN = select(func.min(jobs.c.id)).where(IN_BATCH, jobs.c.status.in_(OPEN_STATUSES), jobs.c.batched)
 WAITING = select(jobs.c.id).where(IN_BATCH, jobs.c.status == JobStatus.QUEUED.value).limit(CANCELLED_AT_ONCE)
 RUNNING = select(jobs.c.id).where(IN_BATCH, jobs.c.status == JobStatus.IN_PROGRESS.value)
 ASK_RUNNING = (
@@ -197,15 +198,33 @@ class BatchRunStore:
 
     @retried
     async def resume(self, batch_id: str, tenant: str | None = None) -> BatchHandle:
-        """Let items begin again, durably. Raises BatchNotFound, BatchFinished."""
+        """Let the items of a paused batch begin again, durably. Of one that has ended, those without an answer go on:
+        ``reopen`` reopens them.
+
+        Raises BatchNotFound, and BatchFinished if nothing is left to do.
+        """
         async with self._database.write() as connection:
-            row = _running(await _row(connection, batch_id, tenant, lock=True))
+            row = await _row(connection, batch_id, tenant, lock=True)
             status = BatchStatus.QUEUED if row.started_at is None else BatchStatus.IN_PROGRESS
-            if row.paused_at is not None:
+            if row.completed_at is not None:
+                if row.gather_after is None and not await reopening.anything_left(connection, row.id):
+                    raise BatchFinished("The batch has ended, and no item of it is without an answer")
+                status = BatchStatus.IN_PROGRESS
+                changes = {"progressed_at": micros(now()), **reopening.open_again(row)}
+                await connection.execute(CHANGED, {"key": row.id, **changes})
+                await self._database.hint(connection)
+            elif row.paused_at is not None:
                 changes = {"paused_at": None, "status": status.value, "workflow_started_at": None}
                 await connection.execute(CHANGED, {"key": row.id, "progressed_at": micros(now()), **changes})
                 await self._database.hint(connection)
         return BatchHandle(row.id, row.tenant, status)
+
+    @retried
+    async def reopen(self, batch_id: str) -> bool:
+        """Reopen some items of a batch that was resumed after its end, the next in order. Returns whether others are
+        left. Raises BatchNotFound."""
+        async with self._database.write("fast") as connection:
+            return await reopening.reopen_some(connection, await _row(connection, batch_id))
 
     @retried
     async def cancel(self, batch_id: str, tenant: str | None = None, *, error: JobError | None = None) -> BatchHandle:
@@ -300,9 +319,8 @@ class BatchRunStore:
         async with self._database.write() as connection:
             row = await _row(connection, batch_id, lock=True)
             if row.completed_at is None:
-                left = row.total - row.prepared + int(await connection.scalar(COUNT_OPEN, {"key": batch_id}) or 0)
-                if left:
-                    return SealedBatch(row.id, row.tenant, BatchStatus(row.status), left=left)
+                if (waits := await _what_is_left(connection, row)) is not None:
+                    return waits
                 row = await self._seal(connection, row, run_id)
                 await self._database.hint(connection)
         delivery = await self._delivery_of(row, run_id)
@@ -321,6 +339,7 @@ class BatchRunStore:
             "started_at": row.started_at or time,
             "workflow_started_at": row.workflow_started_at or time,
             "sealed_by": run_id,
+            "reopened": None,
         }
         await connection.execute(CHANGED, {"key": row.id, **changes})
         row = await _row(connection, row.id)
@@ -411,6 +430,24 @@ async def _row(
     if row is None or tenant not in (None, row.tenant):
         raise BatchNotFound
     return row
+
+
+async def _what_is_left(connection: AsyncConnection, row: Row[Any]) -> SealedBatch | None:
+    """Why a batch cannot end yet; None if it can. What a cancelled one has not prepared is left as it is."""
+    missing = row.total - row.prepared
+    goes_on = row.cancel_requested_at is None and (row.reopened is not None or row.gather_after is not None)
+    left = missing + int(await connection.scalar(COUNT_OPEN, {"key": row.id}) or 0)
+    if not (left or goes_on):
+        return None
+    first = await connection.scalar(FIRST_OPEN, {"key": row.id})
+    return SealedBatch(
+        batch_id=row.id,
+        tenant=row.tenant,
+        status=BatchStatus(row.status),
+        left=max(left, 1),
+        first=None if first is None else item_number(first),
+        unprepared=missing > 0 or goes_on,
+    )
 
 
 def _running(row: Row[Any]) -> Row[Any]:

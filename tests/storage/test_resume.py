@@ -14,7 +14,9 @@ from chatjobs.errors import ContentDeleted, JobFinished, JobNotFound, JobRunning
 from dispatch.stores import batch_runs
 from domain.settings import Settings
 from domain.values import AttemptEnd, Cursor, RunRef
+from storage.batches import reopening
 from storage.batches.queries import BatchQueries
+from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
 from storage.engine.schema import jobs
 from storage.jobs.store import JobStore
@@ -37,6 +39,11 @@ FAILED: Literal[JobStatus.FAILED] = JobStatus.FAILED
 CANCELLED: Literal[JobStatus.CANCELLED] = JobStatus.CANCELLED
 QUEUED = JobStatus.QUEUED
 ENDED: list[EndStatus] = [JobStatus.FAILED, JobStatus.CANCELLED]
+
+
+async def open_ids(runs: BatchRunStore, batch_id: str, first: int, end: int) -> list[str]:
+    """The ids of the jobs of a part of the items that have not ended."""
+    return [item.job_id for item in await runs.open_items(batch_id, first, end)]
 
 
 async def broken_off(store: JobStore, writer: TranscriptWriter, status: EndStatus = FAILED, job_id: str = "") -> str:
@@ -176,7 +183,7 @@ async def test_a_job_of_a_batch_leaves_its_run_and_stays_in_its_counts(
     runs, queries = batch_runs(Settings(), database), BatchQueries(database)
     while await runs.prepare(batch_id):
         pass
-    job_id, other = await runs.open_items(batch_id, 0, 2)
+    job_id, other = await open_ids(runs, batch_id, 0, 2)
     claim = await claimed(store, job_id, run_id=batch_id)
     await wrote(writer, claim, "Hel")
     used = Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7)
@@ -210,11 +217,70 @@ async def test_a_batch_waits_for_a_job_that_left_its_run_and_its_cancel_reaches_
     batch_id = await store_batch(database, [make_body("a")])
     runs = batch_runs(Settings(), database)
     await runs.prepare(batch_id)
-    (job_id,) = await runs.open_items(batch_id, 0, 1)
+    (job_id,) = await open_ids(runs, batch_id, 0, 1)
     await broken_off(store, writer, FAILED, job_id)
     await store.seals.resume(job_id)
     await claimed(store, job_id)
     assert (await runs.seal(batch_id, run_id="")).left == 1
-    assert await runs.open_items(batch_id, 0, 1) == []
+    assert await open_ids(runs, batch_id, 0, 1) == []
     await runs.cancel(batch_id)
     assert await store.attempts.cancels([job_id]) == [job_id]
+
+
+async def test_the_items_of_a_batch_are_reopened_in_steps(
+    store: JobStore, writer: TranscriptWriter, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By several processes at the same time, each item once; answers, and deleted ones, stay as they are."""
+    monkeypatch.setattr(reopening, "REOPENED_AT_ONCE", 2)
+    batch_id = await store_batch(database, [make_body(str(number)) for number in range(7)])
+    runs, queries = batch_runs(Settings(), database), BatchQueries(database)
+    await runs.prepare(batch_id)
+    ids = await open_ids(runs, batch_id, 0, 7)
+    for job_id in ids[:5]:
+        await store.seals.seal(failing(job_id), run_id=batch_id)
+    claim = await claimed(store, ids[5])
+    await (await wrote(writer, claim, "Hello")).finish(finished(claim))
+    await store.seals.seal(ending(ids[5]), run_id=batch_id)
+    await runs.cancel(batch_id)
+    await runs.cancel_rest(batch_id)
+    await runs.seal(batch_id, run_id="")
+    await store.seals.delete(ids[0])
+    assert (await runs.resume(batch_id)).status is BatchStatus.IN_PROGRESS
+    assert (await runs.seal(batch_id, run_id="")).unprepared
+    assert await runs.reopen(batch_id)
+    assert await open_ids(runs, batch_id, 0, 7) == [ids[1]]
+
+    async def reopen_all() -> None:
+        while await runs.reopen(batch_id):
+            pass
+
+    await asyncio.gather(reopen_all(), reopen_all(), reopen_all())
+    assert await open_ids(runs, batch_id, 0, 7) == [*ids[1:5], ids[6]]
+    batch = await queries.get(batch_id)
+    assert (batch.revision, batch.completed_at) == (2, None)
+    assert batch.counts == BatchCounts(total=7, queued=5, completed=1, failed=1)
+    async with database.single() as connection:
+        found = await connection.execute(select(jobs.c.revision).order_by(jobs.c.id))
+        assert list(found.scalars()) == [1, 2, 2, 2, 2, 1, 2]
+
+
+async def test_a_cancel_ends_the_reopening(
+    store: JobStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reopening, "REOPENED_AT_ONCE", 1)
+    batch_id = await store_batch(database, [make_body("a"), make_body("b")])
+    runs, queries = batch_runs(Settings(), database), BatchQueries(database)
+    await runs.cancel(batch_id)
+    await runs.cancel_rest(batch_id)
+    await runs.seal(batch_id, run_id="")
+    await runs.resume(batch_id)
+    assert await runs.reopen(batch_id)
+    await runs.cancel(batch_id)
+    assert not await runs.reopen(batch_id)
+    await runs.cancel_rest(batch_id)
+    assert (await runs.seal(batch_id, run_id="")).status is BatchStatus.CANCELLED
+    assert (await queries.get(batch_id)).counts == BatchCounts(total=2, cancelled=2)
+    await runs.resume(batch_id)
+    while await runs.reopen(batch_id):
+        pass
+    assert len(await open_ids(runs, batch_id, 0, 2)) == 2
