@@ -330,7 +330,7 @@ class ChatJobs:
         """The pauses that concern the caller's jobs, oldest first."""
         return (await self._http.read(PauseList, "GET", "/api/pauses")).pauses
 
-    async def resume(self, pause_id: str) -> None:
+    async def end_pause(self, pause_id: str) -> None:
         """End a pause: the jobs that waited for its end start, at their lane's pace. Raises PauseNotFound."""
         if not re.fullmatch("[A-Za-z0-9_-]{1,64}", pause_id):
             raise PauseNotFound

@@ -192,13 +192,3 @@ def history(
     machines; no prompt and no answer, except those of a job that was started through Temporal with its request inline.
     """
     return running.with_histories(lambda histories: histories.save(name, output), as_json=as_json)
-
-
-@app.command()
-def resume(
-    job: JobId,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the exit code tells the outcome.")] = False,
-    as_json: AsJson = False,
-) -> int:
-    """Let a job that failed or was cancelled go on from the text that it has."""
-    return running.with_service(lambda service: service.resume(job, wait=wait), as_json=as_json, runs=True)
