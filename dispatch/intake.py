@@ -36,6 +36,7 @@ from domain.errors import TemporalUnavailable
 from domain.names import CHAT_JOB, JOBS_QUEUE, REVISION
 from domain.new_jobs import new_job
 from domain.payloads import JobRef
+from domain.replays import replayed
 from domain.values import JobHandle, NewJob
 from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
@@ -128,13 +129,7 @@ class Intake:
         if not isinstance(changes, dict):
             raise InvalidRequest([Problem("", "must be an object with the fields to change")])
         stored = (await self._jobs.queries.request(job_id, tenant)).model_dump_json(exclude_unset=True)
-        original = json.loads(stored)
-        original.pop("jobId", None)
-        original.pop("startAt", None)
-        if "webhook" in changes or "callback" in changes:  # either is the whole target
-            original.pop("callback", None)
-            original.pop("webhook", None)
-        body = {name: value for name, value in (original | changes).items() if value is not None}
+        body = replayed(json.loads(stored), changes)
         return await self.accept(
             body, tenant=tenant, replay_of=job_id, idempotency_key=idempotency_key, size=len(stored)
         )

@@ -120,5 +120,9 @@ def status_path(job_id: str) -> str:
     return f"/api/jobs/{job_id}"
 
 
+def replay_path(batch_id: str) -> str:
+    return f"/api/replays/{batch_id}"
+
+
 def batch_path(batch_id: str) -> str:
     return f"/api/batches/{batch_id}"

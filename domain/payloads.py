@@ -188,6 +188,8 @@ class PreparedBatch(WireModel):
     lane: Literal["live", "batch"] = "live"
     deadline: Timestamp | None = None
     ended: bool = False
+    canary: int = 0
+    """So many items run before the others; 0: none does, or they have run."""
     indexed: bool = False
     """See Accepted."""
 
@@ -267,6 +269,13 @@ class ResultsReport(WireModel):
     """``ended``: jobs that got their outcome. ``left``: those whose result was an error that live calls may mend."""
 
     ended: int = 0
+    left: int = 0
+
+
+class CanaryReport(WireModel):
+    """The end of a replay's canary, the items before number ``end``. ``left``: jobs of it that have not ended."""
+
+    end: int
     left: int = 0
 
 

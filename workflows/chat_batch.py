@@ -18,7 +18,7 @@ from temporalio.common import SearchAttributeKey
 
 from chatjobs.contracts import BatchStatus
 from domain.names import CHAT_BATCH, LOOK
-from domain.payloads import BatchRef, BatchSealed, BatchStart, PreparedBatch, SliceOrder, SliceReport
+from domain.payloads import BatchRef, BatchSealed, BatchStart, CanaryReport, PreparedBatch, SliceOrder, SliceReport
 from workflows import options
 from workflows.batch_lane import BatchLane
 from workflows.inputs import Input, lenient
@@ -80,6 +80,10 @@ class ChatBatch:
                 position = await self._unless_cancelled(ref, self._work(ref, batch, first))
                 if position is not None:
                     workflow.continue_as_new(BatchStart(batch_id=order.batch_id, position=position, lane=lane))
+            if batch.canary and not batch.ended:
+                first = await self._unless_cancelled(ref, self._judge(ref))
+                batch = batch.model_copy(update={"canary": 0}) if first else batch
+                continue
             looks = self._looks
             sealed = await shielded(self._seal(ref))
             if not sealed.left:
@@ -110,6 +114,16 @@ class ChatBatch:
             workflow.upsert_search_attributes([STATUS.value_set("open"), TENANT.value_set(batch.tenant)])
         return batch
 
+    async def _judge(self, ref: BatchRef) -> int:
+        """The number of the first item after the canary; 0 if somebody else still runs a part of it."""
+        report: CanaryReport = await workflow.execute_activity_method(
+            BatchActivities.judge_canary, ref, summary="judge the canary", **options.batch_step()
+        )
+        if report.left:
+            await workflow.sleep(LEFT_AGAIN)
+            return 0
+        return report.end
+
     async def _seal(self, ref: BatchRef) -> BatchSealed:
         sealed: BatchSealed = await workflow.execute_local_activity_method(
             BatchActivities.seal_batch, ref, summary="end the batch", **options.local()
@@ -120,7 +134,9 @@ class ChatBatch:
         return sealed
 
     async def _work(self, ref: BatchRef, batch: PreparedBatch, position: int) -> int | None:
-        """Work through the items from ``position`` on. Returns where the next run goes on; None at the end."""
+        """Work through the items from ``position`` on, or through those of the canary. Returns where the next run goes
+        on; None at the end."""
+        end = batch.canary or batch.total
         size = min(max(-(-batch.total // PARTS), SMALLEST_PART), LARGEST_PART)
         left: deque[Part] = deque()
         running: dict[asyncio.Task[SliceReport], tuple[Part, int | None, int]] = {}
@@ -128,9 +144,9 @@ class ChatBatch:
         cancelled = paused = False
         while True:
             room = has_room()
-            while places and room and not (cancelled or paused) and (left or position < batch.total):
+            while places and room and not (cancelled or paused) and (left or position < end):
                 if not left:
-                    left.append(Part(position, min(position + size, batch.total)))
+                    left.append(Part(position, min(position + size, end)))
                     position = left[0].end
                 part, share = left.popleft(), places.popleft()
                 running[asyncio.create_task(_run(ref, part, share))] = (part, share, self._looks)
@@ -157,7 +173,7 @@ class ChatBatch:
                 BatchActivities.cancel_rest, ref, summary="cancel what is left", **options.batch_step()
             )
             return None
-        if left or position < batch.total:
+        if left or position < end:
             return min([position, *(part.first for part in left)])
         return None
 

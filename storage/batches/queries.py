@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import bindparam, func, select, tuple_
 
@@ -74,9 +74,11 @@ class BatchQueries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get(self, batch_id: str, tenant: str | None = None) -> Batch:
-        """A batch. Raises BatchNotFound."""
+    async def get(self, batch_id: str, tenant: str | None = None, *, kind: Literal["replay"] | None = None) -> Batch:
+        """A batch, or only one of a kind. Raises BatchNotFound."""
         row, running = await self._read(batch_id, tenant)
+        if kind not in (None, row.kind):
+            raise BatchNotFound
         return mapping.batch(row, running)
 
     async def progress(self, batch_id: str) -> BatchProgress:
@@ -99,6 +101,7 @@ class BatchQueries:
         self,
         *,
         tenant: str | None = None,
+        kind: Literal["replay"] | None = None,
         status: BatchStatus | None = None,
         since: datetime | None = None,
         before: BatchCursor | None = None,
@@ -109,6 +112,8 @@ class BatchQueries:
         query = query.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
         if tenant is not None:
             query = query.where(batches.c.tenant == tenant)
+        if kind is not None:
+            query = query.where(batches.c.kind == kind)
         if status is not None:
             query = query.where(batches.c.status == status.value)
         if since is not None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, func, insert, literal, or_, select, update
+from sqlalchemy import Row, and_, bindparam, case, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import BatchEventType, BatchStatus, BatchWebhook, JobError, JobStatus, rfc3339
@@ -43,7 +43,7 @@ OPEN_BATCHES = (
 )
 WISHES = select(batches).where(batches.c.id.in_(bindparam("keys", expanding=True)))
 OPEN_ITEMS = (
-    select(jobs)
+    select(jobs, batch_items.c.problem)
     .select_from(batch_items.join(jobs, jobs.c.id == batch_items.c.job_id))
     .where(
         batch_items.c.batch_id == bindparam("key"),
@@ -95,6 +95,7 @@ def _item_jobs() -> Any:
         jobs.c.workflow_started_at: batch.created_at,
         jobs.c.progressed_at: batch.created_at,
         jobs.c.queue_until: batch.created_at + item.queue_time,
+        jobs.c.replay_of: case((batch.kind == "replay", item.custom_id)),
         jobs.c.fence: literal(0),
         jobs.c.epoch: literal(1),
         jobs.c.position: literal(0),
@@ -129,7 +130,7 @@ class BatchRunStore:
     async def plan(self, batch_id: str) -> BatchPlan:
         """What the workflow needs to know. Raises BatchNotFound."""
         async with self._database.single() as connection:
-            row = await _row(connection, batch_id)
+            row = await batch_row(connection, batch_id)
         return BatchPlan(
             batch_id=row.id,
             tenant=row.tenant,
@@ -138,13 +139,14 @@ class BatchRunStore:
             lane=row.lane,
             deadline=None if row.deadline is None else moment(row.deadline),
             ended=row.completed_at is not None,
+            canary=min(row.canary, row.total) if row.phase == "canary" else 0,
         )
 
     @retried
     async def prepare(self, batch_id: str) -> bool:
         """Make the jobs of some items, the next in order. Returns whether others are left. Raises BatchNotFound."""
         async with self._database.write("fast") as connection:
-            row = await _row(connection, batch_id, lock=True)
+            row = await batch_row(connection, batch_id, lock=True)
             end = min(row.prepared + PREPARED_AT_ONCE, row.total)
             if end > row.prepared:
                 await connection.execute(ITEM_JOBS, {"key": batch_id, "first": row.prepared, "end": end})
@@ -157,13 +159,13 @@ class BatchRunStore:
         async with self._database.single() as connection:
             values = {"key": batch_id, "first": first, "end": end}
             rows = (await connection.execute(OPEN_ITEMS, values)).all()
-            return [OpenItem(row.id, row.model, await _is_suspect(connection, row)) for row in rows]
+            return [await _open_item(connection, row) for row in rows]
 
     @retried
     async def begin(self, batch_id: str) -> None:
         """Record that the first items begin, or will once a pause ends."""
         async with self._database.write("fast") as connection:
-            row = await _row(connection, batch_id, lock=True)
+            row = await batch_row(connection, batch_id, lock=True)
             if row.completed_at is None and row.started_at is None:
                 time = micros(now())
                 status = BatchStatus.IN_PROGRESS if row.status == BatchStatus.QUEUED.value else BatchStatus(row.status)
@@ -181,6 +183,7 @@ class BatchRunStore:
                 paused=row.paused_at is not None,
                 cancelled=row.cancel_requested_at is not None,
                 ended=row.completed_at is not None,
+                bounded=row.max_error_rate is not None,
             )
             for row in rows
         }
@@ -189,7 +192,7 @@ class BatchRunStore:
     async def pause(self, batch_id: str, tenant: str | None = None) -> BatchHandle:
         """Let no further item begin, durably. Raises BatchNotFound, BatchFinished."""
         async with self._database.write() as connection:
-            row = _running(await _row(connection, batch_id, tenant, lock=True))
+            row = _running(await batch_row(connection, batch_id, tenant, lock=True))
             if row.paused_at is None and row.cancel_requested_at is None:
                 changes = {"paused_at": micros(now()), "status": BatchStatus.PAUSED.value}
                 await connection.execute(CHANGED, {"key": row.id, **changes})
@@ -204,7 +207,7 @@ class BatchRunStore:
         Raises BatchNotFound, and BatchFinished if nothing is left to do.
         """
         async with self._database.write() as connection:
-            row = await _row(connection, batch_id, tenant, lock=True)
+            row = await batch_row(connection, batch_id, tenant, lock=True)
             status = BatchStatus.QUEUED if row.started_at is None else BatchStatus.IN_PROGRESS
             if row.completed_at is not None:
                 if row.gather_after is None and not await reopening.anything_left(connection, row.id):
@@ -224,7 +227,7 @@ class BatchRunStore:
         """Reopen some items of a batch that was resumed after its end, the next in order. Returns whether others are
         left. Raises BatchNotFound."""
         async with self._database.write("fast") as connection:
-            return await reopening.reopen_some(connection, await _row(connection, batch_id))
+            return await reopening.reopen_some(connection, await batch_row(connection, batch_id))
 
     @retried
     async def cancel(self, batch_id: str, tenant: str | None = None, *, error: JobError | None = None) -> BatchHandle:
@@ -234,23 +237,12 @@ class BatchRunStore:
         failed.
         """
         async with self._database.write() as connection:
-            row = await _row(connection, batch_id, tenant, lock=True)
+            row = await batch_row(connection, batch_id, tenant, lock=True)
             if row.status == BatchStatus.CANCELLED.value:
                 return BatchHandle(row.id, row.tenant, BatchStatus.CANCELLED)
             _running(row)
             if row.cancel_requested_at is None:
-                time = micros(now())
-                changes = {
-                    "cancel_requested_at": time,
-                    "error": error.model_dump_json() if error else None,
-                    "paused_at": None,
-                    "workflow_started_at": None,
-                    "status": BatchStatus.IN_PROGRESS.value,
-                    "started_at": row.started_at or time,
-                    "progressed_at": time,
-                }
-                await connection.execute(CHANGED, {"key": row.id, **changes})
-                await connection.execute(ASK_RUNNING, {"key": row.id, "time": time})
+                await request_cancel(connection, row, error)
                 await self._database.hint(connection)
         return BatchHandle(row.id, row.tenant, BatchStatus.IN_PROGRESS)
 
@@ -317,7 +309,7 @@ class BatchRunStore:
         a sweeper does. Raises BatchNotFound.
         """
         async with self._database.write() as connection:
-            row = await _row(connection, batch_id, lock=True)
+            row = await batch_row(connection, batch_id, lock=True)
             if row.completed_at is None:
                 if (waits := await _what_is_left(connection, row)) is not None:
                     return waits
@@ -342,7 +334,7 @@ class BatchRunStore:
             "reopened": None,
         }
         await connection.execute(CHANGED, {"key": row.id, **changes})
-        row = await _row(connection, row.id)
+        row = await batch_row(connection, row.id)
         await self._store_delivery(connection, row, time, run_id)
         return row
 
@@ -419,17 +411,38 @@ class BatchRunStore:
             await connection.execute(update(batches).where(those).values(progressed_at=micros(now() + ahead)))
 
 
+async def _open_item(connection: AsyncConnection, row: Row[Any]) -> OpenItem:
+    problem = JobError.model_validate_json(row.problem) if row.problem else None
+    return OpenItem(row.id, row.model, await _is_suspect(connection, row), problem)
+
+
 async def _is_suspect(connection: AsyncConnection, row: Row[Any]) -> bool:
     return row.attempt >= SUSPECT_AFTER and await lost_in_a_row(connection, row) >= SUSPECT_AFTER
 
 
-async def _row(
+async def batch_row(
     connection: AsyncConnection, batch_id: str, tenant: str | None = None, *, lock: bool = False
 ) -> Row[Any]:
     row = (await connection.execute(LOCKED if lock else BY_ID, {"key": clean(batch_id)})).first()
     if row is None or tenant not in (None, row.tenant):
         raise BatchNotFound
     return row
+
+
+async def request_cancel(connection: AsyncConnection, row: Row[Any], error: JobError | None = None) -> None:
+    """Request the end of all items of a locked batch that have not ended; with an ``error`` it ends as failed."""
+    time = micros(now())
+    changes = {
+        "cancel_requested_at": time,
+        "error": error.model_dump_json() if error else None,
+        "paused_at": None,
+        "workflow_started_at": None,
+        "status": BatchStatus.IN_PROGRESS.value,
+        "started_at": row.started_at or time,
+        "progressed_at": time,
+    }
+    await connection.execute(CHANGED, {"key": row.id, **changes})
+    await connection.execute(ASK_RUNNING, {"key": row.id, "time": time})
 
 
 async def _what_is_left(connection: AsyncConnection, row: Row[Any]) -> SealedBatch | None:
