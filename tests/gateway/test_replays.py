@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shlex
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -19,6 +21,7 @@ from chatjobs.errors import IdempotencyMismatch, InvalidRequest
 from tests.support.fakes import eventually
 from tests.support.gateway import Gateway, gateway
 from tests.support.simulator_process import prompt
+from tests.support.snippets import output, snippets
 from tests.support.stack import Stack, stack
 
 REFUSED = [{"kind": 400}]
@@ -198,6 +201,17 @@ async def test_the_command_line_looks_first_and_replays_then(jobs: ChatJobs, cal
     assert (batch["overrides"], batch["errorsByCode"]) == ({"temperature": 0.1}, {"upstream_rejected": 1})
     code, out, err = await call(*chosen, "--error-code", "no_such_code", "--yes")
     assert (code, out, "0 jobs" in err) == (0, "", True)
+
+
+async def test_the_examples_of_the_page(running: tuple[Stack, Gateway], jobs: ChatJobs, call: Call) -> None:
+    _, ids = await failed(jobs, [REFUSED])
+    (commands,), (program,) = snippets("replay.md", "sh"), snippets("replay.md", "python")
+    look, start = commands.splitlines()
+    code, out, _ = await call(*shlex.split(look)[1:])
+    assert (code, len(out.split()) >= len(ids)) == (0, True)
+    assert (await call(*shlex.split(start)[1:]))[0] == 0
+    said = await asyncio.to_thread(output, program, env={"CHATJOBS_URL": running[1].url})
+    assert re.match(r"\d+ jobs, about \d+ tokens\nbatch_\w+ canary\n", said)
 
 
 @pytest.mark.parametrize(
