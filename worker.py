@@ -93,6 +93,7 @@ class WorkerParts:
             *(self.settings, self.database),
             jobs=self.jobs,
             batch_runs=upkeep.batch_runs,
+            replays=upkeep.replays,
             limiter=self.limiter,
             transcript=transcript,
             model=self.model,

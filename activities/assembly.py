@@ -20,6 +20,7 @@ from domain.values import RunRef
 from domain.webhook_urls import WebhookPolicy
 from storage.batches.drafts import DraftStore
 from storage.batches.lane import BatchLaneStore
+from storage.batches.replays import ReplayStore
 from storage.batches.retention import BatchRetention
 from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
@@ -49,6 +50,7 @@ def assembled(
     *,
     jobs: JobStore,
     batch_runs: BatchRunStore,
+    replays: ReplayStore,
     limiter: Limiter,
     transcript: TranscriptWriter,
     model: ChatModel,
@@ -74,7 +76,11 @@ def assembled(
         ),
         completions=CompletionActivities(completer=completer, timings=timings),
         batches=BatchActivities(
-            *(completer, batch_runs, jobs.seals), announce=announce, places=places, indexed=indexed, timings=timings
+            *(completer, batch_runs, jobs.seals, replays, policy),
+            announce=announce,
+            places=places,
+            indexed=indexed,
+            timings=timings,
         ),
         lane=BatchLaneActivities(
             *(batch_model, model, batch_runs, BatchLaneStore(database), jobs.seals),

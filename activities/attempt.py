@@ -56,7 +56,7 @@ class AttemptContext:
     attempt could no longer be cancelled; ``stopping``: once it is done, the worker shuts down. ``job_cancelled``:
     whether a cancellation of the attempt's task is one of the job. ``turns``: the attempt waits in the worker for its
     turn to call the model; None: it goes back to Temporal meanwhile. ``outcome``: what the model has said already, in a
-    batch job: there is no call.
+    batch job: there is no call. ``reopens``: whether the attempt reopens a job that another run has sealed as failed.
     """
 
     fence: int
@@ -69,6 +69,7 @@ class AttemptContext:
     job_cancelled: Callable[[], bool]
     turns: Turns | None = None
     outcome: LineOutcome | None = None
+    reopens: bool = True
 
 
 class Turns(Protocol):

@@ -33,6 +33,7 @@ from domain.outcomes import AttemptOutcome
 from domain.payloads import (
     BatchRef,
     BatchSealed,
+    CanaryReport,
     CompletionSummary,
     Ending,
     PreparedBatch,
@@ -41,6 +42,8 @@ from domain.payloads import (
     SliceReport,
 )
 from domain.timings import Timings
+from domain.webhook_urls import WebhookPolicy
+from storage.batches.replays import ReplayStore
 from storage.batches.runs import BatchRunStore
 from storage.engine.schema import micros
 from storage.jobs.seals import SealStore
@@ -56,13 +59,16 @@ Announce = Callable[[Sealed], None]
 
 
 class BatchActivities:
-    """``places``: the jobs of batches that this process runs at once. ``indexed``: see payloads.Accepted."""
+    """``places``: the jobs of batches that this process runs at once. ``indexed``: see payloads.Accepted. ``policy``
+    gives the rules for webhook URLs; without it those of replays are judged only when they are called."""
 
     def __init__(
         self,
         completer: Completer,
         runs: BatchRunStore,
         seals: SealStore,
+        replays: ReplayStore,
+        policy: Callable[[], WebhookPolicy] | None = None,
         *,
         announce: Announce,
         places: int,
@@ -70,6 +76,8 @@ class BatchActivities:
         timings: Timings = Timings(),
     ) -> None:
         self._runs = runs
+        self._replays = replays
+        self._policy = policy
         self._indexed = indexed
         self._timings = timings
         self._watch = BatchWatch(runs)
@@ -77,10 +85,16 @@ class BatchActivities:
 
     @activity.defn
     async def prepare_batch(self, ref: BatchRef) -> PreparedBatch:
-        """Make the jobs of a batch's items; what an earlier attempt has made stays."""
+        """Make the items of a replay and the jobs of a batch's items, and reopen those of one that was resumed after
+        its end; what an earlier attempt has done stays."""
         async with heartbeating(timings=self._timings):
             try:
+                policy = self._policy() if self._policy is not None else None
+                while await self._replays.gather(ref.batch_id, policy):
+                    pass
                 while await self._runs.prepare(ref.batch_id):
+                    pass
+                while await self._runs.reopen(ref.batch_id):
                     pass
                 plan = await self._runs.plan(ref.batch_id)
                 if not plan.ended:
@@ -94,6 +108,7 @@ class BatchActivities:
             lane="batch" if plan.lane == "batch" else "live",
             deadline=plan.deadline,
             ended=plan.ended,
+            canary=plan.canary,
             indexed=self._indexed,
         )
 
@@ -108,7 +123,22 @@ class BatchActivities:
                     items = await self._runs.open_items(order.batch_id, order.first, order.end)
                 except ChatJobsError as error:
                     raise failures.from_storage(error) from None
-                return await part.run(items, beats)
+                report = await part.run(items, beats)
+                try:
+                    if report.stopped is None and self._watch.of(order.batch_id).bounded:
+                        await self._replays.judge(order.batch_id, order.first, order.end)
+                except ChatJobsError as error:
+                    raise failures.from_storage(error) from None
+                return report
+
+    @activity.defn
+    async def judge_canary(self, ref: BatchRef) -> CanaryReport:
+        """Let the rest of a replay follow its canary, or stop the replay if too many jobs of the canary failed."""
+        try:
+            verdict = await self._replays.judge_canary(ref.batch_id)
+        except ChatJobsError as error:
+            raise failures.from_storage(error) from None
+        return CanaryReport(end=verdict.end, left=verdict.left)
 
     @activity.defn
     async def cancel_rest(self, ref: BatchRef) -> None:
@@ -142,6 +172,8 @@ class BatchActivities:
             batch_id=sealed.batch_id,
             status=sealed.status,
             left=sealed.left,
+            first=sealed.first,
+            unprepared=sealed.unprepared,
             delivery_id=sealed.delivery_id,
             indexed=self._indexed,
         )
@@ -283,6 +315,9 @@ class _Slice:
 
     async def _job(self, item: OpenItem) -> bool:
         """Make attempts at a job until it has ended, and seal it; False if it is left for later."""
+        if item.problem is not None:
+            await self._seal(Ending(job_id=item.job_id, status=JobStatus.FAILED, error=item.problem))
+            return True
         place = JobPlace(
             *(self._shared.places, self._batch_id, self._turns[item.model]),
             given_up=lambda: not self._begins,
@@ -361,6 +396,7 @@ class _Slice:
             stopping=self._stopping,
             job_cancelled=lambda: False,
             turns=place,
+            reopens=False,
         )
 
 

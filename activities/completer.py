@@ -121,6 +121,7 @@ class Completer:
             claimant=uuid.uuid4().hex,
             run_id=context.run_id,
             tries=context.number - 1,
+            reopens=context.reopens,
         )
         try:
             if self._gate is None:

@@ -28,13 +28,13 @@ class CompletionActivities:
         async with heartbeating(report.now, timings=self._timings) as beats:
             stopping = asyncio.create_task(activity.wait_for_worker_shutdown())
             try:
-                return await self._completer.attempt(ref.job_id, _context(beats, stopping), report)
+                return await self._completer.attempt(ref.job_id, _context(ref, beats, stopping), report)
             finally:
                 stopping.cancel()
                 await asyncio.gather(stopping, return_exceptions=True)
 
 
-def _context(beats: asyncio.Task[None], stopping: asyncio.Task[None]) -> AttemptContext:
+def _context(ref: JobRef, beats: asyncio.Task[None], stopping: asyncio.Task[None]) -> AttemptContext:
     info = activity.info()
     return AttemptContext(
         # Grows across retries and Resets, by the server's clock; the attempt number restarts after a Reset.
@@ -46,6 +46,7 @@ def _context(beats: asyncio.Task[None], stopping: asyncio.Task[None]) -> Attempt
         beats=beats,
         stopping=stopping,
         job_cancelled=_job_cancelled,
+        reopens=ref.reopens,
     )
 
 

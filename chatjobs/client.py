@@ -39,6 +39,7 @@ from chatjobs.batches import BatchCalls
 from chatjobs.calls import CONNECTIONS, Backoff, Http, exponential, new_client
 from chatjobs.contracts import (
     JOB_ID,
+    Batch,
     CancelledEvent,
     Channel,
     ChatRequest,
@@ -60,6 +61,8 @@ from chatjobs.contracts import (
     PauseRequest,
     Redelivering,
     Redelivery,
+    ReplayEstimate,
+    ReplayFilter,
     ResetEvent,
     StreamEvent,
     WebhookTest,
@@ -260,6 +263,49 @@ class ChatJobs:
         path = f"{_path(job_id)}/replay"
         return await self._http.read(JobAccepted, "POST", path, body=body, key=idempotency_key or _new_key())
 
+    async def replay_all(
+        self,
+        *,
+        canary: int | None = None,
+        max_error_rate: float | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        concurrency: int | None = None,
+        webhook: str | None = None,
+        idempotency_key: str | None = None,
+        **chosen: Any,
+    ) -> Batch:
+        """Start a replay of all jobs that match ``chosen``, the fields of ReplayFilter (``status="failed"``,
+        ``since=…``, which is aware): a batch that has one new job for each of them.
+
+        With a ``canary`` so many run first, and the others unless more than the part ``max_error_rate`` of them fails
+        (0.5). ``overrides`` are fields of a request that change; None unsets one. Raises InvalidRequest,
+        IdempotencyMismatch, WebhookUrlRefused.
+        """
+        settings = {"canary": canary, "maxErrorRate": max_error_rate, "name": name, "webhook": webhook}
+        given = {
+            field: value for field, value in (settings | {"concurrency": concurrency}).items() if value is not None
+        }
+        body = given | {"filter": named(chosen, ReplayFilter), "overrides": named(overrides or {})}
+        key = idempotency_key or _new_key()
+        return await self._http.read(Batch, "POST", "/api/replays", body=json_bytes(body), key=key)
+
+    async def estimate_replay(self, *, overrides: Mapping[str, Any] | None = None, **chosen: Any) -> ReplayEstimate:
+        """What ``replay_all`` would do now: how many jobs, which ones first, and about how many tokens.
+
+        Raises InvalidRequest.
+        """
+        body = {"filter": named(chosen, ReplayFilter), "overrides": named(overrides or {}), "dryRun": True}
+        return await self._http.read(ReplayEstimate, "POST", "/api/replays", body=json_bytes(body))
+
+    async def resume(self, job_id: str) -> JobAccepted:
+        """Let a job that failed or was cancelled go on from its text: the same job, whose streams go on.
+
+        Raises JobNotFound, ContentDeleted, JobFinished, NothingToResume, and JobRunning: also if it is an earlier try
+        of this call that has resumed the job.
+        """
+        return await self._http.read(JobAccepted, "POST", f"{_path(job_id)}/resume")
+
     async def deliveries(self, job_id: str) -> tuple[Delivery, ...]:
         """The job's deliveries with all their tries. Raises JobNotFound."""
         return (await self.get(job_id)).deliveries
@@ -322,7 +368,7 @@ class ChatJobs:
         """The pauses that concern the caller's jobs, oldest first."""
         return (await self._http.read(PauseList, "GET", "/api/pauses")).pauses
 
-    async def resume(self, pause_id: str) -> None:
+    async def end_pause(self, pause_id: str) -> None:
         """End a pause: the jobs that waited for its end start, at their lane's pace. Raises PauseNotFound."""
         if not re.fullmatch("[A-Za-z0-9_-]{1,64}", pause_id):
             raise PauseNotFound

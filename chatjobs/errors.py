@@ -14,6 +14,7 @@ ChatJobsError
 ├── JobIdConflict
 ├── JobFinished
 ├── JobRunning
+├── NothingToResume
 ├── ContentDeleted
 ├── IdempotencyMismatch
 ├── Unauthorized
@@ -138,6 +139,12 @@ class JobRunning(ChatJobsError):
     """The job is still running; cancel it first, or wait for its end."""
 
     code = "job_running"
+
+
+class NothingToResume(ChatJobsError):
+    """The job has no text to go on from; replay it."""
+
+    code = "nothing_to_resume"
 
 
 class ContentDeleted(ChatJobsError):

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from chatjobs.contracts import BatchItem, ChatRequest
@@ -63,9 +64,9 @@ def prompt_fields(prompt: Prompt) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else plain(prompt)}
 
 
-def named(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a request under their names on the wire."""
-    known = ChatRequest.model_fields
+def named(fields: Mapping[str, Any], model: type[BaseModel] = ChatRequest) -> dict[str, Any]:
+    """Fields of a request, or of another model, under their names on the wire."""
+    known = model.model_fields
     return {known[name].alias or name if name in known else name: plain(value) for name, value in fields.items()}
 
 

@@ -160,6 +160,12 @@ def later(given: str | None, option: str) -> datetime | None:
     return end
 
 
+def time_text(given: str | None, option: str) -> str | None:
+    """``moment`` as RFC 3339, as it stands in a body of JSON."""
+    found = moment(given, option)
+    return None if found is None else found.isoformat()
+
+
 def _span(given: str) -> timedelta | None:
     """The length of ``90s``, ``30m``, ``2h`` or ``7d``; None for any other text."""
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cli.keys import KeyCommands
     from cli.limits import LimitCommands
     from cli.pauses import PauseCommands
+    from cli.replays import ReplayCommands
     from cli.schedules import ScheduleCommands
     from cli.service import Service
 
@@ -86,6 +87,14 @@ def with_limits(work: Callable[[LimitCommands], Awaitable[int]], *, as_json: boo
     from cli.limits import LimitCommands
 
     return _run(LimitCommands, work, as_json=as_json, create=create, first=True)
+
+
+def with_replays(work: Callable[[ReplayCommands], Awaitable[int]], *, as_json: bool) -> int:
+    """The same for `replay` with a filter."""
+    _require_location(needs_service=True)
+    from cli.replays import ReplayCommands
+
+    return _run(ReplayCommands, work, as_json=as_json, create=True)
 
 
 def with_pauses(work: Callable[[PauseCommands], Awaitable[int]], *, as_json: bool) -> int:

@@ -84,6 +84,10 @@ class Service:
         accepted = await (await self._intake()).replay(job_id, tenant=self._tenant, overrides=overrides)
         return await self._started(accepted, wait=wait)
 
+    async def resume(self, job_id: str, *, wait: bool) -> int:
+        self._place.require_service()
+        return await self._started(await self._jobs.seals.resume(job_id), wait=wait)
+
     async def start_direct(self, body: dict[str, Any], *, wait: bool) -> int:
         request = ChatRequest.parse(body)
         job_id = request.job_id or new_job_id()

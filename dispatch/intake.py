@@ -33,15 +33,18 @@ from chatjobs.errors import InvalidRequest, Problem
 from dispatch.server_knowledge import PrefixRule
 from dispatch.temporal import RPC_TIMEOUT, search_attributes
 from domain.errors import TemporalUnavailable
-from domain.names import CHAT_JOB, JOBS_QUEUE
+from domain.names import CHAT_JOB, JOBS_QUEUE, REVISION
 from domain.new_jobs import new_job
 from domain.payloads import JobRef
+from domain.replays import replayed
 from domain.values import JobHandle, NewJob
 from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 
+FAILED_ONLY = WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
+"""After a run that failed or was cancelled another one may follow; after one that completed, none."""
 LARGE_BYTES = 64 * 1024
 """Bodies from this size on are decoded, validated and hashed in a thread, so that others are answered meanwhile."""
 TASK_TIMEOUT = timedelta(seconds=5)
@@ -126,31 +129,31 @@ class Intake:
         if not isinstance(changes, dict):
             raise InvalidRequest([Problem("", "must be an object with the fields to change")])
         stored = (await self._jobs.queries.request(job_id, tenant)).model_dump_json(exclude_unset=True)
-        original = json.loads(stored)
-        original.pop("jobId", None)
-        original.pop("startAt", None)
-        if "webhook" in changes or "callback" in changes:  # either is the whole target
-            original.pop("callback", None)
-            original.pop("webhook", None)
-        body = {name: value for name, value in (original | changes).items() if value is not None}
+        body = replayed(json.loads(stored), changes)
         return await self.accept(
             body, tenant=tenant, replay_of=job_id, idempotency_key=idempotency_key, size=len(stored)
         )
 
     async def start(self, job: JobHandle) -> None:
-        """Start a job's workflow; calling again has no effect. Raises TemporalUnavailable."""
+        """Start a job's workflow; calling again has no effect. Raises TemporalUnavailable.
+
+        A job that goes on after its end has another run of the same workflow. While the earlier run is still at its end
+        (it sends the webhook), the job is left to a sweeper.
+        """
         if self._client is None:
             raise TemporalUnavailable
         if self._indexed is None:
             self._indexed = await search_attributes(self._client)
+        again = job.revision > 1
         try:
             await self._client.start_workflow(
                 CHAT_JOB,
                 JobRef(job_id=job.job_id),
                 id=job.job_id,
                 task_queue=JOBS_QUEUE,
-                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                id_reuse_policy=FAILED_ONLY if again else WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.FAIL if again else WorkflowIDConflictPolicy.USE_EXISTING,
+                memo={REVISION: job.revision} if again else None,
                 static_summary=f"chat with {job.model}",
                 search_attributes=self._search_attributes(job) if self._indexed else None,
                 priority=place_in_queues(job.tenant, job.priority),
@@ -158,11 +161,13 @@ class Intake:
                 rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:
+            if again and not await _has_run(self._client, job):
+                raise TemporalUnavailable("The job's earlier run is still at its end; another one follows") from None
             log.info("job has run already", extra={"action": "job_started_before", "job_id": job.job_id})
         except (RPCError, RuntimeError) as error:
             name = error.status.name if isinstance(error, RPCError) else "not reachable"
             raise TemporalUnavailable(f"Temporal did not start the job ({name}); it will be") from None
-        await self._jobs.acceptance.workflow_started(job.job_id)
+        await self._jobs.acceptance.workflow_started(job.job_id, job.revision)
 
     def _search_attributes(self, job: JobHandle) -> TypedSearchAttributes:
         values = {"ChatStatus": "open", "ChatModel": job.model, "ChatTenant": job.tenant, "ChatReplayOf": job.replay_of}
@@ -206,3 +211,16 @@ class Intake:
         except (RPCError, RuntimeError) as error:
             if not isinstance(error, RPCError) or error.status is not RPCStatusCode.NOT_FOUND:
                 raise TemporalUnavailable from None
+
+
+async def _has_run(client: Client, job: JobHandle) -> bool:
+    """Whether the newest run of a job's workflow is one of this revision, not the one that ended the job before.
+
+    Raises TemporalUnavailable.
+    """
+    try:
+        found = await client.get_workflow_handle(job.job_id).describe(rpc_timeout=RPC_TIMEOUT)
+        revision = await found.memo_value(REVISION, 1, type_hint=int)
+    except (RPCError, RuntimeError):
+        raise TemporalUnavailable from None
+    return found.status is WorkflowExecutionStatus.COMPLETED or revision == job.revision

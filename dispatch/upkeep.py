@@ -12,6 +12,7 @@ from dispatch.sweeper import Sweeper
 from domain.settings import Settings
 from domain.timings import Timings
 from storage.batches.drafts import DraftStore
+from storage.batches.replays import ReplayStore
 from storage.engine.database import Database
 from storage.jobs.store import JobStore
 from storage.webhooks.deliveries import DeliveryStore
@@ -36,6 +37,7 @@ class Upkeep:
         self.first_tries = FirstTries(client, deliveries, try_once, wake)
         self.drafts = DraftStore(database)
         self.batch_runs = batch_runs(settings, database)
+        self.replays = ReplayStore(database)
         self.batches = BatchDispatch(self.batch_runs, self.drafts, client)
         self.sweeper = Sweeper(
             intake=intake,

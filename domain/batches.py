@@ -16,6 +16,7 @@ from chatjobs.contracts import (
     BatchStatus,
     BatchWebhook,
     ChatRequest,
+    JobError,
     validated,
     without_nulls,
 )
@@ -34,13 +35,14 @@ class NewItem:
     """One item of a batch, as it is stored until the batch begins.
 
     ``webhook``: JSON of the target. ``queue_seconds``: set where the request limits its time in the queue.
+    ``request_json`` is None, and ``problem`` the JSON of the error, where the item can only fail.
     """
 
     number: int
     custom_id: str
     job_id: str
     request_id: str
-    request_json: str
+    request_json: str | None
     body_hash: str
     webhook: str | None
     model: str
@@ -48,6 +50,7 @@ class NewItem:
     priority: int
     max_lost: int
     queue_seconds: float | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +78,38 @@ class BatchHandle:
 
 @dataclass(frozen=True, slots=True)
 class OpenItem:
-    """A job of a batch that has not ended. ``suspect``: workers died with it twice, and it brought nothing new."""
+    """A job of a batch that has not ended. ``suspect``: workers died with it twice, and it brought nothing new.
+    ``problem``: it can only fail, with this error."""
 
     job_id: str
     model: str
     suspect: bool = False
+    problem: JobError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BatchWishes:
-    """What was asked of a batch, read from its row."""
+    """What was asked of a batch, read from its row. ``bounded``: it is stopped where too many of its jobs fail."""
 
     paused: bool
     cancelled: bool
     ended: bool
+    bounded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryVerdict:
+    """What became of a replay's canary, the items before number ``end``. ``left``: jobs of it that have not ended, so
+    that there is no verdict yet."""
+
+    end: int
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """What a batch's workflow needs to know of it."""
+    """What a batch's workflow needs to know of it. ``canary``: so many items run before the others; 0: none does, or
+    they have run."""
 
     batch_id: str
     tenant: str
@@ -102,18 +118,25 @@ class BatchPlan:
     lane: str
     deadline: datetime | None
     ended: bool
+    canary: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SealedBatch:
-    """A batch's outcome. ``delivery_id``: the webhook whose first try the workflow run makes. ``left``: jobs that have
-    not ended, so that the batch has not either."""
+    """A batch's outcome. ``delivery_id``: the webhook whose first try the workflow run makes.
+
+    ``left``: jobs that have not ended, so that the batch has not either. ``first``: the number of the first of these
+    items that is the batch's to run; None: they have workflows of their own. ``unprepared``: items have no job yet, or
+    are to be reopened.
+    """
 
     batch_id: str
     tenant: str
     status: BatchStatus
     delivery_id: str | None = None
     left: int = 0
+    first: int | None = None
+    unprepared: bool = False
 
 
 class BatchHash:

@@ -35,6 +35,8 @@ DELIVERY_PREFIX: Final = "whe_"
 """The beginning of a delivery's id."""
 
 RETRY_NOW: Final = "retry_now"
+REVISION: Final = "revision"
+"""In the memo of a run that was started for a job that goes on after its end: the revision of the job."""
 LOOK: Final = "look"
 """The signal by which a batch's workflow looks at what was asked of the batch."""
 STATUS_QUERY: Final = "status"
@@ -59,6 +61,11 @@ def batch_job_id(batch_id: str, number: int) -> str:
 
 def new_schedule_id() -> str:
     return f"schedule_{uuid.uuid4().hex}"
+
+
+def item_number(batch_job_id: str) -> int:
+    """The number of the item that has a job with this id (``batch_job_id``)."""
+    return int(batch_job_id.rpartition("-")[2])
 
 
 def job_id_of_run(workflow_id: str, run_id: str, *, cron: bool) -> str:
@@ -111,6 +118,10 @@ def delivery_workflow_id(delivery: str) -> str:
 
 def status_path(job_id: str) -> str:
     return f"/api/jobs/{job_id}"
+
+
+def replay_path(batch_id: str) -> str:
+    return f"/api/replays/{batch_id}"
 
 
 def batch_path(batch_id: str) -> str:

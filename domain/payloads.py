@@ -27,6 +27,8 @@ class Accepted(WireModel):
 
 class JobRef(WireModel):
     job_id: str
+    reopens: bool = Field(True, exclude_if=lambda reopens: reopens)
+    """Whether the run reopens the job if it has failed: an operator's Reset does, and a second start from outside."""
 
 
 class ScheduledRef(WireModel):
@@ -186,6 +188,8 @@ class PreparedBatch(WireModel):
     lane: Literal["live", "batch"] = "live"
     deadline: Timestamp | None = None
     ended: bool = False
+    canary: int = 0
+    """So many items run before the others; 0: none does, or they have run."""
     indexed: bool = False
     """See Accepted."""
 
@@ -268,14 +272,23 @@ class ResultsReport(WireModel):
     left: int = 0
 
 
+class CanaryReport(WireModel):
+    """The end of a replay's canary, the items before number ``end``. ``left``: jobs of it that have not ended."""
+
+    end: int
+    left: int = 0
+
+
 class BatchSealed(WireModel):
     """A batch's outcome as it stands in storage. ``delivery_id``: the webhook that this run sends first.
 
-    ``left``: jobs that have not ended, so that the batch has not either.
+    ``left``, ``first``, ``unprepared``: see domain.batches.SealedBatch.
     """
 
     batch_id: str
     status: BatchStatus
     left: int = 0
+    first: int | None = None
+    unprepared: bool = False
     delivery_id: str | None = None
     indexed: bool = False

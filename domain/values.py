@@ -47,7 +47,10 @@ class RunRef:
 
 @dataclass(frozen=True, slots=True)
 class JobHandle:
-    """A job that has a row: its identity, and what starting its workflow needs."""
+    """A job that has a row: its identity, and what starting its workflow needs.
+
+    ``revision``: 1, and one more for each time that the job went on after its end.
+    """
 
     job_id: str
     request_id: str
@@ -58,6 +61,7 @@ class JobHandle:
     replay_of: str | None = None
     start_at: datetime | None = None
     """The job waits for this time in storage; a sweeper starts it."""
+    revision: int = 1
     created: bool = False
     """This call inserted the row; False where it was there already."""
 

@@ -11,7 +11,7 @@ from gateway import problems
 from gateway.dependencies import Dependencies
 from gateway.page import files as page
 from gateway.parameters import Parameters
-from gateway.routes import batches, feed, health, jobs, lanes, metrics, schedules, sessions, streams, webhooks
+from gateway.routes import batches, feed, health, jobs, lanes, metrics, replays, schedules, sessions, streams, webhooks
 from gateway.routes.document import described
 from gateway.routes.health import Readiness
 from gateway.routes.metrics import Metrics
@@ -24,6 +24,7 @@ CHECKED = (
     ("Jobs", jobs.router),
     ("Streams", streams.router),
     ("Batches", batches.router),
+    ("Replays", replays.router),
     ("Webhooks", webhooks.router),
     ("Lanes", lanes.router),
     ("Schedules", schedules.router),

@@ -15,6 +15,7 @@ from activities.webhook import WebhookActivities
 from dispatch.batches import BatchDispatch
 from dispatch.intake import Intake
 from dispatch.job_schedules import JobSchedules
+from dispatch.replays import ReplayIntake
 from dispatch.server_knowledge import PrefixRule
 from dispatch.stores import job_store
 from dispatch.temporal import RunLinks, connect
@@ -53,6 +54,7 @@ class BatchParts:
     runs: BatchRunStore
     queries: BatchQueries
     dispatch: BatchDispatch
+    replays: ReplayIntake
     rules: WebhookRules
     progress: ProgressFeeds
 
@@ -159,7 +161,10 @@ async def open_dependencies(
             webhook_tests=WebhookTests(sender, rules, secrets_of),
             intake=intake,
             batches=BatchParts(
-                upkeep.drafts, upkeep.batch_runs, queries, upkeep.batches, rules, ProgressFeeds(queries)
+                *(upkeep.drafts, upkeep.batch_runs, queries, upkeep.batches),
+                replays=ReplayIntake(upkeep.replays, rules),
+                rules=rules,
+                progress=ProgressFeeds(queries),
             ),
             schedules=schedules,
             after_response=after_response,

@@ -37,6 +37,7 @@ STATUSES: Mapping[str, int] = {
     "job_id_conflict": 409,
     "job_finished": 409,
     "job_running": 409,
+    "nothing_to_resume": 409,
     "batch_finished": 409,
     "content_deleted": 410,
     "storage_unavailable": 503,

@@ -18,7 +18,7 @@ from temporalio.common import SearchAttributeKey
 
 from chatjobs.contracts import BatchStatus
 from domain.names import CHAT_BATCH, LOOK
-from domain.payloads import BatchRef, BatchSealed, BatchStart, PreparedBatch, SliceOrder, SliceReport
+from domain.payloads import BatchRef, BatchSealed, BatchStart, CanaryReport, PreparedBatch, SliceOrder, SliceReport
 from workflows import options
 from workflows.batch_lane import BatchLane
 from workflows.inputs import Input, lenient
@@ -74,21 +74,34 @@ class ChatBatch:
             if not lane.done:
                 workflow.continue_as_new(BatchStart(batch_id=order.batch_id, lane=lane))
             answered = not (await shielded(self._seal(ref))).left
-        first = order.position
+        first: int | None = order.position
         while True:
-            if not (batch.ended or answered):
+            if first is not None and not (batch.ended or answered):
                 position = await self._unless_cancelled(ref, self._work(ref, batch, first))
                 if position is not None:
                     workflow.continue_as_new(BatchStart(batch_id=order.batch_id, position=position, lane=lane))
+            if batch.canary and not batch.ended:
+                first = await self._unless_cancelled(ref, self._judge(ref))
+                batch = batch.model_copy(update={"canary": 0}) if first else batch
+                continue
+            looks = self._looks
             sealed = await shielded(self._seal(ref))
             if not sealed.left:
                 break
-            first = 0
             await self._unless_cancelled(ref, workflow.sleep(LEFT_AGAIN))
+            if sealed.unprepared:
+                workflow.continue_as_new(BatchStart(batch_id=order.batch_id))
+            first, answered = sealed.first, False
+            if not has_room():  # a job that was resumed alone runs for long
+                place = batch.total if first is None else first
+                workflow.continue_as_new(BatchStart(batch_id=order.batch_id, position=place, lane=lane))
         if sealed.delivery_id is not None:
             report = await shielded(first_try(sealed.delivery_id, of=order.batch_id))
             outcome = "delivered" if report.delivered else f"not delivered ({report.reason})"
             workflow.set_current_details(f"{sealed.status.value}; webhook: {outcome}")
+        # Who resumes the batch now cannot start another run of its workflow; this one does.
+        if self._looks > looks and not (await shielded(self._prepare(ref))).ended:
+            workflow.continue_as_new(BatchStart(batch_id=order.batch_id))
         if sealed.status is BatchStatus.CANCELLED and workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError
         return sealed
@@ -97,9 +110,19 @@ class ChatBatch:
         batch: PreparedBatch = await workflow.execute_activity_method(
             BatchActivities.prepare_batch, ref, summary="make the jobs", **options.batch_step()
         )
-        if batch.indexed:
+        if batch.indexed and not batch.ended:
             workflow.upsert_search_attributes([STATUS.value_set("open"), TENANT.value_set(batch.tenant)])
         return batch
+
+    async def _judge(self, ref: BatchRef) -> int:
+        """The number of the first item after the canary; 0 if somebody else still runs a part of it."""
+        report: CanaryReport = await workflow.execute_activity_method(
+            BatchActivities.judge_canary, ref, summary="judge the canary", **options.batch_step()
+        )
+        if report.left:
+            await workflow.sleep(LEFT_AGAIN)
+            return 0
+        return report.end
 
     async def _seal(self, ref: BatchRef) -> BatchSealed:
         sealed: BatchSealed = await workflow.execute_local_activity_method(
@@ -111,7 +134,9 @@ class ChatBatch:
         return sealed
 
     async def _work(self, ref: BatchRef, batch: PreparedBatch, position: int) -> int | None:
-        """Work through the items from ``position`` on. Returns where the next run goes on; None at the end."""
+        """Work through the items from ``position`` on, or through those of the canary. Returns where the next run goes
+        on; None at the end."""
+        end = batch.canary or batch.total
         size = min(max(-(-batch.total // PARTS), SMALLEST_PART), LARGEST_PART)
         left: deque[Part] = deque()
         running: dict[asyncio.Task[SliceReport], tuple[Part, int | None, int]] = {}
@@ -119,9 +144,9 @@ class ChatBatch:
         cancelled = paused = False
         while True:
             room = has_room()
-            while places and room and not (cancelled or paused) and (left or position < batch.total):
+            while places and room and not (cancelled or paused) and (left or position < end):
                 if not left:
-                    left.append(Part(position, min(position + size, batch.total)))
+                    left.append(Part(position, min(position + size, end)))
                     position = left[0].end
                 part, share = left.popleft(), places.popleft()
                 running[asyncio.create_task(_run(ref, part, share))] = (part, share, self._looks)
@@ -148,7 +173,7 @@ class ChatBatch:
                 BatchActivities.cancel_rest, ref, summary="cancel what is left", **options.batch_step()
             )
             return None
-        if left or position < batch.total:
+        if left or position < end:
             return min([position, *(part.first for part in left)])
         return None
 

@@ -15,7 +15,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from chatjobs.contracts import ChatResult, JobError, JobOutcome, JobStatus, WorkflowStatus
 from domain.errors import FenceLost
-from domain.names import CHAT_JOB, STATUS_QUERY, job_id_of_run
+from domain.names import CHAT_JOB, REVISION, STATUS_QUERY, job_id_of_run
 from domain.payloads import (
     Accepted,
     DeliveryReport,
@@ -55,6 +55,9 @@ class ChatJob:
         self._cron = bool(info.cron_schedule)
         run_id = info.original_execution_run_id or info.run_id
         self._job_id = job_id_of_run(info.workflow_id, run_id, cron=self._cron)
+        # A run that was started for a resumed job ends with it. If the job has failed again by then, another such run
+        # was started at the same time, and only an operator's Reset of one reopens the job.
+        self._reopens = run_id != info.run_id or workflow.memo_value(REVISION, None) is None
         self._inline = False
         self._status = JobStatus.QUEUED
         self._step: Literal["accepting", "completing", "storing", "notifying", "done"] = "accepting"
@@ -122,7 +125,7 @@ class ChatJob:
                 raise asyncio.CancelledError
             summary = await workflow.execute_activity_method(
                 CompletionActivities.complete_chat,
-                JobRef(job_id=self._job_id),
+                JobRef(job_id=self._job_id, reopens=self._reopens),
                 summary="stream the answer",
                 **options.completion(),
             )

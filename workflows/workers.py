@@ -82,6 +82,7 @@ def build_workers(
             task_queue=BATCHES_QUEUE,
             activities=[
                 *(activities.batches.prepare_batch, activities.batches.run_slice, activities.batches.cancel_rest),
+                activities.batches.judge_canary,
                 activities.scheduled.make_batch,
                 *(
                     activities.lane.send_items,

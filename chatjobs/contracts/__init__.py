@@ -8,7 +8,7 @@ results       Job: its text, usage, error, attempts and deliveries
 events        the events of a job's stream
 lanes         the lanes: their limits, who uses them, what pauses them
 webhooks      the body of a webhook; endpoints, redelivery, the test call
-batches       batches: their items, settings, progress and output
+batches       batches: their items, settings, progress and output; replays of many jobs
 schedules     requests that become a job again and again
 workflow      the argument, the status and the result of the Temporal workflow ChatJob
 parsing       decoded JSON to values of these models, or to a list of problems
@@ -60,6 +60,9 @@ from chatjobs.contracts.batches import (
     OutputError,
     OutputLine,
     OutputResponse,
+    ReplayEstimate,
+    ReplayFilter,
+    ReplayRequest,
 )
 from chatjobs.contracts.events import (
     CancelledEvent,
@@ -300,6 +303,9 @@ __all__ = [  # noqa: RUF022 -- in reading order
     "BatchProgress",
     "BatchOutcome",
     "BatchWebhookEvent",
+    "ReplayFilter",
+    "ReplayRequest",
+    "ReplayEstimate",
     # schedules
     "SCHEDULE_ID",
     "Schedule",

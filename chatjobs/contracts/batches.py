@@ -1,4 +1,4 @@
-"""Batches: many jobs submitted together, their progress and their output.
+"""Batches: many jobs submitted together, their progress and their output; replays, whose jobs are those of a filter.
 
 The lines of items and of output are those of Mistral's and OpenAI's batch files (Mistral's documentation, "Batch
 inference"; OpenAI's API reference, "Batch").
@@ -10,9 +10,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Strict, StringConstraints
 
-from chatjobs.contracts.base import HttpUrl, JsonObject, Many, StrictModel, Timestamp, WireModel
+from chatjobs.contracts.base import (
+    HttpUrl,
+    JobId,
+    JsonObject,
+    Many,
+    Metadata,
+    ModelName,
+    StrictModel,
+    Timestamp,
+    WireModel,
+)
 from chatjobs.contracts.results import JobError, Usage
-from chatjobs.contracts.statuses import BatchEventType, BatchStatus
+from chatjobs.contracts.statuses import BatchEventType, BatchStatus, JobStatus
 
 BATCH_PRIORITY = 4
 """The priority of a batch's jobs that give none: single jobs go first."""
@@ -48,12 +58,16 @@ class BatchWebhook(WireModel):
     events: Many[Annotated[BatchEventType, Strict(False)]] = tuple(BatchEventType)
 
 
+BatchName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Concurrency = Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)]
+
+
 class BatchSettings(WireModel):
     """What is said of a whole batch: the fields beside ``items``, or the query parameters of an NDJSON upload."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    name: BatchName | None = None
     webhook: Annotated[BatchWebhook, BeforeValidator(_address)] | None = None
-    concurrency: Annotated[int, Field(ge=1, le=MAX_CONCURRENCY)] | None = None
+    concurrency: Concurrency | None = None
     """Most items that run at once, over all workers; None is as many as the workers have places for."""
     lane: Literal["live", "batch"] = "live"
     """``live``: calls of the model as for every job. ``batch``: Mistral's batch API, at half the price."""
@@ -68,6 +82,54 @@ class BatchRequest(BatchSettings):
 
     items: Many[BatchItem]
     """At least one."""
+
+
+class ReplayFilter(WireModel):
+    """The jobs that a replay asks for again: those that have ended, and match all that is given."""
+
+    status: Annotated[JobStatus, Strict(False)] | None = None
+    """A terminal one."""
+    error_code: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    model: ModelName | None = None
+    metadata: Metadata = Field({})
+    """All of these pairs."""
+    since: Timestamp | None = None
+    """Accepted at this time or later."""
+    until: Timestamp | None = None
+    """Accepted before this time."""
+    batch_id: JobId | None = None
+
+
+class ReplayRequest(WireModel):
+    """The body of ``POST /api/replays``."""
+
+    filter: ReplayFilter
+    """At least one field."""
+    dry_run: bool = False
+    """Only say what would be replayed."""
+    canary: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """So many jobs run first, and the others only if few enough of these fail."""
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The part of the canary, and then of the jobs that ended last, that may fail; above it the replay is stopped.
+    With a canary 0.5, unless given."""
+    overrides: JsonObject = Field({})
+    """Fields of a request that change, as in ``POST /api/jobs/{jobId}/replay``; null unsets one."""
+    name: BatchName | None = None
+    webhook: Annotated[BatchWebhook, BeforeValidator(_address)] | None = None
+    concurrency: Concurrency | None = None
+
+
+class ReplayEstimate(WireModel):
+    """The answer to a dry run: what a replay with this filter would do now."""
+
+    count: int
+    """Jobs that would be replayed."""
+    skipped: int
+    """Jobs of the filter that cannot be: they were deleted, or their request was not kept."""
+    estimated_tokens: int | None = None
+    """The tokens of their first runs; one that used none counts as the mean of the others. None: all used none."""
+    first_job_ids: Many[str]
+    """The first ones, in the order of the replay: the oldest first."""
 
 
 class BatchCounts(WireModel):
@@ -90,6 +152,10 @@ class BatchAccepted(WireModel):
     events_url: str
     output_url: str
     errors_url: str
+
+
+def _absent(value: Any) -> bool:
+    return value is None
 
 
 class Batch(WireModel):
@@ -122,6 +188,17 @@ class Batch(WireModel):
     """The number of failed jobs by the code of their error."""
     temporal_url: str | None = None
     """The batch's workflow in the Temporal UI."""
+    kind: Literal["batch", "replay"] = "batch"
+    """The items of a ``replay`` come from a filter. The fields after this one are a replay's alone."""
+    filter: ReplayFilter | None = Field(None, exclude_if=_absent)
+    overrides: JsonObject | None = Field(None, exclude_if=_absent)
+    canary: int | None = Field(None, exclude_if=_absent)
+    max_error_rate: float | None = Field(None, exclude_if=_absent)
+    phase: Literal["canary", "rest"] | None = Field(None, exclude_if=_absent)
+    stopped: str | None = Field(None, exclude_if=_absent)
+    """Why the replay was stopped: too many of its jobs failed."""
+    skipped: int | None = Field(None, exclude_if=_absent)
+    """Jobs of the filter that were left out: they were deleted, or their request was not kept."""
 
 
 class BatchPage(WireModel):

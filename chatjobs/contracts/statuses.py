@@ -9,7 +9,7 @@ class JobStatus(StrEnum):
     """The status of a job, the same word on every interface."""
 
     QUEUED = "queued"
-    """Accepted and durable; no attempt has begun."""
+    """Accepted and durable; no attempt has begun, or none since the job was resumed."""
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
     """The model ended its answer, or called tools."""

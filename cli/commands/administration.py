@@ -44,9 +44,25 @@ def pause(
 
 
 @app.command()
-def resume(lane: OneLane = None, tenant: OneTenant = None, as_json: AsJson = False) -> int:
-    """End a pause. The jobs that wait start at once, at their lane's pace."""
-    return running.with_pauses(lambda pauses: pauses.resume(lane, tenant), as_json=as_json)
+def resume(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="The id of a job that has ended.")] = None,
+    lane: OneLane = None,
+    tenant: OneTenant = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the job's end; the exit code is its outcome.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Let a job that failed or was cancelled go on from its text; without a JOB, end a pause.
+
+    It is the same job: its readers go on, and its next outcome has a webhook of its own. After a pause the jobs that
+    wait start at once, at their lane's pace.
+    """
+    if job is None:
+        if wait:
+            raise typer.BadParameter("--wait goes with a job")
+        return running.with_pauses(lambda pauses: pauses.resume(lane, tenant), as_json=as_json)
+    if lane or tenant:
+        raise typer.BadParameter("--lane and --tenant name a pause; leave the job out")
+    return running.with_service(lambda service: service.resume(job, wait=wait), as_json=as_json, runs=True)
 
 
 @keys_app.command("add")

@@ -159,20 +159,57 @@ def delete(job: JobId, as_json: AsJson = False) -> int:
 
 @app.command()
 def replay(
-    job: JobId,
-    model: Model = None,
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="The id of a job; without it, a filter.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With a JOB, the new one's model. Without: only jobs of this model.")
+    ] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     callback: Callback = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=JSON", help="Change any field; null unsets; repeatable.")
     ] = None,
+    status: Annotated[Status | None, typer.Option(metavar="STATUS", help="Only jobs that ended so.")] = None,
+    error_code: Annotated[str | None, typer.Option(help="Only jobs that failed with this code.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only these; repeatable.")] = None,
+    batch: Annotated[str | None, typer.Option(metavar="BATCH", help="Only jobs of this batch.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="A time (2026-01-31T12:00Z), or how long ago: 90s, 30m, 2h, 7d.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="The same, for the end.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replayed.")] = False,
+    canary: Annotated[int | None, typer.Option(help="So many jobs first; the rest if few enough of them fail.")] = None,
+    max_error_rate: Annotated[
+        float | None, typer.Option(help="Stop if more of them fail, from 0 to 1; with --canary 0.5.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the replay in lists.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before many jobs start.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the exit code tells the outcome.")] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Start a new job with a job's request; print its id."""
-    overrides = arguments.fields(model, max_tokens, temperature, callback, None) | arguments.changes(changes)
-    return running.with_service(lambda service: service.replay(job, overrides, wait=wait), as_json=as_json, runs=True)
+    """Start a new job with a job's request, or one for each job that matches a filter; print the new id.
+
+    starter.py replay --status failed --since 2h --dry-run says what a replay of many would do.
+    """
+    chosen = {"status": status, "errorCode": error_code, "batchId": batch, "metadata": arguments.pairs(metadata)}
+    chosen |= {"since": arguments.time_text(since, "--since"), "until": arguments.time_text(until, "--until")}
+    many = {"dryRun": dry_run, "canary": canary, "maxErrorRate": max_error_rate, "name": name, "yes": yes}
+    if job is not None:
+        if any(value not in (None, {}, False) for value in (chosen | many).values()):
+            raise typer.BadParameter("a filter, and what goes with it, takes the place of JOB: give one of them")
+        overrides = arguments.fields(model, max_tokens, temperature, callback, None) | arguments.changes(changes)
+        return running.with_service(
+            lambda service: service.replay(job, overrides, wait=wait), as_json=as_json, runs=True
+        )
+    chosen = {key: value for key, value in (chosen | {"model": model}).items() if value not in (None, {})}
+    if not chosen:
+        raise typer.BadParameter("give a JOB, or a filter such as --status failed --since 2h")
+    overrides = arguments.fields(None, max_tokens, temperature, callback, None) | arguments.changes(changes)
+    body = {"filter": chosen, "overrides": overrides, "canary": canary, "maxErrorRate": max_error_rate, "name": name}
+    body = {key: value for key, value in body.items() if value not in (None, {})}
+    return running.with_replays(
+        lambda replays: replays.replay(body, dry_run=dry_run, yes=yes, wait=wait), as_json=as_json
+    )
 
 
 @app.command()

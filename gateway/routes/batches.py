@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Header, Query
@@ -170,28 +171,44 @@ async def list_batches(
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
     cursor: str | None = None,
 ) -> Response:
-    """List batches, newest first."""
+    """List batches, newest first, replays among them."""
+    return await listed(here, caller, None, status=status, since=since, limit=limit, cursor=cursor)
+
+
+async def listed(
+    here: Dependencies,
+    caller: Identity,
+    kind: Literal["replay"] | None,
+    *,
+    status: BatchStatus | None,
+    since: datetime | None,
+    limit: int,
+    cursor: str | None,
+) -> Response:
+    """A page of batches, or of those of one kind."""
     found = await here.batches.queries.list(
         tenant=caller.tenant,
+        kind=kind,
         status=status,
         since=since,
         before=BatchCursor(*read_cursor(cursor)) if cursor else None,
         limit=limit + 1,
     )
-    page = tuple(_with_url(here, one) for one in found[:limit])
+    page = tuple(with_url(here, one) for one in found[:limit])
     more = len(found) > limit
     next_cursor = cursor_text(micros(page[-1].created_at), page[-1].batch_id) if more else None
     return json_answer(BatchPage(batches=page, next_cursor=next_cursor))
 
 
-def _with_url(here: Dependencies, batch: Batch) -> Batch:
+def with_url(here: Dependencies, batch: Batch) -> Batch:
+    """The batch, with the link to its workflow."""
     return batch.model_copy(update={"temporal_url": here.links.of(RunRef(batch.batch_id))})
 
 
 @router.get("/batches/{batch_id}", response_model=Batch)
 async def show(batch_id: str, here: Here, caller: Caller) -> Response:
     """One batch: its state, counts, usage, pace and expected end."""
-    return json_answer(_with_url(here, await here.batches.queries.get(batch_id, caller.tenant)))
+    return json_answer(with_url(here, await here.batches.queries.get(batch_id, caller.tenant)))
 
 
 @router.post("/batches/{batch_id}/pause", status_code=202, response_model=BatchAccepted)
@@ -202,7 +219,8 @@ async def pause(batch_id: str, here: Here, caller: Caller) -> Response:
 
 @router.post("/batches/{batch_id}/resume", status_code=202, response_model=BatchAccepted)
 async def resume(batch_id: str, here: Here, caller: Caller) -> Response:
-    """Let items begin again."""
+    """Let the items of a paused batch begin again; of one that has ended, those without an answer go on, and the batch
+    ends once more."""
     batch = await here.batches.runs.resume(batch_id, caller.tenant)
     here.after_response.soon(lambda: here.batches.dispatch.start(batch.batch_id))
     return json_answer(_links(batch), 202)

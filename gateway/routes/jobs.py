@@ -1,4 +1,4 @@
-"""Jobs: accept, read, list, cancel, delete, replay."""
+"""Jobs: accept, read, list, cancel, delete, replay, resume."""
 
 from __future__ import annotations
 
@@ -273,3 +273,12 @@ async def replay(
     accepted = await here.intake.replay(job_id, tenant=caller.tenant, overrides=body, idempotency_key=key)
     _have_started(request, here, accepted)
     return json_answer(_links(here, accepted), 202, _headers(accepted))
+
+
+@router.post("/jobs/{job_id}/resume", status_code=202, response_model=JobAccepted)
+async def resume(job_id: str, here: Here, caller: Caller) -> Response:
+    """Let a job that failed or was cancelled go on from its text: the same job, with the same readers. Its next outcome
+    has a webhook of its own. A job without text can only be replayed."""
+    resumed = await here.jobs.seals.resume(job_id, caller.tenant)
+    here.after_response.soon(lambda: here.intake.start(resumed))
+    return json_answer(_links(here, resumed), 202, {"Location": status_path(job_id)})

@@ -84,7 +84,7 @@ class DraftStore:
             if not touched.rowcount:
                 raise StorageUnavailable("The upload was given up; send it again")
             await connection.execute(REQUESTS, [{"job_id": item.job_id, "body": item.request_json} for item in items])
-            await connection.execute(ITEMS, [_row(batch_id, item) for item in items])
+            await connection.execute(ITEMS, [item_row(batch_id, item) for item in items])
 
     async def publish(self, batch: NewBatch) -> BatchHandle:
         """Make a draft with all its items a batch, durably; from now on it is seen, and begins.
@@ -102,7 +102,8 @@ class DraftStore:
     @retried
     async def _publish(self, batch: NewBatch) -> BatchHandle:
         async with self._database.write() as connection:
-            if batch.idempotency_key is not None and (found := await _existing(connection, batch)):
+            found = await existing(connection, batch.tenant, batch.idempotency_key, batch.body_hash)
+            if found is not None:
                 return found
             settings, time = batch.settings, micros(now())
             changed = await connection.execute(
@@ -130,7 +131,7 @@ class DraftStore:
     async def existing(self, batch: NewBatch) -> BatchHandle | None:
         """The tenant's batch with the same idempotency key. Raises IdempotencyMismatch."""
         async with self._database.single() as connection:
-            return await _existing(connection, batch)
+            return await existing(connection, batch.tenant, batch.idempotency_key, batch.body_hash)
 
     async def discard(self, batch_id: str) -> None:
         """Delete a draft and its items, in steps; what is no draft stays. Raises StorageError."""
@@ -164,16 +165,19 @@ class DraftStore:
         return len(found)
 
 
-async def _existing(connection: AsyncConnection, batch: NewBatch) -> BatchHandle | None:
-    row = (await connection.execute(BY_KEY, {"owner": batch.tenant, "given": batch.idempotency_key})).first()
+async def existing(connection: AsyncConnection, tenant: str, key: str | None, body_hash: str) -> BatchHandle | None:
+    """The tenant's batch with an idempotency key. Raises IdempotencyMismatch if it was made for another request."""
+    if key is None:
+        return None
+    row = (await connection.execute(BY_KEY, {"owner": tenant, "given": key})).first()
     if row is None:
         return None
-    if row.body_hash != batch.body_hash:
+    if row.body_hash != body_hash:
         raise IdempotencyMismatch
     return BatchHandle(row.id, row.tenant, BatchStatus(row.status))
 
 
-def _row(batch_id: str, item: NewItem) -> dict[str, Any]:
+def item_row(batch_id: str, item: NewItem) -> dict[str, Any]:
     return {
         "batch_id": batch_id,
         "number": item.number,
@@ -186,5 +190,6 @@ def _row(batch_id: str, item: NewItem) -> dict[str, Any]:
         "metadata": clean_json(dict(item.metadata)) if item.metadata else {},
         "priority": item.priority,
         "max_lost": item.max_lost,
+        "problem": item.problem,
         "queue_time": None if item.queue_seconds is None else round(item.queue_seconds * 1_000_000),
     }

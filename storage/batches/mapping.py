@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Row
 
-from chatjobs.contracts import Batch, BatchCounts, BatchProgress, BatchStatus, JobError, Usage
+from chatjobs.contracts import Batch, BatchCounts, BatchProgress, BatchStatus, JobError, ReplayFilter, Usage
+from domain.replays import ERROR_RATE
 from storage.batches.tally import BatchTally
 from storage.engine.schema import micros, moment, now
 
@@ -36,7 +38,23 @@ def batch(row: Row[Any], running: int) -> Batch:
         lane=row.lane,
         deadline=_moment(row.deadline),
         errors_by_code=dict(sorted(tally.errors.items(), key=lambda item: (-item[1], item[0]))),
+        **(_replay(row) if row.kind == "replay" else {}),
     )
+
+
+def _replay(row: Row[Any]) -> dict[str, Any]:
+    """The fields that only a replay has."""
+    error = JobError.model_validate_json(row.error) if row.error else None
+    return {
+        "kind": row.kind,
+        "filter": ReplayFilter.model_validate_json(row.filter),
+        "overrides": json.loads(row.overrides),
+        "canary": row.canary,
+        "max_error_rate": row.max_error_rate,
+        "phase": row.phase,
+        "stopped": error.message if error is not None and error.code == ERROR_RATE else None,
+        "skipped": row.skipped,
+    }
 
 
 def _state(row: Row[Any], tally: BatchTally, running: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import bindparam, func, select, tuple_
 
@@ -14,6 +14,7 @@ from domain.text import clean
 from storage.batches import mapping
 from storage.batches.drafts import DRAFT
 from storage.batches.runs import BY_ID
+from storage.batches.tally import BatchTally
 from storage.engine.database import Database
 from storage.engine.schema import batch_items, batches, jobs, micros, results
 from storage.jobs import mapping as job_mapping
@@ -73,9 +74,11 @@ class BatchQueries:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get(self, batch_id: str, tenant: str | None = None) -> Batch:
-        """A batch. Raises BatchNotFound."""
+    async def get(self, batch_id: str, tenant: str | None = None, *, kind: Literal["replay"] | None = None) -> Batch:
+        """A batch, or only one of a kind. Raises BatchNotFound."""
         row, running = await self._read(batch_id, tenant)
+        if kind not in (None, row.kind):
+            raise BatchNotFound
         return mapping.batch(row, running)
 
     async def progress(self, batch_id: str) -> BatchProgress:
@@ -89,7 +92,7 @@ class BatchQueries:
             if row is None or tenant not in (None, row.tenant):
                 raise BatchNotFound
             running = 0
-            if row.completed_at is None:
+            if _has_open(row):
                 found = (await connection.execute(RUNNING, {"keys": [row.id]})).first()
                 running = found[1] if found else 0
         return row, running
@@ -98,6 +101,7 @@ class BatchQueries:
         self,
         *,
         tenant: str | None = None,
+        kind: Literal["replay"] | None = None,
         status: BatchStatus | None = None,
         since: datetime | None = None,
         before: BatchCursor | None = None,
@@ -108,6 +112,8 @@ class BatchQueries:
         query = query.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
         if tenant is not None:
             query = query.where(batches.c.tenant == tenant)
+        if kind is not None:
+            query = query.where(batches.c.kind == kind)
         if status is not None:
             query = query.where(batches.c.status == status.value)
         if since is not None:
@@ -116,7 +122,7 @@ class BatchQueries:
             query = query.where(tuple_(batches.c.created_at, batches.c.id) < tuple_(*before))
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-            still_open = [row.id for row in rows if row.completed_at is None]
+            still_open = [row.id for row in rows if _has_open(row)]
             found = (await connection.execute(RUNNING, {"keys": still_open})).all() if still_open else []
         running: dict[str, int] = dict(tuple(row) for row in found)
         return [mapping.batch(row, running.get(row.id, 0)) for row in rows]
@@ -135,6 +141,11 @@ class BatchQueries:
                 rows = (await connection.execute(ITEMS, {**values, "last": last})).all()
             yield [OutputItem(row.custom_id, _result(row)) for row in rows]
             first = last + 1
+
+
+def _has_open(row: Any) -> bool:
+    """Whether jobs of a batch have not ended: also after the batch's end, if one of them was resumed."""
+    return row.completed_at is None or BatchTally.read(row.tally).ended < row.total
 
 
 def _result(row: Any) -> ChatResult:

@@ -8,16 +8,16 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, func, insert, literal, or_, select, update
+from sqlalchemy import Row, and_, bindparam, case, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import BatchEventType, BatchStatus, BatchWebhook, JobError, JobStatus, rfc3339
 from chatjobs.errors import BatchFinished, BatchNotFound
 from domain.batches import BatchHandle, BatchPlan, BatchWishes, OpenItem, SealedBatch
-from domain.names import delivery_id
+from domain.names import delivery_id, item_number
 from domain.payloads import Ending
 from domain.text import clean
-from storage.batches import mapping
+from storage.batches import mapping, reopening
 from storage.batches.drafts import DRAFT
 from storage.engine.database import Database, retried
 from storage.engine.schema import batch_items, batches, deliveries, jobs, micros, moment, now
@@ -43,7 +43,7 @@ OPEN_BATCHES = (
 )
 WISHES = select(batches).where(batches.c.id.in_(bindparam("keys", expanding=True)))
 OPEN_ITEMS = (
-    select(jobs.c.id, jobs.c.model, jobs.c.attempt, jobs.c.position)
+    select(jobs.c.id, jobs.c.model, jobs.c.attempt, jobs.c.position, batch_items.c.problem)
     .select_from(batch_items.join(jobs, jobs.c.id == batch_items.c.job_id))
     .where(
         batch_items.c.batch_id == bindparam("key"),
@@ -63,8 +63,9 @@ UNCONFIRMED = (
 OPEN_STATUSES = [status.value for status in JobStatus if not status.terminal]
 IN_BATCH = jobs.c.batch_id == bindparam("key")
 COUNT_OPEN = select(func.count()).select_from(jobs).where(IN_BATCH, jobs.c.status.in_(OPEN_STATUSES))
+FIRST_OPEN = select(func.min(jobs.c.id)).where(IN_BATCH, jobs.c.status.in_(OPEN_STATUSES), jobs.c.batched)
 WAITING = select(jobs.c.id).where(IN_BATCH, jobs.c.status == JobStatus.QUEUED.value).limit(CANCELLED_AT_ONCE)
-RUNNING = select(jobs.c.id).where(IN_BATCH, jobs.c.status == JobStatus.IN_PROGRESS.value, jobs.c.batched)
+RUNNING = select(jobs.c.id).where(IN_BATCH, jobs.c.status == JobStatus.IN_PROGRESS.value)
 ASK_RUNNING = (
     update(jobs)
     .where(jobs.c.id.in_(RUNNING), jobs.c.completed_at.is_(None), jobs.c.cancel_requested_at.is_(None))
@@ -94,6 +95,7 @@ def _item_jobs() -> Any:
         jobs.c.workflow_started_at: batch.created_at,
         jobs.c.progressed_at: batch.created_at,
         jobs.c.queue_until: batch.created_at + item.queue_time,
+        jobs.c.replay_of: case((batch.kind == "replay", item.custom_id)),
         jobs.c.fence: literal(0),
         jobs.c.epoch: literal(1),
         jobs.c.position: literal(0),
@@ -128,7 +130,7 @@ class BatchRunStore:
     async def plan(self, batch_id: str) -> BatchPlan:
         """What the workflow needs to know. Raises BatchNotFound."""
         async with self._database.single() as connection:
-            row = await _row(connection, batch_id)
+            row = await batch_row(connection, batch_id)
         return BatchPlan(
             batch_id=row.id,
             tenant=row.tenant,
@@ -137,13 +139,14 @@ class BatchRunStore:
             lane=row.lane,
             deadline=None if row.deadline is None else moment(row.deadline),
             ended=row.completed_at is not None,
+            canary=min(row.canary, row.total) if row.phase == "canary" else 0,
         )
 
     @retried
     async def prepare(self, batch_id: str) -> bool:
         """Make the jobs of some items, the next in order. Returns whether others are left. Raises BatchNotFound."""
         async with self._database.write("fast") as connection:
-            row = await _row(connection, batch_id, lock=True)
+            row = await batch_row(connection, batch_id, lock=True)
             end = min(row.prepared + PREPARED_AT_ONCE, row.total)
             if end > row.prepared:
                 await connection.execute(ITEM_JOBS, {"key": batch_id, "first": row.prepared, "end": end})
@@ -156,13 +159,13 @@ class BatchRunStore:
         async with self._database.single() as connection:
             values = {"key": batch_id, "first": first, "end": end}
             rows = (await connection.execute(OPEN_ITEMS, values)).all()
-            return [OpenItem(row.id, row.model, await _is_suspect(connection, row)) for row in rows]
+            return [await _open_item(connection, row) for row in rows]
 
     @retried
     async def begin(self, batch_id: str) -> None:
         """Record that the first items begin, or will once a pause ends."""
         async with self._database.write("fast") as connection:
-            row = await _row(connection, batch_id, lock=True)
+            row = await batch_row(connection, batch_id, lock=True)
             if row.completed_at is None and row.started_at is None:
                 time = micros(now())
                 status = BatchStatus.IN_PROGRESS if row.status == BatchStatus.QUEUED.value else BatchStatus(row.status)
@@ -180,6 +183,7 @@ class BatchRunStore:
                 paused=row.paused_at is not None,
                 cancelled=row.cancel_requested_at is not None,
                 ended=row.completed_at is not None,
+                bounded=row.max_error_rate is not None,
             )
             for row in rows
         }
@@ -188,7 +192,7 @@ class BatchRunStore:
     async def pause(self, batch_id: str, tenant: str | None = None) -> BatchHandle:
         """Let no further item begin, durably. Raises BatchNotFound, BatchFinished."""
         async with self._database.write() as connection:
-            row = _running(await _row(connection, batch_id, tenant, lock=True))
+            row = _running(await batch_row(connection, batch_id, tenant, lock=True))
             if row.paused_at is None and row.cancel_requested_at is None:
                 changes = {"paused_at": micros(now()), "status": BatchStatus.PAUSED.value}
                 await connection.execute(CHANGED, {"key": row.id, **changes})
@@ -197,15 +201,33 @@ class BatchRunStore:
 
     @retried
     async def resume(self, batch_id: str, tenant: str | None = None) -> BatchHandle:
-        """Let items begin again, durably. Raises BatchNotFound, BatchFinished."""
+        """Let the items of a paused batch begin again, durably. Of one that has ended, those without an answer go on:
+        ``reopen`` reopens them.
+
+        Raises BatchNotFound, and BatchFinished if nothing is left to do.
+        """
         async with self._database.write() as connection:
-            row = _running(await _row(connection, batch_id, tenant, lock=True))
+            row = await batch_row(connection, batch_id, tenant, lock=True)
             status = BatchStatus.QUEUED if row.started_at is None else BatchStatus.IN_PROGRESS
-            if row.paused_at is not None:
+            if row.completed_at is not None:
+                if row.gather_after is None and not await reopening.anything_left(connection, row.id):
+                    raise BatchFinished("The batch has ended, and no item of it is without an answer")
+                status = BatchStatus.IN_PROGRESS
+                changes = {"progressed_at": micros(now()), **reopening.open_again(row)}
+                await connection.execute(CHANGED, {"key": row.id, **changes})
+                await self._database.hint(connection)
+            elif row.paused_at is not None:
                 changes = {"paused_at": None, "status": status.value, "workflow_started_at": None}
                 await connection.execute(CHANGED, {"key": row.id, "progressed_at": micros(now()), **changes})
                 await self._database.hint(connection)
         return BatchHandle(row.id, row.tenant, status)
+
+    @retried
+    async def reopen(self, batch_id: str) -> bool:
+        """Reopen some items of a batch that was resumed after its end, the next in order. Returns whether others are
+        left. Raises BatchNotFound."""
+        async with self._database.write("fast") as connection:
+            return await reopening.reopen_some(connection, await batch_row(connection, batch_id))
 
     @retried
     async def cancel(self, batch_id: str, tenant: str | None = None, *, error: JobError | None = None) -> BatchHandle:
@@ -215,23 +237,12 @@ class BatchRunStore:
         failed.
         """
         async with self._database.write() as connection:
-            row = await _row(connection, batch_id, tenant, lock=True)
+            row = await batch_row(connection, batch_id, tenant, lock=True)
             if row.status == BatchStatus.CANCELLED.value:
                 return BatchHandle(row.id, row.tenant, BatchStatus.CANCELLED)
             _running(row)
             if row.cancel_requested_at is None:
-                time = micros(now())
-                changes = {
-                    "cancel_requested_at": time,
-                    "error": error.model_dump_json() if error else None,
-                    "paused_at": None,
-                    "workflow_started_at": None,
-                    "status": BatchStatus.IN_PROGRESS.value,
-                    "started_at": row.started_at or time,
-                    "progressed_at": time,
-                }
-                await connection.execute(CHANGED, {"key": row.id, **changes})
-                await connection.execute(ASK_RUNNING, {"key": row.id, "time": time})
+                await request_cancel(connection, row, error)
                 await self._database.hint(connection)
         return BatchHandle(row.id, row.tenant, BatchStatus.IN_PROGRESS)
 
@@ -298,11 +309,10 @@ class BatchRunStore:
         a sweeper does. Raises BatchNotFound.
         """
         async with self._database.write() as connection:
-            row = await _row(connection, batch_id, lock=True)
+            row = await batch_row(connection, batch_id, lock=True)
             if row.completed_at is None:
-                left = row.total - row.prepared + int(await connection.scalar(COUNT_OPEN, {"key": batch_id}) or 0)
-                if left:
-                    return SealedBatch(row.id, row.tenant, BatchStatus(row.status), left=left)
+                if (waits := await _what_is_left(connection, row)) is not None:
+                    return waits
                 row = await self._seal(connection, row, run_id)
                 await self._database.hint(connection)
         delivery = await self._delivery_of(row, run_id)
@@ -321,9 +331,10 @@ class BatchRunStore:
             "started_at": row.started_at or time,
             "workflow_started_at": row.workflow_started_at or time,
             "sealed_by": run_id,
+            "reopened": None,
         }
         await connection.execute(CHANGED, {"key": row.id, **changes})
-        row = await _row(connection, row.id)
+        row = await batch_row(connection, row.id)
         await self._store_delivery(connection, row, time, run_id)
         return row
 
@@ -400,17 +411,56 @@ class BatchRunStore:
             await connection.execute(update(batches).where(those).values(progressed_at=micros(now() + ahead)))
 
 
+async def _open_item(connection: AsyncConnection, row: Any) -> OpenItem:
+    problem = JobError.model_validate_json(row.problem) if row.problem else None
+    return OpenItem(row.id, row.model, await _is_suspect(connection, row), problem)
+
+
 async def _is_suspect(connection: AsyncConnection, row: Any) -> bool:
     return row.attempt >= SUSPECT_AFTER and await lost_in_a_row(connection, row) >= SUSPECT_AFTER
 
 
-async def _row(
+async def batch_row(
     connection: AsyncConnection, batch_id: str, tenant: str | None = None, *, lock: bool = False
 ) -> Row[Any]:
     row = (await connection.execute(LOCKED if lock else BY_ID, {"key": clean(batch_id)})).first()
     if row is None or tenant not in (None, row.tenant):
         raise BatchNotFound
     return row
+
+
+async def request_cancel(connection: AsyncConnection, row: Row[Any], error: JobError | None = None) -> None:
+    """Request the end of all items of a locked batch that have not ended; with an ``error`` it ends as failed."""
+    time = micros(now())
+    changes = {
+        "cancel_requested_at": time,
+        "error": error.model_dump_json() if error else None,
+        "paused_at": None,
+        "workflow_started_at": None,
+        "status": BatchStatus.IN_PROGRESS.value,
+        "started_at": row.started_at or time,
+        "progressed_at": time,
+    }
+    await connection.execute(CHANGED, {"key": row.id, **changes})
+    await connection.execute(ASK_RUNNING, {"key": row.id, "time": time})
+
+
+async def _what_is_left(connection: AsyncConnection, row: Row[Any]) -> SealedBatch | None:
+    """Why a batch cannot end yet; None if it can. What a cancelled one has not prepared is left as it is."""
+    missing = row.total - row.prepared
+    goes_on = row.cancel_requested_at is None and (row.reopened is not None or row.gather_after is not None)
+    left = missing + int(await connection.scalar(COUNT_OPEN, {"key": row.id}) or 0)
+    if not (left or goes_on):
+        return None
+    first = await connection.scalar(FIRST_OPEN, {"key": row.id})
+    return SealedBatch(
+        batch_id=row.id,
+        tenant=row.tenant,
+        status=BatchStatus(row.status),
+        left=max(left, 1),
+        first=None if first is None else item_number(first),
+        unprepared=missing > 0 or goes_on,
+    )
 
 
 def _running(row: Row[Any]) -> Row[Any]:

@@ -98,6 +98,9 @@ jobs = Table(
     Column("batched", Boolean, nullable=False, server_default=false()),  # its batch runs it; it has no workflow
     Column("start_at", BigInteger),  # the request's startAt: no workflow is started before, and no model called
     Column("schedule_id", String(64)),  # the schedule that made it
+    # The run whose history has the request, where that is no longer the job's run.
+    Column("inline_workflow_id", String(160)),
+    Column("inline_run_id", String(64)),
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
     # No column that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
     postgresql_with={"fillfactor": "70"},
@@ -285,7 +288,8 @@ attempts = Table(
     Column("tokens_before", BigInteger, nullable=False),  # the epoch's token count when it began
     Column("position", BigInteger),  # the transcript's when it ended
     Column("message", Text),  # why it failed, for people
-    Column("excused", Boolean, nullable=False, server_default=false()),  # the lane's outage, or a freeze, ended it
+    # The lane's outage or a freeze ended it, or the job was resumed after it: it does not count as a failure.
+    Column("excused", Boolean, nullable=False, server_default=false()),
     Column("lane", String(128)),  # of its call
     Column("worker", String(32)),  # that makes the call: a lease in worker_leases
 )
@@ -465,6 +469,19 @@ batches = Table(
     Column("sealed_by", String(64)),  # the run that ended it; "": none did
     Column("error", Text),
     Column("schedule_id", String(64)),  # the schedule that made it
+    # After a resume: the items before this number that had no answer are open again; NULL: nothing is to be reopened.
+    Column("reopened", Integer),
+    Column("kind", String(16), nullable=False, server_default="batch"),
+    # Of a replay (storage/batches/replays.py).
+    Column("filter", Text),  # JSON: the jobs that are replayed
+    Column("overrides", Text),  # JSON: the fields of their requests that change
+    Column("canary", Integer),
+    Column("max_error_rate", Float),
+    Column("phase", String(8)),
+    Column("judged", Text),  # JSON: [number of its first item, jobs that failed, jobs that ended] of the last parts
+    # JSON: (created_at, id) of the last job of the filter that was looked at; NULL once all have their items.
+    Column("gather_after", Text),
+    Column("skipped", Integer, nullable=False, server_default="0"),  # jobs of the filter whose request is gone
     UniqueConstraint("tenant", "idempotency_key", name="batches_idempotency"),
 )
 Index(
@@ -499,6 +516,7 @@ batch_items = Table(
     Column("priority", SmallInteger, nullable=False),
     Column("max_lost", SmallInteger, nullable=False),
     Column("queue_time", BigInteger),  # microseconds that it may wait, if its request says so
+    Column("problem", Text),  # JSON: the error of an item that can only fail
     UniqueConstraint("batch_id", "custom_id", name="batch_items_custom_id"),
     sqlite_with_rowid=False,
 )

@@ -28,6 +28,7 @@ EXISTING = select(jobs).where(or_(SAME_KEY, jobs.c.id == bindparam("id_of")))
 STARTED = (
     update(jobs)
     .where(jobs.c.id.in_(bindparam("keys", expanding=True)), jobs.c.workflow_started_at.is_(None))
+    .where(jobs.c.revision == bindparam("its_revision"))
     .values(workflow_started_at=bindparam("time"))
 )
 
@@ -38,7 +39,7 @@ class AcceptStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._new: Group[tuple[NewJob, int], JobHandle] = Group(self._insert_all)
-        self._begun: Group[str, None] = Group(self._mark_all)
+        self._begun: Group[tuple[str, int], None] = Group(self._mark_all)
 
     async def accept(self, job: NewJob) -> JobHandle:
         """Insert a job, durably. A job whose idempotency key is there already, or whose id is, where it comes from its
@@ -49,10 +50,11 @@ class AcceptStore:
         self._database.not_writing()
         return await self._new.add((job, micros(now())), weight=len(job.request_json or ""))
 
-    async def workflow_started(self, job_id: str) -> None:
-        """Record that a job's workflow runs, so that no sweeper starts it. Raises StorageError."""
+    async def workflow_started(self, job_id: str, revision: int = 1) -> None:
+        """Record that a job's workflow runs, so that no sweeper starts it. A job that has ended and goes on since is
+        of another revision, and is left as it is. Raises StorageError."""
         self._database.not_writing()
-        await self._begun.add(job_id)
+        await self._begun.add((job_id, revision))
 
     @reconnecting
     @retried
@@ -75,9 +77,12 @@ class AcceptStore:
         return handle(row, created=True)
 
     @retried
-    async def _mark_all(self, group: Sequence[str]) -> Sequence[None]:
+    async def _mark_all(self, group: Sequence[tuple[str, int]]) -> Sequence[None]:
         async with self._database.write("fast") as connection:
-            await connection.execute(STARTED, {"keys": sorted(set(group)), "time": micros(now())})
+            for revision in sorted({revision for _, revision in group}):
+                keys = sorted({job_id for job_id, its in group if its == revision})
+                values = {"keys": keys, "its_revision": revision, "time": micros(now())}
+                await connection.execute(STARTED, values)
         return [None] * len(group)
 
 

@@ -72,6 +72,7 @@ class _ClaimOrder(NamedTuple):
     run_id: str
     reserve: Reserve | None
     tries: int
+    reopens: bool
 
 
 class _Begun:
@@ -134,17 +135,18 @@ class AttemptStore:
         run_id: str,
         reserve: Reserve | None = None,
         tries: int = sys.maxsize,
+        reopens: bool = True,
     ) -> Claim:
         """Claim a job for an attempt, unless a later attempt has it. The claims of one moment share a transaction.
 
         ``fence`` grows over all attempts of a job, also across Resets. ``claimant`` is unique to the caller, so that
         it may repeat the call after a lost answer. ``reserve`` says when the job may call the model; where that is
         later, nothing is claimed. ``tries``: attempts before this one as Temporal counts them, so that workers that
-        died before an operator's Reset do not count. A failed job that another workflow run sealed is reopened.
-        Raises JobNotFound (also where the request was not kept), FenceLost, StorageError.
+        died before an operator's Reset do not count. ``reopens``: a failed job that another workflow run sealed is
+        reopened. Raises JobNotFound (also where the request was not kept), FenceLost, StorageError.
         """
         self._database.not_writing()
-        order = _ClaimOrder(clean(job_id), fence, claimant, run_id, reserve, tries)
+        order = _ClaimOrder(clean(job_id), fence, claimant, run_id, reserve, tries, reopens)
         claim, body = await self._claiming.add(order)
         # After the commit: if parsing this request kills the process, the ledger already has the attempt.
         return replace(claim, request=ChatRequest.model_validate_json(body)) if claim.outcome == "taken" else claim
@@ -176,7 +178,7 @@ class AttemptStore:
         if row is None:
             raise JobNotFound
         await sealing.adopt(connection, row, order.run_id)
-        if sealing.reopens(row, order.run_id):
+        if order.reopens and sealing.reopens(row, order.run_id):
             await sealing.reopen(connection, row)
             row = await locked(connection, order.job_id)
         found = _nothing_to_do(row)

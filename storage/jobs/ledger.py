@@ -82,7 +82,7 @@ async def history(connection: AsyncConnection, row: Row[Any], number: int) -> At
         breaks=sum(broke_off(str(one.outcome), began=one.first_token_ms is not None) for one in here),
         furthest=furthest,
         cause=ErrorCause(code=messages[-1][0], message=messages[-1][1]) if messages else None,
-        empties=found.count(AttemptOutcome.EMPTY),
+        empties=sum(one.outcome == AttemptOutcome.EMPTY for one in before if not one.excused),
         segments=len(ends),
         segment_tokens=row.token_count - (starts[ends[-1] + 1] if ends else 0),
         stretches=tuple(_stretches(before[epoch:], starts[epoch:], present - epoch)),
@@ -140,4 +140,4 @@ async def lost_in_a_row(connection: AsyncConnection, row: Row[Any]) -> int:
     ends = [row.position if one.ended_at is None else one.position or 0 for one in before]
     moved, _ = _moved([(str(one.outcome), one.tokens_before, end) for one, end in zip(before, ends, strict=True)])
     after = before if moved is None else before[moved + 1 :]
-    return sum(one.outcome == AttemptOutcome.LOST or one.ended_at is None for one in after)
+    return sum((one.outcome == AttemptOutcome.LOST or one.ended_at is None) and not one.excused for one in after)

@@ -59,7 +59,7 @@ def _moment(value: int | None) -> Any:
 
 HANDLE = (
     *(jobs.c.id, jobs.c.request_id, jobs.c.tenant, jobs.c.model, jobs.c.status, jobs.c.priority),
-    *(jobs.c.replay_of, jobs.c.start_at),
+    *(jobs.c.replay_of, jobs.c.start_at, jobs.c.revision),
 )
 """The columns of a JobHandle."""
 
@@ -74,6 +74,7 @@ def handle(row: Any, *, created: bool = False) -> JobHandle:
         priority=row.priority,
         replay_of=row.replay_of,
         start_at=_moment(row.start_at),
+        revision=row.revision,
         created=created,
     )
 
@@ -83,6 +84,15 @@ def run_of(row: Row[Any]) -> RunRef:
     if row.workflow_id is None:
         return RunRef(row.id)
     return RunRef(row.workflow_id, row.workflow_run_id, shared=row.batched)
+
+
+def inline_run(row: Row[Any]) -> RunRef | None:
+    """The run whose history has the job's request: of a job that was started straight through Temporal."""
+    if row.inline_workflow_id is not None:
+        return RunRef(row.inline_workflow_id, row.inline_run_id)
+    # The row of such a job has both times from its insertion. So has that of a batch's job, whose run is not its own;
+    # that of others never.
+    return run_of(row) if row.workflow_started_at == row.created_at and not row.batched else None
 
 
 def head(row: Row[Any]) -> dict[str, Any]:

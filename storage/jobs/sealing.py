@@ -7,9 +7,10 @@ it can be late but not lost.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, bindparam, delete, insert, select, update
@@ -21,6 +22,7 @@ from chatjobs.contracts import (
     ChatResult,
     JobError,
     JobStatus,
+    Usage,
     Webhook,
     WebhookEventType,
     rfc3339,
@@ -32,7 +34,7 @@ from domain.payloads import Ending, Sealed
 from domain.text import clean
 from domain.values import OK, AttemptEnd, FinishRecord, TextRun
 from storage.batches import tally
-from storage.engine.schema import CHANNELS, attempts, deliveries, jobs, micros, moment, now, results, transcript
+from storage.engine.schema import CHANNELS, attempts, deliveries, micros, moment, now, results, transcript
 from storage.jobs import mapping
 from storage.jobs.ledger import close_open_attempts
 from storage.jobs.rows import CHANGED, REQUEST, queue_end
@@ -44,6 +46,8 @@ LENGTH_LIMITS = ("length", "model_length")
 """Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
 RESULTS = insert(results)
 DELIVERIES = insert(deliveries)
+PIECES_AGAIN = insert(transcript)
+EXCUSED = update(attempts).where(attempts.c.job_id.in_(bindparam("keys", expanding=True))).values(excused=True)
 FINISHED = update(attempts).where(attempts.c.job_id == bindparam("key"), attempts.c.number == bindparam("its_number"))
 PIECES = (
     select(transcript)
@@ -51,6 +55,8 @@ PIECES = (
     .order_by(transcript.c.job_id, transcript.c.position)
 )
 DELETE_PIECES = delete(transcript).where(transcript.c.job_id.in_(bindparam("keys", expanding=True)))
+RESULTS_OF = select(results).where(results.c.job_id.in_(bindparam("keys", expanding=True)))
+DELETE_RESULTS = delete(results).where(results.c.job_id.in_(bindparam("keys", expanding=True)))
 CANCELLED = Ending(job_id="-", status=JobStatus.CANCELLED)
 EXPIRED = "sweeper"
 """``sealed_by`` of a job whose queue time ended, until a run claims it. "": no run sealed it, and none adopts it."""
@@ -320,36 +326,64 @@ async def adopt(connection: AsyncConnection, row: Row[Any], run_id: str) -> None
 
 
 def reopens(row: Row[Any], run_id: str) -> bool:
-    """Whether a run reopens a sealed job: it failed, not by this run or by expiry, and its text was not deleted."""
+    """Whether a run that may reopen its job does: it failed, not by this run or by expiry, and was not deleted."""
     return (
         row.status == JobStatus.FAILED.value and row.sealed_by not in (None, run_id, EXPIRED) and row.deleted_at is None
     )
 
 
 async def reopen(connection: AsyncConnection, row: Row[Any]) -> None:
-    """Undo the seal of a failed job: its transcript continues, and its next outcome has a new revision."""
-    result = (await connection.execute(select(results).where(results.c.job_id == row.id))).one()
+    """Undo the seal of a failed job, for the run that has claimed it."""
+    until = {row.id: await _queue_until(connection, row)}
+    await reopen_all(connection, [row], {"status": JobStatus.IN_PROGRESS.value}, until)
+
+
+async def reopen_all(
+    connection: AsyncConnection,
+    rows: Sequence[Row[Any]],
+    columns: Mapping[str, Any],
+    queue_until: Mapping[str, int | None] = MappingProxyType({}),
+) -> None:
+    """Undo the seals of locked jobs: their transcripts and ledgers go on, their next outcomes have a new revision, and
+    their batches count them as open.
+
+    ``columns``: what is set in all of their rows, ``queue_until``: by the job's id, besides.
+    """
+    keys = {"keys": [row.id for row in rows]}
+    ended = {result.job_id: result for result in (await connection.execute(RESULTS_OF, keys)).all()}
+    pieces = [piece for row in rows for piece in _reopened_pieces(row, ended[row.id])]
+    if pieces:
+        await connection.execute(PIECES_AGAIN, pieces)
+    await connection.execute(DELETE_RESULTS, keys)
+    await connection.execute(EXCUSED, keys)  # failures are counted from the beginning
+    reopened = {
+        "completed_at": None,
+        "cancel_requested_at": None,
+        "sealed_by": None,
+        "error_code": None,
+        "started_at": None,  # limits.totalSeconds starts again
+        "progressed_at": micros(now()),
+        **columns,
+    }
+    changes = [{"key": row.id, "revision": row.revision + 1, "queue_until": queue_until.get(row.id)} for row in rows]
+    await connection.execute(CHANGED, [one | reopened for one in changes])
+    taken_back = [_ended_before(row, ended[row.id]) for row in rows if row.batch_id is not None]
+    await tally.count(connection, taken_back, sign=-1)
+
+
+def _reopened_pieces(row: Row[Any], result: Row[Any]) -> list[dict[str, Any]]:
+    """The text of a sealed job, as it stands in the transcript of an open one."""
     texts = {Channel.CONTENT: result.content, Channel.REASONING: result.reasoning}
-    rows = [
+    return [
         {"job_id": row.id, "epoch": row.epoch, **run._asdict(), "channel": CHANNELS.index(run.channel)}
         for run in mapping.compacted_runs(texts, result.runs)
     ]
-    if rows:
-        await connection.execute(insert(transcript), rows)
-    await connection.execute(delete(results).where(results.c.job_id == row.id))
-    await connection.execute(
-        update(jobs)
-        .where(jobs.c.id == row.id)
-        .values(
-            status=JobStatus.IN_PROGRESS.value,
-            completed_at=None,
-            sealed_by=None,
-            error_code=None,
-            revision=row.revision + 1,
-            started_at=None,  # limits.totalSeconds starts again
-            queue_until=await _queue_until(connection, row),
-        )
-    )
+
+
+def _ended_before(row: Row[Any], result: Row[Any]) -> tally.Ended:
+    usage = Usage.model_validate_json(result.usage) if result.usage else None
+    error = JobError.model_validate_json(result.error).code if result.error else None
+    return tally.Ended(row.batch_id, JobStatus(row.status), usage, error)
 
 
 async def _queue_until(connection: AsyncConnection, row: Row[Any]) -> int | None:

@@ -1,16 +1,17 @@
-"""The end of a job: sealed, cancelled, expired, deleted. sealing.py has the transaction that seals."""
+"""The end of a job: sealed, cancelled, expired, deleted; and resumed after it. sealing.py has the transactions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Row, select, update
 
 from chatjobs.contracts import JobStatus
-from chatjobs.errors import ChatJobsError, JobFinished, JobNotFound, JobRunning
+from chatjobs.errors import ChatJobsError, ContentDeleted, JobFinished, JobNotFound, JobRunning, NothingToResume
 from domain.payloads import Ending, Sealed
 from domain.text import clean
-from domain.values import RunRef
+from domain.values import JobHandle, RunRef
 from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
 from storage.engine.schema import jobs, micros, now
@@ -51,6 +52,21 @@ class SealStore:
                 await self._database.hint(connection)
                 return JobStatus.CANCELLED
             return status
+
+    @retried
+    async def resume(self, job_id: str, tenant: str | None = None) -> JobHandle:
+        """Let a job that failed or was cancelled go on from its text, durably, in a workflow of its own, which the
+        caller starts. A job of a batch leaves the batch's run; its batch still counts it.
+
+        Raises JobNotFound, ContentDeleted, JobRunning, JobFinished, NothingToResume.
+        """
+        async with self._database.write() as connection:
+            row = await locked(connection, job_id, tenant)
+            _check_resumable(row)
+            await sealing.reopen_all(connection, [row], _with_own_workflow(row))
+            row = await locked(connection, job_id)
+            await self._database.hint(connection)
+        return mapping.handle(row)
 
     async def seal(self, ending: Ending, *, run_id: str) -> Sealed:
         """Give a job its outcome; the jobs of one moment share a transaction. For a job that is sealed already, its
@@ -126,7 +142,30 @@ class SealStore:
             if row.deleted_at is None:
                 await retention.delete_contents(connection, row)
                 await self._database.hint(connection)
-        # The row of a job that was started inline has both times from its insertion. So has that of a batch's job,
-        # whose run is not its own; that of others never.
-        inline = row.workflow_started_at == row.created_at and not row.batched
-        return mapping.run_of(row) if inline else None
+        return mapping.inline_run(row)
+
+
+def _with_own_workflow(row: Row[Any]) -> dict[str, Any]:
+    """The columns of a job that waits for a workflow of its own, whatever ran it before."""
+    inline = mapping.inline_run(row)
+    return {
+        "status": JobStatus.QUEUED.value,
+        "batched": False,
+        "workflow_id": None,
+        "workflow_run_id": None,
+        "workflow_started_at": None,
+        "inline_workflow_id": inline.workflow_id if inline else None,
+        "inline_run_id": inline.run_id if inline else None,
+    }
+
+
+def _check_resumable(row: Row[Any]) -> None:
+    """Raises ContentDeleted, JobRunning, JobFinished, NothingToResume."""
+    if row.deleted_at is not None:
+        raise ContentDeleted
+    if row.completed_at is None:
+        raise JobRunning("The job has not ended, so that there is nothing to resume; wait for its end")
+    if row.status not in (JobStatus.FAILED.value, JobStatus.CANCELLED.value):
+        raise JobFinished(f"The job has its answer ({row.status}); replay it for another one")
+    if not row.position:
+        raise NothingToResume

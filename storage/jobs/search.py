@@ -115,8 +115,7 @@ class Entry:
 
 
 class Due(NamedTuple):
-    """What is due: ``jobs`` to index, with their ``texts``; and the rows of the queue that are ``over`` then, with their
-    jobs."""
+    """What is due: ``jobs`` to index, with their ``texts``, and the rows of the queue that are ``over`` then."""
 
     jobs: Sequence[Any]
     texts: Mapping[str, Any]

@@ -50,7 +50,7 @@ def slice_of(cursor: Cursor, rows: Sequence[Sequence[Any]]) -> Slice:
         status=STATUSES[status],
         attempt=attempt,
         reset_reason=reset_reason,
-        started=started_at is not None,
+        started=started_at is not None or position > 0,  # a resumed job has text before its next attempt
     )
 
 

@@ -619,6 +619,7 @@ COMMANDS = [
     ("cancel", "job_1"),
     ("delete", "job_1"),
     ("replay", "job_1"),
+    ("resume", "job_1"),
     ("redeliver", "job_1"),
     ("endpoints",),
     ("webhooks", "test", "http://127.0.0.1:9999/"),

@@ -174,11 +174,11 @@ async def test_the_python_client_pauses_and_resumes(door: Gateway) -> None:
     async with ChatJobs(door.url, transport=httpx2.AsyncHTTPTransport()) as jobs:
         begun = await jobs.pause(tenant="acme", reason="why not")
         assert [one.pause_id for one in await jobs.pauses()] == [begun.pause_id]
-        await jobs.resume(begun.pause_id)
+        await jobs.end_pause(begun.pause_id)
         assert await jobs.pauses() == ()
         for unknown in (begun.pause_id, "../jobs"):
             with pytest.raises(PauseNotFound):
-                await jobs.resume(unknown)
+                await jobs.end_pause(unknown)
 
 
 @pytest.mark.parametrize("body", [{"lane": ""}, {"lane": "a b"}, {"tenant": ""}, {"reason": "x" * 501}, {"job": "x"}])
@@ -215,12 +215,12 @@ async def test_a_key_pauses_its_own_tenant_only(tmp_path: Path) -> None:
             ]
             assert [one.pause_id for one in await other.pauses()] == [everything.pause_id, theirs.pause_id]
             with pytest.raises(PauseNotFound):
-                await other.resume(own.pause_id)
+                await other.end_pause(own.pause_id)
             for client, pause in ((acme, everything), (other, theirs)):
                 with pytest.raises(ApiError) as refused:
-                    await client.resume(pause.pause_id)
+                    await client.end_pause(pause.pause_id)
                 assert (refused.value.status, refused.value.reason) == (403, "operators_only")
             assert await acme.lanes() == (), "it uses none, and others' are not shown"
-            await acme.resume(own.pause_id)
+            await acme.end_pause(own.pause_id)
             assert [one.pause_id for one in await operators.list()] == [everything.pause_id, theirs.pause_id]
         await database.close()

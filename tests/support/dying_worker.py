@@ -20,6 +20,7 @@ from domain import programs
 from domain.process_exit import exit_now
 from providers.mistral.batch import MistralBatch
 from providers.webhooks.sender import HttpWebhookSender
+from storage.batches.replays import ReplayStore
 from storage.jobs.attempts import AttemptStore
 from storage.jobs.seals import SealStore
 from storage.transcript.batches import BatchEntry, PostgresBatches, SqliteBatches
@@ -30,6 +31,8 @@ POINTS: dict[str, tuple[type, str]] = {
     "before_finish": (JobWriter, "finish"),
     "after_finish": (JobWriter, "finish"),
     "after_seal": (SealStore, "seal"),
+    "after_gather": (ReplayStore, "gather"),
+    "after_verdict": (ReplayStore, "judge_canary"),
     "after_upload": (MistralBatch, "upload"),
     "after_create": (MistralBatch, "create"),
     "before_send": (WebhookActivities, "_send"),

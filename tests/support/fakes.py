@@ -131,11 +131,15 @@ class PromptedModel(ScriptedModel):
 
     def __init__(self, scripts: Mapping[str, Sequence[Sequence[Step]]]) -> None:
         super().__init__()
-        self._by_words = scripts
+        self.by_words = scripts
 
     def script(self, request: ChatRequest) -> Sequence[Step]:
-        scripts = self._by_words.get(words(request), self.scripts)
+        scripts = self.by_words.get(words(request), self.scripts)
         return scripts[min(self.calls_about(words(request)), len(scripts) - 1)]
+
+    def prompts(self) -> list[str]:
+        """The words of all calls, in order."""
+        return [words(request) for request in self.requests]
 
     def calls_about(self, prompt: str) -> int:
         return sum(words(request) == prompt for request in self.requests)

@@ -43,11 +43,12 @@ JobStatus JsonObject JsonSchema Lane LaneList LaneWaiting Limits Many MAX_CONCUR
 MAX_MESSAGES MAX_METADATA MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS MAX_WEBHOOK_CONTENT_BYTES Message
 message_text Metadata MetadataKey MetadataValue Milliseconds ModelName OURS OutputError OutputLine OutputResponse parse
 Pause PauseList PauseRequest PlacedPart Prediction QueuedEvent QueuePlace QueueReason read_json Redelivering Redelivery
-ReferencePart RequestId ResetEvent ResourceLinkPart ResourcePart ResponseFormat Retry rfc3339 Schedule SCHEDULE_ID
-ScheduleId ScheduleNote ScheduleOverlap SchedulePage ScheduleRequest ScheduleRun ScheduleTiming Seconds SignedInt64
-StartEvent StopSequence StreamEvent SystemMessage TextPart ThinkingPart Timestamp TokenCount Tool ToolCall ToolChoice
-ToolMessage ToolReferencePart too_many_messages Usage UserMessage USUAL_PRIORITY validated Webhook WebhookData
-WebhookEvent WebhookEventType WebhookTest WebhookTestEvent WireModel without_nulls WorkflowStatus
+ReferencePart ReplayEstimate ReplayFilter ReplayRequest RequestId ResetEvent ResourceLinkPart ResourcePart
+ResponseFormat Retry rfc3339 Schedule SCHEDULE_ID ScheduleId ScheduleNote ScheduleOverlap SchedulePage ScheduleRequest
+ScheduleRun ScheduleTiming Seconds SignedInt64 StartEvent StopSequence StreamEvent SystemMessage TextPart ThinkingPart
+Timestamp TokenCount Tool ToolCall ToolChoice ToolMessage ToolReferencePart too_many_messages Usage UserMessage
+USUAL_PRIORITY validated Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent WireModel
+without_nulls WorkflowStatus
 """
 
 NOT_OF_THE_SERVICE = {"CHATJOBS_URL", "CHATJOBS_API_KEY", "CHATJOBS_SCREENSHOTS", "CHATJOBS_VERSION"}

@@ -21,6 +21,7 @@ const WAITING_FOR = {
   paused: "The model has asked to be left alone for a while",
 };
 const GOOD = new Set(["finished", "segment", "topped_up"]);
+const RESUMABLE = new Set(["failed", "cancelled"]);
 const GONE = new Set([404, 422]); // 422: the id is malformed
 
 export function JobView({ id, session, onConnection }) {
@@ -229,6 +230,15 @@ function Head({ job, request, session, reload }) {
     }
     reload();
   };
+  const resume = async () => {
+    try {
+      await call("POST", jobPath(job.jobId, "/resume"));
+      setProblem(null);
+    } catch (error) {
+      setProblem(error);
+    }
+    reload();
+  };
   const copyCurl = async () => {
     const text = curl(request, { origin: location.origin, keysRequired: session.keysRequired });
     if (!(await copy(text, "curl command"))) setDialog(text);
@@ -243,6 +253,7 @@ function Head({ job, request, session, reload }) {
     </div>
     <div class="actions">
       ${isOpen(job.status) ? html`<button type="button" class="danger" onClick=${cancel} disabled=${cancelling}>${cancelling ? "Cancelling…" : "Cancel"}</button>` : null}
+      ${RESUMABLE.has(job.status) && job.position && request ? html`<button type="button" onClick=${resume}>Resume</button>` : null}
       ${request ? html`<button type="button" onClick=${() => setDialog("replay")}>Replay…</button><button type="button" onClick=${copyCurl}>Copy as curl</button>` : null}
       ${run ? html`<a class="button" href=${run} target="_blank" rel="noopener noreferrer">Temporal ↗</a>` : null}
     </div>
