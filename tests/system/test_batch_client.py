@@ -828,3 +828,15 @@ def test_lines_from_a_pipe_and_a_watcher_that_leaves(call: Call, service: Stack)
     assert (watching.returncode, f"starter.py batch watch {batch_id}" in seen) == (INTERRUPTED, True), seen
     assert call("show", batch_id, "--json").lines()[0]["status"] == "in_progress"
     call("cancel", batch_id)
+
+
+def test_the_same_file_tries_again_what_failed(call: Call, tmp_path: Path) -> None:
+    """The items that were completed are not asked again."""
+    once = prompt(faults=[{"kind": 400}], tokens=2)
+    file = batch_file(tmp_path, prompt(tokens=2), once)
+    first = call("submit", file, "--resume", "--wait", "--json")
+    assert (first.code, first.lines()[-1]["counts"]["failed"]) == (1, 1)
+    again = call("submit", file, "--resume", "--wait")
+    assert (again.code, again.out.strip()) == (0, first.lines()[-1]["batchId"]), again.err
+    assert "the batch is there already: completed" in again.err
+    assert "completed: 2 of 2 completed" in again.err
