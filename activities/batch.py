@@ -171,6 +171,7 @@ class _Slice:
         """By model: a model whose lane is paused does not hold up another one's items."""
         self._waiting: deque[OpenItem] = deque()
         self._places: set[JobPlace] = set()
+        self._workers: list[asyncio.Task[None]] = []
         self._attempts: Counter[str] = Counter()
         self._ended = 0
         self._changed = asyncio.Event()
@@ -195,23 +196,28 @@ class _Slice:
         self._waiting.extend(items)
         self._beats = beats
         self._stopping = asyncio.create_task(activity.wait_for_worker_shutdown())
-        # Without a limit of the batch's own there is one for each item: those that wait have no place.
-        workers = [asyncio.create_task(self._work()) for _ in range(min(self._at_once or len(items), len(items)))]
-        working, watching = asyncio.gather(*workers), asyncio.create_task(self._watch())
+        for _ in range(min(self._at_once or self._shared.places.count, len(items))):
+            self._workers.append(asyncio.create_task(self._work()))
+        watching = asyncio.create_task(self._watch())
         try:
-            done, _ = await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+            while running := [task for task in self._workers if not task.done()]:
+                done, _ = await asyncio.wait((watching, *running), return_when=asyncio.FIRST_COMPLETED)
+                if watching in done or any(task.exception() for task in done):
+                    break
         finally:
+            ended = watching.done()
             self._leaves = True
             self._changed.set()
-            tasks = (*workers, watching, self._stopping)
-            for task in tasks:
+            for task in (*self._workers, watching, self._stopping):
                 task.cancel()
-            await asyncio.gather(working, *tasks, return_exceptions=True)
-        if working in done:
-            working.result()
+            outcomes = await asyncio.gather(*self._workers, return_exceptions=True)
+            await asyncio.gather(watching, self._stopping, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
         if not self._waiting:
             return SliceReport()
-        if watching in done and (stopped := watching.result()):
+        if ended and (stopped := watching.result()):
             return SliceReport(stopped=stopped)
         raise failures.again(HANDED_OVER.outcome, "This worker stops; another one goes on", 0)
 
@@ -263,6 +269,11 @@ class _Slice:
                 else:
                     self._waiting.appendleft(item)
 
+    def _begin_another(self) -> None:
+        """A job waits without its place: if the batch sets no limit, another one may begin."""
+        if self._at_once is None and self._waiting and not self._leaves:
+            self._workers.append(asyncio.create_task(self._work()))
+
     async def _may_begin(self) -> bool:
         """Wait while the batch is paused or cancelled; whether another job may begin then."""
         while not (self._begins or self._over):
@@ -272,16 +283,20 @@ class _Slice:
 
     async def _job(self, item: OpenItem) -> bool:
         """Make attempts at a job until it has ended, and seal it; False if it is left for later."""
-        turns, given_up = self._turns[item.model], lambda: not self._begins
-        place = JobPlace(self._shared.places, self._batch_id, turns, given_up)
+        place = JobPlace(
+            *(self._shared.places, self._batch_id, self._turns[item.model]),
+            given_up=lambda: not self._begins,
+            left=self._begin_another,
+        )
         self._places.add(place)
         try:
             if not item.suspect:
                 return await self._attempts_at(item.job_id, place)
+            self._begin_another()
             async with self._shared.suspects:  # if it ends this worker again, it does so alone
                 return await self._attempts_at(item.job_id, place)
         finally:
-            place.leave()
+            place.give_back()
             self._places.discard(place)
 
     async def _attempts_at(self, job_id: str, place: JobPlace) -> bool:

@@ -11,6 +11,7 @@ class Places:
     """``count`` places, which batches get in turns: a large one does not keep a small one waiting."""
 
     def __init__(self, count: int) -> None:
+        self.count = count
         self._free = count
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """By batch; the first batch is next."""
@@ -43,17 +44,27 @@ class Places:
 
 
 class JobPlace:
-    """The place of one job, which it leaves while it waits. ``given_up``: whether the job is to wait no longer.
+    """The place of one job, which it leaves while it waits. ``given_up``: whether the job is to wait no longer;
+    ``left``: is called when it leaves its place to wait.
 
     ``lock`` is for the jobs of one part of a batch whose calls are of one model (see attempt.Turns).
     """
 
-    def __init__(self, places: Places, batch_id: str, lock: asyncio.Lock, given_up: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        places: Places,
+        batch_id: str,
+        lock: asyncio.Lock,
+        *,
+        given_up: Callable[[], bool],
+        left: Callable[[], None],
+    ) -> None:
         self.lock = lock
         self.held = False
         self._places = places
         self._batch_id = batch_id
         self._given_up = given_up
+        self._left = left
 
     async def take(self) -> bool:
         """Wait for a place. Returns False if the waiting is over, without a place."""
@@ -61,7 +72,7 @@ class JobPlace:
             await self._places.take(self._batch_id)
             self.held = True
         if self._given_up():
-            self.leave()
+            self.give_back()
         return self.held
 
     async def rest(self, seconds: float) -> bool:
@@ -71,7 +82,13 @@ class JobPlace:
         return await self.take()
 
     def leave(self) -> None:
-        """Let others have the place."""
+        """Let others have the place while this job waits."""
+        if self.held:
+            self.give_back()
+            self._left()
+
+    def give_back(self) -> None:
+        """The job has ended, or is left."""
         if self.held:
             self.held = False
             self._places.give_back()

@@ -103,7 +103,7 @@ class BatchQueries:
         before: BatchCursor | None = None,
         limit: int = 50,
     ) -> Sequence[Batch]:
-        """TextBatches, newest first."""
+        """Batches, newest first."""
         query = select(batches).where(batches.c.status != DRAFT)
         query = query.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
         if tenant is not None:

@@ -43,7 +43,7 @@ OPEN_BATCHES = (
 )
 WISHES = select(batches).where(batches.c.id.in_(bindparam("keys", expanding=True)))
 OPEN_ITEMS = (
-    select(jobs)
+    select(jobs.c.id, jobs.c.model, jobs.c.attempt, jobs.c.position)
     .select_from(batch_items.join(jobs, jobs.c.id == batch_items.c.job_id))
     .where(
         batch_items.c.batch_id == bindparam("key"),
@@ -360,7 +360,7 @@ class BatchRunStore:
     # -------------------------------------------------------------------------------------------- sweeps
 
     async def to_start(self, *, older_than: timedelta, limit: int = 100) -> Sequence[BatchHandle]:
-        """TextBatches whose workflow has to be started, or told of a wish.
+        """Batches whose workflow has to be started, or told of a wish.
 
         One that has begun is told of a wish at once: parts of it that run make progress all the time.
         """
@@ -374,7 +374,7 @@ class BatchRunStore:
         return await self._handles(OPEN_BATCHES.where(*started, quiet).limit(limit))
 
     async def to_cancel(self, limit: int = 100) -> Sequence[BatchHandle]:
-        """TextBatches whose cancellation was requested and that have not ended."""
+        """Batches whose cancellation was requested and that have not ended."""
         wished = (batches.c.completed_at.is_(None), batches.c.cancel_requested_at.is_not(None))
         return await self._handles(select(batches).where(*wished).limit(limit))
 
@@ -400,7 +400,7 @@ class BatchRunStore:
             await connection.execute(update(batches).where(those).values(progressed_at=micros(now() + ahead)))
 
 
-async def _is_suspect(connection: AsyncConnection, row: Row[Any]) -> bool:
+async def _is_suspect(connection: AsyncConnection, row: Any) -> bool:
     return row.attempt >= SUSPECT_AFTER and await lost_in_a_row(connection, row) >= SUSPECT_AFTER
 
 

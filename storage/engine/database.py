@@ -2,7 +2,7 @@
 
 SQLite has three engines, because durability is a setting of a connection there: ``durable`` (synchronous=FULL; for
 accepting, cancelling and sealing), ``fast`` (NORMAL; claims and the like) and ``reading``. On Postgres the three are
-one. TextBatches of text and the watch for changes have connections of their own, so that they wait behind nothing else.
+one. Batches of text and the watch for changes have connections of their own, so that they wait behind nothing else.
 """
 
 from __future__ import annotations

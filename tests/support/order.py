@@ -8,12 +8,12 @@ tells them.
 from __future__ import annotations
 
 NAMES = """
-seams crashes batches batch_client starter batch_lane batch_lane_crashes mistral_batch page_use faults_temporal
-continuation page doctor deploys standalone ways_to_continue faults_machine streams frozen_workers tokens needs
-drill attempts queue_times health mistral_decoding accept faults_postgres compose lanes retention webhook_crowd
-limiter worker llmock openapi delayed_jobs at_once batch_pace pauses storage_reading redelivery keys http_layer
-chat_job queue repeated_runs page_feed storage_fence client nginx storage_sealing upstream_faults odd_streams
-breaker aimock
+batch_crashes seams crashes batches batch_client starter batch_lane batch_lane_crashes mistral_batch page_use
+faults_temporal continuation page doctor deploys standalone ways_to_continue faults_machine streams frozen_workers
+chat_batch tokens needs drill attempts queue_times health mistral_decoding accept faults_postgres compose lanes
+retention webhook_crowd limiter worker llmock openapi delayed_jobs at_once batch_pace pauses storage_reading
+redelivery keys http_layer chat_job queue repeated_runs page_feed storage_fence client nginx storage_sealing
+upstream_faults odd_streams breaker aimock
 """
 LONGEST_FIRST = tuple(f"test_{name}.py" for name in NAMES.split())
 

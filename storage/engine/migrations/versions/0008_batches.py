@@ -1,4 +1,4 @@
-"""TextBatches and their items, and jobs that a batch runs."""
+"""Batches and their items, and jobs that a batch runs."""
 
 from __future__ import annotations
 
