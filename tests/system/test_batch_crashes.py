@@ -338,18 +338,21 @@ async def test_a_pause_in_a_lane_with_a_limit(tmp_path: Path) -> None:
 
 
 async def test_single_items_are_cancelled(machine: Stack, live: Service) -> None:
+    """One that runs and one that waits; the others are answered."""
     machine.add_worker()
-    sent = await submit(live, 30, "single", {"tokens": 100, "tokens_per_second": 30})
+    sent = await submit(live, 30, "single", {"tokens": 200, "tokens_per_second": 30})
     async with gateway(machine).client() as http:
         await sent.running(PLACES)
-        for number in (0, 29):
+        statuses = [job.status for job in await sent.jobs()]
+        runs, waits = statuses.index(JobStatus.IN_PROGRESS), statuses.index(JobStatus.QUEUED)
+        for number in (runs, waits):
             answer = await http.post(f"/api/jobs/{batch_job_id(sent.id, number)}/cancel")
             assert answer.status_code == 202
     jobs = await sent.ended()
-    assert [number for number, job in enumerate(jobs) if job.status is CANCELLED] == [0, 29]
-    assert {job.status for job in jobs[1:29]} == {COMPLETED}
-    assert jobs[0].content
-    assert sent.live.stack.simulator.requests(sent.prompts[29]) == []
+    assert {number for number, job in enumerate(jobs) if job.status is CANCELLED} == {runs, waits}
+    assert {job.status for job in jobs} == {COMPLETED, CANCELLED}
+    assert jobs[runs].content
+    assert machine.simulator.requests(sent.prompts[waits]) == []
 
 
 # ------------------------------------------------------------------------------------------------ database
