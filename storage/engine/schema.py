@@ -191,6 +191,7 @@ ended_changes = Table(
     Column("counted", SmallInteger, nullable=False),  # what it adds to the number of jobs: 1, -1 or 0
     Column("charted", SmallInteger, nullable=False),  # what it adds to the charts
 )
+Index("ended_changes_tenant", ended_changes.c.tenant, ended_changes.c.status, ended_changes.c.counted)
 
 ended_counts = Table(
     "ended_counts",
