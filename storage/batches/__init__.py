@@ -1,1 +1,1 @@
-"""TextBatches: their upload, what is asked of them, their run and their output."""
+"""Batches: their upload, what is asked of them, their run and their output."""
