@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple
 
@@ -240,7 +240,7 @@ class Claimant:
     since: int
     returns: bool = False
     stays: bool = False
-    size: Callable[[], RequestSize] = RequestSize
+    size: Callable[[], RequestSize] = field(default=RequestSize, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

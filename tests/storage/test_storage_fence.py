@@ -399,7 +399,7 @@ async def test_calls_that_were_counted_are_samples(store: JobStore, writer: Tran
         claim = await claimed(store, job_id)
         job_writer = await wrote(writer, claim, *deltas)
         usage = Usage(prompt_tokens=4, completion_tokens=3 * len(deltas), total_tokens=4 + 3 * len(deltas))
-        await job_writer.finish(finished(claim, usage=usage, estimated=estimated))
+        await job_writer.finish(finished(claim, usage=usage, estimated=estimated, first_token_ms=5))
         await store.seals.seal(ending(job_id, position=job_writer.position), run_id="run-1")
 
     await ended("a b c", "d e f")
