@@ -139,6 +139,11 @@ async def test_pause_resume_and_cancel(jobs: ChatJobs, http: httpx2.AsyncClient)
     mark, _ = await failed(jobs, [REFUSED] * 2)
     replay = await jobs.replay_all(metadata=mark, overrides={"messages": [said(tokens=400, tokens_per_second=50)]})
     path = f"/api/replays/{replay.batch_id}"
+
+    async def gathered() -> bool:
+        return bool((await http.get(path)).json()["counts"]["total"] == 2)
+
+    await eventually(gathered)
     for action, status in (("pause", "paused"), ("resume", "in_progress"), ("cancel", "in_progress")):
         answer = await http.post(f"{path}/{action}")
         assert answer.status_code == 202, answer.text
