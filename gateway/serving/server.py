@@ -23,7 +23,9 @@ GRACE_SECONDS = 5
 """For requests that are under way when the gateway gets a signal to stop; streams are ended at once."""
 MOST_CONNECTIONS = 20_000
 SPARE_FILES = 100
-"""File descriptors kept for the database, Temporal and files; half of all where the limit is low."""
+"""File descriptors kept for the database, Temporal and files; where the limit is low, half of all, or FEWEST_SPARE."""
+FEWEST_SPARE_FILES = 40
+"""An idle gateway has some 27 files open; a connection that is being closed keeps its own for a moment."""
 ACCEPTED_AT_ONCE = 8
 """Connections accepted before their number is checked again; asyncio would accept the whole backlog."""
 OUT_OF_FILES = "socket.accept() out of system resource"
@@ -45,11 +47,12 @@ async def served(app: FastAPI, open_streams: OpenStreams, listener: socket.socke
     """Serve on a listening socket while the block runs, then end streams, finish requests and return."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # __main__ logs start and stop
     metrics: Metrics = app.state.metrics
+    most = most_connections()
     config = uvicorn.Config(
         app,
         loop="asyncio",
         http=functools.partial(  # type: ignore[arg-type]
-            HttpProtocol, most=most_connections(), refused=metrics.refused, cors=app.state.cors
+            HttpProtocol, most=most, refused=metrics.refused, cors=app.state.cors
         ),
         ws="none",
         lifespan="off",
@@ -58,7 +61,7 @@ async def served(app: FastAPI, open_streams: OpenStreams, listener: socket.socke
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
-        backlog=ACCEPTED_AT_ONCE,
+        backlog=ACCEPTED_AT_ONCE if most > SPARE_FILES else 1,
     )
     server = GatewayServer(config)
     asyncio.get_running_loop().set_exception_handler(_LoopExceptionHandler().handle)
@@ -79,7 +82,8 @@ def most_connections() -> int:
     wanted = MOST_CONNECTIONS + SPARE_FILES
     files = max(soft, wanted if hard == resource.RLIM_INFINITY else min(hard, wanted))
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return max(1, min(files - min(SPARE_FILES, files // 2), MOST_CONNECTIONS))
+    spare = min(SPARE_FILES, max(FEWEST_SPARE_FILES, files // 2))
+    return max(1, min(files - spare, MOST_CONNECTIONS))
 
 
 class _LoopExceptionHandler:
