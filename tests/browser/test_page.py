@@ -278,6 +278,21 @@ def test_cancel(door: Gateway, tab: Watched) -> None:
     assert len(answer_of(page)) > 20
 
 
+def test_a_failed_job_is_resumed(door: Gateway, tab: Watched) -> None:
+    """The same job goes on from its text, and the page follows it."""
+    text, cut = "It was the best of times.", {"kind": "cut", "after": 3}
+    failed = ended(door, text=text, faults=[cut], fields={"retry": {"attempts": 1}})
+    before = get(door, f"/api/jobs/{failed}")
+    assert (before["status"], text.startswith(before["content"])) == ("failed", True)
+    page = tab.open(job_url(door, failed))
+    expect(head(page)).to_have_text("Failed")
+    page.get_by_role("button", name="Resume").click()
+    expect(head(page)).to_have_text("Completed")
+    assert answer_of(page) == text
+    expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+    assert get(door, f"/api/jobs/{failed}")["content"] == text
+
+
 def test_replay_with_changes(door: Gateway, tab: Watched) -> None:
     """Only what was changed is another; both jobs know of each other."""
     original = ended(door, "Again", fields={"temperature": 0.3, "max_tokens": 500, "metadata": {"order": "42"}})

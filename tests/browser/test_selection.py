@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 from tests.browser.test_page import AWAY, ended, get, post, row
 from tests.browser.test_page_use import axe, fine
@@ -194,15 +194,8 @@ def test_selected_jobs_are_replayed(door: Gateway, tab: Watched) -> None:
     assert replayed == {None, ids[0], ids[2]}
 
 
-def replays(answers: list[tuple[int, dict[str, Any]]], asked: list[dict[str, Any]]) -> Any:
-    """A handler of POST /api/replays that gives these answers in turn."""
-
-    def handle(route: Route) -> None:
-        asked.append({**json.loads(route.request.post_data or ""), "key": route.request.headers.get("idempotency-key")})
-        status, body = answers[len(asked) - 1]
-        route.fulfill(status=status, content_type="application/json", body=json.dumps(body))
-
-    return handle
+def is_replay(request: Request) -> bool:
+    return urlsplit(request.url).path == "/api/replays"
 
 
 def everything_chosen(page: Page) -> Any:
@@ -214,32 +207,44 @@ def everything_chosen(page: Page) -> Any:
 
 
 def test_all_that_match_are_replayed_after_a_dry_run(door: Gateway, tab: Watched) -> None:
-    """The dialog shows the service's count, and sends its bounds; a refusal can be corrected."""
-    tab.tolerated = AWAY
-    tag, ids = tagged(door, 2, faults=[{"kind": 400}])
-    page = tab.open(f"{door.url}/?metadata=tag%3D{tag}&status=failed&model=mistral-small-latest")
-    expect(page.locator("tbody tr")).to_have_count(2)
+    """The dialog shows the service's count, and sends its bounds."""
+    tag, ids = tagged(door, 3, tokens=20)
+    page = tab.open(f"{door.url}/?metadata=tag%3D{tag}&status=completed&model=mistral-small-latest")
+    expect(page.locator("tbody tr")).to_have_count(3)
     asked: list[dict[str, Any]] = []
-    dry = {"count": 1234, "estimatedTokens": 56_789, "skipped": 0, "firstJobIds": ids}
-    refused = {"status": 422, "detail": "The request is not valid", "errors": [{"pointer": "/canary", "message": "no"}]}
-    page.route("**/api/replays", replays([(200, dry), (422, refused), (202, {"batchId": "batch_made"})], asked))
+    page.on("request", lambda request: asked.append(request.post_data_json) if is_replay(request) else None)
     dialog = everything_chosen(page)
-    expect(dialog).to_contain_text("1,234 jobs, about 56,789 tokens")
-    expect(dialog.get_by_role("link")).to_have_count(2)
-    dialog.get_by_label("Try first").fill("5")
+    expect(dialog).to_contain_text("3 jobs, about")
+    expect(dialog.get_by_role("link")).to_have_count(3)
+    dialog.get_by_label("Try first").fill("1")
     dialog.get_by_label("Stop above").fill("2.5")
     dialog.get_by_label("Model").fill("mistral-large-latest")
-    dialog.get_by_role("button", name="Replay 1,234 jobs").click()
-    expect(dialog.get_by_role("alert")).to_contain_text("/canary")
-    dialog.get_by_role("button", name="Replay 1,234 jobs").click()
-    page.wait_for_url("**/batches/batch_made")
-    counted, first, second = asked
-    expected = {"status": "failed", "model": "mistral-small-latest", "metadata": {"tag": tag}}
-    assert counted["filter"] == {**expected, "until": counted["filter"]["until"]}
-    assert counted["filter"]["until"] > get(door, f"/api/jobs/{ids[0]}")["createdAt"]
-    bounds = {"canary": 5, "maxErrorRate": 0.025, "overrides": {"model": "mistral-large-latest"}}
-    assert {**first, "key": None} == {"filter": counted["filter"], **bounds, "key": None}
-    assert first["key"] != second["key"]
+    dialog.get_by_role("button", name="Replay 3 jobs").click()
+    page.wait_for_url("**/batches/batch_*")
+    counted, sent = asked
+    bounds = {"canary": 1, "maxErrorRate": 0.025, "overrides": {"model": "mistral-large-latest"}}
+    assert sent == {"filter": counted["filter"], **bounds}
+    expect(page.locator(".head .pill")).to_have_text("Completed")
+    replayed = [job for job in get(door, f"/api/jobs?metadata.tag={tag}")["jobs"] if job["replayOf"]]
+    assert {job["replayOf"] for job in replayed} == set(ids)
+    assert {job["model"] for job in replayed} == {"mistral-large-latest"}
+
+
+def test_a_replay_that_is_refused_can_be_corrected(door: Gateway, tab: Watched) -> None:
+    """The corrected request has another idempotency key."""
+    tag, _ = tagged(door, 1)
+    page = opened(tab, door, tag, 1)
+    keys: list[str | None] = []
+    page.on("request", lambda one: keys.append(one.headers.get("idempotency-key")) if is_replay(one) else None)
+    tab.tolerated = AWAY
+    dialog = everything_chosen(page)
+    dialog.get_by_label("Model").fill("m" * 65)
+    dialog.get_by_role("button", name="Replay 1 job").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("/overrides/model")
+    dialog.get_by_label("Model").fill("mistral-large-latest")
+    dialog.get_by_role("button", name="Replay 1 job").click()
+    page.wait_for_url("**/batches/batch_*")
+    assert len(set(keys)) == len(keys) == 3
 
 
 def test_a_replay_that_the_service_refuses_says_why(door: Gateway, tab: Watched) -> None:
@@ -247,7 +252,7 @@ def test_a_replay_that_the_service_refuses_says_why(door: Gateway, tab: Watched)
     tag, _ = tagged(door, 1)
     page = opened(tab, door, tag, 1)
     answer = {"status": 503, "detail": "Storage does not answer"}
-    page.route("**/api/replays", replays([(503, answer)], []))
+    page.route("**/api/replays", lambda route: route.fulfill(status=503, json=answer))
     dialog = everything_chosen(page)
     expect(dialog.get_by_role("alert")).to_contain_text("Storage does not answer")
     expect(dialog.get_by_role("button", name="Replay", exact=True)).to_be_disabled()

@@ -108,6 +108,7 @@ function Head({ batch, title, reload }) {
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(null);
   const over = isOver(batch.status);
+  const unanswered = batch.counts.failed + batch.counts.cancelled;
   const run = webAddress(batch.temporalUrl);
   useEffect(() => setBusy(null), [batch.status]);
 
@@ -133,7 +134,9 @@ function Head({ batch, title, reload }) {
       <${Status} status=${batch.status} pill />
     </div>
     <div class="actions">
-      ${over ? null : batch.status === "paused" ? button("resume", "Resume", "Resuming…") : button("pause", "Pause", "Pausing…")}
+      ${over || batch.status === "paused" ? null : button("pause", "Pause", "Pausing…")}
+      ${batch.status === "paused" ? button("resume", "Resume", "Resuming…") : null}
+      ${over && unanswered ? button("resume", `Resume ${many(unanswered, "job")}`, "Resuming…") : null}
       ${over ? null : html`<button type="button" class="danger" onClick=${() => setAsking(true)} disabled=${busy !== null}>${busy === "cancel" ? "Cancelling…" : "Cancel…"}</button>`}
       ${run ? html`<a class="button" href=${run} target="_blank" rel="noopener noreferrer">Temporal ↗</a>` : null}
     </div>
