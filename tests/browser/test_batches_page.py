@@ -214,8 +214,8 @@ def test_a_replay_shows_its_phase_and_why_it_was_stopped(place: Stack, door: Gat
     words = uuid.uuid4().hex
     refused = {"kind": 400}
     items = [
-        line("tried", words, **HELD, faults=[refused]),
-        *[line(f"bad-{number}", faults=[refused] * 2) for number in range(3)],
+        line("tried", words, **HELD, faults=[refused, {"kind": "cut", "after": 2}]),
+        *[line(f"bad-{number}", faults=[refused]) for number in range(3)],
     ]
     failed = ended(door, items, defaults=ONCE, concurrency=1)
     body = {"filter": {"batchId": failed, "status": "failed"}, "canary": 1, "maxErrorRate": 0.1}
@@ -225,7 +225,7 @@ def test_a_replay_shows_its_phase_and_why_it_was_stopped(place: Stack, door: Gat
     expect(page.get_by_text("The first job is tried")).to_be_visible()
     expect(page.get_by_role("region", name="Details")).to_contain_text("10 % of errors")
     place.simulator.release(words)
-    expect(page.get_by_text(re.compile(r"The replay was stopped: \d of \d"))).to_be_visible()
+    expect(page.get_by_text(re.compile("The replay was stopped: 1 of"))).to_be_visible()
     expect(page.get_by_text("is tried")).to_have_count(0)
 
 
