@@ -15,7 +15,13 @@ from typing import Any, Final, NamedTuple
 
 import httpx2
 from mistralai.client import Mistral, models, utils
-from mistralai.client._hooks import HookContext
+from mistralai.client._hooks import (
+    AfterErrorContext,
+    AfterSuccessContext,
+    BeforeRequestContext,
+    HookContext,
+    SDKHooks,
+)
 
 from chatjobs.errors import bounded
 from providers.mistral.errors import ErrorAnswer, Private
@@ -24,7 +30,6 @@ from providers.mistral.transport import StreamTransport
 CONNECT_SECONDS: Final = 10.0
 MAX_ERROR_BYTES: Final = 16 * 1024
 
-_OPENED: Final = "chatjobs.opened"
 _DEPRECATION: Final = "x-model-deprecation-timestamp"
 
 log = logging.getLogger(__name__)
@@ -71,16 +76,8 @@ class SdkCalls:
         ``parameters``: the SDK's model of what is in path and query. ``content``: a body of JSON; ``files`` and
         ``form``: a form, as for httpx2. The key is added to ``private``.
         """
-        request = self._request(operation, parameters, content, files, form)
-        # The SDK runs hooks on the response before returning it; a cancellation there would leave it open for ever.
-        opened = request.extensions[_OPENED] = list[httpx2.Response]()
-        try:
-            response = await self._send(operation, request)
-            private.hide_key(response.request.headers.get("authorization", ""))
-        except BaseException:
-            for one in opened:
-                await one.aclose()
-            raise
+        response = await self._send(operation, self._request(operation, parameters, content, files, form))
+        private.hide_key(response.request.headers.get("authorization", ""))
         return response
 
     def _request(
@@ -108,8 +105,13 @@ class SdkCalls:
         )
 
     async def _send(self, operation: Operation, request: httpx2.Request) -> httpx2.Response:
-        """Send with the SDK's hooks, in its order, but without its retries: Temporal retries."""
+        """Send with the SDK's hooks, in its order, but without its retries: Temporal retries.
+
+        The SDK runs each hook in a thread, which costs more than the hooks do: they compute, or read a small file (the
+        token of a service account).
+        """
         configuration = self._chat.sdk_configuration
+        hooks: SDKHooks = configuration.__dict__["_hooks"]
         context = HookContext(
             config=configuration,
             base_url=self._chat._get_url(None, None),  # type: ignore[no-untyped-call]  # the SDK has no types here
@@ -119,12 +121,25 @@ class SdkCalls:
             tags=[operation.tag],
             extensions=None,
         )
-        return await self._chat.do_request_async(
-            hook_ctx=context,
-            request=request,
-            is_error_status_code=lambda status: utils.match_status_codes(["4XX", "5XX"], status),
-            stream=True,
-        )
+        request = hooks.before_request(BeforeRequestContext(context), request)
+        try:
+            response = await self._http.send(request, stream=True)
+        except httpx2.HTTPError as error:
+            _, told = hooks.after_error(AfterErrorContext(context), None, error)
+            if told is not None and told is not error:
+                raise told from error
+            raise
+        try:
+            _note_deprecation(response)
+            if response.is_error:
+                replaced, told = hooks.after_error(AfterErrorContext(context), response, None)
+                if told is not None:
+                    raise told
+                return replaced or response
+            return hooks.after_success(AfterSuccessContext(context), response)
+        except BaseException:
+            await response.aclose()
+            raise
 
 
 def http_client(idle_connections: int) -> httpx2.AsyncClient:
@@ -143,7 +158,6 @@ def http_client(idle_connections: int) -> httpx2.AsyncClient:
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=idle_connections, keepalive_expiry=30.0),
         # Size limits apply to the bytes read; a compressed answer would be larger once decoded.
         headers={"accept-encoding": "identity"},
-        event_hooks={"response": [_record_opened, _note_deprecation]},
     )
 
 
@@ -155,15 +169,10 @@ def transfer_client(silence_seconds: float) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
         timeout=httpx2.Timeout(silence_seconds, connect=CONNECT_SECONDS),
         headers={"accept-encoding": "identity"},
-        event_hooks={"response": [_record_opened]},
     )
 
 
-async def _record_opened(response: httpx2.Response) -> None:
-    response.request.extensions.get(_OPENED, []).append(response)
-
-
-async def _note_deprecation(response: httpx2.Response) -> None:
+def _note_deprecation(response: httpx2.Response) -> None:
     """Log the deprecation of a model. The SDK's own hook reads the body for the model's name: not with a stream."""
     moment = response.headers.pop(_DEPRECATION, None)
     if moment is not None:

@@ -603,7 +603,6 @@ async def test_a_deprecated_model_is_logged_and_answers(caplog: pytest.LogCaptur
         async with raw_server(old) as server, chat(server) as model:
             assert isinstance((await events(model))[-1], Finish)
             theirs = Mistral(api_key=KEY, server_url=server.url, async_client=model._calls._http)
-            model._calls._http.event_hooks = {}
             with pytest.raises(httpx2.ResponseNotRead):  # the day it does not, _note_deprecation can go
                 await theirs.chat.stream_async(model="m", messages=[models.UserMessage(content="Hi")])
     assert [record.__dict__["action"] for record in caplog.records] == ["model_deprecated"]
