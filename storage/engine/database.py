@@ -44,6 +44,9 @@ CLOCK = text("SELECT extract(epoch FROM clock_timestamp()) * 1000000")
 HINT = text(f"SELECT pg_notify('{HINT_CHANNEL}', '')")
 LOG_PAGES = 10_000
 """The length of SQLite's write-ahead log from which a commit has to checkpoint it into the database file."""
+READER_CACHE_KIB = 512
+"""Of each connection that reads; the operating system keeps the pages as well. SQLite's own 2,000 KiB for each of them
+let a process grow by 10 MB and more with the database."""
 OLDEST_SQLITE = (3, 35)
 TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58")
 """Classes of Postgres errors that say nothing about the data: connection, rollback, resources, locks, operator, system
@@ -240,7 +243,7 @@ class Database:
         """A SQLite connection on a thread of its own, for work that has to be fast."""
 
         def configure(connection: sqlite3.Connection) -> None:
-            _configure(connection, "NORMAL", self._busy_seconds)
+            _configure(connection, "NORMAL", self._busy_seconds, None)
 
         return SqliteThread(self.url.database or "", name=name, configure=configure)
 
@@ -346,7 +349,7 @@ def _sqlite_reader(url: URL, timings: Timings, *, connections: int) -> AsyncEngi
         hide_parameters=True,
         connect_args={"timeout": timings.database_busy_seconds},
     )
-    _add_hooks(engine.sync_engine, timings, "NORMAL", begin="BEGIN")
+    _add_hooks(engine.sync_engine, timings, "NORMAL", begin="BEGIN", cache=READER_CACHE_KIB)
     return engine
 
 
@@ -366,11 +369,11 @@ def _sqlite_writer(url: URL, timings: Timings, *, synchronous: str) -> Engine:
     return engine
 
 
-def _add_hooks(engine: Engine, timings: Timings, synchronous: str, *, begin: str) -> None:
+def _add_hooks(engine: Engine, timings: Timings, synchronous: str, *, begin: str, cache: int | None = None) -> None:
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver
-        _configure(connection, synchronous, timings.database_busy_seconds)
+        _configure(connection, synchronous, timings.database_busy_seconds, cache)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -378,15 +381,16 @@ def _add_hooks(engine: Engine, timings: Timings, synchronous: str, *, begin: str
             connection.exec_driver_sql(begin)
 
 
-def _configure(connection: Any, synchronous: str, busy_seconds: float) -> None:
+def _configure(connection: Any, synchronous: str, busy_seconds: float, cache: int | None) -> None:
     cursor = connection.cursor()
     for pragma in (f"busy_timeout={round(busy_seconds * 1_000)}", "journal_mode=WAL", f"synchronous={synchronous}"):
         cursor.execute(f"PRAGMA {pragma}")
     # Deleted data is overwritten: Debian's SQLite does so by default, others leave the text in the file.
-
     cursor.execute("PRAGMA secure_delete=ON")
     # Normally batches.py has made the checkpoint long before; a commit that makes it takes 20 ms and more.
     cursor.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
+    if cache is not None:
+        cursor.execute(f"PRAGMA cache_size=-{cache}")
     cursor.close()
 
 
