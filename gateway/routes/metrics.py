@@ -61,7 +61,9 @@ class Metrics:
             "chatjobs_jobs_ended_last_5_minutes", "Jobs of the whole service", ["status"], registry=self.registry
         )
         self._oldest = Gauge(
-            "chatjobs_oldest_queued_job_seconds", "How long the job waits that waits longest", registry=self.registry
+            "chatjobs_oldest_queued_job_seconds",
+            "How long the job waits that waits longest, without items of batches and delayed jobs",
+            registry=self.registry,
         )
         self._lanes_down = Gauge(
             "chatjobs_lanes_down", "Rate limits whose model fails every call: their jobs wait", registry=self.registry
