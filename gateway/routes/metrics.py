@@ -62,7 +62,7 @@ class Metrics:
         )
         self._oldest = Gauge(
             "chatjobs_oldest_queued_job_seconds",
-            "How long the job waits that waits longest, without items of batches and delayed jobs",
+            "How long the job waits that waits longest, but for items of batches",
             registry=self.registry,
         )
         self._lanes_down = Gauge(
