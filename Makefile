@@ -3,7 +3,7 @@
 # Needs Python 3.11 or newer and GNU make. Python packages are installed into .venv from the hashed lock files.
 # tests/setup installs the programs that only the tests use (a browser, a proxy, Node.js), where it has the permission.
 # Tests mostly wait, for servers that start and for timers: four processes suit two cores. To change the number:
-# make test PROCESSES=6. ARGS= is passed on:  make run ARGS='-- --rate 20:20'   make test ARGS='-k standalone'
+# make test PROCESSES=6. ARGS= is passed on:  make run ARGS='-- --rate 20:20'   make test ARGS='-k nginx'
 
 PYTHON ?= python3
 ARGS ?=
@@ -17,11 +17,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup test test-containers replay fuzz check bench bench-full drill lock clean
+.PHONY: help run setup test test-long test-containers replay fuzz check bench bench-full drill lock clean
 
 help:
 	@echo 'make run     start gateway, Temporal with its UI and a worker here; without a key, a simulated Mistral'
 	@echo 'make test    run the tests; as root on Debian, first install the programs that they need'
+	@echo 'make test-long   run those that take longest: crashes, faults, large batches, a real language model (8 minutes)'
 	@echo 'make test-containers   run make run and make test on a new Debian, in a container (root; 5 minutes)'
 	@echo 'make replay  replay the recorded runs with the code as it is; ARGS="FILE ..." adds those that you saved'
 	@echo 'make fuzz    fuzz every parser of untrusted input, 5 minutes each (Linux)'
@@ -38,8 +39,13 @@ run: .venv/service
 setup:
 	@tests/setup
 
-test: setup .venv/dev .venv/upstreams/made .venv/real_model/made
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+
+test: setup .venv/dev .venv/upstreams/made
+	$(PYTEST) -m 'not long' $(ARGS)
+
+test-long: setup .venv/dev .venv/upstreams/made .venv/real_model/made
+	$(PYTEST) -m long $(ARGS)
 
 fuzz: .venv/fuzz
 	$(BIN)/python -m tests.fuzz $(ARGS)

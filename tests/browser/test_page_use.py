@@ -25,6 +25,8 @@ from tests.support.gateway import Gateway, alone, gateway
 from tests.support.npm import installed
 from tests.support.stack import Stack, free_port, stack
 
+pytestmark = pytest.mark.long
+
 HTTP = test_page.HTTP
 LONG = "\n\n".join(f"Paragraph {number}. " + "the harbour lies still " * 20 for number in range(30))
 STEADY: dict[str, Any] = {"tokens_per_second": 100}

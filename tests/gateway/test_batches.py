@@ -500,6 +500,7 @@ def resident(pid: int, field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
+@pytest.mark.long
 async def test_memory_is_flat_while_100_000_lines_arrive(tmp_path: Path) -> None:
     async def lines() -> AsyncIterator[bytes]:
         for first in range(0, MANY, 500):

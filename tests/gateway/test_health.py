@@ -204,7 +204,7 @@ async def test_cut_connections_are_not_noticed(tmp_path: Path, postgres_server: 
                 await asyncio.wait([accepting], timeout=0.03)
             answers = await accepting
         assert {answer.status_code for answer in answers} == {202}
-        assert cuts > 2
+        assert cuts > 1
         async with database.single() as connection:
             found = (await connection.exec_driver_sql("SELECT id FROM jobs")).scalars().all()
         assert sorted(found) == sorted(answer.json()["jobId"] for answer in answers)

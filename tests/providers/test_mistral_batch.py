@@ -815,6 +815,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_requests_in_flat_memory() -> None:
     """The client has a process of its own: from 2,000 requests to 100,000 it grows by less than 20 MB."""
     with simulator() as sim:

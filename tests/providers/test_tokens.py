@@ -27,6 +27,8 @@ from tests.support.fakes import ScriptedModel
 from tests.support.house import QUICK, House, house
 from tests.support.simulator_process import SimulatorProcess, prompt, simulator
 
+pytestmark = pytest.mark.long
+
 INCOMPLETE = JobStatus.INCOMPLETE
 MODEL = "mistral-small-latest"
 

@@ -198,7 +198,7 @@ async def test_the_total_is_15_seconds(sender: HttpWebhookSender) -> None:
 async def test_a_silent_receiver_times_out(hasty: HttpWebhookSender, hooks: Receiver) -> None:
     answer = await answered(hasty, hooks, Answer(delay=60))
     assert (answer.status_code, answer.error, answer.response) == (None, "timeout", None)
-    assert 500 <= answer.latency_ms < 5_000
+    assert 499 <= answer.latency_ms < 5_000  # the event loop's timers may be a millisecond early
 
 
 async def test_the_headers_have_a_time_of_their_own(hooks: Receiver) -> None:
@@ -226,7 +226,7 @@ async def test_a_body_that_drips_ends_with_the_time(
     assert (answer.delivered, answer.status_code, answer.error) == (delivered, status, None)
     assert answer.response
     assert set(answer.response) == {"x"}
-    assert 500 <= answer.latency_ms < 5_000
+    assert 499 <= answer.latency_ms < 5_000  # the event loop's timers may be a millisecond early
     assert await _all_closed(hooks.port)
 
 

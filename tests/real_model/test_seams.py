@@ -32,7 +32,7 @@ from tests.real_model.proxy import Fault, Proxy, proxy
 from tests.support.service import Service, Watched, service
 from tests.support.stack import ROOT, Stack, stack
 
-pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("real_model")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200), pytest.mark.xdist_group("real_model")]
 
 MOST_TOKENS = 56
 PROMPTS = {

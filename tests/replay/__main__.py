@@ -13,6 +13,7 @@ from pathlib import Path
 
 from temporalio.runtime import Runtime, TelemetryConfig
 
+from domain.process_exit import exit_now
 from tests.replay.record import HISTORIES, SHORT, short_histories
 from tests.replay.replaying import Difference, NotAHistory, read, replay
 from workflows.workers import WORKFLOWS
@@ -73,4 +74,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_now(main(sys.argv[1:]))

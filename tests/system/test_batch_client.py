@@ -66,6 +66,8 @@ from tests.support.simulator_process import prompt
 from tests.support.snippets import output, snippets
 from tests.support.stack import ROOT, Stack, stack
 
+pytestmark = pytest.mark.long
+
 SLOW = {"tokens": 10, "tokens_per_second": 20}
 """An answer that takes half a second."""
 ACCEPTED = {

@@ -29,6 +29,8 @@ from tests.support.service import Service, service
 from tests.support.simulator_process import prompt
 from tests.support.stack import Stack, stack
 
+pytestmark = pytest.mark.long
+
 PLACES = 12
 ENV = {
     "CHATJOBS_HEARTBEAT_SECONDS": "2",

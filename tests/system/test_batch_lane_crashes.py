@@ -15,6 +15,8 @@ from tests.support.service import PATIENCE, Service, service
 from tests.support.simulator_process import prompt
 from tests.support.stack import Stack, stack
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Stack]:

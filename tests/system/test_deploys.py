@@ -27,6 +27,8 @@ from tests.support.service import Service, Watched, service
 from tests.support.simulator_process import prompt
 from tests.support.stack import Process, Stack, stack, wait_until
 
+pytestmark = pytest.mark.long
+
 HEARTBEAT = 2.0
 JOBS = 30
 NOISE = 3.0

@@ -23,6 +23,8 @@ from drill.receiver import receiver
 from drill.stack import DrillStack, Event, running
 from tests.support.stack import ROOT
 
+pytestmark = pytest.mark.long
+
 
 @dataclasses.dataclass
 class Scene:

@@ -25,6 +25,8 @@ from tests.support.service import Service, service
 from tests.support.simulator_process import prompt
 from tests.support.stack import ROOT, Process, Stack, stack, wait_until
 
+pytestmark = pytest.mark.long
+
 DAY = 86_400
 
 

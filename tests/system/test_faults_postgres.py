@@ -16,6 +16,8 @@ from tests.support.service import service
 from tests.support.simulator_process import prompt
 from tests.support.stack import stack
 
+pytestmark = pytest.mark.long
+
 JOBS = 40
 STOPS = 3
 

@@ -21,6 +21,8 @@ from tests.support.simulator_process import prompt
 from tests.support.small_disk import filled, small_disk
 from tests.support.stack import Stack, stack
 
+pytestmark = pytest.mark.long
+
 JOBS = 6
 DISK_MEGABYTES = 24
 PIECES = [f"{number} {'x' * 20_000}" for number in range(270)]

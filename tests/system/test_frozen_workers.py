@@ -27,6 +27,8 @@ from tests.support.service import Service, service
 from tests.support.simulator_process import prompt
 from tests.support.stack import Process, Stack, stack
 
+pytestmark = pytest.mark.long
+
 HEARTBEAT = 6.0
 """Seconds; more than it takes the server to find that a worker does not answer (devserver.KEEP_ALIVE)."""
 NOISE = 4.0

@@ -19,6 +19,8 @@ from tests.support.gateway import gateway
 from tests.support.simulator_process import prompt
 from tests.support.stack import Stack, stack
 
+pytestmark = pytest.mark.long
+
 ENV = {"CHATJOBS_PORT": "0", "CHATJOBS_HEARTBEAT_SECONDS": "2", "MISTRAL_REQUESTS_PER_SECOND": "1000"}
 SLOW: dict[str, Any] = {"tokens": 30, "tokens_per_second": 15, "faults": [{"kind": 400}]}
 """An answer that fails the first time, and takes two seconds the second time."""

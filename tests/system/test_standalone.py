@@ -35,6 +35,8 @@ from tests.support.receiver import receiver
 from tests.support.simulator_process import prompt, simulator
 from tests.support.stack import OURS, ROOT, wait_until
 
+pytestmark = pytest.mark.long
+
 CHILDREN = ("temporal", "simulator", "worker", "gateway")
 PATIENCE = 30.0
 READY = "ready    http"

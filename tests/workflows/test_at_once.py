@@ -132,9 +132,11 @@ async def test_tokens_are_reserved_from_an_estimate_and_settled_with_the_usage(l
     model = "codestral-latest"
     limiter, name = await limited(live, model)
     await limiter.set_limits(name, {"at_once": None, "tokens_per_minute": 1_500})
-    text = prompt("settled", **SHORT)
+    text = prompt("settled", **SHORT, hold=1)
     began = time.monotonic()
     ids = [await live.submit(text, model=model, max_tokens=600) for _ in range(8)]
+    await live.stack.simulator.wait(text, requests=2, tokens=1)
+    live.stack.simulator.release(text)
     for job_id in ids:
         assert (await live.ended(job_id)).status is JobStatus.COMPLETED
     assert time.monotonic() - began < 30

@@ -81,6 +81,7 @@ async def delivered(here: House, delivery_id: str) -> DeliveryReport:
     return report
 
 
+@pytest.mark.long
 async def test_a_dead_receiver_with_a_thousand_deliveries(client: Client, sqlite: Database) -> None:
     """It has eight connections at a time; those for others are delivered within seconds, and no try is lost on it."""
     policy, timings = WebhookPolicy(loopback=True), Timings(webhook_total_seconds=600, webhook_headers_seconds=600)
