@@ -211,8 +211,13 @@ def test_all_that_match_are_replayed_after_a_dry_run(door: Gateway, tab: Watched
     tag, ids = tagged(door, 3, tokens=20)
     page = tab.open(f"{door.url}/?metadata=tag%3D{tag}&status=completed&model=mistral-small-latest")
     expect(page.locator("tbody tr")).to_have_count(3)
-    asked: list[dict[str, Any]] = []
-    page.on("request", lambda request: asked.append(request.post_data_json) if is_replay(request) else None)
+    asked: list[Any] = []
+
+    def note(request: Request) -> None:
+        if is_replay(request):
+            asked.append(request.post_data_json)
+
+    page.on("request", note)
     dialog = everything_chosen(page)
     expect(dialog).to_contain_text("3 jobs, about")
     expect(dialog.get_by_role("link")).to_have_count(3)
