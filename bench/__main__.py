@@ -1,6 +1,6 @@
 """All benchmarks: `make bench` prints a table and writes bench/results.json. A single one: `python -m bench.jobs`.
 
-``--full`` takes up to half an hour: it also measures the alternatives, cuts readers off 10,000 times, and fills a store
+``--full`` takes some 20 minutes: it also measures the alternatives, cuts readers off 10,000 times, and fills a store
 with 100,000 jobs.
 
 Each module runs in a process of its own, one after the other, and measures its baseline in the same run: machines are
@@ -48,8 +48,8 @@ def main() -> int:
 
 def measured(module: str, *, full: bool) -> list[Row]:
     """The rows of a module, from a fresh interpreter."""
-    run = "getattr(m, 'run_full', m.run)" if full else "m.run"
-    program = f"import json, bench.{module} as m; print(json.dumps({run}()))"
+    name = "run_full" if full else "run"
+    program = f"import json, bench.{module} as m; print(json.dumps((getattr(m, '{name}', None) or m.run)()))"
     most = MODULE_SECONDS_FULL if full else MODULE_SECONDS
     try:
         done = subprocess.run(
