@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 help:
 	@echo 'make run     start gateway, Temporal with its UI and a worker here; without a key, a simulated Mistral'
 	@echo 'make test    run the tests; as root on Debian, first install the programs that they need'
-	@echo 'make test-long   run those that take longest: crashes, faults, large batches, a real language model (8 minutes)'
+	@echo 'make test-long   run those that take longest: the page, faults, large batches, a real language model (10 minutes)'
 	@echo 'make test-containers   run make run and make test on a new Debian, in a container (root; 5 minutes)'
 	@echo 'make replay  replay the recorded runs with the code as it is; ARGS="FILE ..." adds those that you saved'
 	@echo 'make fuzz    fuzz every parser of untrusted input, 5 minutes each (Linux)'

@@ -80,18 +80,21 @@ class Answer:
     def feed(self, chunk: bytes) -> Iterator[ModelEvent]:
         """The events in ``chunk``, which may be cut anywhere. The state is as of the last event consumed.
 
-        Once the answer is whole this does not raise: an error ends the answer instead.
+        Once the answer is whole this does not raise: an error ends the answer instead. A frame that is broken does not
+        make it whole.
         """
+        whole = self.whole
         try:
             for data in self._frames.feed(chunk):
                 if data == _DONE:
                     self.done = True
                     return
                 yield from self._frame(data)
+                whole = self.whole
                 if self.done:
                     return
         except (ErrorObject, UpstreamError):
-            if not self.whole:
+            if not (whole and self.whole):
                 raise
             self.done = True
 
@@ -101,12 +104,15 @@ class Answer:
         ``proper``: the response's framing marks its end; else it ends with the connection, which may have been cut.
         """
         for data in self._frames.tail():
+            whole = self.whole
             try:
                 yield from self._frame(data)
             except UpstreamInterrupted:
                 proper = False
+                if self.whole and not whole:
+                    self._awaits = End.REASON
             except ErrorObject:
-                if not self.whole:
+                if not (whole and self.whole):
                     raise
         if self._awaits is End.CLOSE and proper:
             self._awaits = End.NOTHING

@@ -22,6 +22,8 @@ from tests.support.gateway import Gateway, gateway
 from tests.support.simulator_process import prompt
 from tests.support.stack import Stack, free_port, stack, wait_until
 
+pytestmark = pytest.mark.long
+
 __all__ = ("axe",)  # a fixture
 
 HELD: dict[str, Any] = {"text": "One two three four.", "hold": 1}

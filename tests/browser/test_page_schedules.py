@@ -13,6 +13,8 @@ from tests.support.browser import Watched, watched
 from tests.support.gateway import Gateway, gateway
 from tests.support.stack import Stack, free_port, stack
 
+pytestmark = pytest.mark.long
+
 ASK = {"messages": [{"role": "user", "content": "Write the report"}]}
 NEVER = "0 0 29 2 *"
 

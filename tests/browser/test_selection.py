@@ -17,6 +17,8 @@ from tests.support.browser import Watched, watched
 from tests.support.gateway import Gateway, gateway
 from tests.support.stack import Stack, free_port, stack, wait_until
 
+pytestmark = pytest.mark.long
+
 __all__ = ("axe",)  # a fixture
 
 HELD: dict[str, Any] = {"text": "One two three four.", "hold": 1}

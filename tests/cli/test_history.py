@@ -25,6 +25,8 @@ from tests.support.simulator_process import prompt
 from tests.support.snippets import snippets
 from tests.support.stack import ROOT, Stack, free_port, stack
 
+pytestmark = pytest.mark.long
+
 Call = Callable[..., tuple[int, str, str]]
 
 

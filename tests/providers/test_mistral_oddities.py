@@ -327,6 +327,15 @@ def _in_order(needle: tuple[str, ...], text: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize("blank_line", [b"\n\n", b""], ids=["a frame", "the rest of the stream"])
+@pytest.mark.parametrize("beside", [None, "x", {"delta": {"content": 5}}, {"error": {"message": "no"}}])
+def test_a_broken_chunk_ends_no_answer(beside: object, blank_line: bytes) -> None:
+    """Its finish reason does not count, although it stands before what is broken."""
+    broken = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}, beside]}
+    said = ours([sse(text("The tide ")), sse(broken).removesuffix(b"\n\n") + blank_line])
+    assert said.end in ("upstream_protocol", "upstream_cut", "error object"), said
+
+
 @PATIENT
 @given(st.data())
 def test_what_stands_between_the_chunks_of_an_answer_takes_nothing_away(data: st.DataObject) -> None:

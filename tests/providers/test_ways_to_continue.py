@@ -34,6 +34,8 @@ from tests.support.gateway import alone, gateway
 from tests.support.house import House, house
 from tests.support.simulator_process import SimulatorProcess, prompt, simulator
 
+pytestmark = pytest.mark.long
+
 COMPLETED = JobStatus.COMPLETED
 WAYS = (Way.PREFIX, Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT)
 TEXT = " ".join(f"word{number}" for number in range(40))
