@@ -231,8 +231,9 @@ async def test_everything_killed_at_once(machine: Stack, live: Service, hook: Re
     job_id = await live.submit(message, callback=hook.url("/hook"))
     watching = asyncio.create_task(live.watched(job_id))
     await machine.simulator.wait(message, tokens=20)
-    for process in machine.processes:
-        os.kill(process.pid, signal.SIGKILL)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # or one would see the others die
+        for process in machine.processes:
+            os.kill(process.pid, number)
     for process in machine.processes:
         process.popen.wait()
         process.start(wait=process is not machine.workers[0])
