@@ -28,7 +28,7 @@ help:
 	@echo 'make fuzz    fuzz every parser of untrusted input, 5 minutes each (Linux)'
 	@echo 'make check   run ruff, mypy and the import contracts'
 	@echo 'make drill   inject every known fault into a running stack and audit the outcome (less than 10 minutes)'
-	@echo 'make bench   run the benchmarks; make bench-full also runs the long ones (20 minutes)'
+	@echo 'make bench   run the benchmarks; make bench-full also runs the long ones (12 minutes)'
 	@echo 'make lock    make the lock files from pyproject.toml (needs uv)'
 	@echo 'make clean   remove .venv and the caches; jobs in .chatjobs stay'
 

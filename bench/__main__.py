@@ -1,6 +1,6 @@
 """All benchmarks: `make bench` prints a table and writes bench/results.json. A single one: `python -m bench.jobs`.
 
-``--full`` takes some 20 minutes: it also measures the alternatives, cuts readers off 10,000 times, and fills a store
+``--full`` takes some 12 minutes: it also measures the alternatives, cuts readers off 10,000 times, and fills a store
 with 100,000 jobs.
 
 Each module runs in a process of its own, one after the other, and measures its baseline in the same run: machines are
@@ -29,7 +29,7 @@ MODULE_SECONDS_FULL = 900
 def main() -> int:
     """Run all modules. The exit code is 0 if each ran, whether or not it met its targets."""
     parser = argparse.ArgumentParser("python -m bench", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="also the alternatives, and 10,000 cuts; up to 20 minutes")
+    parser.add_argument("--full", action="store_true", help="also the alternatives, and 10,000 cuts; some 12 minutes")
     began, full = time.monotonic(), parser.parse_args().full
     rows: list[Row] = []
     failed = []

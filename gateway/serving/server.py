@@ -23,7 +23,7 @@ GRACE_SECONDS = 5
 """For requests that are under way when the gateway gets a signal to stop; streams are ended at once."""
 MOST_CONNECTIONS = 20_000
 SPARE_FILES = 100
-"""File descriptors kept for the database, Temporal and files; where the limit is low, half of all, or FEWEST_SPARE."""
+"""File descriptors kept for the database, Temporal and files; where the limit is low, half or FEWEST_SPARE_FILES."""
 FEWEST_SPARE_FILES = 40
 """An idle gateway has some 27 files open; a connection that is being closed keeps its own for a moment."""
 ACCEPTED_AT_ONCE = 8

@@ -243,7 +243,7 @@ class Database:
         """A SQLite connection on a thread of its own, for work that has to be fast."""
 
         def configure(connection: sqlite3.Connection) -> None:
-            _configure(connection, "NORMAL", self._busy_seconds, None)
+            _configure(connection, "NORMAL", self._busy_seconds)
 
         return SqliteThread(self.url.database or "", name=name, configure=configure)
 
@@ -381,7 +381,7 @@ def _add_hooks(engine: Engine, timings: Timings, synchronous: str, *, begin: str
             connection.exec_driver_sql(begin)
 
 
-def _configure(connection: Any, synchronous: str, busy_seconds: float, cache: int | None) -> None:
+def _configure(connection: Any, synchronous: str, busy_seconds: float, cache: int | None = None) -> None:
     cursor = connection.cursor()
     for pragma in (f"busy_timeout={round(busy_seconds * 1_000)}", "journal_mode=WAL", f"synchronous={synchronous}"):
         cursor.execute(f"PRAGMA {pragma}")

@@ -20,6 +20,7 @@ from storage.engine.sync_transaction import transaction
 from tests.unit.test_house import ROOMS, ROOT, sources
 
 INTERIORS = {
+    "mistralai.client._hooks.sdkhooks": "70f504e7a01d54b0647bb4c2b443f7a8c90ad0692ba2828ca9225cbd3cda7ea4",
     "mistralai.client._hooks.types": "0333521388af8c9309773f2b155619a8ada8435f593698abec28ac2598fd0672",
     "mistralai.client.basesdk": "5352a57db6e687811e3a5042c9bdf60ec34f515168028a10fe72783c743227ee",
     "typer._click.core": "63975bc8725ffd570364ac6de0584fd0be6c4b0bc2f0ecac00a0a478a55b9c48",
