@@ -5,9 +5,10 @@ Source of Mistral's parameters, their meanings and ranges: Mistral's API referen
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, Strict, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, Strict, StringConstraints, field_validator, model_validator
 
 from chatjobs.contracts.base import (
     HttpUrl,
@@ -46,6 +47,12 @@ MAX_TEXT_CHARACTERS = 2_000_000
 """Most characters of the texts of all messages together."""
 MAX_SCHEMA_BYTES = 64 * 1024
 """Most bytes of a response's JSON schema, as canonical JSON."""
+MAX_EXTRA = 32
+"""Most parameters of ``extra``."""
+MAX_EXTRA_BYTES = 64 * 1024
+"""Most bytes of ``extra``, as canonical JSON."""
+EXTRA_NAME = re.compile("[A-Za-z0-9_.-]{1,64}")
+"""The name of a parameter in ``extra``."""
 
 # ------------------------------------------------------------------------------------------------- tools
 
@@ -268,6 +275,9 @@ class ChatRequest(StrictModel):
     retry: Retry = Retry()
     priority: Annotated[int, Field(ge=1, le=5)] = USUAL_PRIORITY
     """1 goes first. Within one priority, tenants take turns."""
+    extra: JsonObject = Field({})
+    """Further parameters for the model's server, forwarded as they are: those that this version does not know. At most
+    ``MAX_EXTRA``, and ``MAX_EXTRA_BYTES`` together; none may have the name of another field."""
     start_at: WrittenTime | None = Field(None, alias="startAt")
     """The model is not called before this time, at most 90 days ahead; a past time is at once. Until then the job is
     ``queued``, and ``limits.queueSeconds`` counts from then. A replay does not repeat it."""
@@ -283,6 +293,21 @@ class ChatRequest(StrictModel):
         if len(names) != len(set(names)):
             raise ValueError("two tools have the same name")
         return self
+
+    @field_validator("extra")
+    @classmethod
+    def _unknown_parameters(cls, extra: JsonObject) -> JsonObject:
+        if len(extra) > MAX_EXTRA:
+            raise ValueError(f"may have {MAX_EXTRA} parameters")
+        fields = cls.model_fields
+        known = sorted(extra.keys() & {*fields, *(field.alias for field in fields.values() if field.alias)})
+        if known:
+            raise ValueError(f"{known[0]} is a field of the request; give it there")
+        if any(not EXTRA_NAME.fullmatch(name) for name in extra):
+            raise ValueError("a parameter's name has 1 to 64 letters, digits, dots, hyphens and underscores")
+        if len(canonical_json(extra)) > MAX_EXTRA_BYTES:
+            raise ValueError(f"may have {MAX_EXTRA_BYTES} bytes; shorten it")
+        return extra
 
     @model_validator(mode="after")
     def _bounded_text(self) -> Self:
@@ -308,6 +333,6 @@ class ChatRequest(StrictModel):
 
 OURS = frozenset(
     {"request_id", "job_id", "callback", "webhook", "metadata", "on_interrupt", "max_segments", "limits", "stream"}
-    | {"priority", "retry", "start_at"}
+    | {"priority", "retry", "start_at", "extra"}
 )
 """The fields of ChatRequest that are the service's own, or not forwarded to Mistral."""

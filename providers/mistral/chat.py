@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -193,9 +194,10 @@ def request_body(
     if practice.way in (Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT) and continues:
         left_out["messages"] = {len(messages) - 1: {"prefix"}}
     body = sent.model_dump_json(exclude=left_out, exclude_none=True).encode()
+    further = dict(request.extra)
     if practice.way is Way.CONTINUE_FINAL_MESSAGE and continues:
-        return body[:-1] + b',"continue_final_message":true,"add_generation_prompt":false}'
-    return body
+        further |= {"continue_final_message": True, "add_generation_prompt": False}
+    return body[:-1] + b"," + json.dumps(further).encode()[1:] if further else body
 
 
 def sent_messages(request: ChatRequest, text: str | None, practice: Practice = AS_MISTRAL) -> Sequence[Message]:

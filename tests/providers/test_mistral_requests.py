@@ -156,6 +156,12 @@ def test_nothing_of_ours_is_sent() -> None:
     assert body == {"messages": HI, "model": "mistral-small-latest", "stream": True}
 
 
+def test_further_parameters_are_sent_as_they_are() -> None:
+    extra = {"min_p": 0.1, "chat_template_kwargs": {"thinking": None}, "nothing": None}
+    body = json.loads(request_body(ChatRequest.parse({"messages": HI, "extra": extra})))
+    assert body == {"messages": HI, "model": "mistral-small-latest", "stream": True} | extra
+
+
 def test_the_order_of_a_schema_is_the_callers() -> None:
     """A model that is constrained to a schema writes its properties in their order: reasons first, then the answer."""
     schema = {"type": "object", "properties": {"reasoning": {"type": "string"}, "answer": {"type": "string"}}}

@@ -169,6 +169,12 @@ BAD: dict[str, tuple[Any, str]] = {
         make_body(webhook={"url": "https://a.example", "events": ["chat.exploded"]}),
         "/webhook/events/0",
     ),
+    "33 further parameters": (make_body(extra={f"p{n}": n for n in range(33)}), "/extra"),
+    "a further parameter that is a field": (make_body(extra={"max_tokens": 5}), "/extra"),
+    "a further parameter that is a field of ours": (make_body(extra={"onInterrupt": "fail"}), "/extra"),
+    "a further parameter without a name": (make_body(extra={"": 5}), "/extra"),
+    "long further parameters": (make_body(extra={"x": "y" * 65_536}), "/extra"),
+    "further parameters in a list": (make_body(extra=[5]), "/extra"),
     "no time at all": (make_body(limits={"totalSeconds": 0}), "/limits/totalSeconds"),
     "lone surrogate": (make_body("\ud800"), ""),
     "long schema": (
