@@ -53,9 +53,9 @@ class BatchJobOrder:
 
 @dataclass(frozen=True, slots=True)
 class BatchJobRecord:
-    """A batch job. ``batch_id``: None until its files are read and checked. ``total``: requests in them, 0 until then;
-    ``failed``: those that failed; ``unanswered``: those that were cancelled, too. ``settled``: its end is recorded, with the files of its results.
-    ``revision``: that of the batch."""
+    """A batch job. ``batch_id``: None until its files are read and checked. ``total``: requests in them, 0 until then.
+    ``unanswered``: those that failed or were cancelled. ``settled``: its end is recorded, with the files of its
+    results. ``revision``: that of the batch."""
 
     job_id: str
     tenant: str

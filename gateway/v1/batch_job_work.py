@@ -9,19 +9,21 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
-from chatjobs.contracts import BatchSettings, ChatRequest
+from chatjobs.contracts import BatchSettings
 from chatjobs.errors import BatchFinished, BatchNotFound, ChatJobsError, InvalidRequest, Problem, bounded
 from dispatch.batches import BatchDispatch
+from dispatch.webhook_rules import WebhookRules
 from domain.batch_jobs import BatchJobClaim
 from domain.errors import BatchJobNotFound, FileNotFound, StorageError, TemporalUnavailable
-from domain.webhook_urls import WebhookPolicy
 from gateway.batch_upload import Line, Upload
 from gateway.problems import HttpProblem
 from gateway.serving.ndjson import lines
+from gateway.v1.completions import completion_request
 from storage.batches.batch_jobs import BatchJobStore
 from storage.batches.drafts import DraftStore
 from storage.batches.runs import BatchRunStore
@@ -37,7 +39,6 @@ SWEEP_SECONDS: Final = 60.0
 RENEW_SECONDS: Final = 10.0
 READ_AT_ONCE: Final = 2
 """Batch jobs whose files this process reads at once: a file of a million lines takes minutes."""
-FIELDS: Final = frozenset(field.alias or name for name, field in ChatRequest.model_fields.items())
 LINE: Final = re.compile(r"\bline ([0-9]+)")
 
 
@@ -57,7 +58,7 @@ class BatchJobWork:
         runs: BatchRunStore,
         dispatch: BatchDispatch,
         *,
-        rules: WebhookPolicy,
+        rules: WebhookRules,
         longest_line: int,
     ) -> None:
         self._jobs = jobs
@@ -97,7 +98,7 @@ class BatchJobWork:
             if len(self._reading) < READ_AT_ONCE and job_id not in self._reading:
                 task = asyncio.create_task(self._guarded(self.read(job_id), job_id), name=f"batch job {job_id}")
                 self._reading[job_id] = task
-                task.add_done_callback(lambda _, one=job_id: self._read_ended(one))
+                task.add_done_callback(partial(self._read_ended, job_id))
         for job_id in due.late:
             await self._guarded(self.cancel(job_id, late=True), job_id)
         for job_id in due.ended:
@@ -106,7 +107,7 @@ class BatchJobWork:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
             await self._uploads.discard_abandoned()
 
-    def _read_ended(self, job_id: str) -> None:
+    def _read_ended(self, job_id: str, _: asyncio.Task[None]) -> None:
         self._reading.pop(job_id, None)
         self.look()
 
@@ -174,7 +175,7 @@ class BatchJobWork:
             deadline=claim.expires_at if claim.lane == "batch" else None,
         )
         upload = Upload(
-            *(self._drafts, self._rules, claim.tenant, settings, claim.key),
+            *(self._drafts, self._rules(), claim.tenant, settings, claim.key),
             batch_id=claim.batch_id,
             translate=lambda line: item_of(line, claim.model),
         )
@@ -192,22 +193,9 @@ def item_of(line: Any, model: str | None) -> Any:
     if body.get("model") is None and model is not None:
         body = {**body, "model": model}
     try:
-        return {**line, "body": _job_body(body)}
+        return {**line, "body": completion_request(body, {}).body}
     except InvalidRequest as error:
         raise InvalidRequest([Problem(f"/body{one.pointer}", one.message) for one in error.problems]) from None
-
-
-def _job_body(body: dict[str, Any]) -> dict[str, Any]:
-    """The body of a job, from that of a chat completion: parameters that are not known become those of ``extra``.
-
-    Raises InvalidRequest.
-    """
-    if body.get("model") is None:
-        raise InvalidRequest([Problem("/model", "is missing, here and in the batch job")])
-    given = {name: value for name, value in body.items() if value is not None and name != "stream"}
-    unknown = {name: value for name, value in given.items() if name not in FIELDS}
-    known = {name: value for name, value in given.items() if name in FIELDS}
-    return {**known, "extra": unknown | known.get("extra", {})} if unknown else known
 
 
 class FileReading:
@@ -222,7 +210,7 @@ class FileReading:
         """For each file, the number of lines before it."""
         self._renewed = time.monotonic()
 
-    async def groups(self) -> AsyncIterator[Sequence[Line]]:
+    async def groups(self) -> AsyncGenerator[Sequence[Line], None]:
         """The lines; their numbers go on from file to file. Raises HttpProblem, FileNotFound, Unwanted."""
         last = 0
         for file_id in self._claim.input_files:
@@ -233,7 +221,7 @@ class FileReading:
                 last = group[-1][0]
                 yield [Line(number, text) for number, text in group]
 
-    async def _content(self, file_id: str) -> AsyncIterator[bytes]:
+    async def _content(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """The content of a file, whole. Raises FileNotFound if it is deleted meanwhile."""
         left = (await self._files.get(file_id, self._claim.tenant)).size or 0
         async with aclosing(self._files.content(file_id)) as pieces:

@@ -1,8 +1,8 @@
 """Mistral's batch API, ``/v1/batch/jobs``: each job is a batch.
 
 Sources: Mistral's API reference ("Batch"), its guide to batch processing, and the types of its Python client
-(``mistralai.client.models``). A job is QUEUED at once; its files are read afterwards, and a line that is not valid makes
-it FAILED, with ``errors`` that name the line.
+(``mistralai.client.models``). A job is QUEUED at once; its files are read afterwards, and a line that is not valid
+makes it FAILED, with ``errors`` that name the line.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _order(
     if lane not in ("live", "batch"):
         raise InvalidRequest([Problem("/lane", f"must be live or batch in the header {LANE}")])
     callback = request.headers.get(CALLBACK)
-    webhook = None if callback is None else BatchWebhook(url=here.batches.rules.check(callback))
+    webhook = None if callback is None else BatchWebhook(url=here.batches.rules().check(callback))
     return BatchJobOrder(
         job_id=new_batch_job_id(),
         tenant=caller.tenant,
@@ -260,11 +260,11 @@ async def list_jobs(
     return answer(BatchJobList(data=tuple(map(_object, found.jobs)), total=found.total))
 
 
-@router.get("/batch/jobs/{job_id}", response_model=BatchJobObject)
-async def show(job_id: str, here: Here, caller: Caller, inline: bool | None = None) -> Response:
+@router.get("/batch/jobs/{batch_job_id}", response_model=BatchJobObject)
+async def show(batch_job_id: str, here: Here, caller: Caller, inline: bool | None = None) -> Response:
     """One batch job. With ``inline``, and unless that is false if its requests were in the body, ``outputs`` has its
     results once it has ended."""
-    job = await _job(here, caller, job_id)
+    job = await _job(here, caller, batch_job_id)
     if job.output_file is None or job.batch_id is None or not (job.inline if inline is None else inline):
         return _answer(job)
     return StreamingResponse(
@@ -272,22 +272,22 @@ async def show(job_id: str, here: Here, caller: Caller, inline: bool | None = No
     )
 
 
-@router.post("/batch/jobs/{job_id}/cancel", response_model=BatchJobObject)
-async def cancel(job_id: str, here: Here, caller: Caller) -> Response:
+@router.post("/batch/jobs/{batch_job_id}/cancel", response_model=BatchJobObject)
+async def cancel(batch_job_id: str, here: Here, caller: Caller) -> Response:
     """Cancel a batch job, durably: what is not done is not done any more, and the results so far are kept. One that has
     ended stays as it is."""
-    await _job(here, caller, job_id)
-    await here.files.work.cancel(job_id, caller.tenant)
-    job = await here.files.jobs.get(job_id, caller.tenant)
+    await _job(here, caller, batch_job_id)
+    await here.files.work.cancel(batch_job_id, caller.tenant)
+    job = await here.files.jobs.get(batch_job_id, caller.tenant)
     if (batch_id := job.batch_id) is not None and job.state not in ENDED:
         here.after_response.soon(lambda: here.batches.dispatch.cancel(batch_id))
     return _answer(job)
 
 
-@router.delete("/batch/jobs/{job_id}", response_model=BatchJobDeleted)
-async def delete(job_id: str, here: Here, caller: Caller) -> Response:
+@router.delete("/batch/jobs/{batch_job_id}", response_model=BatchJobDeleted)
+async def delete(batch_job_id: str, here: Here, caller: Caller) -> Response:
     """Delete a batch job that has ended, with its requests and its results. Its input files stay."""
-    job = await _job(here, caller, job_id)
+    job = await _job(here, caller, batch_job_id)
     if job.state not in ENDED:
         raise HttpProblem(409, "batch_job_running", "The batch job is still running; cancel it first")
     await here.files.jobs.delete(job.job_id, caller.tenant)

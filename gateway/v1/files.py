@@ -6,7 +6,7 @@ Sources: Mistral's API reference ("Files") and the types of its Python client (`
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Final, Literal
 from urllib.parse import quote
@@ -147,7 +147,7 @@ async def content(file_id: str, here: Here, caller: Caller) -> Response:
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}"}
     if file.batch_job is None:
         headers["Content-Length"] = str(file.size or 0)
-        pieces = here.files.queries.content(file.file_id)
+        pieces: AsyncIterator[bytes] = here.files.queries.content(file.file_id)
     else:
         pieces = await _results(here, file)
     return StreamingResponse(pieces, headers=headers, media_type="application/octet-stream")
@@ -164,7 +164,7 @@ async def _file(here: Dependencies, caller: Identity, file_id: str) -> FileRecor
     return await here.files.queries.get(file_id, caller.tenant)
 
 
-async def _results(here: Dependencies, file: FileRecord) -> AsyncIterator[bytes]:
+async def _results(here: Dependencies, file: FileRecord) -> AsyncGenerator[bytes, None]:
     """The lines of a batch job's results. Raises FileNotFound if the job is gone."""
     try:
         job = await here.files.jobs.get(file.batch_job or "", file.tenant)
@@ -180,7 +180,7 @@ async def _shown(here: Dependencies, file: FileRecord) -> FileObject:
     size = file.size
     if size is None:
         size = 0
-        async with aclosing(await _results(here, file)) as pieces:  # type: ignore[type-var]
+        async with aclosing(await _results(here, file)) as pieces:
             async for piece in pieces:
                 size += len(piece)
         await here.files.queries.measured(file.file_id, size)

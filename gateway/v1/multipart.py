@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartCallbacks, MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from gateway.problems import HttpProblem
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 FORM: Final = b"multipart/form-data"
 NOT_A_FORM: Final = "Send the file as multipart/form-data with the fields file and purpose"
@@ -43,7 +46,7 @@ class PartEnd:
 FormEvent = PartHead | PartData | PartEnd
 
 
-async def form_events(request: Request) -> AsyncIterator[FormEvent]:
+async def form_events(request: Request) -> AsyncGenerator[FormEvent, None]:
     """The fields of the form in a request's body. Raises HttpProblem (400, 415)."""
     form = _Form(_boundary(request))
     async for piece in request.stream():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Row, Select, bindparam, func, or_, select, update
@@ -51,7 +51,7 @@ class FileQueries:
             number = await connection.scalar(total, time) if count else None
         return FilePage([record(row) for row in rows], number)
 
-    async def content(self, file_id: str) -> AsyncIterator[bytes]:
+    async def content(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """The pieces of an uploaded file. They end early if it is deleted meanwhile."""
         number = 0
         while True:
