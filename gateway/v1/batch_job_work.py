@@ -39,7 +39,7 @@ SWEEP_SECONDS: Final = 60.0
 RENEW_SECONDS: Final = 10.0
 READ_AT_ONCE: Final = 2
 """Batch jobs whose files this process reads at once: a file of a million lines takes minutes."""
-LINE: Final = re.compile(r"\bline ([0-9]+)")
+LINE: Final = re.compile(r"\b[Ll]ine ([0-9]+)")
 
 
 class Unwanted(Exception):
@@ -103,6 +103,8 @@ class BatchJobWork:
             await self._guarded(self.cancel(job_id, late=True), job_id)
         for job_id in due.ended:
             await self._guarded(self._jobs.settle(job_id), job_id)
+        for job_id in due.deleted:
+            await self._guarded(self._jobs.erase(job_id), job_id)
         if time.monotonic() > self._sweep_at:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
             await self._uploads.discard_abandoned()
@@ -198,6 +200,10 @@ def item_of(line: Any, model: str | None) -> Any:
         raise InvalidRequest([Problem(f"/body{one.pointer}", one.message) for one in error.problems]) from None
 
 
+def _later(first: int, found: re.Match[str]) -> str:
+    return f"line {first + int(found[1])}"
+
+
 class FileReading:
     """The lines of a job's files, one after the other, while the claim is renewed."""
 
@@ -214,12 +220,15 @@ class FileReading:
         """The lines; their numbers go on from file to file. Raises HttpProblem, FileNotFound, Unwanted."""
         last = 0
         for file_id in self._claim.input_files:
-            self._firsts.append(last)
-            async for group in lines(self._content(file_id), self._longest_line):
-                await self._renew()
-                group = [(number + self._firsts[-1], text) for number, text in group]
-                last = group[-1][0]
-                yield [Line(number, text) for number, text in group]
+            first = last
+            self._firsts.append(first)
+            try:
+                async for group in lines(self._content(file_id), self._longest_line):
+                    await self._renew()
+                    last = first + group[-1][0]
+                    yield [Line(first + number, text) for number, text in group]
+            except HttpProblem as error:  # a line that is too long
+                raise HttpProblem(error.status, error.code, LINE.sub(partial(_later, first), error.detail)) from None
 
     async def _content(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """The content of a file, whole. Raises FileNotFound if it is deleted meanwhile."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Annotated, Final, Literal
 from urllib.parse import quote
 
@@ -26,6 +27,8 @@ from gateway.routes.jobs import Caller, Here
 from gateway.v1.file_upload import FileUpload
 
 MOST_LISTED: Final = 1_000
+MOST_URL_HOURS: Final = 168
+"""A week, as at Mistral."""
 MOST_PAGES: Final = 1_000_000
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -151,6 +154,27 @@ async def content(file_id: str, here: Here, caller: Caller) -> Response:
     else:
         pieces = await _results(here, file)
     return StreamingResponse(pieces, headers=headers, media_type="application/octet-stream")
+
+
+class FileUrl(StrictModel):
+    """The answer with a URL (``GetSignedURLResponse``)."""
+
+    url: str
+
+
+@router.get("/files/{file_id}/url", response_model=FileUrl)
+async def signed_url(
+    file_id: str,
+    request: Request,
+    here: Here,
+    caller: Caller,
+    expiry: Annotated[int, Query(ge=1, le=MOST_URL_HOURS)] = 24,
+) -> Response:
+    """A URL of a file's content that needs no key, valid for so many hours and no longer than the caller's key."""
+    file = await _file(here, caller, file_id)
+    token = here.access.file_token(caller, file.file_id, timedelta(hours=expiry))
+    base = (here.settings.chatjobs_public_url or str(request.base_url)).rstrip("/")
+    return answer(FileUrl(url=f"{base}/v1/files/{file.file_id}/content?token={token}"), {"Cache-Control": "no-store"})
 
 
 def answer(value: StrictModel, headers: dict[str, str] | None = None) -> Response:

@@ -32,17 +32,24 @@ from domain.names import new_batch_id
 from domain.text import clean, clean_json
 from storage.batches.tally import BatchTally
 from storage.engine.database import Database, retried
-from storage.engine.schema import batch_jobs, batches, files, micros, moment, now
+from storage.engine.schema import batch_jobs, batches, files, jobs, micros, moment, now
 from storage.files.queries import COMPLETE
+from storage.files.uploads import DELETED
+from storage.jobs.retention import delete_contents
+from storage.jobs.rows import LOCKED_ALL
 
 CLAIM_LASTS = timedelta(seconds=60)
 """A claim that was not renewed for so long is over: its process died."""
 AT_ONCE = 20
 """Jobs that one look finds of each kind."""
+ERASED_AT_ONCE = 20
+"""Jobs of a batch whose contents one transaction deletes."""
 
 JOB = batch_jobs.c
 OF = batch_jobs.outerjoin(batches, batches.c.id == JOB.batch_id)
 WITHOUT_BATCH = JOB.batch_id.is_(None)
+SEEN = and_(JOB.deleted_at.is_(None), or_(WITHOUT_BATCH, batches.c.id.is_not(None)))
+"""Neither deleted, nor left alone by the retention, which removes batches first."""
 STATE = case(
     (JOB.errors.is_not(None), BatchJobState.FAILED.value),
     (and_(JOB.completed_at.is_not(None), JOB.timed_out_at.is_not(None)), BatchJobState.TIMEOUT_EXCEEDED.value),
@@ -172,7 +179,8 @@ class BatchJobStore:
 
     @retried
     async def delete(self, job_id: str, tenant: str | None = None) -> BatchJobRecord:
-        """Let nobody see a job any more, nor the files of its results, durably. Returns it as it was.
+        """Let nobody see a job any more, nor the files of its results and the one made of its body, durably. Returns it
+        as it was; ``erase`` then deletes what its batch has.
 
         Raises BatchJobNotFound.
         """
@@ -181,8 +189,10 @@ class BatchJobStore:
             time = micros(now())
             gone = {"deleted_at": time, "idempotency_key": None, "settled": None}
             await connection.execute(CHANGED, {"key": found.job_id, **gone})
-            results = update(files).where(files.c.batch_job == found.job_id)
-            await connection.execute(results.values(status="deleted", progressed_at=time))
+            mine = files.c.batch_job == found.job_id
+            if found.inline:
+                mine = or_(mine, files.c.id.in_(found.input_files))
+            await connection.execute(update(files).where(mine).values(status=DELETED, progressed_at=time))
         return found
 
     # --------------------------------------------------------------------------------------------- its reading
@@ -273,8 +283,31 @@ class BatchJobStore:
             changes: dict[str, Any] = {"settled": found.revision, "output_file": output, "error_file": errors}
             await connection.execute(CHANGED, {"key": found.job_id, **changes})
 
+    async def erase(self, job_id: str) -> None:
+        """Delete the requests and answers of a deleted job, in steps, and then the job. Raises StorageError."""
+        after: str | None = ""
+        while after is not None:
+            after = await self._erase_some(job_id, after)
+        await self._forget(job_id)
+
     @retried
-    async def forget(self, job_id: str) -> None:
+    async def _erase_some(self, job_id: str, after: str) -> str | None:
+        """Erase some of its jobs, those after an id. Returns the id to go on after; None: there are no others."""
+        async with self._database.write("fast") as connection:
+            job = (await connection.execute(LOCKED.where(JOB.deleted_at.is_not(None)), {"key": job_id})).first()
+            if job is None or job.batch_id is None:
+                return None
+            mine = select(jobs.c.id).where(jobs.c.batch_id == job.batch_id, jobs.c.id > after)
+            ids = list((await connection.execute(mine.order_by(jobs.c.id).limit(ERASED_AT_ONCE))).scalars())
+            rows = (await connection.execute(LOCKED_ALL, {"keys": ids})).all() if ids else []
+            for row in rows:
+                if row.completed_at is not None and row.deleted_at is None:
+                    await delete_contents(connection, row)
+            await self._database.hint(connection)
+        return ids[-1] if ids else None
+
+    @retried
+    async def _forget(self, job_id: str) -> None:
         """Remove a deleted job, whose jobs' contents are gone. Raises StorageError."""
         async with self._database.write("fast") as connection:
             await connection.execute(delete(batch_jobs).where(JOB.id == job_id, JOB.deleted_at.is_not(None)))
@@ -286,7 +319,7 @@ def _stale() -> dict[str, int]:
 
 async def _shown(connection: AsyncConnection, job_id: str, tenant: str | None) -> Row[Any]:
     """Raises BatchJobNotFound."""
-    query = SHOWN.where(JOB.id == clean(job_id), JOB.deleted_at.is_(None))
+    query = SHOWN.where(JOB.id == clean(job_id), SEEN)
     row = (await connection.execute(query)).first()
     if row is None or tenant not in (None, row.tenant):
         raise BatchJobNotFound
@@ -385,7 +418,7 @@ def _moment(value: int | None) -> Any:
 
 
 def _matching(query: Select[Any], tenant: str, wanted: BatchJobFilter) -> Select[Any]:
-    query = query.where(JOB.tenant == tenant, JOB.deleted_at.is_(None))
+    query = query.where(JOB.tenant == tenant, SEEN)
     if wanted.model is not None:
         query = query.where(JOB.model == clean(wanted.model))
     if wanted.created_after is not None:
