@@ -82,7 +82,8 @@ class BatchJobRecord:
 
 @dataclass(frozen=True, slots=True)
 class BatchJobClaim:
-    """The right to read the files of a batch job and to make its batch, called ``batch_id``."""
+    """The right to read the files of a batch job and to make its batch, called ``batch_id``. ``made``: the batch is
+    there already, and is only to be recorded: the process that made it died."""
 
     job_id: str
     tenant: str
@@ -93,11 +94,11 @@ class BatchJobClaim:
     lane: str
     webhook: BatchWebhook | None
     expires_at: datetime
+    made: bool = False
 
     @property
     def key(self) -> str:
-        """The idempotency key of the batch, so that no second try makes a second one."""
-        return f"{KEY_PREFIX}{self.job_id}"
+        return batch_key(self.job_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,11 @@ class BatchJobFilter:
 def new_batch_job_id() -> str:
     """A UUID, as Mistral's documentation of its API has it; some clients parse it as one."""
     return str(uuid.uuid4())
+
+
+def batch_key(job_id: str) -> str:
+    """The idempotency key of a job's batch, so that no second try makes a second one."""
+    return f"{KEY_PREFIX}{job_id}"
 
 
 def first_batch_id(job_id: str) -> str:

@@ -36,7 +36,6 @@ class FileEnd:
     size: int
     num_lines: int
     sha256: str
-    visibility: str = "workspace"
     expires_at: datetime | None = None
 
 

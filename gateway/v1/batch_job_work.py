@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
@@ -37,8 +37,8 @@ LOOK_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 60.0
 """Between two removals of uploads that broke off."""
 RENEW_SECONDS: Final = 10.0
-READ_AT_ONCE: Final = 2
-"""Batch jobs whose files this process reads at once: a file of a million lines takes minutes."""
+AT_ONCE: Final = {"read": 4, "erase": 1, "sweep": 1}
+"""Tasks of a kind that run at once in this process: reading a file of a million lines takes minutes."""
 LINE: Final = re.compile(r"\b[Ll]ine ([0-9]+)")
 
 
@@ -70,7 +70,8 @@ class BatchJobWork:
         self._rules = rules
         self._longest_line = longest_line
         self._news = asyncio.Event()
-        self._reading: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        """By the kind of work and the job."""
         self._sweep_at = 0.0
 
     def look(self) -> None:
@@ -88,29 +89,36 @@ class BatchJobWork:
                 except TimeoutError:
                     continue
         finally:
-            for task in self._reading.values():
+            tasks = list(self._tasks.values())
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._reading.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _look(self) -> None:
         due = await self._jobs.due()
-        for job_id in due.unread:
-            if len(self._reading) < READ_AT_ONCE and job_id not in self._reading:
-                task = asyncio.create_task(self._guarded(self.read(job_id), job_id), name=f"batch job {job_id}")
-                self._reading[job_id] = task
-                task.add_done_callback(partial(self._read_ended, job_id))
         for job_id in due.late:
             await self._guarded(self.cancel(job_id, late=True), job_id)
         for job_id in due.ended:
             await self._guarded(self._jobs.settle(job_id), job_id)
+        for job_id in due.unread:
+            self._begin("read", job_id, self.read)
         for job_id in due.deleted:
-            await self._guarded(self._jobs.erase(job_id), job_id)
+            self._begin("erase", job_id, self._jobs.erase)
         if time.monotonic() > self._sweep_at:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
-            await self._uploads.discard_abandoned()
+            self._begin("sweep", "-", lambda _: self._uploads.discard_abandoned())
 
-    def _read_ended(self, job_id: str, _: asyncio.Task[None]) -> None:
-        self._reading.pop(job_id, None)
+    def _begin(self, kind: str, job_id: str, work: Callable[[str], Awaitable[object]]) -> None:
+        """Begin work that may take minutes, unless it runs already or as much of its kind as may run at once."""
+        running = sum(one == kind for one, _ in self._tasks)
+        if (kind, job_id) in self._tasks or running >= AT_ONCE[kind]:
+            return
+        task = asyncio.create_task(self._guarded(work(job_id), job_id), name=f"{kind} batch job {job_id}")
+        self._tasks[kind, job_id] = task
+        task.add_done_callback(lambda _: self._ended(kind, job_id))
+
+    def _ended(self, kind: str, job_id: str) -> None:
+        self._tasks.pop((kind, job_id), None)
         self.look()
 
     async def _guarded(self, work: Awaitable[object], what: str) -> None:
@@ -148,6 +156,9 @@ class BatchJobWork:
         claim = await self._jobs.claim(job_id)
         if claim is None:
             return
+        if claim.made:
+            await self._begun(claim, claim.batch_id)
+            return
         reading = FileReading(claim, self._files, self._jobs, self._longest_line)
         try:
             batch_id = await self._made(claim, reading)
@@ -162,7 +173,11 @@ class BatchJobWork:
         except BaseException:
             await asyncio.shield(self._jobs.release(job_id))
             raise
-        if await self._jobs.made(job_id, batch_id):
+        await self._begun(claim, batch_id)
+
+    async def _begun(self, claim: BatchJobClaim, batch_id: str) -> None:
+        """Record the batch of a job, and start it or, if the job was cancelled meanwhile, cancel it."""
+        if await self._jobs.made(claim.job_id, batch_id):
             await self._dispatch.start(batch_id)
         else:
             await self._cancel_batch(batch_id)

@@ -31,7 +31,7 @@ FORM_BYTES: Final = 64 * 1024
 MOST_HOURS: Final = 24 * 365 * 10
 MIMETYPE: Final = re.compile(r"[a-z0-9!#$&^_.+-]{1,63}/[a-z0-9!#$&^_.+-]{1,63}")
 UNTYPED: Final = "application/octet-stream"
-VISIBILITIES: Final = ("workspace", "user")
+VISIBILITY: Final = "workspace"
 NOT_BATCH: Final = "must be batch: the files here are the inputs of batch jobs, and nothing reads others"
 
 
@@ -61,7 +61,7 @@ class ContentWriter:
         while len(self._waiting) >= CHUNK_BYTES:
             await self._store(CHUNK_BYTES)
 
-    async def finish(self, *, visibility: str = "workspace", hours: int | None = None) -> FileRecord:
+    async def finish(self, hours: int | None = None) -> FileRecord:
         """The file; ``hours``: how long it is kept at most. Raises InvalidRequest for an empty one, StorageError."""
         if not self._size:
             raise InvalidRequest([Problem("/file", "is empty; write a JSON object into each line")])
@@ -71,7 +71,6 @@ class ContentWriter:
             size=self._size,
             num_lines=self._lines + self._within_a_line,
             sha256=self._hash.hexdigest(),
-            visibility=visibility,
             expires_at=None if hours is None else now() + timedelta(hours=hours),
         )
         return await self._uploads.finish(self._id or "", end)
@@ -170,9 +169,7 @@ class FileUpload:
             raise InvalidRequest([*self._purpose(), Problem("/file", "is missing")])
         _check([*self._purpose(), *self._others()])
         hours = self._fields.get("expiry")
-        return await writer.finish(
-            visibility=self._fields.get("visibility") or "workspace", hours=int(hours) if hours else None
-        )
+        return await writer.finish(int(hours) if hours else None)
 
     def _purpose(self) -> Iterable[Problem]:
         purpose = self._fields.get("purpose")
@@ -183,9 +180,8 @@ class FileUpload:
         hours = self._fields.get("expiry")
         if hours and not (hours.isdecimal() and len(hours) < 9 and 1 <= int(hours) <= MOST_HOURS):
             yield Problem("/expiry", f"must be a number of hours from 1 to {MOST_HOURS}")
-        visibility = self._fields.get("visibility")
-        if visibility and visibility not in VISIBILITIES:
-            yield Problem("/visibility", f"must be {' or '.join(VISIBILITIES)}")
+        if self._fields.get("visibility") not in (None, "", VISIBILITY):
+            yield Problem("/visibility", f"must be {VISIBILITY}: a file is for all keys of its tenant")
 
 
 def _check(problems: Iterable[Problem]) -> None:

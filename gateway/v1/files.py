@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from chatjobs.contracts.base import StrictModel
+from chatjobs.errors import InvalidRequest, Problem
 from domain.errors import BatchJobNotFound, FileNotFound
 from domain.files import BATCH, BATCH_ERROR, FileFilter, FileRecord
 from gateway.auth.access import Identity
@@ -52,7 +53,7 @@ class FileObject(StrictModel):
     num_lines: int | None
     mimetype: str
     signature: str | None = None
-    expires_at: int | None
+    expires_at: int
     visibility: str
     deleted: bool | None = Field(default=None, exclude_if=lambda value: value is None)
     """Only in the description of a single file."""
@@ -86,7 +87,7 @@ FORM = {
                         "file": {"type": "string", "format": "binary"},
                         "purpose": {"type": "string", "enum": [BATCH]},
                         "expiry": {"type": "integer", "description": "Hours after which the file is removed"},
-                        "visibility": {"type": "string", "enum": ["workspace", "user"]},
+                        "visibility": {"type": "string", "enum": ["workspace"]},
                     },
                 }
             }
@@ -100,7 +101,7 @@ async def upload(request: Request, here: Here, caller: Caller) -> Response:
     """Upload a file of requests for batch jobs, one JSON object in each line. It is stored as it arrives; its lines
     are checked when a batch job is made of it."""
     record = await FileUpload(here.files.uploads, caller.tenant, here.settings.chatjobs_max_file_bytes).take(request)
-    return answer(_object(record, record.size or 0))
+    return answer(_object(here, record, record.size or 0))
 
 
 @router.get("/files", response_model=FileList)
@@ -115,8 +116,11 @@ async def list_files(
     search: str | None = None,
     purpose: str | None = None,
     mimetypes: Annotated[list[str] | None, Query()] = None,
+    after: str | None = None,
 ) -> Response:
     """List files, newest first: uploads, and the results of batch jobs. Pages count from 0."""
+    if after is not None:  # OpenAI's client would read the first page for ever
+        raise InvalidRequest([Problem("/after", "is not supported: pages are numbered (page, page_size)")])
     wanted = FileFilter(sample_types=sample_type, sources=source, mimetypes=mimetypes, search=search)
     if purpose not in (None, BATCH):
         return answer(FileList(data=(), total=0 if include_total else None))
@@ -208,10 +212,12 @@ async def _shown(here: Dependencies, file: FileRecord) -> FileObject:
             async for piece in pieces:
                 size += len(piece)
         await here.files.queries.measured(file.file_id, size)
-    return _object(file, size)
+    return _object(here, file, size)
 
 
-def _object(file: FileRecord, size: int) -> FileObject:
+def _object(here: Dependencies, file: FileRecord, size: int) -> FileObject:
+    kept = file.created_at + timedelta(days=here.settings.chatjobs_retention_days)
+    expires_at = kept if file.expires_at is None else min(file.expires_at, kept)
     return FileObject(
         id=file.file_id,
         size=size,
@@ -221,6 +227,6 @@ def _object(file: FileRecord, size: int) -> FileObject:
         source=file.source,
         num_lines=file.num_lines,
         mimetype=file.mimetype,
-        expires_at=int(file.expires_at.timestamp()) if file.expires_at else None,
+        expires_at=int(expires_at.timestamp()),
         visibility=file.visibility,
     )

@@ -24,6 +24,7 @@ from domain.batch_jobs import (
     BatchJobOrder,
     BatchJobRecord,
     BatchJobState,
+    batch_key,
     first_batch_id,
 )
 from domain.errors import BatchJobNotFound, StorageRefused
@@ -80,6 +81,7 @@ SHOWN = select(
     batches.c.error.label("batch_error"),
     batches.c.revision.label("batch_revision"),
 ).select_from(OF)
+MADE = select(batches.c.id).where(batches.c.tenant == bindparam("of"), batches.c.idempotency_key == bindparam("given"))
 LOCKED = select(batch_jobs).where(JOB.id == bindparam("key")).with_for_update()
 CHANGED = update(batch_jobs).where(JOB.id == bindparam("key"))
 CLAIMABLE = and_(
@@ -219,10 +221,12 @@ class BatchJobStore:
             if row is None or row.deleted_at is not None:
                 return None
             await connection.execute(CHANGED, {"key": row.id, "tries": row.tries + 1, "claimed_at": micros(time)})
+            made = await connection.scalar(MADE, {"of": row.tenant, "given": batch_key(row.id)}) if row.tries else None
         return BatchJobClaim(
             job_id=row.id,
             tenant=row.tenant,
-            batch_id=new_batch_id() if row.tries else first_batch_id(row.id),
+            batch_id=made or (new_batch_id() if row.tries else first_batch_id(row.id)),
+            made=made is not None,
             input_files=json.loads(row.input_files),
             inline=row.inline,
             model=row.model,

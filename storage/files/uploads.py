@@ -73,7 +73,6 @@ class FileUploads:
             "size": end.size,
             "num_lines": end.num_lines,
             "sha256": end.sha256,
-            "visibility": end.visibility,
             "created_at": time,
             "progressed_at": time,
             "expires_at": micros(end.expires_at) if end.expires_at else None,

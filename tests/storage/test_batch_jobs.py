@@ -102,6 +102,10 @@ async def test_the_claim_of_a_dead_process_passes_to_another(database: Database,
     assert first.batch_id != second.batch_id
     published = {await batch(database, claim.batch_id, claim.key) for claim in (second, first)}
     assert published == {second.batch_id}
+    await stale(database, job_id)
+    third = await jobs.claim(job_id)
+    assert third is not None
+    assert (third.batch_id, third.made) == (second.batch_id, True)
     assert await jobs.made(job_id, second.batch_id)
     assert (await jobs.get(job_id)).batch_id == second.batch_id
 

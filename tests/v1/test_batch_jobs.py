@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import pytest
@@ -35,7 +35,7 @@ from tests.support.stack import Stack, stack
 PATIENCE = 60.0
 ENDS = ("SUCCESS", "FAILED", "TIMEOUT_EXCEEDED", "CANCELLED")
 MODEL = "mistral-small-latest"
-CHAT = "/v1/chat/completions"
+CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 NEVER = "00000000-0000-4000-8000-000000000000"
 SLOW: dict[str, Any] = {"tokens": 5_000, "tokens_per_second": 20}
 OF_ANOTHER_TIME = timedelta(hours=200)
@@ -100,6 +100,11 @@ def results(mistral: Mistral, file_id: Any) -> dict[str, Any]:
     found = {one["custom_id"]: one for one in lines}
     assert len(found) == len(lines)
     return found
+
+
+def outputs_of(job: BatchJob) -> list[dict[str, Any]]:
+    assert isinstance(job.outputs, list)
+    return job.outputs
 
 
 def refusal(call: Any) -> tuple[int, str]:
@@ -170,9 +175,9 @@ def test_requests_in_the_body_have_their_answers_in_the_job(mistral: Mistral) ->
     asked: Any = [{"custom_id": str(n), "body": make_body(prompt(f"Hello {n}"))} for n in range(5)]
     job = mistral.batch.jobs.create(requests=asked, model=MODEL, endpoint=CHAT)
     job = ended(mistral, job)
-    assert job.outputs is not None
-    assert {one["custom_id"] for one in job.outputs} == set("01234")
-    assert all(one["response"]["body"]["choices"] for one in job.outputs)
+    outputs = outputs_of(job)
+    assert {one["custom_id"] for one in outputs} == set("01234")
+    assert all(one["response"]["body"]["choices"] for one in outputs)
     assert len(job.input_files) == 1
     assert mistral.files.retrieve(file_id=job.input_files[0]).source == "mistral"
     assert len(mistral.files.download(file_id=job.input_files[0]).read().splitlines()) == 5
@@ -182,8 +187,7 @@ def test_requests_in_the_body_have_their_answers_in_the_job(mistral: Mistral) ->
 def test_the_answers_of_a_file_are_in_the_job_if_it_is_asked(mistral: Mistral) -> None:
     job = ended(mistral, created(mistral, *(line(str(n), prompt(f"Hello {n}")) for n in range(250))))
     assert job.outputs is None
-    outputs = mistral.batch.jobs.get(job_id=job.id, inline=True).outputs
-    assert outputs is not None
+    outputs = outputs_of(mistral.batch.jobs.get(job_id=job.id, inline=True))
     assert [one["custom_id"] for one in outputs] == [str(n) for n in range(250)]
 
 
@@ -311,7 +315,7 @@ def test_many_errors_are_bounded(mistral: Mistral) -> None:
 
 # ------------------------------------------------------------------------------------- requests that are wrong
 
-BAD: dict[str, tuple[dict[str, Any], str]] = {
+BAD: dict[str, tuple[Any, str]] = {
     "another endpoint": ({"endpoint": "/v1/embeddings", "input_files": [NEVER]}, "endpoint"),
     "no input": ({"endpoint": CHAT}, "input_files"),
     "both inputs": ({"endpoint": CHAT, "input_files": [NEVER], "requests": [{"body": {}}]}, "input_files"),
@@ -323,7 +327,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no time": ({"endpoint": CHAT, "timeout_hours": 0, "input_files": [NEVER]}, "timeout_hours"),
     "no endpoint": ({"input_files": [NEVER]}, "endpoint"),
     "an unknown field": ({"endpoint": CHAT, "input_files": [NEVER], "completion_window": "24h"}, "completion_window"),
-    "no object": ([], ""),  # type: ignore[dict-item]
+    "no object": ([], ""),
 }
 
 
@@ -363,7 +367,7 @@ def test_a_job_that_is_not_there_is_not_found(mistral: Mistral) -> None:
     jobs = mistral.batch.jobs
     for call in (jobs.get, jobs.cancel, jobs.delete):
         for job_id in (NEVER, "none"):
-            assert refusal(lambda call=call, job_id=job_id: call(job_id=job_id))[0] == 404  # type: ignore[misc]
+            assert refusal(lambda call=call, job_id=job_id: call(job_id=job_id))[0] == 404
 
 
 # ------------------------------------------------------------------------------------------- lists and changes
@@ -437,7 +441,7 @@ def test_a_deleted_job_is_gone_with_its_results(running: tuple[Stack, Gateway], 
     assert (gone.id, gone.deleted) == (job.id, True)
     assert refusal(lambda: mistral.batch.jobs.get(job_id=job.id))[0] == 404
     for file_id in (str(job.output_file), *job.input_files):
-        assert refusal(lambda file_id=file_id: mistral.files.download(file_id=file_id))[0] == 404  # type: ignore[misc]
+        assert refusal(lambda file_id=file_id: mistral.files.download(file_id=file_id))[0] == 404
     asyncio.run(_until_gone(running[0].database_url, secret))
 
 
@@ -475,7 +479,7 @@ def test_a_job_is_for_its_tenant_alone(tmp_path: Path) -> None:
         with Mistral(api_key=mine, server_url=door.url) as acme, Mistral(api_key=others, server_url=door.url) as other:
             job = created(acme, line("a"))
             for call in (other.batch.jobs.get, other.batch.jobs.cancel, other.batch.jobs.delete):
-                assert refusal(lambda call=call: call(job_id=job.id))[0] == 404  # type: ignore[misc]
+                assert refusal(lambda call=call: call(job_id=job.id))[0] == 404
             taken = refusal(lambda: other.batch.jobs.create(input_files=job.input_files, model=MODEL, endpoint=CHAT))
             assert taken[0] == 404
             assert other.batch.jobs.list().total == 0
@@ -496,7 +500,7 @@ async def test_the_gateway_dies_while_it_reads(tmp_path: Path) -> None:
             await changed(built.database_url, job.id, claimed_at=before)  # as if it had died a while ago
             again = gateway(built, "gateway-2")
             await _until_status(database, "queued")
-            with Mistral(api_key="any", server_url=again.url) as mistral:
+            async with Mistral(api_key="any", server_url=again.url) as mistral:
                 shown = await mistral.batch.jobs.get_async(job_id=job.id)
             assert (shown.status, shown.total_requests) == ("QUEUED", 60_000)
             async with database.read() as connection:

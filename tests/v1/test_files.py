@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def test_an_uploaded_file_is_described_and_comes_back(mistral: Mistral) -> None:
     assert UUID.fullmatch(file.id)
     assert (file.object, file.purpose, file.sample_type, file.source) == ("file", "batch", "batch_request", "upload")
     assert (file.size_bytes, file.num_lines, file.filename) == (len(LINES), 3, "Größe 🌊.jsonl")
-    assert (file.mimetype, file.visibility, file.expires_at) == ("application/jsonl", "workspace", None)
+    assert (file.mimetype, file.visibility) == ("application/jsonl", "workspace")
+    assert file.expires_at == file.created_at + 30 * 24 * 3600, "the retention"
     assert before <= file.created_at <= time.time()
     shown = mistral.files.retrieve(file_id=file.id)
     assert shown.model_dump() == file.model_dump() | {"deleted": False}
@@ -124,8 +126,7 @@ def test_an_uploaded_file_is_described_and_comes_back(mistral: Mistral) -> None:
 
 
 def test_what_is_asked_beside_the_file_is_done(mistral: Mistral) -> None:
-    file = uploaded(mistral, visibility="user", expiry=2)
-    assert file.visibility == "user"
+    file = uploaded(mistral, visibility="workspace", expiry=2)
     assert file.expires_at - file.created_at in (7199, 7200)
 
 
@@ -143,7 +144,7 @@ def test_a_deleted_file_is_gone(mistral: Mistral) -> None:
     gone = mistral.files.delete(file_id=file.id)
     assert (gone.id, gone.object, gone.deleted) == (file.id, "file", True)
     for call in (mistral.files.retrieve, mistral.files.download, mistral.files.delete):
-        assert refusal(lambda call=call: call(file_id=file.id))[0] == 404  # type: ignore[misc]
+        assert refusal(partial(call, file_id=file.id))[0] == 404
 
 
 def test_the_list_has_pages_and_filters(mistral: Mistral) -> None:
@@ -154,7 +155,7 @@ def test_the_list_has_pages_and_filters(mistral: Mistral) -> None:
     assert [page.total for page in pages] == [5] * 4
     assert mistral.files.list(search=mark, include_total=False).total is None
 
-    def total(**filters: Any) -> int | None:
+    def total(**filters: Any) -> Any:
         return mistral.files.list(search=mark, **filters).total
 
     assert total(purpose="batch", source=["upload", "mistral"], sample_type=["batch_request"]) == 5
@@ -216,7 +217,7 @@ FORMS: dict[str, tuple[bytes, int]] = {
     "a file without a name": (form(part("file", LINES), PURPOSE), 422),
     "two files": (form(FILE, FILE, PURPOSE), 422),
     "a wrong expiry": (form(FILE, PURPOSE, part("expiry", b"-1")), 422),
-    "a wrong visibility": (form(FILE, PURPOSE, part("visibility", b"all")), 422),
+    "a wrong visibility": (form(FILE, PURPOSE, part("visibility", b"user")), 422),
     "a field that is long": (form(PURPOSE, part("other", b"x" * 5_000), FILE), 413),
     "no end": (FILE + PURPOSE, 400),
     "no form": (b"hello", 400),
@@ -237,6 +238,12 @@ async def test_a_form_that_is_wrong_is_refused_and_leaves_nothing(
         assert answer.status_code == status, answer.text
         assert answer.json()["object"] == "error"
         await until(lambda: same(rows(database), before))
+
+
+async def test_the_cursor_of_another_api_is_refused(http: httpx2.AsyncClient) -> None:
+    """OpenAI's client would take each answer for the next page, and read for ever."""
+    assert (await http.get("/v1/files", params={"limit": 1})).status_code == 200
+    assert (await http.get("/v1/files", params={"after": NEVER})).status_code == 422
 
 
 async def same(found: Awaitable[Any], wanted: Any) -> bool:
@@ -274,7 +281,7 @@ def test_a_file_is_for_its_tenant_alone(tmp_path: Path) -> None:
             file = uploaded(acme)
             calls = (other.files.retrieve, other.files.download, other.files.delete, other.files.get_signed_url)
             for call in calls:
-                assert refusal(lambda call=call: call(file_id=file.id))[0] == 404  # type: ignore[misc]
+                assert refusal(partial(call, file_id=file.id))[0] == 404
             assert other.files.list().total == 0
             url = acme.files.get_signed_url(file_id=file.id).url
             assert httpx2.get(url, trust_env=False).content == LINES
@@ -333,7 +340,7 @@ async def test_an_upload_whose_gateway_is_killed_is_no_file_and_is_removed_later
                 door.process.kill()
             assert (await rows(database))[0] == 1
             again = gateway(built, "gateway-2")
-            with Mistral(api_key="any", server_url=again.url) as mistral:
+            async with Mistral(api_key="any", server_url=again.url) as mistral:
                 assert (await mistral.files.list_async()).total == 0
                 kept = await mistral.files.upload_async(file={"file_name": "f", "content": LINES}, purpose="batch")
             uploads = FileUploads(database)
