@@ -53,6 +53,7 @@ V1_ERROR = {
         "type": {"type": "string"},
         "param": {"type": ["string", "null"], "description": "The first parameter that is wrong"},
         "code": {"type": ["string", "null"]},
+        "error": {"type": "object", "description": "The same in OpenAI's form"},
     },
 }
 V1_FAILURE = {
