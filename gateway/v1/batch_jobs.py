@@ -257,6 +257,10 @@ async def list_jobs(
     if agent_id is not None:
         return answer(BatchJobList(data=(), total=0))
     found = await here.files.jobs.list(caller.tenant, wanted, page=page, page_size=page_size)
+    if unsettled := [job.job_id for job in found.jobs if job.state in ENDED and not job.settled]:
+        for job_id in unsettled:
+            await here.files.jobs.settle(job_id)
+        found = await here.files.jobs.list(caller.tenant, wanted, page=page, page_size=page_size)
     return answer(BatchJobList(data=tuple(map(_object, found.jobs)), total=found.total))
 
 
@@ -278,7 +282,7 @@ async def cancel(batch_job_id: str, here: Here, caller: Caller) -> Response:
     ended stays as it is."""
     await _job(here, caller, batch_job_id)
     await here.files.work.cancel(batch_job_id, caller.tenant)
-    job = await here.files.jobs.get(batch_job_id, caller.tenant)
+    job = await _job(here, caller, batch_job_id)
     if (batch_id := job.batch_id) is not None and job.state not in ENDED:
         here.after_response.soon(lambda: here.batches.dispatch.cancel(batch_id))
     return _answer(job)
