@@ -125,7 +125,7 @@ class BatchJobWork:
         """Nothing that goes wrong with one job ends the work for the others."""
         try:
             await work
-        except (StorageError, TemporalUnavailable) as error:
+        except (StorageError, TemporalUnavailable, HttpProblem) as error:
             log.warning("batch job waits: %s", error, extra={"action": "batch_job_waits", "batch_job": what})
             await asyncio.sleep(LOOK_SECONDS)
         except BatchJobNotFound:
@@ -152,7 +152,8 @@ class BatchJobWork:
     # ------------------------------------------------------------------------------------------------- reading
 
     async def read(self, job_id: str) -> None:
-        """Read and check the files of a job, and make its batch. Raises StorageError, TemporalUnavailable."""
+        """Read and check the files of a job, and make its batch. Raises HttpProblem, StorageError,
+        TemporalUnavailable, after which it is read again."""
         claim = await self._jobs.claim(job_id)
         if claim is None:
             return
@@ -164,10 +165,10 @@ class BatchJobWork:
             batch_id = await self._made(claim, reading)
         except Unwanted:
             return
-        except (HttpProblem, InvalidRequest, FileNotFound) as error:
-            if isinstance(error, HttpProblem) and error.status >= 500:
+        except (HttpProblem, ChatJobsError) as error:
+            if _may_pass(error):
                 await self._jobs.release(job_id)
-                return
+                raise
             await self._jobs.refuse(job_id, reading.reasons(error))
             return
         except BaseException:
@@ -183,7 +184,7 @@ class BatchJobWork:
             await self._cancel_batch(batch_id)
 
     async def _made(self, claim: BatchJobClaim, reading: FileReading) -> str:
-        """The id of the batch. Raises HttpProblem, InvalidRequest, FileNotFound, Unwanted, StorageError."""
+        """The id of the batch. Raises HttpProblem, ChatJobsError, Unwanted."""
         names = [(await self._files.get(file_id, claim.tenant)).filename for file_id in claim.input_files]
         settings = BatchSettings(
             name=None if claim.inline else names[0][:256],
@@ -198,6 +199,11 @@ class BatchJobWork:
         )
         async with aclosing(reading.groups()) as groups:
             return (await upload.accept(groups)).batch_id
+
+
+def _may_pass(error: HttpProblem | ChatJobsError) -> bool:
+    """Whether reading again may help: the database was away, not the files wrong."""
+    return isinstance(error, StorageError) or (isinstance(error, HttpProblem) and error.status >= 500)
 
 
 def item_of(line: Any, model: str | None) -> Any:

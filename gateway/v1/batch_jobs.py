@@ -198,9 +198,12 @@ async def _created(here: Dependencies, caller: Identity, new: BatchJobRequest, o
         await _check_files(here, caller, order.input_files)
         return await here.files.jobs.create(order)
     file_id = await _written(here, order, new.requests)
-    job = await here.files.jobs.create(replace(order, input_files=(file_id,)))
-    if not job.created:
-        await here.files.uploads.delete(file_id, caller.tenant)
+    job = None
+    try:
+        job = await here.files.jobs.create(replace(order, input_files=(file_id,)))
+    finally:
+        if job is None or not job.created:
+            await asyncio.shield(here.files.uploads.delete(file_id, caller.tenant))
     return job
 
 

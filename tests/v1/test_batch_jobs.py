@@ -38,6 +38,7 @@ MODEL = "mistral-small-latest"
 CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 NEVER = "00000000-0000-4000-8000-000000000000"
 SLOW: dict[str, Any] = {"tokens": 5_000, "tokens_per_second": 20}
+MANY = 20_000
 OF_ANOTHER_TIME = timedelta(hours=200)
 
 
@@ -486,9 +487,10 @@ def test_a_job_is_for_its_tenant_alone(tmp_path: Path) -> None:
             assert acme.batch.jobs.get(job_id=job.id).status == "QUEUED"
 
 
+@pytest.mark.long
 async def test_the_gateway_dies_while_it_reads(tmp_path: Path) -> None:
     """Another one reads the files again; there is one batch of them, and no draft is left."""
-    many = b"".join(line(f"item-{n}", "x" * 200) for n in range(60_000))
+    many = b"".join(line(f"item-{n}", "x" * 200) for n in range(MANY))
     with alone(tmp_path) as built:
         door = gateway(built)
         async with opened(built.database_url) as database:
@@ -502,10 +504,10 @@ async def test_the_gateway_dies_while_it_reads(tmp_path: Path) -> None:
             await _until_status(database, "queued")
             async with Mistral(api_key="any", server_url=again.url) as mistral:
                 shown = await mistral.batch.jobs.get_async(job_id=job.id)
-            assert (shown.status, shown.total_requests) == ("QUEUED", 60_000)
+            assert (shown.status, shown.total_requests) == ("QUEUED", MANY)
             async with database.read() as connection:
                 found = (await connection.execute(select(batches.c.status, batches.c.total))).all()
-            assert sorted(map(tuple, found)) == [("draft", 0), ("queued", 60_000)]  # a sweeper deletes the draft later
+            assert sorted(map(tuple, found)) == [("draft", 0), ("queued", MANY)]  # a sweeper deletes the draft later
 
 
 async def _until_status(database: Database, status: str) -> None:
