@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Final, Generic, TypeVar
@@ -183,7 +183,10 @@ class Portal:
     def __init__(self, closing: Callable[[], Awaitable[None]]) -> None:
         self.pid = os.getpid()
         self._closing = closing
-        self._ending = False
+        self._stopping = False
+        self.opened: weakref.WeakSet[AsyncGenerator[Any]] = weakref.WeakSet()
+        """Generators that callers iterate over. They are closed at the end, and with them those that they iterate over,
+        which would fail if all were closed together."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="chatjobs", daemon=True)
         self._thread.start()
@@ -217,7 +220,7 @@ class Portal:
         """Begin to end, without waiting: it may be called anywhere, also while garbage is collected."""
         if self.pid == os.getpid():
             with contextlib.suppress(RuntimeError):  # it has ended
-                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop.call_soon_threadsafe(self._stop)
 
     def close(self) -> None:
         """End all calls and the thread; waits for that, for END_SECONDS at the most."""
@@ -226,10 +229,15 @@ class Portal:
             self._thread.join(END_SECONDS)
 
     def _start(self, call: _Running[Any]) -> None:
-        if self._ending:
+        if self._stopping:
             call.interrupt()
         else:
             call.start()
+
+    def _stop(self) -> None:
+        if not self._stopping:  # a second time it would stop the end
+            self._stopping = True
+            self._loop.stop()
 
     def _serve(self) -> None:
         try:
@@ -239,13 +247,13 @@ class Portal:
             self._loop.close()
 
     async def _end(self) -> None:
-        self._ending = True
         own = asyncio.current_task()
         while tasks := [task for task in asyncio.all_tasks() if task is not own]:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        await asyncio.get_running_loop().shutdown_asyncgens()  # streams that somebody still holds
+        await asyncio.gather(*(generator.aclose() for generator in list(self.opened)), return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
         await self._closing()
 
 

@@ -171,7 +171,8 @@ def items(
         caller = Caller()
         if lends:
             args, kwargs = _lent(method, dict.fromkeys(lends, 1), caller, args, kwargs)
-        return SyncIterator(twin._bridge, portal, caller, method(twin._of(client), *args, **kwargs))
+        values = method(twin._of(client), *args, **kwargs)
+        return SyncIterator(twin._bridge, portal, caller, cast(AsyncGenerator[T], values))
 
     made: Callable[Concatenate[Any, P], SyncIterator[T]] = _like(method, run, "SyncIterator")
     return made
@@ -238,11 +239,11 @@ class SyncIterator(Iterator[T]):
     """Values that arrive one by one. Iterate once; the end of the loop, or a ``break``, closes the connection, as do
     ``close``, the end of a ``with``, and garbage collection."""
 
-    def __init__(self, bridge: Bridge[Any], portal: Portal, caller: Caller, source: AsyncIterator[T]) -> None:
+    def __init__(self, bridge: Bridge[Any], portal: Portal, caller: Caller, source: AsyncGenerator[T]) -> None:
         self._bridge = bridge  # lives as long as this, and the portal with it
         self._portal = portal
         self._caller = caller
-        self._source: AsyncIterator[T] | None = source
+        self._source: AsyncGenerator[T] | None = source
         self._receiving: asyncio.Task[Any] | None = None
 
     def __iter__(self) -> Iterator[T]:
@@ -279,10 +280,11 @@ class SyncIterator(Iterator[T]):
             raise RuntimeError("this was opened before a fork, in the parent process: open it again")
         return self._portal.run(partial(self._receive, source), self._caller)
 
-    async def _receive(self, source: AsyncIterator[T]) -> Any:
+    async def _receive(self, source: AsyncGenerator[T]) -> Any:
         if self._receiving is not None:
             raise RuntimeError("another thread waits for the next value already")
         self._receiving = asyncio.current_task()
+        self._portal.opened.add(source)
         try:
             return await anext(source, END)
         except asyncio.CancelledError:
@@ -292,11 +294,11 @@ class SyncIterator(Iterator[T]):
         finally:
             self._receiving = None
 
-    async def _close(self, source: AsyncIterator[T]) -> None:
+    async def _close(self, source: AsyncGenerator[T]) -> None:
         if self._receiving is not None:
             self._receiving.cancel()
             await asyncio.wait([self._receiving])
-        await cast(AsyncGenerator[T], source).aclose()
+        await source.aclose()
 
 
 class SyncStream(SyncIterator[T]):
@@ -307,7 +309,7 @@ class SyncStream(SyncIterator[T]):
     """
 
     def __init__(self, bridge: Bridge[Any], portal: Portal, stream: Stream[T]) -> None:
-        super().__init__(bridge, portal, Caller(), aiter(stream))
+        super().__init__(bridge, portal, Caller(), cast(AsyncGenerator[T], aiter(stream)))
         self._stream = stream
 
     @property
