@@ -8,9 +8,11 @@ import contextlib
 import contextvars
 import os
 import queue
+import socket
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from time import monotonic
 from typing import Any, Final, Generic, TypeVar
@@ -174,6 +176,29 @@ class _Running(Generic[R]):
         return task.result()
 
 
+class _Threads(ThreadPoolExecutor):
+    """The event loop's threads for blocking calls. A look-up of a name gets a daemon thread: it is possible when the
+    main thread has ended and others go on, and when it hangs it does not hold up the interpreter's end."""
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        """The result of ``fn``, which runs in a thread."""
+        if fn is not socket.getaddrinfo:
+            return super().submit(fn, *args, **kwargs)
+        future: Future[R] = Future()
+
+        def look_up() -> None:
+            try:
+                found = fn(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 -- raised again where the result is used
+                future.set_exception(error)
+            else:
+                future.set_result(found)
+
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=look_up, name="chatjobs-names", daemon=True).start()
+        return future
+
+
 class Portal:
     """An event loop in a daemon thread. ``closing`` runs in it at the end, when all calls have been cancelled.
 
@@ -188,6 +213,7 @@ class Portal:
         """Generators that callers iterate over. They are closed at the end, and with them those that they iterate over,
         which would fail if all were closed together."""
         self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(_Threads(thread_name_prefix="chatjobs-files"))
         self._thread = threading.Thread(target=self._serve, name="chatjobs", daemon=True)
         self._thread.start()
         _portals.add(self)

@@ -444,6 +444,12 @@ async def test_what_the_prompts_or_the_callback_raise_is_raised(jobs: AsyncChatJ
         await outcomes(jobs, [prompt(tokens=1)], on_progress=progress)
 
 
+async def test_progress_may_be_reported_asynchronously(jobs: AsyncChatJobs) -> None:
+    seen: asyncio.Queue[Progress] = asyncio.Queue()
+    assert len(await outcomes(jobs, [prompt(), prompt()], on_progress=seen.put)) == 2
+    assert [seen.get_nowait().done for _ in range(2)] == [1, 2]
+
+
 async def test_a_prompt_may_take_too_long(jobs: AsyncChatJobs) -> None:
     (found,) = await outcomes(jobs, [prompt(faults=[{"kind": "stall", "seconds": 1}])], timeout=0.3)
     assert isinstance(found.error, ServiceUnavailable)
