@@ -24,6 +24,7 @@ from storage.batches.replays import ReplayStore
 from storage.batches.retention import BatchRetention
 from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
+from storage.files.retention import FileRetention
 from storage.jobs.retention import RetentionStore
 from storage.jobs.store import JobStore
 from storage.rate_limits.limiter import Limiter
@@ -97,6 +98,7 @@ def assembled(
         retention=RetentionActivities(
             retention=RetentionStore(database),
             batches=BatchRetention(database),
+            files=FileRetention(database),
             endpoints=EndpointStore(database),
             timings=timings,
         ),

@@ -15,6 +15,7 @@ from chatjobs.errors import ChatJobsError
 from domain.payloads import RetentionOrder, RetentionReport
 from domain.timings import Timings
 from storage.batches.retention import BatchRetention
+from storage.files.retention import FileRetention
 from storage.jobs.retention import RemovalPosition, Removed, RetentionStore
 from storage.webhooks.endpoints import DELETED_AT_ONCE, EndpointStore
 
@@ -33,11 +34,13 @@ class RetentionActivities:
         retention: RetentionStore,
         batches: BatchRetention,
         endpoints: EndpointStore,
+        files: FileRetention,
         timings: Timings = Timings(),
     ) -> None:
         self._retention = retention
         self._batches = batches
         self._endpoints = endpoints
+        self._files = files
         self._timings = timings
 
     @activity.defn
@@ -56,6 +59,7 @@ class RetentionActivities:
                 await asyncio.sleep(pause_after(time.monotonic() - began))
             if progress.complete:
                 await self._remove_batches(before)
+                await self._remove_files(before)
                 await self._delete_unused_endpoints(before)
         if progress.removed:
             log.info("old jobs removed", extra={"action": "jobs_removed", "jobs": progress.removed})
@@ -66,6 +70,16 @@ class RetentionActivities:
         try:
             while not activity.is_worker_shutdown() and (batch_id := await self._batches.oldest(before)):
                 await self._batches.remove_some(batch_id)
+                await asyncio.sleep(SHORTEST_REST)
+        except ChatJobsError as error:
+            raise failures.from_storage(error, pause=None) from None
+
+    async def _remove_files(self, before: datetime) -> None:
+        """Remove the files that were made before a time, and the batch jobs whose batches are gone."""
+        try:
+            while not activity.is_worker_shutdown():
+                if not await self._files.remove_some(before):
+                    return
                 await asyncio.sleep(SHORTEST_REST)
         except ChatJobsError as error:
             raise failures.from_storage(error, pause=None) from None

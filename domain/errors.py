@@ -7,6 +7,8 @@ ChatJobsError
 ├── KeyNotFound
 ├── SearchUnavailable
 ├── RunNotFound
+├── FileNotFound
+├── BatchJobNotFound
 ├── UpstreamError
 │   ├── UpstreamRefused
 │   ├── UpstreamRateLimited
@@ -45,6 +47,18 @@ class RunNotFound(ChatJobsError):
     """Temporal has no run of this; give the id of a job, of a delivery (whe_…) or of a workflow."""
 
     code = "run_not_found"
+
+
+class FileNotFound(ChatJobsError):
+    """There is no file with this id; GET /v1/files lists them."""
+
+    code = "file_not_found"
+
+
+class BatchJobNotFound(ChatJobsError):
+    """There is no batch job with this id; GET /v1/batch/jobs lists them."""
+
+    code = "batch_job_not_found"
 
 
 class UpstreamError(ChatJobsError):

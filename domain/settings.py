@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     """Port on which the gateway listens; 0 takes a free one, which is printed."""
     chatjobs_max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, le=64 * 1024 * 1024)
     """The largest request body; images in messages are base64."""
+    chatjobs_max_file_bytes: int = Field(512 * 1024 * 1024, ge=1_024, le=1024**4)
+    """The largest file of ``POST /v1/files``; Mistral's own limit is the default."""
     chatjobs_retention_days: float = Field(30, gt=0, le=36_500)
     """How long a finished job is kept, with its text, its deliveries and its idempotency key."""
     chatjobs_public_url: str | None = None

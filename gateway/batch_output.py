@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 from chatjobs.contracts import JobStatus, OutputError, OutputLine, OutputResponse
 from domain.chat_completion import chat_completion
-from storage.batches.queries import OutputItem
+from storage.batches.queries import BatchQueries, OutputItem
 
 CANCELLED = OutputError(code="cancelled", message="The job was cancelled")
 DELETED = OutputError(code="content_deleted", message="The content of this job was deleted")
+
+
+async def output_pages(queries: BatchQueries, batch_id: str, *, errors: bool) -> AsyncGenerator[bytes, None]:
+    """The lines of a batch's output or errors, in pages whose size does not depend on the batch's."""
+    async for items in queries.output(batch_id, errors=errors):
+        yield b"".join(map(output_line, items))
 
 
 def output_line(item: OutputItem) -> bytes:

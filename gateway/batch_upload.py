@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple
 
 from chatjobs.contracts import BatchSettings
@@ -19,6 +19,9 @@ from gateway.serving.bodies import NOT_JSON, decoded
 from storage.batches.drafts import DraftStore
 
 log = logging.getLogger(__name__)
+
+Translate = Callable[[Any], Any]
+"""Makes the JSON of an item, as ``POST /api/batches`` takes it, of that of a line. Raises InvalidRequest."""
 
 
 class Line(NamedTuple):
@@ -41,15 +44,25 @@ class Upload:
     """One upload. Nothing of it stays if it is refused or breaks off."""
 
     def __init__(
-        self, drafts: DraftStore, policy: WebhookPolicy, tenant: str, settings: BatchSettings, key: str | None
+        self,
+        drafts: DraftStore,
+        policy: WebhookPolicy,
+        tenant: str,
+        settings: BatchSettings,
+        key: str | None,
+        *,
+        batch_id: str | None = None,
+        translate: Translate | None = None,
     ) -> None:
+        """``batch_id``: None is a new one. ``translate``: makes an item of the JSON of a line, if it is not one."""
         self._drafts = drafts
         self._tenant = tenant
         self._policy = policy
         self._settings = check_settings(settings, self._policy)
         self._as_given = settings
         self._key = key
-        self._id = new_batch_id()
+        self._id = batch_id or new_batch_id()
+        self._translate = translate or _as_it_is
         self._hash = BatchHash()
         self._shifts: list[tuple[int, int]] = []
         """Where the places of items begin to be further from their numbers: after blank lines."""
@@ -118,7 +131,9 @@ class Upload:
             self._note_place(number, line.place)
             try:
                 value = _value(line)
-                item = new_item(value, number, self._id, self._settings, self._hash.add(value), self._policy)
+                body_hash = self._hash.add(value)
+                value = self._translate(value)
+                item = new_item(value, number, self._id, self._settings, body_hash, self._policy)
             except InvalidRequest as error:
                 checked.problems.extend(_problem(line, *one) for one in error.problems)
             except ChatJobsError as error:  # a webhook's URL that is refused
@@ -162,6 +177,10 @@ class Upload:
             await self._drafts.discard(self._id)
         except ChatJobsError as error:
             log.warning("draft not deleted: %s", error, extra={"action": "draft_left", "batch_id": self._id})
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _problem(line: Line, pointer: str, message: str) -> Problem:

@@ -30,11 +30,15 @@ from gateway.batch_progress import ProgressFeeds
 from gateway.page.overview import Feeds, Figures
 from gateway.serving.after_response import AfterResponse
 from gateway.serving.open_streams import OpenStreams
+from gateway.v1.batch_job_work import BatchJobWork
 from gateway.webhook_test import WebhookTests
+from storage.batches.batch_jobs import BatchJobStore
 from storage.batches.drafts import DraftStore
 from storage.batches.queries import BatchQueries
 from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
+from storage.files.queries import FileQueries
+from storage.files.uploads import FileUploads
 from storage.jobs.follow_up import FollowUp
 from storage.jobs.overview import Overview
 from storage.jobs.store import JobStore
@@ -59,6 +63,16 @@ class BatchParts:
     progress: ProgressFeeds
 
 
+@dataclass(frozen=True)
+class FileParts:
+    """What the routes of Mistral's files and batch jobs need."""
+
+    uploads: FileUploads
+    queries: FileQueries
+    jobs: BatchJobStore
+    work: BatchJobWork
+
+
 SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]
 """Makes the sender of webhooks under these rules; the entry point provides it."""
 
@@ -78,6 +92,7 @@ class Dependencies:
     webhook_tests: WebhookTests
     intake: Intake
     batches: BatchParts
+    files: FileParts
     schedules: JobSchedules
     after_response: AfterResponse
     reader: TranscriptReader
@@ -151,6 +166,13 @@ async def open_dependencies(
         await stack.enter_async_context(in_background(upkeep.sweeper.run(), "sweeper"))
         await stack.enter_async_context(in_background(FollowUp(database).run(), "follow-up"))
         overview, queries = Overview(database), BatchQueries(database)
+        uploads, file_queries, batch_jobs = FileUploads(database), FileQueries(database), BatchJobStore(database)
+        work = BatchJobWork(
+            *(batch_jobs, uploads, file_queries, upkeep.drafts, upkeep.batch_runs, upkeep.batches),
+            rules=rules,
+            longest_line=settings.chatjobs_max_body_bytes,
+        )
+        await stack.enter_async_context(in_background(work.run(), "batch jobs"))
         yield Dependencies(
             settings=settings,
             timings=timings,
@@ -168,6 +190,7 @@ async def open_dependencies(
                 rules=rules,
                 progress=ProgressFeeds(queries),
             ),
+            files=FileParts(uploads, file_queries, batch_jobs, work),
             schedules=schedules,
             after_response=after_response,
             reader=reader,

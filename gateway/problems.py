@@ -31,6 +31,8 @@ STATUSES: Mapping[str, int] = {
     "webhook_url_refused": 422,
     "job_not_found": 404,
     "batch_not_found": 404,
+    "batch_job_not_found": 404,
+    "file_not_found": 404,
     "delivery_not_found": 404,
     "endpoint_not_found": 404,
     "pause_not_found": 404,

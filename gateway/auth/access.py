@@ -13,7 +13,7 @@ from chatjobs.errors import ConfigurationError
 from domain.settings import Settings
 from gateway.auth.key_cache import RELOAD_SECONDS, KeyCache
 from gateway.auth.origins import Origins, is_loopback
-from gateway.auth.signed_tokens import SECRET_NAME, SESSION, STREAM, SignedTokens
+from gateway.auth.signed_tokens import FILE, SECRET_NAME, SESSION, STREAM, SignedTokens
 from gateway.problems import HttpProblem
 from gateway.serving.open_streams import OpenStreams
 from gateway.v1.errors import is_v1
@@ -28,7 +28,11 @@ STREAM_TOKEN_LASTS = timedelta(minutes=15)
 LOGIN_RETRY_SECONDS = "30"
 NO_KEY = "none"
 """The key id in a ticket that was issued while no keys were configured."""
-STREAM_PATH = re.compile(r"/api/jobs/([^/]+)/events")
+TOKEN_PATHS = {
+    STREAM: re.compile(r"/api/jobs/([^/]+)/events"),
+    FILE: re.compile(r"/v1/files/([^/]+)/content"),
+}
+"""What a token in the query opens, by its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +121,11 @@ class Access:
             self._origins.check_host(request)
             self._origins.check_origin(request, listed=True)
             return self._default
-        stream = STREAM_PATH.fullmatch(request.scope["path"])
-        token = request.query_params.get("token") if stream else None
-        if stream and token is not None:
-            return self._by_token(token, stream[1])
+        for kind, path in TOKEN_PATHS.items():
+            found = path.fullmatch(request.scope["path"])
+            token = request.query_params.get("token") if found else None
+            if found and token is not None:
+                return self._by_token(kind, token, found[1])
         return self._by_cookie(request)
 
     async def log_in(self, key: str) -> Identity:
@@ -149,10 +154,10 @@ class Access:
             self._origins.check_host(request)
         self._origins.check_origin(request)
 
-    def _by_token(self, token: str, job_id: str) -> Identity:
+    def _by_token(self, kind: str, token: str, opened_id: str) -> Identity:
         key = self._keys.by_id(token.partition(".")[0])
-        subject = _subject(key.tenant if key else "", job_id)
-        if self._signed_tokens.key_id(STREAM, token, now(), subject) is None:
+        subject = _subject(key.tenant if key else "", opened_id)
+        if self._signed_tokens.key_id(kind, token, now(), subject) is None:
             raise unauthorized()
         return _identity(key)
 
@@ -168,11 +173,18 @@ class Access:
 
     def stream_token(self, caller: Identity, job_id: str) -> tuple[str, datetime]:
         """A token that opens the event stream of one job in place of a key, and its expiry."""
+        return self._token(STREAM, caller, job_id, STREAM_TOKEN_LASTS)
+
+    def file_token(self, caller: Identity, file_id: str, lasts: timedelta) -> str:
+        """A token that opens the content of one file in place of a key, for as long, and no longer than the key."""
+        return self._token(FILE, caller, file_id, lasts)[0]
+
+    def _token(self, kind: str, caller: Identity, opened_id: str, valid_for: timedelta) -> tuple[str, datetime]:
         key = self._keys.by_id(caller.key_id) if caller.key_id else None
-        lasts = now() + STREAM_TOKEN_LASTS
+        lasts = now() + valid_for
         expires_at = (min(lasts, key.expires_at) if key and key.expires_at else lasts).replace(microsecond=0)
-        subject = _subject(caller.tenant, job_id)
-        return self._signed_tokens.issue(STREAM, caller.key_id or NO_KEY, expires_at, subject), expires_at
+        subject = _subject(caller.tenant, opened_id)
+        return self._signed_tokens.issue(kind, caller.key_id or NO_KEY, expires_at, subject), expires_at
 
     def session(self, caller: Identity) -> str:
         """The session cookie's value; it is valid for ``SESSION_LASTS``, and only as long as its key is."""
@@ -195,5 +207,5 @@ def _identity(key: ApiKey | None) -> Identity:
     return Identity(key.tenant, key.id)
 
 
-def _subject(tenant: str, job_id: str) -> str:
-    return f"{tenant}\n{job_id}"
+def _subject(tenant: str, opened_id: str) -> str:
+    return f"{tenant}\n{opened_id}"

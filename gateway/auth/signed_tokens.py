@@ -10,6 +10,7 @@ from datetime import datetime
 SECRET_NAME = "tickets"  # noqa: S105 - the name under which all gateways find the secret in the database
 SESSION = "session"
 STREAM = "stream"
+FILE = "file"
 FORM = re.compile(r"([A-Za-z0-9_]{1,32})\.([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
 
 

@@ -31,7 +31,7 @@ from domain.batches import BatchHandle
 from domain.names import batch_path
 from domain.values import RunRef
 from gateway.auth.access import Identity
-from gateway.batch_output import output_line
+from gateway.batch_output import output_pages
 from gateway.batch_progress import Watched
 from gateway.batch_upload import Line, Upload
 from gateway.dependencies import Dependencies
@@ -254,13 +254,10 @@ async def errors(batch_id: str, here: Here, caller: Caller) -> Response:
 async def _file(here: Dependencies, caller: Identity, batch_id: str, *, errors: bool) -> Response:
     batch = await here.batches.queries.get(batch_id, caller.tenant)
 
-    async def pages() -> AsyncIterator[bytes]:
-        async for items in here.batches.queries.output(batch.batch_id, errors=errors):
-            yield b"".join(map(output_line, items))
-
+    pages = output_pages(here.batches.queries, batch.batch_id, errors=errors)
     name = f"{batch.batch_id}-{'errors' if errors else 'output'}.jsonl"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(pages(), headers=headers, media_type="application/x-ndjson")
+    return StreamingResponse(pages, headers=headers, media_type="application/x-ndjson")
 
 
 @router.get("/batches/{batch_id}/events", response_model=None, responses=EVENTS_DOCUMENTED)  # type: ignore[arg-type]

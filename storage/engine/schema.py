@@ -522,6 +522,90 @@ batch_items = Table(
     sqlite_with_rowid=False,
 )
 
+# Files of Mistral's files API. `file_chunks` has the content of those that were uploaded; the results of a batch job
+# are made from its jobs whenever they are read.
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(36), primary_key=True),  # a UUID
+    Column("tenant", String(128), nullable=False),
+    Column("status", String(16), nullable=False),  # "uploading", "complete" or "deleted"; others see complete ones only
+    Column("filename", String(512), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("sample_type", String(32), nullable=False),
+    Column("source", String(16), nullable=False),
+    Column("mimetype", String(128), nullable=False),
+    Column("visibility", String(16), nullable=False),
+    Column("size", BigInteger),  # bytes; NULL: results that were not measured since they last changed
+    Column("num_lines", BigInteger),
+    Column("sha256", String(64)),
+    Column("batch_job", String(36)),  # the job whose results these are
+    Column("created_at", BigInteger, nullable=False),
+    Column("progressed_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),  # NULL: with the retention
+)
+Index("files_newest", files.c.tenant, files.c.created_at, files.c.id)
+Index("files_oldest", files.c.created_at)
+Index("files_of_job", files.c.batch_job)
+Index(
+    "files_expiring",
+    files.c.expires_at,
+    sqlite_where=files.c.expires_at.is_not(None),
+    postgresql_where=files.c.expires_at.is_not(None),
+)
+Index(
+    "files_unseen",
+    files.c.progressed_at,
+    sqlite_where=files.c.status != "complete",
+    postgresql_where=files.c.status != "complete",
+)
+
+file_chunks = Table(
+    "file_chunks",
+    metadata,
+    Column("file_id", String(36), primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 0
+    Column("data", LargeBinary, nullable=False),
+)
+
+# Batch jobs of Mistral's batch API: what was asked for, until and beside the batch that it becomes.
+batch_jobs = Table(
+    "batch_jobs",
+    metadata,
+    Column("id", String(36), primary_key=True),  # a UUID
+    Column("tenant", String(128), nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("body_hash", String(64), nullable=False),
+    Column("input_files", Text, nullable=False),  # JSON: ids of files
+    Column("inline", Boolean, nullable=False),  # its requests were in the body
+    Column("model", String(64)),
+    Column("metadata", JSON().with_variant(JSONB(), "postgresql")),
+    Column("lane", String(16), nullable=False),
+    Column("webhook", Text),  # JSON: the target
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),  # the end of timeout_hours
+    Column("tries", Integer, nullable=False),  # of reading its files
+    Column("claimed_at", BigInteger),  # a gateway reads its files, and was alive at this time
+    Column("batch_id", String(128)),  # NULL: its files are not read and checked yet
+    Column("errors", Text),  # JSON: why its files were refused
+    Column("cancel_requested_at", BigInteger),
+    Column("timed_out_at", BigInteger),
+    Column("completed_at", BigInteger),  # of one that ended without a batch
+    Column("settled", Integer),  # its end is recorded, for this revision of the batch; NULL: it has not ended
+    Column("output_file", String(36)),
+    Column("error_file", String(36)),
+    Column("deleted_at", BigInteger),  # nobody sees it any more; its jobs' contents are being deleted
+    UniqueConstraint("tenant", "idempotency_key", name="batch_jobs_idempotency"),
+)
+Index("batch_jobs_newest", batch_jobs.c.tenant, batch_jobs.c.created_at, batch_jobs.c.id)
+Index("batch_jobs_oldest", batch_jobs.c.created_at)
+Index(
+    "batch_jobs_open",
+    batch_jobs.c.created_at,
+    sqlite_where=batch_jobs.c.settled.is_(None),
+    postgresql_where=batch_jobs.c.settled.is_(None),
+)
+
 pauses = Table(
     "pauses",
     metadata,

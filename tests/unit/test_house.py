@@ -362,7 +362,7 @@ LAYOUT = {
     "local": (),
     "providers": ("mistral", "webhooks"),
     "simulator": (),
-    "storage": ("batches", "engine", "jobs", "rate_limits", "transcript", "webhooks"),
+    "storage": ("batches", "engine", "files", "jobs", "rate_limits", "transcript", "webhooks"),
     "workflows": (),
 }
 """The rooms and their folders of Python modules. A new one is added here, to the import contracts and to the README."""
