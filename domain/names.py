@@ -40,6 +40,8 @@ REVISION: Final = "revision"
 LOOK: Final = "look"
 """The signal by which a batch's workflow looks at what was asked of the batch."""
 STATUS_QUERY: Final = "status"
+ACCEPTED_UPDATE: Final = "accepted"
+"""The update by which a caller through Temporal learns that a job is stored."""
 
 
 SCHEDULED: Final = re.compile(r"(.+)-([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)", re.DOTALL)

@@ -15,7 +15,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 from chatjobs.contracts import ChatResult, JobError, JobOutcome, JobStatus, WorkflowStatus
 from domain.errors import FenceLost
-from domain.names import CHAT_JOB, REVISION, STATUS_QUERY, job_id_of_run
+from domain.names import ACCEPTED_UPDATE, CHAT_JOB, REVISION, STATUS_QUERY, job_id_of_run
 from domain.payloads import (
     Accepted,
     DeliveryReport,
@@ -59,6 +59,7 @@ class ChatJob:
         # was started at the same time, and only an operator's Reset of one reopens the job.
         self._reopens = run_id != info.run_id or workflow.memo_value(REVISION, None) is None
         self._inline = False
+        self._refused: JobError | None = None
         self._status = JobStatus.QUEUED
         self._step: Literal["accepting", "completing", "storing", "notifying", "done"] = "accepting"
 
@@ -78,6 +79,16 @@ class ChatJob:
     @workflow.query(name=STATUS_QUERY)
     def status(self) -> WorkflowStatus:
         return WorkflowStatus(job_id=self._job_id, status=self._status, step=self._step)
+
+    # Abandoned: a run whose id cannot be a job's ends without a row, and the server tells the update's caller so.
+    @workflow.update(name=ACCEPTED_UPDATE, unfinished_policy=workflow.HandlerUnfinishedPolicy.ABANDON)
+    async def accepted(self) -> WorkflowStatus:
+        """The status once the job is stored: with Update-with-Start the answer of a caller who does not wait for the
+        result. Fails with the error of a request that is not valid."""
+        await workflow.wait_condition(lambda: self._step != "accepting")
+        if self._refused is not None:
+            raise ApplicationError(self._refused.message, type=self._refused.code, non_retryable=True)
+        return self.status()
 
     async def _accept(self, start: Input) -> Ending | NoJob | None:
         """Create the row of a job that has none. Returns an ending if the job can never run."""
@@ -114,6 +125,7 @@ class ChatJob:
             known = {MODEL: accepted.model, TENANT: accepted.tenant, STATUS: "open"}
             workflow.upsert_search_attributes([key.value_set(value) for key, value in known.items() if value])
         if accepted.error:
+            self._refused = accepted.error
             return Ending(job_id=self._job_id, status=JobStatus.FAILED, error=accepted.error)
         return None
 

@@ -12,7 +12,7 @@ from temporalio.worker import PollerBehaviorSimpleMaximum, UnsandboxedWorkflowRu
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.assembly import Activities
-from dispatch.nexus import NexusService
+from activities.nexus import NexusService
 from domain.build import build_id
 from domain.names import BATCHES_QUEUE, COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from domain.settings import Settings

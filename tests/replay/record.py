@@ -21,12 +21,13 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from temporalio.client import ScheduleActionExecutionStartWorkflow, WorkflowHandle
+from temporalio.client import ScheduleActionExecutionStartWorkflow, WithStartWorkflowOperation, WorkflowHandle
+from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from domain.errors import UpstreamRefused
-from domain.names import JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_workflow_id
+from domain.names import ACCEPTED_UPDATE, CHAT_JOB, JOBS_QUEUE, RETENTION, WEBHOOK_DELIVERY, delivery_workflow_id
 from domain.payloads import DeliveryStart, RetentionOrder
 from domain.ports import Finish
 from domain.timings import Timings
@@ -106,6 +107,20 @@ async def handed_over(here: House, job_id: str) -> Run:
 
 async def inline(here: House, job_id: str) -> Run:
     return await here.direct({"request": make_body()}, job_id=job_id)
+
+
+async def accepted(here: House, job_id: str) -> Run:
+    """With the update that answers once the job is stored."""
+    here.started.append(job_id)
+    operation: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+        CHAT_JOB,
+        {"request": make_body()},
+        id=job_id,
+        task_queue=JOBS_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+    )
+    await here.client.execute_update_with_start_workflow(ACCEPTED_UPDATE, start_workflow_operation=operation)
+    return here.run(job_id)
 
 
 async def cron(here: House, job_id: str) -> Run:
@@ -251,7 +266,7 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
         *(completed, incomplete, failed, cancelled, cancelled_by_us, cancelled_too_late, delivered, handed_over),
-        *(inline, invalid, cron, not_indexed, webhook_in_three_days, retention),
+        *(inline, accepted, invalid, cron, not_indexed, webhook_in_three_days, retention),
         *(scheduled, schedule_deleted, scheduled_batch),
         *(batch, batch_paused, batch_cancelled, batch_continued),
     )

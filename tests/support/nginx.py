@@ -46,6 +46,7 @@ TEMPORAL = """
 """
 UNKNOWN = """
     location {path} {{
+      access_log {home}/unknown.log;
       default_type application/grpc;
       add_header grpc-status 12;
       add_header grpc-message "unknown method";
@@ -68,9 +69,9 @@ def nginx(home: Path, url: str) -> Iterator[str]:
 @contextmanager
 def older_temporal(home: Path, address: str, *unknown: str) -> Iterator[str]:
     """The address of a Temporal server that does not know some methods of gRPC: ``"/service/method"``, or a pattern
-    (``"~ Nexus"``). Skips the test where nginx is missing."""
+    (``"~ Nexus"``); ``home / "unknown.log"`` has a line for each such call. Skips the test where nginx is missing."""
     port = free_port()
-    unknown_methods = "".join(UNKNOWN.format(path=path) for path in unknown)
+    unknown_methods = "".join(UNKNOWN.format(path=path, home=home) for path in unknown)
     with _running(home, TEMPORAL.format(port=port, address=address) + unknown_methods):
         _wait(lambda: socket.create_connection(("127.0.0.1", port)).close())
         yield f"127.0.0.1:{port}"

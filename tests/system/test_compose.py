@@ -23,7 +23,8 @@ import pytest
 import yaml
 from temporalio.client import Client
 
-from domain.names import SEARCH_ATTRIBUTES
+from chatjobs.nexus import ENDPOINT
+from domain.names import JOBS_QUEUE, SEARCH_ATTRIBUTES
 from domain.settings import Settings
 from gateway.serving.server import GRACE_SECONDS
 from local import temporal_server as devserver
@@ -218,6 +219,10 @@ async def test_the_namespace_job_does_its_work_and_may_run_again(tmp_path: Path)
         assert set(SEARCH_ATTRIBUTES) <= set(listed.split())
         described = await server.cli("operator", "namespace", "describe", "--namespace", "jobs")
         assert "168h0m0s" in described
+        endpoints = json.loads(await server.cli("operator", "nexus", "endpoint", "list", "-o", "json"))
+        assert [(one["spec"]["name"], one["spec"]["target"]["worker"]) for one in endpoints] == [
+            (ENDPOINT, {"namespace": "jobs", "taskQueue": JOBS_QUEUE})
+        ]
 
 
 def test_the_schema_job_is_a_shell_program(tmp_path: Path) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.common import RawValue
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionStatus, WorkflowUpdateFailedError
+from temporalio.common import RawValue, WorkflowIDConflictPolicy
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
 
 from chatjobs.contracts import JobStatus
 from chatjobs.errors import JobNotFound
-from domain.names import new_job_id
+from domain.names import ACCEPTED_UPDATE, CHAT_JOB, JOBS_QUEUE, new_job_id
 from storage.engine.database import Database
 from tests.support.factories import make_body
+from tests.support.fakes import HELLO, Gate, ScriptedModel
 from tests.support.house import HOOK, House, house
+from tests.support.snippets import snippets
 from tests.support.temporal_server import TemporalServer
 
 
@@ -147,3 +152,60 @@ async def test_a_stored_job_that_is_not_there(here: House) -> None:
     await here.direct({"jobId": job_id}, job_id=job_id)
     assert (await here.failure(job_id)).type == "job_not_found"
     assert (await here.run(job_id).describe()).status is WorkflowExecutionStatus.FAILED
+
+
+async def accepted(here: House, start: RawValue, job_id: str | None = None) -> dict[str, Any]:
+    """The answer of the update, sent together with the start."""
+    job_id = job_id or new_job_id()
+    here.started.append(job_id)
+    operation: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+        CHAT_JOB, start, id=job_id, task_queue=JOBS_QUEUE, id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING
+    )
+    answer: dict[str, Any] = await here.client.execute_update_with_start_workflow(
+        ACCEPTED_UPDATE, start_workflow_operation=operation
+    )
+    return answer
+
+
+async def test_a_start_that_waits_until_the_job_is_stored(client: Client, sqlite: Database) -> None:
+    """The answer comes before the model's, and a second such start is about the same job."""
+    gate = Gate()
+    async with house(client, sqlite, model=ScriptedModel([gate, *HELLO])) as here:
+        answer = await accepted(here, GOOD)
+        job_id = answer["jobId"]
+        assert (await here.jobs.queries.get(job_id)).job_id == job_id
+        assert answer["step"] == "completing"
+        await gate.reached()
+        assert (await accepted(here, GOOD, job_id))["jobId"] == job_id
+        gate.open()
+        assert (await here.ended(job_id)).content == "Hello there"
+        assert here.model.calls == 1
+
+
+async def test_the_update_from_the_command_line(temporal: TemporalServer, here: House) -> None:
+    """The command of docs/nexus.md."""
+    command = shlex.split(
+        snippets("nexus.md", "console")[1].replace("\\\n", "").replace("order-42", job_id := new_job_id())
+    )
+    here.started.append(job_id)
+    assert command[0] == "temporal"
+    assert job_id in await temporal.cli(*command[1:], "-o", "json")
+    assert (await here.ended(job_id)).status is JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize("name", ["no messages", "a string", "no JSON", "a request that is text"])
+async def test_a_start_that_waits_is_told_what_is_wrong(here: House, name: str) -> None:
+    (start,), reason = INVALID[name]
+    with pytest.raises(WorkflowUpdateFailedError) as caught:
+        await accepted(here, start)
+    assert isinstance(caught.value.cause, ApplicationError)
+    assert caught.value.cause.type == "validation_failed"
+    assert reason in caught.value.cause.message
+    assert (await here.failure(here.started[-1])).message == caught.value.cause.message
+
+
+async def test_a_start_that_waits_under_an_id_that_cannot_be_a_jobs(here: House) -> None:
+    """No job is stored; the update fails with the run."""
+    with pytest.raises((WorkflowUpdateFailedError, RPCError)):
+        await accepted(here, GOOD, "order 42")
+    assert (await here.failure("order 42")).type == "validation_failed"
