@@ -3,6 +3,7 @@ their own."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from tests.docs.pages import DOCS, RUN, Block, blocks, matches, pages
 from tests.support.gateway import Gateway, gateway
 from tests.support.needs import program
 from tests.support.npm import installed
-from tests.support.stack import ROOT, Stack, stack
+from tests.support.stack import OURS, ROOT, Stack, stack
 from tests.v1.conftest import PYTHON
 
 pytestmark = pytest.mark.long
@@ -32,30 +33,80 @@ ELSEWHERE = {
     "schedules.md": "tests/gateway/test_schedules.py",
 }
 """Pages whose snippets need more than a running service, and the tests that execute them."""
-HERE = [block for path in pages() if path.name not in ELSEWHERE for block in blocks(path)]
+USUAL = "usual"
+OF_THEIR_OWN: dict[str, dict[str, dict[str, str]]] = {
+    "operations.md": {},
+    "self-hosted-models.md": {
+        "simulator": {"continues": "continue_final_message"},
+        "env": {"CHATJOBS_CONTINUATION": "auto"},
+    },
+}
+"""Pages whose snippets have a service of their own, and how its stack is started."""
+NEEDS_KEY = "operations.md"
+"""The page whose service has an API key, as one that others use."""
+HERE = sorted(
+    (block for path in pages() if path.name not in ELSEWHERE for block in blocks(path)),
+    key=lambda block: (block.page in OF_THEIR_OWN, block.page, block.number),
+)
+"""The snippets of one service after the other; those of a page in their order, since later ones use earlier jobs."""
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    env = {"CHATJOBS_PORT": "0", "CHATJOBS_WEBHOOK_ALLOW": "127.0.0.1"}
-    with stack(tmp_path_factory.mktemp("docs"), env=env) as started:
-        yield started
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for the PATH: ``starter.py`` runs from everywhere, as in a checkout."""
+    directory = tmp_path_factory.mktemp("docs-bin")
+    program_file = directory / "starter.py"
+    program_file.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "starter.py"}" "$@"\n')
+    program_file.chmod(0o755)
+    return directory
 
 
 @pytest.fixture(scope="module")
-def door(built: Stack) -> Gateway:
-    return gateway(built)
+def service(
+    request: pytest.FixtureRequest, programs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The environment of somebody who uses and operates the page's service."""
+    options = OF_THEIR_OWN.get(request.param, {})
+    env = {"CHATJOBS_PORT": "0", "CHATJOBS_WEBHOOK_ALLOW": "127.0.0.1", **options.get("env", {})}
+    with stack(tmp_path_factory.mktemp("docs"), env=env, simulator=options.get("simulator")) as built:
+        door = gateway(built)
+        keys = {"CHATJOBS_API_KEY": _key(built)} if request.param == NEEDS_KEY else {}
+        yield {**_environment(built, door), **keys, "PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+def _environment(built: Stack, door: Gateway) -> dict[str, str]:
+    """The settings of the service, and the project's programs as in a checkout."""
+    return {
+        **{name: value for name, value in built.env.items() if name.startswith(OURS) and name != "CHATJOBS_PORT"},
+        "CHATJOBS_URL": door.url,
+        "CHATJOBS_DATABASE_URL": built.database_url,
+        "PYTHONPATH": str(ROOT),
+        "CHATJOBS_PROJECT": str(ROOT),
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+def _key(built: Stack) -> str:
+    command = [sys.executable, "starter.py", "keys", "add", "--json"]
+    made = subprocess.run(command, cwd=ROOT, env=built.env, capture_output=True, text=True, timeout=SECONDS, check=True)
+    return str(json.loads(made.stdout)["key"])
 
 
 @pytest.fixture(scope="module")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("docs-node")
     source = ROOT / "tests" / "v1" / "node"
-    return installed(home, "the snippets in JavaScript were not run", source=source) / "node_modules"
+    modules = installed(home, "the snippets in JavaScript were not run", source=source) / "node_modules"
+    (modules / "chatjobs").symlink_to(ROOT / "clients" / "typescript")
+    return modules
 
 
-@pytest.mark.parametrize("block", HERE, ids=lambda block: block.name)
-def test_a_snippet(block: Block, built: Stack, door: Gateway, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("service", "block"),
+    [pytest.param(block.page if block.page in OF_THEIR_OWN else USUAL, block, id=block.name) for block in HERE],
+    indirect=["service"],
+)
+def test_a_snippet(service: dict[str, str], block: Block, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """It ends well, and prints what the page says."""
     path = tmp_path / f"snippet.{RUN[block.language]}"
     path.write_text(block.code)
@@ -67,23 +118,12 @@ def test_a_snippet(block: Block, built: Stack, door: Gateway, tmp_path: Path, re
             (tmp_path / "node_modules").symlink_to(request.getfixturevalue("node_modules"))
         case _:
             command = ["bash", "-euo", "pipefail", str(path)]
-    home = {name: os.environ[name] for name in ("PATH",)}
-    environment = {**home, "HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", **_service(built, door)}
+    environment = {**service, "HOME": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr or done.stdout
     assert done.stdout.strip(), "a snippet shows something"
     if block.printed is not None:
         assert matches(done.stdout, block.printed), done.stdout
-
-
-def _service(built: Stack, door: Gateway) -> dict[str, str]:
-    """The environment of somebody who uses the service, with the project's programs in the PATH of a checkout."""
-    return {
-        "CHATJOBS_URL": door.url,
-        "PYTHONPATH": str(ROOT),
-        "TEMPORAL_ADDRESS": built.temporal_address,
-        "CHATJOBS_PROJECT": str(ROOT),
-    }
 
 
 @pytest.mark.parametrize(("page", "test"), ELSEWHERE.items(), ids=ELSEWHERE)
