@@ -27,6 +27,7 @@ from sqlalchemy import (
     and_,
     false,
     or_,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 
@@ -243,6 +244,20 @@ requests = Table(
     metadata,
     Column("job_id", String(128), primary_key=True),
     Column("body", Text, nullable=False),
+)
+
+responses = Table(  # of jobs that were made as OpenAI's responses, or asked for as such
+    "responses",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("settings", Text, nullable=False),  # JSON: what the request had beside the job's own parameters
+    Column("kept", Boolean, nullable=False),  # false: the content is deleted once the job has ended
+)
+Index(
+    "responses_not_kept",
+    responses.c.job_id,
+    sqlite_where=text("NOT kept"),
+    postgresql_where=text("NOT kept"),
 )
 
 transcript = Table(
