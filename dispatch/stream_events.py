@@ -24,6 +24,9 @@ from chatjobs.contracts import (
 )
 from domain.values import JobHandle, Slice, TextRun
 
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment, which keeps proxies from closing a connection."""
+
 _json_string = JSONEncoder(ensure_ascii=False).encode
 
 
@@ -37,6 +40,8 @@ class Frame:
 
 class Framing:
     """The frames for one reader. ``resumed``: the reader has the beginning already, of ``epoch``."""
+
+    keep_alive = KEEP_ALIVE
 
     def __init__(self, job: Job | JobHandle, *, resumed: bool, epoch: int | None = None) -> None:
         self._epoch = epoch
@@ -65,6 +70,14 @@ class Framing:
             self._index += 1
             blocks.append(sse.encode("chunk", f"{piece.epoch}.{run.position}", data))
         return b"".join(blocks)
+
+    def queued(self, place: QueuePlace) -> bytes:
+        """The place of a job that waits for the model's rate limit, as on the wire."""
+        return encoded(queued_frame(place))
+
+    def ending(self, job: Job) -> bytes:
+        """The terminal frame of a job that has ended, as on the wire."""
+        return encoded(last_frame(job))
 
     def _introduction(self, piece: Slice) -> Iterator[Frame]:
         if piece.started and not self._introduced:

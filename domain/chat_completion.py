@@ -6,9 +6,11 @@ content (Mistral's documentation, "Reasoning").
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
-from chatjobs.contracts import ChatResult
+from chatjobs.contracts import ChatResult, ToolCall
 
 ID_PREFIX = "chatcmpl-"
 
@@ -17,17 +19,30 @@ def chat_completion(result: ChatResult) -> dict[str, Any]:
     """The object for a job that has an answer."""
     message: dict[str, Any] = {"role": "assistant", "content": _content(result), "tool_calls": None}
     if result.tool_calls:
-        message["tool_calls"] = [call.model_dump(mode="json") for call in result.tool_calls]
-    usage = result.usage.model_dump() if result.usage else {}
-    counters = ("prompt_tokens", "completion_tokens", "total_tokens")
+        message["tool_calls"] = string_arguments(result.tool_calls)
     return {
         "id": f"{ID_PREFIX}{result.job_id}",
         "object": "chat.completion",
         "created": int((result.completed_at or result.created_at).timestamp()),
         "model": result.model,
         "choices": [{"index": 0, "message": message, "finish_reason": result.finish_reason}],
-        "usage": dict.fromkeys(counters, 0) | usage,
+        "usage": usage_object(result),
     }
+
+
+def usage_object(result: ChatResult) -> dict[str, Any]:
+    """The usage with all counters that clients require."""
+    counters = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), 0)
+    return counters | (result.usage.model_dump() if result.usage else {})
+
+
+def string_arguments(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """Calls of tools with their arguments as JSON text, which is what all clients take."""
+    found = [call.model_dump(mode="json") for call in calls]
+    for call in found:
+        if not isinstance(arguments := call["function"]["arguments"], str):
+            call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+    return found
 
 
 def _content(result: ChatResult) -> Any:

@@ -279,3 +279,13 @@ class WebhookSender(Protocol):
     async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> WebhookResponse:
         """Make one POST, in 15 s in all. A failure is a result, not an exception."""
         ...
+
+
+class ModelCatalog(Protocol):
+    """The list of models of the model's server."""
+
+    async def available(self) -> list[JsonObject]:
+        """The models that the service may use, as the server describes them; each has a text as ``id``.
+
+        Raises UpstreamError.
+        """

@@ -58,6 +58,7 @@ class JobHandle:
     model: str
     status: JobStatus
     priority: int
+    created_at: datetime
     replay_of: str | None = None
     start_at: datetime | None = None
     """The job waits for this time in storage; a sweeper starts it."""

@@ -15,6 +15,7 @@ from domain.timings import Timings
 from gateway.app import create_app
 from gateway.dependencies import open_dependencies
 from gateway.serving.server import BACKLOG, Listener, served
+from providers.mistral.from_settings import mistral_models
 from providers.webhooks.sender import HttpWebhookSender
 
 log = logging.getLogger("gateway")
@@ -39,8 +40,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Answer until ``stop`` is set. Raises ChatJobsError."""
     async with AsyncExitStack() as stack:
         timings = Timings()
+        models = await stack.enter_async_context(mistral_models(settings))
         opening = open_dependencies(
-            settings, lambda rules: HttpWebhookSender(policy=rules, timings=timings), timings=timings
+            settings, lambda rules: HttpWebhookSender(policy=rules, timings=timings), models=models, timings=timings
         )
         parts = await stack.enter_async_context(opening)
         parts.access.require_keys_or_loopback()

@@ -17,6 +17,7 @@ from gateway.routes.health import Readiness
 from gateway.routes.metrics import Metrics
 from gateway.serving.cors import Cors
 from gateway.serving.middleware import RequestMiddleware
+from gateway.v1 import chat, models
 
 DESCRIPTION = "Durable chat jobs for Mistral AI: start one, watch its answer appear, receive it by signed webhook."
 
@@ -31,7 +32,13 @@ CHECKED = (
     ("Overview", feed.router),
 )
 """Routers whose query parameters are checked, with their tags in the API document."""
-OTHERS = (("Sessions", sessions.router), ("Operation", health.router), ("Operation", metrics.router))
+OTHERS = (
+    ("Sessions", sessions.router),
+    ("Operation", health.router),
+    ("Operation", metrics.router),
+    ("As Mistral speaks", chat.router),
+    ("As Mistral speaks", models.router),
+)
 
 
 def create_app(parts: Dependencies | None) -> FastAPI:

@@ -21,7 +21,7 @@ from dispatch.stores import job_store
 from dispatch.temporal import RunLinks, connect
 from dispatch.upkeep import Upkeep
 from dispatch.webhook_rules import WebhookRules, signing_secrets
-from domain.ports import WebhookSender
+from domain.ports import ModelCatalog, WebhookSender
 from domain.settings import Settings
 from domain.tasks import in_background
 from domain.timings import Timings
@@ -88,6 +88,8 @@ class Dependencies:
     access: Access
     feeds: Feeds
     figures: Figures
+    models: ModelCatalog | None
+    """None where the gateway has no key for the model's server."""
 
     async def may_be_new(self, job_id: str, caller: Identity) -> bool:
         """Whether a job without a row may be one that so far exists only in Temporal, not another tenant's job."""
@@ -110,7 +112,7 @@ async def identity(request: Request) -> Identity:
 
 @asynccontextmanager
 async def open_dependencies(
-    settings: Settings, sender_of: SenderOf, *, timings: Timings = Timings()
+    settings: Settings, sender_of: SenderOf, *, models: ModelCatalog | None = None, timings: Timings = Timings()
 ) -> AsyncIterator[Dependencies]:
     """The dependencies and their background tasks, while the block runs. Temporal may be unavailable; the database not.
 
@@ -176,4 +178,5 @@ async def open_dependencies(
             access=access,
             feeds=Feeds(overview, links),
             figures=Figures(overview),
+            models=models,
         )

@@ -21,6 +21,7 @@ from chatjobs.errors import ChatJobsError, InvalidRequest, JobIdConflict, Proble
 from chatjobs.validation import reason
 from domain.errors import StorageError
 from gateway.page import files as page
+from gateway.v1.errors import error_response, is_v1
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ STATUSES: Mapping[str, int] = {
 RETRY_AFTER_SECONDS = "5"
 BLANK_FOR_PLUS = re.compile(r":[0-9]{2}(?:[.,][0-9]+)? [0-9]{1,2}(?::?[0-9]{2})?$")
 """A time with an offset whose + was not escaped and was decoded as a blank."""
+V1_ONLY = "Of /v1, this service has chat/completions, responses, models, files and batch/jobs"
 LONGEST_POINTER = 200
 """A pointer is cut to this length: it may consist of names that the caller chose."""
 METHOD = "chatjobs.method"
@@ -94,6 +96,7 @@ class HttpProblem(Exception):
 
 
 def problem(
+    path: str,
     status: int,
     code: str,
     detail: str,
@@ -101,6 +104,9 @@ def problem(
     errors: Sequence[Problem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
+    """The response to a request for ``path`` that failed, in the form of that API."""
+    if is_v1(path):
+        return error_response(path, status, code, detail, errors, headers)
     return Response(problem_body(status, code, detail, errors), status, headers, PROBLEM_TYPE)
 
 
@@ -118,9 +124,10 @@ def problem_body(status: int, code: str, detail: str, errors: Sequence[Problem] 
     return json.dumps(body).encode()
 
 
-async def on_http_problem(_: Request, error: Exception) -> Response:
+async def on_http_problem(request: Request, error: Exception) -> Response:
     refused = cast(HttpProblem, error)
-    return problem(refused.status, refused.code, refused.detail, errors=refused.errors, headers=refused.headers)
+    path, errors, headers = request.scope["path"], refused.errors, refused.headers
+    return problem(path, refused.status, refused.code, refused.detail, errors=errors, headers=headers)
 
 
 async def on_chatjobs_error(request: Request, error: Exception) -> Response:
@@ -134,7 +141,7 @@ async def on_chatjobs_error(request: Request, error: Exception) -> Response:
         request.app.state.metrics.storage_failed(error)
     if status >= 500:
         log.error("request failed: %s", error, extra={"action": "request_failed", "code": error.code})
-    return problem(status, code, detail, errors=errors, headers=headers)
+    return problem(request.scope["path"], status, code, detail, errors=errors, headers=headers)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -144,14 +151,16 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         return _method_not_allowed(request.scope)
     if error.status_code == HTTPStatus.NOT_FOUND and page.is_page_request(request):
         return page.not_found_page()
-    code = CODES.get(error.status_code, "http_error")
-    return problem(error.status_code, code, HTTPStatus(error.status_code).description, headers=error.headers)
+    code, path = CODES.get(error.status_code, "http_error"), request.scope["path"]
+    known = HTTPStatus(error.status_code).description
+    detail = V1_ONLY if error.status_code == HTTPStatus.NOT_FOUND and is_v1(path) else known
+    return problem(path, error.status_code, code, detail, headers=error.headers)
 
 
 def _method_not_allowed(scope: Scope) -> Response:
     allowed = ", ".join(allowed_methods(scope))
     detail = f"This path does not take {scope[METHOD]}; it takes {allowed}"
-    return problem(405, CODES[405], detail, headers={"Allow": allowed})
+    return problem(scope["path"], 405, CODES[405], detail, headers={"Allow": allowed})
 
 
 def allowed_methods(scope: Scope) -> list[str]:
@@ -163,10 +172,11 @@ def allowed_methods(scope: Scope) -> list[str]:
     return sorted(methods | {"OPTIONS"}) if methods else []
 
 
-async def on_invalid_parameters(_: Request, error: Exception) -> Response:
+async def on_invalid_parameters(request: Request, error: Exception) -> Response:
     error = cast(RequestValidationError, error)
     found = [Problem("/" + "/".join(map(str, item["loc"][1:])), _why(item)) for item in error.errors()]
-    return problem(422, "validation_failed", "The parameters are not valid", errors=found)
+    path = request.scope["path"]
+    return problem(path, 422, "validation_failed", "The parameters are not valid", errors=found)
 
 
 def _why(item: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from chatjobs.contracts import (
     parse,
 )
 from chatjobs.errors import BatchNotFound, InvalidRequest, Problem
+from dispatch.stream_events import KEEP_ALIVE
 from domain.batches import BatchHandle
 from domain.names import batch_path
 from domain.values import RunRef
@@ -36,7 +37,7 @@ from gateway.batch_upload import Line, Upload
 from gateway.dependencies import Dependencies
 from gateway.problems import HttpProblem
 from gateway.routes.jobs import MOST_LISTED, Caller, Here, body_of, checked_key, cursor_text, json_answer, read_cursor
-from gateway.routes.streams import EVENTS_DOCUMENTED, KEEP_ALIVE, EventStreamResponse, check_accept, read_event_id
+from gateway.routes.streams import EVENTS_DOCUMENTED, EventStreamResponse, check_accept, read_event_id
 from gateway.serving.bodies import check_type, decoded, read
 from gateway.serving.ndjson import lines
 from storage.batches.queries import BatchCursor

@@ -10,6 +10,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from gateway.v1.errors import is_v1
+
 PREFIX = "#/components/schemas/"
 OPEN_TO_ALL = ("/healthz", "/readyz")
 METHODS = ("get", "put", "post", "delete", "patch")
@@ -40,6 +42,24 @@ FAILURE = {
     "content": {"application/problem+json": {"schema": {"$ref": f"{PREFIX}Problem"}}},
 }
 
+V1_ERROR = {
+    "type": "object",
+    "title": "Error",
+    "description": "What went wrong, in Mistral's form. `code` is stable. It never has what was sent.",
+    "required": ["object", "message", "type", "param", "code"],
+    "properties": {
+        "object": {"const": "error"},
+        "message": {"type": "string"},
+        "type": {"type": "string"},
+        "param": {"type": ["string", "null"], "description": "The first parameter that is wrong"},
+        "code": {"type": ["string", "null"]},
+    },
+}
+V1_FAILURE = {
+    "description": "An error; `code` says which",
+    "content": {"application/json": {"schema": {"$ref": f"{PREFIX}Error"}}},
+}
+
 
 def described(app: FastAPI) -> dict[str, Any]:
     """The document, generated once."""
@@ -49,8 +69,9 @@ def described(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for method in METHODS:
                 if method in operations:
-                    _complete(operations[method], schemas, open_to_all=path in OPEN_TO_ALL)
-        schemas["Problem"] = PROBLEM
+                    failure = V1_FAILURE if is_v1(path) else FAILURE
+                    _complete(operations[method], schemas, failure, open_to_all=path in OPEN_TO_ALL)
+        schemas |= {"Problem": PROBLEM, "Error": V1_ERROR}
         schemas.pop("HTTPValidationError", None)
         schemas.pop("ValidationError", None)
         document["components"]["securitySchemes"] = {
@@ -60,14 +81,16 @@ def described(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _complete(operation: dict[str, Any], schemas: dict[str, Any], *, open_to_all: bool) -> None:
+def _complete(
+    operation: dict[str, Any], schemas: dict[str, Any], failure: dict[str, Any], *, open_to_all: bool
+) -> None:
     _hoist(operation, schemas)
     responses = operation["responses"]
     responses.pop("422", None)
     for status, response in responses.items():
         if status >= "400":
-            response["content"] = FAILURE["content"]
-    responses["default"] = FAILURE
+            response["content"] = failure["content"]
+    responses["default"] = failure
     operation["security"] = [{}] if open_to_all else [{"key": []}, {}]
 
 

@@ -14,13 +14,14 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from chatjobs.contracts import JobStatus
+from dispatch.stream_events import KEEP_ALIVE
 from domain.errors import StorageUnavailable
 from gateway.auth.access import Identity
 from gateway.dependencies import Dependencies
 from gateway.page.overview import MOST_CHANGED, OVERLAP, Feed, Stats, message
 from gateway.problems import HttpProblem
 from gateway.routes.jobs import Caller, Here, cursor_of
-from gateway.routes.streams import KEEP_ALIVE, EventStreamResponse
+from gateway.routes.streams import EventStreamResponse
 from storage.engine.schema import moment, now
 
 log = logging.getLogger(__name__)

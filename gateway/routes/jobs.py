@@ -85,6 +85,13 @@ async def accept(request: Request, here: Dependencies, caller: Identity, idempot
     """Commit the job in a request's body, and have it started."""
     key = checked_key(idempotency_key)
     body, size = await sized_json_body(request, here.settings.chatjobs_max_body_bytes)
+    return await accept_body(request, here, caller, key, body, size)
+
+
+async def accept_body(
+    request: Request, here: Dependencies, caller: Identity, key: str | None, body: Any, size: int
+) -> JobHandle:
+    """Commit the job in decoded JSON of ``size`` bytes, and have it started."""
     accepted = await here.intake.accept(body, tenant=caller.tenant, idempotency_key=key, size=size)
     _have_started(request, here, accepted)
     return accepted

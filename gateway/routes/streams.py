@@ -11,7 +11,7 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Protocol
 
 from fastapi import APIRouter, Header
 from starlette.requests import Request
@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from chatjobs import sse
 from chatjobs.contracts import ChatRequest, Job, QueuePlace
 from chatjobs.errors import ContentDeleted, JobNotFound
-from dispatch.stream_events import Frame, Framing, encoded, first_part, last_frame, queued_frame
+from dispatch.stream_events import KEEP_ALIVE, Framing, first_part
 from domain.errors import StorageUnavailable
 from domain.names import status_path
 from domain.values import Cursor, JobHandle, Slice
@@ -41,7 +41,6 @@ CHARACTERS_AT_ONCE = 64 * 1024
 """The longest merged frame. The text after it is read from storage again, not kept in memory for a slow reader."""
 RETRY = b"retry: 1000\n"
 """Sent in the block of the first event: some parsers dispatch an empty event for a block without data."""
-KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache, no-transform",
@@ -130,6 +129,18 @@ def check_accept(request: Request) -> None:
         raise HttpProblem(406, "not_acceptable", "This is a stream: send Accept: text/event-stream")
 
 
+class StreamFraming(Protocol):
+    """What one reader of a job gets, as on the wire; empty where there is nothing to send."""
+
+    @property
+    def keep_alive(self) -> bytes:
+        """What is sent while there is nothing else."""
+
+    def encoded(self, piece: Slice) -> bytes: ...
+    def queued(self, place: QueuePlace) -> bytes: ...
+    def ending(self, job: Job) -> bytes: ...
+
+
 class EventStreamResponse(Response, ABC):
     """One reader's stream, in plain ASGI: Starlette's StreamingResponse costs a task group per reader."""
 
@@ -154,17 +165,23 @@ class EventStreamResponse(Response, ABC):
         with self._here.open_streams.registered(self._caller.key_id) as stream:
             watching = asyncio.create_task(_watch_disconnect(receive, stream), name="hang-up")
             try:
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await self.begin(send)
                 await self.send_events(send)
                 await self.write(send, b"", more=False)
             except asyncio.CancelledError:
                 if stream.end_reason is None:
                     raise
                 stream.task.uncancel()
-                if stream.end_reason != DISCONNECTED:
-                    await self._end_body(send)
+                if stream.end_reason == DISCONNECTED:
+                    await self.disconnected()
+                else:
+                    await self.end_body(send)
             finally:
                 watching.cancel()
+
+    async def begin(self, send: Send) -> None:
+        """Send the head of the response."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
     async def write(self, send: Send, data: bytes, *, more: bool = True) -> None:
         """Write to the reader. Raises TimeoutError if it takes nothing for too long; the connection is then aborted."""
@@ -177,7 +194,10 @@ class EventStreamResponse(Response, ABC):
         retry, self._retry_field = self._retry_field, b""
         await self.write(send, retry + blocks)
 
-    async def _end_body(self, send: Send) -> None:
+    async def disconnected(self) -> None:
+        """Called when the reader has hung up."""
+
+    async def end_body(self, send: Send) -> None:
         """End the body regularly; the reader reconnects to another gateway, or with another key."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
@@ -213,22 +233,24 @@ class JobEventsResponse(EventStreamResponse):
         try:
             if framing := await self._framing(send):
                 with self._here.queue.watched(self._cursor.job_id, self._on_queue_place):
-                    await self._send_frames(send, framing)
+                    await self.send_frames(send, framing)
         except (JobNotFound, ContentDeleted):  # its retention ended, or it was deleted
             return
         except StorageUnavailable as error:
             log.warning("stream ended: %s", error, extra={"action": "stream_ended", "job_id": self._cursor.job_id})
 
-    async def _framing(self, send: Send) -> Framing | None:
+    async def _framing(self, send: Send) -> StreamFraming | None:
         """None if the job will never have events. Drops the reference to the job: a stream may last for an hour."""
         job, self._job = self._job or await self._wait_for_row(send), None
-        if job is None:
-            return None
+        return None if job is None else self.framing_of(job)
+
+    def framing_of(self, job: Job | JobHandle) -> StreamFraming:
+        """The framing of this stream's events."""
         return Framing(job, resumed=self._resumed, epoch=self._cursor.epoch if self._resumed else None)
 
-    async def _send_frames(self, send: Send, framing: Framing) -> None:
+    async def send_frames(self, send: Send, framing: StreamFraming) -> None:
         while True:
-            piece = await self._next_slice(send)
+            piece = await self._next_slice(send, framing)
             status = piece.status
             part = first_part(piece, CHARACTERS_AT_ONCE)
             whole = part is piece
@@ -237,18 +259,18 @@ class JobEventsResponse(EventStreamResponse):
             del piece, part  # while a slow reader takes ``data``, the rest of the text is not kept in memory
             if data:
                 await self.write_events(send, data)
-            if whole and status.terminal and (frame := await self._last_frame()):
-                return await self.write_events(send, encoded(frame))
+            if whole and status.terminal and (job := await self.ended()):
+                return await self.write_events(send, framing.ending(job))
 
-    async def _last_frame(self) -> Frame | None:
-        """The terminal frame; None if the job, a failed one, was reopened in the meantime."""
+    async def ended(self) -> Job | None:
+        """The job that has ended; None if it, a failed one, was reopened in the meantime."""
         job = await self._here.jobs.queries.outline(self._cursor.job_id, self._caller.tenant)
         if job.deleted_at is not None:
             raise ContentDeleted
         there = job.status.terminal and (job.epoch, job.position) == (self._cursor.epoch, self._cursor.position)
-        return last_frame(job) if there else None
+        return job if there else None
 
-    async def _next_slice(self, send: Send) -> Slice:
+    async def _next_slice(self, send: Send, framing: StreamFraming) -> Slice:
         """Waits for text or a status that the reader does not have; meanwhile sends the job's place in the queue.
 
         A comment in regular intervals keeps proxies from closing the connection.
@@ -262,9 +284,9 @@ class JobEventsResponse(EventStreamResponse):
                         self._pause = None
             place, self._place = self._place, None
             if place:
-                await self.write_events(send, encoded(queued_frame(place)))
-            else:
-                await self.write(send, KEEP_ALIVE)
+                await self.write_events(send, framing.queued(place))
+            elif framing.keep_alive:
+                await self.write(send, framing.keep_alive)
 
     def _on_queue_place(self, place: QueuePlace) -> None:
         """Callback for a new place in the queue. The stream's own task sends it, because it may be writing just now."""

@@ -64,7 +64,7 @@ class RequestMiddleware:
         answer = scope[ANSWER] = OutgoingResponse(
             send,
             head_only=method == "HEAD",
-            api=scope["path"].startswith("/api/"),
+            api=scope["path"].startswith(("/api/", "/v1/")),
             cors=self._cors.headers(scope["headers"]),
         )
         try:
@@ -82,7 +82,8 @@ class RequestMiddleware:
             if answer.status:
                 raise
             log.exception("request failed", extra={"action": "request_failed"})
-            await problem(500, "internal", "Something went wrong here; it is in the log")(scope, receive, answer.send)
+            failed = problem(scope["path"], 500, "internal", "Something went wrong here; it is in the log")
+            await failed(scope, receive, answer.send)
         finally:
             self._record(scope, method, answer, time.perf_counter() - began)
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import httpx2
 from mistralai.client.sdkconfiguration import SERVER_GLOBAL, SERVERS
 
 from chatjobs.retry_after import http_date
-from domain.errors import UpstreamError, UpstreamInterrupted
-from providers.mistral.errors import ErrorAnswer, Private, mistral_errors, not_mistral
+from domain.errors import UpstreamError
+from providers.mistral.errors import Private, mistral_errors
+from providers.mistral.models import TOTAL_SECONDS, no_answer, read_models
 from providers.mistral.sdk import check_access, http_client
-from providers.mistral.values import OK
 
 SERVER: Final = SERVERS[SERVER_GLOBAL]
-MAX_BYTES: Final = 4 * 1024 * 1024
-TOTAL_SECONDS: Final = 5.0
 
 
 class Account(NamedTuple):
@@ -51,13 +47,13 @@ async def account(api_key: str, server_url: str | None) -> Account:
                 response = await http.send(request, stream=True)
                 ahead = clock_ahead(response, time.monotonic() - began)
                 try:
-                    models = await _models(response)
+                    models = frozenset(str(one["id"]) for one in await read_models(response))
                 finally:
                     await response.aclose()
     except UpstreamError as error:
         failure = error
     except TimeoutError:
-        failure = UpstreamInterrupted(f"Mistral did not answer within {TOTAL_SECONDS:g} s", code="upstream_timeout")
+        failure = no_answer()
     return Account(models, time.monotonic() - began, failure, ahead)
 
 
@@ -67,27 +63,3 @@ def clock_ahead(response: httpx2.Response, seconds: float) -> timedelta | None:
     # The header has whole seconds, rounded down: on average it is half a second early.
     sent = datetime.now(UTC) - timedelta(seconds=seconds / 2)
     return None if date is None else date + timedelta(seconds=0.5) - sent
-
-
-async def _models(response: httpx2.Response) -> frozenset[str]:
-    """The names in the response's list of models. Raises ErrorAnswer, UpstreamInterrupted."""
-    body = bytearray()
-    async with aclosing(response.aiter_raw()) as pieces:
-        async for piece in pieces:
-            body += piece
-            if len(body) > MAX_BYTES:
-                raise not_mistral("its list of models is too long")
-    if response.status_code != OK:
-        raise ErrorAnswer(response.status_code, response.headers, bytes(body[:16_384]))
-    try:
-        return _names(json.loads(body))
-    except (ValueError, RecursionError):
-        raise not_mistral("its answer is not JSON") from None
-
-
-def _names(document: Any) -> frozenset[str]:
-    """The names of the models in a parsed list. Raises UpstreamInterrupted."""
-    entries = document.get("data") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise not_mistral("its answer is no list of models")
-    return frozenset(one["id"] for one in entries if isinstance(one, dict) and isinstance(one.get("id"), str))

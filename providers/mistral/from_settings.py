@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from chatjobs.errors import ConfigurationError
 from domain.continuing import NEVER, Practice
 from domain.settings import Settings
 from domain.timings import Timings
 from providers.mistral.batch import MistralBatch
 from providers.mistral.chat import MistralChat
+from providers.mistral.models import MistralModels
 
 
 def mistral_chat(settings: Settings, practice: Practice | None, timings: Timings = Timings()) -> MistralChat:
@@ -24,6 +28,22 @@ def mistral_chat(settings: Settings, practice: Practice | None, timings: Timings
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
+
+
+@asynccontextmanager
+async def mistral_models(settings: Settings) -> AsyncIterator[MistralModels | None]:
+    """The models of the server, while the block runs; None without a key. Raises ConfigurationError."""
+    if settings.mistral_api_key is None:
+        yield None
+        return
+    try:
+        models = MistralModels(settings.mistral_api_key.get_secret_value(), settings.mistral_server_url)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    try:
+        yield models
+    finally:
+        await models.aclose()
 
 
 def mistral_batch(settings: Settings, chat: MistralChat, timings: Timings = Timings()) -> MistralBatch:

@@ -59,7 +59,7 @@ def _moment(value: int | None) -> Any:
 
 HANDLE = (
     *(jobs.c.id, jobs.c.request_id, jobs.c.tenant, jobs.c.model, jobs.c.status, jobs.c.priority),
-    *(jobs.c.replay_of, jobs.c.start_at, jobs.c.revision),
+    *(jobs.c.replay_of, jobs.c.start_at, jobs.c.revision, jobs.c.created_at),
 )
 """The columns of a JobHandle."""
 
@@ -75,6 +75,7 @@ def handle(row: Any, *, created: bool = False) -> JobHandle:
         replay_of=row.replay_of,
         start_at=_moment(row.start_at),
         revision=row.revision,
+        created_at=moment(row.created_at),
         created=created,
     )
 
@@ -174,9 +175,16 @@ def outcome(result: Row[Any]) -> dict[str, Any]:
     return {
         "content": result.content,
         "reasoning": result.reasoning or None,
+        **without_text(result),
+        **_outcome_head(result),
+    }
+
+
+def without_text(result: Row[Any]) -> dict[str, Any]:
+    """The fields of an answer beside its text."""
+    return {
         "tool_calls": TOOL_CALLS.validate_json(result.tool_calls) if result.tool_calls else None,
         "content_parts": PARTS.validate_json(result.parts) if result.parts else None,
-        **_outcome_head(result),
     }
 
 

@@ -60,14 +60,14 @@ class JobQueries:
 
     async def outline(self, job_id: str, tenant: str | None = None) -> StoredJob:
         """A job without its texts, attempts and deliveries, whatever their size: one small read. Raises JobNotFound."""
-        query = mapping.listed().add_columns(results.c.tool_calls).where(jobs.c.id == clean(job_id))
+        ending = (results.c.tool_calls, results.c.parts)
+        query = mapping.listed().add_columns(*ending).where(jobs.c.id == clean(job_id))
         async with self._database.single() as connection:
             row = (await connection.execute(query if tenant is None else query.where(jobs.c.tenant == tenant))).first()
             if row is None:
                 raise JobNotFound
             (job,) = await mapping.summaries(connection, [row])
-        calls = mapping.TOOL_CALLS.validate_json(row.tool_calls) if row.tool_calls else None
-        return job.model_copy(update={"tool_calls": calls}) if calls else job
+        return job.model_copy(update=mapping.without_text(row))
 
     async def run_of(self, job_id: str) -> RunRef:
         """The workflow run of a job, whether it was started yet or not."""

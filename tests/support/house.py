@@ -98,7 +98,8 @@ class House:
 
     async def start(self, job_id: str) -> None:
         job = await self.jobs.queries.get(job_id)
-        await self.intake.start(JobHandle(job_id, job.request_id, "default", job.model, job.status, priority=3))
+        handle = JobHandle(job_id, job.request_id, "default", job.model, job.status, 3, job.created_at)
+        await self.intake.start(handle)
         self.started.append(job_id)
 
     async def direct(self, *arguments: Any, job_id: str | None = None, **options: Any) -> WorkflowHandle[Any, Any]:

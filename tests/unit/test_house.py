@@ -357,7 +357,7 @@ LAYOUT = {
     "dispatch": (),
     "domain": (),
     "drill": (),
-    "gateway": ("auth", "page", "routes", "serving"),
+    "gateway": ("auth", "page", "routes", "serving", "v1"),
     "local": (),
     "providers": ("mistral", "webhooks"),
     "simulator": (),
