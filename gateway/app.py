@@ -17,7 +17,7 @@ from gateway.routes.health import Readiness
 from gateway.routes.metrics import Metrics
 from gateway.serving.cors import Cors
 from gateway.serving.middleware import RequestMiddleware
-from gateway.v1 import chat, models
+from gateway.v1 import chat, models, responses
 
 DESCRIPTION = "Durable chat jobs for Mistral AI: start one, watch its answer appear, receive it by signed webhook."
 
@@ -38,6 +38,7 @@ OTHERS = (
     ("Operation", metrics.router),
     ("As Mistral speaks", chat.router),
     ("As Mistral speaks", models.router),
+    ("As OpenAI speaks", responses.router),
 )
 
 

@@ -341,6 +341,11 @@ def input_items(
     return found
 
 
+def first_id(job_id: str) -> str:
+    """The id of the item of a conversation's first message, where that is not an answer."""
+    return f"msg_{job_id}_in0_0"
+
+
 def _items(message: Message, developer: bool, calls: Mapping[str, str]) -> Iterator[JsonDict]:
     match message:
         case ToolMessage():

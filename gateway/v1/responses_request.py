@@ -11,7 +11,17 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from chatjobs.contracts import ChatRequest, JsonObject, Many, Metadata, ModelName, parse
+from chatjobs.contracts import (
+    ChatRequest,
+    FunctionTool,
+    JsonObject,
+    Many,
+    Metadata,
+    ModelName,
+    ResponseFormat,
+    ToolChoice,
+    parse,
+)
 from chatjobs.contracts.base import StrictModel
 from chatjobs.errors import InvalidRequest, Problem
 from gateway.v1.responses_input import Conversation, GivenInput, GivenModel, JsonDict
@@ -77,6 +87,17 @@ OURS_ALONE: Final = {
     "reasoning_effort": "is not a parameter of a response; give reasoning.effort",
 }
 """Fields of a job's request that have another name here."""
+USUAL_ECHO: Final[JsonDict] = {
+    "background": True,
+    "instructions": None,
+    "max_tool_calls": None,
+    "previous_response_id": None,
+    "service_tier": "default",
+    "store": True,
+    "top_logprobs": 0,
+    "truncation": "disabled",
+}
+"""The parameters that a response repeats, of a request without them."""
 LOGPROBS: Final = "message.output_text.logprobs"
 FIELDS: Final = frozenset(field.alias or name for name, field in ChatRequest.model_fields.items())
 POINTERS: Final = {
@@ -171,24 +192,17 @@ class ResponseRequest(StrictModel):
 
 
 class ResponseSettings(StrictModel):
-    """What a request for a response had that its job's request does not have, as it is stored beside it.
+    """A request for a response as it is stored beside its job's request.
 
-    ``instructions``: whether the first message is the request's ``instructions``. ``developers`` and ``calls``: see
-    Conversation.
+    ``echo``: the parameters that the response repeats. ``instructions``: whether the first message is the request's.
+    ``developers`` and ``calls``: see Conversation.
     """
 
+    echo: JsonObject
     background: bool = True
-    store: bool = True
     instructions: bool = False
-    previous_response_id: str | None = None
     developers: Many[int] = ()
     calls: dict[str, str] = Field({})
-    verbosity: str | None = None
-    summary: str | None = None
-    max_tool_calls: int | None = None
-    prompt_cache_retention: str | None = None
-    safety_identifier: str | None = None
-    user: str | None = None
 
 
 class EarlierTurns(NamedTuple):
@@ -243,18 +257,11 @@ def translated(request: ResponseRequest, body: JsonDict, earlier: EarlierTurns =
     job |= _parameters(request)
     job |= _passed_on(body)
     settings = ResponseSettings(
+        echo=_echo(request),
         background=request.background,
-        store=request.store,
         instructions=bool(request.instructions),
-        previous_response_id=request.previous_response_id,
         developers=tuple(conversation.developers),
         calls=conversation.calls,
-        verbosity=request.text.verbosity,
-        summary=request.reasoning.summary or request.reasoning.generate_summary,
-        max_tool_calls=request.max_tool_calls,
-        prompt_cache_retention=request.prompt_cache_retention,
-        safety_identifier=request.safety_identifier,
-        user=request.user,
     )
     return Translation(job, settings, conversation.places)
 
@@ -311,6 +318,57 @@ def _format(given: GivenFormat) -> JsonDict | None:
     schema |= {"description": given.description} if given.description is not None else {}
     schema |= {"strict": given.strict} if given.strict is not None else {}
     return {"type": "json_schema", "json_schema": schema}
+
+
+def _echo(request: ResponseRequest) -> JsonDict:
+    reasoning, choice = request.reasoning, request.tool_choice
+    return USUAL_ECHO | {
+        "background": request.background,
+        "instructions": request.instructions,
+        "max_output_tokens": request.max_output_tokens,
+        "max_tool_calls": request.max_tool_calls,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
+        "previous_response_id": request.previous_response_id,
+        "prompt_cache_key": request.prompt_cache_key,
+        "prompt_cache_retention": request.prompt_cache_retention,
+        "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary or reasoning.generate_summary},
+        "safety_identifier": request.safety_identifier,
+        "store": request.store,
+        "temperature": request.temperature,
+        "text": _given(request.text.model_dump(mode="json")),
+        "tool_choice": choice.model_dump(mode="json") if isinstance(choice, ChosenTool) else choice or "auto",
+        "tools": [tool.model_dump(mode="json") for tool in request.tools],
+        "top_p": request.top_p,
+        "user": request.user,
+    }
+
+
+def settings_of(request: ChatRequest) -> ResponseSettings:
+    """The settings of a job that was not made as a response."""
+    functions = [tool.function for tool in request.tools or () if isinstance(tool, FunctionTool)]
+    choice = request.tool_choice
+    named = {"type": "function", "name": choice.function.name} if isinstance(choice, ToolChoice) else choice or "auto"
+    form = request.response_format or ResponseFormat()
+    schema = form.json_schema.model_dump(mode="json") if form.json_schema else {}
+    echo = USUAL_ECHO | {
+        "max_output_tokens": request.max_tokens,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
+        "prompt_cache_key": request.prompt_cache_key,
+        "reasoning": {"effort": request.reasoning_effort, "summary": None},
+        "temperature": request.temperature,
+        "text": {"format": _given({"type": form.type, **schema})},
+        "tool_choice": "required" if named == "any" else named,
+        "tools": [{"type": "function", **function.model_dump(mode="json")} for function in functions],
+        "top_p": request.top_p,
+    }
+    return ResponseSettings(echo=echo)
+
+
+def _given(value: Any) -> Any:
+    """A JSON object without nulls."""
+    if isinstance(value, dict):
+        return {name: _given(inner) for name, inner in value.items() if inner is not None}
+    return value
 
 
 def _passed_on(body: JsonDict) -> JsonDict:
