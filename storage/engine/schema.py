@@ -253,12 +253,8 @@ responses = Table(  # of jobs that were made as OpenAI's responses, or asked for
     Column("settings", Text, nullable=False),  # JSON: what the request had beside the job's own parameters
     Column("kept", Boolean, nullable=False),  # false: the content is deleted once the job has ended
 )
-Index(
-    "responses_not_kept",
-    responses.c.job_id,
-    sqlite_where=text("NOT kept"),
-    postgresql_where=text("NOT kept"),
-)
+NOT_KEPT = text("NOT kept")
+Index("responses_not_kept", responses.c.job_id, sqlite_where=NOT_KEPT, postgresql_where=NOT_KEPT)
 
 transcript = Table(
     "transcript",
