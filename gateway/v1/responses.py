@@ -26,7 +26,7 @@ from gateway.routes.jobs import Caller, Here, accept_body, body_of, checked_key
 from gateway.serving.bodies import sized_json_body
 from gateway.v1.completions import with_our_headers
 from gateway.v1.responses_conversation import earlier_turns
-from gateway.v1.responses_events import Place, ResponseFraming
+from gateway.v1.responses_events import EventPlace, ResponseFraming
 from gateway.v1.responses_found import FoundResponse, found_job, found_response, not_found
 from gateway.v1.responses_input import JsonDict, first_id, input_items
 from gateway.v1.responses_object import ResponseParts, response_object
@@ -140,13 +140,13 @@ async def retrieve(
     try:
         if not stream:
             return await _whole(here, found)
-        place = None if starting_after is None else Place.of(starting_after)
+        place = None if starting_after is None else EventPlace.of(starting_after)
         return _events(here, caller, found, await _framing(here, found, place), {"X-Job-Id": found.job.job_id})
     except (JobNotFound, ContentDeleted):
         raise not_found() from None
 
 
-async def _framing(here: Dependencies, found: FoundResponse, place: Place | None) -> ResponseFraming:
+async def _framing(here: Dependencies, found: FoundResponse, place: EventPlace | None) -> ResponseFraming:
     """The events after a place. Raises HttpProblem (400) if the response never had it, or has it no more."""
     parts, job = ResponseParts(found.job, found.settings), found.job
     if place is None or not (place.has_text or place.epoch > 1):

@@ -62,7 +62,7 @@ class Offset(IntEnum):
     ENDED = 14
 
 
-class Place(NamedTuple):
+class EventPlace(NamedTuple):
     """What a sequence number stands for: everything up to there has been read."""
 
     epoch: int
@@ -70,7 +70,7 @@ class Place(NamedTuple):
     number: int
 
     @classmethod
-    def of(cls, number: int) -> Place:
+    def of(cls, number: int) -> EventPlace:
         epoch, rest = divmod(max(number, 0), EPOCH_ROOM)
         return cls(epoch + 1, max(rest // ROOM - 1, 0), number)
 
@@ -96,7 +96,7 @@ class ResponseFraming:
 
     keep_alive = KEEP_ALIVE
 
-    def __init__(self, parts: ResponseParts, place: Place | None, read: Sequence[TextRun] = ()) -> None:
+    def __init__(self, parts: ResponseParts, place: EventPlace | None, read: Sequence[TextRun] = ()) -> None:
         self._job_id = parts.job.job_id
         self._parts: ResponseParts | None = parts._replace(runs=())
         self._settings = parts.settings

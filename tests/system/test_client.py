@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -58,6 +56,7 @@ from chatjobs.errors import (
 )
 from chatjobs.prompts import request_body
 from chatjobs.sse import encode
+from tests.support.cutter import cutter, dice
 from tests.support.fakes import eventually
 from tests.support.gateway import Gateway, gateway
 from tests.support.raw_http import (
@@ -325,65 +324,6 @@ async def test_another_process_goes_on_where_a_reader_was(jobs: ChatJobs) -> Non
     assert first.text + second.text == job.content
     assert second.kinds == [ChunkEvent, CompleteEvent]
     assert (await read(jobs, accepted.job_id, last_event_id=f"1.{job.position}.end")).events == []
-
-
-class Cutter:
-    """A TCP proxy that cuts each connection after some bytes of the answer. ``sizes`` says after how many."""
-
-    def __init__(self, target: str, sizes: Iterator[int | None]) -> None:
-        self.target = httpx2.URL(target)
-        self.sizes = sizes
-        self.cuts = 0
-        self.url = ""
-        self.connections: set[asyncio.Task[None]] = set()
-
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = asyncio.create_task(self.serve(reader, writer))
-        self.connections.add(connection)
-        connection.add_done_callback(self.connections.discard)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            answers, requests = await asyncio.open_connection(self.target.host, self.target.port)
-            sending = asyncio.create_task(pipe(reader, requests, None))
-            try:
-                self.cuts += await pipe(answers, writer, next(self.sizes))
-            finally:
-                sending.cancel()
-                requests.transport.abort()
-        finally:
-            writer.transport.abort()
-
-
-async def pipe(source: asyncio.StreamReader, target: asyncio.StreamWriter, size: int | None) -> bool:
-    """Until the end of the source, or so many bytes; whether it was cut."""
-    left = sys.maxsize if size is None else size
-    with contextlib.suppress(OSError):
-        while left and (data := await source.read(min(left, 65_536))):
-            target.write(data)
-            await target.drain()
-            left -= len(data)
-    return not left
-
-
-@asynccontextmanager
-async def cutter(target: str, sizes: Iterator[int | None]) -> AsyncIterator[Cutter]:
-    proxy = Cutter(target, sizes)
-    listener = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
-    proxy.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    try:
-        yield proxy
-    finally:
-        listener.close()
-        for connection in proxy.connections:
-            connection.cancel()
-        await asyncio.gather(*proxy.connections, return_exceptions=True)
-
-
-def dice(seed: int, low: int, high: int) -> Iterator[int]:
-    source = random.Random(seed)  # noqa: S311 -- the same cuts each time
-    while True:
-        yield source.randint(low, high)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

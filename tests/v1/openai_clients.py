@@ -5,7 +5,7 @@
         for event in openai.events("responses.retrieve", response["id"], stream=True):
             ...
 
-Both take the same calls (scripts/openai_bridge.py, node/openai_bridge.mjs). That for Python validates whatever it gets
+Both take the same calls (clients/openai_bridge.py, node/openai_bridge.mjs). That for Python validates whatever it gets
 against the client's types.
 """
 
@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.needs import lacking, program
+from tests.support.needs import program
 from tests.support.stack import ROOT
 
 HERE = Path(__file__).parent
-PYTHON = Path(os.environ.get("CHATJOBS_TEST_CLIENTS") or ROOT / ".venv" / "clients" / "bin" / "python")
+PYTHON = ROOT / ".venv" / "clients" / "bin" / "python"
+"""`make .venv/clients/made` brings it: the clients from PyPI have an environment of their own."""
 
 
 class ClientError(Exception):
@@ -84,9 +85,7 @@ class OpenAIClient:
 
 @contextmanager
 def python_client(url: str) -> Iterator[OpenAIClient]:
-    if not PYTHON.exists():
-        lacking("openai for Python", "make .venv/clients/made installs it")
-    with _client([str(PYTHON), str(HERE / "scripts" / "openai_bridge.py")], url) as client:
+    with _client([str(PYTHON), str(HERE / "clients" / "openai_bridge.py")], url) as client:
         yield client
 
 

@@ -38,9 +38,9 @@ def text_of(response: dict[str, Any]) -> str:
     return "".join(p["text"] for item in response["output"] if item["type"] == "message" for p in item["content"])
 
 
-def sent(machine: Stack, words: str) -> dict[str, Any]:
+def sent(service: Stack, words: str) -> dict[str, Any]:
     """The parameters of the one request that the model's server got with these words."""
-    (request,) = machine.simulator.requests(words)
+    (request,) = service.simulator.requests(words)
     parameters: dict[str, Any] = request["parameters"]
     return parameters
 
@@ -55,7 +55,7 @@ def messages_of(door: Gateway, response: dict[str, Any]) -> list[dict[str, Any]]
 # ------------------------------------------------------------------------------------------------- creating
 
 
-def test_a_background_response_is_there_at_once_and_ends(openai: OpenAIClient, machine: Stack, door: Gateway) -> None:
+def test_a_background_response_is_there_at_once_and_ends(openai: OpenAIClient, service: Stack, door: Gateway) -> None:
     """`create(background=True)`, then `retrieve` until the status is terminal, as OpenAI's guide does it."""
     words = prompt(text=TEXT, hold=3)
     created = openai.call(
@@ -76,7 +76,7 @@ def test_a_background_response_is_there_at_once_and_ends(openai: OpenAIClient, m
     assert created["id"].startswith("resp_")
     assert created["status"] in ("queued", "in_progress")
     assert created["background"] is True
-    machine.simulator.release(words[:32])
+    service.simulator.release(words[:32])
     final = ended(openai, created["id"])
     again = openai.call("responses.retrieve", created["id"])
     assert {k: v for k, v in again.items() if k != "output_text"} == {
@@ -91,7 +91,7 @@ def test_a_background_response_is_there_at_once_and_ends(openai: OpenAIClient, m
     assert (again["user"], again["truncation"], again["service_tier"]) == ("someone", "disabled", "default")
     assert (again["tools"], again["tool_choice"], again["parallel_tool_calls"]) == ([], "auto", True)
     assert again["usage"]["total_tokens"] == again["usage"]["input_tokens"] + again["usage"]["output_tokens"]
-    body = sent(machine, words)
+    body = sent(service, words)
     assert [message["role"] for message in messages_of(door, created)] == ["system", "user"]
     assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.2, 0.9, 300)
     assert not body.keys() & {"user", "truncation", "include", "service_tier", "metadata", "background", "store"}
@@ -138,14 +138,14 @@ def test_the_helper_accumulates_what_the_final_response_says(openai: OpenAIClien
     assert [item["type"] for item in final["output"]] == ["reasoning", "message"]
 
 
-def test_an_idempotency_key_repeats_the_response(openai: OpenAIClient, machine: Stack) -> None:
+def test_an_idempotency_key_repeats_the_response(openai: OpenAIClient, service: Stack) -> None:
     """The same request again, streamed or not, is the same response from its beginning: the model is called once."""
     words, headers = prompt(text=TEXT), {"Idempotency-Key": uuid.uuid4().hex}
     first = openai.call("responses.create", model=MODEL, input=words, headers=headers)
     *_, last = openai.events("responses.create", model=MODEL, input=words, stream=True, headers=headers)
     assert last["response"]["id"] == first["id"]
     assert text_of(last["response"]) == TEXT
-    assert len(machine.simulator.requests(words)) == 1
+    assert len(service.simulator.requests(words)) == 1
     with pytest.raises(ClientError) as refused:
         openai.call("responses.create", model=MODEL, input=words, user="another", headers=headers)
     assert (refused.value.status, refused.value.code) == (400, "idempotency_mismatch")
@@ -203,19 +203,19 @@ def test_calls_with_ids_of_another_api_are_taken(strict: OpenAIClient, door: Gat
     assert [item.get("call_id") for item in listed] == [None, "call_abc-123", "call_abc-123"]
 
 
-def test_an_answer_in_json_is_parsed(strict: OpenAIClient, machine: Stack) -> None:
+def test_an_answer_in_json_is_parsed(strict: OpenAIClient, service: Stack) -> None:
     """`responses.parse` with a pydantic model, which becomes a JSON schema."""
     words = prompt(text='{"city": "Lyon", "people": 522250}')
     response = strict.call("responses.parse", model=MODEL, input=words, parsed=True)
     assert strict.answer["parsed"] == {"city": "Lyon", "people": 522250}
     assert response["text"]["format"]["type"] == "json_schema"
-    wanted = sent(machine, words)["response_format"]
+    wanted = sent(service, words)["response_format"]
     assert wanted["type"] == "json_schema"
     assert wanted["json_schema"]["strict"] is True
     assert set(wanted["json_schema"]["schema"]["properties"]) == {"city", "people"}
 
 
-def test_reasoning_is_an_item_of_its_own(openai: OpenAIClient, machine: Stack, door: Gateway) -> None:
+def test_reasoning_is_an_item_of_its_own(openai: OpenAIClient, service: Stack, door: Gateway) -> None:
     """Thoughts come as the summary of a reasoning item, and may be given back."""
     words = prompt(text=TEXT, reasoning="Let me think about boats.")
     model, reasoning = "magistral-small-latest", {"effort": "high", "summary": "auto"}
@@ -235,7 +235,7 @@ def test_reasoning_is_an_item_of_its_own(openai: OpenAIClient, machine: Stack, d
     items = [{"role": "user", "content": words}, *final["output"], {"role": "user", "content": f"Again: {words}"}]
     again = openai.call("responses.create", model=model, input=items)
     assert again["status"] == "completed"
-    assert machine.simulator.requests(words)[0]["parameters"]["reasoning_effort"] == "high"
+    assert service.simulator.requests(words)[0]["parameters"]["reasoning_effort"] == "high"
     assert [part["type"] for part in messages_of(door, again)[1]["content"]] == ["thinking", "text"]
 
 
@@ -281,12 +281,12 @@ def test_a_conversation_goes_on_from_a_response(openai: OpenAIClient, door: Gate
     assert [item["id"] for item in newest_first] == [item["id"] for item in listed][::-1]
 
 
-def test_parameters_of_mistrals_and_of_this_service_are_passed_on(strict: OpenAIClient, machine: Stack) -> None:
+def test_parameters_of_mistrals_and_of_this_service_are_passed_on(strict: OpenAIClient, service: Stack) -> None:
     words = prompt(text=TEXT)
     more = {"random_seed": 7, "safe_prompt": True, "limits": {"totalSeconds": 60}}
     response = strict.call("responses.create", model=MODEL, input=words, background=True, extra_body=more)
     assert ended(strict, response["id"])["status"] == "completed"
-    assert (sent(machine, words)["random_seed"], sent(machine, words)["safe_prompt"]) == (7, True)
+    assert (sent(service, words)["random_seed"], sent(service, words)["safe_prompt"]) == (7, True)
 
 
 def test_parameters_that_nobody_knows_reach_the_models_server(strict: OpenAIClient) -> None:
@@ -319,7 +319,7 @@ def test_a_refusal_of_the_models_server_makes_it_failed(openai: OpenAIClient, st
     assert response["error"]["message"]
 
 
-def test_a_response_is_cancelled(openai: OpenAIClient, machine: Stack) -> None:
+def test_a_response_is_cancelled(openai: OpenAIClient, service: Stack) -> None:
     """Cancelling keeps the output so far, may be repeated, and ends the streams."""
     words = prompt(text=TEXT, hold=4)
     created = openai.call("responses.create", model=MODEL, input=words, background=True)
@@ -402,22 +402,22 @@ def test_any_job_is_a_response(strict: OpenAIClient, door: Gateway) -> None:
     assert [item["role"] for item in listed] == ["system", "user"]
 
 
-def test_an_answer_continues_after_its_worker_was_killed(openai: OpenAIClient, machine: Stack) -> None:
+def test_an_answer_continues_after_its_worker_was_killed(openai: OpenAIClient, service: Stack) -> None:
     """kill -9 in mid-stream: the reader's stream goes on, the words it has stay valid, none comes twice."""
     words = prompt(text=TEXT, hold=5)
     events = openai.events("responses.create", model=MODEL, input=words, background=True, stream=True)
     seen = [next(events)]
     while seen[-1]["type"] != "response.output_text.delta":
         seen.append(next(events))
-    machine.workers[0].kill()
-    machine.workers[0].start()
-    machine.simulator.release(words[:32])
+    service.workers[0].kill()
+    service.workers[0].start()
+    service.simulator.release(words[:32])
     seen += events
     numbers = [event["sequence_number"] for event in seen]
     assert numbers == sorted(set(numbers))
     assert "".join(e["delta"] for e in seen if e["type"] == "response.output_text.delta") == TEXT
     assert (seen[-1]["type"], text_of(seen[-1]["response"])) == ("response.completed", TEXT)
-    assert len(machine.simulator.requests(words)) == 2
+    assert len(service.simulator.requests(words)) == 2
 
 
 # ------------------------------------------------------------------------------------------------- refusals
@@ -459,7 +459,7 @@ def test_what_cannot_be_done_is_refused(strict: OpenAIClient, params: dict[str, 
     assert refused.value.body["type"] == "invalid_request_error"
 
 
-def test_a_running_response_has_no_successor(strict: OpenAIClient, machine: Stack) -> None:
+def test_a_running_response_has_no_successor(strict: OpenAIClient, service: Stack) -> None:
     words = prompt(text=TEXT, hold=2)
     created = strict.call("responses.create", model=MODEL, input=words, background=True)
     with pytest.raises(ClientError) as refused:

@@ -46,12 +46,17 @@ CALLS = (ToolCall(id="abcdefghi", function=FunctionCall(name="get_weather", argu
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A database and nothing else; the tests write transcripts themselves."""
-    env = {}
+    env = {"CHATJOBS_PORT": "0"}
     if request.param == "postgres":
         server: Postgres = request.getfixturevalue("postgres_server")
         env["CHATJOBS_DATABASE_URL"] = server.new_database()
     with alone(tmp_path_factory.mktemp("responses"), env) as built:
         yield built
+
+
+@pytest.fixture(scope="module")
+def door(machine: Stack) -> Gateway:
+    return gateway(machine)
 
 
 @pytest.fixture(scope="module")

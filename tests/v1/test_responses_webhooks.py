@@ -82,7 +82,7 @@ def test_any_job_may_ask_for_openais_form(strict: OpenAIClient, door: Gateway) -
     assert ended(strict, created["id"])["status"] == "completed"
 
 
-def test_metadata_comes_by_header_too(strict: OpenAIClient, machine: Stack) -> None:
+def test_metadata_comes_by_header_too(strict: OpenAIClient, service: Stack) -> None:
     headers = {"X-Chatjobs-Metadata": '{"order": "42"}'}
     response = strict.call("responses.create", model=MODEL, input=prompt(text=TEXT), headers=headers)
     assert response["metadata"] == {"order": "42"}

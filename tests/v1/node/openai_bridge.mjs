@@ -1,4 +1,4 @@
-// Calls of the official client for Node, one for each line of JSON on standard input, as ../scripts/openai_bridge.py.
+// Calls of the official client for Node, one for each line of JSON on standard input, as ../clients/openai_bridge.py.
 
 import { createInterface } from "node:readline";
 import OpenAI from "openai";
