@@ -54,7 +54,7 @@ JOB_STATUSES: Final = {
     "internal": 500,
 }
 """The status for the code of a job's error; 502 for every other failure of the model's server."""
-LIMITED: Final = frozenset({"upstream_rate_limited", "rate_limited"})
+LIMITED: Final = frozenset({"upstream_rate_limited", "upstream_no_allowance"})
 CANCELLED: Final = JobError(code="cancelled", message="The job was cancelled; send the request again with another key")
 
 
@@ -118,7 +118,7 @@ def failure(job: Job) -> Failure:
 
 
 def _status(job: Job, error: JobError) -> int:
-    if error.code in LIMITED or (error.code == "queue_timeout" and error.cause and error.cause.code in LIMITED):
+    if error.code in LIMITED or (error.cause is not None and error.cause.code in LIMITED):
         return 429
     of_code = JOB_STATUSES.get(error.code, 502 if error.code.startswith("upstream_") else 500)
     given = next((one.http_status for one in reversed(job.attempts) if one.http_status), 0)
