@@ -46,8 +46,8 @@ def _answer(job: Job, runs: Sequence[TextRun]) -> JsonDict | None:
     """A job's answer as a message; None if there is none."""
     calls: Sequence[ToolCall] = (job.tool_calls or ()) if job.status in CALLED else ()
     parts = [_part(run) for run in runs]
-    if not parts and not calls:
-        return None
+    if not calls and not any(run.text.strip() for run in runs if run.channel is Channel.CONTENT):
+        return None  # the model refuses a message without text
     only_text = len(parts) == 1 and parts[0]["type"] == "text"
     message: JsonDict = {"role": "assistant", "content": parts[0]["text"] if only_text else parts}
     if calls:
@@ -57,7 +57,7 @@ def _answer(job: Job, runs: Sequence[TextRun]) -> JsonDict | None:
 
 def _part(run: TextRun) -> JsonDict:
     text = {"type": "text", "text": run.text}
-    return text if run.channel is Channel.CONTENT else {"type": "thinking", "thinking": [text]}
+    return text if run.channel is Channel.CONTENT else {"type": "thinking", "thinking": [text], "closed": True}
 
 
 def _call(call: ToolCall) -> JsonDict:

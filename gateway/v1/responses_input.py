@@ -35,7 +35,6 @@ JsonDict = dict[str, Any]
 """A JSON object in the making."""
 CALL_ID: Final = re.compile("[A-Za-z0-9]{9}")
 """The id of a tool call that every version of Mistral's API takes."""
-SYSTEM_ROLES: Final = ("system", "developer")
 
 
 class GivenModel(StrictModel):
@@ -219,12 +218,12 @@ class Conversation:
                 self.end_answer()
                 message = {"role": "tool", "content": _content(item.output), "tool_call_id": self._id(item.call_id)}
                 self._append(place, message | ({"name": name} if (name := self._names.get(item.call_id)) else {}))
+            case GivenMessage(role="user"):
+                self.end_answer()
+                self._append(place, {"role": "user", "content": _content(item.content)})
             case GivenMessage():
                 self.end_answer()
-                if item.role == "developer":
-                    self.developers.append(len(self.messages))
-                role = "system" if item.role in SYSTEM_ROLES else "user"
-                self._append(place, {"role": role, "content": _content(item.content)})
+                self._instruct(place, item)
 
     def end_answer(self) -> None:
         """End the assistant message that is being collected."""
@@ -239,6 +238,19 @@ class Conversation:
         self._append(self._begun, message)
         self._parts, self._tool_calls = [], []
 
+    def _instruct(self, place: int, item: GivenMessage) -> None:
+        """Add a system message. Behind an answer Mistral refuses it (mistral-common, ``_validate_message_order``): then
+        it joins those at the beginning."""
+        roles = [message["role"] for message in self.messages]
+        first = next((index for index, role in enumerate(roles) if role != "system"), len(roles))
+        at = first if {"assistant", "tool"} & {*roles} else len(roles)
+        self.developers = [index + (index >= at) for index in self.developers]
+        self.places = {index + (index >= at): before for index, before in self.places.items()}
+        if item.role == "developer":
+            self.developers.append(at)
+        self.places[at] = place
+        self.messages.insert(at, {"role": "system", "content": _content(item.content)})
+
     def _append(self, place: int, message: JsonDict) -> None:
         self.places[len(self.messages)] = place
         self.messages.append(message)
@@ -248,7 +260,7 @@ class Conversation:
         self._go_on_in_new_message(place)
         thoughts = [{"type": "text", "text": one.text} for one in item.content or item.summary if one.text]
         if thoughts:
-            self._parts.append({"type": "thinking", "thinking": [*thoughts]})
+            self._parts.append({"type": "thinking", "thinking": [*thoughts], "closed": True})
 
     def _say(self, place: int, item: GivenMessage) -> None:
         self._go_on_in_new_message(place)

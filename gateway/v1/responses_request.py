@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from itertools import pairwise
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -272,6 +273,7 @@ def _conversation(request: ResponseRequest, earlier: EarlierTurns) -> Conversati
     conversation = Conversation([*first, *earlier.messages], developers, earlier.calls)
     if isinstance(request.input, str):
         conversation.messages.append({"role": "user", "content": request.input})
+        _check_outputs(conversation.messages)
         return conversation
     for place, item in enumerate(request.input):
         conversation.add(place, item)
@@ -279,7 +281,16 @@ def _conversation(request: ResponseRequest, earlier: EarlierTurns) -> Conversati
     if not conversation.places or conversation.messages[-1]["role"] == "assistant":
         why = "must end with a message of the user or the output of a function, for the model to answer"
         raise InvalidRequest([Problem("/input", why)])
+    _check_outputs(conversation.messages)
     return conversation
+
+
+def _check_outputs(messages: Sequence[JsonDict]) -> None:
+    """Raises InvalidRequest for a call without an output, which Mistral refuses."""
+    for message, following in pairwise(messages):
+        if message.get("tool_calls") and following["role"] != "tool":
+            why = "lacks the output of a function that was called: a function_call_output follows each call"
+            raise InvalidRequest([Problem("/input", why)])
 
 
 def _parameters(request: ResponseRequest) -> JsonDict:

@@ -138,6 +138,15 @@ def test_the_helper_accumulates_what_the_final_response_says(openai: OpenAIClien
     assert [item["type"] for item in final["output"]] == ["reasoning", "message"]
 
 
+def test_the_helper_follows_a_response_from_any_event(openai: OpenAIClient) -> None:
+    """`client.responses.stream(response_id=…, starting_after=n)`."""
+    created = openai.call("responses.create", model=MODEL, input=prompt(text=TEXT))
+    follow = {"response_id": created["id"], "starting_after": 4}
+    events = [*openai.events("responses.stream", **follow)]
+    assert text_of(openai.answer["result"]) == TEXT
+    assert events[0]["type"] == "response.output_item.added"
+
+
 def test_an_idempotency_key_repeats_the_response(openai: OpenAIClient, service: Stack) -> None:
     """The same request again, streamed or not, is the same response from its beginning: the model is called once."""
     words, headers = prompt(text=TEXT), {"Idempotency-Key": uuid.uuid4().hex}
@@ -444,6 +453,15 @@ def test_an_answer_continues_after_its_worker_was_killed(openai: OpenAIClient, s
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0"),
         ({"input": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}, "input"),
+        (
+            {
+                "input": [
+                    {"type": "function_call", "call_id": "call_1", "name": "get_weather", "arguments": "{}"},
+                    {"role": "user", "content": "And?"},
+                ]
+            },
+            "input",
+        ),
         ({"extra_body": {"max_tokens": 5}}, "max_tokens"),
         ({"extra_body": {"webhook": {"url": "https://example.com/"}}, "store": False}, "store"),
     ],
