@@ -147,7 +147,7 @@ class Webhook(WireModel):
 
     url: HttpUrl
     events: Many[Annotated[WebhookEventType, Strict(False)]] = tuple(WebhookEventType)
-    format: Literal["chatjobs", "openai"] = "chatjobs"
+    format: Literal["chatjobs", "openai"] = Field("chatjobs", exclude_if=lambda form: form == "chatjobs")
 
 
 class Limits(WireModel):

@@ -31,10 +31,10 @@ from storage.engine.database import Database
 from storage.engine.schema import jobs
 from storage.jobs.store import JobStore
 from storage.transcript.writer import TranscriptWriter
-from tests.support.factories import accepted, claimed, ending, failing, finished, make_body
+from tests.support.factories import accepted, claimed, ending, failing, finished, make_body, make_job
 from tests.support.gateway import Gateway, alone, gateway
 from tests.support.postgres import Postgres
-from tests.support.stack import Stack
+from tests.support.stack import Stack, wait_until
 from tests.v1.cutting_proxy import cutting_proxy
 from tests.v1.openai_clients import ClientError, OpenAIClient, node_client, python_client
 
@@ -331,6 +331,44 @@ async def test_a_long_silence_is_bridged_with_white_space(
     assert openai.answer["output_text"] == "At last"
 
 
+async def test_responses_of_other_tenants_are_not_there(
+    door: Gateway, store: JobStore, writer: TranscriptWriter
+) -> None:
+    job = make_job(tenant="another")
+    await store.acceptance.accept(job)
+    await write(writer, await claimed(store, job.job_id))
+    await store.seals.seal(ending(job.job_id), run_id="run-1")
+    name = f"resp_{job.job_id}"
+    requests = [("GET", name), ("DELETE", name), ("POST", f"{name}/cancel"), ("GET", f"{name}/input_items")]
+    for method, path in [*requests, ("GET", f"{name}?stream=true")]:
+        answer = await asyncio.to_thread(HTTP.request, method, f"{door.url}/v1/responses/{path}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "response_not_found")
+    body = {"model": "mistral-small-latest", "input": "Go on", "previous_response_id": name}
+    answer = await asyncio.to_thread(lambda: HTTP.post(f"{door.url}/v1/responses", json=body))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "previous_response_not_found")
+
+
+async def test_a_gateway_that_stops_leaves_those_who_wait_an_error(machine: Stack) -> None:
+    """Not an object without content, and none that makes the client ask again, which would be a second job."""
+    leaving = gateway(machine, "stopping")
+    with python_client(leaving.url) as openai:
+        waiting = asyncio.create_task(
+            asyncio.to_thread(
+                openai.call, "responses.create", model="mistral-small-latest", input="Hello", metadata={"waits": "yes"}
+            )
+        )
+        await asyncio.to_thread(wait_until, lambda: listed(leaving))
+        leaving.process.popen.send_signal(signal.SIGTERM)
+        with pytest.raises(ClientError, match="goes on") as refused:
+            await waiting
+    assert (refused.value.status, refused.value.code) == (503, "stream_interrupted")
+
+
+def listed(door: Gateway) -> bool:
+    """Whether the job of the caller that waits was accepted."""
+    return bool(HTTP.get(f"{door.url}/api/jobs?metadata.waits=yes").json()["jobs"])
+
+
 async def test_what_is_not_kept_is_deleted_even_if_nobody_reads_it(
     machine: Stack, door: Gateway, store: JobStore, writer: TranscriptWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,6 +383,7 @@ async def test_what_is_not_kept_is_deleted_even_if_nobody_reads_it(
             while (await store.queries.get(job.job_id)).deleted_at is None:  # noqa: ASYNC110 - nothing says when
                 await asyncio.sleep(0.05)
     assert (await store.queries.get(kept)).deleted_at is None
+    assert await store.queries.response_form(job.job_id) is None
     assert (await asyncio.to_thread(HTTP.get, f"{door.url}/v1/responses/resp_{job.job_id}")).status_code == 404
 
 
