@@ -37,7 +37,7 @@ from domain.names import CHAT_JOB, JOBS_QUEUE, REVISION
 from domain.new_jobs import new_job
 from domain.payloads import JobRef
 from domain.replays import replayed
-from domain.values import JobHandle, NewJob
+from domain.values import JobHandle, NewJob, ResponseForm
 from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
 
@@ -97,13 +97,15 @@ class Intake:
         idempotency_key: str | None = None,
         replay_of: str | None = None,
         size: int = 0,
+        response: ResponseForm | None = None,
     ) -> JobHandle:
         """Commit the job in a decoded JSON body; it is durable when this returns.
 
-        ``size``: bytes of the body as received; a large one is read in a thread.
+        ``size``: bytes of the body as received; a large one is read in a thread. ``response``: see ``new_job``.
         Raises InvalidRequest, IdempotencyMismatch, JobIdConflict, StorageUnavailable.
         """
-        job = await self.checked(body, tenant=tenant, idempotency_key=idempotency_key, replay_of=replay_of, size=size)
+        identity = {"idempotency_key": idempotency_key, "replay_of": replay_of, "response": response}
+        job = await self.checked(body, tenant=tenant, size=size, **identity)
         return await self._jobs.acceptance.accept(job)
 
     async def checked(self, body: Any, *, tenant: str, size: int = 0, **identity: Any) -> NewJob:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from chatjobs.contracts import (
 )
 from chatjobs.errors import InvalidRequest, Problem
 from domain.names import new_job_id, new_request_id
-from domain.values import NewJob, RunRef
+from domain.values import NewJob, ResponseForm, RunRef
 from domain.webhook_urls import WebhookPolicy, checked
 
 FURTHEST_START = timedelta(days=90)
@@ -33,14 +34,16 @@ def new_job(
     schedule_id: str | None = None,
     started: bool = False,
     run: RunRef | None = None,
+    response: ResponseForm | None = None,
 ) -> NewJob:
     """The job that ``body`` (decoded JSON as received) asks for.
 
-    ``job_id``: None for the id in the request, or a new one. ``policy``: the rules for webhook URLs; without it they
+    ``job_id``: None for the id in the request, or a new one. ``response``: ``body`` is a translation, and this is the
+    rest of the request. ``policy``: the rules for webhook URLs; without it they
     are judged only when they are called. Raises InvalidRequest, WebhookUrlRefused.
     """
     bare = without_nulls(ChatRequest, body)
-    body_hash = checked_fingerprint(_hashed(bare, replay_of))
+    body_hash = checked_fingerprint(_hashed(bare, replay_of, response))
     request = validated(ChatRequest, bare)
     if request.start_at is not None and request.start_at > datetime.now(UTC) + FURTHEST_START:
         raise InvalidRequest([Problem("/startAt", f"must be at most {FURTHEST_START.days} days ahead")])
@@ -53,12 +56,13 @@ def new_job(
         request=request,
         request_json=request.model_dump_json(exclude_unset=True),
         body_hash=body_hash,
-        earlier_hashes=lambda: {earlier_fingerprint(_hashed(one, replay_of)) for one in (bare, body)},
+        earlier_hashes=lambda: {earlier_fingerprint(_hashed(one, replay_of, response)) for one in (bare, body)},
         started=started,
         idempotency_key=idempotency_key,
         replay_of=replay_of,
         schedule_id=schedule_id,
         run=run,
+        response=response,
     )
 
 
@@ -81,8 +85,10 @@ def invalid_job(
     )
 
 
-def _hashed(body: Any, replay_of: str | None) -> Any:
+def _hashed(body: Any, replay_of: str | None, response: ResponseForm | None = None) -> Any:
     """The hashed part of a request. A replay differs from the request that it repeats, also under the same key."""
+    if response is not None:
+        return {"response": json.loads(response.settings), "request": body}
     return body if replay_of is None else {"replayOf": replay_of, "request": body}
 
 

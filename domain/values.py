@@ -78,6 +78,17 @@ class StoredJob(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseForm:
+    """A job's request as one for a response of OpenAI's, beside the parameters of the job.
+
+    ``settings``: a JSON object. ``kept``: the content stays after the end, as that of any job.
+    """
+
+    settings: str
+    kept: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """A job to be accepted; see domain/new_jobs.py, which makes it.
 
@@ -102,6 +113,8 @@ class NewJob:
     schedule_id: str | None = None
     run: RunRef | None = None
     """Set where the workflow's id is not the job's: a run of a cron or Schedule."""
+    response: ResponseForm | None = None
+    """Set where the request came as one for a response of OpenAI's."""
 
     def repeats(self, body_hash: str) -> bool:
         """Whether a stored job with this hash was accepted for the same body."""

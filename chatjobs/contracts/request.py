@@ -139,10 +139,15 @@ class Prediction(StrictModel):
 
 
 class Webhook(WireModel):
-    """The URL that the outcome is delivered to, and the outcomes that are delivered (all, unless given)."""
+    """The URL that the outcome is delivered to, and the outcomes that are delivered (all, unless given).
+
+    ``format``: the form of the body. ``openai`` is the event of a response as OpenAI sends it, such as
+    ``response.completed``, with the response's id.
+    """
 
     url: HttpUrl
     events: Many[Annotated[WebhookEventType, Strict(False)]] = tuple(WebhookEventType)
+    format: Literal["chatjobs", "openai"] = Field("chatjobs", exclude_if=lambda form: form == "chatjobs")
 
 
 class Limits(WireModel):

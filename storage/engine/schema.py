@@ -27,6 +27,7 @@ from sqlalchemy import (
     and_,
     false,
     or_,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 
@@ -244,6 +245,16 @@ requests = Table(
     Column("job_id", String(128), primary_key=True),
     Column("body", Text, nullable=False),
 )
+
+responses = Table(  # of jobs that were made as OpenAI's responses, or asked for as such
+    "responses",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("settings", Text, nullable=False),  # JSON: what the request had beside the job's own parameters
+    Column("kept", Boolean, nullable=False),  # false: the content is deleted once the job has ended
+)
+NOT_KEPT = text("NOT kept")
+Index("responses_not_kept", responses.c.job_id, sqlite_where=NOT_KEPT, postgresql_where=NOT_KEPT)
 
 transcript = Table(
     "transcript",

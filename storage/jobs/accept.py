@@ -15,13 +15,14 @@ from domain.text import clean_json
 from domain.values import JobHandle, NewJob
 from storage.engine.database import Database, RolledBack, reconnecting, retried
 from storage.engine.group_commit import Group
-from storage.engine.schema import jobs, micros, now, requests
+from storage.engine.schema import jobs, micros, now, requests, responses
 from storage.jobs.mapping import HANDLE, handle
 from storage.jobs.rows import queue_end
 
 INSERT_ON_SQLITE = sqlite.insert(jobs).on_conflict_do_nothing().returning(*HANDLE)
 INSERT_ON_POSTGRES = postgresql.insert(jobs).on_conflict_do_nothing().returning(*HANDLE)
 REQUESTS = insert(requests)
+RESPONSES = insert(responses)
 USUAL_LIMITS = Limits()
 SAME_KEY = and_(jobs.c.tenant == bindparam("tenant_of"), jobs.c.idempotency_key == bindparam("key"))
 EXISTING = select(jobs).where(or_(SAME_KEY, jobs.c.id == bindparam("id_of")))
@@ -74,6 +75,9 @@ class AcceptStore:
             return await _existing(connection, job, time)
         if job.request_json is not None:
             await connection.execute(REQUESTS, {"job_id": job.job_id, "body": job.request_json})
+        if job.response is not None:
+            form = {"settings": job.response.settings, "kept": job.response.kept}
+            await connection.execute(RESPONSES, {"job_id": job.job_id, **form})
         return handle(row, created=True)
 
     @retried

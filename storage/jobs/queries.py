@@ -11,12 +11,12 @@ from sqlalchemy import select
 from chatjobs.contracts import ChatRequest, JobStatus
 from chatjobs.errors import ContentDeleted, JobNotFound
 from domain.text import clean
-from domain.values import RunRef, StoredJob
+from domain.values import ResponseForm, RunRef, StoredJob
 from storage.engine.database import Database
 from storage.engine.schema import jobs, results
 from storage.jobs import mapping
 from storage.jobs.listing import JobFilter, JobList, ListPosition
-from storage.jobs.rows import REQUEST, by_id
+from storage.jobs.rows import REQUEST, RESPONSE, by_id
 from storage.rate_limits.limiter import Limiter
 
 
@@ -89,6 +89,12 @@ class JobQueries:
         if row is None or body is None:
             raise JobNotFound
         return ChatRequest.model_validate_json(body)
+
+    async def response_form(self, job_id: str) -> ResponseForm | None:
+        """What a job's request had as one for a response of OpenAI's; None if it was none, or was deleted."""
+        async with self._database.single() as connection:
+            row = (await connection.execute(RESPONSE, {"key": clean(job_id)})).first()
+        return None if row is None else ResponseForm(row.settings, row.kept)
 
     async def list(
         self,

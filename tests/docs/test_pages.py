@@ -18,7 +18,7 @@ from tests.support.gateway import Gateway, gateway
 from tests.support.needs import program
 from tests.support.npm import installed
 from tests.support.stack import ROOT, Stack, stack
-from tests.v1.conftest import PYTHON
+from tests.v1.openai_clients import PYTHON
 
 pytestmark = pytest.mark.long
 
