@@ -319,7 +319,8 @@ class Service:
     async def _intake(self) -> Intake:
         policy = await self._place.webhook_rules(self._open_database).now()
         prefixes = PrefixRule(self._place.settings, self._open_database)
-        return Intake(jobs=self._jobs, client=None, policy=lambda: policy, prefixes=prefixes)
+        most_bytes = self._place.settings.chatjobs_max_body_bytes
+        return Intake(jobs=self._jobs, client=None, policy=lambda: policy, prefixes=prefixes, most_bytes=most_bytes)
 
     async def _job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
