@@ -46,6 +46,7 @@ BAD_ID = (
     "The workflow's id is the job's, and it cannot be one: use 1 to 128 letters, digits, - and _ "
     "(for a cron or Schedule at most 96, the rest is added for each run)"
 )
+NOT_FOLLOWED = "/previousJobId: could not be followed when the job was accepted; start it again under another id"
 RPC_TIMEOUT = timedelta(seconds=5)
 
 
@@ -99,10 +100,9 @@ class ResultActivities:
         _check_id(order.job_id)
         job, error = self._read(order, _own_run(order.job_id))
         try:
-            accepted = await self._stored_before(job) if job.lacks_history else None
-            if job.lacks_history and accepted is None:
+            accepted, refused = await self._stored_before(job)
+            if accepted is None and job.lacks_history:
                 job, refused = await self._followed(job, order)
-                error = error or refused
             accepted = accepted or await self._jobs.acceptance.accept(job)
         except ChatJobsError as problem:
             raise failures.from_storage(problem, pause=None) from None
@@ -111,7 +111,7 @@ class ResultActivities:
             tenant=job.tenant,
             model=job.request.model if job.request else "",
             indexed=self._indexed,
-            error=error,
+            error=error or refused,
         )
 
     def _read(self, order: AcceptOrder, run: RunRef | None) -> tuple[NewJob, JobError | None]:
@@ -130,12 +130,13 @@ class ResultActivities:
             return job, JobError(code=wrong_id.code, message=wrong_id.message)
         return job, None
 
-    async def _stored_before(self, job: NewJob) -> JobHandle | None:
-        """The job, where an earlier try of the activity has stored it with its conversation."""
-        known = await self._jobs.acceptance.known(job)
-        if known is None or (await self._jobs.queries.turn(known.job_id)).request is None:
-            return None
-        return known
+    async def _stored_before(self, job: NewJob) -> tuple[JobHandle | None, JobError | None]:
+        """A job that goes on with a conversation, where an earlier try of the activity has stored it, and why it can
+        never run. The previous job may have ended or been deleted since: what was decided then stays."""
+        known = await self._jobs.acceptance.known(job) if job.lacks_history else None
+        if known is None or (await self._jobs.queries.turn(known.job_id)).request is not None:
+            return known, None
+        return known, JobError(code=InvalidRequest.code, message=NOT_FOLLOWED)
 
     async def _followed(self, job: NewJob, order: AcceptOrder) -> tuple[NewJob, JobError | None]:
         """The job with the conversation that it goes on with, or a job that can only fail, and why."""
