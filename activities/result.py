@@ -134,14 +134,14 @@ class ResultActivities:
         """A job that goes on with a conversation, where an earlier try of the activity has stored it, and why it can
         never run. The previous job may have ended or been deleted since: what was decided then stays."""
         known = await self._jobs.acceptance.known(job) if job.lacks_history else None
-        if known is None or (await self._jobs.queries.turn(known.job_id)).request is not None:
+        if known is None or (await self._jobs.queries.conversation_turn(known.job_id)).request is not None:
             return known, None
         return known, JobError(code=InvalidRequest.code, message=NOT_FOLLOWED)
 
     async def _followed(self, job: NewJob, order: AcceptOrder) -> tuple[NewJob, JobError | None]:
         """The job with the conversation that it goes on with, or a job that can only fail, and why."""
         try:
-            turn = await self._jobs.queries.turn(job.previous_job_id or "", self._tenant)
+            turn = await self._jobs.queries.conversation_turn(job.previous_job_id or "", self._tenant)
             return follow_up(job, turn, self._most_bytes), None
         except JobNotFound:
             refused: ChatJobsError = JobNotFound(NO_PREVIOUS)

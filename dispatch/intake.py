@@ -122,7 +122,7 @@ class Intake:
     async def _followed(self, job: NewJob) -> NewJob:
         """The job with the whole conversation. Raises JobNotFound, JobRunning, ContentDeleted, InvalidRequest."""
         try:
-            turn = await self._jobs.queries.turn(job.previous_job_id or "", job.tenant)
+            turn = await self._jobs.queries.conversation_turn(job.previous_job_id or "", job.tenant)
         except JobNotFound:
             raise JobNotFound(NO_PREVIOUS) from None
         return await asyncio.to_thread(follow_up, job, turn, self._most_bytes)

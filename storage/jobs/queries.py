@@ -92,7 +92,7 @@ class JobQueries:
             raise JobNotFound
         return ChatRequest.model_validate_json(body)
 
-    async def turn(self, job_id: str, tenant: str | None = None) -> ConversationTurn:
+    async def conversation_turn(self, job_id: str, tenant: str | None = None) -> ConversationTurn:
         """A job as a part of a conversation, in one snapshot. Raises JobNotFound."""
         async with self._database.read() as connection:
             row = (await connection.execute(by_id(job_id, tenant))).first()

@@ -94,13 +94,13 @@ function Shown({ job, request, transcript, restarted, problem, reload, session, 
   </main>`;
 }
 
-/** Scroll to the answer once, as soon as what precedes it is there: a conversation is read from its end. */
+/** Scroll to the last question once, as soon as all messages are there: a conversation is read from its end. */
 function useOpenAtEnd(answer, ready) {
   const done = useRef(false);
   useLayoutEffect(() => {
     if (!ready || done.current) return;
     done.current = true;
-    if (!placeHere()) answer.current?.scrollIntoView({ block: "nearest" });
+    if (!placeHere()) answer.current?.previousElementSibling?.scrollIntoView({ block: "start", behavior: "instant" });
   }, [ready]);
 }
 
@@ -589,7 +589,7 @@ function Details({ job, request }) {
       ${job.scheduleId ? html`<dt>Schedule</dt><dd><${Link} href=${`/?scheduleId=${encodeURIComponent(job.scheduleId)}`}>${job.scheduleId}<//></dd>` : null}
       ${job.batchId ? html`<dt>Batch</dt><dd><${BatchLink} id=${job.batchId} /></dd>` : null}
       ${job.previousJobId ? html`<dt>Reply to</dt><dd>${toJob(job.previousJobId)}</dd>` : null}
-      ${job.thread !== job.jobId ? html`<dt>Thread</dt><dd><${Link} href=${threadHref(job.thread)} title=${job.thread}>${shortId(job.thread)}<//></dd>` : null}
+      ${job.thread !== job.jobId ? html`<dt>Thread</dt><dd><${Link} href=${threadHref(job.thread, job.jobId)}>${shortId(job.thread)}<//></dd>` : null}
       ${job.replayOf ? html`<dt>Replay of</dt><dd>${toJob(job.replayOf)}</dd>` : null}
       ${job.replays.length ? html`<dt>Replays</dt><dd class="stack">${job.replays.map(toJob)}</dd>` : null}
     </dl>
