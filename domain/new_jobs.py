@@ -16,11 +16,13 @@ from chatjobs.contracts import (
     without_nulls,
 )
 from chatjobs.errors import InvalidRequest, Problem
+from domain.conversations import ThreadPlace, stored_form
 from domain.names import new_job_id, new_request_id
 from domain.values import NewJob, ResponseForm, RunRef
 from domain.webhook_urls import WebhookPolicy, checked
 
 FURTHEST_START = timedelta(days=90)
+KEEPS_PLACE = "must be left out: a replay has the messages and the place in the conversation of the job that it repeats"
 
 
 def new_job(
@@ -31,6 +33,7 @@ def new_job(
     policy: WebhookPolicy | None = None,
     idempotency_key: str | None = None,
     replay_of: str | None = None,
+    place: ThreadPlace | None = None,
     schedule_id: str | None = None,
     started: bool = False,
     run: RunRef | None = None,
@@ -38,15 +41,18 @@ def new_job(
 ) -> NewJob:
     """The job that ``body`` (decoded JSON as received) asks for.
 
-    ``job_id``: None for the id in the request, or a new one. ``response``: ``body`` is a translation, and this is the
-    rest of the request. ``policy``: the rules for webhook URLs; without it they
-    are judged only when they are called. Raises InvalidRequest, WebhookUrlRefused.
+    ``job_id``: None for the id in the request, or a new one. ``policy``: the rules for webhook URLs; without it they
+    are judged only when they are called. ``place``: that of the job that is replayed. ``response``: ``body`` is a
+    translation, and this is the rest of the request. A request that names a previous job still lacks the messages of
+    its conversation. Raises InvalidRequest, WebhookUrlRefused.
     """
     bare = without_nulls(ChatRequest, body)
     body_hash = checked_fingerprint(_hashed(bare, replay_of, response))
     request = validated(ChatRequest, bare)
     if request.start_at is not None and request.start_at > datetime.now(UTC) + FURTHEST_START:
         raise InvalidRequest([Problem("/startAt", f"must be at most {FURTHEST_START.days} days ahead")])
+    if request.previous_job_id is not None and replay_of is not None:
+        raise InvalidRequest([Problem("/previousJobId", KEEPS_PLACE)])
     if policy is not None:
         request = checked(request, policy)
     return NewJob(
@@ -54,12 +60,14 @@ def new_job(
         tenant=tenant,
         request_id=request.request_id or new_request_id(),
         request=request,
-        request_json=request.model_dump_json(exclude_unset=True),
+        request_json=stored_form(request),
         body_hash=body_hash,
         earlier_hashes=lambda: {earlier_fingerprint(_hashed(one, replay_of, response)) for one in (bare, body)},
         started=started,
         idempotency_key=idempotency_key,
         replay_of=replay_of,
+        previous_job_id=place.previous_job_id if place else request.previous_job_id,
+        thread=place.thread if place else None,
         schedule_id=schedule_id,
         run=run,
         response=response,

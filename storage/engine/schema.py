@@ -65,6 +65,8 @@ jobs = Table(
     Column("model", String(64), nullable=False),
     Column("metadata", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
     Column("replay_of", String(128)),
+    Column("previous_job_id", String(128)),  # the job whose answer its conversation goes on from
+    Column("thread", String(128)),  # the first job of the conversation; NULL: this one is the first
     Column("batch_id", String(128)),
     Column("status", String(16), nullable=False),
     Column("created_at", BigInteger, nullable=False),
@@ -121,6 +123,14 @@ Index(
     postgresql_where=jobs.c.queue_until.is_not(None),
 )
 Index("jobs_replays", jobs.c.replay_of)
+Index(
+    "jobs_of_thread",
+    jobs.c.thread,
+    jobs.c.created_at,
+    jobs.c.id,
+    sqlite_where=jobs.c.thread.is_not(None),
+    postgresql_where=jobs.c.thread.is_not(None),
+)
 Index(
     "jobs_batch",
     jobs.c.batch_id,

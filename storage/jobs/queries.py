@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from chatjobs.contracts import ChatRequest, JobStatus
 from chatjobs.errors import ContentDeleted, JobNotFound
+from domain.conversations import ConversationTurn
 from domain.text import clean
 from domain.values import ResponseForm, RunRef, StoredJob
 from storage.engine.database import Database
@@ -28,6 +29,7 @@ class Filters(TypedDict, total=False):
     metadata: Mapping[str, str]
     error_code: str | None
     replay_of: str | None
+    thread: str | None
     batch_id: str | None
     schedule_id: str | None
     since: datetime | None
@@ -95,6 +97,17 @@ class JobQueries:
         async with self._database.single() as connection:
             row = (await connection.execute(RESPONSE, {"key": clean(job_id)})).first()
         return None if row is None else ResponseForm(row.settings, row.kept)
+
+    async def conversation_turn(self, job_id: str, tenant: str | None = None) -> ConversationTurn:
+        """A job as a part of a conversation, in one snapshot. Raises JobNotFound."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(by_id(job_id, tenant))).first()
+            if row is None:
+                raise JobNotFound
+            body = await connection.scalar(REQUEST, {"key": row.id})
+            ended = (await connection.execute(select(results).where(results.c.job_id == row.id))).first()
+        texts = mapping.outcome(ended) if ended is not None and row.completed_at is not None else {}
+        return ConversationTurn(body, StoredJob(**mapping.head(row), **texts, run=mapping.run_of(row)))
 
     async def list(
         self,
