@@ -74,6 +74,7 @@ def assembled(
             tenant=settings.chatjobs_direct_tenant,
             indexed=indexed,
             policy=policy,
+            most_bytes=settings.chatjobs_max_body_bytes,
         ),
         completions=CompletionActivities(completer=completer, timings=timings),
         batches=BatchActivities(

@@ -22,11 +22,21 @@ from chatjobs.contracts import (
     WireModel,
     parse,
 )
-from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, WebhookUrlRefused
+from chatjobs.errors import (
+    ChatJobsError,
+    ContentDeleted,
+    InvalidRequest,
+    JobNotFound,
+    JobRunning,
+    Problem,
+    WebhookUrlRefused,
+)
+from domain.conversations import NO_PREVIOUS, follow_up
 from domain.names import job_id_of_scheduled, status_path
 from domain.new_jobs import invalid_job, new_job
 from domain.payloads import Accepted, Ending, ScheduledAnswer, ScheduledRef, Sealed
-from domain.values import NewJob, RunRef, StoredSchedule
+from domain.settings import USUAL_BODY_BYTES
+from domain.values import JobHandle, NewJob, RunRef, StoredSchedule
 from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
 
@@ -36,6 +46,7 @@ BAD_ID = (
     "The workflow's id is the job's, and it cannot be one: use 1 to 128 letters, digits, - and _ "
     "(for a cron or Schedule at most 96, the rest is added for each run)"
 )
+NOT_FOLLOWED = "/previousJobId: could not be followed when the job was accepted; start it again under another id"
 RPC_TIMEOUT = timedelta(seconds=5)
 
 
@@ -59,7 +70,7 @@ class ResultActivities:
     """``tenant`` owns the jobs that are started straight through Temporal; ``indexed``: see payloads.Accepted.
 
     ``run_url`` makes the link to a run in the Temporal UI. ``policy`` gives the rules for webhook URLs; without it they
-    are judged only when they are called.
+    are judged only when they are called. ``most_bytes``: of a request with the conversation that it goes on with.
     """
 
     def __init__(
@@ -70,12 +81,14 @@ class ResultActivities:
         tenant: str,
         indexed: bool,
         policy: Callable[[], WebhookPolicy] | None = None,
+        most_bytes: int = USUAL_BODY_BYTES,
     ) -> None:
         self._jobs = jobs
         self._run_url = run_url
         self._tenant = tenant
         self._indexed = indexed
         self._policy = policy
+        self._most_bytes = most_bytes
 
     @activity.defn
     async def accept_inline(self, order: AcceptOrder) -> Accepted:
@@ -87,7 +100,10 @@ class ResultActivities:
         _check_id(order.job_id)
         job, error = self._read(order, _own_run(order.job_id))
         try:
-            accepted = await self._jobs.acceptance.accept(job)
+            accepted, refused = await self._stored_before(job)
+            if accepted is None and job.lacks_history:
+                job, refused = await self._followed(job, order)
+            accepted = accepted or await self._jobs.acceptance.accept(job)
         except ChatJobsError as problem:
             raise failures.from_storage(problem, pause=None) from None
         return Accepted(
@@ -95,7 +111,7 @@ class ResultActivities:
             tenant=job.tenant,
             model=job.request.model if job.request else "",
             indexed=self._indexed,
-            error=error,
+            error=error or refused,
         )
 
     def _read(self, order: AcceptOrder, run: RunRef | None) -> tuple[NewJob, JobError | None]:
@@ -113,6 +129,27 @@ class ResultActivities:
             wrong_id = InvalidRequest([Problem("/jobId", why)])
             return job, JobError(code=wrong_id.code, message=wrong_id.message)
         return job, None
+
+    async def _stored_before(self, job: NewJob) -> tuple[JobHandle | None, JobError | None]:
+        """A job that goes on with a conversation, where an earlier try of the activity has stored it, and why it can
+        never run. The previous job may have ended or been deleted since: what was decided then stays."""
+        known = await self._jobs.acceptance.known(job) if job.lacks_history else None
+        if known is None or (await self._jobs.queries.conversation_turn(known.job_id)).request is not None:
+            return known, None
+        return known, JobError(code=InvalidRequest.code, message=NOT_FOLLOWED)
+
+    async def _followed(self, job: NewJob, order: AcceptOrder) -> tuple[NewJob, JobError | None]:
+        """The job with the conversation that it goes on with, or a job that can only fail, and why."""
+        try:
+            turn = await self._jobs.queries.conversation_turn(job.previous_job_id or "", self._tenant)
+            return follow_up(job, turn, self._most_bytes), None
+        except JobNotFound:
+            refused: ChatJobsError = JobNotFound(NO_PREVIOUS)
+        except (JobRunning, ContentDeleted, InvalidRequest) as problem:
+            refused = problem
+        body = _body(order, repeated=job.run is not None)
+        failing = invalid_job(body, job_id=order.job_id, tenant=self._tenant, run=job.run)
+        return failing, JobError(code=refused.code, message=refused.message)
 
     @activity.defn
     async def accept_scheduled(self, order: ScheduledRef) -> ScheduledAnswer:

@@ -189,6 +189,21 @@ class AsyncChatJobs:
         body = request_body(prompt, fields)
         return await self._http.read(JobAccepted, "POST", "/api/jobs", body=body, key=idempotency_key or _new_key())
 
+    async def reply(
+        self, job_id: str, prompt: Prompt, *, idempotency_key: str | None = None, **fields: Any
+    ) -> JobAccepted:
+        """Start the next job of a conversation: with the messages of a job that has ended, its answer, and ``prompt``.
+
+        The model is that of the job, unless ``fields`` or a whole request as ``prompt`` name another; nothing else is
+        taken over. Raises JobNotFound, JobRunning while the job has not ended, ContentDeleted, InvalidRequest for a
+        job without text, and what ``submit`` raises.
+        """
+        asked = prompt.model_fields_set if isinstance(prompt, ChatRequest) else ()
+        model = (await self.get(job_id)).model
+        if model and "model" not in asked:
+            fields = {"model": model} | fields
+        return await self.submit(prompt, idempotency_key=idempotency_key, previous_job_id=job_id, **fields)
+
     async def get(self, job_id: str) -> Job:
         """The job as it is now, with partial text while it runs. Raises JobNotFound."""
         return await self._http.read(Job, "GET", _path(job_id))
@@ -391,6 +406,7 @@ class AsyncChatJobs:
         search: str | None = None,
         error_code: str | None = None,
         replay_of: str | None = None,
+        thread: str | None = None,
         batch_id: str | None = None,
         schedule_id: str | None = None,
         since: datetime | None = None,
@@ -400,8 +416,8 @@ class AsyncChatJobs:
         """Jobs without their texts, newest first, read in pages of ``page_size``. Times are aware.
 
         ``search``: words of prompt or answer, all of which have to be there. ``error_code`` is that of a failed job,
-        ``replay_of`` the id of the job that was replayed. Raises InvalidRequest, and ValueError for an unknown
-        ``status``.
+        ``replay_of`` the id of the job that was replayed, ``thread`` that of the first job of a conversation. Raises
+        InvalidRequest, and ValueError for an unknown ``status``.
         """
         filters = {
             "status": JobStatus(status).value if status is not None else None,
@@ -409,6 +425,7 @@ class AsyncChatJobs:
             "q": search,
             "errorCode": error_code,
             "replayOf": replay_of,
+            "thread": thread,
             "batchId": batch_id,
             "scheduleId": schedule_id,
             "since": rfc3339(since) if since is not None else None,

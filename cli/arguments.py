@@ -25,6 +25,10 @@ MaxTokens = Annotated[int | None, typer.Option(help="The longest answer, in toke
 Temperature = Annotated[float | None, typer.Option(help="0 to 2.")]
 Callback = Annotated[str | None, typer.Option(metavar="URL", help="A webhook that gets the outcome.")]
 Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the job; repeatable.")]
+ReplyTo = Annotated[
+    str | None,
+    typer.Option(metavar="JOB", help="Go on with the conversation that ended with this job's answer, and its model."),
+]
 Reasoning = Annotated[
     bool, typer.Option("--reasoning", help="Print the model's reasoning, too, where it is no screen.")
 ]
@@ -43,6 +47,11 @@ def fields(
     fields = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "callback": callback}
     given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     return given | ({"metadata": pairs(metadata)} if metadata else {})
+
+
+def conversation(reply_to: str | None) -> dict[str, str]:
+    """The field of a request that goes on with a job's conversation."""
+    return {"previousJobId": reply_to} if reply_to is not None else {}
 
 
 def messages(prompt: str, system: str | None) -> list[dict[str, str]]:

@@ -66,6 +66,8 @@ def _named_facts(job: Job) -> Iterator[tuple[str, str | None]]:
     yield "sha256", job.sha256
     yield "metadata", _pairs(job.metadata)
     yield "replay of", job.replay_of
+    yield "replies to", job.previous_job_id
+    yield "thread", job.thread if job.thread != job.job_id else None
     yield "batch", job.batch_id
     if job.error:
         yield "error", f"{job.error.message} ({job.error.code})"
@@ -122,12 +124,14 @@ def job_list(jobs: Sequence[Job]) -> RenderableType:
 
 
 def _note(job: Job) -> str:
-    """The error, when a delayed job starts, or whether the job is a replay."""
+    """The error, when a delayed job starts, or whether the job is a replay or a reply."""
     if job.error:
         return job.error.code
     if job.start_at and job.status is JobStatus.QUEUED:
         return f"at {job.start_at.astimezone():%m-%d %H:%M:%S}"
-    return "replay" if job.replay_of else ""
+    if job.replay_of:
+        return "replay"
+    return "reply" if job.previous_job_id else ""
 
 
 def _heading(name: str) -> Text:

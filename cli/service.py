@@ -63,7 +63,7 @@ class Service:
 
     async def chat(self, body: dict[str, Any], *, reasoning: bool) -> int:
         self._place.require_service()
-        accepted = await (await self._intake()).accept(body, tenant=self._tenant)
+        accepted = await (await self._intake()).accept(await self._with_model(body), tenant=self._tenant)
         job = await self._job(accepted.job_id)
         with view_for(as_json=self._as_json, job=job, reasoning=reasoning) as view:
             view.notice(f"job {job.job_id}")
@@ -76,6 +76,7 @@ class Service:
 
     async def start(self, body: dict[str, Any], idempotency_key: str | None, *, wait: bool) -> int:
         self._place.require_service()
+        body = await self._with_model(body)
         accepted = await (await self._intake()).accept(body, tenant=self._tenant, idempotency_key=idempotency_key)
         return await self._started(accepted, wait=wait)
 
@@ -146,6 +147,17 @@ class Service:
         return OK
 
     # --------------------------------------------------------------------------------------------- starting
+
+    async def _with_model(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A request that names no model and goes on with a conversation, with the model of that."""
+        previous = body.get("previousJobId")
+        if not isinstance(previous, str) or "model" in body:
+            return body
+        try:
+            model = (await self._jobs.queries.outline(previous, self._tenant)).model
+        except JobNotFound:
+            return body  # it is refused with the reason
+        return body | {"model": model} if model else body
 
     async def _started(self, accepted: JobHandle, *, wait: bool) -> int:
         job = await self._job(accepted.job_id)
@@ -319,7 +331,8 @@ class Service:
     async def _intake(self) -> Intake:
         policy = await self._place.webhook_rules(self._open_database).now()
         prefixes = PrefixRule(self._place.settings, self._open_database)
-        return Intake(jobs=self._jobs, client=None, policy=lambda: policy, prefixes=prefixes)
+        most_bytes = self._place.settings.chatjobs_max_body_bytes
+        return Intake(jobs=self._jobs, client=None, policy=lambda: policy, prefixes=prefixes, most_bytes=most_bytes)
 
     async def _job(self, job_id: str) -> Job:
         """Raises JobNotFound."""

@@ -29,15 +29,17 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from chatjobs.contracts import JOB_ID
-from chatjobs.errors import InvalidRequest, Problem
+from chatjobs.errors import InvalidRequest, JobNotFound, Problem
 from dispatch.server_knowledge import PrefixRule
 from dispatch.temporal import RPC_TIMEOUT, search_attributes
+from domain.conversations import NO_PREVIOUS, ThreadPlace, follow_up
 from domain.errors import TemporalUnavailable
 from domain.names import CHAT_JOB, JOBS_QUEUE, REVISION
 from domain.new_jobs import new_job
 from domain.payloads import JobRef
 from domain.replays import replayed
-from domain.values import JobHandle, NewJob
+from domain.settings import USUAL_BODY_BYTES
+from domain.values import JobHandle, NewJob, ResponseForm
 from domain.webhook_urls import WebhookPolicy
 from storage.jobs.store import JobStore
 
@@ -67,6 +69,7 @@ class Intake:
     ``indexed``: whether the namespace has our search attributes; None: looked up when the first job is started.
     ``policy`` gives the rules for webhook URLs; without it they are judged only when they are called. ``prefixes``
     refuses a caller's own prefix that the model's server is known not to continue; without it the attempt does so.
+    ``most_bytes``: of a request with the whole conversation that it goes on with.
     """
 
     def __init__(
@@ -77,12 +80,14 @@ class Intake:
         indexed: bool | None = False,
         policy: Callable[[], WebhookPolicy] | None = None,
         prefixes: PrefixRule | None = None,
+        most_bytes: int = USUAL_BODY_BYTES,
     ) -> None:
         self._jobs = jobs
         self._client = client
         self._indexed = indexed
         self._policy = policy
         self._prefixes = prefixes
+        self._most_bytes = most_bytes
 
     @property
     def policy(self) -> WebhookPolicy | None:
@@ -96,15 +101,32 @@ class Intake:
         tenant: str,
         idempotency_key: str | None = None,
         replay_of: str | None = None,
+        place: ThreadPlace | None = None,
         size: int = 0,
+        response: ResponseForm | None = None,
     ) -> JobHandle:
         """Commit the job in a decoded JSON body; it is durable when this returns.
 
-        ``size``: bytes of the body as received; a large one is read in a thread.
-        Raises InvalidRequest, IdempotencyMismatch, JobIdConflict, StorageUnavailable.
+        ``size``: bytes of the body as received; a large one is read in a thread. ``place``: that of the job that is
+        replayed. ``response``: see ``new_job``. Raises InvalidRequest, IdempotencyMismatch, JobIdConflict,
+        StorageUnavailable; for a request that goes on with a conversation also JobNotFound, JobRunning, ContentDeleted.
         """
-        job = await self.checked(body, tenant=tenant, idempotency_key=idempotency_key, replay_of=replay_of, size=size)
+        identity = {"idempotency_key": idempotency_key, "replay_of": replay_of, "place": place, "response": response}
+        job = await self.checked(body, tenant=tenant, size=size, **identity)
+        if job.lacks_history:
+            # The same request again is the same job, whatever has become of the previous one.
+            if (known := await self._jobs.acceptance.known(job)) is not None:
+                return known
+            job = await self._followed(job)
         return await self._jobs.acceptance.accept(job)
+
+    async def _followed(self, job: NewJob) -> NewJob:
+        """The job with the whole conversation. Raises JobNotFound, JobRunning, ContentDeleted, InvalidRequest."""
+        try:
+            turn = await self._jobs.queries.conversation_turn(job.previous_job_id or "", job.tenant)
+        except JobNotFound:
+            raise JobNotFound(NO_PREVIOUS) from None
+        return await asyncio.to_thread(follow_up, job, turn, self._most_bytes)
 
     async def checked(self, body: Any, *, tenant: str, size: int = 0, **identity: Any) -> NewJob:
         """The job in a decoded JSON body, which is not stored yet. ``identity``: see ``new_job``.
@@ -129,9 +151,10 @@ class Intake:
         if not isinstance(changes, dict):
             raise InvalidRequest([Problem("", "must be an object with the fields to change")])
         stored = (await self._jobs.queries.request(job_id, tenant)).model_dump_json(exclude_unset=True)
+        place = ThreadPlace.of(await self._jobs.queries.outline(job_id, tenant))
         body = replayed(json.loads(stored), changes)
         return await self.accept(
-            body, tenant=tenant, replay_of=job_id, idempotency_key=idempotency_key, size=len(stored)
+            body, tenant=tenant, replay_of=job_id, place=place, idempotency_key=idempotency_key, size=len(stored)
         )
 
     async def start(self, job: JobHandle) -> None:

@@ -65,6 +65,7 @@ from storage.jobs.store import JobStore
 log = logging.getLogger(__name__)
 
 LEAST_BACKFILL = timedelta(seconds=1)
+ONE_CONVERSATION = "must be left out: that job is removed some time; give its conversation itself in messages"
 NEW_JOB = "must be left out: each run of a schedule is a new job"
 NO_ZONES = frozenset({"Factory", "localtime"})
 """Names in the database of time zones that are none, or are another one on each machine."""
@@ -122,6 +123,8 @@ class JobSchedules:
                 raise InvalidRequest([Problem("/jobId", NEW_JOB)])
             if job.request.start_at is not None:
                 raise InvalidRequest([Problem("/startAt", "must be left out: the schedule says when")])
+            if job.previous_job_id is not None:
+                raise InvalidRequest([Problem("/previousJobId", ONE_CONVERSATION)])
         except InvalidRequest as error:
             problems = [Problem(f"/request{place}", why) for place, why in error.problems]
             raise InvalidRequest(problems) from None

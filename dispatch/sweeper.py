@@ -2,8 +2,8 @@
 
 Each gateway and each worker runs one. It starts accepted jobs whose workflow was not started, sends cancellations until
 they are confirmed, starts jobs again that Temporal lost, ends jobs whose time in the queue is over, starts the runs of
-deliveries that have none, and makes Temporal's Schedules the same as ours. All of it is idempotent, so that several
-sweepers may run at once.
+deliveries that have none, makes Temporal's Schedules the same as ours, and deletes content that is not to be kept. All
+of it is idempotent, so that several sweepers may run at once.
 """
 
 from __future__ import annotations
@@ -117,6 +117,8 @@ class Sweeper:
         overdue_after = timedelta(seconds=self._timings.overdue_after_seconds)
         await self._each(self._deliveries.overdue(overdue_after), self._adopt)
         await self._each(self._schedules.due(), self._schedules.apply)
+        unkept_after = timedelta(seconds=self._timings.unkept_seconds)
+        await self._each(self._jobs.sweep.unkept(ended=unkept_after), self._delete)
 
     async def sweep_batches(self) -> None:
         """Process the batches that are due, beside the jobs: the end of a large batch takes seconds."""
@@ -187,6 +189,9 @@ class Sweeper:
         except RuntimeError:  # a lazy client that cannot connect
             raise TemporalUnavailable from None
         return found[-1].status if found else None
+
+    async def _delete(self, job: JobHandle) -> None:
+        await self._jobs.seals.delete(job.job_id)
 
     async def _try_now(self, request: RedeliveryRequest) -> None:
         await try_now(self._client, self._deliveries, request)

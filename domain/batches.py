@@ -27,6 +27,7 @@ from domain.webhook_urls import WebhookPolicy, checked
 OWN_START = "must be left out: the items of a batch begin in their order"
 MOST_PROBLEMS = 20
 """Problems after which the rest of a batch is not looked at."""
+NO_CONVERSATION = "must be left out: items are independent; start the next job of a conversation by itself"
 OWN_ID = "must be left out: an item's job gets its id from the batch, and custom_id names the item"
 
 
@@ -230,6 +231,8 @@ def _request(item: BatchItem, settings: BatchSettings, policy: WebhookPolicy | N
         raise InvalidRequest([Problem("/jobId", OWN_ID)])
     if request.start_at is not None:
         raise InvalidRequest([Problem("/startAt", OWN_START)])
+    if request.previous_job_id is not None:
+        raise InvalidRequest([Problem("/previousJobId", NO_CONVERSATION)])
     return request if policy is None else checked(request, policy)
 
 

@@ -17,7 +17,7 @@ ID_PREFIX = "chatcmpl-"
 
 def chat_completion(result: ChatResult) -> dict[str, Any]:
     """The object for a job that has an answer."""
-    message: dict[str, Any] = {"role": "assistant", "content": _content(result), "tool_calls": None}
+    message: dict[str, Any] = {"role": "assistant", "content": answer_content(result), "tool_calls": None}
     if result.tool_calls:
         message["tool_calls"] = string_arguments(result.tool_calls)
     return {
@@ -45,8 +45,8 @@ def string_arguments(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
     return found
 
 
-def _content(result: ChatResult) -> Any:
-    """A text, or a list of parts if there is more than text."""
+def answer_content(result: ChatResult) -> Any:
+    """The content of a job's answer as of a message: a text, or a list of parts if there is more than text."""
     text = result.content or ""
     if not result.reasoning and not result.content_parts:
         return text

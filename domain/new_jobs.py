@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,11 +16,13 @@ from chatjobs.contracts import (
     without_nulls,
 )
 from chatjobs.errors import InvalidRequest, Problem
+from domain.conversations import ThreadPlace, stored_form
 from domain.names import new_job_id, new_request_id
-from domain.values import NewJob, RunRef
+from domain.values import NewJob, ResponseForm, RunRef
 from domain.webhook_urls import WebhookPolicy, checked
 
 FURTHEST_START = timedelta(days=90)
+KEEPS_PLACE = "must be left out: a replay has the messages and the place in the conversation of the job that it repeats"
 
 
 def new_job(
@@ -30,20 +33,26 @@ def new_job(
     policy: WebhookPolicy | None = None,
     idempotency_key: str | None = None,
     replay_of: str | None = None,
+    place: ThreadPlace | None = None,
     schedule_id: str | None = None,
     started: bool = False,
     run: RunRef | None = None,
+    response: ResponseForm | None = None,
 ) -> NewJob:
     """The job that ``body`` (decoded JSON as received) asks for.
 
     ``job_id``: None for the id in the request, or a new one. ``policy``: the rules for webhook URLs; without it they
-    are judged only when they are called. Raises InvalidRequest, WebhookUrlRefused.
+    are judged only when they are called. ``place``: that of the job that is replayed. ``response``: ``body`` is a
+    translation, and this is the rest of the request. A request that names a previous job still lacks the messages of
+    its conversation. Raises InvalidRequest, WebhookUrlRefused.
     """
     bare = without_nulls(ChatRequest, body)
-    body_hash = checked_fingerprint(_hashed(bare, replay_of))
+    body_hash = checked_fingerprint(_hashed(bare, replay_of, response))
     request = validated(ChatRequest, bare)
     if request.start_at is not None and request.start_at > datetime.now(UTC) + FURTHEST_START:
         raise InvalidRequest([Problem("/startAt", f"must be at most {FURTHEST_START.days} days ahead")])
+    if request.previous_job_id is not None and replay_of is not None:
+        raise InvalidRequest([Problem("/previousJobId", KEEPS_PLACE)])
     if policy is not None:
         request = checked(request, policy)
     return NewJob(
@@ -51,14 +60,17 @@ def new_job(
         tenant=tenant,
         request_id=request.request_id or new_request_id(),
         request=request,
-        request_json=request.model_dump_json(exclude_unset=True),
+        request_json=stored_form(request),
         body_hash=body_hash,
-        earlier_hashes=lambda: {earlier_fingerprint(_hashed(one, replay_of)) for one in (bare, body)},
+        earlier_hashes=lambda: {earlier_fingerprint(_hashed(one, replay_of, response)) for one in (bare, body)},
         started=started,
         idempotency_key=idempotency_key,
         replay_of=replay_of,
+        previous_job_id=place.previous_job_id if place else request.previous_job_id,
+        thread=place.thread if place else None,
         schedule_id=schedule_id,
         run=run,
+        response=response,
     )
 
 
@@ -81,8 +93,10 @@ def invalid_job(
     )
 
 
-def _hashed(body: Any, replay_of: str | None) -> Any:
+def _hashed(body: Any, replay_of: str | None, response: ResponseForm | None = None) -> Any:
     """The hashed part of a request. A replay differs from the request that it repeats, also under the same key."""
+    if response is not None:
+        return {"response": json.loads(response.settings), "request": body}
     return body if replay_of is None else {"replayOf": replay_of, "request": body}
 
 

@@ -11,14 +11,14 @@ from chatjobs.contracts import BATCH_PRIORITY, ChatRequest, JobError, ReplayRequ
 from chatjobs.errors import ChatJobsError, InvalidRequest, Problem, WebhookUrlRefused
 from domain.batches import OWN_ID, OWN_START, NewItem, limits_queue
 from domain.names import batch_job_id, new_request_id
-from domain.new_jobs import new_job
+from domain.new_jobs import KEEPS_PLACE, new_job
 from domain.webhook_urls import WebhookPolicy
 
 USUAL_ERROR_RATE = 0.5
 """The ``maxErrorRate`` of a replay that has a canary and names none."""
 ERROR_RATE = "error_rate"
 """The code of the error of a replay that was stopped, as too many of its jobs failed."""
-REFUSED = {"jobId": OWN_ID, "startAt": OWN_START}
+REFUSED = {"jobId": OWN_ID, "startAt": OWN_START, "previousJobId": KEEPS_PLACE}
 PLAIN = {"messages": [{"role": "user", "content": "Hello"}]}
 
 

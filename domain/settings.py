@@ -14,6 +14,7 @@ from chatjobs.errors import ConfigurationError
 from chatjobs.validation import reason
 from domain.webhook_urls import DEFAULT_PORTS, parse_allow
 
+USUAL_BODY_BYTES = 8 * 1024 * 1024
 _ORIGIN = re.compile(
     r"(?P<name>(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]))(?::(?P<port>[1-9][0-9]{0,4}))?"
 )
@@ -69,7 +70,7 @@ class Settings(BaseSettings):
     """Address on which the gateway listens. Any but loopback needs at least one key (`starter.py keys add`)."""
     chatjobs_port: int = Field(8000, ge=0, le=65_535)
     """Port on which the gateway listens; 0 takes a free one, which is printed."""
-    chatjobs_max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, le=64 * 1024 * 1024)
+    chatjobs_max_body_bytes: int = Field(USUAL_BODY_BYTES, ge=1_024, le=64 * 1024 * 1024)
     """The largest request body; images in messages are base64."""
     chatjobs_max_file_bytes: int = Field(512 * 1024 * 1024, ge=1_024, le=1024**4)
     """The largest file of ``POST /v1/files``; Mistral's own limit is the default."""

@@ -48,6 +48,9 @@ class Timings:
     overdue_after_seconds: float = 60.0
     """After this the sweeper starts a run for a delivery: a try takes 15 s at most, so its own run is gone."""
 
+    unkept_seconds: float = 600.0
+    """After this the sweeper deletes the content of a response that has ended, is not to be kept, and was not read."""
+
     schedule_look_seconds: float = 60.0
     """After this the sweeper compares a schedule with Temporal's again: one that Temporal lost is made again, and the
     times of its next runs are read."""

@@ -78,6 +78,17 @@ class StoredJob(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseForm:
+    """A job's request as one for a response of OpenAI's, beside the parameters of the job.
+
+    ``settings``: a JSON object. ``kept``: the content stays after the end, as that of any job.
+    """
+
+    settings: str
+    kept: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """A job to be accepted; see domain/new_jobs.py, which makes it.
 
@@ -99,9 +110,20 @@ class NewJob:
     """It comes from its own workflow, which need not be started."""
     idempotency_key: str | None = None
     replay_of: str | None = None
+    previous_job_id: str | None = None
+    thread: str | None = None
+    """None for a job that begins a conversation, and for one that goes on with one until the messages of that are in
+    its request (domain/conversations.py)."""
     schedule_id: str | None = None
     run: RunRef | None = None
     """Set where the workflow's id is not the job's: a run of a cron or Schedule."""
+    response: ResponseForm | None = None
+    """Set where the request came as one for a response of OpenAI's."""
+
+    @property
+    def lacks_history(self) -> bool:
+        """Whether it goes on with a conversation whose messages its request does not have yet."""
+        return self.previous_job_id is not None and self.thread is None
 
     def repeats(self, body_hash: str) -> bool:
         """Whether a stored job with this hash was accepted for the same body."""

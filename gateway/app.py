@@ -17,7 +17,7 @@ from gateway.routes.health import Readiness
 from gateway.routes.metrics import Metrics
 from gateway.serving.cors import Cors
 from gateway.serving.middleware import RequestMiddleware
-from gateway.v1 import batch_jobs, chat, files, models
+from gateway.v1 import batch_jobs, chat, files, models, responses
 
 DESCRIPTION = "Durable chat jobs for Mistral AI: start one, watch its answer appear, receive it by signed webhook."
 
@@ -40,6 +40,7 @@ OTHERS = (
     ("As Mistral speaks", models.router),
     ("As Mistral speaks", files.router),
     ("As Mistral speaks", batch_jobs.router),
+    ("As OpenAI speaks", responses.router),
 )
 
 

@@ -144,7 +144,14 @@ async def open_dependencies(
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
         sender = await stack.enter_async_context(sender_of(rules))
         secrets_of = partial(signing_secrets, settings, database)
-        intake = Intake(jobs=jobs, client=client, indexed=None, policy=rules, prefixes=PrefixRule(settings, database))
+        intake = Intake(
+            jobs=jobs,
+            client=client,
+            indexed=None,
+            policy=rules,
+            prefixes=PrefixRule(settings, database),
+            most_bytes=settings.chatjobs_max_body_bytes,
+        )
         schedules = JobSchedules(jobs=jobs, intake=intake, client=client, timings=timings)
         reader = await stack.enter_async_context(TranscriptReader(database, timings=timings).running())
         queue = await stack.enter_async_context(QueueReader(limiter, timings=timings).running())

@@ -18,7 +18,7 @@ from simulator.faults import Continues, without_directive
 KNOWN_MODELS = re.compile(
     r"(mistral|ministral|magistral|codestral|devstral|pixtral|voxtral|open|labs|ft:)[a-z0-9._:-]*", re.IGNORECASE
 )
-_REFUSED_ROLE_PAIRS = {("user", "tool"), ("tool", "user"), ("system", "tool")}
+_REFUSED_ROLE_PAIRS = {("user", "tool"), ("tool", "user"), ("system", "tool"), ("assistant", "system")}
 """Pairs of consecutive roles that Mistral refuses."""
 
 
@@ -175,6 +175,9 @@ class ChatCall(BaseModel):
         wrong = next((pair for pair in pairwise(roles) if pair in _REFUSED_ROLE_PAIRS), None)
         if wrong:
             return f"Unexpected role '{wrong[1]}' after role '{wrong[0]}'", "invalid_request_message_order", "3230"
+        if any(m.role == "assistant" and not (m.content or m.tool_calls or m.prefix) for m in self.messages):
+            why = "Assistant message must have either content or tool_calls, but not none."
+            return why, "invalid_request_assistant_message", "3240"
         if self.prefix is not None and self.tools:
             return "Prefix cannot be used with tools", "invalid_request_prefix", "3231"
         if roles[-1] in ("user", "tool") or self.prefix is not None:

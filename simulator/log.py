@@ -23,6 +23,8 @@ class LogEntry:
     number: int
     model: str = ""
     prompt: str = ""
+    messages: list[dict[str, Any]] | None = None
+    """The whole conversation as it came; None for one of more than MAX_PROMPT_CHARACTERS."""
     prefix: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     conversation: str = ""
@@ -50,6 +52,7 @@ class LogEntry:
             "conversation": self.conversation,
             "attempt": self.attempt,
             "prompt": self.prompt,
+            "messages": self.messages,
             "prefix": self.prefix,
             "parameters": self.parameters,
             "stream": self.stream,

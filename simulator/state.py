@@ -101,4 +101,6 @@ def describe(entry: LogEntry, call: ChatCall) -> None:
     """Write what is asked into the log's entry."""
     entry.model, entry.stream, entry.prefix = call.model, call.stream, call.trailing
     entry.prompt = call.prompt[:MAX_PROMPT_CHARACTERS]
+    if sum(len(message.text) for message in call.messages) <= MAX_PROMPT_CHARACTERS:
+        entry.messages = [message.model_dump(exclude_unset=True) for message in call.messages]
     entry.parameters, entry.conversation = call.parameters, call.conversation

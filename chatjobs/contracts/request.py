@@ -139,10 +139,15 @@ class Prediction(StrictModel):
 
 
 class Webhook(WireModel):
-    """The URL that the outcome is delivered to, and the outcomes that are delivered (all, unless given)."""
+    """The URL that the outcome is delivered to, and the outcomes that are delivered (all, unless given).
+
+    ``format``: the form of the body. ``openai`` is the event of a response as OpenAI sends it, such as
+    ``response.completed``, with the response's id.
+    """
 
     url: HttpUrl
     events: Many[Annotated[WebhookEventType, Strict(False)]] = tuple(WebhookEventType)
+    format: Literal["chatjobs", "openai"] = Field("chatjobs", exclude_if=lambda form: form == "chatjobs")
 
 
 class Limits(WireModel):
@@ -264,6 +269,9 @@ class ChatRequest(StrictModel):
     """The caller's own id of the request; None gets a new UUID."""
     job_id: JobId | None = Field(None, alias="jobId")
     """The id of the new job; None gets one from the service. An id that is taken is refused."""
+    previous_job_id: JobId | None = Field(None, alias="previousJobId")
+    """The id of a job that has ended: its messages and its answer precede ``messages``, and are stored with them. A
+    system message at the beginning of ``messages`` takes the place of the one before. No other field is taken over."""
     callback: HttpUrl | None = None
     """Short for ``webhook.url``, with all events."""
     webhook: Webhook | None = None
@@ -333,6 +341,6 @@ class ChatRequest(StrictModel):
 
 OURS = frozenset(
     {"request_id", "job_id", "callback", "webhook", "metadata", "on_interrupt", "max_segments", "limits", "stream"}
-    | {"priority", "retry", "start_at", "extra"}
+    | {"previous_job_id", "priority", "retry", "start_at", "extra"}
 )
 """The fields of ChatRequest that are the service's own, or not forwarded to Mistral."""

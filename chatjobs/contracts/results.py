@@ -157,6 +157,11 @@ class ChatResult(WireModel):
     metadata: dict[str, str] = Field({})
     replay_of: str | None = None
     """The id of the job that this one replays."""
+    previous_job_id: str | None = None
+    """The id of the job whose answer this one's conversation goes on from."""
+    thread: str | None = None
+    """The id of the first job of the conversation, this one's own if it is the first. A replay is in the thread of the
+    job that it replays. From GET it is always there."""
     batch_id: str | None = None
     schedule_id: str | None = None
     """The id of the schedule that made the job."""

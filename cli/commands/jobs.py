@@ -15,6 +15,7 @@ from cli.arguments import (
     Metadata,
     Model,
     Reasoning,
+    ReplyTo,
     System,
     Temperature,
 )
@@ -29,6 +30,7 @@ def chat(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from standard input.")],
     model: Model = None,
     system: System = None,
+    reply_to: ReplyTo = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     callback: Callback = None,
@@ -42,7 +44,7 @@ def chat(
     the stream, one per line. Ctrl-C detaches, the job goes on.
     """
     options = arguments.fields(model, max_tokens, temperature, callback, metadata)
-    body = {"messages": arguments.messages(prompt, system), **options}
+    body = {"messages": arguments.messages(prompt, system), **options, **arguments.conversation(reply_to)}
 
     return running.with_service(lambda service: service.chat(body, reasoning=reasoning), as_json=as_json, runs=True)
 
@@ -57,6 +59,7 @@ def start(
     ] = None,
     model: Model = None,
     system: System = None,
+    reply_to: ReplyTo = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     callback: Callback = None,
@@ -79,6 +82,7 @@ def start(
     body = arguments.request(prompt, file, system) | arguments.fields(
         model, max_tokens, temperature, callback, metadata
     )
+    body |= arguments.conversation(reply_to)
     if begin := arguments.later(start_at, "--start-at"):
         body["startAt"] = begin.isoformat()
     if direct and idempotency_key:
@@ -129,6 +133,9 @@ def list_jobs(
     ] = None,
     error_code: Annotated[str | None, typer.Option(metavar="CODE", help="Only jobs that failed with this.")] = None,
     replay_of: Annotated[str | None, typer.Option(metavar="JOB", help="Only replays of this job.")] = None,
+    thread: Annotated[
+        str | None, typer.Option(metavar="JOB", help="Only the conversation that began with this job.")
+    ] = None,
     batch: Annotated[str | None, typer.Option(help="Only jobs of this batch.")] = None,
     since: Annotated[
         str | None, typer.Option(help="A time (2026-01-31T12:00Z), or how long ago: 90s, 30m, 2h, 7d.")
@@ -140,7 +147,7 @@ def list_jobs(
     """List jobs, newest first."""
     filters: dict[str, Any] = {"status": status, "model": model, "metadata": arguments.pairs(metadata), "limit": limit}
     filters |= {"search": search, "error_code": error_code, "replay_of": replay_of, "batch_id": batch}
-    filters["schedule_id"] = schedule
+    filters |= {"schedule_id": schedule, "thread": thread}
     filters |= {"since": arguments.moment(since, "--since"), "until": arguments.moment(until, "--until")}
     return running.with_service(lambda service: service.list(**filters), as_json=as_json)
 

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from gateway.v1.errors import is_v1
+from gateway.v1.errors import RESPONSES_PATH, is_v1
 
 PREFIX = "#/components/schemas/"
 OPEN_TO_ALL = ("/healthz", "/readyz")
@@ -42,7 +42,7 @@ FAILURE = {
     "content": {"application/problem+json": {"schema": {"$ref": f"{PREFIX}Problem"}}},
 }
 
-V1_ERROR = {
+V1_ERROR: dict[str, Any] = {
     "type": "object",
     "title": "Error",
     "description": "What went wrong, in Mistral's form. `code` is stable. It never has what was sent.",
@@ -60,6 +60,23 @@ V1_FAILURE = {
     "description": "An error; `code` says which",
     "content": {"application/json": {"schema": {"$ref": f"{PREFIX}Error"}}},
 }
+RESPONSES_ERROR = {
+    "type": "object",
+    "title": "OpenAIError",
+    "description": "What went wrong, in OpenAI's form. `code` is stable. It never has what was sent.",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {name: V1_ERROR["properties"][name] for name in ("message", "type", "param", "code")},
+        }
+    },
+}
+RESPONSES_FAILURE = {
+    "description": "An error; `code` says which",
+    "content": {"application/json": {"schema": {"$ref": f"{PREFIX}OpenAIError"}}},
+}
 
 
 def described(app: FastAPI) -> dict[str, Any]:
@@ -70,9 +87,8 @@ def described(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for method in METHODS:
                 if method in operations:
-                    failure = V1_FAILURE if is_v1(path) else FAILURE
-                    _complete(operations[method], schemas, failure, open_to_all=path in OPEN_TO_ALL)
-        schemas |= {"Problem": PROBLEM, "Error": V1_ERROR}
+                    _complete(operations[method], schemas, _failure(path), open_to_all=path in OPEN_TO_ALL)
+        schemas |= {"Problem": PROBLEM, "Error": V1_ERROR, "OpenAIError": RESPONSES_ERROR}
         schemas.pop("HTTPValidationError", None)
         schemas.pop("ValidationError", None)
         document["components"]["securitySchemes"] = {
@@ -80,6 +96,12 @@ def described(app: FastAPI) -> dict[str, Any]:
         }
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _failure(path: str) -> dict[str, Any]:
+    if path.startswith(RESPONSES_PATH):
+        return RESPONSES_FAILURE
+    return V1_FAILURE if is_v1(path) else FAILURE
 
 
 def _complete(

@@ -31,7 +31,7 @@ from chatjobs.contracts import (
 from chatjobs.errors import ContentDeleted, Problem
 from dispatch.schedules import delete_runs
 from domain.names import status_path
-from domain.values import Cursor, JobHandle, RunRef
+from domain.values import Cursor, JobHandle, ResponseForm, RunRef
 from gateway.auth.access import Identity
 from gateway.dependencies import Dependencies, identity, parts
 from gateway.problems import HttpProblem
@@ -89,10 +89,16 @@ async def accept(request: Request, here: Dependencies, caller: Identity, idempot
 
 
 async def accept_body(
-    request: Request, here: Dependencies, caller: Identity, key: str | None, body: Any, size: int
+    request: Request,
+    here: Dependencies,
+    caller: Identity,
+    key: str | None,
+    body: Any,
+    size: int,
+    response: ResponseForm | None = None,
 ) -> JobHandle:
-    """Commit the job in decoded JSON of ``size`` bytes, and have it started."""
-    accepted = await here.intake.accept(body, tenant=caller.tenant, idempotency_key=key, size=size)
+    """Commit the job in decoded JSON of ``size`` bytes, and have it started. ``response``: see ``new_job``."""
+    accepted = await here.intake.accept(body, tenant=caller.tenant, idempotency_key=key, size=size, response=response)
     _have_started(request, here, accepted)
     return accepted
 
@@ -163,6 +169,7 @@ async def list_jobs(
     q: Annotated[str | None, Query(min_length=1)] = None,
     error_code: Annotated[str | None, Query(alias="errorCode", min_length=1, max_length=64)] = None,
     replay_of: Annotated[Id | None, Query(alias="replayOf")] = None,
+    thread: Id | None = None,
     batch_id: Annotated[Id | None, Query(alias="batchId")] = None,
     schedule_id: Annotated[ScheduleId | None, Query(alias="scheduleId")] = None,
     since: AwareDatetime | None = None,
@@ -185,6 +192,7 @@ async def list_jobs(
         search=q,
         error_code=error_code,
         replay_of=replay_of,
+        thread=thread,
         batch_id=batch_id,
         since=since,
         until=until,

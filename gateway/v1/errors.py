@@ -66,6 +66,8 @@ def error_response(
     path: str, status: int, code: str, detail: str, errors: Sequence[Problem] = (), headers: Any = None
 ) -> Response:
     """The response to a request for ``path`` that failed."""
+    if path.startswith(RESPONSES_PATH) and status == 422:
+        status = 400  # as OpenAI answers every invalid request
     document = error_document(status, code, detail, errors)
     if path.startswith(RESPONSES_PATH):
         document = {"error": document["error"]}

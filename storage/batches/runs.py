@@ -75,7 +75,7 @@ ASK_RUNNING = (
 
 def _item_jobs() -> Any:
     """The statement that makes jobs of a part of the items."""
-    item, batch = batch_items.c, batches.c
+    item, batch, original = batch_items.c, batches.c, jobs.alias("original")
     values: dict[Any, Any] = {
         jobs.c.id: item.job_id,
         jobs.c.tenant: batch.tenant,
@@ -96,6 +96,8 @@ def _item_jobs() -> Any:
         jobs.c.progressed_at: batch.created_at,
         jobs.c.queue_until: batch.created_at + item.queue_time,
         jobs.c.replay_of: case((batch.kind == "replay", item.custom_id)),
+        jobs.c.previous_job_id: original.c.previous_job_id,
+        jobs.c.thread: func.coalesce(original.c.thread, original.c.id),
         jobs.c.fence: literal(0),
         jobs.c.epoch: literal(1),
         jobs.c.position: literal(0),
@@ -107,7 +109,11 @@ def _item_jobs() -> Any:
     }
     part = (
         select(*values.values())
-        .select_from(batch_items.join(batches, batches.c.id == batch_items.c.batch_id))
+        .select_from(
+            batch_items.join(batches, batches.c.id == batch_items.c.batch_id).outerjoin(
+                original, and_(batch.kind == "replay", original.c.id == item.custom_id)
+            )
+        )
         .where(item.batch_id == bindparam("key"), item.number >= bindparam("first"), item.number < bindparam("end"))
         .order_by(item.number)
     )

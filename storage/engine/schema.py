@@ -27,6 +27,7 @@ from sqlalchemy import (
     and_,
     false,
     or_,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 
@@ -64,6 +65,8 @@ jobs = Table(
     Column("model", String(64), nullable=False),
     Column("metadata", JSON().with_variant(JSONB(), "postgresql"), nullable=False),
     Column("replay_of", String(128)),
+    Column("previous_job_id", String(128)),  # the job whose answer its conversation goes on from
+    Column("thread", String(128)),  # the first job of the conversation; NULL: this one is the first
     Column("batch_id", String(128)),
     Column("status", String(16), nullable=False),
     Column("created_at", BigInteger, nullable=False),
@@ -120,6 +123,14 @@ Index(
     postgresql_where=jobs.c.queue_until.is_not(None),
 )
 Index("jobs_replays", jobs.c.replay_of)
+Index(
+    "jobs_of_thread",
+    jobs.c.thread,
+    jobs.c.created_at,
+    jobs.c.id,
+    sqlite_where=jobs.c.thread.is_not(None),
+    postgresql_where=jobs.c.thread.is_not(None),
+)
 Index(
     "jobs_batch",
     jobs.c.batch_id,
@@ -244,6 +255,16 @@ requests = Table(
     Column("job_id", String(128), primary_key=True),
     Column("body", Text, nullable=False),
 )
+
+responses = Table(  # of jobs that were made as OpenAI's responses, or asked for as such
+    "responses",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("settings", Text, nullable=False),  # JSON: what the request had beside the job's own parameters
+    Column("kept", Boolean, nullable=False),  # false: the content is deleted once the job has ended
+)
+NOT_KEPT = text("NOT kept")
+Index("responses_not_kept", responses.c.job_id, sqlite_where=NOT_KEPT, postgresql_where=NOT_KEPT)
 
 transcript = Table(
     "transcript",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, bindparam, insert, or_, select, update
+from sqlalchemy import Row, and_, bindparam, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,14 +15,17 @@ from domain.text import clean_json
 from domain.values import JobHandle, NewJob
 from storage.engine.database import Database, RolledBack, reconnecting, retried
 from storage.engine.group_commit import Group
-from storage.engine.schema import jobs, micros, now, requests
+from storage.engine.schema import jobs, micros, now, requests, responses
 from storage.jobs.mapping import HANDLE, handle
 from storage.jobs.rows import queue_end
 
 INSERT_ON_SQLITE = sqlite.insert(jobs).on_conflict_do_nothing().returning(*HANDLE)
 INSERT_ON_POSTGRES = postgresql.insert(jobs).on_conflict_do_nothing().returning(*HANDLE)
 REQUESTS = insert(requests)
+RESPONSES = insert(responses)
 USUAL_LIMITS = Limits()
+NEVER = -1
+"""The time of acceptance of a job that was not inserted."""
 SAME_KEY = and_(jobs.c.tenant == bindparam("tenant_of"), jobs.c.idempotency_key == bindparam("key"))
 EXISTING = select(jobs).where(or_(SAME_KEY, jobs.c.id == bindparam("id_of")))
 STARTED = (
@@ -47,8 +50,24 @@ class AcceptStore:
 
         Raises IdempotencyMismatch, JobIdConflict, StorageError.
         """
+        if job.lacks_history:
+            raise ValueError("the messages of the conversation are missing (domain/conversations.py)")
         self._database.not_writing()
         return await self._new.add((job, micros(now())), weight=len(job.request_json or ""))
+
+    async def known(self, job: NewJob) -> JobHandle | None:
+        """The job that ``accept`` would return because it is there already; None if ``job`` is new.
+
+        Raises IdempotencyMismatch, JobIdConflict, StorageError.
+        """
+        async with self._database.single() as connection:
+            found = (await connection.execute(EXISTING, _identity(job))).all()
+        if not found:
+            return None
+        known = _same(found, job, NEVER)
+        if isinstance(known, ChatJobsError):
+            raise known
+        return known
 
     async def workflow_started(self, job_id: str, revision: int = 1) -> None:
         """Record that a job's workflow runs, so that no sweeper starts it. A job that has ended and goes on since is
@@ -74,6 +93,9 @@ class AcceptStore:
             return await _existing(connection, job, time)
         if job.request_json is not None:
             await connection.execute(REQUESTS, {"job_id": job.job_id, "body": job.request_json})
+        if job.response is not None:
+            form = {"settings": job.response.settings, "kept": job.response.kept}
+            await connection.execute(RESPONSES, {"job_id": job.job_id, **form})
         return handle(row, created=True)
 
     @retried
@@ -88,10 +110,18 @@ class AcceptStore:
 
 async def _existing(connection: AsyncConnection, job: NewJob, time: int) -> JobHandle | ChatJobsError:
     """The job that is in the way of a new one, if it is the same job."""
-    values = {"tenant_of": job.tenant, "key": job.idempotency_key, "id_of": job.job_id}
-    found = (await connection.execute(EXISTING, values)).all()
+    found = (await connection.execute(EXISTING, _identity(job))).all()
     if not found:
         raise RolledBack("The job that was in the way has just been removed; try again")
+    return _same(found, job, time)
+
+
+def _identity(job: NewJob) -> dict[str, str | None]:
+    return {"tenant_of": job.tenant, "key": job.idempotency_key, "id_of": job.job_id}
+
+
+def _same(found: Sequence[Row[Any]], job: NewJob, time: int) -> JobHandle | ChatJobsError:
+    """The one of the jobs in the way of a new one that is the same job; without such a one the conflict."""
     mine = [r for r in found if r.tenant == job.tenant]  # another tenant's keys are no concern of this one
     keyed = next((r for r in mine if job.idempotency_key and r.idempotency_key == job.idempotency_key), None)
     row = keyed or found[0]
@@ -117,6 +147,8 @@ def _row(job: NewJob, time: int) -> dict[str, Any]:
         "model": job.request.model if job.request else "",
         "metadata": clean_json(dict(job.request.metadata)) if job.request else {},
         "replay_of": job.replay_of,
+        "previous_job_id": job.previous_job_id,
+        "thread": job.thread,
         "schedule_id": job.schedule_id,
         "priority": job.request.priority if job.request else USUAL_PRIORITY,
         "max_lost": job.request.limits.max_lost if job.request else USUAL_LIMITS.max_lost,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, String, cast, column, func, select, text, tuple_
+from sqlalchemy import ColumnElement, Select, String, and_, cast, column, func, or_, select, text, tuple_
 from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -37,6 +37,7 @@ FEW_FOUND = 5_000
 """The same for the words of a search, which are compared more slowly."""
 WORDS_AT_ONCE = 200
 """Jobs that other filters found and whose words are compared together."""
+THREAD = "thread"
 PAIR, WORDS = "metadata.", "q"
 """The names of filters that are no column of ``jobs``."""
 TOO_BROAD = "finds so many jobs that the other filters leave out; add words, or narrow the time with since and until"
@@ -55,6 +56,7 @@ class JobFilter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     error_code: str | None = None
     replay_of: str | None = None
+    thread: str | None = None
     batch_id: str | None = None
     schedule_id: str | None = None
     since: datetime | None = None
@@ -113,6 +115,16 @@ def _next_tenant(after: str) -> Select[Any]:
     return select(jobs.c.tenant).where(jobs.c.tenant > after).order_by(jobs.c.tenant).limit(1)
 
 
+def _in_thread(thread: str) -> ColumnElement[bool]:
+    """The jobs of a thread, along indexes: the first one has no mark of it."""
+    return or_(jobs.c.thread == thread, and_(jobs.c.id == thread, jobs.c.thread.is_(None)))
+
+
+def _unindexed(name: str) -> ColumnElement[str]:
+    """The value of a column of ``_ListPage._equal``, in a form for which no index is chosen."""
+    return func.coalesce(jobs.c[name], jobs.c.id if name == THREAD else "")
+
+
 class _ListPage:
     """One page of one tenant's jobs, read in the caller's snapshot. ``until``: when (monotonic) a long search ends."""
 
@@ -150,7 +162,7 @@ class _ListPage:
         await self._settle_words()
         sources = self._sources()
         first = next(iter(self._equal()), None)
-        if len(sources) > 1 or self._pairs or self._wanted.words or self._chosen.replay_of:
+        if len(sources) > 1 or self._pairs or self._wanted.words or self._chosen.replay_of or self._chosen.thread:
             oldest: dict[str, int] = {}
             for source, query in sources.items():
                 few = FEW_FOUND if source == WORDS else FEW
@@ -183,6 +195,7 @@ class _ListPage:
             "model": chosen.model,
             "error_code": chosen.error_code,
             "replay_of": chosen.replay_of,
+            THREAD: chosen.thread,
             "batch_id": chosen.batch_id,
             "schedule_id": chosen.schedule_id,
         }
@@ -219,10 +232,12 @@ class _ListPage:
     def _along(self, name: str | None) -> Select[Any]:
         """The query along the index of a column's value, or of all jobs, in the order of the list."""
         tenant: Any = jobs.c.tenant
-        if name in ("replay_of", "batch_id"):  # their indexes have no tenant: SQLite would prefer others
+        if name in ("replay_of", THREAD, "batch_id"):  # their indexes have no tenant: SQLite would prefer others
             tenant = func.coalesce(jobs.c.tenant, "")
         query = select(jobs.c.id, jobs.c.created_at).where(tenant == self._tenant)
-        if name is not None:
+        if name == THREAD:
+            query = query.where(_in_thread(self._equal()[name]))
+        elif name is not None:
             query = query.where(jobs.c[name] == self._equal()[name])
         return self._ordered(query, jobs.c.created_at, jobs.c.id)
 
@@ -256,7 +271,7 @@ class _ListPage:
         if not ids:
             return []
         # coalesce: SQLite would otherwise go along an index of the tenant's jobs.
-        equal = [func.coalesce(jobs.c[name], "") == value for name, value in self._equal().items()]
+        equal = [_unindexed(name) == value for name, value in self._equal().items()]
         mine, created_at = func.coalesce(jobs.c.tenant, "") == self._tenant, func.coalesce(jobs.c.created_at, 0)
         query = select(jobs.c.id).where(jobs.c.id.in_(ids), mine, *equal, *self._times(created_at))
         query = query.where(*self._has_pairs(), *self._earlier(created_at, jobs.c.id))
@@ -293,8 +308,8 @@ class _ListPage:
         else:
             query = self._along(first)
         # coalesce: SQLite would otherwise choose an index itself, without knowing how many jobs have the value.
-        others = [(jobs.c[name], value) for name, value in self._equal().items() if name != first]
-        query = query.where(*(func.coalesce(column, "") == value for column, value in others), *self._has_pairs())
+        others = [_unindexed(name) == value for name, value in self._equal().items() if name != first]
+        query = query.where(*others, *self._has_pairs())
         if self._wanted.words and not self._sqlite:
             query = query.join(search_entries, search_entries.c.job_id == jobs.c.id).where(self._matches())
         return query

@@ -111,6 +111,8 @@ def head(row: Row[Any]) -> dict[str, Any]:
         "position": row.position,
         "metadata": row.metadata,
         "replay_of": row.replay_of,
+        "previous_job_id": row.previous_job_id,
+        "thread": row.thread or row.id,
         "batch_id": row.batch_id,
         "schedule_id": row.schedule_id,
         "deleted_at": _moment(row.deleted_at),

@@ -10,13 +10,14 @@ from sqlalchemy import select
 
 from chatjobs.contracts import ChatRequest, JobStatus
 from chatjobs.errors import ContentDeleted, JobNotFound
+from domain.conversations import ConversationTurn
 from domain.text import clean
-from domain.values import RunRef, StoredJob
+from domain.values import ResponseForm, RunRef, StoredJob
 from storage.engine.database import Database
 from storage.engine.schema import jobs, results
 from storage.jobs import mapping
 from storage.jobs.listing import JobFilter, JobList, ListPosition
-from storage.jobs.rows import REQUEST, by_id
+from storage.jobs.rows import REQUEST, RESPONSE, by_id
 from storage.rate_limits.limiter import Limiter
 
 
@@ -28,6 +29,7 @@ class Filters(TypedDict, total=False):
     metadata: Mapping[str, str]
     error_code: str | None
     replay_of: str | None
+    thread: str | None
     batch_id: str | None
     schedule_id: str | None
     since: datetime | None
@@ -89,6 +91,23 @@ class JobQueries:
         if row is None or body is None:
             raise JobNotFound
         return ChatRequest.model_validate_json(body)
+
+    async def response_form(self, job_id: str) -> ResponseForm | None:
+        """What a job's request had as one for a response of OpenAI's; None if it was none, or was deleted."""
+        async with self._database.single() as connection:
+            row = (await connection.execute(RESPONSE, {"key": clean(job_id)})).first()
+        return None if row is None else ResponseForm(row.settings, row.kept)
+
+    async def conversation_turn(self, job_id: str, tenant: str | None = None) -> ConversationTurn:
+        """A job as a part of a conversation, in one snapshot. Raises JobNotFound."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(by_id(job_id, tenant))).first()
+            if row is None:
+                raise JobNotFound
+            body = await connection.scalar(REQUEST, {"key": row.id})
+            ended = (await connection.execute(select(results).where(results.c.job_id == row.id))).first()
+        texts = mapping.outcome(ended) if ended is not None and row.completed_at is not None else {}
+        return ConversationTurn(body, StoredJob(**mapping.head(row), **texts, run=mapping.run_of(row)))
 
     async def list(
         self,

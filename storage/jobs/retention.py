@@ -15,7 +15,18 @@ from sqlalchemy import BigInteger, BindParameter, Row, bindparam, delete, or_, s
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage.engine.database import Database, retried
-from storage.engine.schema import attempts, deliveries, delivery_tries, jobs, micros, now, requests, results, transcript
+from storage.engine.schema import (
+    attempts,
+    deliveries,
+    delivery_tries,
+    jobs,
+    micros,
+    now,
+    requests,
+    responses,
+    results,
+    transcript,
+)
 from storage.jobs import search
 
 JOBS_AT_ONCE = 200
@@ -42,7 +53,8 @@ REMOVABLE = (
     .where(or_(jobs.c.completed_at < bindparam("overdue"), ~PENDING.exists()))
     .with_for_update(of=jobs, skip_locked=True)
 )
-TEXTS = [delete(table).where(table.c.job_id.in_(IN_IDS)) for table in (requests, transcript, results, attempts)]
+BELONGINGS = (requests, responses, transcript, results, attempts)
+TEXTS = [delete(table).where(table.c.job_id.in_(IN_IDS)) for table in BELONGINGS]
 JOBS = delete(jobs).where(jobs.c.id.in_(IN_IDS))
 DELIVERIES = delete(deliveries).where(deliveries.c.job_id.in_(IN_IDS)).returning(deliveries.c.id)
 TRIES = delete(delivery_tries).where(delivery_tries.c.delivery_id.in_(IN_IDS))
@@ -127,7 +139,7 @@ async def delete_contents(connection: AsyncConnection, row: Row[Any]) -> None:
     """
     await _delete_deliveries(connection, [row.id])
     await search.forget(connection, [row.id])
-    for table in (requests, transcript):
+    for table in (requests, responses, transcript):
         await connection.execute(delete(table).where(table.c.job_id == row.id))
     nothing = {"content": "", "reasoning": "", "runs": "[]", "tool_calls": None, "parts": None}
     await connection.execute(update(results).where(results.c.job_id == row.id).values(nothing))

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from chatjobs.contracts import ChatRequest
 from chatjobs.errors import JobNotFound
 from domain.text import clean
-from storage.engine.schema import jobs, micros, requests, transcript
+from storage.engine.schema import jobs, micros, requests, responses, transcript
 
 # Built once: building a statement takes as long as running it, and these run for every job.
 LOCKED = select(jobs).where(jobs.c.id == bindparam("key")).with_for_update()
@@ -18,6 +18,7 @@ LOCKED_ALL = select(jobs).where(jobs.c.id.in_(bindparam("keys", expanding=True))
 CHANGED = update(jobs).where(jobs.c.id == bindparam("key"))
 """Executed with ``key`` and the columns to set."""
 REQUEST = select(requests.c.body).where(requests.c.job_id == bindparam("key"))
+RESPONSE = select(responses.c.settings, responses.c.kept).where(responses.c.job_id == bindparam("key"))
 
 
 def by_id(job_id: str, tenant: str | None) -> Any:

@@ -40,8 +40,8 @@ from storage.jobs.ledger import close_open_attempts
 from storage.jobs.rows import CHANGED, REQUEST, queue_end
 from storage.rate_limits import lane_queue
 
-WebhookBody = Callable[[ChatResult], bytes]
-"""Makes the body of the webhook that announces a job's outcome."""
+WebhookBody = Callable[[ChatResult, str], bytes]
+"""Makes the body of the webhook that announces a job's outcome, in the format of its Webhook."""
 LENGTH_LIMITS = ("length", "model_length")
 """Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
 RESULTS = insert(results)
@@ -296,7 +296,7 @@ async def _store_deliveries(
                 "tenant": one.row.tenant,
                 "event": event.value,
                 "url": webhook.url,
-                "body": webhook_body(ChatResult(**closed, **one.answer)),
+                "body": webhook_body(ChatResult(**closed, **one.answer), webhook.format),
                 "body_timestamp": rfc3339(moment(time)),
                 "status": "pending",
                 "created_at": time,

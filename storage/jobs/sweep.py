@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, or_, select, update
 
 from domain.values import JobHandle
 from storage.engine.database import Database, retried
-from storage.engine.schema import EPOCH, NOT_DELAYED, jobs, micros, now
+from storage.engine.schema import EPOCH, NOT_DELAYED, NOT_KEPT, jobs, micros, now, responses
 from storage.jobs import mapping
 
 OWN_WORKFLOW = jobs.c.batched.is_(False)
@@ -70,6 +70,11 @@ class SweepStore:
         query = select(jobs).where(jobs.c.completed_at.is_(None), NOT_DELAYED, OWN_WORKFLOW)
         query = query.where(jobs.c.cancel_requested_at.is_not(None))
         return await self._found(query, limit)
+
+    async def unkept(self, *, ended: timedelta, limit: int = 100) -> Sequence[JobHandle]:
+        """Jobs that ended so long ago and whose content is not to be kept, but is still there."""
+        query = select(jobs).join(responses, responses.c.job_id == jobs.c.id).where(NOT_KEPT)
+        return await self._found(query.where(jobs.c.completed_at <= micros(now() - ended)), limit)
 
     @retried
     async def touch(self, job_id: str) -> None:

@@ -359,6 +359,34 @@ def test_list_filters(call: Call) -> None:
     assert (none.code, none.out) == (0, "")
 
 
+def test_a_conversation(running: Stack, call: Call) -> None:
+    """Replies have the messages before them and the first one's model, also straight through Temporal; they are listed
+    with it."""
+    first = call("start", "--wait", prompt(tokens=2), "--model", "mistral-large-latest").out.strip()
+    question = prompt(tokens=3)
+    second = call("start", "--wait", question, "--reply-to", first).out.strip()
+    (request,) = running.simulator.requests(question)
+    assert ([one["role"] for one in request["messages"]], request["model"]) == (
+        ["user", "assistant", "user"],
+        "mistral-large-latest",
+    )
+    direct = call("start", "--direct", "--wait", "--json", prompt(tokens=2), "--reply-to", second).json()
+    assert (direct["previousJobId"], direct["thread"], direct["model"]) == (second, first, "mistral-small-latest")
+    chat = call("chat", prompt(tokens=2), "--reply-to", second, "--model", "codestral-latest")
+    assert chat.code == 0, chat.err
+    listed = call("list", "--json", "--thread", first).json()["jobs"]
+    assert [job["model"] for job in listed] == [
+        "codestral-latest",
+        "mistral-small-latest",
+        "mistral-large-latest",
+        "mistral-large-latest",
+    ]
+    shown = call("show", second).out
+    assert re.search(rf"replies to +{first}", shown)
+    refused = call("start", "hi", "--reply-to", "job_of_nobody", "--json")
+    assert refused.error()["code"] == "job_not_found"
+
+
 def test_a_delayed_job_says_when_it_starts(running: Stack, call: Call) -> None:
     job_id = call("start", "later", "--start-at", "2h").out.strip()
     job = call("show", job_id, "--json").json()

@@ -19,7 +19,7 @@ from tests.support.gateway import Gateway, gateway
 from tests.support.needs import program
 from tests.support.npm import installed
 from tests.support.stack import OURS, ROOT, Stack, stack
-from tests.v1.conftest import PYTHON
+from tests.v1.openai_clients import PYTHON
 
 pytestmark = pytest.mark.long
 
@@ -27,6 +27,7 @@ SECONDS = 60
 ELSEWHERE = {
     "batches.md": "tests/system/test_batch_client.py",
     "client.md": "tests/system/test_client.py",
+    "conversations.md": "tests/gateway/test_conversations.py",
     "debug.md": "tests/cli/test_history.py",
     "receive-webhooks.md": "tests/system/test_receive_webhooks.py",
     "replay.md": "tests/gateway/test_replays.py",

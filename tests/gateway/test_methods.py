@@ -117,6 +117,7 @@ def test_a_method_that_a_path_does_not_have_is_named(door: Gateway, job_id: str,
     assert reply.headers["content-type"] == ("application/json" if as_mistral else "application/problem+json")
     if method != "HEAD":
         problem: dict[str, Any] = httpx2.Response(405, content=reply.body).json()
+        problem = problem.get("error", problem) if path.startswith("/v1/responses") else problem
         assert problem["code"] == "method_not_allowed"
         assert problem["message" if as_mistral else "detail"] == f"This path does not take {method}; it takes {allowed}"
 

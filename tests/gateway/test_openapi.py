@@ -27,7 +27,7 @@ DOCUMENTED: dict[str, Any] = json.loads(DOCUMENT.read_text())
 JOB = {"messages": [{"role": "user", "content": "hello"}]}
 HOOK = "http://127.0.0.1:65000/"
 STREAMS = ("/api/chat/stream", "/api/feed", "/api/jobs/{job_id}/events")
-NEED_MORE = ("/readyz", "/v1/chat/completions", "/v1/models", "/v1/models/{model_id}")
+NEED_MORE = ("/readyz", "/v1/chat/completions", "/v1/models", "/v1/models/{model_id}", "/v1/responses")
 """What needs Temporal, a worker or the model's server, none of which is here (tests/v1)."""
 OPERATIONS = [
     (path, method)

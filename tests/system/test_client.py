@@ -231,6 +231,41 @@ async def test_a_replay_is_a_new_job_with_changes(jobs: AsyncChatJobs) -> None:
     assert [problem.pointer for problem in caught.value.problems] == ["/max_tokens"]
 
 
+async def test_a_reply_goes_on_with_the_conversation(jobs: AsyncChatJobs, service: Stack) -> None:
+    """With the previous job's model, unless another is named; one key is one job, also after the first was deleted."""
+    first = await jobs.ask("Hello", model="mistral-large-latest")
+    message = prompt()
+    second = await jobs.wait((await jobs.reply(first.job_id, message, idempotency_key=message)).job_id)
+    assert (second.model, second.previous_job_id, second.thread) == (first.model, first.job_id, first.job_id)
+    (call,) = service.simulator.requests(message)
+    assert [one["content"] for one in call["messages"]] == ["Hello", first.content, message]
+    await jobs.delete(first.job_id)
+    assert (await jobs.reply(first.job_id, message, idempotency_key=message)).job_id == second.job_id
+    whole = ChatRequest(messages=(UserMessage(content="And?"),), model="codestral-latest")
+    others = [
+        await jobs.wait((await jobs.reply(second.job_id, *asked, **fields)).job_id)
+        for asked, fields in ((["And?"], {"model": "ministral-8b-latest"}), ([whole], {}))
+    ]
+    assert [job.model for job in others] == ["ministral-8b-latest", "codestral-latest"]
+    found = [job.job_id async for job in jobs.list(thread=first.job_id)]
+    assert found == [job.job_id for job in (*others[::-1], second, first)]
+
+
+async def test_which_jobs_have_no_reply(jobs: AsyncChatJobs, service: Stack) -> None:
+    with pytest.raises(JobNotFound):
+        await jobs.reply("job_of_nobody", "And?")
+    slow = prompt(tokens=5_000, tokens_per_second=50)
+    running = await jobs.submit(slow)
+    await service.simulator.wait(slow, tokens=1)
+    with pytest.raises(JobRunning):
+        await jobs.reply(running.job_id, "And?")
+    await jobs.cancel(running.job_id)
+    await jobs.wait(running.job_id)
+    await jobs.delete(running.job_id)
+    with pytest.raises(ContentDeleted):
+        await jobs.reply(running.job_id, "And?")
+
+
 async def test_one_key_is_one_job(jobs: AsyncChatJobs) -> None:
     message = prompt()
     first, again = [await jobs.submit(message, idempotency_key=f"key of {message}") for _ in range(2)]

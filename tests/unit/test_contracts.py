@@ -232,7 +232,7 @@ def test_the_result_has_the_names_of_the_wire() -> None:
     assert set(document) == {
         *("jobId", "requestId", "status", "model", "createdAt", "startedAt", "completedAt", "content", "reasoning"),
         *("toolCalls", "finishReason", "usage", "usageEstimated", "error", "epoch", "position", "sha256"),
-        *("metadata", "replayOf", "batchId", "scheduleId", "temporalUrl"),
+        *("metadata", "replayOf", "previousJobId", "thread", "batchId", "scheduleId", "temporalUrl"),
     }
     assert document["createdAt"] == "2026-01-02T00:00:00.000000Z"
     assert ChatResult.model_validate_json(result.model_dump_json()) == result

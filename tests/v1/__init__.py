@@ -1,0 +1,1 @@
+"""The API under /v1, as the official clients use it."""

@@ -19,11 +19,11 @@ from tests.support.gateway import Gateway, gateway
 from tests.support.needs import program
 from tests.support.npm import installed
 from tests.support.simulator_process import SimulatorProcess
-from tests.support.stack import ROOT, Stack, free_port, stack
+from tests.support.stack import Stack, free_port, stack
+from tests.v1.openai_clients import HERE, PYTHON, OpenAIClient, node_client, python_client
 
-HERE = Path(__file__).parent
-PYTHON = ROOT / ".venv" / "clients" / "bin" / "python"
-"""`make .venv/clients/made` brings it: the clients from PyPI have an environment of their own."""
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+"""For webhooks: that of the specification's examples."""
 PLAN_SECONDS = 90
 
 
@@ -77,6 +77,7 @@ def official(request: pytest.FixtureRequest) -> OfficialClient:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     env = {"CHATJOBS_PORT": str(free_port()), "CHATJOBS_CONCURRENCY": "20", "CHATJOBS_HEARTBEAT_SECONDS": "1"}
+    env |= {"CHATJOBS_WEBHOOK_ALLOW": "127.0.0.1", "WEBHOOK_SECRET": SECRET}
     with stack(tmp_path_factory.mktemp("v1"), env=env) as started:
         yield started
 
@@ -98,3 +99,21 @@ def sim(service: Stack) -> Iterator[SimulatorProcess]:
 def http(door: Gateway) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=door.url, timeout=30, trust_env=False) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module", params=["python", "node"])
+def openai(request: pytest.FixtureRequest, door: Gateway) -> Iterator[OpenAIClient]:
+    """The official client of OpenAI, once that for Python and once that for Node."""
+    if request.param == "python":
+        with python_client(door.url) as client:
+            yield client
+        return
+    with node_client(door.url, request.getfixturevalue("node_home")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def strict(door: Gateway) -> Iterator[OpenAIClient]:
+    """That for Python, which checks what it gets, where one client is enough."""
+    with python_client(door.url) as client:
+        yield client

@@ -4,7 +4,7 @@ import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.j
 import { call, signedOut } from "./api.js";
 import { BatchView } from "./batch.js";
 import { BatchesView } from "./batches.js";
-import { JobView } from "./job.js";
+import { JobView, ThreadView } from "./job.js";
 import { ListView } from "./list.js";
 import { Alone, Notices, Trouble } from "./parts.js";
 import { Pauses } from "./pauses.js";
@@ -35,7 +35,7 @@ function App() {
   const address = useAddress();
   const [session, look, problem] = useSession();
   const [connection, setConnection] = useState(null);
-  const [, place, id] = /^\/(jobs|batches|schedules)(?:\/([^/]+))?\/?$/.exec(address.pathname) ?? [];
+  const [, place, id] = /^\/(jobs|threads|batches|schedules)(?:\/([^/]+))?\/?$/.exec(address.pathname) ?? [];
   useEffect(() => {
     if (problem?.status !== 0 && !(problem?.status >= 500)) return undefined;
     const timer = setInterval(look, 2000);
@@ -56,6 +56,7 @@ function View({ place, id, address, session, onConnection }) {
   if (place === "batches") {
     return id ? html`<${BatchView} key=${id} id=${id} onConnection=${onConnection} />` : html`<${BatchesView} onConnection=${onConnection} />`;
   }
+  if (place === "threads" && id) return html`<${ThreadView} key=${id} id=${id} address=${address} session=${session} onConnection=${onConnection} />`;
   return id
     ? html`<${JobView} key=${id} id=${id} session=${session} onConnection=${onConnection} />`
     : html`<${ListView} address=${address} onConnection=${onConnection} />`;

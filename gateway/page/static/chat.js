@@ -3,7 +3,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { call, newKey } from "./api.js";
 import { Field, ModelField, PriorityField, Trouble, USUAL_PRIORITY } from "./parts.js";
-import { go, leavingList } from "./places.js";
+import { go, jobHref, leavingList } from "./places.js";
 
 const MODEL = "chatjobs.model";
 
@@ -25,8 +25,8 @@ const kept = {
   },
 };
 
-/** `before`: the messages of the conversation so far; `rest`: the fields of its last request that are kept. */
-export function Composer({ title, placeholder, before = [], rest = {}, focus = false }) {
+/** `previous`: the id of the job whose conversation goes on; `rest`: the fields of its request that are kept. */
+export function Composer({ title, placeholder, previous, rest = {}, focus = false, hrefOf = jobHref }) {
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
   const [model] = useState(rest.model ?? kept.get() ?? "mistral-small-latest");
@@ -41,7 +41,7 @@ export function Composer({ title, placeholder, before = [], rest = {}, focus = f
 
   const submit = async (event) => {
     event?.preventDefault();
-    const request = requestOf(form.current, before, rest);
+    const request = requestOf(form.current, previous, rest);
     if (busy || !request) return;
     setBusy(true);
     setProblem(null);
@@ -54,7 +54,7 @@ export function Composer({ title, placeholder, before = [], rest = {}, focus = f
       if (form.current) form.current.elements.prompt.value = "";
       setBusy(false);
       if (location.pathname === "/") leavingList();
-      go(`/jobs/${encodeURIComponent(accepted.jobId)}`);
+      go(hrefOf(accepted.jobId));
     } catch (error) {
       setProblem(error);
       setBusy(false);
@@ -74,7 +74,7 @@ export function Composer({ title, placeholder, before = [], rest = {}, focus = f
     <details>
       <summary>Options</summary>
       <div class="fields">
-        ${before.length ? null : html`<label class="field wide"><span>System message</span><textarea name="system" rows="2"></textarea></label>`}
+        ${previous ? null : html`<label class="field wide"><span>System message</span><textarea name="system" rows="2"></textarea></label>`}
         <${Field} name="temperature" title="Temperature" type="number" min="0" max="2" step="0.1" initial=${rest.temperature ?? ""} />
         <${Field} name="max_tokens" title="Longest answer" hint="tokens" type="number" min="1" initial=${rest.max_tokens ?? ""} />
         <${PriorityField} initial=${rest.priority} />
@@ -97,11 +97,12 @@ function grow(event) {
 }
 
 /** The request for a filled-in form; null without a prompt. */
-function requestOf(form, before, rest) {
+function requestOf(form, previous, rest) {
   const given = Object.fromEntries(new FormData(form));
   if (!given.prompt.trim()) return null;
   const system = given.system?.trim() ? [{ role: "system", content: given.system }] : [];
-  const request = { ...rest, model: given.model.trim(), messages: [...system, ...before, { role: "user", content: given.prompt }] };
+  const request = { ...rest, model: given.model.trim(), messages: [...system, { role: "user", content: given.prompt }] };
+  setOrLeave(request, "previousJobId", previous, previous);
   for (const name of ["temperature", "max_tokens"]) setOrLeave(request, name, given[name], Number(given[name]));
   setOrLeave(request, "priority", Number(given.priority) !== USUAL_PRIORITY, Number(given.priority));
   setOrLeave(request, "callback", given.callback, given.callback);

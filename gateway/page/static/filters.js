@@ -4,7 +4,7 @@ import { STATUSES } from "./format.js";
 
 export const WINDOWS = { "15m": "15 min", "1h": "1 hour", "6h": "6 hours", "24h": "24 hours", "7d": "7 days" };
 const USUAL_WINDOW = "1h";
-const NAMES = ["q", "status", "model", "metadata", "errorCode", "replayOf", "batchId", "scheduleId", "since", "until", "window"];
+const NAMES = ["q", "status", "model", "metadata", "errorCode", "replayOf", "thread", "batchId", "scheduleId", "since", "until", "window"];
 const ID = /^[A-Za-z0-9_-]{1,128}$/;
 const LONGEST_CODE = 64;
 const MODEL = /^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$/;
@@ -37,6 +37,7 @@ const READ = {
   metadata: (text) => (pairOf(text) ? null : `Metadata is asked for as key=value, for example order=42; ${quoted(text)} has no key and value.`),
   errorCode: (text) => (text.length <= LONGEST_CODE ? null : `${quoted(text)} cannot be the code of an error: it has at most ${LONGEST_CODE} characters.`),
   replayOf: (text) => (ID.test(text) ? null : `${quoted(text)} cannot be the id of a job.`),
+  thread: (text) => (ID.test(text) ? null : `${quoted(text)} cannot be the id of a job.`),
   batchId: (text) => (ID.test(text) ? null : `${quoted(text)} cannot be the id of a batch.`),
   since: (text) => (timeOf(text) ? null : notATime("From", text)),
   until: (text) => (timeOf(text) ? null : notATime("Until", text)),
@@ -89,11 +90,11 @@ export function hrefOf(filters) {
   return query.size ? `/?${query}` : "/";
 }
 
-export const UNFILTERED = { q: "", status: null, model: "", metadata: "", errorCode: "", replayOf: "", batchId: "", scheduleId: "", since: "", until: "" };
+export const UNFILTERED = { q: "", status: null, model: "", metadata: "", errorCode: "", replayOf: "", thread: "", batchId: "", scheduleId: "", since: "", until: "" };
 export const isFiltered = (filters) => Object.keys(UNFILTERED).some((name) => filters[name]);
 
 /** Whether a job matches all filters but `q`: which texts have the words, only the service knows. */
-export function matches(job, { status, model, metadata, errorCode, replayOf, batchId, scheduleId, since, until }) {
+export function matches(job, { status, model, metadata, errorCode, replayOf, thread, batchId, scheduleId, since, until }) {
   const pair = pairOf(metadata);
   const at = Date.parse(job.createdAt);
   return (
@@ -101,6 +102,7 @@ export function matches(job, { status, model, metadata, errorCode, replayOf, bat
     (!model || job.model === model) &&
     (!errorCode || job.error?.code === errorCode) &&
     (!replayOf || job.replayOf === replayOf) &&
+    (!thread || job.thread === thread) &&
     (!batchId || job.batchId === batchId) &&
     (!scheduleId || job.scheduleId === scheduleId) &&
     (!pair || job.metadata?.[pair[0]] === pair[1]) &&
@@ -110,10 +112,10 @@ export function matches(job, { status, model, metadata, errorCode, replayOf, bat
 }
 
 /** The API's URL for the chosen filters. */
-export function listUrl({ q, status, model, metadata, errorCode, replayOf, batchId, scheduleId, since, until }, { limit, cursor } = {}) {
+export function listUrl({ q, status, model, metadata, errorCode, replayOf, thread, batchId, scheduleId, since, until }, { limit, cursor } = {}) {
   const query = new URLSearchParams({ limit });
   const pair = pairOf(metadata);
-  for (const [name, value] of Object.entries({ q, errorCode, replayOf, batchId, scheduleId })) if (value) query.set(name, value);
+  for (const [name, value] of Object.entries({ q, errorCode, replayOf, thread, batchId, scheduleId })) if (value) query.set(name, value);
   if (status) query.set("status", status);
   if (model) query.set("model", model);
   if (pair) query.set(`metadata.${pair[0]}`, pair[1]);

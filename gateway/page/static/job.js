@@ -7,7 +7,8 @@ import { count, curl, isOpen, label, many, rate, shortId, span, standing, timeOf
 import { follow } from "./live.js";
 import { useFollowing } from "./following.js";
 import { Alone, BatchLink, Card, Dialog, Field, Heading, ModelField, Status, Trouble, USUAL_PRIORITY, copy, say, useNow } from "./parts.js";
-import { BackToList, Link, go, placeHere } from "./places.js";
+import { BackToList, Link, go, jobHref, placeHere, threadHref } from "./places.js";
+import { Branches, EditMessage, editable, leafOf, pathTo, repliesTo, useJobsOf, useTurns } from "./thread.js";
 import { Text, Transcript } from "./transcript.js";
 
 const DELIVERY_PAUSES_MS = [500, 1000, 2000, 4000, 8000, 15_000];
@@ -15,6 +16,7 @@ const DELETED = new Set([404, 410]);
 const DELETION_MS = 5000;
 const RETRY_MS = 2000;
 const SHORT = 700;
+const LONG_ANSWER = 20_000;
 const WAITING_FOR = {
   rate_limit: "Waiting for the model's rate limit",
   model_down: "The model does not answer at the moment; one job tries it again, the others wait",
@@ -24,13 +26,27 @@ const GOOD = new Set(["finished", "segment", "topped_up"]);
 const RESUMABLE = new Set(["failed", "cancelled"]);
 const GONE = new Set([404, 422]); // 422: the id is malformed
 
-export function JobView({ id, session, onConnection }) {
+/** `thread`: the id of the thread as which the job is shown, with those before it; null for the job itself. */
+export function JobView({ id, session, onConnection, thread = null }) {
   const { job, request, transcript, problem, reload, restarted } = useJob(id, onConnection);
   useEffect(() => {
-    document.title = job ? `${label(job.status)} · ${shortId(id)}` : shortId(id);
+    document.title = `${job ? `${label(job.status)} · ` : ""}${thread ? "Conversation" : shortId(id)}`;
   }, [id, job?.status]);
+  useEffect(() => {
+    if (thread && job && job.thread !== thread) go(threadHref(job.thread, id), { replace: true });
+  }, [thread, job?.thread]);
   if (!job || (problem && GONE.has(problem.status))) return html`<${NoJob} id=${id} problem=${problem} seen=${Boolean(job)} />`;
-  return html`<${Shown} ...${{ job, request, transcript, restarted, problem, reload, session }} />`;
+  return html`<${Shown} ...${{ job, request, transcript, restarted, problem, reload, session, thread }} />`;
+}
+
+/** A conversation: the path to the job that the address names, or to the newest one. */
+export function ThreadView({ id, address, session, onConnection }) {
+  const { jobs, problem } = useJobsOf(id, address.search);
+  const at = address.searchParams.get("at");
+  if (!jobs && problem) return html`<${NoJob} id=${id} problem=${problem} />`;
+  if (!jobs) return html`<main class="alone"><h1 class="hidden">Conversation</h1><p class="muted">Loading…</p></main>`;
+  const shown = at && !jobs.some((job) => job.jobId === at) ? at : leafOf(jobs, at ?? jobs.at(-1)?.jobId ?? id);
+  return html`<${JobView} key=${shown} id=${shown} thread=${id} session=${session} onConnection=${onConnection} />`;
 }
 
 function NoJob({ id, problem, seen }) {
@@ -45,8 +61,10 @@ function NoJob({ id, problem, seen }) {
   return html`<${Alone} title="No such job"><p>${why}</p><p class="id">${id}</p>${back}<//>`;
 }
 
-function Shown({ job, request, transcript, restarted, problem, reload, session }) {
+function Shown({ job, request, transcript, restarted, problem, reload, session, thread }) {
   const open = isOpen(job.status);
+  const { jobs } = useJobsOf(job.thread, job.status);
+  const hrefOf = (id) => (thread ? threadHref(thread, id) : jobHref(id));
   const [began] = useState(open);
   const answer = useRef(null);
   const [following, jump] = useFollowing(answer, open);
@@ -54,24 +72,36 @@ function Shown({ job, request, transcript, restarted, problem, reload, session }
     const place = placeHere(); // saved when the reader left this entry
     if (!open && place) scrollTo(0, place.y);
   }, []);
-  return html`<main class="job">
-    <${Head} job=${job} request=${request} session=${session} reload=${reload} />
+  useOpenAtEnd(answer, Boolean(thread && request?.messages.length > 1 && !open));
+  return html`<main class=${thread ? "job thread" : "job"}>
+    <${Head} ...${{ job, request, session, reload, thread, jobs, hrefOf }} />
     <${Trouble} problem=${problem} />
     <div class="columns">
       <div class="talk">
-        <${Talk} job=${job} request=${request} transcript=${transcript} restarted=${restarted} answer=${answer} />
-        <${FollowUp} job=${job} request=${request} focus=${began && following} />
+        <${Talk} ...${{ job, request, transcript, restarted, answer, jobs, hrefOf }} />
+        <${FollowUp} job=${job} request=${request} focus=${began && following} hrefOf=${hrefOf} />
+        ${thread ? null : html`<${Replies} jobs=${jobs} id=${job.jobId} />`}
       </div>
-      <aside aria-label="About this job">
+      ${thread ? null : html`<aside aria-label="About this job">
         <${Timeline} job=${job} request=${request} transcript=${transcript} />
         <${Attempts} job=${job} />
         <${Deliveries} job=${job} reload=${reload} />
         <${Details} job=${job} request=${request} />
-      </aside>
+      </aside>`}
     </div>
     ${open && !following ? html`<button type="button" class="jump" onClick=${jump}>Jump to the end ↓</button>` : null}
     <p class="hidden" role="status" aria-live="polite">${open ? "The answer is being written" : `The job is ${label(job.status).toLowerCase()}`}</p>
   </main>`;
+}
+
+/** Scroll to the last question once, as soon as all messages are there: a conversation is read from its end. */
+function useOpenAtEnd(answer, ready) {
+  const done = useRef(false);
+  useLayoutEffect(() => {
+    if (!ready || done.current) return;
+    done.current = true;
+    if (!placeHere()) answer.current?.previousElementSibling?.scrollIntoView({ block: "start", behavior: "instant" });
+  }, [ready]);
 }
 
 // -------------------------------------------------------------------------------------------------------- data
@@ -213,7 +243,7 @@ function expectsWebhook(job, request) {
 
 // -------------------------------------------------------------------------------------------------------- head
 
-function Head({ job, request, session, reload }) {
+function Head({ job, request, session, reload, thread, jobs, hrefOf }) {
   const [dialog, setDialog] = useState(null);
   const [problem, setProblem] = useState(null);
   const [cancelling, setCancelling] = useState(false);
@@ -247,18 +277,20 @@ function Head({ job, request, session, reload }) {
   return html`<div class="head">
     <${BackToList} class="back">← Jobs<//>
     <div class="title">
-      <${Heading}><code title=${job.jobId}>${shortId(job.jobId)}</code><//>
+      ${thread ? html`<${Heading}>Conversation<//>` : html`<${Heading}><code title=${job.jobId}>${shortId(job.jobId)}</code><//>`}
       <${Status} status=${job.status} pill />
       <span class="model">${job.model}</span>
     </div>
     <div class="actions">
+      ${thread ? html`<${Link} class="button" href=${jobHref(job.jobId)}>Job<//>` : null}
+      ${!thread && jobs?.length > 1 ? html`<${Link} class="button" href=${threadHref(job.thread, job.jobId)}>Conversation<//>` : null}
       ${isOpen(job.status) ? html`<button type="button" class="danger" onClick=${cancel} disabled=${cancelling}>${cancelling ? "Cancelling…" : "Cancel"}</button>` : null}
       ${RESUMABLE.has(job.status) && job.position && request ? html`<button type="button" onClick=${resume}>Resume</button>` : null}
       ${request ? html`<button type="button" onClick=${() => setDialog("replay")}>Replay…</button><button type="button" onClick=${copyCurl}>Copy as curl</button>` : null}
       ${run ? html`<a class="button" href=${run} target="_blank" rel="noopener noreferrer">Temporal ↗</a>` : null}
     </div>
     <${Trouble} problem=${problem} />
-    ${dialog === "replay" ? html`<${Replay} job=${job} request=${request} onClose=${() => setDialog(null)} />` : null}
+    ${dialog === "replay" ? html`<${Replay} job=${job} request=${request} hrefOf=${hrefOf} onClose=${() => setDialog(null)} />` : null}
     ${dialog && dialog !== "replay"
       ? html`<${Dialog} title="Copy as curl" onClose=${() => setDialog(null)}><textarea class="code" rows="8" readonly value=${dialog} onFocus=${(e) => e.currentTarget.select()} /><//>`
       : null}
@@ -273,7 +305,7 @@ const PARAMETERS = [
 ];
 
 /** The dialog for a new job with this one's request and changed fields. */
-function Replay({ job, request, onClose }) {
+function Replay({ job, request, hrefOf, onClose }) {
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
   const key = useRef(newKey());
@@ -285,7 +317,7 @@ function Replay({ job, request, onClose }) {
       const made = await call("POST", jobPath(job.jobId, "/replay"), { body, headers: { "Idempotency-Key": key.current } });
       say("Replayed");
       onClose();
-      go(`/jobs/${encodeURIComponent(made.jobId)}`);
+      go(hrefOf(made.jobId));
     } catch (error) {
       if (error.status) key.current = newKey(); // the corrected request needs another idempotency key
       setProblem(error);
@@ -318,13 +350,13 @@ function overridesOf(form, request) {
 
 // -------------------------------------------------------------------------------------------------------- talk
 
-function Talk({ job, request, transcript, restarted, answer }) {
+function Talk({ job, request, transcript, restarted, answer, jobs, hrefOf }) {
   const now = useNow(isOpen(job.status) ? 500 : 60_000);
   const reasons = Boolean(transcript.texts.reasoning);
   const nothing = !transcript.texts.content && !job.toolCalls?.length;
   return html`<section aria-label="Conversation" class="messages">
     <h2 class="hidden">Conversation</h2>
-    ${request?.messages.map((message, place) => html`<${Message} key=${place} message=${message} />`)}
+    ${request ? html`<${Before} messages=${request.messages} job=${job} jobs=${jobs} hrefOf=${hrefOf} />` : null}
     ${job.deletedAt ? html`<p class="muted">The content was deleted on ${when(job.deletedAt)}.</p>` : null}
     <article class="message assistant" ref=${answer} aria-label="Answer" data-open=${isOpen(job.status)}>
       <h3>${job.model || "Answer"}</h3>
@@ -351,30 +383,76 @@ function waitingFor(job, now) {
   return job.status === "queued" ? "Queued…" : "Waiting for the first token…";
 }
 
-function Message({ message }) {
+/** The messages before the answer: those of the conversation, whose branches can be chosen, and the job's own. */
+function Before({ messages, job, jobs, hrefOf }) {
+  const [editing, setEditing] = useState(null);
+  const path = useMemo(() => (jobs ? pathTo(jobs, job.jobId) : []), [jobs, job.jobId]);
+  const turns = useTurns(messages, path);
+  const close = (place) => {
+    setEditing(null);
+    requestAnimationFrame(() => document.getElementById(`edit-${place}`)?.focus());
+  };
+  return messages.map((message, place) => {
+    const turn = turns?.find((one) => place >= one.from && place < one.end);
+    const answered = turns?.find((one) => place === one.end);
+    if (editing === place) {
+      return html`<article key=${place} class="message user" aria-label="user"><h3>You</h3>
+        <${EditMessage} ...${{ messages, place, turn, hrefOf }} onClose=${() => close(place)} /></article>`;
+    }
+    const can = turn && editable(message) !== null;
+    const tools = html`${turn && place === turn.from ? html`<${Branches} jobs=${jobs} job=${turn.job} hrefOf=${hrefOf} />` : null}
+      ${can ? html`<button type="button" class="quiet" id=${`edit-${place}`} aria-label=${`Edit message ${place + 1}`} onClick=${() => setEditing(place)}>Edit</button>` : null}`;
+    return html`<${Message} key=${place} message=${message} job=${answered?.job} tools=${tools} />`;
+  });
+}
+
+const NAMES = { user: "You", system: "System", assistant: "Assistant", tool: "Tool" };
+
+/** `job`: the one whose answer it is. */
+function Message({ message, job, tools }) {
   const text = textOf(message.content);
-  const long = text.length > SHORT;
+  const long = text.length > (message.role === "assistant" ? LONG_ANSWER : SHORT);
+  const thoughts = thoughtsOf(message.content);
+  const name = job ? html`<${Link} href=${jobHref(job.jobId)} title=${job.jobId}>${job.model}<//>` : (NAMES[message.role] ?? message.role);
   return html`<article class=${`message ${message.role}`} aria-label=${message.role}>
-    <h3>${{ user: "You", system: "System", assistant: "Assistant", tool: "Tool" }[message.role] ?? message.role}</h3>
+    <div class="who"><h3>${name}</h3>${tools}</div>
+    ${thoughts ? html`<details class="reasoning"><summary>Reasoning</summary><div class="text">${thoughts}</div></details>` : null}
     ${long
       ? html`<details><summary>${text.slice(0, SHORT / 2)}…</summary><div class="text">${text}</div></details>`
       : html`<div class="text">${text}</div>`}
+    ${message.tool_calls?.length ? html`<pre class="code">${JSON.stringify(message.tool_calls, null, 2)}</pre>` : null}
   </article>`;
 }
 
-/** A message's content as text, with the type in place of parts that are not text. */
+const isThought = (part) => part.type === "thinking";
+
+/** A message's content as text, with the type in place of parts that are not text; without thoughts. */
 function textOf(content) {
   if (typeof content === "string") return content;
-  return (content ?? []).map((part) => part.text ?? `[${part.type}]`).join("\n");
+  return (content ?? []).filter((part) => !isThought(part)).map((part) => part.text ?? `[${part.type}]`).join("\n");
+}
+
+function thoughtsOf(content) {
+  if (typeof content === "string") return "";
+  return (content ?? []).filter(isThought).flatMap((part) => part.thinking).map((part) => part.text ?? `[${part.type}]`).join("\n");
 }
 
 /** The chat box for the next message of the conversation, which becomes a new job. */
-function FollowUp({ job, request, focus }) {
-  if (!request || isOpen(job.status) || !job.content?.trim() || request.tools?.length) return null;
-  if (request.messages.at(-1).role === "assistant") return null; // the request had a prefix for the answer
-  const { messages, id, jobId, metadata, webhook, ...rest } = request;
-  const before = [...messages, { role: "assistant", content: job.content }];
-  return html`<${Composer} title="Follow up" placeholder="Follow up…" before=${before} rest=${{ ...rest, model: job.model }} focus=${focus} />`;
+function FollowUp({ job, request, focus, hrefOf }) {
+  if (!request || isOpen(job.status)) return null;
+  if (job.toolCalls?.length) return html`<p class="muted">The model waits for the answers of its tools. A job with this one as its <code>previousJobId</code> brings them.</p>`;
+  if (!job.content?.trim()) return null;
+  const { messages, id, jobId, metadata, webhook, startAt, ...rest } = request;
+  return html`<${Composer} title="Follow up" placeholder="Follow up…" previous=${job.jobId} rest=${{ ...rest, model: job.model }} focus=${focus} hrefOf=${hrefOf} />`;
+}
+
+/** The jobs that go on from this one. */
+function Replies({ jobs, id }) {
+  const replies = repliesTo(jobs ?? [], id);
+  if (!replies.length) return null;
+  return html`<${Card} title="The conversation goes on">
+    <ul class="facts">${replies.map((one) => html`<li key=${one.jobId}><${Link} href=${jobHref(one.jobId)} title=${one.jobId}>${one.preview ?? shortId(one.jobId)}<//></li>`)}</ul>
+  <//>`;
 }
 
 // ------------------------------------------------------------------------------------------------------- aside
@@ -510,6 +588,8 @@ function Details({ job, request }) {
       ${metadata.map(([key, value]) => html`<dt class="key">${key}</dt><dd>${value}</dd>`)}
       ${job.scheduleId ? html`<dt>Schedule</dt><dd><${Link} href=${`/?scheduleId=${encodeURIComponent(job.scheduleId)}`}>${job.scheduleId}<//></dd>` : null}
       ${job.batchId ? html`<dt>Batch</dt><dd><${BatchLink} id=${job.batchId} /></dd>` : null}
+      ${job.previousJobId ? html`<dt>Reply to</dt><dd>${toJob(job.previousJobId)}</dd>` : null}
+      ${job.thread !== job.jobId ? html`<dt>Thread</dt><dd><${Link} href=${threadHref(job.thread, job.jobId)}>${shortId(job.thread)}<//></dd>` : null}
       ${job.replayOf ? html`<dt>Replay of</dt><dd>${toJob(job.replayOf)}</dd>` : null}
       ${job.replays.length ? html`<dt>Replays</dt><dd class="stack">${job.replays.map(toJob)}</dd>` : null}
     </dl>

@@ -228,7 +228,7 @@ function Filters({ chosen }) {
     ${field("q", "Search", { type: "search", placeholder: "words of prompt or answer" })}
     ${field("model", "Model", { placeholder: "any" })} ${field("metadata", "Metadata", { placeholder: "key=value" })}
     ${field("errorCode", "Error", { placeholder: "code" })}
-    ${chosen.replayOf ? field("replayOf", "Replays of") : null} ${chosen.batchId ? field("batchId", "Batch") : null}
+    ${chosen.replayOf ? field("replayOf", "Replays of") : null} ${chosen.thread ? field("thread", "Thread") : null} ${chosen.batchId ? field("batchId", "Batch") : null}
     ${chosen.scheduleId ? field("scheduleId", "Schedule") : null}
     ${field("since", "From", { placeholder: "2026-11-26" })} ${field("until", "Until", { placeholder: "2026-11-27T10:00" })}
     ${isFiltered({ ...chosen, status: null }) ? html`<${Link} href=${hrefOf({ ...chosen, ...UNFILTERED, status: chosen.status })} class="clear">Clear<//>` : null}
@@ -256,7 +256,7 @@ function Row({ job, now, selection }) {
     <td class="c-status"><${Status} status=${job.status} /></td>
     <td class="c-job">
       <${Link} href=${`/jobs/${encodeURIComponent(job.jobId)}`} title=${job.jobId} onLeave=${leavingList}>${shortId(job.jobId)}<//>
-      ${job.replayOf ? html`<span class="tag">replay</span>` : null}
+      ${job.replayOf ? html`<span class="tag">replay</span>` : job.previousJobId ? html`<span class="tag">reply</span>` : null}
       ${job.startAt && job.status === "queued" ? html`<span class="tag" title="startAt">starts ${when(job.startAt)}</span>` : null}
       ${job.scheduleId ? html`<span class="tag" title=${`schedule ${job.scheduleId}`}>${job.scheduleId}</span>` : null}
       ${tags.map(([key, value]) => html`<span class="tag" title=${`${key}=${value}`}>${key}=${value}</span>`)}

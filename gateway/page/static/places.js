@@ -137,6 +137,9 @@ export function useAddress() {
   return address;
 }
 
+export const jobHref = (id) => `/jobs/${encodeURIComponent(id)}`;
+export const threadHref = (thread, id) => `/threads/${encodeURIComponent(thread)}${id ? `?at=${encodeURIComponent(id)}` : ""}`;
+
 const isOtherTab = (event) => event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey;
 
 /** A real link, which can be opened in a new tab; a plain click navigates within the page. */
