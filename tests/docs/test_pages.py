@@ -34,6 +34,7 @@ ELSEWHERE = {
     "schedules.md": "tests/gateway/test_schedules.py",
 }
 """Pages whose snippets need more than a running service, and the tests that execute them."""
+SECRET = "whsec_" + "c" * 32
 USUAL = "usual"
 OF_THEIR_OWN: dict[str, dict[str, dict[str, str]]] = {
     "operations.md": {},
@@ -68,7 +69,7 @@ def service(
 ) -> Iterator[dict[str, str]]:
     """The environment of somebody who uses and operates the page's service."""
     options = OF_THEIR_OWN.get(request.param, {})
-    env = {"CHATJOBS_PORT": "0", "CHATJOBS_WEBHOOK_ALLOW": "127.0.0.1", **options.get("env", {})}
+    env = {"CHATJOBS_PORT": "0", "CHATJOBS_WEBHOOK_ALLOW": "127.0.0.1", "WEBHOOK_SECRET": SECRET, **options.get("env", {})}
     with stack(tmp_path_factory.mktemp("docs"), env=env, simulator=options.get("simulator")) as built:
         door = gateway(built)
         keys = {"CHATJOBS_API_KEY": _key(built)} if request.param == NEEDS_KEY else {}
