@@ -61,7 +61,7 @@ class RawServer:
                 while True:
                     head = (await reader.readuntil(b"\r\n\r\n")).decode()
                     visit = Visit(head, b"", writer, number, gone)
-                    visit.body = await reader.readexactly(int(visit.headers.get("content-length", 0)))
+                    visit.body = await _body(reader, visit.headers)
                     self.visits.append(visit)
                     self.visited.set()
                     await self._answer(visit, reader)
@@ -85,6 +85,17 @@ class RawServer:
         for task in (replying, leaving):
             task.cancel()
         await asyncio.gather(replying, leaving, return_exceptions=True)
+
+
+async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
+    """The body of a request, of known length or chunked (RFC 9112, section 7.1)."""
+    if headers.get("transfer-encoding") != "chunked":
+        return await reader.readexactly(int(headers.get("content-length", 0)))
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return body
 
 
 @asynccontextmanager
