@@ -1,8 +1,7 @@
 """Files of the JavaScript client that are made from the contracts: its types, and the shapes that it reads.
 
-    python -m tests.clients.generated      # writes src/shapes.js and types/contracts.d.ts
-
-``types/*.d.ts`` of the other modules are made by TypeScript from their JSDoc (``tests/clients/typescript.py``).
+    python -m tests.clients.generated              # writes src/shapes.js and types/contracts.d.ts
+    python -m tests.clients.generated --types      # also the other types, which TypeScript makes of the sources' JSDoc
 """
 
 from __future__ import annotations
@@ -11,6 +10,9 @@ import ast
 import inspect
 import json
 import re
+import subprocess
+import sys
+import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +24,8 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from chatjobs import contracts as c
 from chatjobs.contracts import statuses
 from gateway.routes.sessions import StreamToken
+from tests.support.needs import program
+from tests.support.npm import installed
 from tests.support.stack import ROOT
 
 CLIENT = ROOT / "clients" / "typescript"
@@ -245,5 +249,20 @@ def write(home: Path = CLIENT) -> None:
         (home / name).write_text(make())
 
 
+def write_types(modules: Path, target: Path = CLIENT / "types") -> None:
+    """Write the declarations of the sources. ``modules`` has TypeScript and Node's types (tests/clients/node).
+
+    Raises AssertionError, with what TypeScript complains of.
+    """
+    packages = modules / "node_modules"
+    compiler = [program("node"), str(packages / "typescript" / "bin" / "tsc"), "-p", str(CLIENT)]
+    options = ["--typeRoots", str(packages / "@types"), "--outDir", str(target)]
+    done = subprocess.run([*compiler, *options], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 if __name__ == "__main__":
     write()
+    if "--types" in sys.argv:
+        with tempfile.TemporaryDirectory() as folder:
+            write_types(installed(Path(folder), "the types are not made", source=Path(__file__).parent / "node"))

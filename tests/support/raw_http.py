@@ -52,10 +52,17 @@ class RawServer:
     connections: int = 0
     visited: asyncio.Event = field(default_factory=asyncio.Event)
     """There was a request."""
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    """Of all connections."""
+    serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number, self.connections = self.connections, self.connections + 1
         gone = asyncio.Event()
+        self.writers.append(writer)
+        if task := asyncio.current_task():
+            self.serving.add(task)
+            task.add_done_callback(self.serving.discard)
         try:
             with suppress(OSError, asyncio.IncompleteReadError):
                 while True:
@@ -68,6 +75,15 @@ class RawServer:
         finally:
             gone.set()
             writer.close()
+
+    async def close(self) -> None:
+        """Break off all connections, also those whose client has not taken everything, or that begin just now."""
+        for _ in range(5):  # from its acceptance a connection takes as many rounds of the loop to get here
+            await asyncio.sleep(0)
+        for writer in self.writers:
+            writer.transport.abort()
+        closed = (writer.wait_closed() for writer in self.writers)
+        await asyncio.gather(*self.serving, *closed, return_exceptions=True)
 
     async def _answer(self, visit: Visit, reader: asyncio.StreamReader) -> None:
         """A reply that is still running when the client leaves is cancelled."""
@@ -108,9 +124,7 @@ async def raw_server(*replies: Reply, tls: ssl.SSLContext | None = None) -> Asyn
         yield server
     finally:
         listener.close()
-        for visit in server.visits:
-            visit.writer.close()
-        await asyncio.sleep(0)
+        await server.close()
 
 
 def head(status: str = "200 OK", **headers: str) -> bytes:

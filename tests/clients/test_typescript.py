@@ -1,0 +1,128 @@
+"""The types of the JavaScript client, and its package: what TypeScript, npm and Node make of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chatjobs import errors
+from chatjobs.errors import ChatJobsError
+from tests.clients import generated
+from tests.clients.generated import CLIENT
+from tests.support.needs import program
+from tests.support.npm import installed
+from tests.support.snippets import snippets
+from tests.unit.test_house import below
+
+HERE = Path(__file__).parent
+REMEDY = "run: python -m tests.clients.generated --types"
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the npm packages of the tests."""
+    yield installed(tmp_path_factory.mktemp("npm"), "the client's types are not checked", source=HERE / "node")
+
+
+def node(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run([program("node"), *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", generated.FILES)
+def test_what_is_made_of_the_contracts_is_up_to_date(name: str) -> None:
+    """A new field of a job is in both clients."""
+    assert (CLIENT / name).read_text() == generated.FILES[name](), REMEDY
+
+
+def test_the_types_are_those_of_the_sources(modules: Path, tmp_path: Path) -> None:
+    """TypeScript checks the sources by their JSDoc, strictly, and makes the declarations that are committed."""
+    generated.write_types(modules, tmp_path)
+    made = {path.name: path.read_text() for path in tmp_path.glob("*.d.ts")}
+    assert made == {path.name: path.read_text() for path in (CLIENT / "types").glob("*.d.ts") if path.name in made}, REMEDY
+    sources = {path.stem for path in (CLIENT / "src").glob("*.js")}
+    assert {path.name.removesuffix(".d.ts") for path in (CLIENT / "types").iterdir()} == sources | {"contracts"}
+
+
+@pytest.fixture(scope="module")
+def project(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that has installed the packed client."""
+    home = tmp_path_factory.mktemp("project")
+    command = [program("npm"), "pack", str(CLIENT), "--json", "--pack-destination", str(home)]
+    packed = json.loads(subprocess.run(command, cwd=home, capture_output=True, text=True, check=True, timeout=60).stdout)
+    with tarfile.open(home / packed[0]["filename"]) as archive:
+        archive.extractall(home / "node_modules", filter="data")
+    (home / "node_modules" / "package").rename(home / "node_modules" / "chatjobs")
+    for name in ("@types", "undici-types", "csstype", "typescript", "react", "react-dom", "scheduler"):
+        (home / "node_modules" / name).symlink_to(modules / "node_modules" / name)
+    (home / "package.json").write_text('{"type": "module", "private": true}')
+    return home
+
+
+def test_the_package_has_what_it_should_have(project: Path) -> None:
+    home = project / "node_modules" / "chatjobs"
+    found = {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()}
+    sources = {f"src/{path.name}" for path in (CLIENT / "src").iterdir()}
+    types = {f"types/{path.name}" for path in (CLIENT / "types").iterdir()}
+    assert found == {"package.json", "README.md", "LICENSE"} | sources | types
+    assert "dependencies" not in json.loads((home / "package.json").read_text())
+    assert (home / "LICENSE").read_text() == (CLIENT.parent.parent / "LICENSE").read_text()
+
+
+def test_the_package_works_in_an_empty_project(project: Path) -> None:
+    script = "import('chatjobs').then(({ ChatJobs }) => new ChatJobs('http://127.0.0.1:9').get('a/b')).catch((e) => console.log(e.name))"
+    assert node("-e", script, cwd=project) == "JobNotFound\n"
+
+
+@pytest.mark.parametrize("libraries", ["ES2022,DOM,DOM.Iterable,DOM.AsyncIterable", "ES2022"], ids=["browser", "node"])
+def test_a_sample_that_uses_everything_has_its_types(project: Path, libraries: str) -> None:
+    """Under ``strict``, with the package's own declarations checked, too."""
+    shutil.copy(HERE / "sample.ts", project / "sample.ts")
+    options = ["--noEmit", "--strict", "--target", "ES2022", "--module", "NodeNext", "--lib", libraries]
+    types = ["--types", "node" if libraries == "ES2022" else ""]
+    if libraries != "ES2022":
+        types = ["--types", "node"]
+    node("node_modules/typescript/bin/tsc", *options, *types, "sample.ts", cwd=project)
+
+
+def test_the_sample_uses_everything() -> None:
+    sample = (HERE / "sample.ts").read_text()
+    script = """
+      import * as all from "./src/index.js";
+      const jobs = new all.ChatJobs("http://x");
+      const of = (one) => Object.getOwnPropertyNames(Object.getPrototypeOf(one)).filter((n) => n !== "constructor");
+      console.log(JSON.stringify([...Object.keys(all), ...of(jobs), ...of(jobs.batches), ...of(jobs.schedules)]));
+    """
+    names = json.loads(node("--input-type=module", "-e", script, cwd=CLIENT))
+    assert [name for name in names if name not in sample] == []
+
+
+def test_the_errors_are_those_of_the_python_client(tmp_path: Path) -> None:
+    """Names, codes, kinds and messages."""
+    script = """
+      import * as all from "./src/errors.js";
+      const facts = (kind) => [kind.code, Object.getPrototypeOf(kind).name, kind.usualMessage, kind.prototype.name];
+      console.log(JSON.stringify(Object.fromEntries(Object.entries(all).map(([name, kind]) => [name, facts(kind)]))));
+    """
+    found = json.loads(node("--input-type=module", "-e", script, cwd=CLIENT))
+    ours = [ChatJobsError, *(one for one in below(ChatJobsError) if one.__module__ == errors.__name__)]
+    wanted = {
+        one.__name__: [one.code, one.__mro__[1].__name__.replace("Exception", "Error"), one.__doc__, one.__name__]
+        for one in ours
+        if issubclass(one, ChatJobsError)
+    }
+    assert found == wanted
+
+
+def test_examples_of_the_readme_parse(tmp_path: Path) -> None:
+    """tests/clients/test_service.py runs those of docs/client.md."""
+    for number, code in enumerate(snippets("../clients/typescript/README.md", "js")):
+        (tmp_path / f"{number}.mjs").write_text(code)
+        node("--check", str(tmp_path / f"{number}.mjs"), cwd=tmp_path)
