@@ -54,12 +54,15 @@ class RawServer:
     """There was a request."""
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
     """Of all connections."""
+    closed: bool = False
     serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number, self.connections = self.connections, self.connections + 1
         gone = asyncio.Event()
         self.writers.append(writer)
+        if self.closed:
+            return writer.transport.abort()
         if task := asyncio.current_task():
             self.serving.add(task)
             task.add_done_callback(self.serving.discard)
@@ -78,7 +81,8 @@ class RawServer:
 
     async def close(self) -> None:
         """Break off all connections, also those whose client has not taken everything, or that begin just now."""
-        for _ in range(5):  # from its acceptance a connection takes as many rounds of the loop to get here
+        self.closed = True
+        for _ in range(10):  # a connection that was just accepted takes some rounds of the loop to get to ``serve``
             await asyncio.sleep(0)
         for writer in self.writers:
             writer.transport.abort()
