@@ -1,7 +1,7 @@
 """Files of the JavaScript client that are made from the contracts: its types, and the shapes that it reads.
 
-    python -m tests.clients.generated              # writes src/shapes.js and types/contracts.d.ts
-    python -m tests.clients.generated --types      # also the other types, which TypeScript makes of the sources' JSDoc
+python -m tests.clients.generated              # writes src/shapes.js and types/contracts.d.ts
+python -m tests.clients.generated --types      # also the other types, which TypeScript makes of the sources' JSDoc
 """
 
 from __future__ import annotations
@@ -31,16 +31,22 @@ from tests.support.stack import ROOT
 CLIENT = ROOT / "clients" / "typescript"
 Schema = dict[str, Any]
 
-EVENTS: tuple[type[BaseModel], ...] = (
-    *(c.QueuedEvent, c.StartEvent, c.ChunkEvent, c.ResetEvent, c.CompleteEvent, c.ErrorEvent, c.CancelledEvent),
+Models = tuple[type[BaseModel], ...]
+
+EVENTS: Models = (
+    c.QueuedEvent,
+    c.StartEvent,
+    c.ChunkEvent,
+    c.ResetEvent,
+    c.CompleteEvent,
+    c.ErrorEvent,
+    c.CancelledEvent,
 )
-RESPONSES: tuple[type[BaseModel], ...] = (
-    *(c.Job, c.JobAccepted, c.JobPage, StreamToken, *EVENTS),
-    *(c.Batch, c.BatchAccepted, c.BatchPage, c.BatchProgress, c.OutputLine, c.ReplayEstimate),
-    *(c.Redelivering, c.WebhookTest, c.EndpointList, c.WebhookEvent, c.BatchWebhookEvent),
-    *(c.LaneList, c.PauseList, c.SchedulePage),
-)
-REQUESTS: tuple[type[BaseModel], ...] = (c.ChatRequest, c.BatchRequest, c.ReplayFilter)
+JOBS: Models = (c.Job, c.JobAccepted, c.JobPage, StreamToken)
+BATCHES: Models = (c.Batch, c.BatchAccepted, c.BatchPage, c.BatchProgress, c.OutputLine, c.ReplayEstimate)
+WEBHOOKS: Models = (c.Redelivering, c.WebhookTest, c.EndpointList, c.WebhookEvent, c.BatchWebhookEvent)
+RESPONSES: Models = (*JOBS, *EVENTS, *BATCHES, *WEBHOOKS, c.LaneList, c.PauseList, c.SchedulePage)
+REQUESTS: Models = (c.ChatRequest, c.BatchRequest, c.ReplayFilter)
 MESSAGES = ("SystemMessage", "UserMessage", "AssistantMessage", "ToolMessage")
 MADE = "Made by tests/clients/generated.py from the contracts of the Python package (chatjobs/contracts/)."
 
@@ -90,7 +96,10 @@ def shapes() -> str:
 
 
 COMBINATORS = frozenset(
-    "anything boolean either integer list nullable number object optional record string time usually word".split()
+    (
+        *("anything", "boolean", "either", "integer", "list", "nullable", "number"),
+        *("object", "optional", "record", "string", "time", "usually", "word"),
+    )
 )
 
 
@@ -128,7 +137,7 @@ def shape(schema: Schema) -> str:
         case "string":
             return "time" if schema.get("format") == "date-time" else "string"
         case "integer" | "number" | "boolean" as kind:
-            return kind
+            return str(kind)
         case _:
             return "anything"
 
@@ -176,7 +185,8 @@ def declaration(name: str, schema: Schema, side: Literal["request", "response"],
             continue
         absent = field.exclude_if is not None if side == "response" else not field.is_required()
         kind = types_of(schema["properties"][alias], renamed)
-        lines.append(f"{comment(documented.get(python_name, ''), '  ')}  {key(alias)}{'?' if absent else ''}: {kind};\n")
+        lines.append(comment(documented.get(python_name, ""), "  "))
+        lines.append(f"  {key(alias)}{'?' if absent else ''}: {kind};\n")
     if schema.get("additionalProperties") is True:
         lines.append("  [further: string]: any;\n")
     return f"{head}interface {renamed.get(name, name)} {{\n{''.join(lines)}}}\n"
@@ -190,7 +200,7 @@ def types_of(schema: Schema, renamed: dict[str, str]) -> str:
     """The TypeScript type of a JSON schema."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return renamed.get(name, name).replace("JsonValue", "any")
+        return str(renamed.get(name, name)).replace("JsonValue", "any")
     if options := schema.get("anyOf") or schema.get("oneOf"):
         return " | ".join(dict.fromkeys(types_of(one, renamed) for one in options))
     if "const" in schema or "enum" in schema:
@@ -205,7 +215,7 @@ def types_of(schema: Schema, renamed: dict[str, str]) -> str:
         case "integer" | "number":
             return "number"
         case "string" | "boolean" | "null" as kind:
-            return kind
+            return str(kind)
         case _:
             return "any"
 

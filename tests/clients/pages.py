@@ -22,7 +22,9 @@ class Pages(http.server.SimpleHTTPRequestHandler):
 @contextmanager
 def pages(folder: Path) -> Iterator[str]:
     """The origin of a folder that has an empty page, and the client in ``/client``."""
-    (folder / "index.html").write_text("<!doctype html><link rel=icon href=data:,><title>elsewhere</title><main></main>")
+    (folder / "index.html").write_text(
+        "<!doctype html><link rel=icon href=data:,><title>elsewhere</title><main></main>"
+    )
     (folder / "client").symlink_to(CLIENT)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Pages, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()

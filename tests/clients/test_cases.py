@@ -28,10 +28,14 @@ def javascript() -> Iterator[JavaScript]:
 def matches(expected: Any, found: Any) -> bool:
     """Whether all that is expected is there: of objects the fields named, of lists every element."""
     if isinstance(expected, dict):
-        return isinstance(found, dict) and all(name in found and matches(one, found[name]) for name, one in expected.items())
+        return isinstance(found, dict) and all(
+            name in found and matches(one, found[name]) for name, one in expected.items()
+        )
     if isinstance(expected, list):
         return isinstance(found, list) and len(found) == len(expected) and all(map(matches, expected, found))
-    return type(expected) is type(found) and bool(expected == found) or (expected == found and isinstance(expected, int | float))
+    if isinstance(expected, bool) or isinstance(found, bool):
+        return expected is found
+    return bool(expected == found)
 
 
 def sent(visit: Visit, name: str) -> Any:

@@ -189,7 +189,7 @@ def test_handlers_get_the_events(place: Place) -> None:
     """An error of a handler is not swallowed; a closed watch is no error."""
     message = prompt(tokens=20, tokens_per_second=100)
     found = json.loads(ran(HANDLERS, place.gateway.url, place.key, message))
-    assert [one[0] for one in found["seen"]][::len(found["seen"]) - 1] == ["start", "complete"]
+    assert [one[0] for one in found["seen"]][:: len(found["seen"]) - 1] == ["start", "complete"]
     assert "".join(content or "" for _, content in found["seen"]) == place.text(message)
     assert found["facts"] == [1, "complete", "a mistake of the handler", None, "stop", "JobNotFound"]
 
@@ -218,9 +218,11 @@ const lines = await jobs.batches.download(fromFile.batchId, Writable.toWeb(creat
 async function* broken() { yield "a"; throw new RangeError("no more"); }
 const error = await jobs.batches.submit(broken()).catch((found) => found.message);
 const signal = AbortSignal.timeout(50);
-const aborted = await jobs.batches.submit((async function* () { yield "a"; await new Promise((r) => setTimeout(r, 9e3)); })(), { signal }).catch((e) => e.name);
+async function* slow() { yield "a"; await new Promise((resolve) => setTimeout(resolve, 9_000)); }
+const aborted = await jobs.batches.submit(slow(), { signal }).catch((found) => found.name);
 const blob = await jobs.batches.submit(new Blob([readFileSync(path)]), { name: "b" });
-console.log(JSON.stringify([lines, readFileSync(out, "utf8").trim().split("\\n").length, error, aborted, Boolean(blob.batchId)]));
+const written = readFileSync(out, "utf8").trim().split("\\n").length;
+console.log(JSON.stringify([lines, written, error, aborted, Boolean(blob.batchId)]));
 process.exit(0);
 """
 
@@ -228,7 +230,8 @@ process.exit(0);
 def test_files_are_streamed_up_and_down(place: Place, tmp_path: Path) -> None:
     """What reading the items throws is thrown, and nothing is started."""
     items = tmp_path / "items.jsonl"
-    items.write_text("".join(json.dumps({"body": {"messages": [{"role": "user", "content": prompt(tokens=1)}]}}) + "\n" for _ in range(30)))
+    bodies = [{"body": {"messages": [{"role": "user", "content": prompt(tokens=1)}]}} for _ in range(30)]
+    items.write_text("".join(f"{json.dumps(body)}\n" for body in bodies))
     found = json.loads(ran(STREAMED, place.gateway.url, place.key, str(items), str(tmp_path / "out.jsonl")))
     assert found == [30, 30, "no more", "TimeoutError", True]
 
@@ -358,7 +361,8 @@ async ([url, jobId, token, missing]) => {
     return React.createElement("p", { id: "answer", "data-status": status, "data-error": error?.name }, text);
   }
   const root = createRoot(document.querySelector("main"));
-  const show = (id) => root.render(React.createElement(React.StrictMode, null, React.createElement(Answer, { jobId: id })));
+  const strictly = (inner) => React.createElement(React.StrictMode, null, inner);
+  const show = (id) => root.render(strictly(React.createElement(Answer, { jobId: id })));
   const settled = async (word) => {
     const shown = () => document.querySelector(`#answer[data-status=${word}]`);
     while (!shown()) await new Promise((resolve) => requestAnimationFrame(resolve));
@@ -384,9 +388,10 @@ def test_the_react_hook_shows_the_answer(place: Place, tab: Watched, tmp_path_fa
     (place.folder / "modules").symlink_to(home / "node_modules")
     (place.folder / "react.js").write_text(LOAD)
     (place.folder / "hook.js").write_text(re.sub(r'from "react"', 'from "/react.js"', hook))
+    page = tab.open(place.origin)
+    page.evaluate("import('/hook.js').then(() => true)")  # it takes a moment, in which the answer would come
     message = prompt(**TORN)
     job_id, token = accepted(place, message)
-    page = tab.open(place.origin)
     with cutting(place.gateway.url, dice(3, 300, 2_500)) as proxy:
         found = page.evaluate(SHOW, [proxy.url, job_id, token, "job_missing"])
     assert (found["text"], found["error"]) == (place.text(message), "Unauthorized")

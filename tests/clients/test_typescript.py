@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,13 +24,14 @@ REMEDY = "run: python -m tests.clients.generated --types"
 
 
 @pytest.fixture(scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the npm packages of the tests."""
-    yield installed(tmp_path_factory.mktemp("npm"), "the client's types are not checked", source=HERE / "node")
+    return installed(tmp_path_factory.mktemp("npm"), "the client's types are not checked", source=HERE / "node")
 
 
 def node(*arguments: str, cwd: Path) -> str:
-    done = subprocess.run([program("node"), *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    command = [program("node"), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -46,7 +46,8 @@ def test_the_types_are_those_of_the_sources(modules: Path, tmp_path: Path) -> No
     """TypeScript checks the sources by their JSDoc, strictly, and makes the declarations that are committed."""
     generated.write_types(modules, tmp_path)
     made = {path.name: path.read_text() for path in tmp_path.glob("*.d.ts")}
-    assert made == {path.name: path.read_text() for path in (CLIENT / "types").glob("*.d.ts") if path.name in made}, REMEDY
+    committed = {path.name: path.read_text() for path in (CLIENT / "types").iterdir()}
+    assert made == {name: text for name, text in committed.items() if name in made}, REMEDY
     sources = {path.stem for path in (CLIENT / "src").glob("*.js")}
     assert {path.name.removesuffix(".d.ts") for path in (CLIENT / "types").iterdir()} == sources | {"contracts"}
 
@@ -56,7 +57,8 @@ def project(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project that has installed the packed client."""
     home = tmp_path_factory.mktemp("project")
     command = [program("npm"), "pack", str(CLIENT), "--json", "--pack-destination", str(home)]
-    packed = json.loads(subprocess.run(command, cwd=home, capture_output=True, text=True, check=True, timeout=60).stdout)
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=True, timeout=60)
+    packed = json.loads(done.stdout)
     with tarfile.open(home / packed[0]["filename"]) as archive:
         archive.extractall(home / "node_modules", filter="data")
     (home / "node_modules" / "package").rename(home / "node_modules" / "chatjobs")
@@ -77,19 +79,25 @@ def test_the_package_has_what_it_should_have(project: Path) -> None:
 
 
 def test_the_package_works_in_an_empty_project(project: Path) -> None:
-    script = "import('chatjobs').then(({ ChatJobs }) => new ChatJobs('http://127.0.0.1:9').get('a/b')).catch((e) => console.log(e.name))"
-    assert node("-e", script, cwd=project) == "JobNotFound\n"
+    script = """
+      import { ChatJobs } from "chatjobs";
+      await new ChatJobs("http://127.0.0.1:9").get("a/b").catch((error) => console.log(error.name));
+    """
+    assert node("--input-type=module", "-e", script, cwd=project) == "JobNotFound\n"
 
 
-@pytest.mark.parametrize("libraries", ["ES2022,DOM,DOM.Iterable,DOM.AsyncIterable", "ES2022"], ids=["browser", "node"])
-def test_a_sample_that_uses_everything_has_its_types(project: Path, libraries: str) -> None:
+@pytest.mark.parametrize(
+    ("libraries", "types"),
+    [(["ES2022", "DOM", "DOM.Iterable", "DOM.AsyncIterable"], []), (["ES2022"], ["node"])],
+    ids=["browser", "node"],
+)
+def test_a_sample_that_uses_everything_has_its_types(project: Path, libraries: list[str], types: list[str]) -> None:
     """Under ``strict``, with the package's own declarations checked, too."""
     shutil.copy(HERE / "sample.ts", project / "sample.ts")
-    options = ["--noEmit", "--strict", "--target", "ES2022", "--module", "NodeNext", "--lib", libraries]
-    types = ["--types", "node" if libraries == "ES2022" else ""]
-    if libraries != "ES2022":
-        types = ["--types", "node"]
-    node("node_modules/typescript/bin/tsc", *options, *types, "sample.ts", cwd=project)
+    options = {"noEmit": True, "strict": True, "target": "ES2022", "module": "NodeNext"}
+    settings = {"compilerOptions": {**options, "lib": libraries, "types": types}, "files": ["sample.ts"]}
+    (project / "tsconfig.json").write_text(json.dumps(settings))
+    node("node_modules/typescript/bin/tsc", "-p", ".", cwd=project)
 
 
 def test_the_sample_uses_everything() -> None:
@@ -112,13 +120,17 @@ def test_the_errors_are_those_of_the_python_client(tmp_path: Path) -> None:
       console.log(JSON.stringify(Object.fromEntries(Object.entries(all).map(([name, kind]) => [name, facts(kind)]))));
     """
     found = json.loads(node("--input-type=module", "-e", script, cwd=CLIENT))
-    ours = [ChatJobsError, *(one for one in below(ChatJobsError) if one.__module__ == errors.__name__)]
-    wanted = {
-        one.__name__: [one.code, one.__mro__[1].__name__.replace("Exception", "Error"), one.__doc__, one.__name__]
-        for one in ours
-        if issubclass(one, ChatJobsError)
-    }
-    assert found == wanted
+    ours: list[type[Exception]] = [
+        ChatJobsError,
+        *(one for one in below(ChatJobsError) if one.__module__ == errors.__name__),
+    ]
+    assert found == {one.__name__: facts(one) for one in ours}
+
+
+def facts(kind: type[Exception]) -> list[str | None]:
+    """The code, the kind, the message and the name of an error."""
+    above = kind.__bases__[0].__name__.replace("Exception", "Error")
+    return [getattr(kind, "code"), above, kind.__doc__, kind.__name__]  # noqa: B009 -- only our errors have one
 
 
 def test_examples_of_the_readme_parse(tmp_path: Path) -> None:

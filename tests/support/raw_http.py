@@ -54,15 +54,12 @@ class RawServer:
     """There was a request."""
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
     """Of all connections."""
-    closed: bool = False
     serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number, self.connections = self.connections, self.connections + 1
         gone = asyncio.Event()
         self.writers.append(writer)
-        if self.closed:
-            return writer.transport.abort()
         if task := asyncio.current_task():
             self.serving.add(task)
             task.add_done_callback(self.serving.discard)
@@ -81,7 +78,6 @@ class RawServer:
 
     async def close(self) -> None:
         """Break off all connections, also those whose client has not taken everything, or that begin just now."""
-        self.closed = True
         for _ in range(10):  # a connection that was just accepted takes some rounds of the loop to get to ``serve``
             await asyncio.sleep(0)
         for writer in self.writers:
@@ -127,8 +123,10 @@ async def raw_server(*replies: Reply, tls: ssl.SSLContext | None = None) -> Asyn
     try:
         yield server
     finally:
-        listener.close()
+        # asyncio loses a connection that it accepts while the listener is closed: so first it accepts no more.
+        asyncio.get_running_loop().remove_reader(listener.sockets[0].fileno())
         await server.close()
+        listener.close()
 
 
 def head(status: str = "200 OK", **headers: str) -> bytes:
