@@ -7,11 +7,14 @@ expected outcome names what matters; both clients' outcomes must also be the sam
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from chatjobs.sse import encode
+from chatjobs.webhooks import sign
 from tests.clients.drivers import Call, call
 from tests.support.raw_http import LAST_PART, STREAM_HEAD, Reply, Visit, head, part, plain, stream
 
@@ -1109,6 +1112,150 @@ MAPS = [
     Case("map: one prompt is not many", (), (call("map", "Hello"),), (error("TypeError"),)),
 ]
 
+# ----------------------------------------------------------------------------------------------- webhooks
+
+AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+PLAIN_SECRET = "schlüssel, not base64!"
+COMPLETED = {
+    "event": "chat.completed",
+    "timestamp": CREATED,
+    "data": {
+        "jobId": "j",
+        "requestId": "r",
+        "status": "completed",
+        "model": "m",
+        "content": "é🌊",
+        "toolCalls": None,
+        "finishReason": "stop",
+        "usage": None,
+        "error": None,
+        "completedAt": CREATED,
+        "sha256": "0",
+        "metadata": {},
+        "statusUrl": "/api/jobs/j",
+    },
+}
+BODY = json.dumps(COMPLETED, ensure_ascii=False).encode()
+ENDED = {"batchId": "b", "status": "completed", "counts": {"total": 1}, "statusUrl": "", "outputUrl": ""}
+BATCH_BODY = json.dumps({"event": "batch.completed", "timestamp": CREATED, "data": ENDED | {"errorsUrl": ""}}).encode()
+SPECIFICATION = {
+    "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+    "webhook-timestamp": "1614265330",
+    "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+}
+"""The vector in the tests of the specification's own libraries, of the body below with SECRET."""
+SPECIFIED_BODY = b'{"test": 2432232314}'
+NOT_OURS = "the signature is valid, but the body is not an event that this version knows"
+
+
+def signed(body: bytes = BODY, *, secrets: str | list[str] = SECRET, webhook_id: str = "whe_1") -> dict[str, str]:
+    return sign(body, webhook_id=webhook_id, timestamp=AT, body_timestamp=CREATED, secrets=secrets)
+
+
+HEADERS = signed()
+GOOD = HEADERS["webhook-signature"]
+
+
+def verifying(
+    name: str,
+    outcome: dict[str, Json],
+    *,
+    body: bytes = BODY,
+    headers: dict[str, str] = HEADERS,
+    secrets: str | list[str] = SECRET,
+    **options: Json,
+) -> Case:
+    given = {"now": AT.isoformat(), **options}
+    one = call("verify", base64.b64encode(body).decode(), headers, secrets, **given)
+    return Case(f"verify: {name}", (), (one,), (outcome,))
+
+
+def refused(name: str, **given: Any) -> Case:
+    return verifying(name, error("InvalidSignature", code="invalid_signature"), **given)
+
+
+VALID = {"value": COMPLETED}
+UNUSABLE = (
+    "",
+    "whsec_",
+    "whsec_=",
+    "whsec_A",
+    "whsec_!!!!",
+    "whsec_ab cd",
+    "whsec_ab-_",
+    "whsec_YWI=YWI=",
+    "whsec_é",
+    "whsec_YWJj\n",
+    "\ud800",
+)
+WEBHOOK_CASES = [
+    verifying("what was signed", VALID),
+    verifying("headers in any case", VALID, headers={name.title(): value for name, value in HEADERS.items()}),
+    verifying("a plain secret", VALID, headers=signed(secrets=PLAIN_SECRET), secrets=PLAIN_SECRET),
+    verifying("a secret without padding", VALID, headers=signed(secrets="whsec_YWI="), secrets="whsec_YWI"),
+    verifying("while secrets rotate", VALID, headers=signed(secrets=[SECRET, OLD_SECRET]), secrets=OLD_SECRET),
+    verifying("with an old secret, too", VALID, headers=signed(secrets=OLD_SECRET), secrets=[SECRET, OLD_SECRET]),
+    verifying("beside other versions", VALID, headers=HEADERS | {"webhook-signature": f"v1a,xyz v2,abc {GOOD}"}),
+    verifying("at the edge of the tolerance", VALID, now=(AT + timedelta(minutes=5)).isoformat()),
+    verifying("with more tolerance", VALID, now=(AT + timedelta(hours=1)).isoformat(), tolerance=3600),
+    verifying("legacy", VALID, headers={"X-Webhook-Signature": HEADERS["x-webhook-signature"]}, legacy=True),
+    verifying(
+        "of a batch", {"value": {"event": "batch.completed"}}, body=BATCH_BODY, headers=signed(BATCH_BODY), any=True
+    ),
+    verifying("of a job, for any", VALID, any=True),
+    verifying(
+        "the vector of the specification",
+        error("InvalidSignature", message=NOT_OURS),
+        body=SPECIFIED_BODY,
+        headers=SPECIFICATION,
+        now="2021-02-25T15:02:10+00:00",
+    ),
+    verifying(
+        "a batch for verify", error("InvalidSignature", message=NOT_OURS), body=BATCH_BODY, headers=signed(BATCH_BODY)
+    ),
+    refused("another body", body=BODY.replace(b"completed", b"cancelled")),
+    refused("no blank more", body=BODY + b" "),
+    refused("another id", headers=HEADERS | {"webhook-id": "whe_2"}),
+    refused("another secret", secrets=OLD_SECRET),
+    refused("too old", now=(AT + timedelta(minutes=5, seconds=1)).isoformat()),
+    refused("too new", now=(AT - timedelta(minutes=5, seconds=1)).isoformat()),
+    refused("not UTF-8", body=b"\xff", headers=signed(b"{}")),
+    refused("a legacy signature of another body", body=BODY + b" ", legacy=True),
+    refused("no legacy signature", headers={}, legacy=True),
+    *(
+        refused(f"without {name}", headers={other: value for other, value in HEADERS.items() if other != name})
+        for name in ("webhook-id", "webhook-timestamp", "webhook-signature")
+    ),
+    *(
+        refused(f"the time {text!r}", headers=HEADERS | {"webhook-timestamp": text})
+        for text in ("", "x", "-1", "0", "01767323045", "1767323045.0", " 1767323045", "1767323045\n", "1" * 12, "１")
+    ),
+    *(
+        refused(f"the signature {number}", headers=HEADERS | {"webhook-signature": text})
+        for number, text in enumerate(
+            [
+                "v1,",
+                "v1",
+                "v2," + GOOD[3:],
+                GOOD[:-1],
+                GOOD + "=",
+                GOOD.lower(),
+                GOOD.replace("v1,", "v1, "),
+                "v1,é",
+                ",",
+            ]
+        )
+    ),
+    *(
+        verifying(f"the secret {text!r}", error("InvalidSecret", code="invalid_secret"), secrets=text)
+        for text in UNUSABLE
+    ),
+    verifying("no secret", error("InvalidSecret"), secrets=[]),
+    verifying("an empty secret beside another", error("InvalidSecret"), secrets=[SECRET, ""]),
+]
+
 CONFIGURATIONS = [
     ("ftp://x", {}),
     ("127.0.0.1:8000", {}),
@@ -1120,4 +1267,4 @@ CONFIGURATIONS = [
 ]
 """Clients that cannot work: ConfigurationError, without the key."""
 
-CASES = [*PROBLEMS, *DOCUMENTS, *REPEATED, *STREAMS, *ANSWERS, *CALLS, *BATCHES, *MAPS]
+CASES = [*PROBLEMS, *DOCUMENTS, *REPEATED, *STREAMS, *ANSWERS, *CALLS, *BATCHES, *MAPS, *WEBHOOK_CASES]
