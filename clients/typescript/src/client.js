@@ -235,7 +235,6 @@ export class ChatJobs {
    * @returns {JobWatch}
    */
   watch(jobId, options) {
-    path(jobId);
     return this.#watch(jobId, options);
   }
 

@@ -137,9 +137,9 @@ export class JobWatch {
   async #read(stream, signal) {
     try {
       for await (const event of stream(await this.accepted, signal)) {
+        signal.throwIfAborted(); // closed while this event was on its way
         for (const handler of [...this.#of(`chat:${event.type}`)]) handler(event);
         if (event.type === "complete" || event.type === "error" || event.type === "cancelled") return event;
-        signal.throwIfAborted();
       }
     } catch (error) {
       if (error === CLOSED) return null;
