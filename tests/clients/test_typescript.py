@@ -42,6 +42,7 @@ def test_what_is_made_of_the_contracts_is_up_to_date(name: str) -> None:
     assert (CLIENT / name).read_text() == generated.FILES[name](), REMEDY
 
 
+@pytest.mark.long
 def test_the_types_are_those_of_the_sources(modules: Path, tmp_path: Path) -> None:
     """TypeScript checks the sources by their JSDoc, strictly, and makes the declarations that are committed."""
     generated.write_types(modules, tmp_path)
@@ -68,6 +69,7 @@ def project(modules: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.long
 def test_the_package_has_what_it_should_have(project: Path) -> None:
     home = project / "node_modules" / "chatjobs"
     found = {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()}
@@ -78,6 +80,7 @@ def test_the_package_has_what_it_should_have(project: Path) -> None:
     assert (home / "LICENSE").read_text() == (CLIENT.parent.parent / "LICENSE").read_text()
 
 
+@pytest.mark.long
 def test_the_package_works_in_an_empty_project(project: Path) -> None:
     script = """
       import { ChatJobs } from "chatjobs";
@@ -86,6 +89,7 @@ def test_the_package_works_in_an_empty_project(project: Path) -> None:
     assert node("--input-type=module", "-e", script, cwd=project) == "JobNotFound\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("libraries", "types"),
     [(["ES2022", "DOM", "DOM.Iterable", "DOM.AsyncIterable"], []), (["ES2022"], ["node"])],
