@@ -50,7 +50,7 @@ def request(method: str, host: str, path: str, body: bytes = b"", headers: str =
     return f"{method} {path} HTTP/1.1\r\nhost: {host}\r\n{length}{headers}\r\n".encode() + body
 
 
-END = b"event: complete"
+END = re.compile(rb"event: complete|data: \[DONE\]")
 
 
 class BenchReader(asyncio.Protocol):
@@ -94,7 +94,7 @@ class BenchReader(asyncio.Protocol):
         whole = data.rfind(b"\n") + 1
         data, self._rest = data[:whole], data[whole:]
         self._count(data)
-        if END in data and not self.ended.done():
+        if not self.ended.done() and END.search(data):
             self.ended.set_result(self.tokens)
             self.close()
 

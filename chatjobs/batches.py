@@ -1,4 +1,4 @@
-"""Batches: the client's calls on them, as ``jobs.batches`` of a ChatJobs.
+"""Batches: the client's calls on them, as ``jobs.batches`` of an AsyncChatJobs, or synchronously of a ChatJobs.
 
     accepted = await jobs.batches.submit("prompts.jsonl", name="night run", defaults={"model": "mistral-small-latest"})
     async for state in jobs.batches.watch(accepted.batch_id):
@@ -46,6 +46,7 @@ from chatjobs.errors import ApiError, BatchNotFound, InvalidRequest, Problem, Se
 from chatjobs.prompts import Item, each, item_line, json_bytes, named, plain
 from chatjobs.sse import BatchEvents
 from chatjobs.stream import MAX_PROBLEM_BYTES, STREAMS_REPEATED, Stream
+from chatjobs.sync import Twin, call, items, stream
 
 Items = str | os.PathLike[str] | BinaryIO | Iterable[Item] | AsyncIterable[Item]
 """The items of a batch: the path of a file with an item in each line, such a file open in binary mode, or items."""
@@ -175,7 +176,7 @@ class BatchCalls:
         return Stream(self._http, f"{_path(batch_id)}/events", events, self._patience, self._silence, timeout)
 
     async def output(self, batch_id: str) -> AsyncIterator[OutputLine]:
-        """The answers so far, in the order of the items. Leave the loop early with ``contextlib.aclosing``.
+        """The answers so far, in the order of the items. Leave an asynchronous loop early with ``contextlib.aclosing``.
 
         A broken connection is opened again, and the lines go on where they were. Raises BatchNotFound,
         ResponseTooLarge, StreamBroken.
@@ -287,6 +288,22 @@ class BatchCalls:
                 self._http.check(len(rest))
             if rest:
                 raise ServiceUnavailable("the output was cut")
+
+
+class SyncBatchCalls(Twin):
+    """The calls on batches, synchronously. Items are iterated over in the thread that submits them."""
+
+    submit = call(BatchCalls.submit, lends="items")
+    get = call(BatchCalls.get)
+    list = items(BatchCalls.list)
+    pause = call(BatchCalls.pause)
+    resume = call(BatchCalls.resume)
+    cancel = call(BatchCalls.cancel)
+    wait = call(BatchCalls.wait)
+    watch = stream(BatchCalls.watch)
+    output = items(BatchCalls.output)
+    errors = items(BatchCalls.errors)
+    download = call(BatchCalls.download)
 
 
 async def _received(response: httpx2.Response) -> AsyncIterator[bytes]:

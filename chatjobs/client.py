@@ -1,11 +1,15 @@
-"""ChatJobs: the client of the service. It starts jobs, reads them and streams their answers.
+"""ChatJobs and AsyncChatJobs: the clients of the service. They start jobs, read them and stream their answers.
 
-    async with ChatJobs("http://127.0.0.1:8000") as jobs:
-        accepted = await jobs.submit("Why is the sky blue?")
-        async for event in jobs.stream(accepted.job_id):
+    with ChatJobs("http://127.0.0.1:8000") as jobs:
+        accepted = jobs.submit("Why is the sky blue?")
+        for event in jobs.stream(accepted.job_id):
             match event:
                 case ChunkEvent(content=text):
                     print(text, end="")
+
+    async with AsyncChatJobs("http://127.0.0.1:8000") as jobs:
+        accepted = await jobs.submit("Why is the sky blue?")
+        async for event in jobs.stream(accepted.job_id): ...
 
 The client may repeat every call without harm: calls that start something carry an idempotency key.
 """
@@ -15,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import inspect
 import re
 import uuid
 from collections.abc import (
@@ -35,7 +40,7 @@ from typing import Any, Final, Literal, Self
 
 import httpx2
 
-from chatjobs.batches import BatchCalls
+from chatjobs.batches import BatchCalls, SyncBatchCalls
 from chatjobs.calls import CONNECTIONS, Backoff, Http, exponential, new_client
 from chatjobs.contracts import (
     JOB_ID,
@@ -82,9 +87,10 @@ from chatjobs.errors import (
     StreamBroken,
 )
 from chatjobs.prompts import Prompt, each, json_bytes, named, request_body
-from chatjobs.schedules import Schedules
+from chatjobs.schedules import Schedules, SyncSchedules
 from chatjobs.sse import MAX_EVENT_BYTES, JobEvents
 from chatjobs.stream import Stream
+from chatjobs.sync import Bridge, Twin, call, constructor, items, stream
 
 DAY: Final = 24 * 3600.0
 """In seconds."""
@@ -94,7 +100,7 @@ MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The number of prompts of ``ChatJobs.map`` that are done, and of those that failed, which are among them.
+    """The number of prompts of ``AsyncChatJobs.map`` that are done, and of those that failed, which are among them.
 
     ``total`` is None if the prompts have no length.
     """
@@ -106,7 +112,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of prompt number ``index`` of ``ChatJobs.map``, from 0.
+    """The outcome of prompt number ``index`` of ``AsyncChatJobs.map``, from 0.
 
     ``error`` says why there is no answer, and is None if there is one; ``job`` is None unless the job has ended.
     """
@@ -129,8 +135,8 @@ class _Cancelled(WireModel):
 # ------------------------------------------------------------------------------------------------ client
 
 
-class ChatJobs:
-    """A client of the service at ``base_url``. Use it as ``async with``, or close it with ``aclose``.
+class AsyncChatJobs:
+    """An asynchronous client of the service at ``base_url``. Use it as ``async with``, or close it with ``aclose``.
 
     ``timeout``: seconds for a call with all its repetitions. ``patience``: seconds that a stream waits for a byte from
     the service, over all its connections. ``silence``: seconds without a byte after which a connection counts as dead;
@@ -173,7 +179,7 @@ class ChatJobs:
         """Close all connections. Jobs continue."""
         await self._http.client.aclose()
 
-    async def submit(self, prompt: Prompt, *, idempotency_key: str | None = None, **fields: Any) -> JobAccepted:
+    async def submit(self, /, prompt: Prompt, *, idempotency_key: str | None = None, **fields: Any) -> JobAccepted:
         """Start a job; it is durable once this returns.
 
         ``fields`` are those of ChatRequest (``model="…"``, ``callback="https://…"``, ``metadata={…}``). The same
@@ -236,7 +242,7 @@ class ChatJobs:
         raise StreamBroken
 
     async def ask(
-        self, prompt: Prompt, *, idempotency_key: str | None = None, timeout: float = DAY, **fields: Any
+        self, /, prompt: Prompt, *, idempotency_key: str | None = None, timeout: float = DAY, **fields: Any
     ) -> Job:
         """``submit`` and ``wait``: the job once it has ended. ``timeout`` is in seconds. Raises what they raise."""
         accepted = await self.submit(prompt, idempotency_key=idempotency_key, **fields)
@@ -254,7 +260,7 @@ class ChatJobs:
         with contextlib.suppress(ContentDeleted):
             await self._http.call("DELETE", _path(job_id))
 
-    async def replay(self, job_id: str, *, idempotency_key: str | None = None, **overrides: Any) -> JobAccepted:
+    async def replay(self, /, job_id: str, *, idempotency_key: str | None = None, **overrides: Any) -> JobAccepted:
         """Start a new job with the request of this one and the fields given; None unsets a field.
 
         Raises JobNotFound, ContentDeleted, and what ``submit`` raises.
@@ -265,6 +271,7 @@ class ChatJobs:
 
     async def replay_all(
         self,
+        /,
         *,
         canary: int | None = None,
         max_error_rate: float | None = None,
@@ -290,7 +297,7 @@ class ChatJobs:
         key = idempotency_key or _new_key()
         return await self._http.read(Batch, "POST", "/api/replays", body=json_bytes(body), key=key)
 
-    async def estimate_replay(self, *, overrides: Mapping[str, Any] | None = None, **chosen: Any) -> ReplayEstimate:
+    async def estimate_replay(self, /, *, overrides: Mapping[str, Any] | None = None, **chosen: Any) -> ReplayEstimate:
         """What ``replay_all`` would do now: how many jobs, which ones first, and about how many tokens.
 
         Raises InvalidRequest.
@@ -424,6 +431,7 @@ class ChatJobs:
 
     async def map(
         self,
+        /,
         prompts: Iterable[Prompt] | AsyncIterable[Prompt],
         *,
         concurrency: int = 10,
@@ -437,8 +445,10 @@ class ChatJobs:
         An error is the outcome of its prompt and does not affect the others. About ten times ``concurrency`` prompts
         are in memory, whatever their number. ``fields`` are those of every job. With an ``idempotency_prefix`` a script
         that is run again gets the jobs of its first run (prompt number n has the key ``<prefix>-<n>``). ``timeout``:
-        seconds for one prompt, after which its outcome is an error, while the job continues.
-        Leave the loop early with ``contextlib.aclosing``: jobs that were started continue.
+        seconds for one prompt, after which its outcome is an error, while the job continues. Jobs that were started
+        continue where the loop is left early (asynchronously: with ``contextlib.aclosing``). An ``on_progress`` may be
+        a coroutine function for AsyncChatJobs; for ChatJobs it is called, and ``prompts`` are iterated over, in the
+        thread that takes the outcomes, while that waits for the next one.
         Raises TypeError for a single prompt, ValueError for a ``concurrency`` out of range.
         """
         if isinstance(prompts, (str, ChatRequest)):
@@ -450,6 +460,71 @@ class ChatJobs:
         async with contextlib.aclosing(mapping.outcomes()) as outcomes:
             async for outcome in outcomes:
                 yield outcome
+
+
+class ChatJobs(Twin):
+    """A synchronous client of the service at ``base_url``. Use it as ``with``, or close it with ``close``. Threads may
+    share it; after a fork the child goes on with connections of its own. Parameters are those of AsyncChatJobs.
+
+    The class had that one's methods once. So ``async with ChatJobs(…)`` gives an AsyncChatJobs, and one that was not
+    entered at all is asynchronous where an event loop runs; after ``with`` it is synchronous everywhere.
+    """
+
+    @constructor(AsyncChatJobs.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        bridge = Bridge(partial(AsyncChatJobs, *args, **kwargs))
+        super().__init__(bridge, lambda client: client)
+        self.schedules = SyncSchedules(bridge, lambda client: client.schedules)
+        """Calls for schedules."""
+        self.batches = SyncBatchCalls(bridge, lambda client: client.batches)
+        """The calls on batches."""
+
+    def __enter__(self) -> Self:
+        self._bridge.synchronous = True
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> AsyncChatJobs:
+        client: AsyncChatJobs = self._bridge.in_loop()
+        return client
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def close(self) -> None:
+        """Close all connections, and end the calls of other threads. Jobs continue."""
+        self._bridge.close()
+
+    async def aclose(self) -> None:
+        """Close all connections, in code that uses the client asynchronously. Jobs continue."""
+        await self._bridge.aclose()
+
+    submit = call(AsyncChatJobs.submit)
+    get = call(AsyncChatJobs.get)
+    wait = call(AsyncChatJobs.wait)
+    stream = stream(AsyncChatJobs.stream)
+    answer = call(AsyncChatJobs.answer)
+    ask = call(AsyncChatJobs.ask)
+    cancel = call(AsyncChatJobs.cancel)
+    delete = call(AsyncChatJobs.delete)
+    replay = call(AsyncChatJobs.replay)
+    replay_all = call(AsyncChatJobs.replay_all)
+    estimate_replay = call(AsyncChatJobs.estimate_replay)
+    resume = call(AsyncChatJobs.resume)
+    deliveries = call(AsyncChatJobs.deliveries)
+    redeliver = call(AsyncChatJobs.redeliver)
+    redeliver_all = call(AsyncChatJobs.redeliver_all)
+    test_webhook = call(AsyncChatJobs.test_webhook)
+    endpoints = call(AsyncChatJobs.endpoints)
+    enable_endpoint = call(AsyncChatJobs.enable_endpoint)
+    lanes = call(AsyncChatJobs.lanes)
+    pause = call(AsyncChatJobs.pause)
+    pauses = call(AsyncChatJobs.pauses)
+    end_pause = call(AsyncChatJobs.end_pause)
+    list = items(AsyncChatJobs.list)
+    map = items(AsyncChatJobs.map, lends=("prompts", "on_progress"))
 
 
 def _checked(text: str, expected: str) -> str:
@@ -474,7 +549,7 @@ def _new_key() -> str:
 
 
 class _Mapping:
-    """One run of ``ChatJobs.map``: a feeder starts tasks, whose outcomes are yielded in order."""
+    """One run of ``AsyncChatJobs.map``: a feeder starts tasks, whose outcomes are yielded in order."""
 
     def __init__(
         self,
@@ -527,7 +602,9 @@ class _Mapping:
         self._done += 1
         self._failed += outcome.error is not None
         if self._on_progress is not None:
-            self._on_progress(Progress(self._done, self._failed, self._total))
+            returned = self._on_progress(Progress(self._done, self._failed, self._total))
+            if inspect.isawaitable(returned):
+                await returned
         return outcome
 
     async def _outcome(self, index: int, prompt: Prompt) -> Outcome:

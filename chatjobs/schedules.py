@@ -1,4 +1,4 @@
-"""The client's calls for schedules: ``ChatJobs(...).schedules``."""
+"""The client's calls for schedules: ``jobs.schedules`` of an AsyncChatJobs or a ChatJobs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from chatjobs.contracts import (
     parse,
 )
 from chatjobs.errors import ApiError, ScheduleNotFound
+from chatjobs.sync import Twin, call, items
 
 PATH = "/api/schedules"
 
@@ -98,6 +99,18 @@ class Schedules:
     async def _noted(self, schedule_id: str, change: str, note: str | None) -> Schedule:
         body = canonical_json({} if note is None else {"note": note})
         return await self._http.read(Schedule, "POST", f"{_path(schedule_id)}/{change}", body=body)
+
+
+class SyncSchedules(Twin):
+    """Schedules, synchronously."""
+
+    create = call(Schedules.create)
+    list = items(Schedules.list)
+    get = call(Schedules.get)
+    pause = call(Schedules.pause)
+    resume = call(Schedules.resume)
+    trigger = call(Schedules.trigger)
+    delete = call(Schedules.delete)
 
 
 def _path(schedule_id: str) -> str:

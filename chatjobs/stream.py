@@ -46,7 +46,7 @@ class Events(Protocol[E]):
 class Stream(Generic[E]):
     """The events of a job or batch: ``async for event in stream``; in an ``async with`` to leave the loop early.
 
-    ``last_event_id`` is the id of the last event that the loop received; give it to ``ChatJobs.stream`` or
+    ``last_event_id`` is the id of the last event that the loop received; give it to ``AsyncChatJobs.stream`` or
     ``BatchCalls.watch`` to continue in another process. Iterate once. Iterating raises ServiceUnavailable after
     ``patience`` seconds without a byte from the service, StreamBroken if its events do not fit together, TimeoutError
     after ``timeout`` seconds in all, and the service's errors. ``silence``: seconds without a response after which a

@@ -100,11 +100,17 @@ class LocalStack:
         return Spec("temporal", started, _environment(), self._temporal_serves)
 
     async def _temporal_serves(self, pid: int) -> bool:
-        """Whether it listens and has its search attributes, which a worker checks only once, at its start."""
+        """Whether it listens and has its search attributes, which a worker checks only once, at its start.
+
+        It gets its Nexus endpoint then, if that is absent.
+        """
+        from dispatch.nexus import ensure_endpoint
         from dispatch.temporal import indexed
 
         with contextlib.suppress(ChatJobsError):
-            return await accepts(self._ports["temporal"], pid) and await indexed(await self.client())
+            if await accepts(self._ports["temporal"], pid) and await indexed(await self.client()):
+                await ensure_endpoint(await self.client())
+                return True
         return False
 
     # ----------------------------------------------------------------------- the simulator, the worker, the gateway

@@ -8,10 +8,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 from temporalio.client import Client
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import PollerBehaviorSimpleMaximum, UnsandboxedWorkflowRunner, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from activities.assembly import Activities
+from dispatch.nexus import NexusService
 from domain.build import build_id
 from domain.names import BATCHES_QUEUE, COMPLETIONS_QUEUE, JOBS_QUEUE, WEBHOOKS_QUEUE
 from domain.settings import Settings
@@ -34,6 +35,9 @@ TASK_POLLS = 1
 """A frozen worker holds its polls open: each takes one more job, which waits there for a heartbeat timeout."""
 WORKFLOW_TASK_POLLS = 2
 """As few as the SDK allows: one for its cached runs and one for others."""
+
+NEXUS_POLLS = PollerBehaviorSimpleMaximum(1)
+"""A start or cancel through Nexus is one call of the server; the default is 5 polls."""
 
 
 def build_workers(
@@ -60,6 +64,8 @@ def build_workers(
                 ),
                 *(activities.batches.request_cancel, activities.batches.seal_batch),
             ],
+            nexus_service_handlers=[NexusService()],
+            nexus_task_poller_behavior=NEXUS_POLLS,
             workflow_runner=UnsandboxedWorkflowRunner(),
             sticky_queue_schedule_to_start_timeout=STICKY_QUEUE_TIMEOUT,
             max_concurrent_workflow_task_polls=WORKFLOW_TASK_POLLS,

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from chatjobs.client import ChatJobs
+from chatjobs.client import AsyncChatJobs
 from chatjobs.contracts import JobStatus
 from chatjobs.errors import ApiError, PauseNotFound
 from storage.engine.database import Database
@@ -140,7 +140,7 @@ async def test_the_lanes_show_who_waits_and_what_is_paused(
     waiting = [await posted(http, prompt(tokens=2), priority=number) for number in (2, 3, 3)]
     for job_id in waiting:
         await paused(http, job_id)
-    async with ChatJobs(door.url, transport=httpx2.AsyncHTTPTransport()) as jobs:
+    async with AsyncChatJobs(door.url, transport=httpx2.AsyncHTTPTransport()) as jobs:
         (lane,) = await jobs.lanes()
     assert (lane.running, lane.waiting, lane.at_once, lane.down) == (1, 3, None, False)
     assert [(one.tenant, one.priority, one.count) for one in lane.waiting_by] == [("default", 2, 1), ("default", 3, 2)]
@@ -171,7 +171,7 @@ async def test_a_paused_job_is_cancelled_at_once(http: httpx2.AsyncClient, live:
 
 
 async def test_the_python_client_pauses_and_resumes(door: Gateway) -> None:
-    async with ChatJobs(door.url, transport=httpx2.AsyncHTTPTransport()) as jobs:
+    async with AsyncChatJobs(door.url, transport=httpx2.AsyncHTTPTransport()) as jobs:
         begun = await jobs.pause(tenant="acme", reason="why not")
         assert [one.pause_id for one in await jobs.pauses()] == [begun.pause_id]
         await jobs.end_pause(begun.pause_id)
@@ -199,7 +199,7 @@ async def test_a_key_pauses_its_own_tenant_only(tmp_path: Path) -> None:
         door = gateway(place)
         async with AsyncExitStack() as opened:
             acme, other = [
-                await opened.enter_async_context(ChatJobs(door.url, secret, transport=httpx2.AsyncHTTPTransport()))
+                await opened.enter_async_context(AsyncChatJobs(door.url, secret, transport=httpx2.AsyncHTTPTransport()))
                 for _, secret in keys.values()
             ]
             own = await acme.pause(tenant="acme", reason="ours")

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 import starter
-from chatjobs.client import ChatJobs
+from chatjobs.client import AsyncChatJobs
 from chatjobs.contracts import Job
 from chatjobs.errors import ContentDeleted, DeliveryNotFound, EndpointNotFound, JobNotFound, WebhookUrlRefused
 from chatjobs.webhooks import verify, verify_legacy
@@ -46,20 +46,20 @@ class Secrets:
 @dataclass(frozen=True)
 class Here:
     stack: Stack
-    default: ChatJobs
-    acme: ChatJobs
+    default: AsyncChatJobs
+    acme: AsyncChatJobs
     http: httpx2.AsyncClient
     key: str
     hooks: Receiver
     acme_secret: str
 
-    async def announced(self, path: str, status: str = "delivered", jobs: ChatJobs | None = None) -> Job:
+    async def announced(self, path: str, status: str = "delivered", jobs: AsyncChatJobs | None = None) -> Job:
         """A job whose webhook went to a path of the receiver, once its delivery has a status and a try."""
         client = jobs or self.default
         job = await client.ask("Hello", callback=self.hooks.url(path))
         return await self.become(job.job_id, status, client)
 
-    async def become(self, job_id: str, status: str, jobs: ChatJobs | None = None, tries: int = 1) -> Job:
+    async def become(self, job_id: str, status: str, jobs: AsyncChatJobs | None = None, tries: int = 1) -> Job:
         async def look() -> Job | None:
             job = await (jobs or self.default).get(job_id)
             (delivery,) = job.deliveries
@@ -92,7 +92,7 @@ async def here(running: tuple[Stack, Gateway, Secrets]) -> AsyncIterator[Here]:
     with receiver() as hooks:
         async with AsyncExitStack() as closing:
             default, acme = [
-                await closing.enter_async_context(ChatJobs(door.url, secrets.keys[tenant])) for tenant in TENANTS
+                await closing.enter_async_context(AsyncChatJobs(door.url, secrets.keys[tenant])) for tenant in TENANTS
             ]
             headers = {"Authorization": f"Bearer {secrets.keys['default']}"}
             http = await closing.enter_async_context(door.client(headers=headers))
@@ -154,7 +154,7 @@ async def test_temporal_may_be_away_and_the_gateway_die(here: Here) -> None:
     doomed = gateway(here.stack, "doomed")
     here.stack.temporal.kill()
     try:
-        async with ChatJobs(doomed.url, here.key) as jobs:
+        async with AsyncChatJobs(doomed.url, here.key) as jobs:
             assert await jobs.redeliver(job.job_id, job.deliveries[0].id) == 1
         doomed.process.kill()
         assert (await here.default.get(job.job_id)).deliveries[0].status == "pending"

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 import starter
-from chatjobs.client import ChatJobs
+from chatjobs.client import AsyncChatJobs
 from chatjobs.contracts import Batch, BatchCounts, BatchStatus, JobStatus
 from chatjobs.errors import IdempotencyMismatch, InvalidRequest
 from tests.support.fakes import eventually
@@ -41,8 +41,8 @@ def _logs(running: tuple[Stack, Gateway]) -> Iterator[None]:
 
 
 @pytest.fixture
-async def jobs(running: tuple[Stack, Gateway]) -> AsyncIterator[ChatJobs]:
-    async with ChatJobs(running[1].url) as client:
+async def jobs(running: tuple[Stack, Gateway]) -> AsyncIterator[AsyncChatJobs]:
+    async with AsyncChatJobs(running[1].url) as client:
         yield client
 
 
@@ -52,7 +52,7 @@ async def http(running: tuple[Stack, Gateway]) -> AsyncIterator[httpx2.AsyncClie
         yield client
 
 
-async def failed(jobs: ChatJobs, faults: Sequence[Sequence[Any]]) -> tuple[dict[str, str], list[str]]:
+async def failed(jobs: AsyncChatJobs, faults: Sequence[Sequence[Any]]) -> tuple[dict[str, str], list[str]]:
     """Metadata that only these jobs have, and their ids: each has failed, with faults of its own."""
     mark = {"mark": uuid.uuid4().hex}
     ids = []
@@ -73,7 +73,7 @@ async def ended(http: httpx2.AsyncClient, batch_id: str) -> Batch:
     return batch
 
 
-async def test_a_dry_run_says_what_would_happen(jobs: ChatJobs, http: httpx2.AsyncClient) -> None:
+async def test_a_dry_run_says_what_would_happen(jobs: AsyncChatJobs, http: httpx2.AsyncClient) -> None:
     """Nothing is started."""
     mark, ids = await failed(jobs, [REFUSED, REFUSED])
     body = {"filter": {"status": "failed", "metadata": mark}, "dryRun": True}
@@ -83,7 +83,7 @@ async def test_a_dry_run_says_what_would_happen(jobs: ChatJobs, http: httpx2.Asy
     assert (await jobs.get(ids[0])).replays == ()
 
 
-async def test_the_jobs_of_a_filter_run_again(jobs: ChatJobs, http: httpx2.AsyncClient) -> None:
+async def test_the_jobs_of_a_filter_run_again(jobs: AsyncChatJobs, http: httpx2.AsyncClient) -> None:
     """One key is one replay; it is a batch, too, with the lineage in both directions."""
     mark, ids = await failed(jobs, [REFUSED] * 3)
     given: dict[str, Any] = {
@@ -113,7 +113,7 @@ async def test_the_jobs_of_a_filter_run_again(jobs: ChatJobs, http: httpx2.Async
         assert ((await jobs.get(one)).replay_of, (await jobs.get(one)).batch_id) == (job_id, batch.batch_id)
 
 
-async def test_a_badly_asked_replay_is_refused(jobs: ChatJobs, http: httpx2.AsyncClient) -> None:
+async def test_a_badly_asked_replay_is_refused(jobs: AsyncChatJobs, http: httpx2.AsyncClient) -> None:
     mark, _ = await failed(jobs, [REFUSED])
     chosen = {"filter": {"metadata": mark}}
     for body, pointer in (
@@ -134,7 +134,7 @@ async def test_a_badly_asked_replay_is_refused(jobs: ChatJobs, http: httpx2.Asyn
         await jobs.replay_all(status="queued")
 
 
-async def test_pause_resume_and_cancel(jobs: ChatJobs, http: httpx2.AsyncClient) -> None:
+async def test_pause_resume_and_cancel(jobs: AsyncChatJobs, http: httpx2.AsyncClient) -> None:
     """Of a replay; an ordinary batch is none."""
     mark, _ = await failed(jobs, [REFUSED] * 2)
     replay = await jobs.replay_all(metadata=mark, overrides={"messages": [said(tokens=400, tokens_per_second=50)]})
@@ -193,7 +193,7 @@ def call(running: tuple[Stack, Gateway], monkeypatch: pytest.MonkeyPatch, capfd:
     return called
 
 
-async def test_the_command_line_looks_first_and_replays_then(jobs: ChatJobs, call: Call) -> None:
+async def test_the_command_line_looks_first_and_replays_then(jobs: AsyncChatJobs, call: Call) -> None:
     mark, ids = await failed(jobs, [REFUSED, REFUSED, [*REFUSED, *REFUSED]])
     chosen = ("replay", "--status", "failed", "--since", "1h", "--metadata", f"mark={mark['mark']}")
     code, out, err = await call(*chosen, "--dry-run")
@@ -208,7 +208,7 @@ async def test_the_command_line_looks_first_and_replays_then(jobs: ChatJobs, cal
     assert (code, out, "0 jobs" in err) == (0, "", True)
 
 
-async def test_the_examples_of_the_page(running: tuple[Stack, Gateway], jobs: ChatJobs, call: Call) -> None:
+async def test_the_examples_of_the_page(running: tuple[Stack, Gateway], jobs: AsyncChatJobs, call: Call) -> None:
     _, ids = await failed(jobs, [REFUSED])
     (commands,), (program,) = snippets("replay.md", "sh"), snippets("replay.md", "python")
     look, start = commands.splitlines()

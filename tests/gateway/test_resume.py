@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 import starter
-from chatjobs.client import ChatJobs
+from chatjobs.client import AsyncChatJobs
 from chatjobs.contracts import Job, JobStatus
 from chatjobs.errors import ContentDeleted, JobFinished, JobNotFound, JobRunning, NothingToResume
 from tests.support.gateway import Gateway, gateway
@@ -35,8 +35,8 @@ def _logs(running: tuple[Stack, Gateway]) -> Iterator[None]:
 
 
 @pytest.fixture
-async def jobs(running: tuple[Stack, Gateway]) -> AsyncIterator[ChatJobs]:
-    async with ChatJobs(running[1].url) as client:
+async def jobs(running: tuple[Stack, Gateway]) -> AsyncIterator[AsyncChatJobs]:
+    async with AsyncChatJobs(running[1].url) as client:
         yield client
 
 
@@ -46,14 +46,14 @@ async def http(running: tuple[Stack, Gateway]) -> AsyncIterator[httpx2.AsyncClie
         yield client
 
 
-async def broken_off(jobs: ChatJobs) -> Job:
+async def broken_off(jobs: AsyncChatJobs) -> Job:
     """A job that has failed within its answer; the next call brings the rest."""
     job = await jobs.ask(prompt(tokens=20, faults=[{"kind": "cut", "after": 5}]), retry=ONCE)
     assert (job.status, bool(job.content)) == (JobStatus.FAILED, True)
     return job
 
 
-async def test_the_same_job_goes_on(jobs: ChatJobs, http: httpx2.AsyncClient) -> None:
+async def test_the_same_job_goes_on(jobs: AsyncChatJobs, http: httpx2.AsyncClient) -> None:
     """A reader that holds the id of its end gets the rest, and nothing twice."""
     before = await broken_off(jobs)
     end = f"{before.epoch}.{before.position}.end"
@@ -68,7 +68,7 @@ async def test_the_same_job_goes_on(jobs: ChatJobs, http: httpx2.AsyncClient) ->
     assert [attempt.number for attempt in after.attempts] == [1, 2]
 
 
-async def test_what_cannot_be_resumed_says_why(jobs: ChatJobs, http: httpx2.AsyncClient) -> None:
+async def test_what_cannot_be_resumed_says_why(jobs: AsyncChatJobs, http: httpx2.AsyncClient) -> None:
     whole = await jobs.ask(prompt(tokens=3))
     silent = await jobs.ask(prompt(faults=[{"kind": 400}]))
     gone = await broken_off(jobs)
@@ -92,7 +92,7 @@ async def test_what_cannot_be_resumed_says_why(jobs: ChatJobs, http: httpx2.Asyn
 
 async def test_the_command_line_resumes_and_waits(
     running: tuple[Stack, Gateway],
-    jobs: ChatJobs,
+    jobs: AsyncChatJobs,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from chatjobs.client import ChatJobs
+from chatjobs.client import AsyncChatJobs
 from chatjobs.errors import InvalidRequest, ScheduleNotFound
 from tests.support.fakes import eventually
 from tests.support.gateway import Gateway, gateway
@@ -223,7 +223,7 @@ async def test_an_unknown_one_is_404(http: httpx2.AsyncClient, call: str) -> Non
 
 
 async def test_the_python_client_offers_all_of_it(http: httpx2.AsyncClient, door: Gateway) -> None:
-    async with ChatJobs(door.url) as jobs:
+    async with AsyncChatJobs(door.url) as jobs:
         made = await jobs.schedules.create(ASK, id="client", every=timedelta(minutes=15), overlap="buffer_one")
         assert (made.id, made.every, made.overlap, made.request) == ("client", 900, "buffer_one", ASK)
         changed = await jobs.schedules.create(ASK, id="client", cron="30 2 * * *", timezone="Europe/Berlin")

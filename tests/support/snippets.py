@@ -12,8 +12,9 @@ from tests.support.stack import ROOT
 
 CLIENT_EXAMPLES = {
     "stream": (0, "mistral-small-latest begins"),
-    "map": (1, "\n4 "),
-    "batch": (2, "5 completed, 0 failed\nnumber-0 status_code=200"),
+    "asynchronous": (1, "completed"),
+    "map": (2, "\n4 "),
+    "batch": (3, "5 completed, 0 failed\nnumber-0 status_code=200"),
 }
 """The number of each Python example in docs/client.md, and a part of what it prints."""
 

@@ -23,7 +23,7 @@ import httpx2
 import pytest
 
 import starter
-from chatjobs.client import ChatJobs
+from chatjobs.client import AsyncChatJobs
 from chatjobs.contracts import (
     BatchEventType,
     BatchItem,
@@ -80,13 +80,13 @@ ACCEPTED = {
 }
 
 
-def client(url: str, **options: Any) -> ChatJobs:
+def client(url: str, **options: Any) -> AsyncChatJobs:
     """A client that does not wait long, and knows no proxy."""
     given: dict[str, Any] = {
         "transport": httpx2.AsyncHTTPTransport(),
         "backoff": lambda failures: 0.01 * failures,
     } | options
-    return ChatJobs(url, **given)
+    return AsyncChatJobs(url, **given)
 
 
 # ------------------------------------------------------------------------------------------- the service
@@ -106,12 +106,12 @@ def service(running: tuple[Stack, Gateway]) -> Iterator[Stack]:
 
 
 @pytest.fixture
-async def jobs(running: tuple[Stack, Gateway], service: Stack) -> AsyncIterator[ChatJobs]:
+async def jobs(running: tuple[Stack, Gateway], service: Stack) -> AsyncIterator[AsyncChatJobs]:
     async with client(running[1].url) as opened:
         yield opened
 
 
-async def output_of(jobs: ChatJobs, batch_id: str) -> dict[str, str]:
+async def output_of(jobs: AsyncChatJobs, batch_id: str) -> dict[str, str]:
     """The answers by ``custom_id``, once the batch has ended."""
     await jobs.batches.wait(batch_id)
     return {line.custom_id: answer(line) async for line in jobs.batches.output(batch_id)}
@@ -126,7 +126,7 @@ def answer(line: OutputLine) -> str:
     return str(line.response.body["choices"][0]["message"]["content"])
 
 
-async def test_items_of_every_kind(jobs: ChatJobs, service: Stack) -> None:
+async def test_items_of_every_kind(jobs: AsyncChatJobs, service: Stack) -> None:
     """A prompt, messages, requests, lines of batch files, each with a name or without; one batch of them all."""
     texts = [prompt(tokens=3) for _ in range(9)]
     items: list[Any] = [
@@ -150,7 +150,7 @@ async def test_items_of_every_kind(jobs: ChatJobs, service: Stack) -> None:
 
 
 @pytest.mark.parametrize("form", ["path", "text of a path", "open file", "async iterator", "iterator"])
-async def test_items_from_every_source(form: str, jobs: ChatJobs, tmp_path: Path) -> None:
+async def test_items_from_every_source(form: str, jobs: AsyncChatJobs, tmp_path: Path) -> None:
     bodies = [BatchItem(custom_id=f"item {number}", body=make_body(prompt(tokens=2))) for number in range(3)]
     path = tmp_path / "items.jsonl"
     path.write_text("".join(f"{one.model_dump_json()}\n" for one in bodies))
@@ -167,7 +167,7 @@ async def test_items_from_every_source(form: str, jobs: ChatJobs, tmp_path: Path
     assert list(await output_of(jobs, accepted.batch_id)) == ["item 0", "item 1", "item 2"]
 
 
-async def test_a_batch_is_watched_to_its_end(jobs: ChatJobs) -> None:
+async def test_a_batch_is_watched_to_its_end(jobs: AsyncChatJobs) -> None:
     """From the state it has to the terminal one; watched again, only that; after its id, nothing."""
     accepted = await jobs.batches.submit([prompt(**SLOW) for _ in range(40)], concurrency=10)
     async with jobs.batches.watch(accepted.batch_id) as states:
@@ -181,7 +181,7 @@ async def test_a_batch_is_watched_to_its_end(jobs: ChatJobs) -> None:
     assert (batch.status, batch.counts.completed, batch.concurrency) == (BatchStatus.COMPLETED, 40, 10)
 
 
-async def test_pause_resume_and_cancel(jobs: ChatJobs) -> None:
+async def test_pause_resume_and_cancel(jobs: AsyncChatJobs) -> None:
     accepted = await jobs.batches.submit([prompt(**SLOW) for _ in range(200)], concurrency=2)
     async with jobs.batches.watch(accepted.batch_id) as states:
         async for state in states:
@@ -203,7 +203,7 @@ async def test_pause_resume_and_cancel(jobs: ChatJobs) -> None:
     )
 
 
-async def test_waiting_may_end_before_the_batch_does(jobs: ChatJobs) -> None:
+async def test_waiting_may_end_before_the_batch_does(jobs: AsyncChatJobs) -> None:
     accepted = await jobs.batches.submit([prompt(faults=[{"kind": "stall"}])])
     with pytest.raises(TimeoutError):
         await jobs.batches.wait(accepted.batch_id, timeout=0.2)
@@ -213,7 +213,7 @@ async def test_waiting_may_end_before_the_batch_does(jobs: ChatJobs) -> None:
     assert (await jobs.batches.wait(accepted.batch_id)).status is BatchStatus.CANCELLED
 
 
-async def test_output_and_errors_are_lines_and_files(jobs: ChatJobs, tmp_path: Path) -> None:
+async def test_output_and_errors_are_lines_and_files(jobs: AsyncChatJobs, tmp_path: Path) -> None:
     """Readable while it runs; a file is there when it is whole."""
     held = prompt(tokens=3, hold=1)
     items = [("good", prompt(tokens=3)), ("bad", prompt(faults=[{"kind": 400}], repeat_last=True)), ("held", held)]
@@ -234,7 +234,7 @@ async def test_output_and_errors_are_lines_and_files(jobs: ChatJobs, tmp_path: P
     assert files(tmp_path) == ["err.jsonl", "out.jsonl"]
 
 
-async def test_broken_lines_are_named_and_nothing_is_started(jobs: ChatJobs, tmp_path: Path) -> None:
+async def test_broken_lines_are_named_and_nothing_is_started(jobs: AsyncChatJobs, tmp_path: Path) -> None:
     """By the service in a file, by the client where an item is no JSON."""
     before = [batch.batch_id async for batch in jobs.batches.list()]
     path = tmp_path / "items.jsonl"
@@ -251,7 +251,7 @@ async def test_broken_lines_are_named_and_nothing_is_started(jobs: ChatJobs, tmp
     assert [batch.batch_id async for batch in jobs.batches.list()] == before
 
 
-async def test_settings_that_are_not_valid(jobs: ChatJobs) -> None:
+async def test_settings_that_are_not_valid(jobs: AsyncChatJobs) -> None:
     settings: list[tuple[dict[str, Any], str]] = [
         ({"concurrency": 0}, "/concurrency"),
         ({"lane": "fast"}, "/lane"),
@@ -268,7 +268,7 @@ async def test_settings_that_are_not_valid(jobs: ChatJobs) -> None:
         await jobs.batches.submit(["one"], webhook="http://10.0.0.1/hook")
 
 
-async def test_all_settings_arrive(jobs: ChatJobs) -> None:
+async def test_all_settings_arrive(jobs: AsyncChatJobs) -> None:
     deadline = datetime.now(UTC) + timedelta(days=1)
     hook = BatchWebhook(url="https://receiver.example/hook", events=(BatchEventType.FAILED,))
     given: dict[str, Any] = {"name": "n & m", "concurrency": 7, "lane": "batch", "deadline": deadline, "webhook": hook}
@@ -278,7 +278,7 @@ async def test_all_settings_arrive(jobs: ChatJobs) -> None:
     assert (batch.name, batch.concurrency, batch.lane, batch.deadline) == ("n & m", 7, "batch", deadline)
 
 
-async def test_one_key_is_one_batch(jobs: ChatJobs) -> None:
+async def test_one_key_is_one_batch(jobs: AsyncChatJobs) -> None:
     items = [prompt(tokens=2)]
     first, again = [await jobs.batches.submit(items, idempotency_key=items[0][:20]) for _ in range(2)]
     other = await jobs.batches.submit(items)
@@ -287,7 +287,7 @@ async def test_one_key_is_one_batch(jobs: ChatJobs) -> None:
         await jobs.batches.submit(["Another"], idempotency_key=items[0][:20])
 
 
-async def test_the_list_of_batches(jobs: ChatJobs) -> None:
+async def test_the_list_of_batches(jobs: AsyncChatJobs) -> None:
     ids = [(await jobs.batches.submit([prompt(tokens=2)])).batch_id for _ in range(3)]
     for batch_id in ids:
         await jobs.batches.wait(batch_id)
@@ -299,7 +299,7 @@ async def test_the_list_of_batches(jobs: ChatJobs) -> None:
         _ = [batch async for batch in jobs.batches.list(status="done")]
 
 
-async def test_what_has_ended_is_not_paused(jobs: ChatJobs) -> None:
+async def test_what_has_ended_is_not_paused(jobs: AsyncChatJobs) -> None:
     accepted = await jobs.batches.submit([prompt(tokens=2)])
     await jobs.batches.wait(accepted.batch_id)
     for change in (jobs.batches.pause, jobs.batches.cancel):
@@ -308,7 +308,7 @@ async def test_what_has_ended_is_not_paused(jobs: ChatJobs) -> None:
 
 
 @pytest.mark.parametrize("batch_id", ["batch_unknown", "", "..", "a/b", "ä", "x?y=z"])
-async def test_no_such_batch(batch_id: str, jobs: ChatJobs, tmp_path: Path) -> None:
+async def test_no_such_batch(batch_id: str, jobs: AsyncChatJobs, tmp_path: Path) -> None:
     """Whatever the id: it never leads to another path."""
     batches = jobs.batches
     for call in (batches.get, batches.pause, batches.resume, batches.cancel, batches.wait):
@@ -325,17 +325,17 @@ async def test_no_such_batch(batch_id: str, jobs: ChatJobs, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "single", [{"messages": []}, BatchItem(body={}), ChatRequest(messages=(UserMessage(content="x"),))]
 )
-async def test_a_single_item_is_no_batch(single: Any, jobs: ChatJobs) -> None:
+async def test_a_single_item_is_no_batch(single: Any, jobs: AsyncChatJobs) -> None:
     with pytest.raises(TypeError):
         await jobs.batches.submit(single)
 
 
-async def test_a_file_that_is_not_there(jobs: ChatJobs, tmp_path: Path) -> None:
+async def test_a_file_that_is_not_there(jobs: AsyncChatJobs, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await jobs.batches.submit(tmp_path / "nothing.jsonl")
 
 
-async def test_an_error_of_the_items_is_raised_and_nothing_is_started(jobs: ChatJobs) -> None:
+async def test_an_error_of_the_items_is_raised_and_nothing_is_started(jobs: AsyncChatJobs) -> None:
     def items() -> Iterator[str]:
         yield "one"
         raise KeyError("mine")
@@ -439,10 +439,10 @@ async def test_an_upload_is_given_up_in_time(tmp_path: Path) -> None:
 
 LARGE = """
 import asyncio, resource, sys
-from chatjobs.client import ChatJobs
+from chatjobs.client import AsyncChatJobs
 
 async def main():
-    async with ChatJobs(sys.argv[1]) as jobs:
+    async with AsyncChatJobs(sys.argv[1]) as jobs:
         await jobs.batches.submit(["one"])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         await jobs.batches.submit(sys.argv[2])
@@ -609,7 +609,9 @@ def test_the_example_of_the_guide_runs(running: tuple[Stack, Gateway]) -> None:
     assert "completed: 3 of 3\nParis " in shown
 
 
-async def test_the_lines_of_the_guide_are_taken(jobs: ChatJobs, running: tuple[Stack, Gateway], tmp_path: Path) -> None:
+async def test_the_lines_of_the_guide_are_taken(
+    jobs: AsyncChatJobs, running: tuple[Stack, Gateway], tmp_path: Path
+) -> None:
     """By the command of the guide."""
     if shutil.which("curl") is None:
         lacking("curl", "the command of the guide is one of curl's")

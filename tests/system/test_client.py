@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from chatjobs.calls import CALLS_REPEATED, exponential, failure
-from chatjobs.client import ChatJobs, Outcome, Progress
+from chatjobs.client import AsyncChatJobs, Outcome, Progress
 from chatjobs.contracts import (
     AssistantMessage,
     CancelledEvent,
@@ -80,13 +80,13 @@ SLOW = {"tokens": 120, "tokens_per_second": 80}
 KEY = "key_that_nobody_may_see"
 
 
-def client(url: str, **options: Any) -> ChatJobs:
+def client(url: str, **options: Any) -> AsyncChatJobs:
     """A client that does not wait long, and knows no proxy."""
     given: dict[str, Any] = {
         "transport": httpx2.AsyncHTTPTransport(),
         "backoff": lambda failures: 0.01 * failures,
     } | options
-    return ChatJobs(url, **given)
+    return AsyncChatJobs(url, **given)
 
 
 # ------------------------------------------------------------------------------------------- the service
@@ -111,7 +111,7 @@ def door(running: tuple[Stack, Gateway], service: Stack) -> Gateway:
 
 
 @pytest.fixture
-async def jobs(door: Gateway) -> AsyncIterator[ChatJobs]:
+async def jobs(door: Gateway) -> AsyncIterator[AsyncChatJobs]:
     async with client(door.url) as opened:
         yield opened
 
@@ -142,13 +142,13 @@ class Reader:
         return [kind for kind, before in zip(found, [None, *found], strict=False) if kind is not before]
 
 
-async def read(jobs: ChatJobs, job_id: str, **options: Any) -> Reader:
+async def read(jobs: AsyncChatJobs, job_id: str, **options: Any) -> Reader:
     reader = Reader()
     await reader.follow(jobs.stream(job_id, **options))
     return reader
 
 
-async def test_a_job_from_its_start_to_its_answer(jobs: ChatJobs, service: Stack) -> None:
+async def test_a_job_from_its_start_to_its_answer(jobs: AsyncChatJobs, service: Stack) -> None:
     """Streamed, awaited, joined, read: one text."""
     message = prompt("Hello", tokens=30)
     accepted = await jobs.submit(message, metadata={"order": "42"}, max_tokens=500)
@@ -163,12 +163,12 @@ async def test_a_job_from_its_start_to_its_answer(jobs: ChatJobs, service: Stack
     assert await jobs.deliveries(accepted.job_id) == ()
 
 
-async def test_ask_waits_while_the_answer_is_written(jobs: ChatJobs) -> None:
+async def test_ask_waits_while_the_answer_is_written(jobs: AsyncChatJobs) -> None:
     job = await jobs.ask(prompt(tokens=30, tokens_per_second=100))
     assert (job.status, len(job.attempts)) == (JobStatus.COMPLETED, 1)
 
 
-async def test_waiting_may_end_before_the_job_does(jobs: ChatJobs) -> None:
+async def test_waiting_may_end_before_the_job_does(jobs: AsyncChatJobs) -> None:
     accepted = await jobs.submit(prompt(faults=[{"kind": "stall"}]))
     with pytest.raises(TimeoutError):
         await jobs.wait(accepted.job_id, timeout=0.2)
@@ -178,7 +178,7 @@ async def test_waiting_may_end_before_the_job_does(jobs: ChatJobs) -> None:
     assert (await jobs.wait(accepted.job_id)).status is JobStatus.CANCELLED
 
 
-async def test_a_cancelled_job_has_no_answer(jobs: ChatJobs) -> None:
+async def test_a_cancelled_job_has_no_answer(jobs: AsyncChatJobs) -> None:
     """Cancelling again is the same; deleting has to wait for the end."""
     accepted = await jobs.submit(prompt(tokens=5, faults=[{"kind": "stall", "after": 3}]))
     reader = Reader()
@@ -195,7 +195,7 @@ async def test_a_cancelled_job_has_no_answer(jobs: ChatJobs) -> None:
     assert caught.value.reason == "cancelled"
 
 
-async def test_a_failed_job_has_no_answer(jobs: ChatJobs) -> None:
+async def test_a_failed_job_has_no_answer(jobs: AsyncChatJobs) -> None:
     accepted = await jobs.submit(prompt(faults=[{"kind": 400}], repeat_last=True))
     assert (await read(jobs, accepted.job_id)).kinds[-1] is ErrorEvent
     with pytest.raises(JobFailed) as caught:
@@ -209,7 +209,7 @@ async def test_a_failed_job_has_no_answer(jobs: ChatJobs) -> None:
     )
 
 
-async def test_what_has_ended_cannot_be_cancelled_and_can_be_deleted(jobs: ChatJobs) -> None:
+async def test_what_has_ended_cannot_be_cancelled_and_can_be_deleted(jobs: AsyncChatJobs) -> None:
     job = await jobs.ask(prompt())
     with pytest.raises(JobFinished):
         await jobs.cancel(job.job_id)
@@ -220,7 +220,7 @@ async def test_what_has_ended_cannot_be_cancelled_and_can_be_deleted(jobs: ChatJ
     assert (await jobs.wait(job.job_id)).content is None
 
 
-async def test_a_replay_is_a_new_job_with_changes(jobs: ChatJobs) -> None:
+async def test_a_replay_is_a_new_job_with_changes(jobs: AsyncChatJobs) -> None:
     first = await jobs.ask(prompt(tokens=20))
     accepted = await jobs.replay(first.job_id, max_tokens=4, max_segments=1)
     second = await jobs.wait(accepted.job_id)
@@ -231,7 +231,7 @@ async def test_a_replay_is_a_new_job_with_changes(jobs: ChatJobs) -> None:
     assert [problem.pointer for problem in caught.value.problems] == ["/max_tokens"]
 
 
-async def test_one_key_is_one_job(jobs: ChatJobs) -> None:
+async def test_one_key_is_one_job(jobs: AsyncChatJobs) -> None:
     message = prompt()
     first, again = [await jobs.submit(message, idempotency_key=f"key of {message}") for _ in range(2)]
     other = await jobs.submit(message)
@@ -243,7 +243,7 @@ async def test_one_key_is_one_job(jobs: ChatJobs) -> None:
 
 
 @pytest.mark.parametrize("job_id", ["job_unknown", "", "..", "a/b", "ä", "x?y=z"])
-async def test_no_such_job(jobs: ChatJobs, job_id: str) -> None:
+async def test_no_such_job(jobs: AsyncChatJobs, job_id: str) -> None:
     """Whatever the id: it never leads to another path."""
     for call in (jobs.get(job_id), jobs.cancel(job_id), jobs.wait(job_id), jobs.delete(job_id), jobs.replay(job_id)):
         with pytest.raises(JobNotFound):
@@ -252,7 +252,7 @@ async def test_no_such_job(jobs: ChatJobs, job_id: str) -> None:
         await read(jobs, job_id)
 
 
-async def test_lists_are_read_page_by_page(jobs: ChatJobs) -> None:
+async def test_lists_are_read_page_by_page(jobs: AsyncChatJobs) -> None:
     """Newest first."""
     name = prompt()[:60]
     before = datetime.now(UTC)
@@ -268,7 +268,7 @@ async def test_lists_are_read_page_by_page(jobs: ChatJobs) -> None:
     assert [job async for job in jobs.list(metadata={"list": name}, until=before)] == []
 
 
-async def test_lists_by_words_errors_and_replays(jobs: ChatJobs) -> None:
+async def test_lists_by_words_errors_and_replays(jobs: AsyncChatJobs) -> None:
     """Each job is found by words of its prompt, a failed one by its code, a replay by what it repeats."""
     word = f"w{uuid.uuid4().hex}"
     failing = f"{prompt(faults=[{'kind': 400}], repeat_last=True)} {word}"
@@ -294,7 +294,7 @@ async def test_lists_by_words_errors_and_replays(jobs: ChatJobs) -> None:
 # ----------------------------------------------------------------------------------------- broken networks
 
 
-async def test_a_stream_outlives_the_gateway(jobs: ChatJobs, service: Stack, door: Gateway) -> None:
+async def test_a_stream_outlives_the_gateway(jobs: AsyncChatJobs, service: Stack, door: Gateway) -> None:
     """kill -9 in the middle, twice; the same text comes once, without a gap."""
     message = prompt(**SLOW)
     accepted = await jobs.submit(message)
@@ -311,7 +311,7 @@ async def test_a_stream_outlives_the_gateway(jobs: ChatJobs, service: Stack, doo
     assert len((await jobs.get(accepted.job_id)).attempts) == 1
 
 
-async def test_another_process_goes_on_where_a_reader_was(jobs: ChatJobs) -> None:
+async def test_another_process_goes_on_where_a_reader_was(jobs: AsyncChatJobs) -> None:
     accepted = await jobs.submit(prompt(**SLOW))
     first = Reader()
     async with jobs.stream(accepted.job_id) as events:
@@ -327,7 +327,9 @@ async def test_another_process_goes_on_where_a_reader_was(jobs: ChatJobs) -> Non
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_stream_that_is_cut_again_and_again(jobs: ChatJobs, service: Stack, door: Gateway, seed: int) -> None:
+async def test_a_stream_that_is_cut_again_and_again(
+    jobs: AsyncChatJobs, service: Stack, door: Gateway, seed: int
+) -> None:
     """After any number of bytes: within the head, within an event, within a character."""
     message = prompt(pieces=["é🌊", "\n", "ab", "—"] * 50, tokens_per_second=200)
     accepted = await jobs.submit(message)
@@ -338,7 +340,7 @@ async def test_a_stream_that_is_cut_again_and_again(jobs: ChatJobs, service: Sta
     assert reader.text == (await jobs.get(accepted.job_id)).content == service.simulator.answer(message)["text"]
 
 
-async def test_a_job_whose_acceptance_was_lost_is_one_job(jobs: ChatJobs, door: Gateway) -> None:
+async def test_a_job_whose_acceptance_was_lost_is_one_job(jobs: AsyncChatJobs, door: Gateway) -> None:
     """The answer to the POST is cut twice; the third is about the same job."""
     name = prompt()[:60]
     async with cutter(door.url, iter([0, 100, None])) as proxy, client(proxy.url) as cut_off:
@@ -358,11 +360,11 @@ async def test_patience_ends(door: Gateway) -> None:
 # --------------------------------------------------------------------------------------------------- map
 
 
-async def outcomes(jobs: ChatJobs, prompts: Any, **options: Any) -> list[Outcome]:
+async def outcomes(jobs: AsyncChatJobs, prompts: Any, **options: Any) -> list[Outcome]:
     return [outcome async for outcome in jobs.map(prompts, **options)]
 
 
-async def test_many_prompts(jobs: ChatJobs, service: Stack) -> None:
+async def test_many_prompts(jobs: AsyncChatJobs, service: Stack) -> None:
     """Outcomes in order whatever takes longer, errors in their places, every step of progress told."""
     good = [prompt(tokens=60, tokens_per_second=100), *(prompt(tokens=3) for _ in range(6))]
     bad = prompt(faults=[{"kind": 400}], repeat_last=True)
@@ -378,7 +380,7 @@ async def test_many_prompts(jobs: ChatJobs, service: Stack) -> None:
     assert progress[-1] == Progress(done=9, failed=2, total=9)
 
 
-async def test_prompts_may_come_slowly_and_never_end(jobs: ChatJobs) -> None:
+async def test_prompts_may_come_slowly_and_never_end(jobs: AsyncChatJobs) -> None:
     """An outcome is handed out while the next prompt is not there yet; leaving the loop ends everything."""
     more, taken = asyncio.Event(), []
 
@@ -397,7 +399,7 @@ async def test_prompts_may_come_slowly_and_never_end(jobs: ChatJobs) -> None:
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("map")]
 
 
-async def test_a_reader_who_does_not_take_outcomes_stops_the_work(jobs: ChatJobs) -> None:
+async def test_a_reader_who_does_not_take_outcomes_stops_the_work(jobs: AsyncChatJobs) -> None:
     """About ten times the concurrency is in memory, not more."""
     done: list[Progress] = []
     all_done = asyncio.Event()
@@ -422,13 +424,13 @@ async def test_a_reader_who_does_not_take_outcomes_stops_the_work(jobs: ChatJobs
     assert taken <= 12
 
 
-async def test_a_script_that_runs_again_pays_once(jobs: ChatJobs) -> None:
+async def test_a_script_that_runs_again_pays_once(jobs: AsyncChatJobs) -> None:
     prompts = [prompt(tokens=2) for _ in range(3)]
     first, second = [await outcomes(jobs, prompts, idempotency_prefix=prompts[0][:40]) for _ in range(2)]
     assert [outcome.job for outcome in first] == [outcome.job for outcome in second]
 
 
-async def test_what_the_prompts_or_the_callback_raise_is_raised(jobs: ChatJobs) -> None:
+async def test_what_the_prompts_or_the_callback_raise_is_raised(jobs: AsyncChatJobs) -> None:
     def prompts() -> Iterator[str]:
         yield prompt(tokens=1)
         raise LookupError("no more")
@@ -442,13 +444,19 @@ async def test_what_the_prompts_or_the_callback_raise_is_raised(jobs: ChatJobs) 
         await outcomes(jobs, [prompt(tokens=1)], on_progress=progress)
 
 
-async def test_a_prompt_may_take_too_long(jobs: ChatJobs) -> None:
+async def test_progress_may_be_reported_asynchronously(jobs: AsyncChatJobs) -> None:
+    seen: asyncio.Queue[Progress] = asyncio.Queue()
+    assert len(await outcomes(jobs, [prompt(), prompt()], on_progress=seen.put)) == 2
+    assert [seen.get_nowait().done for _ in range(2)] == [1, 2]
+
+
+async def test_a_prompt_may_take_too_long(jobs: AsyncChatJobs) -> None:
     (found,) = await outcomes(jobs, [prompt(faults=[{"kind": "stall", "seconds": 1}])], timeout=0.3)
     assert isinstance(found.error, ServiceUnavailable)
     assert found.error.reason == "timeout"
 
 
-async def test_one_prompt_is_not_many(jobs: ChatJobs) -> None:
+async def test_one_prompt_is_not_many(jobs: AsyncChatJobs) -> None:
     """A text is a sequence of texts, for Python; each letter would be a job."""
     for wrong in ("Hello", ChatRequest(messages=(UserMessage(content="Hello"),))):
         with pytest.raises(TypeError):
@@ -511,7 +519,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(fields: dict[str, Any], p
 )
 def test_what_cannot_work_is_said_at_once(url: str, key: str | None) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        ChatJobs(url, key)
+        AsyncChatJobs(url, key)
     assert KEY not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from chatjobs.client import ChatJobs
+from chatjobs.client import AsyncChatJobs
 from chatjobs.contracts import Batch, BatchCounts, BatchStatus, Job, JobStatus
 from tests.support.fakes import eventually
 from tests.support.gateway import gateway
@@ -29,7 +29,7 @@ SLOW: dict[str, Any] = {"tokens": 30, "tokens_per_second": 15, "faults": [{"kind
 class Night:
     """Jobs that have failed, and their replay in the morning."""
 
-    def __init__(self, running: Stack, jobs: ChatJobs, http: httpx2.AsyncClient) -> None:
+    def __init__(self, running: Stack, jobs: AsyncChatJobs, http: httpx2.AsyncClient) -> None:
         self.stack = running
         self.jobs = jobs
         self.http = http
@@ -70,7 +70,7 @@ class Night:
 async def night(tmp_path: Path) -> AsyncIterator[Night]:
     with stack(tmp_path, env=ENV) as running:
         door = gateway(running)
-        async with ChatJobs(door.url) as jobs, door.client() as http:
+        async with AsyncChatJobs(door.url) as jobs, door.client() as http:
             yield Night(running, jobs, http)
 
 

@@ -186,7 +186,8 @@ def test_public_names() -> None:
 
 def test_contracts_bring_no_network() -> None:
     """Workflow code imports them, and the workflow sandbox refuses HTTP clients."""
-    loaded = "import sys, chatjobs.contracts; print(sorted({'httpx2', 'standardwebhooks', 'ssl'} & set(sys.modules)))"
+    heavy = {"httpx2", "nexusrpc", "standardwebhooks", "ssl"}
+    loaded = f"import sys, chatjobs.contracts; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

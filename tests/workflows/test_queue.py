@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from chatjobs.client import ChatJobs
+from chatjobs.client import AsyncChatJobs
 from chatjobs.contracts import ChunkEvent, CompleteEvent, QueuedEvent, QueuePlace, StartEvent, StreamEvent
 from chatjobs.sse import ServerEvent
 from domain.timings import Timings
@@ -159,7 +159,7 @@ def places_in(events: Sequence[ServerEvent]) -> list[QueuePlace]:
 async def test_a_queue_is_seen_to_move(door: Gateway, http: httpx2.AsyncClient) -> None:
     """One call in two seconds: the last of four waits for the others, and everybody who looks on is told."""
     ids = [await post(http) for _ in range(4)]
-    async with ChatJobs(door.url, transport=httpx2.AsyncHTTPTransport()) as jobs:
+    async with AsyncChatJobs(door.url, transport=httpx2.AsyncHTTPTransport()) as jobs:
         streams = [asyncio.create_task(taken(jobs, job_id)) for job_id in ids]
         seen = asyncio.create_task(seen_on_get(http, ids))
         async with reading(f"{door.url}/api/jobs/{ids[-1]}/events") as reader:
@@ -182,7 +182,7 @@ async def test_a_queue_is_seen_to_move(door: Gateway, http: httpx2.AsyncClient) 
     assert any(isinstance(event, QueuedEvent) for event in told[-1])
 
 
-async def taken(jobs: ChatJobs, job_id: str) -> list[StreamEvent]:
+async def taken(jobs: AsyncChatJobs, job_id: str) -> list[StreamEvent]:
     """All events of a job by the client; what is queued moves no place."""
     found: list[StreamEvent] = []
     stream = jobs.stream(job_id)
