@@ -11,6 +11,7 @@ from pydantic_core import to_jsonable_python
 
 from chatjobs.contracts import BatchItem, ChatRequest
 from chatjobs.errors import InvalidRequest, Problem
+from chatjobs.validation import NOT_JSON
 
 T = TypeVar("T")
 Prompt = str | Sequence[Any] | ChatRequest
@@ -18,7 +19,6 @@ Prompt = str | Sequence[Any] | ChatRequest
 Item = Prompt | Mapping[str, Any] | BatchItem | tuple[str, Prompt | Mapping[str, Any]]
 """An item of a batch: a prompt, a request as a dict, an item as it stands in a batch file (as a model or as a dict with
 ``body``), or a pair of the ``custom_id`` and a prompt or request."""
-NOT_JSON = "has a value that JSON does not have"
 
 
 def request_body(prompt: Prompt, fields: Mapping[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ LONGEST_TYPO = 64
 """Longest name, in characters, that gets a suggestion: comparing takes time that grows with the square of the length,
 and known names are short."""
 UNKNOWN_FIELD = "is not a known field"
+NOT_JSON = "has a value that JSON does not have"
 
 NUMBERS = {  # by pydantic's type of error; templates of its context
     "greater_than": "must be greater than {gt}",

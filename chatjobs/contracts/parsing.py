@@ -14,7 +14,7 @@ from chatjobs.contracts.fingerprints import fingerprint
 from chatjobs.contracts.messages import too_many_messages
 from chatjobs.contracts.nulls import MAX_PROBLEMS, without_nulls
 from chatjobs.errors import InvalidRequest, Problem
-from chatjobs.validation import reason, unknown_field
+from chatjobs.validation import NOT_JSON, reason, unknown_field
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -43,6 +43,8 @@ def checked_fingerprint(body: Any) -> str:
     not have (RFC 8259), and for a body that is nested too deeply to be read again (``jcs.MAX_DEPTH``)."""
     try:
         return fingerprint(body)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise InvalidRequest([Problem("", NOT_JSON)]) from None
     except (TypeError, ValueError) as error:
         raise InvalidRequest([Problem("", str(error).split(":")[0])]) from None
 

@@ -52,22 +52,38 @@ class RawServer:
     connections: int = 0
     visited: asyncio.Event = field(default_factory=asyncio.Event)
     """There was a request."""
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    """Of all connections."""
+    serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number, self.connections = self.connections, self.connections + 1
         gone = asyncio.Event()
+        self.writers.append(writer)
+        if task := asyncio.current_task():
+            self.serving.add(task)
+            task.add_done_callback(self.serving.discard)
         try:
             with suppress(OSError, asyncio.IncompleteReadError):
                 while True:
                     head = (await reader.readuntil(b"\r\n\r\n")).decode()
                     visit = Visit(head, b"", writer, number, gone)
-                    visit.body = await reader.readexactly(int(visit.headers.get("content-length", 0)))
+                    visit.body = await _body(reader, visit.headers)
                     self.visits.append(visit)
                     self.visited.set()
                     await self._answer(visit, reader)
         finally:
             gone.set()
             writer.close()
+
+    async def close(self) -> None:
+        """Break off all connections, also those whose client has not taken everything, or that begin just now."""
+        for _ in range(10):  # a connection that was just accepted takes some rounds of the loop to get to ``serve``
+            await asyncio.sleep(0)
+        for writer in self.writers:
+            writer.transport.abort()
+        closed = (writer.wait_closed() for writer in self.writers)
+        await asyncio.gather(*self.serving, *closed, return_exceptions=True)
 
     async def _answer(self, visit: Visit, reader: asyncio.StreamReader) -> None:
         """A reply that is still running when the client leaves is cancelled."""
@@ -87,6 +103,17 @@ class RawServer:
         await asyncio.gather(replying, leaving, return_exceptions=True)
 
 
+async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
+    """The body of a request, of known length or chunked (RFC 9112, section 7.1)."""
+    if headers.get("transfer-encoding") != "chunked":
+        return await reader.readexactly(int(headers.get("content-length", 0)))
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return body
+
+
 @asynccontextmanager
 async def raw_server(*replies: Reply, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
     server = RawServer(list(replies))
@@ -96,10 +123,10 @@ async def raw_server(*replies: Reply, tls: ssl.SSLContext | None = None) -> Asyn
     try:
         yield server
     finally:
+        # asyncio loses a connection that it accepts while the listener is closed: so first it accepts no more.
+        asyncio.get_running_loop().remove_reader(listener.sockets[0].fileno())
+        await server.close()
         listener.close()
-        for visit in server.visits:
-            visit.writer.close()
-        await asyncio.sleep(0)
 
 
 def head(status: str = "200 OK", **headers: str) -> bytes:

@@ -19,18 +19,24 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.operatorservice.v1 import ListNexusEndpointsRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 
 from chatjobs.contracts import Job, JobStatus
+from chatjobs.nexus import ENDPOINT
 from chatjobs.webhooks import verify
 from dispatch.intake import Intake
+from dispatch.temporal import pollers
+from domain.names import JOBS_QUEUE
 from domain.values import Cursor
 from drill.processes import Process
 from storage.engine.database import Database
 from storage.jobs.store import JobStore
 from storage.transcript.reader import TranscriptReader
 from tests.support.factories import make_body
+from tests.support.fakes import eventually
 from tests.support.receiver import receiver
 from tests.support.simulator_process import prompt, simulator
 from tests.support.stack import OURS, ROOT, wait_until
@@ -191,6 +197,16 @@ def test_the_links_it_prints_lead_somewhere(machine: Machine) -> None:
     for url in (run, endpoints["metrics"], f"{endpoints['simulator']}/sim/requests", f"{endpoints['gateway']}/healthz"):
         with urllib.request.urlopen(str(url), timeout=20) as answer:  # noqa: S310 - our own addresses
             assert answer.status == 200, url
+
+
+async def test_other_namespaces_reach_it_through_nexus(machine: Machine) -> None:
+    """It has made the endpoint, for which workers poll."""
+    machine.up()
+    client = await Client.connect(machine.endpoints()["temporal"] or "")
+    found = await client.operator_service.list_nexus_endpoints(ListNexusEndpointsRequest(name=ENDPOINT))
+    (endpoint,) = found.endpoints
+    assert endpoint.spec.target.worker.task_queue == JOBS_QUEUE
+    await eventually(lambda: pollers(client, JOBS_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_NEXUS))
 
 
 def test_the_example_it_prints_works_when_pasted(machine: Machine) -> None:

@@ -20,7 +20,8 @@ from tests.support.needs import program
 from tests.support.npm import installed
 from tests.support.simulator_process import SimulatorProcess
 from tests.support.stack import Stack, free_port, stack
-from tests.v1.openai_clients import HERE, PYTHON, OpenAIClient, node_client, python_client
+from tests.v1.openai_clients import HERE, OpenAIClient, node_client, python_client
+from tests.v1.openai_clients import PYTHON as PYTHON
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 """For webhooks: that of the specification's examples."""
