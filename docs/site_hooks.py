@@ -21,7 +21,7 @@ _OUTSIDE = re.compile(r"\[([^]\n]+)\]\(((?:\.\./)+[^)\s#]+)(?:#[^)\s]*)?\)")
 def on_config(config: Any, **_: Any) -> Any:
     """Make each section of the index a section of the navigation, with its pages in their order, each page once."""
     docs = Path(config.docs_dir)
-    _, *sections = _SECTION.split((docs / INDEX).read_text())
+    sections = _SECTION.split((docs / INDEX).read_text())[1:]
     nav: list[str | dict[str, list[str]]] = [INDEX]
     seen = {INDEX}
     for title, text in zip(sections[::2], sections[1::2], strict=True):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ ELSEWHERE = {
     "conversations.md": "tests/gateway/test_conversations.py",
     "debug.md": "tests/cli/test_history.py",
     "receive-webhooks.md": "tests/system/test_receive_webhooks.py",
+    "nexus.md": "tests/workflows/test_nexus.py",
     "replay.md": "tests/gateway/test_replays.py",
     "schedules.md": "tests/gateway/test_schedules.py",
 }
@@ -40,7 +42,7 @@ OF_THEIR_OWN: dict[str, dict[str, dict[str, str]]] = {
     "operations.md": {},
     "self-hosted-models.md": {
         "simulator": {"continues": "continue_final_message"},
-        "env": {"CHATJOBS_CONTINUATION": "auto"},
+        "env": {"CHATJOBS_CONTINUATION": "continue_final_message"},
     },
 }
 """Pages whose snippets have a service of their own, and how its stack is started."""
@@ -63,17 +65,42 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def service(
-    request: pytest.FixtureRequest, programs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
-    """The environment of somebody who uses and operates the page's service."""
-    options = OF_THEIR_OWN.get(request.param, {})
-    env = {"CHATJOBS_PORT": "0", "CHATJOBS_WEBHOOK_ALLOW": "127.0.0.1", "WEBHOOK_SECRET": SECRET, **options.get("env", {})}
-    with stack(tmp_path_factory.mktemp("docs"), env=env, simulator=options.get("simulator")) as built:
+class Services:
+    """The services of the pages, one at a time: the next one ends the one before."""
+
+    def __init__(self, programs: Path, directories: pytest.TempPathFactory) -> None:
+        self._programs = programs
+        self._directories = directories
+        self._running: tuple[str, dict[str, str]] = ("", {})
+        self._closing = ExitStack()
+
+    def of(self, page: str) -> dict[str, str]:
+        """The environment of somebody who uses and operates the page's service."""
+        name = page if page in OF_THEIR_OWN else USUAL
+        if self._running[0] != name:
+            self.close()
+            self._running = (name, self._start(name))
+        return self._running[1]
+
+    def close(self) -> None:
+        self._closing.close()
+
+    def _start(self, name: str) -> dict[str, str]:
+        options = OF_THEIR_OWN.get(name, {})
+        env = {"CHATJOBS_PORT": "0", "CHATJOBS_WEBHOOK_ALLOW": "127.0.0.1", "WEBHOOK_SECRET": SECRET}
+        env |= options.get("env", {})
+        directory = self._directories.mktemp("docs")
+        built = self._closing.enter_context(stack(directory, env=env, simulator=options.get("simulator")))
         door = gateway(built)
-        keys = {"CHATJOBS_API_KEY": _key(built)} if request.param == NEEDS_KEY else {}
-        yield {**_environment(built, door), **keys, "PATH": f"{programs}:{os.environ['PATH']}"}
+        keys = {"CHATJOBS_API_KEY": _key(built)} if name == NEEDS_KEY else {}
+        return {**_environment(built, door), **keys, "PATH": f"{self._programs}:{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def services(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    opened = Services(programs, tmp_path_factory)
+    yield opened
+    opened.close()
 
 
 def _environment(built: Stack, door: Gateway) -> dict[str, str]:
@@ -103,12 +130,8 @@ def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return modules
 
 
-@pytest.mark.parametrize(
-    ("service", "block"),
-    [pytest.param(block.page if block.page in OF_THEIR_OWN else USUAL, block, id=block.name) for block in HERE],
-    indirect=["service"],
-)
-def test_a_snippet(service: dict[str, str], block: Block, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("block", HERE, ids=lambda block: block.name)
+def test_a_snippet(services: Services, block: Block, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """It ends well, and prints what the page says."""
     path = tmp_path / f"snippet.{RUN[block.language]}"
     path.write_text(block.code)
@@ -120,7 +143,8 @@ def test_a_snippet(service: dict[str, str], block: Block, tmp_path: Path, reques
             (tmp_path / "node_modules").symlink_to(request.getfixturevalue("node_modules"))
         case _:
             command = ["bash", "-euo", "pipefail", str(path)]
-    environment = {**service, "HOME": str(tmp_path)}
+    (tmp_path / ".curlrc").write_text("fail-with-body\nmax-time 50\n")  # an error of the service fails the snippet
+    environment = {**services.of(block.page), "HOME": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr or done.stdout
     assert done.stdout.strip(), "a snippet shows something"
