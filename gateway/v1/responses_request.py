@@ -212,6 +212,8 @@ class EarlierTurns(NamedTuple):
     messages: Sequence[JsonDict] = ()
     developers: Sequence[int] = ()
     calls: Mapping[str, str] = {}
+    place: ThreadPlace | None = None
+    """That of the response that follows."""
 
 
 NO_TURNS: Final = EarlierTurns()
