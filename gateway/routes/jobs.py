@@ -100,7 +100,7 @@ async def accept_body(
     response: ResponseForm | None = None,
     place: ThreadPlace | None = None,
 ) -> JobHandle:
-    """Commit the job in decoded JSON of ``size`` bytes, and have it started. ``response``, ``place``: see ``new_job``."""
+    """Commit the job in decoded JSON of ``size`` bytes, and have it started. For the rest see ``new_job``."""
     accepted = await here.intake.accept(
         body, tenant=caller.tenant, idempotency_key=key, size=size, response=response, place=place
     )

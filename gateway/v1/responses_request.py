@@ -25,6 +25,7 @@ from chatjobs.contracts import (
 )
 from chatjobs.contracts.base import StrictModel
 from chatjobs.errors import InvalidRequest, Problem
+from domain.conversations import ThreadPlace
 from gateway.v1.responses_input import Conversation, GivenInput, GivenModel, JsonDict
 
 
