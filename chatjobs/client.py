@@ -190,7 +190,7 @@ class AsyncChatJobs:
         return await self._http.read(JobAccepted, "POST", "/api/jobs", body=body, key=idempotency_key or _new_key())
 
     async def reply(
-        self, job_id: str, prompt: Prompt, *, idempotency_key: str | None = None, **fields: Any
+        self, /, job_id: str, prompt: Prompt, *, idempotency_key: str | None = None, **fields: Any
     ) -> JobAccepted:
         """Start the next job of a conversation: with the messages of a job that has ended, its answer, and ``prompt``.
 
@@ -526,6 +526,7 @@ class ChatJobs(Twin):
     ask = call(AsyncChatJobs.ask)
     cancel = call(AsyncChatJobs.cancel)
     delete = call(AsyncChatJobs.delete)
+    reply = call(AsyncChatJobs.reply)
     replay = call(AsyncChatJobs.replay)
     replay_all = call(AsyncChatJobs.replay_all)
     estimate_replay = call(AsyncChatJobs.estimate_replay)

@@ -30,6 +30,7 @@ from chatjobs.contracts import (
 )
 from chatjobs.errors import ContentDeleted, Problem
 from dispatch.schedules import delete_runs
+from domain.conversations import ThreadPlace
 from domain.names import status_path
 from domain.values import Cursor, JobHandle, ResponseForm, RunRef
 from gateway.auth.access import Identity
@@ -95,10 +96,14 @@ async def accept_body(
     key: str | None,
     body: Any,
     size: int,
+    *,
     response: ResponseForm | None = None,
+    place: ThreadPlace | None = None,
 ) -> JobHandle:
-    """Commit the job in decoded JSON of ``size`` bytes, and have it started. ``response``: see ``new_job``."""
-    accepted = await here.intake.accept(body, tenant=caller.tenant, idempotency_key=key, size=size, response=response)
+    """Commit the job in decoded JSON of ``size`` bytes, and have it started. For the rest see ``new_job``."""
+    accepted = await here.intake.accept(
+        body, tenant=caller.tenant, idempotency_key=key, size=size, response=response, place=place
+    )
     _have_started(request, here, accepted)
     return accepted
 

@@ -18,6 +18,7 @@ from chatjobs.errors import ContentDeleted, InvalidRequest, JobFinished, JobNotF
 from dispatch.intake import LARGE_BYTES
 from dispatch.schedules import delete_runs
 from dispatch.stream_events import first_part
+from domain.conversations import ThreadPlace
 from domain.values import Cursor, JobHandle, ResponseForm
 from gateway.auth.access import Identity
 from gateway.dependencies import Dependencies
@@ -57,7 +58,7 @@ async def create(
     wanted = await _off_loop(size, parsed_request, body)
     earlier = await earlier_turns(here, caller, wanted.previous_response_id)
     asked = await _off_loop(size, translated, wanted, body, earlier)
-    job = await _accept(request, here, caller, key, asked, size=size, kept=wanted.store)
+    job = await _accept(request, here, caller, key, asked, place=earlier.place, size=size, kept=wanted.store)
     headers = {"X-Job-Id": job.job_id} | ({} if job.created else {"Idempotency-Replayed": "true"})
     found = await found_job(here, caller, job.job_id)
     if wanted.stream:
@@ -79,6 +80,7 @@ async def _accept(
     key: str | None,
     asked: Translation,
     *,
+    place: ThreadPlace | None,
     size: int,
     kept: bool,
 ) -> JobHandle:
@@ -89,7 +91,7 @@ async def _accept(
         raise InvalidRequest([Problem("/store", why)])
     form = ResponseForm(asked.settings.model_dump_json(exclude_defaults=True), kept)
     try:
-        return await accept_body(request, here, caller, key, body, size, form)
+        return await accept_body(request, here, caller, key, body, size, response=form, place=place)
     except InvalidRequest as error:
         raise in_their_words(error, asked.places) from None
 

@@ -25,6 +25,7 @@ from chatjobs.contracts import (
 )
 from chatjobs.contracts.base import StrictModel
 from chatjobs.errors import InvalidRequest, Problem
+from domain.conversations import ThreadPlace
 from gateway.v1.responses_input import Conversation, GivenInput, GivenModel, JsonDict
 
 
@@ -212,6 +213,8 @@ class EarlierTurns(NamedTuple):
     messages: Sequence[JsonDict] = ()
     developers: Sequence[int] = ()
     calls: Mapping[str, str] = {}
+    place: ThreadPlace | None = None
+    """That of the response that follows."""
 
 
 NO_TURNS: Final = EarlierTurns()

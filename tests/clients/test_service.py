@@ -18,13 +18,13 @@ from tests.clients.drivers import JavaScript, call
 from tests.clients.generated import CLIENT
 from tests.clients.pages import cutting, pages
 from tests.support.browser import Watched, chromium, watched
+from tests.support.cutter import dice
 from tests.support.gateway import Gateway, gateway
 from tests.support.needs import program
 from tests.support.npm import installed
 from tests.support.simulator_process import prompt
 from tests.support.snippets import snippets
 from tests.support.stack import ROOT, Stack, stack
-from tests.support.cutter import dice
 
 pytestmark = pytest.mark.long
 

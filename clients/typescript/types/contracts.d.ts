@@ -349,6 +349,13 @@ export interface Job {
   metadata: Record<string, string>;
   /** The id of the job that this one replays. */
   replayOf: string | null;
+  /** The id of the job whose answer this one's conversation goes on from. */
+  previousJobId: string | null;
+  /**
+   * The id of the first job of the conversation, this one's own if it is the first. A replay is in the thread of the
+   * job that it replays. From GET it is always there.
+   */
+  thread: string | null;
   batchId: string | null;
   /** The id of the schedule that made the job. */
   scheduleId: string | null;
@@ -863,10 +870,15 @@ export interface Prediction {
   content?: string;
 }
 
-/** The URL that the outcome is delivered to, and the outcomes that are delivered (all, unless given). */
+/**
+ * The URL that the outcome is delivered to, and the outcomes that are delivered (all, unless given). `format`: the
+ * form of the body. `openai` is the event of a response as OpenAI sends it, such as `response.completed`, with the
+ * response's id.
+ */
 export interface Webhook {
   url: string;
   events?: WebhookEventType[];
+  format?: "chatjobs" | "openai";
 }
 
 /**
@@ -969,6 +981,11 @@ export interface ChatRequest {
   id?: string | null;
   /** The id of the new job; null gets one from the service. An id that is taken is refused. */
   jobId?: string | null;
+  /**
+   * The id of a job that has ended: its messages and its answer precede `messages`, and are stored with them. A system
+   * message at the beginning of `messages` takes the place of the one before. No other field is taken over.
+   */
+  previousJobId?: string | null;
   /** Short for `webhook.url`, with all events. */
   callback?: string | null;
   webhook?: Webhook | null;
@@ -980,6 +997,11 @@ export interface ChatRequest {
   retry?: Retry;
   /** 1 goes first. Within one priority, tenants take turns. */
   priority?: number;
+  /**
+   * Further parameters for the model's server, forwarded as they are: those that this version does not know. At most
+   * `MAX_EXTRA`, and `MAX_EXTRA_BYTES` together; none may have the name of another field.
+   */
+  extra?: Record<string, any>;
   /**
    * The model is not called before this time, at most 90 days ahead; a past time is at once. Until then the job is
    * `queued`, and `limits.queueSeconds` counts from then. A replay does not repeat it.

@@ -41,10 +41,11 @@ export function pathTo(jobs, id) {
   return path;
 }
 
-/** The newest job that a job leads to; itself if there is none. */
+/** The newest job that a job leads to; itself if there is none. (A job comes after the one that it replies to.) */
 export function leafOf(jobs, id) {
-  const after = jobs.filter((job) => pathTo(jobs, job.jobId).some((one) => one.jobId === id));
-  return after.at(-1)?.jobId ?? id;
+  const found = new Set([id]);
+  for (const job of jobs) if (found.has(job.previousJobId)) found.add(job.jobId);
+  return [...found].at(-1);
 }
 
 /** The jobs with the same previous one, this one among them, oldest first. */
