@@ -27,6 +27,7 @@ from domain.tasks import in_background
 from domain.timings import Timings
 from gateway.auth.access import Access, Identity
 from gateway.batch_progress import ProgressFeeds
+from gateway.event_feed import FeedWatch
 from gateway.page.overview import Feeds, Figures
 from gateway.serving.after_response import AfterResponse
 from gateway.serving.open_streams import OpenStreams
@@ -35,6 +36,8 @@ from storage.batches.drafts import DraftStore
 from storage.batches.queries import BatchQueries
 from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
+from storage.events.feed import EventFeed
+from storage.events.sequencer import Sequencer
 from storage.jobs.follow_up import FollowUp
 from storage.jobs.overview import Overview
 from storage.jobs.store import JobStore
@@ -57,6 +60,14 @@ class BatchParts:
     replays: ReplayIntake
     rules: WebhookRules
     progress: ProgressFeeds
+
+
+@dataclass(frozen=True)
+class EventParts:
+    """What the route of the feed needs."""
+
+    feed: EventFeed
+    watch: FeedWatch
 
 
 SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]
@@ -88,6 +99,7 @@ class Dependencies:
     access: Access
     feeds: Feeds
     figures: Figures
+    events: EventParts
 
     async def may_be_new(self, job_id: str, caller: Identity) -> bool:
         """Whether a job without a row may be one that so far exists only in Temporal, not another tenant's job."""
@@ -148,7 +160,8 @@ async def open_dependencies(
         await stack.enter_async_context(upkeep.first_tries.running())
         await stack.enter_async_context(in_background(upkeep.sweeper.run(), "sweeper"))
         await stack.enter_async_context(in_background(FollowUp(database).run(), "follow-up"))
-        overview, queries = Overview(database), BatchQueries(database)
+        await stack.enter_async_context(in_background(Sequencer(database).run(), "events"))
+        overview, queries, feed = Overview(database), BatchQueries(database), EventFeed(database)
         yield Dependencies(
             settings=settings,
             timings=timings,
@@ -176,4 +189,5 @@ async def open_dependencies(
             access=access,
             feeds=Feeds(overview, links),
             figures=Figures(overview),
+            events=EventParts(feed, FeedWatch(feed)),
         )
