@@ -101,6 +101,7 @@ class WorkerParts:
             batch_model=self.batch_model,
             webhooks=self.webhooks,
             announce=upkeep.first_tries.soon,
+            announce_endpoints=upkeep.first_tries.of_endpoints,
             run_url=RunLinks(self.settings.chatjobs_temporal_ui, self.client.namespace).of,
             indexed=self.indexed,
             policy=self.rules,

@@ -57,6 +57,7 @@ def assembled(
     batch_model: BatchModel | None,
     webhooks: WebhookActivities,
     announce: Announce,
+    announce_endpoints: Announce,
     run_url: Callable[[RunRef], str],
     indexed: bool,
     policy: Callable[[], WebhookPolicy] | None = None,
@@ -73,6 +74,7 @@ def assembled(
             tenant=settings.chatjobs_direct_tenant,
             indexed=indexed,
             policy=policy,
+            announce=announce_endpoints,
         ),
         completions=CompletionActivities(completer=completer, timings=timings),
         batches=BatchActivities(

@@ -59,7 +59,8 @@ class ResultActivities:
     """``tenant`` owns the jobs that are started straight through Temporal; ``indexed``: see payloads.Accepted.
 
     ``run_url`` makes the link to a run in the Temporal UI. ``policy`` gives the rules for webhook URLs; without it they
-    are judged only when they are called.
+    are judged only when they are called. ``announce`` has the first tries of deliveries to endpoints of all jobs made,
+    without waiting for them; without it a sweeper has.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class ResultActivities:
         tenant: str,
         indexed: bool,
         policy: Callable[[], WebhookPolicy] | None = None,
+        announce: Callable[[Sealed], None] | None = None,
     ) -> None:
         self._jobs = jobs
         self._run_url = run_url
         self._tenant = tenant
         self._indexed = indexed
         self._policy = policy
+        self._announce = announce
 
     @activity.defn
     async def accept_inline(self, order: AcceptOrder) -> Accepted:
@@ -155,7 +158,10 @@ class ResultActivities:
             raise failures.from_storage(problem, pause=None) from None
         if sealed.status is JobStatus.CANCELLED and not order.run_cancelled:
             await _cancel_run()
-        return sealed.model_copy(update={"indexed": self._indexed, "result": result})
+        if self._announce is not None and sealed.endpoint_deliveries:
+            self._announce(sealed)
+        changes = {"indexed": self._indexed, "result": result, "endpoint_deliveries": ()}
+        return sealed.model_copy(update=changes)
 
     async def _inline(self, job_id: str) -> ChatResult:
         job = await self._jobs.queries.get(job_id)

@@ -47,6 +47,7 @@ from storage.rate_limits.queueing import QueueReader
 from storage.transcript.reader import TranscriptReader
 from storage.webhooks.deliveries import DeliveryStore
 from storage.webhooks.endpoints import EndpointStore
+from storage.webhooks.tenant_endpoints import TenantEndpointStore
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Dependencies:
     links: RunLinks
     deliveries: DeliveryStore
     endpoints: EndpointStore
+    tenant_endpoints: TenantEndpointStore
     webhook_tests: WebhookTests
     intake: Intake
     batches: BatchParts
@@ -171,7 +173,8 @@ async def open_dependencies(
             links=links,
             deliveries=deliveries,
             endpoints=EndpointStore(database),
-            webhook_tests=WebhookTests(sender, rules, secrets_of),
+            tenant_endpoints=(tenant_endpoints := TenantEndpointStore(database)),
+            webhook_tests=WebhookTests(sender, rules, secrets_of, tenant_endpoints.secrets_of),
             intake=intake,
             batches=BatchParts(
                 *(upkeep.drafts, upkeep.batch_runs, queries, upkeep.batches),

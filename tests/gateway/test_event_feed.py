@@ -53,7 +53,7 @@ async def now(door: Gateway) -> str:
     place = "0"
     while True:
         found = await page(door, after=place, wait=10)
-        place = found["next"]
+        place = str(found["next"])
         if any(event["jobId"] == marker for event in found["events"]):
             return place
 
