@@ -24,6 +24,7 @@ from storage.batches.replays import ReplayStore
 from storage.batches.retention import BatchRetention
 from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
+from storage.events.feed import EventFeed
 from storage.jobs.retention import RetentionStore
 from storage.jobs.store import JobStore
 from storage.rate_limits.limiter import Limiter
@@ -100,6 +101,7 @@ def assembled(
             retention=RetentionStore(database),
             batches=BatchRetention(database),
             endpoints=EndpointStore(database),
+            events=EventFeed(database),
             timings=timings,
         ),
     )
