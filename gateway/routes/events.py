@@ -74,6 +74,8 @@ async def events(
         await _page(here, caller, place, wanted, 1)  # what is wrong with the place is said before the stream begins
         return FeedEventsResponse(here, caller, place, wanted)
     page = await _page(here, caller, place, wanted, limit)
+    while not page.events and page.more:
+        page = await _page(here, caller, page.next, wanted, limit)
     if not page.events and wait:
         page = await _awaited(here, caller, page, wanted, limit, wait)
     return json_answer(FeedEvents(events=tuple(page.events), next=str(page.next)))
@@ -134,8 +136,8 @@ class FeedEventsResponse(EventStreamResponse):
             async with self._here.events.watch.reading():
                 while True:
                     await self._send_page(send)
-        except EventsExpired:
-            log.warning("a reader of the feed is too far behind", extra={"action": "feed_reader_lost"})
+        except (EventsExpired, HttpProblem):  # it is too far behind, or the database was restored
+            log.warning("a reader of the feed has lost its place", extra={"action": "feed_reader_lost"})
         except StorageUnavailable as error:
             log.warning("feed ended: %s", error, extra={"action": "feed_ended"})
 

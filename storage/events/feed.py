@@ -19,6 +19,8 @@ from storage.engine.schema import event_horizons, event_numbers, events, jobs, m
 
 REMOVED_AT_ONCE = 500
 """Events that one transaction removes."""
+LOOKED_AT_ONCE = 50_000
+"""Numbers among which a page looks for events of some types: there may be none of them for millions."""
 
 LAST = select(event_numbers.c.last).where(event_numbers.c.id == 1)
 OLDEST = select(events.c.number, events.c.tenant, events.c.at).order_by(events.c.number).limit(REMOVED_AT_ONCE)
@@ -31,7 +33,8 @@ ROWS = select(
 
 @dataclass(frozen=True, slots=True)
 class FeedPage:
-    """Some events in order. ``next``: the number after which the reader goes on. ``more``: there may be others now."""
+    """Some events in order, or none. ``next``: the number after which the reader goes on. ``more``: there may be others
+    now."""
 
     events: Sequence[FeedEvent]
     next: int
@@ -61,7 +64,8 @@ class EventFeed:
         if tenant is not None:
             query = query.where(events.c.tenant == clean(tenant))
         if types:
-            query = query.where(events.c.event.in_([one.value.removeprefix("chat.") for one in types]))
+            named = [one.value.removeprefix("chat.") for one in types]
+            query = query.where(events.c.event.in_(named), events.c.number <= after + LOOKED_AT_ONCE)
         async with self._database.read() as connection:
             last = int(await connection.scalar(LAST) or 0)
             if after > last:
@@ -70,7 +74,9 @@ class EventFeed:
                 raise EventsExpired
             found = (await connection.execute(query)).all() if after < last else []
         full = len(found) == limit
-        return FeedPage([_event(row) for row in found], found[-1].number if full else last, full)
+        reached = min(last, after + LOOKED_AT_ONCE) if types else last
+        place = found[-1].number if full else reached
+        return FeedPage([_event(row) for row in found], place, more=full or reached < last)
 
     @retried
     async def remove(self, before: datetime) -> int:

@@ -152,6 +152,7 @@ async def test_a_stream_from_a_wrong_id_is_refused(doors: tuple[Gateway, Gateway
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_event_id")
 
 
+@pytest.mark.long
 async def test_a_gateway_that_numbers_events_is_killed(tmp_path_factory: pytest.TempPathFactory) -> None:
     """kill -9 of one gateway after the other, while jobs are made: the other one goes on, nothing is missing."""
     with alone(tmp_path_factory.mktemp("killed")) as built:
@@ -162,7 +163,7 @@ async def test_a_gateway_that_numbers_events_is_killed(tmp_path_factory: pytest.
             dies.process.kill()
         seen: list[str] = []
         place = "0"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(seen) < len(made):
                 found = await page(stays, after=place, wait=10)
                 seen += [event["jobId"] for event in found["events"]]

@@ -9,16 +9,22 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import func, select, update
+from temporalio.testing import ActivityEnvironment
 
+from activities.retention import RetentionActivities
 from chatjobs.contracts import FeedEvent, FeedEventType, JobStatus
 from chatjobs.errors import EventsExpired
+from domain.payloads import RetentionOrder
+from storage.batches.retention import BatchRetention
 from storage.engine.database import Database
 from storage.engine.schema import events as table
 from storage.engine.schema import job_changes, micros
-from storage.events.feed import EventFeed
+from storage.events.feed import REMOVED_AT_ONCE, EventFeed, FeedPage
 from storage.events.sequencer import Sequencer
+from storage.jobs.retention import RetentionStore
 from storage.jobs.store import JobStore
 from storage.transcript.writer import TranscriptWriter
+from storage.webhooks.endpoints import EndpointStore
 from tests.support.event_process import make_jobs, number_events
 from tests.support.factories import accepted, answered, claimed, ending, failing
 from tests.support.storage_process import started
@@ -113,6 +119,52 @@ async def test_a_tenant_sees_its_own_and_the_types_it_wants(
     assert (names(page.events), page.next) == (["chat.failed"], 3)
 
 
+async def test_a_type_that_is_rare_is_looked_for_in_parts(
+    database: Database, store: JobStore, feed: EventFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No query reads through millions of others."""
+    monkeypatch.setattr("storage.events.feed.LOOKED_AT_ONCE", 3)
+    for _ in range(7):
+        await accepted(store)
+    await store.seals.seal(failing(await accepted(store)), run_id="run-1")
+    await numbered(database)
+    place, pages = 0, list[FeedPage]()
+    while not pages or pages[-1].more:
+        pages.append(await feed.page(place, tenant="default", types=[FeedEventType.FAILED], limit=10))
+        place = pages[-1].next
+    assert [(len(page.events), page.next) for page in pages] == [(0, 3), (0, 6), (1, 9)]
+
+
+async def test_what_was_deleted_of_a_job_is_gone_from_its_events(
+    database: Database, store: JobStore, feed: EventFeed
+) -> None:
+    job_id = await accepted(store, metadata={"name": "a person"})
+    await store.seals.seal(failing(job_id), run_id="run-1")
+    await store.seals.delete(job_id)
+    await numbered(database)
+    found = await read(feed)
+    assert [(event.event.value, event.metadata) for event in found] == [("chat.created", {}), ("chat.failed", {})]
+
+
+async def test_retention_removes_events_too(database: Database, store: JobStore, feed: EventFeed) -> None:
+    """In bounded pieces, until none is left that is too old."""
+    for _ in range(REMOVED_AT_ONCE // 2 + 1):
+        await store.seals.request_cancel(await accepted(store))
+    await numbered(database)
+    work = RetentionActivities(
+        retention=RetentionStore(database),
+        batches=BatchRetention(database),
+        endpoints=EndpointStore(database),
+        events=feed,
+    )
+    report = await ActivityEnvironment().run(work.remove_old_jobs, RetentionOrder(days=1e-9))
+    assert report.complete
+    assert await read(feed) == []
+    with pytest.raises(EventsExpired):
+        await feed.page(1, tenant="default", limit=1)
+    assert (await feed.page(await feed.last(), tenant="default", limit=1)).events == []
+
+
 async def test_pages_join_without_a_gap(database: Database, store: JobStore, feed: EventFeed) -> None:
     for _ in range(7):
         await accepted(store)
@@ -156,7 +208,7 @@ async def test_writers_and_a_reader_at_once(database: Database, database_url: st
     numberers = [started(number_events, database_url) for _ in range(2)]
     followed: list[FeedEvent] = []
     place = kills = 0
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while len(followed) < 3 * 3 * JOBS:
             page = await feed.page(place, tenant="default", limit=50)
             followed += page.events

@@ -133,6 +133,9 @@ async def test_batches_and_their_items(
     await runs.cancel(batch_id)
     await runs.cancel_rest(batch_id)
     await runs.seal(batch_id, run_id="run-1")
+    at_once = {one.id for one in await deliveries.take_requests()}
+    assert delivery_id(batch_id, BatchEventType.CANCELLED, 1, ONE) in at_once
+    assert delivery_id(batch_id, BatchEventType.CANCELLED, 1) not in at_once, "the batch's run sends it"
     async with database.read() as connection:
         rows = (await connection.execute(select(table.c.event, table.c.url, table.c.job_id, table.c.of_endpoint))).all()
     ended = sorted((row.event, row.url, row.of_endpoint) for row in rows if row.job_id == batch_id)

@@ -6,6 +6,7 @@ import asyncio
 
 from chatjobs.contracts import JobError, JobStatus
 from domain.payloads import Ending
+from domain.timings import Timings
 from storage.engine.database import Database
 from storage.events.sequencer import Sequencer
 from storage.jobs.store import JobStore
@@ -13,6 +14,8 @@ from tests.support.factories import make_job
 
 AT_ONCE = 8
 """Jobs that one process has under way at the same time: their transactions overlap."""
+PATIENT = Timings(database_busy_seconds=30, database_pool_seconds=30, database_connect_seconds=30)
+"""Others write all the time, and the machine may be busy."""
 
 
 def make_jobs(url: str, name: str, count: int) -> None:
@@ -27,7 +30,7 @@ def make_jobs(url: str, name: str, count: int) -> None:
             await jobs.seals.seal(Ending(job_id=job_id, status=JobStatus.FAILED, error=error), run_id="run")
 
     async def making() -> None:
-        database, free = await Database.open(url), asyncio.Semaphore(AT_ONCE)
+        database, free = await Database.open(url, timings=PATIENT), asyncio.Semaphore(AT_ONCE)
         await asyncio.gather(*(one(JobStore(database), number, free) for number in range(count)))
         await database.close()
 
@@ -35,9 +38,9 @@ def make_jobs(url: str, name: str, count: int) -> None:
 
 
 def number_events(url: str) -> None:
-    """Number events without a rest, for ever."""
+    """Number events almost without a rest, for ever."""
 
     async def numbering() -> None:
-        await Sequencer(await Database.open(url), look_seconds=0).run()
+        await Sequencer(await Database.open(url, timings=PATIENT), look_seconds=0.002).run()
 
     asyncio.run(numbering())

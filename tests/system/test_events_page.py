@@ -29,6 +29,8 @@ from tests.support.receiver import Receiver, receiver
 from tests.support.snippets import output, snippets
 from tests.support.stack import ROOT, Stack, free_port, stack, wait_until
 
+pytestmark = pytest.mark.long
+
 SECRET = "a secret of the endpoint"
 
 
