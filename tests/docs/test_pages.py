@@ -27,11 +27,13 @@ pytestmark = pytest.mark.long
 SECONDS = 60
 ELSEWHERE = {
     "batches.md": "tests/system/test_batch_client.py",
+    "browser.md": "tests/browser/test_another_origin.py",
     "client.md": "tests/system/test_client.py",
     "conversations.md": "tests/gateway/test_conversations.py",
     "debug.md": "tests/cli/test_history.py",
-    "receive-webhooks.md": "tests/system/test_receive_webhooks.py",
+    "events.md": "tests/system/test_events_page.py",
     "nexus.md": "tests/workflows/test_nexus.py",
+    "receive-webhooks.md": "tests/system/test_receive_webhooks.py",
     "replay.md": "tests/gateway/test_replays.py",
     "schedules.md": "tests/gateway/test_schedules.py",
 }
