@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-inp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run setup test test-long test-containers replay fuzz check bench bench-full drill lock clean
+.PHONY: help run setup test test-long test-containers replay fuzz check bench bench-full drill docs lock clean
 
 help:
 	@echo 'make run     start gateway, Temporal with its UI and a worker here; without a key, a simulated Mistral'
@@ -29,6 +29,7 @@ help:
 	@echo 'make check   run ruff, mypy and the import contracts'
 	@echo 'make drill   inject every known fault into a running stack and audit the outcome (less than 10 minutes)'
 	@echo 'make bench   run the benchmarks; make bench-full also runs the long ones (12 minutes)'
+	@echo 'make docs    build a site of the pages in docs/ into build/docs; fails where a link is broken'
 	@echo 'make lock    make the lock files from pyproject.toml (needs uv)'
 	@echo 'make clean   remove .venv and the caches; jobs in .chatjobs stay'
 
@@ -64,6 +65,9 @@ replay: .venv/dev
 
 drill: .venv/dev
 	$(BIN)/python starter.py drill $(ARGS)
+
+docs: .venv/dev
+	$(BIN)/mkdocs build --strict $(ARGS)
 
 bench: .venv/dev
 	$(BIN)/python -m bench $(ARGS)

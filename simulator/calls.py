@@ -18,6 +18,8 @@ from simulator.faults import Continues, without_directive
 KNOWN_MODELS = re.compile(
     r"(mistral|ministral|magistral|codestral|devstral|pixtral|voxtral|open|labs|ft:)[a-z0-9._:-]*", re.IGNORECASE
 )
+_OF_VLLM = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs", "min_p")
+"""Fields of vLLM, which Mistral refuses."""
 _REFUSED_ROLE_PAIRS = {("user", "tool"), ("tool", "user"), ("system", "tool"), ("assistant", "system")}
 """Pairs of consecutive roles that Mistral refuses."""
 
@@ -76,9 +78,11 @@ class ChatCall(BaseModel):
     prompt_cache_key: str | None = None
     service_tier: str | None = None
     safe_prompt: bool | None = None
-    # Fields of vLLM, which Mistral refuses.
+    # Those of _OF_VLLM.
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+    min_p: float | None = None
     _continues: Continues = PrivateAttr("prefix")
 
     def served_as(self, continues: Continues) -> None:
@@ -166,8 +170,8 @@ class ChatCall(BaseModel):
             return f"Invalid model: {self.model}", "invalid_model", "1500"
         if self._continues != "prefix":
             return None
-        if self.continue_final_message is not None or self.add_generation_prompt is not None:
-            return "Extra inputs are not permitted: continue_final_message", "invalid_request_error", "3000"
+        if foreign := next((name for name in _OF_VLLM if getattr(self, name) is not None), None):
+            return f"Extra inputs are not permitted: {foreign}", "invalid_request_error", "3000"
         return self._out_of_order()
 
     def _out_of_order(self) -> tuple[str, str, str] | None:
