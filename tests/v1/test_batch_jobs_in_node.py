@@ -9,25 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.gateway import gateway
+from tests.support.gateway import Gateway
 from tests.support.needs import program
-from tests.support.npm import installed
-from tests.support.stack import stack
+from tests.support.stack import Stack
 
 pytestmark = pytest.mark.long
 
-SOURCE = Path(__file__).parent / "node_mistral"
 
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return installed(tmp_path_factory.mktemp("node"), "Mistral's JavaScript client is not tried", source=SOURCE)
-
-
-def test_a_batch_job_from_its_upload_to_its_end(home: Path, tmp_path: Path) -> None:
-    with stack(tmp_path, env={"CHATJOBS_PORT": "0"}) as running:
-        command = [program("node"), "batch.mjs", gateway(running).url]
-        done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+def test_a_batch_job_from_its_upload_to_its_end(service: Stack, door: Gateway, node_home: Path) -> None:
+    command = [program("node"), "batch_jobs.mjs", door.url]
+    done = subprocess.run(command, cwd=node_home, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert (found["file"]["numLines"], found["file"]["sizeBytes"]) == (20, len(found["input"]))
