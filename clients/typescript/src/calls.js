@@ -149,13 +149,14 @@ export class Http {
    * @param {Record<string, string> | undefined} query
    * @param {Init} init `Authorization: ""` sends no key
    * @param {AbortSignal | null | undefined} signal
+   * @param {number} [silence]
    */
-  async open(path, query, init, signal) {
+  async open(path, query, init, signal, silence = this.silence) {
     const headers = new Headers({ ...this.#headers, ...init.headers });
     if (!headers.get("Authorization")) headers.delete("Authorization");
     const search = query && Object.keys(query).length ? `?${new URLSearchParams(query)}` : "";
     const wanted = { ...init, headers, redirect: /** @type {const} */ ("manual"), cache: /** @type {const} */ ("no-store") };
-    return Connection.open(this.#fetch, `${this.#base}${path}${search}`, wanted, this.silence, signal);
+    return Connection.open(this.#fetch, `${this.#base}${path}${search}`, wanted, silence, signal);
   }
 
   /**

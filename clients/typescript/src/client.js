@@ -6,6 +6,7 @@ import { newKey, sha256 } from "./crypto.js";
 import { anything, object, record, string } from "./decode.js";
 import * as errors from "./errors.js";
 import { Mapping, failed } from "./map.js";
+import { inPages } from "./pages.js";
 import { given, jsonBytes, requestBody, timeText } from "./prompts.js";
 import { Schedules } from "./schedules.js";
 import * as shapes from "./shapes.js";
@@ -20,6 +21,7 @@ import { JobWatch } from "./watch.js";
 /** @typedef {import("../types/contracts.js").Endpoint} Endpoint */
 /** @typedef {import("../types/contracts.js").Job} Job */
 /** @typedef {import("../types/contracts.js").JobAccepted} JobAccepted */
+/** @typedef {import("../types/contracts.js").JobPage} JobPage */
 /** @typedef {import("../types/contracts.js").JobStatus} JobStatus */
 /** @typedef {import("../types/contracts.js").Lane} Lane */
 /** @typedef {import("../types/contracts.js").Pause} Pause */
@@ -48,7 +50,8 @@ import { JobWatch } from "./watch.js";
  */
 /**
  * `lastEventId`: the id of the last event that the reader has. `token`: from `streamToken`, in place of the API key.
- * @typedef {Limited & { lastEventId?: string, token?: Token }} StreamOptions
+ * `onConnection`: called with whether the stream is connected, each time that a connection is opened or lost.
+ * @typedef {Limited & { lastEventId?: string, token?: Token, onConnection?: (connected: boolean) => unknown }} StreamOptions
  */
 /**
  * The jobs that a replay asks for again: those that match all that is given.
@@ -57,7 +60,7 @@ import { JobWatch } from "./watch.js";
 /** @typedef {Partial<{ [K in keyof ChatRequest]: ChatRequest[K] | null }>} Overrides fields that change; null unsets one */
 /**
  * `search`: words of prompt or answer, all of which have to be there. `errorCode`: of a failed job. `replayOf`: the id of
- * the job that was replayed.
+ * the job that was replayed. `thread`: that of the first job of a conversation.
  * @typedef {object} JobFilter
  * @property {JobStatus} [status]
  * @property {string} [model]
@@ -65,6 +68,7 @@ import { JobWatch } from "./watch.js";
  * @property {string} [search]
  * @property {string} [errorCode]
  * @property {string} [replayOf]
+ * @property {string} [thread]
  * @property {string} [batchId]
  * @property {string} [scheduleId]
  * @property {Date | string} [since]
@@ -136,6 +140,23 @@ export class ChatJobs {
   }
 
   /**
+   * Start the next job of a conversation: with the messages of a job that has ended, its answer, and `prompt`.
+   *
+   * The model is that of the job, unless options or a whole request as `prompt` name another; nothing else is taken
+   * over. Throws JobNotFound, JobRunning while the job has not ended, ContentDeleted, InvalidRequest for a job without
+   * text, and what `submit` throws.
+   * @param {string} jobId
+   * @param {Prompt} prompt
+   * @param {ChatFields & Keyed & Signal} [options]
+   * @returns {Promise<JobAccepted>}
+   */
+  async reply(jobId, prompt, options = {}) {
+    const { model } = await this.get(jobId, { signal: options.signal });
+    const taken = model && !(typeof prompt === "object" && "model" in prompt) ? { model } : {};
+    return this.submit(prompt, { ...taken, ...options, previousJobId: jobId });
+  }
+
+  /**
    * The job as it is now, with partial text while it runs. Throws JobNotFound.
    * @param {string} jobId
    * @param {Signal} [options]
@@ -186,9 +207,9 @@ export class ChatJobs {
    * @param {StreamOptions} [options]
    * @returns {Stream<StreamEvent>}
    */
-  stream(jobId, { lastEventId = "", timeout = DAY, signal, token } = {}) {
+  stream(jobId, { lastEventId = "", timeout = DAY, signal, token, onConnection } = {}) {
     const events = new JobEvents(lastEventId, this.#maxEventBytes);
-    const limits = { patience: this.#patience, timeout, signal, token };
+    const limits = { patience: this.#patience, timeout, signal, token, onConnection };
     return new Stream(this.#http, `${path(jobId)}/events`, events, limits);
   }
 
@@ -320,20 +341,22 @@ export class ChatJobs {
    * @param {JobFilter & { pageSize?: number, signal?: AbortSignal | null }} [options]
    * @returns {AsyncGenerator<Job, void, void>}
    */
-  async *list({ search, metadata = {}, since, until, pageSize = 100, signal, ...filter } = {}) {
+  async *list({ pageSize = 100, signal, ...filter } = {}) {
+    yield* inPages((cursor) => this.page({ ...filter, limit: pageSize, cursor, signal }), "jobs");
+  }
+
+  /**
+   * One page of `list`, at most `limit` jobs; a page's `nextCursor` is the `cursor` of the next one. For user interfaces.
+   *
+   * Throws InvalidRequest.
+   * @param {JobFilter & { limit?: number, cursor?: string | null, signal?: AbortSignal | null }} [options]
+   * @returns {Promise<JobPage>}
+   */
+  async page({ search, metadata = {}, since, until, limit = 100, signal, ...filter } = {}) {
     const labels = Object.entries(metadata).map(([key, value]) => [`metadata.${key}`, value]);
     const times = { since: since && timeText(since), until: until && timeText(until) };
-    /** @type {Record<string, string>} */
-    const query = { ...given({ ...filter, ...times, q: search, limit: String(pageSize) }), ...Object.fromEntries(labels) };
-    const seen = new Set();
-    for (;;) {
-      const page = await this.#http.read(shapes.JobPage, "GET", "/api/jobs", { query, signal });
-      yield* page.jobs;
-      if (page.nextCursor === null) return;
-      if (seen.has(page.nextCursor)) throw new errors.ApiError("the pages of the list go round in circles");
-      seen.add(page.nextCursor);
-      query.cursor = page.nextCursor;
-    }
+    const query = { ...given({ ...filter, ...times, q: search, limit: String(limit) }), ...Object.fromEntries(labels) };
+    return this.#http.read(shapes.JobPage, "GET", "/api/jobs", { query, signal });
   }
 
   /**

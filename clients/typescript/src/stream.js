@@ -37,6 +37,7 @@ const LASTING = 5_000;
  * @property {number} timeout milliseconds in all
  * @property {AbortSignal | null} [signal]
  * @property {Token} [token]
+ * @property {(connected: boolean) => unknown} [onConnection]
  */
 
 /**
@@ -155,6 +156,7 @@ export class Stream {
       throw new ServiceUnavailable("the answer is not a stream of events", { status });
     }
     this.#events.connect();
+    this.#limits.onConnection?.(true);
     return connection;
   }
 
@@ -182,6 +184,7 @@ export class Stream {
     if (error instanceof StreamBroken) this.#broken++;
     const silent = now() - this.#receivedAt;
     if (silent >= this.#limits.patience || this.#broken >= BROKEN_IN_A_ROW) throw error;
+    this.#limits.onConnection?.(false);
     if (this.#receivedAt - this.#connectedAt > LASTING) this.#failures = 0;
     const wait = Math.max(this.#http.backoff(this.#failures), error.retryAfter ?? 0);
     this.#failures++;
