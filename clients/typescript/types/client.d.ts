@@ -25,6 +25,18 @@ export class ChatJobs {
      */
     submit(prompt: Prompt, { idempotencyKey, signal, ...fields }?: ChatFields & Keyed & Signal): Promise<JobAccepted>;
     /**
+     * Start the next job of a conversation: with the messages of a job that has ended, its answer, and `prompt`.
+     *
+     * The model is that of the job, unless options or a whole request as `prompt` name another; nothing else is taken
+     * over. Throws JobNotFound, JobRunning while the job has not ended, ContentDeleted, InvalidRequest for a job without
+     * text, and what `submit` throws.
+     * @param {string} jobId
+     * @param {Prompt} prompt
+     * @param {ChatFields & Keyed & Signal} [options]
+     * @returns {Promise<JobAccepted>}
+     */
+    reply(jobId: string, prompt: Prompt, options?: ChatFields & Keyed & Signal): Promise<JobAccepted>;
+    /**
      * The job as it is now, with partial text while it runs. Throws JobNotFound.
      * @param {string} jobId
      * @param {Signal} [options]
@@ -56,7 +68,7 @@ export class ChatJobs {
      * @param {StreamOptions} [options]
      * @returns {Stream<StreamEvent>}
      */
-    stream(jobId: string, { lastEventId, timeout, signal, token }?: StreamOptions): Stream<StreamEvent>;
+    stream(jobId: string, { lastEventId, timeout, signal, token, onConnection }?: StreamOptions): Stream<StreamEvent>;
     /**
      * The whole text of the answer once it is complete, or as long as a limit allowed.
      *
@@ -137,10 +149,22 @@ export class ChatJobs {
      * @param {JobFilter & { pageSize?: number, signal?: AbortSignal | null }} [options]
      * @returns {AsyncGenerator<Job, void, void>}
      */
-    list({ search, metadata, since, until, pageSize, signal, ...filter }?: JobFilter & {
+    list({ pageSize, signal, ...filter }?: JobFilter & {
         pageSize?: number;
         signal?: AbortSignal | null;
     }): AsyncGenerator<Job, void, void>;
+    /**
+     * One page of `list`, at most `limit` jobs; a page's `nextCursor` is the `cursor` of the next one. For user interfaces.
+     *
+     * Throws InvalidRequest.
+     * @param {JobFilter & { limit?: number, cursor?: string | null, signal?: AbortSignal | null }} [options]
+     * @returns {Promise<JobPage>}
+     */
+    page({ search, metadata, since, until, limit, signal, ...filter }?: JobFilter & {
+        limit?: number;
+        cursor?: string | null;
+        signal?: AbortSignal | null;
+    }): Promise<JobPage>;
     /**
      * A job for each of many prompts, `concurrency` (10) at a time; outcomes come in the order of the prompts.
      *
@@ -273,6 +297,7 @@ export type Delivery = import("../types/contracts.js").Delivery;
 export type Endpoint = import("../types/contracts.js").Endpoint;
 export type Job = import("../types/contracts.js").Job;
 export type JobAccepted = import("../types/contracts.js").JobAccepted;
+export type JobPage = import("../types/contracts.js").JobPage;
 export type JobStatus = import("../types/contracts.js").JobStatus;
 export type Lane = import("../types/contracts.js").Lane;
 export type Pause = import("../types/contracts.js").Pause;
@@ -307,10 +332,12 @@ export type Keyed = {
 };
 /**
  * `lastEventId`: the id of the last event that the reader has. `token`: from `streamToken`, in place of the API key.
+ * `onConnection`: called with whether the stream is connected, each time that a connection is opened or lost.
  */
 export type StreamOptions = Limited & {
     lastEventId?: string;
     token?: Token;
+    onConnection?: (connected: boolean) => unknown;
 };
 /**
  * The jobs that a replay asks for again: those that match all that is given.
@@ -325,7 +352,7 @@ export type ReplayChoice = Omit<import("../types/contracts.js").ReplayFilterInpu
 export type Overrides = Partial<{ [K in keyof ChatRequest]: ChatRequest[K] | null; }>;
 /**
  * `search`: words of prompt or answer, all of which have to be there. `errorCode`: of a failed job. `replayOf`: the id of
- * the job that was replayed.
+ * the job that was replayed. `thread`: that of the first job of a conversation.
  */
 export type JobFilter = {
     status?: import("../types/contracts.js").JobStatus | undefined;
@@ -334,6 +361,7 @@ export type JobFilter = {
     search?: string | undefined;
     errorCode?: string | undefined;
     replayOf?: string | undefined;
+    thread?: string | undefined;
     batchId?: string | undefined;
     scheduleId?: string | undefined;
     since?: string | Date | undefined;

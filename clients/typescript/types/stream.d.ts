@@ -22,6 +22,7 @@ export namespace STREAMS_REPEATED {
  * @property {number} timeout milliseconds in all
  * @property {AbortSignal | null} [signal]
  * @property {Token} [token]
+ * @property {(connected: boolean) => unknown} [onConnection]
  */
 /**
  * The events of a job or batch: `for await (const event of stream)`. Leaving the loop closes the connection.
@@ -77,4 +78,5 @@ export type StreamLimits = {
     timeout: number;
     signal?: AbortSignal | null | undefined;
     token?: Token | undefined;
+    onConnection?: ((connected: boolean) => unknown) | undefined;
 };
