@@ -33,6 +33,7 @@ from providers.mistral.from_settings import mistral_batch, mistral_chat
 from providers.mistral.probe import measured
 from providers.webhooks.sender import HttpWebhookSender
 from storage.engine.database import Database
+from storage.events import sequencer
 from storage.jobs.follow_up import behind
 from storage.jobs.store import JobStore
 from storage.rate_limits.limiter import Limiter
@@ -100,6 +101,7 @@ class WorkerParts:
             batch_model=self.batch_model,
             webhooks=self.webhooks,
             announce=upkeep.first_tries.soon,
+            announce_endpoints=upkeep.first_tries.of_endpoints,
             run_url=RunLinks(self.settings.chatjobs_temporal_ui, self.client.namespace).of,
             indexed=self.indexed,
             policy=self.rules,
@@ -145,6 +147,7 @@ async def running(parts: WorkerParts) -> AsyncIterator[None]:
             "sweeper": upkeep.sweeper.run(),
             "waker": waker.run(),
             "follow-up": behind(parts.database).run(),
+            "events": sequencer.behind(parts.database).run(),
             "lease": parts.limiter.lease.run(),
             "retention schedule": retention,
         }

@@ -24,6 +24,7 @@ from storage.batches.replays import ReplayStore
 from storage.batches.retention import BatchRetention
 from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
+from storage.events.feed import EventFeed
 from storage.files.retention import FileRetention
 from storage.jobs.retention import RetentionStore
 from storage.jobs.store import JobStore
@@ -58,6 +59,7 @@ def assembled(
     batch_model: BatchModel | None,
     webhooks: WebhookActivities,
     announce: Announce,
+    announce_endpoints: Announce,
     run_url: Callable[[RunRef], str],
     indexed: bool,
     policy: Callable[[], WebhookPolicy] | None = None,
@@ -75,6 +77,7 @@ def assembled(
             indexed=indexed,
             policy=policy,
             most_bytes=settings.chatjobs_max_body_bytes,
+            announce=announce_endpoints,
         ),
         completions=CompletionActivities(completer=completer, timings=timings),
         batches=BatchActivities(
@@ -101,6 +104,7 @@ def assembled(
             batches=BatchRetention(database),
             files=FileRetention(database),
             endpoints=EndpointStore(database),
+            events=EventFeed(database),
             timings=timings,
         ),
     )

@@ -380,7 +380,7 @@ class _Slice:
                 extra = {"action": "seal_failed", "job_id": ending.job_id}
                 log.error("job not sealed, left for later: %s", error, extra=extra)
                 return
-        if sealed.delivery_id is not None:
+        if sealed.delivery_id is not None or sealed.endpoint_deliveries:
             self._shared.announce(sealed)
 
     def _context(self, number: int, place: JobPlace) -> AttemptContext:

@@ -71,6 +71,8 @@ class ResultActivities:
 
     ``run_url`` makes the link to a run in the Temporal UI. ``policy`` gives the rules for webhook URLs; without it they
     are judged only when they are called. ``most_bytes``: of a request with the conversation that it goes on with.
+    ``announce`` has the first tries of deliveries to endpoints of all jobs made, without waiting for them; without it a
+    sweeper has.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class ResultActivities:
         indexed: bool,
         policy: Callable[[], WebhookPolicy] | None = None,
         most_bytes: int = USUAL_BODY_BYTES,
+        announce: Callable[[Sealed], None] | None = None,
     ) -> None:
         self._jobs = jobs
         self._run_url = run_url
@@ -89,6 +92,7 @@ class ResultActivities:
         self._indexed = indexed
         self._policy = policy
         self._most_bytes = most_bytes
+        self._announce = announce
 
     @activity.defn
     async def accept_inline(self, order: AcceptOrder) -> Accepted:
@@ -192,7 +196,10 @@ class ResultActivities:
             raise failures.from_storage(problem, pause=None) from None
         if sealed.status is JobStatus.CANCELLED and not order.run_cancelled:
             await _cancel_run()
-        return sealed.model_copy(update={"indexed": self._indexed, "result": result})
+        if self._announce is not None and sealed.endpoint_deliveries:
+            self._announce(sealed)
+        changes = {"indexed": self._indexed, "result": result, "endpoint_deliveries": ()}
+        return sealed.model_copy(update=changes)
 
     async def _inline(self, job_id: str) -> ChatResult:
         job = await self._jobs.queries.get(job_id)

@@ -15,6 +15,7 @@ from chatjobs.errors import ChatJobsError
 from domain.payloads import RetentionOrder, RetentionReport
 from domain.timings import Timings
 from storage.batches.retention import BatchRetention
+from storage.events.feed import REMOVED_AT_ONCE, EventFeed
 from storage.files.retention import FileRetention
 from storage.jobs.retention import RemovalPosition, Removed, RetentionStore
 from storage.webhooks.endpoints import DELETED_AT_ONCE, EndpointStore
@@ -35,17 +36,20 @@ class RetentionActivities:
         batches: BatchRetention,
         endpoints: EndpointStore,
         files: FileRetention,
+        events: EventFeed,
         timings: Timings = Timings(),
     ) -> None:
         self._retention = retention
         self._batches = batches
         self._endpoints = endpoints
         self._files = files
+        self._events = events
         self._timings = timings
 
     @activity.defn
     async def remove_old_jobs(self, order: RetentionOrder) -> RetentionReport:
-        """Remove every job that ended more than ``days`` ago; a retry continues where the last attempt ended.
+        """Remove every event and every job that ended more than ``days`` ago; a retry continues where the last attempt
+        ended.
 
         A stopping worker leaves the rest to the next run; its report is not ``complete``.
         """
@@ -53,6 +57,7 @@ class RetentionActivities:
         progress = RetentionReport.model_validate(details[0]) if details else RetentionReport()
         before = cutoff(order.days, datetime.now(UTC))
         async with heartbeating(lambda: progress, timings=self._timings):
+            await self._remove_events(before)  # first: an event is older than the end of its job
             while not progress.complete and not activity.is_worker_shutdown():
                 began = time.monotonic()
                 progress = _after(progress, await self._remove(before, progress))
@@ -64,6 +69,16 @@ class RetentionActivities:
         if progress.removed:
             log.info("old jobs removed", extra={"action": "jobs_removed", "jobs": progress.removed})
         return progress
+
+    async def _remove_events(self, before: datetime) -> None:
+        try:
+            removed = REMOVED_AT_ONCE
+            while removed == REMOVED_AT_ONCE and not activity.is_worker_shutdown():
+                began = time.monotonic()
+                removed = await self._events.remove(before)
+                await asyncio.sleep(pause_after(time.monotonic() - began))
+        except ChatJobsError as error:
+            raise failures.from_storage(error, pause=None) from None
 
     async def _remove_batches(self, before: datetime) -> None:
         """Remove the batches that ended before a time; their jobs are gone."""

@@ -20,7 +20,7 @@ from domain.payloads import DeliveryOrder, DeliveryReport
 from domain.ports import BUSY, WebhookResponse, WebhookSender
 from domain.timings import Timings
 from storage.webhooks.deliveries import DeliveryStore, OutgoingWebhook
-from storage.webhooks.endpoints import ENDPOINT_DISABLED, GONE
+from storage.webhooks.endpoints import ENDPOINT_DELETED, ENDPOINT_DISABLED, GONE
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,9 @@ class WebhookActivities:
             webhook = await self._deliveries.outgoing(order.delivery_id)
             if webhook.status != "pending":
                 return DeliveryReport(delivered=webhook.status == "delivered", tries=webhook.tries, reason="given up")
+            if webhook.deleted:
+                tries = await self._deliveries.refuse(webhook.id, ENDPOINT_DELETED)
+                return DeliveryReport(delivered=False, tries=tries, reason=ENDPOINT_DELETED)
             if webhook.disabled:
                 tries = await self._deliveries.refuse(webhook.id)
                 return DeliveryReport(delivered=False, tries=tries, reason=ENDPOINT_DISABLED)
@@ -131,11 +134,21 @@ class WebhookActivities:
                 webhook_id=webhook.id,
                 timestamp=now,
                 body_timestamp=webhook.body_timestamp,
-                secrets=await self._secrets_of(webhook.tenant),
+                secrets=await all_secrets(webhook.secrets, webhook.tenant, self._secrets_of),
             )
         except WebhookError as error:  # retried by the schedule: the operator may have set a secret by then
             return Unsigned(latency_ms=0, error=error.message)
         return await self._sender.post(webhook.url, headers=headers, body=webhook.body)
+
+
+async def all_secrets(
+    of_url: Sequence[str | None], tenant: str, secrets_of: Callable[[str], Awaitable[Sequence[str]]]
+) -> Sequence[str]:
+    """The secrets that sign what is sent to a URL, newest first: its own, with the tenant's in the place of None."""
+    found: list[str] = []
+    for secret in of_url:
+        found += [secret] if secret is not None else await secrets_of(tenant)
+    return found
 
 
 def spread(seconds: float) -> float:

@@ -30,6 +30,7 @@ from chatjobs.errors import (
     ContentDeleted,
     DeliveryNotFound,
     EndpointNotFound,
+    EventsExpired,
     IdempotencyMismatch,
     InvalidRequest,
     JobFinished,
@@ -42,6 +43,7 @@ from chatjobs.errors import (
     ResponseTooLarge,
     ScheduleNotFound,
     ServiceUnavailable,
+    TooManyEndpoints,
     Unauthorized,
     WebhookUrlRefused,
 )
@@ -67,6 +69,7 @@ KNOWN: Final[Mapping[str, type[ChatJobsError]]] = {
             ContentDeleted,
             DeliveryNotFound,
             EndpointNotFound,
+            EventsExpired,
             IdempotencyMismatch,
             JobFinished,
             JobNotFound,
@@ -74,6 +77,7 @@ KNOWN: Final[Mapping[str, type[ChatJobsError]]] = {
             NothingToResume,
             PauseNotFound,
             ScheduleNotFound,
+            TooManyEndpoints,
             WebhookUrlRefused,
         )
     },

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import hashlib
 import inspect
+import math
 import re
 import uuid
 from collections.abc import (
@@ -40,6 +41,7 @@ from typing import Any, Final, Literal, Self
 
 import httpx2
 
+from chatjobs import feed
 from chatjobs.batches import BatchCalls, SyncBatchCalls
 from chatjobs.calls import CONNECTIONS, Backoff, Http, exponential, new_client
 from chatjobs.contracts import (
@@ -54,6 +56,8 @@ from chatjobs.contracts import (
     Endpoint,
     EndpointList,
     ErrorEvent,
+    FeedEvent,
+    FeedEventType,
     Job,
     JobAccepted,
     JobError,
@@ -374,6 +378,36 @@ class AsyncChatJobs:
         body = canonical_json({"url": url})
         return await self._http.read(Endpoint, "POST", "/api/endpoints/enable", body=body)
 
+    async def add_endpoint(self, url: str, events: Sequence[str] | None = None, secret: str | None = None) -> Endpoint:
+        """Have the webhooks of all jobs and batches sent to a URL, too; ``events`` None is all of them.
+
+        The same URL again changes what is given. ``secret`` signs in place of the tenant's; the one before signs beside
+        it for 24 hours. Raises InvalidRequest, WebhookUrlRefused, TooManyEndpoints.
+        """
+        return await feed.add_endpoint(self._http, url, events, secret)
+
+    async def delete_endpoint(self, url: str) -> None:
+        """Send the webhooks of all jobs to this URL no longer. Raises EndpointNotFound, also for a second call."""
+        await feed.delete_endpoint(self._http, url)
+
+    def listen(
+        self,
+        after: str | int | None = None,
+        *,
+        types: Sequence[FeedEventType | str] | None = None,
+        timeout: float = math.inf,
+    ) -> Stream[FeedEvent]:
+        """What happens to all jobs from now on, or after the event with the id ``after`` (0: from the oldest one that
+        is kept): created, started, ended. ``types``: only these.
+
+        Store an event's ``id`` once it is processed, and give it to go on in another process: within 30 days nothing is
+        missed and nothing comes twice. A broken connection is opened again. ``timeout`` is in seconds, for the whole
+        stream. Raises StreamBroken if ``after`` is not an id, ValueError for an unknown type; iterating raises
+        EventsExpired, ServiceUnavailable, TimeoutError, StreamBroken and ResponseTooLarge.
+        """
+        bounds = {"patience": self._patience, "silence": self._silence, "timeout": timeout}
+        return feed.listen(self._http, after, types, limit=self._max_event_bytes, **bounds)
+
     async def lanes(self) -> tuple[Lane, ...]:
         """The lanes by name: their limits, and who uses them; with an API key, as far as its tenant does."""
         return (await self._http.read(LaneList, "GET", "/api/lanes")).lanes
@@ -537,6 +571,9 @@ class ChatJobs(Twin):
     test_webhook = call(AsyncChatJobs.test_webhook)
     endpoints = call(AsyncChatJobs.endpoints)
     enable_endpoint = call(AsyncChatJobs.enable_endpoint)
+    add_endpoint = call(AsyncChatJobs.add_endpoint)
+    delete_endpoint = call(AsyncChatJobs.delete_endpoint)
+    listen = stream(AsyncChatJobs.listen)
     lanes = call(AsyncChatJobs.lanes)
     pause = call(AsyncChatJobs.pause)
     pauses = call(AsyncChatJobs.pauses)

@@ -9,6 +9,8 @@ ChatJobsError
 ├── BatchFinished
 ├── DeliveryNotFound
 ├── EndpointNotFound
+├── TooManyEndpoints
+├── EventsExpired
 ├── PauseNotFound
 ├── ScheduleNotFound
 ├── JobIdConflict
@@ -109,6 +111,18 @@ class EndpointNotFound(ChatJobsError):
     """Nothing was sent to this URL lately; look at `starter.py endpoints`."""
 
     code = "endpoint_not_found"
+
+
+class TooManyEndpoints(ChatJobsError):
+    """There are 16 endpoints for all jobs, which is the most; delete one first."""
+
+    code = "too_many_endpoints"
+
+
+class EventsExpired(ChatJobsError):
+    """Events after this id were removed, as they were too old; go on with after=0, the oldest event that is kept."""
+
+    code = "events_expired"
 
 
 class PauseNotFound(ChatJobsError):

@@ -133,6 +133,11 @@ def _keys(secrets: str | Sequence[str]) -> list[bytes]:
     return keys
 
 
+def check_secret(secret: str) -> None:
+    """Raises InvalidSecret if a secret cannot sign."""
+    _key(secret)
+
+
 def read_otherwise(secret: str) -> str | None:
     """Advice for the receiver of a secret that looks like base64 but has no ``whsec_``; None for any other secret.
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from activities.example_webhook import post_example
-from chatjobs.contracts import Endpoint, EndpointList, Redelivering, Redelivery, WebhookTest, WireModel
+from activities.webhook import all_secrets
+from chatjobs.contracts import Endpoint, EndpointList, EndpointRequest, Redelivering, Redelivery, WebhookTest, WireModel
 from chatjobs.errors import DeliveryNotFound
+from chatjobs.webhooks import check_secret
 from cli.output import Records, complain, console, local_time, one_line, safe, write
 from cli.place import ServiceLocation
 from dispatch.webhook_rules import WebhookRules, signing_secrets
 from domain.names import DELIVERY_PREFIX
 from domain.ports import WebhookSender
 from storage.engine.database import Database
+from storage.engine.schema import now
 from storage.webhooks.deliveries import DeliveryStore
 from storage.webhooks.endpoints import EndpointStore
+from storage.webhooks.tenant_endpoints import TenantEndpointStore
 
 OK, NOT_DELIVERED = 0, 1
 COLOURS = {"ok": "green", "failing": "yellow", "disabled": "red"}
@@ -35,6 +40,7 @@ class WebhookCommands:
         self._database = database
         self._deliveries = DeliveryStore(database)
         self._endpoints = EndpointStore(database)
+        self._of_all_jobs = TenantEndpointStore(database)
         self._default_tenant = place.settings.chatjobs_direct_tenant
         self._as_json = as_json
 
@@ -64,12 +70,36 @@ class WebhookCommands:
             complain("what failed meanwhile is not sent by itself: `starter.py redeliver --since … --url …`")
         return OK
 
+    async def add_endpoint(self, wanted: EndpointRequest, tenant: str | None) -> int:
+        """Raises InvalidSecret, WebhookUrlRefused, TooManyEndpoints."""
+        owner = tenant or self._default_tenant
+        if wanted.secret is not None:
+            check_secret(wanted.secret)
+        url = (await self._place.webhook_rules(self._database).now()).check(wanted.url)
+        new = await self._of_all_jobs.put(owner, wanted.model_copy(update={"url": url}))
+        added = await self._endpoints.get(owner, url)
+        if self._as_json:
+            self._print(added)
+        else:
+            events = ", ".join(event.value for event in added.events or ())
+            write(f"{safe(url)} {'added' if new else 'changed'}: {events}\n")
+        return OK
+
+    async def remove_endpoint(self, url: str, tenant: str | None) -> int:
+        """Raises EndpointNotFound."""
+        owner = tenant or self._default_tenant
+        await self._of_all_jobs.delete(owner, url)
+        count = await self._deliveries.give_up(owner, url, now())
+        write(f"{safe(url)} removed; {count} {'delivery' if count == 1 else 'deliveries'} to it given up\n")
+        return OK
+
     async def test(self, url: str, tenant: str | None, sender_of: SenderOf) -> int:
         """Send a test event from this process, by the service's rules and secrets. Raises WebhookUrlRefused."""
         rules = self._place.webhook_rules(self._database)
         url = (await rules.now()).check(url)
         settings, owner = self._place.service_settings, tenant or self._default_tenant
-        secrets = await signing_secrets(settings, self._database, owner)
+        own = await self._of_all_jobs.secrets_of(owner, url) or (None,)
+        secrets = await all_secrets(own, owner, partial(signing_secrets, settings, self._database))
         async with sender_of(rules) as sender:
             result = await post_example(sender, url, secrets)
         if self._as_json:
@@ -109,10 +139,11 @@ def _test_line(result: WebhookTest) -> str:
 
 
 def _table(endpoints: Sequence[Endpoint]) -> RenderableType:
-    table = Records("status", "to", "delivered", "failed", "since", "last error")
+    table = Records("status", "to", "gets", "delivered", "failed", "since", "last error")
     for one in endpoints:
         status = Text(one.status + (f" ({one.disabled_reason})" if one.disabled_reason else ""), COLOURS[one.status])
         counts = (str(one.successes), str(one.failures))
         since = local_time(one.disabled_at or one.failing_since)
-        table.add_row(status, safe(one.url), *counts, since, safe(one.last_error or ""))
+        gets = "its jobs" if one.events is None else f"all jobs, {len(one.events)} events"
+        table.add_row(status, safe(one.url), gets, *counts, since, safe(one.last_error or ""))
     return table

@@ -35,6 +35,15 @@ class LaneCommands(Commands):
         return super().parse_args(ctx, args)
 
 
+class EndpointCommands(Commands):
+    """Commands on endpoints: without one they are listed, or one is enabled."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help")):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
 class Command(TyperCommand):
     """A command whose usage names a required argument without typer's braces around it."""
 

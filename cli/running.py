@@ -14,6 +14,7 @@ from cli.groups import OK
 if TYPE_CHECKING:
     from cli.batches import BatchCommands
     from cli.deliveries import WebhookCommands
+    from cli.feed import FeedCommands
     from cli.histories import HistoryCommands
     from cli.keys import KeyCommands
     from cli.limits import LimitCommands
@@ -63,6 +64,14 @@ def with_webhooks(work: Callable[[WebhookCommands], Awaitable[int]], *, as_json:
     from cli.deliveries import WebhookCommands
 
     return _run(WebhookCommands, work, as_json=as_json)
+
+
+def with_feed(work: Callable[[FeedCommands], Awaitable[int]], *, as_json: bool) -> int:
+    """The same for `listen`."""
+    _require_location()
+    from cli.feed import FeedCommands
+
+    return _run(FeedCommands, work, as_json=as_json)
 
 
 def with_histories(work: Callable[[HistoryCommands], Awaitable[int]], *, as_json: bool) -> int:

@@ -1,4 +1,5 @@
-"""First tries of webhooks that no workflow makes: of jobs of batches, and of jobs whose time in the queue was over."""
+"""First tries of webhooks that no workflow makes: of jobs of batches, of jobs whose time in the queue was over, and to
+endpoints of all jobs."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
@@ -53,26 +55,40 @@ class FirstTries:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def soon(self, sealed: Sealed) -> None:
-        """Make the first try of a sealed job's webhook, if it has one."""
+        """Make the first tries of a sealed job's webhooks, if it has any."""
+        self._begin(sealed.job_id, lambda: self._make(sealed))
+        self.of_endpoints(sealed)
+
+    def of_endpoints(self, sealed: Sealed) -> None:
+        """Make the first tries to endpoints of all jobs; the job's workflow makes that of its own webhook."""
+        for delivery_id in sealed.endpoint_deliveries:
+            self._begin(sealed.job_id, partial(self._send, delivery_id, sealed.job_id))
+
+    def _begin(self, job_id: str, work: Callable[[], Awaitable[None]]) -> None:
         if len(self._tasks) < MOST_AT_ONCE:
-            task = asyncio.create_task(self._make(sealed), name="first webhook try")
+            task = asyncio.create_task(self._guarded(job_id, work), name="first webhook try")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _make(self, sealed: Sealed) -> None:
+    async def _guarded(self, job_id: str, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            if sealed.delivery_id is not None:
-                order = DeliveryOrder(delivery_id=sealed.delivery_id, retry_in=SECOND_TRY_SECONDS)
-                report = await self._try_once(order)
-                if report.retry_in is not None:
-                    tries = 1 if report.counted else 0
-                    rest = DeliveryStart(delivery_id=sealed.delivery_id, tries_made=tries, first_pause=report.retry_in)
-                    await go_on(self._client, rest, f"webhook of {sealed.job_id}")
-                await self._deliveries.clear_request(sealed.delivery_id)
-            if self._wake is not None:
-                await self._wake(sealed.job_id)
+            await work()
         except (ChatJobsError, ApplicationError, RPCError, RuntimeError) as error:
-            extra = {"action": "first_try_waits", "job_id": sealed.job_id}
+            extra = {"action": "first_try_waits", "job_id": job_id}
             log.warning("a sweeper sends this webhook later: %s", error, extra=extra)
         except Exception:
-            log.exception("webhook not sent", extra={"action": "first_try_waits", "job_id": sealed.job_id})
+            log.exception("webhook not sent", extra={"action": "first_try_waits", "job_id": job_id})
+
+    async def _make(self, sealed: Sealed) -> None:
+        if sealed.delivery_id is not None:
+            await self._send(sealed.delivery_id, sealed.job_id)
+        if self._wake is not None:
+            await self._wake(sealed.job_id)
+
+    async def _send(self, delivery_id: str, job_id: str) -> None:
+        report = await self._try_once(DeliveryOrder(delivery_id=delivery_id, retry_in=SECOND_TRY_SECONDS))
+        if report.retry_in is not None:
+            tries = 1 if report.counted else 0
+            rest = DeliveryStart(delivery_id=delivery_id, tries_made=tries, first_pause=report.retry_in)
+            await go_on(self._client, rest, f"webhook of {job_id}")
+        await self._deliveries.clear_request(delivery_id)

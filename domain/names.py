@@ -105,12 +105,16 @@ def new_request_id() -> str:
     return str(uuid.uuid4())
 
 
-def delivery_id(job_id: str, event: WebhookEventType | BatchEventType, revision: int) -> str:
+def delivery_id(
+    job_id: str, event: WebhookEventType | BatchEventType, revision: int, endpoint: str | None = None
+) -> str:
     """The ``webhook-id`` of the event of a job or batch: the same for every try and after every crash.
 
     ``revision`` counts the outcomes: 1, and one more each time that a job or batch that had ended goes on.
+    ``endpoint``: the URL of an endpoint of all jobs; None: the webhook of the job or batch itself.
     """
-    digest = hashlib.sha256(f"{job_id}\n{event.value}".encode()).hexdigest()[:32]
+    place = "" if endpoint is None else f"\n{endpoint}"
+    digest = hashlib.sha256(f"{job_id}\n{event.value}{place}".encode()).hexdigest()[:32]
     return f"{DELIVERY_PREFIX}{digest}" + (f".{revision}" if revision > 1 else "")
 
 

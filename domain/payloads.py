@@ -90,6 +90,8 @@ class Sealed(WireModel):
     sha256: str
     error: JobError | None = None
     delivery_id: str | None = None
+    endpoint_deliveries: Many[str] = Field((), exclude_if=lambda ids: not ids)
+    """For endpoints of all jobs: the process that seals the job sends them, not the job's workflow."""
     indexed: bool = False
     result: ChatResult | None = None
     """The answer, for a job whose request came inline."""

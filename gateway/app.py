@@ -11,7 +11,20 @@ from gateway import problems
 from gateway.dependencies import Dependencies
 from gateway.page import files as page
 from gateway.parameters import Parameters
-from gateway.routes import batches, feed, health, jobs, lanes, metrics, replays, schedules, sessions, streams, webhooks
+from gateway.routes import (
+    batches,
+    events,
+    feed,
+    health,
+    jobs,
+    lanes,
+    metrics,
+    replays,
+    schedules,
+    sessions,
+    streams,
+    webhooks,
+)
 from gateway.routes.document import described
 from gateway.routes.health import Readiness
 from gateway.routes.metrics import Metrics
@@ -27,6 +40,7 @@ CHECKED = (
     ("Batches", batches.router),
     ("Replays", replays.router),
     ("Webhooks", webhooks.router),
+    ("Events", events.router),
     ("Lanes", lanes.router),
     ("Schedules", schedules.router),
     ("Overview", feed.router),

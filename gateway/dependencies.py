@@ -27,6 +27,7 @@ from domain.tasks import in_background
 from domain.timings import Timings
 from gateway.auth.access import Access, Identity
 from gateway.batch_progress import ProgressFeeds
+from gateway.event_feed import FeedWatch
 from gateway.page.overview import Feeds, Figures
 from gateway.serving.after_response import AfterResponse
 from gateway.serving.open_streams import OpenStreams
@@ -37,6 +38,8 @@ from storage.batches.drafts import DraftStore
 from storage.batches.queries import BatchQueries
 from storage.batches.runs import BatchRunStore
 from storage.engine.database import Database
+from storage.events.feed import EventFeed
+from storage.events.sequencer import Sequencer
 from storage.files.queries import FileQueries
 from storage.files.uploads import FileUploads
 from storage.jobs.follow_up import FollowUp
@@ -48,6 +51,7 @@ from storage.rate_limits.queueing import QueueReader
 from storage.transcript.reader import TranscriptReader
 from storage.webhooks.deliveries import DeliveryStore
 from storage.webhooks.endpoints import EndpointStore
+from storage.webhooks.tenant_endpoints import TenantEndpointStore
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,14 @@ class FileParts:
     work: BatchJobWork
 
 
+@dataclass(frozen=True)
+class EventParts:
+    """What the route of the feed needs."""
+
+    feed: EventFeed
+    watch: FeedWatch
+
+
 SenderOf = Callable[[WebhookRules], AbstractAsyncContextManager[WebhookSender]]
 """Makes the sender of webhooks under these rules; the entry point provides it."""
 
@@ -89,6 +101,7 @@ class Dependencies:
     links: RunLinks
     deliveries: DeliveryStore
     endpoints: EndpointStore
+    tenant_endpoints: TenantEndpointStore
     webhook_tests: WebhookTests
     intake: Intake
     batches: BatchParts
@@ -105,6 +118,7 @@ class Dependencies:
     figures: Figures
     models: ModelCatalog | None
     """None where the gateway has no key for the model's server."""
+    events: EventParts
 
     async def may_be_new(self, job_id: str, caller: Identity) -> bool:
         """Whether a job without a row may be one that so far exists only in Temporal, not another tenant's job."""
@@ -172,7 +186,8 @@ async def open_dependencies(
         await stack.enter_async_context(upkeep.first_tries.running())
         await stack.enter_async_context(in_background(upkeep.sweeper.run(), "sweeper"))
         await stack.enter_async_context(in_background(FollowUp(database).run(), "follow-up"))
-        overview, queries = Overview(database), BatchQueries(database)
+        await stack.enter_async_context(in_background(Sequencer(database).run(), "events"))
+        overview, queries, feed = Overview(database), BatchQueries(database), EventFeed(database)
         uploads, file_queries, batch_jobs = FileUploads(database), FileQueries(database), BatchJobStore(database)
         work = BatchJobWork(
             *(batch_jobs, uploads, file_queries, upkeep.drafts, upkeep.batch_runs, upkeep.batches),
@@ -189,7 +204,8 @@ async def open_dependencies(
             links=links,
             deliveries=deliveries,
             endpoints=EndpointStore(database),
-            webhook_tests=WebhookTests(sender, rules, secrets_of),
+            tenant_endpoints=(tenant_endpoints := TenantEndpointStore(database)),
+            webhook_tests=WebhookTests(sender, rules, secrets_of, tenant_endpoints.secrets_of),
             intake=intake,
             batches=BatchParts(
                 *(upkeep.drafts, upkeep.batch_runs, queries, upkeep.batches),
@@ -209,4 +225,5 @@ async def open_dependencies(
             feeds=Feeds(overview, links),
             figures=Figures(overview),
             models=models,
+            events=EventParts(feed, FeedWatch(feed)),
         )

@@ -20,6 +20,7 @@ READ_BY_HAND = {
     "/api/jobs/{job_id}/events": ("lastEventId", "token"),
     "/api/batches/{batch_id}/events": ("lastEventId",),
     "/api/feed": ("lastEventId",),
+    "/api/events": ("lastEventId",),
 }
 """Parameters that routes read without declaring them to FastAPI. A name that ends with a dot is a prefix."""
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from activities.example_webhook import post_example
+from activities.webhook import all_secrets
 from chatjobs.contracts import WebhookTest
 from domain.ports import WebhookSender
 from domain.webhook_urls import WebhookPolicy
@@ -29,16 +30,19 @@ class _Caller:
 
 
 class WebhookTests:
-    """``secrets_of`` gives a tenant's signing secrets, newest first; ``policy`` the rules for URLs in force."""
+    """``secrets_of`` gives a tenant's signing secrets, newest first, ``own_secrets`` those of an endpoint of all jobs;
+    ``policy`` the rules for URLs in force."""
 
     def __init__(
         self,
         sender: WebhookSender,
         policy: Callable[[], WebhookPolicy],
         secrets_of: Callable[[str], Awaitable[Sequence[str]]],
+        own_secrets: Callable[[str, str], Awaitable[Sequence[str | None] | None]] | None = None,
     ) -> None:
         self._sender = sender
         self._policy = policy
+        self._own_secrets = own_secrets
         self._secrets_of = secrets_of
         self._callers: dict[str, _Caller] = {}
 
@@ -46,7 +50,9 @@ class WebhookTests:
         """Call a URL once. Raises WebhookUrlRefused, StorageUnavailable, and HttpProblem (429)."""
         url = self._policy().check(url)
         async with self._slot(tenant):
-            return redacted(await post_example(self._sender, url, await self._secrets_of(tenant)))
+            own = await self._own_secrets(tenant, url) if self._own_secrets is not None else None
+            secrets = await all_secrets(own or (None,), tenant, self._secrets_of)
+            return redacted(await post_example(self._sender, url, secrets))
 
     @asynccontextmanager
     async def _slot(self, tenant: str) -> AsyncIterator[None]:

@@ -6,6 +6,7 @@ messages      messages, the parts of their content, calls of tools
 request       ChatRequest: Mistral's parameters, limits, retries, webhook
 results       Job: its text, usage, error, attempts and deliveries
 events        the events of a job's stream
+feed          the events of all jobs
 lanes         the lanes: their limits, who uses them, what pauses them
 webhooks      the body of a webhook; endpoints, redelivery, the test call
 batches       batches: their items, settings, progress and output; replays of many jobs
@@ -74,6 +75,7 @@ from chatjobs.contracts.events import (
     StartEvent,
     StreamEvent,
 )
+from chatjobs.contracts.feed import FeedEvent, FeedEvents, FeedEventType
 from chatjobs.contracts.fingerprints import canonical_json, earlier_fingerprint, fingerprint
 from chatjobs.contracts.lanes import Lane, LaneList, LaneWaiting, Pause, PauseList, PauseRequest
 from chatjobs.contracts.messages import (
@@ -162,7 +164,9 @@ from chatjobs.contracts.statuses import (
 from chatjobs.contracts.webhooks import (
     MAX_WEBHOOK_CONTENT_BYTES,
     Endpoint,
+    EndpointEvent,
     EndpointList,
+    EndpointRequest,
     EndpointStatus,
     Redelivering,
     Redelivery,
@@ -274,12 +278,18 @@ __all__ = [  # noqa: RUF022 -- in reading order
     "ErrorEvent",
     "CancelledEvent",
     "StreamEvent",
+    # feed
+    "FeedEventType",
+    "FeedEvent",
+    "FeedEvents",
     # webhooks
     "MAX_WEBHOOK_CONTENT_BYTES",
     "WebhookData",
     "WebhookEvent",
     "EndpointStatus",
     "Endpoint",
+    "EndpointEvent",
+    "EndpointRequest",
     "EndpointList",
     "Redelivery",
     "Redelivering",

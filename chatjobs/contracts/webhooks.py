@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, Strict, StringConstraints
 
-from chatjobs.contracts.base import Many, Timestamp, WireModel
+from chatjobs.contracts.base import HttpUrl, Many, Timestamp, WireModel
 from chatjobs.contracts.messages import ToolCall
 from chatjobs.contracts.results import JobError, Usage
-from chatjobs.contracts.statuses import JobStatus, WebhookEventType, WebhookTestEvent
+from chatjobs.contracts.statuses import BatchEventType, JobStatus, WebhookEventType, WebhookTestEvent
 
 MAX_WEBHOOK_CONTENT_BYTES = 64 * 1024
 """Most bytes of ``content`` in a webhook, as UTF-8; a longer one is left out."""
@@ -50,6 +50,23 @@ class WebhookEvent(WireModel):
     data: WebhookData
 
 
+EndpointEvent = Annotated[WebhookEventType, Strict(False)] | Annotated[BatchEventType, Strict(False)]
+"""An event that an endpoint of all jobs may subscribe to."""
+
+
+class EndpointRequest(WireModel):
+    """A URL that gets the webhooks of all jobs and batches, from now on, and the events that it gets (all, unless
+    given).
+
+    ``secret`` signs what is sent there, in place of the tenant's; without one, the URL keeps the one that it has. A new
+    one replaces it: for 24 hours both sign.
+    """
+
+    url: HttpUrl
+    events: Annotated[Many[EndpointEvent], Field(min_length=1)] = (*WebhookEventType, *BatchEventType)
+    secret: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = Field(None, repr=False)
+
+
 EndpointStatus = Literal["ok", "failing", "disabled"]
 """The health of a URL: ``failing`` since a try failed, until one succeeds; ``disabled`` is not sent to."""
 
@@ -71,6 +88,10 @@ class Endpoint(WireModel):
     last_error: str | None = None
     disabled_at: Timestamp | None = None
     disabled_reason: str | None = None
+    events: Many[EndpointEvent] | None = None
+    """What it gets of all jobs and batches; None: it is the URL of single jobs only."""
+    own_secret: bool = False
+    """Whether it has a secret of its own, which is never shown."""
 
 
 class EndpointList(WireModel):

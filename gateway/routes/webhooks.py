@@ -15,6 +15,7 @@ from chatjobs.contracts import (
     Delivery,
     Endpoint,
     EndpointList,
+    EndpointRequest,
     EndpointStatus,
     Many,
     Redelivering,
@@ -23,10 +24,13 @@ from chatjobs.contracts import (
     WireModel,
     parse,
 )
+from chatjobs.errors import InvalidRequest, InvalidSecret, Problem
+from chatjobs.webhooks import check_secret
 from dispatch.deliveries import try_now
 from gateway.dependencies import Dependencies
 from gateway.routes.jobs import Caller, Here, body_of, json_answer
 from gateway.serving.bodies import json_body
+from storage.engine.schema import now
 from storage.webhooks.deliveries import RedeliveryRequest
 from storage.webhooks.endpoints import MOST_LISTED
 
@@ -101,6 +105,39 @@ async def list_endpoints(
     """The state of each webhook URL: the disabled ones first, then those that fail."""
     found = await here.endpoints.list(caller.tenant, status=status, limit=limit)
     return json_answer(EndpointList(endpoints=tuple(found)))
+
+
+@router.post(
+    "/endpoints",
+    response_model=Endpoint,
+    responses={201: {"model": Endpoint, "description": "The endpoint is new"}},
+    openapi_extra=body_of(EndpointRequest),
+)
+async def put_endpoint(request: Request, here: Here, caller: Caller) -> Response:
+    """Have the webhooks of all jobs and batches sent to a URL, from now on; up to 16 URLs.
+
+    The same URL again changes what is given: its ``events`` (all, unless given) and its ``secret``. A secret that is
+    replaced signs beside the new one for 24 hours. A job that has the URL as its own webhook is announced there once.
+    """
+    wanted = parse(EndpointRequest, await json_body(request, MOST_BODY_BYTES))
+    if wanted.secret is not None:
+        try:
+            check_secret(wanted.secret)
+        except InvalidSecret as error:
+            raise InvalidRequest([Problem("/secret", error.message)]) from None
+    wanted = wanted.model_copy(update={"url": here.batches.rules().check(wanted.url)})
+    new = await here.tenant_endpoints.put(caller.tenant, wanted)
+    return json_answer(await here.endpoints.get(caller.tenant, wanted.url), 201 if new else 200)
+
+
+@router.delete("/endpoints", status_code=204, response_model=None, openapi_extra=body_of(WebhookAddress))
+async def delete_endpoint(request: Request, here: Here, caller: Caller) -> Response:
+    """Stop the webhooks of all jobs to a URL, given as in the list. Those that are still to be delivered there fail
+    (``endpoint_deleted``); those of jobs that have the URL as their own webhook do not."""
+    address = parse(WebhookAddress, await json_body(request, MOST_BODY_BYTES))
+    await here.tenant_endpoints.delete(caller.tenant, address.url)
+    here.after_response.soon(partial(here.deliveries.give_up, caller.tenant, address.url, now()))
+    return Response(status_code=204)
 
 
 @router.post("/endpoints/enable", response_model=Endpoint, openapi_extra=body_of(WebhookAddress))

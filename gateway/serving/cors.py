@@ -6,6 +6,7 @@ authenticates with a key or a stream token, not with the session cookie of our p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 Headers = list[tuple[bytes, bytes]]
@@ -15,6 +16,10 @@ ANY_METHOD = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 REQUEST_HEADERS = b"Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, Traceparent, Tracestate"
 EXPOSED_HEADERS = b"Allow, Idempotency-Replayed, Location, Preference-Applied, Retry-After, WWW-Authenticate, X-Job-Id"
 PREFLIGHT_SECONDS = b"600"
+MOST_NAMED = 64
+"""Headers of a preflight that are looked at."""
+NAME = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+"""A header's name (RFC 9110, 5.6.2)."""
 
 
 class Cors:
@@ -45,7 +50,7 @@ class Cors:
             return None
         return [
             (b"access-control-allow-methods", ANY_METHOD),
-            (b"access-control-allow-headers", REQUEST_HEADERS),
+            (b"access-control-allow-headers", _allowed(given)),
             (b"access-control-max-age", PREFLIGHT_SECONDS),
         ]
 
@@ -53,3 +58,13 @@ class Cors:
         """The value of the Origin header if it is listed."""
         given = [value for name, value in request if name == b"origin"]
         return given[0] if len(given) == 1 and given[0] in self._origins else None
+
+
+def _allowed(request: Headers) -> bytes:
+    """The request headers that are allowed: ours, and those that the preflight names, such as ``x-stainless-os`` of a
+    client library. A header tells the API nothing that its caller might not say."""
+    wanted = next((value for name, value in request if name == b"access-control-request-headers"), b"")
+    names = [name.strip() for name in wanted.split(b",")][:MOST_NAMED]
+    known = REQUEST_HEADERS.lower().split(b", ")
+    others = [name for name in names if NAME.fullmatch(name) and name.lower() not in known]
+    return b", ".join([REQUEST_HEADERS, *others])

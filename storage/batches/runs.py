@@ -25,6 +25,7 @@ from storage.jobs import sealing
 from storage.jobs.ledger import lost_in_a_row
 from storage.jobs.rows import LOCKED_ALL
 from storage.jobs.sealing import JobEnding
+from storage.webhooks.tenant_endpoints import subscribers, urls_for
 
 PREPARED_AT_ONCE = 500
 """Jobs that one transaction makes."""
@@ -341,29 +342,33 @@ class BatchRunStore:
         }
         await connection.execute(CHANGED, {"key": row.id, **changes})
         row = await batch_row(connection, row.id)
-        await self._store_delivery(connection, row, time, run_id)
+        await self._store_deliveries(connection, row, time, run_id)
         return row
 
-    async def _store_delivery(self, connection: AsyncConnection, row: Row[Any], time: int, run_id: str) -> None:
+    async def _store_deliveries(self, connection: AsyncConnection, row: Row[Any], time: int, run_id: str) -> None:
         webhook = BatchWebhook.model_validate_json(row.webhook) if row.webhook else None
         event = BatchEventType.of(BatchStatus(row.status))
-        if webhook is None or event not in webhook.events:
+        own = webhook.url if webhook is not None and event in webhook.events else None
+        listening = (await subscribers(connection, {row.tenant})).get(row.tenant, ())
+        endpoints = urls_for(event, listening, besides=own)
+        if own is None and not endpoints:
             return
-        await connection.execute(
-            insert(deliveries).values(
-                id=delivery_id(row.id, event, row.revision),
-                job_id=row.id,
-                tenant=row.tenant,
-                event=event.value,
-                url=webhook.url,
-                body=self._bodies(mapping.progress(row, 0)),
-                body_timestamp=rfc3339(moment(time)),
-                status="pending",
-                created_at=time,
-                next_try_at=time,
-                wanted_at=None if run_id else time,
-            )
-        )
+        common = {
+            "job_id": row.id,
+            "tenant": row.tenant,
+            "event": event.value,
+            "body": self._bodies(mapping.progress(row, 0)),
+            "body_timestamp": rfc3339(moment(time)),
+            "status": "pending",
+            "created_at": time,
+            "next_try_at": time,
+        }
+        place = {"url": own, "of_endpoint": False, "wanted_at": None if run_id else time}
+        places = [] if own is None else [{"id": delivery_id(row.id, event, row.revision), **place}]
+        for url in endpoints:
+            place = {"url": url, "of_endpoint": True, "wanted_at": time}
+            places.append({"id": delivery_id(row.id, event, row.revision, url), **place})
+        await connection.execute(insert(deliveries), [common | place for place in places])
 
     async def _delivery_of(self, row: Row[Any], run_id: str) -> str | None:
         """The delivery whose first try this run makes."""

@@ -104,6 +104,7 @@ jobs = Table(
     # The run whose history has the request, where that is no longer the job's run.
     Column("inline_workflow_id", String(160)),
     Column("inline_run_id", String(64)),
+    Column("begun", Integer),  # the newest revision whose first attempt has begun, which is an event once
     UniqueConstraint("tenant", "idempotency_key", name="jobs_idempotency"),
     # No column that a batch of text changes is indexed, so that Postgres can update the row in place (HOT).
     postgresql_with={"fillfactor": "70"},
@@ -340,6 +341,8 @@ deliveries = Table(
     Column("next_try_at", BigInteger),
     Column("delivered_at", BigInteger),
     Column("wanted_at", BigInteger),  # when Temporal is to be notified of a requested try; NULL once it was
+    # For an endpoint of the tenant, not for the webhook of the job or batch: it ends with the endpoint.
+    Column("of_endpoint", Boolean, nullable=False, server_default=false()),
 )
 Index("deliveries_newest", deliveries.c.tenant, deliveries.c.created_at, deliveries.c.id)
 Index(
@@ -652,6 +655,59 @@ endpoints = Table(
     Column("last_error", String(512)),
     Column("disabled_at", BigInteger),
     Column("disabled_reason", String(64)),
+)
+
+# Endpoints that get the webhooks of all jobs and batches of their tenant; their health is in `endpoints`.
+tenant_endpoints = Table(
+    "tenant_endpoints",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("url", String(2048), primary_key=True),
+    Column("events", Text, nullable=False),  # JSON: a list of the subscribed ones
+    Column("secrets", Text, nullable=False),  # JSON: [[secret, until when it signs or null], …], newest first
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+# Triggers on jobs write this (migration 0016); storage/events/sequencer.py moves it to `events`.
+job_changes = Table(
+    "job_changes",
+    metadata,
+    Column("id", NUMBER, primary_key=True),
+    Column("tenant", String(128), nullable=False),
+    Column("job_id", String(128), nullable=False),
+    Column("event", String(16), nullable=False),  # created, started, or the terminal status
+    Column("revision", Integer, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("error_code", String(64)),
+)
+
+# The feed of all jobs. A number is visible only after all that are smaller.
+events = Table(
+    "events",
+    metadata,
+    Column("number", NUMBER, primary_key=True, autoincrement=False),
+    Column("tenant", String(128), nullable=False),
+    Column("job_id", String(128), nullable=False),
+    Column("event", String(16), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("error_code", String(64)),
+)
+Index("events_of_tenant", events.c.tenant, events.c.number)
+
+event_numbers = Table(
+    "event_numbers",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: the only row, locked by who gives numbers
+    Column("last", BigInteger, nullable=False),
+)
+
+event_horizons = Table(
+    "event_horizons",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("removed", BigInteger, nullable=False),  # the greatest number of the tenant's that retention has removed
 )
 
 continuations = Table(

@@ -98,6 +98,7 @@ class _Begun:
             "status": JobStatus.IN_PROGRESS.value,
             "workflow_started_at": row.workflow_started_at or time,
             "started_at": started,
+            "begun": row.revision,
             "progressed_at": time,
             "queue_until": None,
             "tail": "",

@@ -39,9 +39,12 @@ from storage.jobs import mapping
 from storage.jobs.ledger import close_open_attempts
 from storage.jobs.rows import CHANGED, REQUEST, queue_end
 from storage.rate_limits import lane_queue
+from storage.webhooks.tenant_endpoints import subscribers, urls_for
 
 WebhookBody = Callable[[ChatResult, str], bytes]
 """Makes the body of the webhook that announces a job's outcome, in the format of its Webhook."""
+USUAL_FORMAT = "chatjobs"
+"""The format of webhooks to endpoints of all jobs."""
 LENGTH_LIMITS = ("length", "model_length")
 """Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
 RESULTS = insert(results)
@@ -80,7 +83,14 @@ async def sealed(connection: AsyncConnection, row: Row[Any]) -> Sealed:
     return _outcome(row, JobStatus(row.status), result.sha256, error, stored)
 
 
-def _outcome(row: Row[Any], status: JobStatus, sha256: str, error: JobError | None, delivery: str | None) -> Sealed:
+def _outcome(
+    row: Row[Any],
+    status: JobStatus,
+    sha256: str,
+    error: JobError | None,
+    delivery: str | None,
+    endpoints: Sequence[str] = (),
+) -> Sealed:
     return Sealed(
         job_id=row.id,
         status=status,
@@ -89,7 +99,15 @@ def _outcome(row: Row[Any], status: JobStatus, sha256: str, error: JobError | No
         sha256=sha256,
         error=error,
         delivery_id=delivery,
+        endpoint_deliveries=tuple(endpoints),
     )
+
+
+class _Stored(NamedTuple):
+    """The deliveries of a job: that of its own webhook, and those of endpoints of all jobs."""
+
+    own: str | None
+    endpoints: Sequence[str]
 
 
 class JobEnding(NamedTuple):
@@ -143,7 +161,7 @@ async def seal_all(
         stored = await _store_deliveries(connection, closing, time, webhook_body)
         await tally.count(connection, [_ended(one) for one in closing if one.row.batch_id is not None])
     return [
-        _outcome(one.row, one.status, one.answer["sha256"], one.error, stored.get(one.row.id))
+        _outcome(one.row, one.status, one.answer["sha256"], one.error, *stored[one.row.id])
         if isinstance(one, _Closing)
         else one
         for one in outcomes
@@ -277,41 +295,67 @@ async def _settle_attempts(connection: AsyncConnection, closing: Sequence[_Closi
 
 async def _store_deliveries(
     connection: AsyncConnection, closing: Sequence[_Closing], time: int, webhook_body: WebhookBody
-) -> dict[str, str]:
+) -> dict[str, _Stored]:
     """Store the deliveries, each with the webhook's id and its exact body, of outcomes whose event is subscribed.
 
-    Returns the delivery's id by the job's.
+    Returns them by the job's id.
     """
-    rows = []
+    listening = await subscribers(connection, {one.row.tenant for one in closing if one.row.has_endpoints})
+    stored, rows = {}, []
     for one in closing:
         webhook = Webhook.model_validate_json(one.row.webhook) if one.row.webhook else None
         event = WebhookEventType.of(one.status)
-        if webhook is None or event not in webhook.events:
-            continue
-        closed = mapping.head(one.row) | {"status": one.status, "completed_at": moment(time)}
-        rows.append(
-            {
-                "id": delivery_id(one.row.id, event, one.row.revision),
-                "job_id": one.row.id,
-                "tenant": one.row.tenant,
-                "event": event.value,
-                "url": webhook.url,
-                "body": webhook_body(ChatResult(**closed, **one.answer), webhook.format),
-                "body_timestamp": rfc3339(moment(time)),
-                "status": "pending",
-                "created_at": time,
-                "next_try_at": time,
-                "wanted_at": _wanted_at(one, time),
-            }
+        own = webhook if webhook is not None and event in webhook.events else None
+        urls = urls_for(event, listening.get(one.row.tenant, ()), besides=own.url if own else None)
+        made = _delivery_rows(one, event, own, urls, time, webhook_body) if own or urls else []
+        rows += made
+        stored[one.row.id] = _Stored(
+            next((row["id"] for row in made if not row["of_endpoint"]), None),
+            [row["id"] for row in made if row["of_endpoint"]],
         )
     if rows:
         await connection.execute(DELIVERIES, rows)
-    return {row["job_id"]: row["id"] for row in rows}
+    return stored
 
 
-def _wanted_at(one: _Closing, time: int) -> int | None:
+def _delivery_rows(
+    one: _Closing,
+    event: WebhookEventType,
+    own: Webhook | None,
+    endpoints: Sequence[str],
+    time: int,
+    webhook_body: WebhookBody,
+) -> list[dict[str, Any]]:
+    closed = mapping.head(one.row) | {"status": one.status, "completed_at": moment(time)}
+    result = ChatResult(**closed, **one.answer)
+    places: list[tuple[str, str | None, bytes]] = []
+    if own is not None:
+        places.append((own.url, None, webhook_body(result, own.format)))
+    if endpoints:
+        body = webhook_body(result, USUAL_FORMAT)
+        places += [(url, url, body) for url in endpoints]
+    return [
+        {
+            "id": delivery_id(one.row.id, event, one.row.revision, endpoint),
+            "job_id": one.row.id,
+            "tenant": one.row.tenant,
+            "event": event.value,
+            "url": url,
+            "body": body,
+            "body_timestamp": rfc3339(moment(time)),
+            "status": "pending",
+            "created_at": time,
+            "next_try_at": time,
+            "wanted_at": _wanted_at(one, time, of_endpoint=endpoint is not None),
+            "of_endpoint": endpoint is not None,
+        }
+        for url, endpoint, body in places
+    ]
+
+
+def _wanted_at(one: _Closing, time: int, *, of_endpoint: bool) -> int | None:
     """When a sweeper makes the first try; None where the workflow of the job makes it."""
-    if one.run_id == EXPIRED or (one.row.batched and one.run_id):
+    if one.run_id == EXPIRED or (one.run_id and (one.row.batched or of_endpoint)):
         return time + FIRST_TRY_SECONDS * 1_000_000
     return None if one.run_id else time
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -14,12 +14,13 @@ from chatjobs.contracts import Delivery, DeliveryTry, Redelivering, Redelivery
 from chatjobs.errors import ContentDeleted, DeliveryNotFound, JobNotFound
 from domain.text import clean
 from storage.engine.database import Database, retried
-from storage.engine.schema import deliveries, delivery_tries, micros, now
+from storage.engine.schema import deliveries, delivery_tries, micros, now, tenant_endpoints
 from storage.engine.schema import endpoints as endpoints_table
 from storage.jobs import mapping
 from storage.jobs.rows import by_id
 from storage.webhooks import endpoints
-from storage.webhooks.endpoints import ENDPOINT_DISABLED
+from storage.webhooks.endpoints import ENDPOINT_DELETED, ENDPOINT_DISABLED
+from storage.webhooks.tenant_endpoints import endpoint_join, signing
 
 NOTIFY_SECONDS = 10
 """The time in which the process that took a request notifies Temporal; after it, another process does."""
@@ -35,7 +36,8 @@ MOST_AT_ONCE = 10_000
 class OutgoingWebhook:
     """A delivery as a try needs it: URL and exact bytes. ``tries`` counts those already made.
 
-    ``disabled``: its endpoint is disabled, and nothing may be sent there.
+    ``disabled``: its endpoint is disabled, and nothing may be sent there. ``deleted``: it was for an endpoint of all
+    jobs that is gone. ``secrets``: those of the URL, newest first; None stands for the tenant's.
     """
 
     id: str
@@ -46,6 +48,8 @@ class OutgoingWebhook:
     status: str
     tries: int
     disabled: bool = False
+    deleted: bool = False
+    secrets: Sequence[str | None] = field(default=(None,), repr=False)
 
 
 class RecordedTry(NamedTuple):
@@ -71,11 +75,20 @@ class DeliveryStore:
     async def outgoing(self, delivery_id: str) -> OutgoingWebhook:
         """A delivery as a try needs it. Raises DeliveryNotFound."""
         joined = endpoints.disabled_join(deliveries.c.tenant, deliveries.c.url)
-        query = select(deliveries, endpoints_table.c.disabled_at).outerjoin(endpoints_table, joined)
+        query = select(deliveries, endpoints_table.c.disabled_at, tenant_endpoints.c.secrets)
+        query = query.outerjoin(endpoints_table, joined)
+        query = query.outerjoin(tenant_endpoints, endpoint_join(deliveries.c.tenant, deliveries.c.url))
         async with self._database.read() as connection:
             row = (await connection.execute(query.where(deliveries.c.id == delivery_id))).first()
             made = await connection.scalar(_count(delivery_id))
-        return _outgoing(row, made or 0, disabled=row is not None and row.disabled_at is not None)
+        if row is None:
+            raise DeliveryNotFound
+        return replace(
+            _outgoing(row, made or 0),
+            disabled=row.disabled_at is not None,
+            deleted=row.of_endpoint and row.secrets is None,
+            secrets=(None,) if row.secrets is None else signing(row.secrets),
+        )
 
     @retried
     async def record_try(
@@ -111,17 +124,18 @@ class DeliveryStore:
         return RecordedTry(made + 1, endpoint)
 
     @retried
-    async def refuse(self, delivery_id: str) -> int:
-        """Fail a delivery to a disabled endpoint, with a try that says that nothing was sent.
+    async def refuse(self, delivery_id: str, error: str = ENDPOINT_DISABLED) -> int:
+        """Fail a delivery to a disabled or deleted endpoint, with a try that says that nothing was sent.
 
         Returns the number of tries. Raises DeliveryNotFound.
         """
         async with self._database.write() as connection:
             row = await _locked(connection, delivery_id)
             made = await connection.scalar(_count(delivery_id)) or 0
-            kept = DeliveryTry(number=0, started_at=now(), latency_ms=0, error=ENDPOINT_DISABLED)
+            kept = DeliveryTry(number=0, started_at=now(), latency_ms=0, error=error)
             await connection.execute(insert(delivery_tries).values(_try_row(delivery_id, made + 1, kept)))
-            await endpoints.record_refusal(connection, row.tenant, row.url)
+            if error == ENDPOINT_DISABLED:
+                await endpoints.record_refusal(connection, row.tenant, row.url)
             await _end_try(connection, delivery_id, delivered=False, next_try_at=None)
         return made + 1
 
@@ -235,6 +249,34 @@ class DeliveryStore:
         async with self._database.write() as connection:
             return (await connection.execute(woken)).rowcount
 
+    async def give_up(self, tenant: str, url: str, before: datetime) -> int:
+        """Fail the pending deliveries to an endpoint of all jobs that was deleted at a time; one that is not reached
+        fails at its next try. Returns their number."""
+        to_it = (deliveries.c.tenant == tenant, deliveries.c.url == url, deliveries.c.of_endpoint)
+        some = select(deliveries.c.id).where(*to_it, deliveries.c.status == "pending").limit(BATCH)
+        some = some.where(deliveries.c.created_at <= micros(before))
+        count = 0
+        while True:
+            failed = await self._give_up_batch(some)
+            count += failed
+            if failed < BATCH:
+                return count
+
+    @retried
+    async def _give_up_batch(self, some: Select[Any]) -> int:
+        over = {"status": "failed", "next_try_at": None, "wanted_at": None}
+        ended = update(deliveries).where(deliveries.c.id.in_(some), deliveries.c.status == "pending").values(over)
+        kept = DeliveryTry(number=0, started_at=now(), latency_ms=0, error=ENDPOINT_DELETED)
+        async with self._database.write() as connection:
+            ids = (await connection.execute(ended.returning(deliveries.c.id))).scalars().all()
+            counts = select(delivery_tries.c.delivery_id, func.max(delivery_tries.c.number))
+            made = counts.where(delivery_tries.c.delivery_id.in_(ids)).group_by(delivery_tries.c.delivery_id)
+            numbers = {row[0]: row[1] for row in (await connection.execute(made)).all()}
+            if ids:
+                rows = [_try_row(one, numbers.get(one, 0) + 1, kept) for one in ids]
+                await connection.execute(insert(delivery_tries), rows)
+        return len(ids)
+
     async def take_requests(self) -> Sequence[RedeliveryRequest]:
         """Take the requests that Temporal was not notified of; for NOTIFY_SECONDS no other caller gets them."""
         due = deliveries.c.wanted_at <= micros(now())
@@ -327,7 +369,5 @@ PAGE_KEY = (deliveries.c.created_at, deliveries.c.id)
 REQUEST = (deliveries.c.id, _count(deliveries.c.id).scalar_subquery(), deliveries.c.wanted_at)
 
 
-def _outgoing(row: Row[Any] | None, made: int, *, disabled: bool = False) -> OutgoingWebhook:
-    if row is None:
-        raise DeliveryNotFound
-    return OutgoingWebhook(row.id, row.tenant, row.url, row.body, row.body_timestamp, row.status, made, disabled)
+def _outgoing(row: Row[Any], made: int) -> OutgoingWebhook:
+    return OutgoingWebhook(row.id, row.tenant, row.url, row.body, row.body_timestamp, row.status, made)

@@ -6,19 +6,21 @@ it is enabled by hand.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Row, and_, case, delete, or_, select, tuple_, update
+from sqlalchemy import Row, and_, case, delete, exists, func, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from chatjobs.contracts import DeliveryTry, Endpoint, EndpointStatus
+from chatjobs.contracts import BatchEventType, DeliveryTry, Endpoint, EndpointStatus, WebhookEventType
 from chatjobs.errors import EndpointNotFound
 from domain.text import clean
 from storage.engine.database import Database, retried
-from storage.engine.schema import endpoints, micros, moment, now
+from storage.engine.schema import endpoints, micros, moment, now, tenant_endpoints
+from storage.webhooks.tenant_endpoints import endpoint_join, signing
 
 GONE = 410
 DISABLED_AFTER = timedelta(days=5)
@@ -27,12 +29,17 @@ QUIET = timedelta(hours=48)
 apart."""
 ENDPOINT_DISABLED = "endpoint_disabled"
 """The error of a try that was not made."""
+ENDPOINT_DELETED = "endpoint_deleted"
+"""The same, for an endpoint of all jobs that is gone."""
 DELETED_AT_ONCE = 1_000
 MOST_LISTED = 1_000
 
 EndpointState = Literal["enabled", "disabled", "just_disabled"]
 RANKS: tuple[EndpointStatus, ...] = ("disabled", "failing", "ok")
 """The order of lists."""
+LISTED = select(endpoints, tenant_endpoints.c.events, tenant_endpoints.c.secrets).outerjoin(
+    tenant_endpoints, endpoint_join(endpoints.c.tenant, endpoints.c.url)
+)
 
 
 class EndpointStore:
@@ -44,12 +51,12 @@ class EndpointStore:
     ) -> Sequence[Endpoint]:
         """A tenant's endpoints: the disabled ones, then the failing ones, then the others; the last used first."""
         last = case(
-            (endpoints.c.last_failure_at.is_(None), endpoints.c.last_success_at),
+            (endpoints.c.last_failure_at.is_(None), func.coalesce(endpoints.c.last_success_at, 0)),
             (endpoints.c.last_success_at > endpoints.c.last_failure_at, endpoints.c.last_success_at),
             else_=endpoints.c.last_failure_at,
         )
         order = (_rank(), last.desc(), endpoints.c.url)
-        query = select(endpoints).where(endpoints.c.tenant == clean(tenant)).order_by(*order).limit(limit)
+        query = LISTED.where(endpoints.c.tenant == clean(tenant)).order_by(*order).limit(limit)
         if status is not None:
             query = query.where(_rank() == RANKS.index(status))
         async with self._database.read() as connection:
@@ -59,19 +66,29 @@ class EndpointStore:
     async def enable(self, tenant: str, url: str) -> Endpoint:
         """Enable an endpoint; its five days begin anew. Idempotent. Raises EndpointNotFound."""
         enabled = {"disabled_at": None, "disabled_reason": None, "failing_since": None}
-        statement = update(endpoints).where(_is(tenant, url)).values(enabled).returning(endpoints)
         async with self._database.write() as connection:
-            row = (await connection.execute(statement)).first()
+            await connection.execute(update(endpoints).where(_is(tenant, url)).values(enabled))
+            row = (await connection.execute(LISTED.where(_is(tenant, url)))).first()
+        if row is None:
+            raise EndpointNotFound
+        return _endpoint(row)
+
+    async def get(self, tenant: str, url: str) -> Endpoint:
+        """One endpoint. Raises EndpointNotFound."""
+        async with self._database.single() as connection:
+            row = (await connection.execute(LISTED.where(_is(tenant, url)))).first()
         if row is None:
             raise EndpointNotFound
         return _endpoint(row)
 
     @retried
     async def delete_unused(self, before: datetime) -> int:
-        """Delete up to DELETED_AT_ONCE endpoints without a delivery since a time. Returns their number."""
+        """Delete up to DELETED_AT_ONCE endpoints without a delivery since a time, but for those of all jobs. Returns
+        their number."""
         place = (endpoints.c.tenant, endpoints.c.url)
         used = (endpoints.c.last_success_at, endpoints.c.last_failure_at)
-        unused = and_(*(or_(time.is_(None), time < micros(before)) for time in used))
+        of_all_jobs = exists().where(endpoint_join(*place))
+        unused = and_(~of_all_jobs, *(or_(time.is_(None), time < micros(before)) for time in used))
         some = select(*place).where(unused).limit(DELETED_AT_ONCE)
         async with self._database.write("fast") as connection:
             deleted = await connection.execute(delete(endpoints).where(unused, tuple_(*place).in_(some)))
@@ -161,7 +178,13 @@ def _endpoint(row: Row[Any]) -> Endpoint:
         last_error=row.last_error,
         disabled_at=_time(row.disabled_at),
         disabled_reason=row.disabled_reason,
+        events=None if row.events is None else tuple(map(_event, json.loads(row.events))),
+        own_secret=row.secrets is not None and signing(row.secrets)[0] is not None,
     )
+
+
+def _event(name: str) -> WebhookEventType | BatchEventType:
+    return BatchEventType(name) if name.startswith("batch.") else WebhookEventType(name)
 
 
 def _time(value: int | None) -> datetime | None:

@@ -73,6 +73,16 @@ def test_a_preflight(door: Gateway) -> None:
         assert "access-control-allow-credentials" not in answer.headers
 
 
+def test_a_preflight_allows_what_client_libraries_add(door: Gateway) -> None:
+    """By its name: a * does not include Authorization, and older browsers do not know it."""
+    asked = "x-stainless-os, authorization, X-On-Disconnect, bad name, a:b"
+    headers = {"Origin": LISTED, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
+    answer = httpx2.options(f"{door.url}/api/jobs", headers=headers, trust_env=False)
+    allowed = answer.headers["access-control-allow-headers"].split(", ")
+    assert {"x-stainless-os", "X-On-Disconnect", "Authorization"} <= set(allowed)
+    assert not {"authorization", "bad name", "a:b"} & set(allowed)
+
+
 @pytest.mark.parametrize(
     ("status", "method", "path", "headers"),
     [

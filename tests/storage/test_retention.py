@@ -37,6 +37,7 @@ from domain.values import Cursor, RunRef
 from storage.batches.retention import BatchRetention
 from storage.engine import schema
 from storage.engine.database import Database
+from storage.events.feed import EventFeed
 from storage.files.retention import FileRetention
 from storage.jobs.retention import PENDING_DELIVERIES_KEEP, RemovalPosition, RetentionStore
 from storage.jobs.store import JobStore
@@ -235,6 +236,7 @@ async def test_another_attempt_goes_on_where_the_last_one_was(
         batches=BatchRetention(database),
         endpoints=EndpointStore(database),
         files=FileRetention(database),
+        events=EventFeed(database),
     ).remove_old_jobs
     report = await environment.run(work, RetentionOrder(days=1e-9))
     assert (report.removed, report.complete) == (8, True)

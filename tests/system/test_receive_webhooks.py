@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -53,17 +53,18 @@ class Receiver:
 
 
 def command(language: str, directory: Path, port: int) -> list[str]:
+    """``language`` names a block of the page: python, js, or js hmac."""
     if language == "python":
         (directory / "receiver.py").write_text(snippet("python"))
         return [sys.executable, "-m", "uvicorn", "receiver:app", "--port", str(port), "--app-dir", str(directory)]
-    (directory / "receiver.mjs").write_text(snippet("js"))
+    (directory / "receiver.mjs").write_text(snippet(language))
     return [program("node"), str(directory / "receiver.mjs")]
 
 
 @contextmanager
-def started(language: str, directory: Path) -> Iterator[Receiver]:
+def started(language: str, directory: Path, secrets: Sequence[str] = SECRETS) -> Iterator[Receiver]:
     port, log = free_port(), directory / "receiver.log"
-    env = os.environ | {"WEBHOOK_SECRET": ",".join(SECRETS), "PORT": str(port), "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"WEBHOOK_SECRET": ",".join(secrets), "PORT": str(port), "PYTHONPATH": str(ROOT)}
     with (
         log.open("wb") as out,
         subprocess.Popen(command(language, directory, port), env=env, stdout=out, stderr=out) as process,
@@ -121,3 +122,27 @@ def test_what_others_signed_is_refused(receiver: Receiver) -> None:
     for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
         assert receiver.post(BODY, {key: value for key, value in good.items() if key != name}) == 400
     assert receiver.post(BODY, good | {"webhook-timestamp": "soon"}) == 400
+
+
+PLAIN = "6f1d2c3b4a5968778695a4b3c2d1e0f00112233445566778899aabbccddeeff0"
+"""As `openssl rand -hex 32` makes it."""
+
+
+def test_one_secret_for_both_kinds_of_receivers(tmp_path: Path) -> None:
+    """A secret without whsec_ is the key as it stands for createHmac(secret); the other receivers of the page, and the
+    libraries as the page gives it to them, verify the same message with it."""
+    message = signed([PLAIN])
+    with started("js hmac", tmp_path, [PLAIN]) as simple:
+        assert simple.post(BODY, message) == 204
+        assert wait_until(lambda: "chat.completed job_1" in simple.log.read_text())
+        assert simple.post(BODY.replace(b"job_1", b"job_2"), message) == 400
+        assert simple.post(BODY, signed([OTHER])) == 400
+        assert simple.post(BODY, {}) == 400
+        assert simple.post(BODY, signed([PLAIN, OTHER])) == 204, "the newest signs"
+        assert simple.post(BODY, signed([OTHER, PLAIN])) == 400, "and no other"
+    (directory := tmp_path / "standard").mkdir()
+    with started("js", directory, [PLAIN]) as standard:
+        assert standard.post(BODY, message) == 204
+    rules: dict[str, Any] = {}
+    exec(snippet("python library"), rules)  # noqa: S102 - the page's own code
+    assert rules["receiver"](PLAIN).verify(BODY, message)

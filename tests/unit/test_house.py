@@ -37,7 +37,8 @@ AssistantMessage Attempt AudioPart Backoff Batch BatchAccepted BatchCounts Batch
 BatchPage BATCH_PRIORITY BatchProgress BatchRequest BatchSettings BatchStatus BatchWebhook BatchWebhookEvent
 CancelledEvent canonical_json Channel ChatRequest ChatResult checked_fingerprint ChunkEvent CompleteEvent
 COMPLETIONS_URL Content ContentPart CustomId DEFAULT_MODEL Delivery DeliveryTry DocumentUrlPart earlier_fingerprint
-Endpoint EndpointList EndpointStatus ErrorCause ErrorEvent FilePart fingerprint Function FunctionCall FunctionName
+Endpoint EndpointEvent EndpointList EndpointRequest EndpointStatus ErrorCause ErrorEvent FeedEvent FeedEvents
+FeedEventType FilePart fingerprint Function FunctionCall FunctionName
 FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart Job JobAccepted JobError JOB_ID JobId JobOutcome JobPage JobStart
 JobStatus JsonObject JsonSchema Lane LaneList LaneWaiting Limits Many MAX_CONCURRENCY MAX_INLINE_RESULT_BYTES
 MAX_MESSAGES MAX_METADATA MAX_PROBLEMS MAX_SCHEMA_BYTES MAX_TEXT_CHARACTERS MAX_WEBHOOK_CONTENT_BYTES Message
@@ -362,7 +363,7 @@ LAYOUT = {
     "local": (),
     "providers": ("mistral", "webhooks"),
     "simulator": (),
-    "storage": ("batches", "engine", "files", "jobs", "rate_limits", "transcript", "webhooks"),
+    "storage": ("batches", "engine", "events", "files", "jobs", "rate_limits", "transcript", "webhooks"),
     "workflows": (),
 }
 """The rooms and their folders of Python modules. A new one is added here, to the import contracts and to the README."""

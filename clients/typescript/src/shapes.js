@@ -203,6 +203,8 @@ export const Endpoint = object("Endpoint", {
   lastError: usually(nullable(string), () => null),
   disabledAt: usually(nullable(time), () => null),
   disabledReason: usually(nullable(string), () => null),
+  events: usually(nullable(list(either(WebhookEventType, BatchEventType))), () => null),
+  ownSecret: usually(boolean, () => false),
 });
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").EndpointList>} */
 export const EndpointList = object("EndpointList", {

@@ -283,6 +283,10 @@ export interface Endpoint {
   lastError: string | null;
   disabledAt: string | null;
   disabledReason: string | null;
+  /** What it gets of all jobs and batches; null: it is the URL of single jobs only. */
+  events: (WebhookEventType | BatchEventType)[] | null;
+  /** Whether it has a secret of its own, which is never shown. */
+  ownSecret: boolean;
 }
 
 /** Endpoints: the disabled ones first, then those that fail. */

@@ -1,0 +1,1 @@
+"""The events of all jobs: numbered, read, removed."""
