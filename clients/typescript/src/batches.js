@@ -177,7 +177,7 @@ export class BatchCalls {
    * A broken connection is opened again. `timeout` is in milliseconds, for the whole stream. Throws StreamBroken if
    * `lastEventId` is not an event's id; iterating throws BatchNotFound, a `TimeoutError`, StreamBroken.
    * @param {string} batchId
-   * @param {{ lastEventId?: string, timeout?: number, signal?: AbortSignal | null, onConnection?: (connected: boolean) => unknown }} [options]
+   * @param {{ lastEventId?: string, timeout?: number, signal?: AbortSignal | null, onConnection?: import("./stream.js").OnConnection }} [options]
    * @returns {Stream<BatchProgress>}
    */
   watch(batchId, { lastEventId = "", timeout = DAY, signal, onConnection } = {}) {

@@ -29,7 +29,7 @@ const KNOWN = new Map([
     ...[errors.BatchFinished, errors.BatchNotFound, errors.ContentDeleted, errors.DeliveryNotFound],
     ...[errors.EndpointNotFound, errors.IdempotencyMismatch, errors.JobFinished, errors.JobNotFound],
     ...[errors.JobRunning, errors.NothingToResume, errors.PauseNotFound, errors.ScheduleNotFound],
-    errors.WebhookUrlRefused,
+    ...[errors.EventsExpired, errors.TooManyEndpoints, errors.WebhookUrlRefused],
   ].map((kind) => /** @type {[string, typeof ChatJobsError]} */ ([kind.code, kind])),
 ]);
 

@@ -5,6 +5,7 @@ import { Http, exponential } from "./calls.js";
 import { newKey, sha256 } from "./crypto.js";
 import { anything, object, record, string } from "./decode.js";
 import * as errors from "./errors.js";
+import { FeedEvents, feedPath } from "./feed.js";
 import { Mapping, failed } from "./map.js";
 import { inPages } from "./pages.js";
 import { given, jsonBytes, requestBody, timeText } from "./prompts.js";
@@ -19,6 +20,8 @@ import { JobWatch } from "./watch.js";
 /** @typedef {import("../types/contracts.js").ChatRequest} ChatRequest */
 /** @typedef {import("../types/contracts.js").Delivery} Delivery */
 /** @typedef {import("../types/contracts.js").Endpoint} Endpoint */
+/** @typedef {import("../types/contracts.js").FeedEvent} FeedEvent */
+/** @typedef {import("../types/contracts.js").FeedEventType} FeedEventType */
 /** @typedef {import("../types/contracts.js").Job} Job */
 /** @typedef {import("../types/contracts.js").JobAccepted} JobAccepted */
 /** @typedef {import("../types/contracts.js").JobPage} JobPage */
@@ -34,7 +37,9 @@ import { JobWatch } from "./watch.js";
 /** @typedef {import("./map.js").Progress} Progress */
 /** @typedef {import("./prompts.js").ChatFields} ChatFields */
 /** @typedef {import("./prompts.js").Prompt} Prompt */
+/** @typedef {import("./stream.js").OnConnection} OnConnection */
 /** @typedef {import("./stream.js").Token} Token */
+/** @typedef {NonNullable<Endpoint["events"]>[number]} EndpointEvent */
 
 /**
  * `signal`: aborting it ends the call, which throws the signal's reason.
@@ -50,8 +55,7 @@ import { JobWatch } from "./watch.js";
  */
 /**
  * `lastEventId`: the id of the last event that the reader has. `token`: from `streamToken`, in place of the API key.
- * `onConnection`: called with whether the stream is connected, each time that a connection is opened or lost.
- * @typedef {Limited & { lastEventId?: string, token?: Token, onConnection?: (connected: boolean) => unknown }} StreamOptions
+ * @typedef {Limited & { lastEventId?: string, token?: Token, onConnection?: OnConnection }} StreamOptions
  */
 /**
  * The jobs that a replay asks for again: those that match all that is given.
@@ -476,6 +480,46 @@ export class ChatJobs {
    */
   async enableEndpoint(url, { signal } = {}) {
     return this.#http.read(shapes.Endpoint, "POST", "/api/endpoints/enable", { body: jsonBytes({ url }), signal });
+  }
+
+  /**
+   * Have the webhooks of all jobs and batches sent to a URL, too; without `events`, all of them.
+   *
+   * The same URL again changes what is given. `secret` signs in place of the tenant's; the one before signs beside it
+   * for 24 hours. Throws InvalidRequest, WebhookUrlRefused, TooManyEndpoints.
+   * @param {string} url
+   * @param {{ events?: readonly EndpointEvent[], secret?: string, signal?: AbortSignal | null }} [options]
+   * @returns {Promise<Endpoint>}
+   */
+  async addEndpoint(url, { events, secret, signal } = {}) {
+    const body = jsonBytes(given({ url, events, secret }));
+    return this.#http.read(shapes.Endpoint, "POST", "/api/endpoints", { body, signal });
+  }
+
+  /**
+   * Send the webhooks of all jobs to this URL no longer. Throws EndpointNotFound, also for a second call.
+   * @param {string} url
+   * @param {Signal} [options]
+   * @returns {Promise<void>}
+   */
+  async deleteEndpoint(url, { signal } = {}) {
+    await this.#http.call("DELETE", "/api/endpoints", { body: jsonBytes({ url }), signal });
+  }
+
+  /**
+   * What happens to all jobs from now on, or after the event with the id `after` (0: from the oldest one that is kept):
+   * created, started, ended. `types`: only these.
+   *
+   * Store an event's `id` once it is processed, and give it to go on in another process: within 30 days nothing is
+   * missed and nothing comes twice. A broken connection is opened again. `timeout` is for the whole stream, which has no
+   * end otherwise. Throws StreamBroken if `after` is not an id, RangeError for an unknown type; iterating throws
+   * EventsExpired, ServiceUnavailable, a `TimeoutError` (DOMException), StreamBroken and ResponseTooLarge.
+   * @param {Limited & { after?: string | number | null, types?: readonly FeedEventType[], onConnection?: OnConnection }} [options]
+   * @returns {Stream<FeedEvent>}
+   */
+  listen({ after, types, timeout = Infinity, signal, onConnection } = {}) {
+    const events = new FeedEvents(String(after ?? ""), this.#maxEventBytes);
+    return new Stream(this.#http, feedPath(types), events, { patience: this.#patience, timeout, signal, onConnection });
   }
 
   // -------------------------------------------------------------------------------------------------- pace

@@ -32,12 +32,17 @@ const LASTING = 5_000;
  */
 
 /**
+ * Called with true when a connection is open, and with false when it is lost and another one will be tried.
+ * @typedef {(connected: boolean) => unknown} OnConnection
+ */
+
+/**
  * @typedef {object} StreamLimits
  * @property {number} patience milliseconds without a byte from the service, over all connections
  * @property {number} timeout milliseconds in all
  * @property {AbortSignal | null} [signal]
  * @property {Token} [token]
- * @property {(connected: boolean) => unknown} [onConnection]
+ * @property {OnConnection} [onConnection]
  */
 
 /**

@@ -91,14 +91,14 @@ export class BatchCalls {
      * A broken connection is opened again. `timeout` is in milliseconds, for the whole stream. Throws StreamBroken if
      * `lastEventId` is not an event's id; iterating throws BatchNotFound, a `TimeoutError`, StreamBroken.
      * @param {string} batchId
-     * @param {{ lastEventId?: string, timeout?: number, signal?: AbortSignal | null, onConnection?: (connected: boolean) => unknown }} [options]
+     * @param {{ lastEventId?: string, timeout?: number, signal?: AbortSignal | null, onConnection?: import("./stream.js").OnConnection }} [options]
      * @returns {Stream<BatchProgress>}
      */
     watch(batchId: string, { lastEventId, timeout, signal, onConnection }?: {
         lastEventId?: string;
         timeout?: number;
         signal?: AbortSignal | null;
-        onConnection?: (connected: boolean) => unknown;
+        onConnection?: import("./stream.js").OnConnection;
     }): Stream<BatchProgress>;
     /**
      * The answers so far, in the order of the items.

@@ -258,6 +258,43 @@ export class ChatJobs {
      */
     enableEndpoint(url: string, { signal }?: Signal): Promise<Endpoint>;
     /**
+     * Have the webhooks of all jobs and batches sent to a URL, too; without `events`, all of them.
+     *
+     * The same URL again changes what is given. `secret` signs in place of the tenant's; the one before signs beside it
+     * for 24 hours. Throws InvalidRequest, WebhookUrlRefused, TooManyEndpoints.
+     * @param {string} url
+     * @param {{ events?: readonly EndpointEvent[], secret?: string, signal?: AbortSignal | null }} [options]
+     * @returns {Promise<Endpoint>}
+     */
+    addEndpoint(url: string, { events, secret, signal }?: {
+        events?: readonly EndpointEvent[];
+        secret?: string;
+        signal?: AbortSignal | null;
+    }): Promise<Endpoint>;
+    /**
+     * Send the webhooks of all jobs to this URL no longer. Throws EndpointNotFound, also for a second call.
+     * @param {string} url
+     * @param {Signal} [options]
+     * @returns {Promise<void>}
+     */
+    deleteEndpoint(url: string, { signal }?: Signal): Promise<void>;
+    /**
+     * What happens to all jobs from now on, or after the event with the id `after` (0: from the oldest one that is kept):
+     * created, started, ended. `types`: only these.
+     *
+     * Store an event's `id` once it is processed, and give it to go on in another process: within 30 days nothing is
+     * missed and nothing comes twice. A broken connection is opened again. `timeout` is for the whole stream, which has no
+     * end otherwise. Throws StreamBroken if `after` is not an id, RangeError for an unknown type; iterating throws
+     * EventsExpired, ServiceUnavailable, a `TimeoutError` (DOMException), StreamBroken and ResponseTooLarge.
+     * @param {Limited & { after?: string | number | null, types?: readonly FeedEventType[], onConnection?: OnConnection }} [options]
+     * @returns {Stream<FeedEvent>}
+     */
+    listen({ after, types, timeout, signal, onConnection }?: Limited & {
+        after?: string | number | null;
+        types?: readonly FeedEventType[];
+        onConnection?: OnConnection;
+    }): Stream<FeedEvent>;
+    /**
      * The lanes by name: their limits, and who uses them; with an API key, as far as its tenant does.
      * @param {Signal} [options]
      * @returns {Promise<Lane[]>}
@@ -295,6 +332,8 @@ export type Batch = import("../types/contracts.js").Batch;
 export type ChatRequest = import("../types/contracts.js").ChatRequest;
 export type Delivery = import("../types/contracts.js").Delivery;
 export type Endpoint = import("../types/contracts.js").Endpoint;
+export type FeedEvent = import("../types/contracts.js").FeedEvent;
+export type FeedEventType = import("../types/contracts.js").FeedEventType;
 export type Job = import("../types/contracts.js").Job;
 export type JobAccepted = import("../types/contracts.js").JobAccepted;
 export type JobPage = import("../types/contracts.js").JobPage;
@@ -310,7 +349,9 @@ export type Outcome = import("./map.js").Outcome;
 export type Progress = import("./map.js").Progress;
 export type ChatFields = import("./prompts.js").ChatFields;
 export type Prompt = import("./prompts.js").Prompt;
+export type OnConnection = import("./stream.js").OnConnection;
 export type Token = import("./stream.js").Token;
+export type EndpointEvent = NonNullable<Endpoint["events"]>[number];
 /**
  * `signal`: aborting it ends the call, which throws the signal's reason.
  */
@@ -332,12 +373,11 @@ export type Keyed = {
 };
 /**
  * `lastEventId`: the id of the last event that the reader has. `token`: from `streamToken`, in place of the API key.
- * `onConnection`: called with whether the stream is connected, each time that a connection is opened or lost.
  */
 export type StreamOptions = Limited & {
     lastEventId?: string;
     token?: Token;
-    onConnection?: (connected: boolean) => unknown;
+    onConnection?: OnConnection;
 };
 /**
  * The jobs that a replay asks for again: those that match all that is given.
