@@ -555,7 +555,8 @@ class ChatJobs(Twin):
     submit = call(AsyncChatJobs.submit)
     get = call(AsyncChatJobs.get)
     wait = call(AsyncChatJobs.wait)
-    stream = stream(AsyncChatJobs.stream)
+    listen = stream(AsyncChatJobs.listen)
+    stream = stream(AsyncChatJobs.stream)  # the last: it hides the function
     answer = call(AsyncChatJobs.answer)
     ask = call(AsyncChatJobs.ask)
     cancel = call(AsyncChatJobs.cancel)
@@ -573,7 +574,6 @@ class ChatJobs(Twin):
     enable_endpoint = call(AsyncChatJobs.enable_endpoint)
     add_endpoint = call(AsyncChatJobs.add_endpoint)
     delete_endpoint = call(AsyncChatJobs.delete_endpoint)
-    listen = stream(AsyncChatJobs.listen)
     lanes = call(AsyncChatJobs.lanes)
     pause = call(AsyncChatJobs.pause)
     pauses = call(AsyncChatJobs.pauses)

@@ -27,6 +27,8 @@ from tests.support.simulator_process import prompt
 from tests.support.snippets import snippets
 from tests.support.stack import Stack, free_port, stack
 
+pytestmark = pytest.mark.long
+
 TOKENS = 60
 QUESTION = prompt("from another origin", tokens=TOKENS, tokens_per_second=60)
 

@@ -14,6 +14,8 @@ from tests.clients.cases import CASES, CONFIGURATIONS, KEY, Case
 from tests.clients.drivers import Driver, JavaScript, Python, call
 from tests.support.raw_http import Visit, raw_server
 
+pytestmark = pytest.mark.long
+
 IN_WORDS_OF_ITS_OWN = {"ServiceUnavailable", "TimeoutError", "TypeError", "ValueError", "RangeError"}
 """Errors whose message may differ: it names the library's error."""
 

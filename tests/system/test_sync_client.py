@@ -28,6 +28,8 @@ from tests.support.raw_http import STREAM_HEAD, Visit, part, plain, raw_server
 from tests.support.simulator_process import prompt
 from tests.support.stack import ROOT, Stack, stack
 
+pytestmark = pytest.mark.long
+
 SLOW = {"tokens": 400, "tokens_per_second": 40}
 """An answer that takes ten seconds."""
 CHUNK = (

@@ -32,6 +32,8 @@ from tests.support.simulator_process import prompt
 from tests.support.snippets import output, snippets
 from tests.support.stack import Stack, stack
 
+pytestmark = pytest.mark.long
+
 PATIENCE = 60.0
 ENDS = ("SUCCESS", "FAILED", "TIMEOUT_EXCEEDED", "CANCELLED")
 MODEL = "mistral-small-latest"
@@ -487,7 +489,6 @@ def test_a_job_is_for_its_tenant_alone(tmp_path: Path) -> None:
             assert acme.batch.jobs.get(job_id=job.id).status == "QUEUED"
 
 
-@pytest.mark.long
 async def test_the_gateway_dies_while_it_reads(tmp_path: Path) -> None:
     """Another one reads the files again; there is one batch of them, and no draft is left."""
     many = b"".join(line(f"item-{n}", "x" * 200) for n in range(MANY))

@@ -14,6 +14,8 @@ from tests.support.needs import program
 from tests.support.npm import installed
 from tests.support.stack import stack
 
+pytestmark = pytest.mark.long
+
 SOURCE = Path(__file__).parent / "node_mistral"
 
 

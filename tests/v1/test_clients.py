@@ -24,7 +24,7 @@ RETRIED = {"python mistralai": (BAD_GATEWAY, BAD_GATEWAY), "python langchain": (
 """What these retry by themselves: only errors of a server, only broken connections. The others retry both."""
 BASE = {"key": "any key will do", "retries": 0, "model": "mistral-small-latest"}
 
-pytestmark = [pytest.mark.parametrize("official", CLIENTS, indirect=True)]
+pytestmark = [pytest.mark.long, pytest.mark.parametrize("official", CLIENTS, indirect=True)]
 
 
 def case(door: str, kind: str, words: str, **fields: Any) -> dict[str, Any]:
@@ -132,7 +132,6 @@ async def test_a_stream_that_was_cut_is_read_again_from_its_beginning(
     assert len(sim.requests(words)) == 1
 
 
-@pytest.mark.long
 async def test_a_long_silence(official: OfficialClient, door: Gateway, sim: SimulatorProcess) -> None:
     """The comments that keep a connection open are no part of the answer, before it and within it."""
     words = prompt(text=TEXT, faults=[{"kind": "stall", "after": 2, "seconds": 17}])

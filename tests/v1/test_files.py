@@ -28,6 +28,8 @@ from storage.keys import KeyStore
 from tests.support.gateway import Gateway, alone, gateway
 from tests.support.stack import Stack
 
+pytestmark = pytest.mark.long
+
 PATIENCE = 60.0
 LIMIT = 4 * 1024 * 1024
 MEGABYTE = 1024 * 1024
@@ -357,7 +359,6 @@ def resident(pid: int, name: str) -> int:
     return int(found[1]) * 1024
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("megabytes", [100])
 async def test_memory_is_flat_while_a_large_file_comes_and_goes(
     database_url: str, tmp_path: Path, megabytes: int

@@ -15,6 +15,8 @@ from tests.support.simulator_process import prompt
 from tests.support.stack import Stack
 from tests.v1.openai_clients import ClientError, OpenAIClient
 
+pytestmark = pytest.mark.long
+
 MODEL = "mistral-small-latest"
 TEXT = "The tide turns at noon, and the boats come home."
 WEATHER = {

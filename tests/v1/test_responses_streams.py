@@ -38,6 +38,8 @@ from tests.support.stack import Stack, wait_until
 from tests.v1.cutting_proxy import cutting_proxy
 from tests.v1.openai_clients import ClientError, OpenAIClient, node_client, python_client
 
+pytestmark = pytest.mark.long
+
 Event = dict[str, Any]
 RUNS = ((Channel.REASONING, "Let"), (Channel.CONTENT, "A 🌊 "), (Channel.REASONING, "Hm"), (Channel.CONTENT, "turns"))
 CALLS = (ToolCall(id="abcdefghi", function=FunctionCall(name="get_weather", arguments='{"city": "Lyon"}')),)

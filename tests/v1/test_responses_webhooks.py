@@ -15,6 +15,8 @@ from tests.v1.conftest import SECRET
 from tests.v1.openai_clients import ClientError, OpenAIClient
 from tests.v1.test_responses import MODEL, TEXT, ended
 
+pytestmark = pytest.mark.long
+
 
 def unwrapped(openai: OpenAIClient, hooks: Receiver, path: str, *, secret: str = SECRET) -> dict[str, Any]:
     """What the client makes of the one webhook that arrived at a path."""

@@ -39,6 +39,8 @@ from tests.support.snippets import snippets
 from tests.support.stack import ROOT, Stack, stack
 from tests.support.temporal_server import TemporalServer, temporal_server
 
+pytestmark = pytest.mark.long
+
 CALLERS = "callers"
 """The namespace of the callers, and their task queue."""
 

@@ -21,6 +21,8 @@ from tests.support.factories import make_body
 from tests.support.fakes import OK, PATIENCE, SECRET, Gate, Post, ScriptedSender, answered, eventually
 from tests.support.house import HOOK, House, house
 
+pytestmark = pytest.mark.long
+
 ALL, OTHER = "http://receiver.example/all", "http://receiver.example/other"
 ITS_SECRET = "the secret of the endpoint"
 COMPLETED = WebhookEventType.COMPLETED
