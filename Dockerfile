@@ -23,6 +23,8 @@ COPY workflows workflows
 COPY providers providers
 COPY gateway gateway
 COPY cli cli
+# The gateway's page imports it.
+COPY clients/typescript/src clients/typescript/src
 COPY worker.py starter.py requirements.lock ./
 RUN /opt/venv/bin/python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1

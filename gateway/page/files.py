@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 FOLDER = Path(__file__).parent / "static"
+CLIENT = Path(__file__).parents[2] / "clients" / "typescript" / "src"
+"""The JavaScript client, which the page imports from ``/assets/client/``."""
+FOLDERS = {"": FOLDER, "client/": CLIENT}
+"""What is served below ``/assets/``."""
 TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -66,9 +71,14 @@ class Asset:
 
 @functools.cache
 def assets() -> dict[str, Asset]:
-    """All files that are served, by path below the folder; read once."""
-    files = (path for path in sorted(FOLDER.rglob("*")) if path.suffix in TYPES)
-    return {path.relative_to(FOLDER).as_posix(): _asset(path) for path in files}
+    """All files that are served, by path below ``/assets/``; read once."""
+    return {f"{place}{path}": asset for place, folder in FOLDERS.items() for path, asset in _below(folder)}
+
+
+def _below(folder: Path) -> Iterator[tuple[str, Asset]]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in TYPES:
+            yield path.relative_to(folder).as_posix(), _asset(path)
 
 
 def _asset(path: Path) -> Asset:

@@ -652,6 +652,18 @@ ANSWERS = [
 NO_ID = ("", "..", "a/b", "ä", "x?y=z", "a" * 129, "job_1\n")
 SUBMITTED = plain("202 Accepted", ACCEPTED)
 WHOLE_ACCEPTED = {"value": ACCEPTED | {"replayOf": None}}
+ASKED_ON = '{"messages":[{"role":"user","content":"And then?"}],"previousJobId":"job_1","model":"m","max_tokens":5}'
+SIXTH = {"id": "6", "event": "chat.created", "jobId": "job_1", "status": "queued", "metadata": {}, "revision": 1}
+EXPIRED = problem("410 Gone", "events_expired")
+
+
+def happened(number: int, name: str = "chat.created") -> tuple[str, str, str]:
+    """An event of the feed of all jobs."""
+    status = {"chat.created": "queued", "chat.failed": "failed"}[name]
+    facts = {"id": str(number), "event": name, "timestamp": CREATED, "jobId": "job_1", "requestId": "r", "model": "m"}
+    return (name, str(number), json.dumps(facts | {"status": status}))
+
+
 CALLS = [
     *(
         Case(f"{do}: {text!r} is no id", (), (call(do, text),), (error("JobNotFound"),))
@@ -755,6 +767,24 @@ CALLS = [
         (WHOLE_ACCEPTED,),
         sent={"body": [""], "content-type": [None]},
     ),
+    Case(
+        "reply: with the job's model",
+        (OK, SUBMITTED),
+        (call("reply", "job_1", "And then?", max_tokens=5, idempotency_key="k"),),
+        (WHOLE_ACCEPTED,),
+        sent={
+            "path": ["GET /api/jobs/job_1", "POST /api/jobs"],
+            "idempotency-key": [None, "k"],
+            "body": ["", ASKED_ON],
+        },
+    ),
+    Case(
+        "reply: the job has not ended",
+        (OK, problem("409 Conflict", "job_running")),
+        (call("reply", "job_1", "And then?"),),
+        (error("JobRunning"),),
+        visits=2,
+    ),
     Case("resume", (SUBMITTED,), (call("resume", "j"),), (WHOLE_ACCEPTED,), sent={"path": ["POST /api/jobs/j/resume"]}),
     Case(
         "replay_all",
@@ -803,6 +833,57 @@ CALLS = [
         sent={"path": ["POST /api/endpoints/enable"] * 2},
     ),
     Case(
+        "add_endpoint",
+        (plain("201 Created", ENDPOINT | {"events": ["chat.failed"]}), problem("409 Conflict", "too_many_endpoints")),
+        (call("add_endpoint", "http://x/", events=["chat.failed"]), call("add_endpoint", "http://y/")),
+        ({"value": {"url": "http://x/", "events": ["chat.failed"], "ownSecret": False}}, error("TooManyEndpoints")),
+        sent={
+            "path": ["POST /api/endpoints"] * 2,
+            "body": ['{"url":"http://x/","events":["chat.failed"]}', '{"url":"http://y/"}'],
+        },
+    ),
+    Case(
+        "delete_endpoint",
+        (head("204 No Content"), problem("404 Not Found", "endpoint_not_found")),
+        (call("delete_endpoint", "http://x/"), call("delete_endpoint", "http://x/")),
+        ({"value": None}, error("EndpointNotFound")),
+        sent={"path": ["DELETE /api/endpoints"] * 2, "body": ['{"url":"http://x/"}'] * 2},
+    ),
+    Case(
+        "listen: each event once, over connections that break off, until the reader is too far behind",
+        (
+            stream(frames(("ready", "5", "{}"))),
+            stream(frames(happened(6))),
+            stream(frames(("chat.unheard", "8", "{}"), happened(7), happened(9, "chat.failed"))),
+            EXPIRED,
+        ),
+        (call("listen", types=["chat.created", "chat.failed"]),),
+        (error("EventsExpired") | {"values": [SIXTH, {"id": "9", "event": "chat.failed"}], "last_event_id": "9"},),
+        sent={
+            "path": ["GET /api/events"] * 4,
+            "query": [{"types": "chat.created,chat.failed"}] * 4,
+            "last-event-id": [None, "5", "6", "9"],
+        },
+    ),
+    Case(
+        "listen: after an event",
+        (stream(frames(happened(6))), EXPIRED),
+        (call("listen", after=0),),
+        (error("EventsExpired") | {"values": [SIXTH]},),
+        sent={"query": [{}, {}], "last-event-id": ["0", "6"]},
+    ),
+    Case(
+        "listen: an event that is none",
+        (stream(frames(("chat.created", "6", "{}"))),),
+        (call("listen"),),
+        (error("StreamBroken") | {"values": []},),
+        visits=3,
+    ),
+    *(
+        Case(f"listen: {text!r} is no id", (), (call("listen", after=text),), (error("StreamBroken"),))
+        for text in ("1.2", "-1")
+    ),
+    Case(
         "lanes",
         (plain("200 OK", {"lanes": [LANE]}),),
         (call("lanes"),),
@@ -834,6 +915,13 @@ CALLS = [
                 {"status": "failed", "q": "two words", "limit": "1", "metadata.a b": "é&", "cursor": "n"},
             ]
         },
+    ),
+    Case(
+        "list: a conversation",
+        (plain("200 OK", {"jobs": [JOB | {"thread": "job_0", "previousJobId": "job_0"}]}),),
+        (call("list", thread="job_0"),),
+        ({"values": [WHOLE_JOB | {"thread": "job_0", "previousJobId": "job_0"}]},),
+        sent={"query": [{"thread": "job_0", "limit": "100"}]},
     ),
     Case(
         "list: in circles",

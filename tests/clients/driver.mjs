@@ -16,6 +16,7 @@ const OURS = {
   page_size: "pageSize",
   catchup_seconds: "catchupSeconds",
   error_code: "errorCode",
+  replay_of: "replayOf",
 };
 const camel = (name) => name.replace(/_([a-z])/g, (_, letter) => letter.toUpperCase());
 

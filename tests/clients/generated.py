@@ -42,7 +42,7 @@ EVENTS: Models = (
     c.ErrorEvent,
     c.CancelledEvent,
 )
-JOBS: Models = (c.Job, c.JobAccepted, c.JobPage, StreamToken)
+JOBS: Models = (c.Job, c.JobAccepted, c.JobPage, c.FeedEvent, StreamToken)
 BATCHES: Models = (c.Batch, c.BatchAccepted, c.BatchPage, c.BatchProgress, c.OutputLine, c.ReplayEstimate)
 WEBHOOKS: Models = (c.Redelivering, c.WebhookTest, c.EndpointList, c.WebhookEvent, c.BatchWebhookEvent)
 RESPONSES: Models = (*JOBS, *EVENTS, *BATCHES, *WEBHOOKS, c.LaneList, c.PauseList, c.SchedulePage)

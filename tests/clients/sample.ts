@@ -9,6 +9,7 @@ import {
   ContentDeleted,
   DeliveryNotFound,
   EndpointNotFound,
+  EventsExpired,
   IdempotencyMismatch,
   InvalidRequest,
   InvalidSecret,
@@ -26,6 +27,7 @@ import {
   ServiceUnavailable,
   Stream,
   StreamBroken,
+  TooManyEndpoints,
   Unauthorized,
   WebhookError,
   WebhookUrlRefused,
@@ -38,6 +40,7 @@ import type {
   BatchOptions,
   ChatFields,
   ClientOptions,
+  FeedEvent,
   Item,
   Job,
   JobEventMap,
@@ -74,6 +77,7 @@ export async function one(): Promise<string> {
   const fields: ChatFields = { model: "mistral-small-latest", max_tokens: 5, startAt: new Date(), limits: { maxLost: 3 } };
   const accepted = await jobs.submit(prompt, { ...fields, idempotencyKey: "k", signal });
   const jobId: string = accepted.jobId;
+  await jobs.reply(jobId, "And at night?", { max_tokens: 5, signal });
   // @ts-expect-error -- a field of this name does not exist
   await jobs.submit("Hi", { maxTokens: 5 });
   // @ts-expect-error -- an unknown role
@@ -96,7 +100,7 @@ export async function one(): Promise<string> {
 
 export async function streams(jobId: string): Promise<TerminalEvent | null> {
   const { token, expiresAt } = await jobs.streamToken(jobId);
-  const stream: Stream<StreamEvent> = jobs.stream(jobId, { lastEventId: "1.2", timeout: 1, signal, token });
+  const stream: Stream<StreamEvent> = jobs.stream(jobId, { lastEventId: "1.2", timeout: 1, signal, token, onConnection: (connected: boolean) => console.log(connected) });
   for await (const event of stream) {
     switch (event.type) {
       case "queued":
@@ -151,13 +155,22 @@ export async function many(): Promise<void> {
     console.log(index, job?.jobId, error?.code, content);
   }
   const filter: JobFilter = { status: "failed", metadata: { a: "b" }, since: new Date(), errorCode: "c" };
-  for await (const job of jobs.list({ ...filter, search: "x", pageSize: 2 })) console.log(job.preview);
+  for await (const job of jobs.list({ ...filter, search: "x", thread: "t", pageSize: 2 })) console.log(job.preview);
+  const page = await jobs.page({ ...filter, limit: 2 });
+  const older: (string | null)[] = [(await jobs.page({ ...filter, cursor: page.nextCursor })).nextCursor];
+  older.push((await jobs.batches.page({ limit: 2 })).nextCursor, (await jobs.schedules.page({ limit: 2 })).nextCursor);
   const replay = await jobs.replayAll({ status: "failed", since: new Date(), canary: 3, overrides: { model: "m" } });
   console.log(replay.phase, (await jobs.estimateReplay({ errorCode: "c" })).firstJobIds);
   const { count, more } = await jobs.redeliverAll(new Date(), { status: "failed", until: "2026-01-02T03:04:05Z" });
   console.log(count, more, (await jobs.testWebhook("http://x/")).delivered);
   const [endpoint] = await jobs.endpoints();
   await jobs.enableEndpoint(endpoint.url);
+  await jobs.addEndpoint("http://x/", { events: ["chat.completed", "batch.failed"], secret: "whsec_c2VjcmV0" });
+  await jobs.deleteEndpoint("http://x/");
+  const feed: Stream<FeedEvent> = jobs.listen({ after: 0, types: ["chat.completed"], signal });
+  for await (const { id, event, jobId } of feed) console.log(id, event, jobId);
+  // @ts-expect-error -- there is no event of this name
+  jobs.listen({ types: ["chat.done"] });
   const [lane] = await jobs.lanes();
   const pause = await jobs.pause({ lane: lane.lane, reason: "why" });
   console.log(await jobs.pauses());
@@ -208,9 +221,9 @@ export function told(error: unknown): string {
   if (error instanceof ServiceUnavailable) return `${error.status} ${error.reason} ${error.retryAfter}`;
   const kinds = [
     ...[ApiError, BatchFinished, BatchNotFound, ConfigurationError, ContentDeleted, DeliveryNotFound],
-    ...[EndpointNotFound, IdempotencyMismatch, InvalidSecret, InvalidSignature, JobFinished, JobIdConflict],
+    ...[EndpointNotFound, EventsExpired, IdempotencyMismatch, InvalidSecret, InvalidSignature, JobFinished, JobIdConflict],
     ...[JobNotFound, JobRunning, NothingToResume, PauseNotFound, ResponseTooLarge, ScheduleNotFound, StreamBroken],
-    ...[Unauthorized, WebhookError, WebhookUrlRefused],
+    ...[TooManyEndpoints, Unauthorized, WebhookError, WebhookUrlRefused],
   ];
   const code: string | undefined = error instanceof ChatJobsError ? error.code : undefined;
   return `${kinds.some((kind) => error instanceof kind)} ${code}`;

@@ -6,16 +6,18 @@
 import { CALLS_REPEATED, IN_NODE, failure, joined, known, refuseCompressed } from "./calls.js";
 import { newKey } from "./crypto.js";
 import { object, parseJson, string } from "./decode.js";
-import { ApiError, BatchNotFound, InvalidRequest, ServiceUnavailable, StreamBroken } from "./errors.js";
+import { BatchNotFound, InvalidRequest, ServiceUnavailable, StreamBroken } from "./errors.js";
 import { iteratorOf } from "./map.js";
+import { inPages } from "./pages.js";
 import { given, itemLine, jsonText, timeText } from "./prompts.js";
 import * as shapes from "./shapes.js";
 import { BatchEvents } from "./sse.js";
 import { MAX_PROBLEM_BYTES, STREAMS_REPEATED, Stream } from "./stream.js";
-import { now, sleep, within } from "./timing.js";
+import { TimeLimit, now, sleep, within } from "./timing.js";
 
 /** @typedef {import("../types/contracts.js").Batch} Batch */
 /** @typedef {import("../types/contracts.js").BatchAccepted} BatchAccepted */
+/** @typedef {import("../types/contracts.js").BatchPage} BatchPage */
 /** @typedef {import("../types/contracts.js").BatchProgress} BatchProgress */
 /** @typedef {import("../types/contracts.js").BatchStatus} BatchStatus */
 /** @typedef {import("../types/contracts.js").OutputLine} OutputLine */
@@ -45,6 +47,8 @@ import { now, sleep, within } from "./timing.js";
 const DAY = 24 * 3600 * 1000;
 /** Bytes of an upload that are sent together, about. */
 const PIECE = 64 * 1024;
+/** Bytes per second below which the service gives an upload up. */
+const SLOWEST = 64 * 1024;
 /** Most bytes of a batch's settings, which stand in the URL: servers refuse a longer one. */
 const LONGEST_QUERY = 6 * 1024;
 const ENDED = new Set(["completed", "cancelled", "failed"]);
@@ -105,18 +109,19 @@ export class BatchCalls {
    * @param {{ status?: BatchStatus, since?: Date | string, pageSize?: number, signal?: AbortSignal | null }} [options]
    * @returns {AsyncGenerator<Batch, void, void>}
    */
-  async *list({ status, since, pageSize = 100, signal } = {}) {
-    /** @type {Record<string, string>} */
-    const query = given({ limit: String(pageSize), status, since: since && timeText(since) });
-    const seen = new Set();
-    for (;;) {
-      const page = await this.#http.read(shapes.BatchPage, "GET", "/api/batches", { query, signal });
-      yield* page.batches;
-      if (page.nextCursor === null) return;
-      if (seen.has(page.nextCursor)) throw new ApiError("the pages of the list go round in circles");
-      seen.add(page.nextCursor);
-      query.cursor = page.nextCursor;
-    }
+  async *list({ pageSize = 100, signal, ...filter } = {}) {
+    yield* inPages((cursor) => this.page({ ...filter, limit: pageSize, cursor, signal }), "batches");
+  }
+
+  /**
+   * One page of `list`, at most `limit` batches; a page's `nextCursor` is the `cursor` of the next one. For user
+   * interfaces. Throws InvalidRequest.
+   * @param {{ status?: BatchStatus, since?: Date | string, limit?: number, cursor?: string | null, signal?: AbortSignal | null }} [options]
+   * @returns {Promise<BatchPage>}
+   */
+  async page({ status, since, limit = 100, cursor, signal } = {}) {
+    const query = given({ limit: String(limit), status, since: since && timeText(since), cursor });
+    return this.#http.read(shapes.BatchPage, "GET", "/api/batches", { query, signal });
   }
 
   /**
@@ -172,12 +177,13 @@ export class BatchCalls {
    * A broken connection is opened again. `timeout` is in milliseconds, for the whole stream. Throws StreamBroken if
    * `lastEventId` is not an event's id; iterating throws BatchNotFound, a `TimeoutError`, StreamBroken.
    * @param {string} batchId
-   * @param {{ lastEventId?: string, timeout?: number, signal?: AbortSignal | null }} [options]
+   * @param {{ lastEventId?: string, timeout?: number, signal?: AbortSignal | null, onConnection?: import("./stream.js").OnConnection }} [options]
    * @returns {Stream<BatchProgress>}
    */
-  watch(batchId, { lastEventId = "", timeout = DAY, signal } = {}) {
+  watch(batchId, { lastEventId = "", timeout = DAY, signal, onConnection } = {}) {
     const events = new BatchEvents(lastEventId, this.#maxEventBytes);
-    return new Stream(this.#http, `${path(batchId)}/events`, events, { patience: this.#patience, timeout, signal });
+    const limits = { patience: this.#patience, timeout, signal, onConnection };
+    return new Stream(this.#http, `${path(batchId)}/events`, events, limits);
   }
 
   /**
@@ -276,10 +282,12 @@ export class BatchCalls {
    * @param {AbortSignal} signal
    */
   async #upload(items, query, headers, signal) {
-    const source = new Source(items);
+    const silence = this.#http.silence + (items instanceof Blob ? (items.size / SLOWEST) * 1000 : 0);
+    const limit = new TimeLimit(silence, signal, () => new ServiceUnavailable("the service took too long for the upload"));
+    const source = new Source(items, () => limit.renew());
     try {
       const init = { method: "POST", headers, body: await source.body(), duplex: /** @type {const} */ ("half") };
-      const connection = await this.#http.open("/api/batches", query, init, signal);
+      const connection = await this.#http.open("/api/batches", query, init, limit.signal, Infinity);
       try {
         const body = await this.#http.body(connection);
         if (!connection.response.ok) throw failure(connection.response, body, CALLS_REPEATED);
@@ -289,6 +297,8 @@ export class BatchCalls {
       }
     } catch (error) {
       throw source.error ?? error;
+    } finally {
+      limit.close();
     }
   }
 
@@ -367,16 +377,21 @@ class Source {
   /** @type {unknown} */
   error = undefined;
   #items;
+  #onSent;
 
-  /** @param {Items} items */
-  constructor(items) {
+  /**
+   * @param {Items} items
+   * @param {() => void} onSent called when items are sent, as far as that can be seen
+   */
+  constructor(items, onSent) {
     this.#items = items;
+    this.#onSent = onSent;
   }
 
   /** @returns {Promise<Blob | ReadableStream<Uint8Array>>} */
   async body() {
     const items = this.#items;
-    if (items instanceof Blob || (isStream(items) && IN_NODE)) return items;
+    if (items instanceof Blob) return items;
     const pieces = isStream(items) ? piecesOfStream(items) : piecesOfItems(items);
     return IN_NODE ? this.#stream(pieces) : collected(pieces);
   }
@@ -386,7 +401,9 @@ class Source {
     return new ReadableStream({
       pull: async (controller) => {
         try {
+          this.#onSent();
           const { done, value } = await pieces.next();
+          this.#onSent();
           if (done) controller.close();
           else controller.enqueue(value);
         } catch (error) {
@@ -415,6 +432,7 @@ async function* piecesOfStream(stream) {
   try {
     for (let read; !(read = await reader.read()).done; ) yield read.value;
   } finally {
+    await reader.cancel().catch(() => {}); // nobody reads the rest; what failed was thrown
     reader.releaseLock();
   }
 }

@@ -29,7 +29,7 @@ const KNOWN = new Map([
     ...[errors.BatchFinished, errors.BatchNotFound, errors.ContentDeleted, errors.DeliveryNotFound],
     ...[errors.EndpointNotFound, errors.IdempotencyMismatch, errors.JobFinished, errors.JobNotFound],
     ...[errors.JobRunning, errors.NothingToResume, errors.PauseNotFound, errors.ScheduleNotFound],
-    errors.WebhookUrlRefused,
+    ...[errors.EventsExpired, errors.TooManyEndpoints, errors.WebhookUrlRefused],
   ].map((kind) => /** @type {[string, typeof ChatJobsError]} */ ([kind.code, kind])),
 ]);
 
@@ -149,13 +149,14 @@ export class Http {
    * @param {Record<string, string> | undefined} query
    * @param {Init} init `Authorization: ""` sends no key
    * @param {AbortSignal | null | undefined} signal
+   * @param {number} [silence]
    */
-  async open(path, query, init, signal) {
+  async open(path, query, init, signal, silence = this.silence) {
     const headers = new Headers({ ...this.#headers, ...init.headers });
     if (!headers.get("Authorization")) headers.delete("Authorization");
     const search = query && Object.keys(query).length ? `?${new URLSearchParams(query)}` : "";
     const wanted = { ...init, headers, redirect: /** @type {const} */ ("manual"), cache: /** @type {const} */ ("no-store") };
-    return Connection.open(this.#fetch, `${this.#base}${path}${search}`, wanted, this.silence, signal);
+    return Connection.open(this.#fetch, `${this.#base}${path}${search}`, wanted, silence, signal);
   }
 
   /**

@@ -5,7 +5,9 @@ import { Http, exponential } from "./calls.js";
 import { newKey, sha256 } from "./crypto.js";
 import { anything, object, record, string } from "./decode.js";
 import * as errors from "./errors.js";
+import { FeedEvents, feedPath } from "./feed.js";
 import { Mapping, failed } from "./map.js";
+import { inPages } from "./pages.js";
 import { given, jsonBytes, requestBody, timeText } from "./prompts.js";
 import { Schedules } from "./schedules.js";
 import * as shapes from "./shapes.js";
@@ -18,8 +20,11 @@ import { JobWatch } from "./watch.js";
 /** @typedef {import("../types/contracts.js").ChatRequest} ChatRequest */
 /** @typedef {import("../types/contracts.js").Delivery} Delivery */
 /** @typedef {import("../types/contracts.js").Endpoint} Endpoint */
+/** @typedef {import("../types/contracts.js").FeedEvent} FeedEvent */
+/** @typedef {import("../types/contracts.js").FeedEventType} FeedEventType */
 /** @typedef {import("../types/contracts.js").Job} Job */
 /** @typedef {import("../types/contracts.js").JobAccepted} JobAccepted */
+/** @typedef {import("../types/contracts.js").JobPage} JobPage */
 /** @typedef {import("../types/contracts.js").JobStatus} JobStatus */
 /** @typedef {import("../types/contracts.js").Lane} Lane */
 /** @typedef {import("../types/contracts.js").Pause} Pause */
@@ -32,7 +37,9 @@ import { JobWatch } from "./watch.js";
 /** @typedef {import("./map.js").Progress} Progress */
 /** @typedef {import("./prompts.js").ChatFields} ChatFields */
 /** @typedef {import("./prompts.js").Prompt} Prompt */
+/** @typedef {import("./stream.js").OnConnection} OnConnection */
 /** @typedef {import("./stream.js").Token} Token */
+/** @typedef {NonNullable<Endpoint["events"]>[number]} EndpointEvent */
 
 /**
  * `signal`: aborting it ends the call, which throws the signal's reason.
@@ -48,7 +55,7 @@ import { JobWatch } from "./watch.js";
  */
 /**
  * `lastEventId`: the id of the last event that the reader has. `token`: from `streamToken`, in place of the API key.
- * @typedef {Limited & { lastEventId?: string, token?: Token }} StreamOptions
+ * @typedef {Limited & { lastEventId?: string, token?: Token, onConnection?: OnConnection }} StreamOptions
  */
 /**
  * The jobs that a replay asks for again: those that match all that is given.
@@ -57,7 +64,7 @@ import { JobWatch } from "./watch.js";
 /** @typedef {Partial<{ [K in keyof ChatRequest]: ChatRequest[K] | null }>} Overrides fields that change; null unsets one */
 /**
  * `search`: words of prompt or answer, all of which have to be there. `errorCode`: of a failed job. `replayOf`: the id of
- * the job that was replayed.
+ * the job that was replayed. `thread`: that of the first job of a conversation.
  * @typedef {object} JobFilter
  * @property {JobStatus} [status]
  * @property {string} [model]
@@ -65,6 +72,7 @@ import { JobWatch } from "./watch.js";
  * @property {string} [search]
  * @property {string} [errorCode]
  * @property {string} [replayOf]
+ * @property {string} [thread]
  * @property {string} [batchId]
  * @property {string} [scheduleId]
  * @property {Date | string} [since]
@@ -136,6 +144,23 @@ export class ChatJobs {
   }
 
   /**
+   * Start the next job of a conversation: with the messages of a job that has ended, its answer, and `prompt`.
+   *
+   * The model is that of the job, unless options or a whole request as `prompt` name another; nothing else is taken
+   * over. Throws JobNotFound, JobRunning while the job has not ended, ContentDeleted, InvalidRequest for a job without
+   * text, and what `submit` throws.
+   * @param {string} jobId
+   * @param {Prompt} prompt
+   * @param {ChatFields & Keyed & Signal} [options]
+   * @returns {Promise<JobAccepted>}
+   */
+  async reply(jobId, prompt, options = {}) {
+    const { model } = await this.get(jobId, { signal: options.signal });
+    const taken = model && !(typeof prompt === "object" && "model" in prompt) ? { model } : {};
+    return this.submit(prompt, { ...taken, ...options, previousJobId: jobId });
+  }
+
+  /**
    * The job as it is now, with partial text while it runs. Throws JobNotFound.
    * @param {string} jobId
    * @param {Signal} [options]
@@ -186,9 +211,9 @@ export class ChatJobs {
    * @param {StreamOptions} [options]
    * @returns {Stream<StreamEvent>}
    */
-  stream(jobId, { lastEventId = "", timeout = DAY, signal, token } = {}) {
+  stream(jobId, { lastEventId = "", timeout = DAY, signal, token, onConnection } = {}) {
     const events = new JobEvents(lastEventId, this.#maxEventBytes);
-    const limits = { patience: this.#patience, timeout, signal, token };
+    const limits = { patience: this.#patience, timeout, signal, token, onConnection };
     return new Stream(this.#http, `${path(jobId)}/events`, events, limits);
   }
 
@@ -320,20 +345,22 @@ export class ChatJobs {
    * @param {JobFilter & { pageSize?: number, signal?: AbortSignal | null }} [options]
    * @returns {AsyncGenerator<Job, void, void>}
    */
-  async *list({ search, metadata = {}, since, until, pageSize = 100, signal, ...filter } = {}) {
+  async *list({ pageSize = 100, signal, ...filter } = {}) {
+    yield* inPages((cursor) => this.page({ ...filter, limit: pageSize, cursor, signal }), "jobs");
+  }
+
+  /**
+   * One page of `list`, at most `limit` jobs; a page's `nextCursor` is the `cursor` of the next one. For user interfaces.
+   *
+   * Throws InvalidRequest.
+   * @param {JobFilter & { limit?: number, cursor?: string | null, signal?: AbortSignal | null }} [options]
+   * @returns {Promise<JobPage>}
+   */
+  async page({ search, metadata = {}, since, until, limit = 100, signal, ...filter } = {}) {
     const labels = Object.entries(metadata).map(([key, value]) => [`metadata.${key}`, value]);
     const times = { since: since && timeText(since), until: until && timeText(until) };
-    /** @type {Record<string, string>} */
-    const query = { ...given({ ...filter, ...times, q: search, limit: String(pageSize) }), ...Object.fromEntries(labels) };
-    const seen = new Set();
-    for (;;) {
-      const page = await this.#http.read(shapes.JobPage, "GET", "/api/jobs", { query, signal });
-      yield* page.jobs;
-      if (page.nextCursor === null) return;
-      if (seen.has(page.nextCursor)) throw new errors.ApiError("the pages of the list go round in circles");
-      seen.add(page.nextCursor);
-      query.cursor = page.nextCursor;
-    }
+    const query = { ...given({ ...filter, ...times, q: search, limit: String(limit) }), ...Object.fromEntries(labels) };
+    return this.#http.read(shapes.JobPage, "GET", "/api/jobs", { query, signal });
   }
 
   /**
@@ -453,6 +480,46 @@ export class ChatJobs {
    */
   async enableEndpoint(url, { signal } = {}) {
     return this.#http.read(shapes.Endpoint, "POST", "/api/endpoints/enable", { body: jsonBytes({ url }), signal });
+  }
+
+  /**
+   * Have the webhooks of all jobs and batches sent to a URL, too; without `events`, all of them.
+   *
+   * The same URL again changes what is given. `secret` signs in place of the tenant's; the one before signs beside it
+   * for 24 hours. Throws InvalidRequest, WebhookUrlRefused, TooManyEndpoints.
+   * @param {string} url
+   * @param {{ events?: readonly EndpointEvent[], secret?: string, signal?: AbortSignal | null }} [options]
+   * @returns {Promise<Endpoint>}
+   */
+  async addEndpoint(url, { events, secret, signal } = {}) {
+    const body = jsonBytes(given({ url, events, secret }));
+    return this.#http.read(shapes.Endpoint, "POST", "/api/endpoints", { body, signal });
+  }
+
+  /**
+   * Send the webhooks of all jobs to this URL no longer. Throws EndpointNotFound, also for a second call.
+   * @param {string} url
+   * @param {Signal} [options]
+   * @returns {Promise<void>}
+   */
+  async deleteEndpoint(url, { signal } = {}) {
+    await this.#http.call("DELETE", "/api/endpoints", { body: jsonBytes({ url }), signal });
+  }
+
+  /**
+   * What happens to all jobs from now on, or after the event with the id `after` (0: from the oldest one that is kept):
+   * created, started, ended. `types`: only these.
+   *
+   * Store an event's `id` once it is processed, and give it to go on in another process: within 30 days nothing is
+   * missed and nothing comes twice. A broken connection is opened again. `timeout` is for the whole stream, which has no
+   * end otherwise. Throws StreamBroken if `after` is not an id, RangeError for an unknown type; iterating throws
+   * EventsExpired, ServiceUnavailable, a `TimeoutError` (DOMException), StreamBroken and ResponseTooLarge.
+   * @param {Limited & { after?: string | number | null, types?: readonly FeedEventType[], onConnection?: OnConnection }} [options]
+   * @returns {Stream<FeedEvent>}
+   */
+  listen({ after, types, timeout = Infinity, signal, onConnection } = {}) {
+    const events = new FeedEvents(String(after ?? ""), this.#maxEventBytes);
+    return new Stream(this.#http, feedPath(types), events, { patience: this.#patience, timeout, signal, onConnection });
   }
 
   // -------------------------------------------------------------------------------------------------- pace

@@ -40,9 +40,10 @@ export const nullable = (shape) => (value) => (value === null ? null : shape(val
 /**
  * @template {string} T
  * @param {...T} words
- * @returns {Shape<T>}
+ * @returns {Shape<T> & { words: readonly T[] }}
  */
-export const word = (...words) => (value) => (words.includes(value) ? value : refuse());
+export const word = (...words) =>
+  Object.assign((/** @type {any} */ value) => (words.includes(value) ? value : refuse()), { words });
 
 /**
  * @template T

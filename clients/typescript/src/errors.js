@@ -81,6 +81,19 @@ export class EndpointNotFound extends ChatJobsError {
   static usualMessage = "Nothing was sent to this URL lately; look at `starter.py endpoints`.";
 }
 
+/** There are 16 endpoints for all jobs, which is the most. */
+export class TooManyEndpoints extends ChatJobsError {
+  static code = "too_many_endpoints";
+  static usualMessage = "There are 16 endpoints for all jobs, which is the most; delete one first.";
+}
+
+/** Events after this id were removed, as they were too old. */
+export class EventsExpired extends ChatJobsError {
+  static code = "events_expired";
+  static usualMessage =
+    "Events after this id were removed, as they were too old; go on with after=0, the oldest event that is kept.";
+}
+
 /** There is no such pause. */
 export class PauseNotFound extends ChatJobsError {
   static code = "pause_not_found";
@@ -243,7 +256,7 @@ export class WebhookUrlRefused extends WebhookError {
 // The names are written out, because bundlers rename classes.
 const NAMED = {
   ...{ ChatJobsError, InvalidRequest, JobNotFound, BatchNotFound, BatchFinished, DeliveryNotFound, EndpointNotFound },
-  ...{ PauseNotFound, ScheduleNotFound, JobIdConflict, JobFinished, JobRunning, NothingToResume, ContentDeleted },
+  ...{ TooManyEndpoints, EventsExpired, PauseNotFound, ScheduleNotFound, JobIdConflict, JobFinished, JobRunning, NothingToResume, ContentDeleted },
   ...{ IdempotencyMismatch, Unauthorized, ApiError, ServiceUnavailable, ResponseTooLarge, StreamBroken, JobFailed },
   ...{ ConfigurationError, WebhookError, InvalidSecret, InvalidSignature, WebhookUrlRefused },
 };

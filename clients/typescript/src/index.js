@@ -20,6 +20,7 @@ export { verifyAnyWebhook, verifyLegacyWebhook, verifyWebhook } from "./webhooks
 /** @typedef {import("./prompts.js").Item} Item */
 /** @typedef {import("./prompts.js").Prompt} Prompt */
 /** @typedef {import("./schedules.js").ScheduleOptions} ScheduleOptions */
+/** @typedef {import("./stream.js").OnConnection} OnConnection */
 /** @typedef {import("./stream.js").Token} Token */
 /** @typedef {import("./watch.js").JobEventMap} JobEventMap */
 /** @typedef {import("./watch.js").TerminalEvent} TerminalEvent */
@@ -42,6 +43,8 @@ export { verifyAnyWebhook, verifyLegacyWebhook, verifyWebhook } from "./webhooks
 /** @typedef {import("../types/contracts.js").Delivery} Delivery */
 /** @typedef {import("../types/contracts.js").Endpoint} Endpoint */
 /** @typedef {import("../types/contracts.js").ErrorEvent} ErrorEvent */
+/** @typedef {import("../types/contracts.js").FeedEvent} FeedEvent */
+/** @typedef {import("../types/contracts.js").FeedEventType} FeedEventType */
 /** @typedef {import("../types/contracts.js").Job} Job */
 /** @typedef {import("../types/contracts.js").JobAccepted} JobAccepted */
 /** @typedef {import("../types/contracts.js").JobError} JobError */

@@ -1,11 +1,13 @@
 // The client's calls for schedules: `jobs.schedules`.
 
 import { newKey } from "./crypto.js";
-import { ApiError, ScheduleNotFound } from "./errors.js";
+import { ScheduleNotFound } from "./errors.js";
+import { inPages } from "./pages.js";
 import { given, jsonBytes } from "./prompts.js";
 import * as shapes from "./shapes.js";
 
 /** @typedef {import("../types/contracts.js").Schedule} Schedule */
+/** @typedef {import("../types/contracts.js").SchedulePage} SchedulePage */
 /** @typedef {import("../types/contracts.js").ChatRequest} ChatRequest */
 /** @typedef {{ signal?: AbortSignal | null }} Signal */
 
@@ -53,15 +55,18 @@ export class Schedules {
    * @returns {AsyncGenerator<Schedule, void, void>}
    */
   async *list({ pageSize = 100, signal } = {}) {
-    /** @type {Record<string, string>} */
-    const query = { limit: String(pageSize) };
-    for (;;) {
-      const page = await this.#http.read(shapes.SchedulePage, "GET", PATH, { query, signal });
-      yield* page.schedules;
-      if (page.nextCursor === null) return;
-      if (page.nextCursor <= (query.cursor ?? "")) throw new ApiError("the pages of the list go round in circles");
-      query.cursor = page.nextCursor;
-    }
+    yield* inPages((cursor) => this.page({ limit: pageSize, cursor, signal }), "schedules");
+  }
+
+  /**
+   * One page of `list`, at most `limit` schedules; a page's `nextCursor` is the `cursor` of the next one. For user
+   * interfaces.
+   * @param {{ limit?: number, cursor?: string | null, signal?: AbortSignal | null }} [options]
+   * @returns {Promise<SchedulePage>}
+   */
+  async page({ limit = 100, cursor, signal } = {}) {
+    const query = given({ limit: String(limit), cursor });
+    return this.#http.read(shapes.SchedulePage, "GET", PATH, { query, signal });
   }
 
   /**

@@ -217,6 +217,24 @@ export const ErrorEvent = object("ErrorEvent", {
   retryable: boolean,
   cause: optional(nullable(ErrorCause)),
 });
+export const FeedEventType = word("chat.created", "chat.started", "chat.completed", "chat.failed", "chat.cancelled", "chat.incomplete");
+/** @type {import("./decode.js").Shape<import("../types/contracts.js").FeedEvent>} */
+export const FeedEvent = object("FeedEvent", {
+  id: string,
+  event: FeedEventType,
+  timestamp: time,
+  jobId: string,
+  requestId: string,
+  status: JobStatus,
+  model: string,
+  metadata: usually(record(string), () => ({})),
+  revision: usually(integer, () => 1),
+  batchId: optional(nullable(string)),
+  replayOf: optional(nullable(string)),
+  scheduleId: optional(nullable(string)),
+  thread: optional(nullable(string)),
+  errorCode: optional(nullable(string)),
+});
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").PlacedPart>} */
 export const PlacedPart = object("PlacedPart", {
   position: integer,

@@ -32,11 +32,17 @@ const LASTING = 5_000;
  */
 
 /**
+ * Called with true when a connection is open, and with false when it is lost and another one will be tried.
+ * @typedef {(connected: boolean) => unknown} OnConnection
+ */
+
+/**
  * @typedef {object} StreamLimits
  * @property {number} patience milliseconds without a byte from the service, over all connections
  * @property {number} timeout milliseconds in all
  * @property {AbortSignal | null} [signal]
  * @property {Token} [token]
+ * @property {OnConnection} [onConnection]
  */
 
 /**
@@ -155,6 +161,7 @@ export class Stream {
       throw new ServiceUnavailable("the answer is not a stream of events", { status });
     }
     this.#events.connect();
+    this.#limits.onConnection?.(true);
     return connection;
   }
 
@@ -182,6 +189,7 @@ export class Stream {
     if (error instanceof StreamBroken) this.#broken++;
     const silent = now() - this.#receivedAt;
     if (silent >= this.#limits.patience || this.#broken >= BROKEN_IN_A_ROW) throw error;
+    this.#limits.onConnection?.(false);
     if (this.#receivedAt - this.#connectedAt > LASTING) this.#failures = 0;
     const wait = Math.max(this.#http.backoff(this.#failures), error.retryAfter ?? 0);
     this.#failures++;

@@ -34,12 +34,25 @@ export class BatchCalls {
      * @param {{ status?: BatchStatus, since?: Date | string, pageSize?: number, signal?: AbortSignal | null }} [options]
      * @returns {AsyncGenerator<Batch, void, void>}
      */
-    list({ status, since, pageSize, signal }?: {
+    list({ pageSize, signal, ...filter }?: {
         status?: BatchStatus;
         since?: Date | string;
         pageSize?: number;
         signal?: AbortSignal | null;
     }): AsyncGenerator<Batch, void, void>;
+    /**
+     * One page of `list`, at most `limit` batches; a page's `nextCursor` is the `cursor` of the next one. For user
+     * interfaces. Throws InvalidRequest.
+     * @param {{ status?: BatchStatus, since?: Date | string, limit?: number, cursor?: string | null, signal?: AbortSignal | null }} [options]
+     * @returns {Promise<BatchPage>}
+     */
+    page({ status, since, limit, cursor, signal }?: {
+        status?: BatchStatus;
+        since?: Date | string;
+        limit?: number;
+        cursor?: string | null;
+        signal?: AbortSignal | null;
+    }): Promise<BatchPage>;
     /**
      * Let no further item begin, durably; those that run finish. The status now. Throws BatchNotFound, BatchFinished.
      * @param {string} batchId
@@ -78,13 +91,14 @@ export class BatchCalls {
      * A broken connection is opened again. `timeout` is in milliseconds, for the whole stream. Throws StreamBroken if
      * `lastEventId` is not an event's id; iterating throws BatchNotFound, a `TimeoutError`, StreamBroken.
      * @param {string} batchId
-     * @param {{ lastEventId?: string, timeout?: number, signal?: AbortSignal | null }} [options]
+     * @param {{ lastEventId?: string, timeout?: number, signal?: AbortSignal | null, onConnection?: import("./stream.js").OnConnection }} [options]
      * @returns {Stream<BatchProgress>}
      */
-    watch(batchId: string, { lastEventId, timeout, signal }?: {
+    watch(batchId: string, { lastEventId, timeout, signal, onConnection }?: {
         lastEventId?: string;
         timeout?: number;
         signal?: AbortSignal | null;
+        onConnection?: import("./stream.js").OnConnection;
     }): Stream<BatchProgress>;
     /**
      * The answers so far, in the order of the items.
@@ -121,6 +135,7 @@ export class BatchCalls {
 }
 export type Batch = import("../types/contracts.js").Batch;
 export type BatchAccepted = import("../types/contracts.js").BatchAccepted;
+export type BatchPage = import("../types/contracts.js").BatchPage;
 export type BatchProgress = import("../types/contracts.js").BatchProgress;
 export type BatchStatus = import("../types/contracts.js").BatchStatus;
 export type OutputLine = import("../types/contracts.js").OutputLine;

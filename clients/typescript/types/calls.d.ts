@@ -89,8 +89,9 @@ export class Http {
      * @param {Record<string, string> | undefined} query
      * @param {Init} init `Authorization: ""` sends no key
      * @param {AbortSignal | null | undefined} signal
+     * @param {number} [silence]
      */
-    open(path: string, query: Record<string, string> | undefined, init: Init, signal: AbortSignal | null | undefined): Promise<Connection>;
+    open(path: string, query: Record<string, string> | undefined, init: Init, signal: AbortSignal | null | undefined, silence?: number): Promise<Connection>;
     /**
      * The whole body of a response, at most `limit` bytes.
      *

@@ -25,6 +25,18 @@ export class ChatJobs {
      */
     submit(prompt: Prompt, { idempotencyKey, signal, ...fields }?: ChatFields & Keyed & Signal): Promise<JobAccepted>;
     /**
+     * Start the next job of a conversation: with the messages of a job that has ended, its answer, and `prompt`.
+     *
+     * The model is that of the job, unless options or a whole request as `prompt` name another; nothing else is taken
+     * over. Throws JobNotFound, JobRunning while the job has not ended, ContentDeleted, InvalidRequest for a job without
+     * text, and what `submit` throws.
+     * @param {string} jobId
+     * @param {Prompt} prompt
+     * @param {ChatFields & Keyed & Signal} [options]
+     * @returns {Promise<JobAccepted>}
+     */
+    reply(jobId: string, prompt: Prompt, options?: ChatFields & Keyed & Signal): Promise<JobAccepted>;
+    /**
      * The job as it is now, with partial text while it runs. Throws JobNotFound.
      * @param {string} jobId
      * @param {Signal} [options]
@@ -56,7 +68,7 @@ export class ChatJobs {
      * @param {StreamOptions} [options]
      * @returns {Stream<StreamEvent>}
      */
-    stream(jobId: string, { lastEventId, timeout, signal, token }?: StreamOptions): Stream<StreamEvent>;
+    stream(jobId: string, { lastEventId, timeout, signal, token, onConnection }?: StreamOptions): Stream<StreamEvent>;
     /**
      * The whole text of the answer once it is complete, or as long as a limit allowed.
      *
@@ -137,10 +149,22 @@ export class ChatJobs {
      * @param {JobFilter & { pageSize?: number, signal?: AbortSignal | null }} [options]
      * @returns {AsyncGenerator<Job, void, void>}
      */
-    list({ search, metadata, since, until, pageSize, signal, ...filter }?: JobFilter & {
+    list({ pageSize, signal, ...filter }?: JobFilter & {
         pageSize?: number;
         signal?: AbortSignal | null;
     }): AsyncGenerator<Job, void, void>;
+    /**
+     * One page of `list`, at most `limit` jobs; a page's `nextCursor` is the `cursor` of the next one. For user interfaces.
+     *
+     * Throws InvalidRequest.
+     * @param {JobFilter & { limit?: number, cursor?: string | null, signal?: AbortSignal | null }} [options]
+     * @returns {Promise<JobPage>}
+     */
+    page({ search, metadata, since, until, limit, signal, ...filter }?: JobFilter & {
+        limit?: number;
+        cursor?: string | null;
+        signal?: AbortSignal | null;
+    }): Promise<JobPage>;
     /**
      * A job for each of many prompts, `concurrency` (10) at a time; outcomes come in the order of the prompts.
      *
@@ -234,6 +258,43 @@ export class ChatJobs {
      */
     enableEndpoint(url: string, { signal }?: Signal): Promise<Endpoint>;
     /**
+     * Have the webhooks of all jobs and batches sent to a URL, too; without `events`, all of them.
+     *
+     * The same URL again changes what is given. `secret` signs in place of the tenant's; the one before signs beside it
+     * for 24 hours. Throws InvalidRequest, WebhookUrlRefused, TooManyEndpoints.
+     * @param {string} url
+     * @param {{ events?: readonly EndpointEvent[], secret?: string, signal?: AbortSignal | null }} [options]
+     * @returns {Promise<Endpoint>}
+     */
+    addEndpoint(url: string, { events, secret, signal }?: {
+        events?: readonly EndpointEvent[];
+        secret?: string;
+        signal?: AbortSignal | null;
+    }): Promise<Endpoint>;
+    /**
+     * Send the webhooks of all jobs to this URL no longer. Throws EndpointNotFound, also for a second call.
+     * @param {string} url
+     * @param {Signal} [options]
+     * @returns {Promise<void>}
+     */
+    deleteEndpoint(url: string, { signal }?: Signal): Promise<void>;
+    /**
+     * What happens to all jobs from now on, or after the event with the id `after` (0: from the oldest one that is kept):
+     * created, started, ended. `types`: only these.
+     *
+     * Store an event's `id` once it is processed, and give it to go on in another process: within 30 days nothing is
+     * missed and nothing comes twice. A broken connection is opened again. `timeout` is for the whole stream, which has no
+     * end otherwise. Throws StreamBroken if `after` is not an id, RangeError for an unknown type; iterating throws
+     * EventsExpired, ServiceUnavailable, a `TimeoutError` (DOMException), StreamBroken and ResponseTooLarge.
+     * @param {Limited & { after?: string | number | null, types?: readonly FeedEventType[], onConnection?: OnConnection }} [options]
+     * @returns {Stream<FeedEvent>}
+     */
+    listen({ after, types, timeout, signal, onConnection }?: Limited & {
+        after?: string | number | null;
+        types?: readonly FeedEventType[];
+        onConnection?: OnConnection;
+    }): Stream<FeedEvent>;
+    /**
      * The lanes by name: their limits, and who uses them; with an API key, as far as its tenant does.
      * @param {Signal} [options]
      * @returns {Promise<Lane[]>}
@@ -271,8 +332,11 @@ export type Batch = import("../types/contracts.js").Batch;
 export type ChatRequest = import("../types/contracts.js").ChatRequest;
 export type Delivery = import("../types/contracts.js").Delivery;
 export type Endpoint = import("../types/contracts.js").Endpoint;
+export type FeedEvent = import("../types/contracts.js").FeedEvent;
+export type FeedEventType = import("../types/contracts.js").FeedEventType;
 export type Job = import("../types/contracts.js").Job;
 export type JobAccepted = import("../types/contracts.js").JobAccepted;
+export type JobPage = import("../types/contracts.js").JobPage;
 export type JobStatus = import("../types/contracts.js").JobStatus;
 export type Lane = import("../types/contracts.js").Lane;
 export type Pause = import("../types/contracts.js").Pause;
@@ -285,7 +349,9 @@ export type Outcome = import("./map.js").Outcome;
 export type Progress = import("./map.js").Progress;
 export type ChatFields = import("./prompts.js").ChatFields;
 export type Prompt = import("./prompts.js").Prompt;
+export type OnConnection = import("./stream.js").OnConnection;
 export type Token = import("./stream.js").Token;
+export type EndpointEvent = NonNullable<Endpoint["events"]>[number];
 /**
  * `signal`: aborting it ends the call, which throws the signal's reason.
  */
@@ -311,6 +377,7 @@ export type Keyed = {
 export type StreamOptions = Limited & {
     lastEventId?: string;
     token?: Token;
+    onConnection?: OnConnection;
 };
 /**
  * The jobs that a replay asks for again: those that match all that is given.
@@ -325,7 +392,7 @@ export type ReplayChoice = Omit<import("../types/contracts.js").ReplayFilterInpu
 export type Overrides = Partial<{ [K in keyof ChatRequest]: ChatRequest[K] | null; }>;
 /**
  * `search`: words of prompt or answer, all of which have to be there. `errorCode`: of a failed job. `replayOf`: the id of
- * the job that was replayed.
+ * the job that was replayed. `thread`: that of the first job of a conversation.
  */
 export type JobFilter = {
     status?: import("../types/contracts.js").JobStatus | undefined;
@@ -334,6 +401,7 @@ export type JobFilter = {
     search?: string | undefined;
     errorCode?: string | undefined;
     replayOf?: string | undefined;
+    thread?: string | undefined;
     batchId?: string | undefined;
     scheduleId?: string | undefined;
     since?: string | Date | undefined;

@@ -303,6 +303,35 @@ export interface ErrorEvent {
   cause?: ErrorCause | null;
 }
 
+/** The events of the feed. The terminal ones have the names of the webhooks. */
+export type FeedEventType = "chat.created" | "chat.started" | "chat.completed" | "chat.failed" | "chat.cancelled" | "chat.incomplete";
+
+/**
+ * Something that happened to a job. `id` is the place in the feed: give it to go on after this event. Fields other
+ * than `status` and `errorCode` are those of the job as it is when the event is read.
+ */
+export interface FeedEvent {
+  id: string;
+  event: FeedEventType;
+  /** When it happened, by the clock of the process that did it; events are in the order of their ids. */
+  timestamp: string;
+  jobId: string;
+  requestId: string;
+  /** The status that the event gave the job. */
+  status: JobStatus;
+  model: string;
+  metadata: Record<string, string>;
+  /** Counts the job's outcomes: one more each time that it goes on after its end. */
+  revision: number;
+  batchId?: string | null;
+  replayOf?: string | null;
+  scheduleId?: string | null;
+  /** Of a job that goes on with a conversation, or is a branch of one: the id of the conversation's first job. */
+  thread?: string | null;
+  /** Of a failed job: the code of its error. */
+  errorCode?: string | null;
+}
+
 /** A part of an answer that is not text (a reference, an image), and its position in the text. */
 export interface PlacedPart {
   /** Characters of the answer, over both channels, before the part. */

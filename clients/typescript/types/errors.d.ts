@@ -35,6 +35,12 @@ export class DeliveryNotFound extends ChatJobsError {
 /** Nothing was sent to this URL lately. */
 export class EndpointNotFound extends ChatJobsError {
 }
+/** There are 16 endpoints for all jobs, which is the most. */
+export class TooManyEndpoints extends ChatJobsError {
+}
+/** Events after this id were removed, as they were too old. */
+export class EventsExpired extends ChatJobsError {
+}
 /** There is no such pause. */
 export class PauseNotFound extends ChatJobsError {
 }

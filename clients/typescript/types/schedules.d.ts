@@ -22,6 +22,17 @@ export class Schedules {
         signal?: AbortSignal | null;
     }): AsyncGenerator<Schedule, void, void>;
     /**
+     * One page of `list`, at most `limit` schedules; a page's `nextCursor` is the `cursor` of the next one. For user
+     * interfaces.
+     * @param {{ limit?: number, cursor?: string | null, signal?: AbortSignal | null }} [options]
+     * @returns {Promise<SchedulePage>}
+     */
+    page({ limit, cursor, signal }?: {
+        limit?: number;
+        cursor?: string | null;
+        signal?: AbortSignal | null;
+    }): Promise<SchedulePage>;
+    /**
      * Throws ScheduleNotFound.
      * @param {string} scheduleId
      * @param {Signal} [options]
@@ -66,6 +77,7 @@ export class Schedules {
     #private;
 }
 export type Schedule = import("../types/contracts.js").Schedule;
+export type SchedulePage = import("../types/contracts.js").SchedulePage;
 export type ChatRequest = import("../types/contracts.js").ChatRequest;
 export type Signal = {
     signal?: AbortSignal | null;

@@ -47,6 +47,9 @@ export const Endpoint: import("./decode.js").Shape<import("../types/contracts.js
 export const EndpointList: import("./decode.js").Shape<import("../types/contracts.js").EndpointList>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").ErrorEvent>} */
 export const ErrorEvent: import("./decode.js").Shape<import("../types/contracts.js").ErrorEvent>;
+export const FeedEventType: import("./decode.js").Shape<"chat.completed" | "chat.failed" | "chat.cancelled" | "chat.incomplete" | "chat.created" | "chat.started">;
+/** @type {import("./decode.js").Shape<import("../types/contracts.js").FeedEvent>} */
+export const FeedEvent: import("./decode.js").Shape<import("../types/contracts.js").FeedEvent>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").PlacedPart>} */
 export const PlacedPart: import("./decode.js").Shape<import("../types/contracts.js").PlacedPart>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").QueuePlace>} */

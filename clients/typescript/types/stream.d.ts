@@ -17,11 +17,16 @@ export namespace STREAMS_REPEATED {
  * @typedef {string | (() => string | Promise<string>)} Token
  */
 /**
+ * Called with true when a connection is open, and with false when it is lost and another one will be tried.
+ * @typedef {(connected: boolean) => unknown} OnConnection
+ */
+/**
  * @typedef {object} StreamLimits
  * @property {number} patience milliseconds without a byte from the service, over all connections
  * @property {number} timeout milliseconds in all
  * @property {AbortSignal | null} [signal]
  * @property {Token} [token]
+ * @property {OnConnection} [onConnection]
  */
 /**
  * The events of a job or batch: `for await (const event of stream)`. Leaving the loop closes the connection.
@@ -66,6 +71,10 @@ export type Events<E> = {
  * A stream token, or a function that gets one for each connection: a token is checked when connecting, and expires.
  */
 export type Token = string | (() => string | Promise<string>);
+/**
+ * Called with true when a connection is open, and with false when it is lost and another one will be tried.
+ */
+export type OnConnection = (connected: boolean) => unknown;
 export type StreamLimits = {
     /**
      * milliseconds without a byte from the service, over all connections
@@ -77,4 +86,5 @@ export type StreamLimits = {
     timeout: number;
     signal?: AbortSignal | null | undefined;
     token?: Token | undefined;
+    onConnection?: OnConnection | undefined;
 };

@@ -1,7 +1,7 @@
 // The page: the session, and the view that the address names.
 
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { call, signedOut } from "./api.js";
+import { isAway, isPassing, session as readSession, signIn, signOut as endSession, signedOut } from "./api.js";
 import { BatchView } from "./batch.js";
 import { BatchesView } from "./batches.js";
 import { JobView, ThreadView } from "./job.js";
@@ -18,7 +18,7 @@ function useSession() {
   const [session, set] = useState(null);
   const [problem, setProblem] = useState(null);
   const look = () =>
-    call("GET", "/api/session").then(
+    readSession().then(
       (found) => (set(found), setProblem(null)),
       (error) => setProblem(error),
     );
@@ -37,7 +37,7 @@ function App() {
   const [connection, setConnection] = useState(null);
   const [, place, id] = /^\/(jobs|threads|batches|schedules)(?:\/([^/]+))?\/?$/.exec(address.pathname) ?? [];
   useEffect(() => {
-    if (problem?.status !== 0 && !(problem?.status >= 500)) return undefined;
+    if (!problem || !isPassing(problem)) return undefined;
     const timer = setInterval(look, 2000);
     return () => clearInterval(timer);
   }, [problem]);
@@ -64,7 +64,7 @@ function View({ place, id, address, session, onConnection }) {
 
 function Bar({ place, id, connection, session, onSignedOut }) {
   const signOut = async () => {
-    await call("DELETE", "/api/session");
+    await endSession();
     onSignedOut();
   };
   const onList = !id && place !== "batches" && place !== "schedules";
@@ -86,10 +86,10 @@ function Bar({ place, id, connection, session, onSignedOut }) {
 
 /** The message for a failed sign-in. */
 function wordsOf(problem) {
-  if (problem.status === 0) return "The service does not answer. Your key was not checked; try again in a moment.";
+  if (isAway(problem)) return "The service does not answer. Your key was not checked; try again in a moment.";
   if (problem.status === 429) return "Too many keys were tried that are not known here. Wait half a minute, then try again.";
   if (problem.status >= 500) return "The service cannot check keys just now. Your key may be right; try again in a moment.";
-  return { key_expired: `${problem.message} Ask for a new one.`, key_revoked: `${problem.message} Ask for a new one.`, unauthorized: "This key is not known here. See whether it was copied whole: it begins with cj_ and has 46 characters." }[problem.code] ?? problem.message;
+  return { key_expired: `${problem.message} Ask for a new one.`, key_revoked: `${problem.message} Ask for a new one.`, unauthorized: "This key is not known here. See whether it was copied whole: it begins with cj_ and has 46 characters." }[problem.reason] ?? problem.message;
 }
 
 function Login({ onDone, ended }) {
@@ -105,15 +105,15 @@ function Login({ onDone, ended }) {
   const submit = async (event) => {
     event.preventDefault();
     const key = field.current.value.trim();
-    setBusy(true);
     setProblem(null);
     try {
-      if (!key) throw new Error("Paste your API key into the field.");
-      await call("POST", "/api/session", { body: { key } });
+      if (!key) return setProblem({ message: "Paste your API key into the field." });
+      setBusy(true);
+      await signIn(key);
       field.current.value = "";
       await onDone();
     } catch (error) {
-      setProblem({ message: error.status === undefined ? error.message : wordsOf(error) });
+      setProblem({ message: wordsOf(error) });
       setBusy(false);
     }
   };

@@ -1,7 +1,7 @@
 // One batch: its progress, its errors, its output, and what can be done with it.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { batchPath, call } from "./api.js";
+import { BatchNotFound, jobs, streams } from "./api.js";
 import { hrefOf } from "./filters.js";
 import { ago, count, label, many, pace, shortId, span, until, webAddress, when } from "./format.js";
 import { follow, poll } from "./live.js";
@@ -12,7 +12,6 @@ import { Bar, PARTS, endedOf, inWords, isOver, percentOf } from "./progress.js";
 const RETRY_MS = 2000;
 const AFTER_END_MS = 5000;
 const REST_MS = 1000;
-const GONE = new Set([404, 422]);
 /** The status of the jobs that a count is of, in the list of jobs. */
 const LISTED = { completed: "completed", failed: "failed", cancelled: "cancelled", running: "in_progress", queued: "queued" };
 
@@ -23,7 +22,7 @@ export function BatchView({ id, onConnection }) {
   useEffect(() => {
     document.title = batch ? `${state} · ${title}` : shortId(id);
   }, [id, state, title]);
-  if (!batch || GONE.has(problem?.status)) return html`<${NoBatch} id=${id} problem=${problem} />`;
+  if (!batch || problem instanceof BatchNotFound) return html`<${NoBatch} id=${id} problem=${problem} />`;
   return html`<main class="batch">
     <${Head} batch=${batch} title=${title} reload=${reload} />
     <${Trouble} problem=${problem} />
@@ -42,7 +41,7 @@ export function BatchView({ id, onConnection }) {
 function NoBatch({ id, problem }) {
   if (!problem) return html`<main class="alone"><h1 class="hidden">Batch</h1><p class="muted">Loading…</p></main>`;
   const back = html`<p><${Link} href="/batches">All batches<//></p>`;
-  if (!GONE.has(problem.status)) {
+  if (!(problem instanceof BatchNotFound)) {
     return html`<${Alone} title="The batch is not shown"><${Trouble} problem=${problem} /><p class="muted">The page keeps trying.</p>${back}<//>`;
   }
   return html`<${Alone} title="No such batch"><p>There is no batch with this id here. It may have been removed, it may belong to another tenant, or the address is not whole.</p><p class="id">${id}</p>${back}<//>`;
@@ -63,10 +62,10 @@ function useBatch(id, onConnection) {
   const [problem, setProblem] = useState(null);
   const known = Boolean(batch);
   const running = known && !isOver(batch.status);
-  const gone = GONE.has(problem?.status);
+  const gone = problem instanceof BatchNotFound;
 
   const reload = () =>
-    call("GET", batchPath(id)).then(
+    jobs.batches.get(id).then(
       (found) => (setBatch(found), setProblem(null), true),
       (error) => (setProblem(error), false),
     );
@@ -78,7 +77,7 @@ function useBatch(id, onConnection) {
       onConnection(state);
       if (state === "ended") reload();
     };
-    return follow(batchPath(id, "/events"), { progress: take, complete: take, cancelled: take, error: take }, tell);
+    return follow((options) => streams.batches.watch(id, options), take, tell);
   }, [id, known, running, gone]);
   useEffect(() => () => onConnection(null), [id]);
 
@@ -93,7 +92,7 @@ function useRest(batch, onFound) {
     if (!batch || (batch.counts.failed === failuresOf(batch) && batch.phase !== "canary")) return;
     timer.current ||= setTimeout(() => {
       timer.current = 0;
-      call("GET", batchPath(batch.batchId)).then(onFound, () => {}); // the next event may succeed
+      jobs.batches.get(batch.batchId).then(onFound, () => {}); // the next event may succeed
     }, REST_MS);
   }, [batch && endedOf(batch.counts)]);
   useEffect(() => () => clearTimeout(timer.current), []);
@@ -116,7 +115,7 @@ function Head({ batch, title, reload }) {
     setAsking(false);
     setBusy(action);
     try {
-      await call("POST", batchPath(batch.batchId, `/${action}`));
+      await jobs.batches[action](batch.batchId);
       setProblem(null);
     } catch (error) {
       setProblem(error);
@@ -203,9 +202,9 @@ function Errors({ batch }) {
 function Files({ batch }) {
   const { batchId, status, counts } = batch;
   const failures = counts.failed + counts.cancelled;
-  const file = (path, title, number) => html`<a class="button" href=${batchPath(batchId, path)} download>${title} <span class="number">${many(number, "line")}</span></a>`;
+  const file = (which, title, number) => html`<a class="button" href=${`/api/batches/${batchId}/${which}`} download>${title} <span class="number">${many(number, "line")}</span></a>`;
   return html`<${Card} title="Output">
-    <div class="files">${file("/output", "Download output", counts.completed)} ${file("/errors", "Download errors", failures)}</div>
+    <div class="files">${file("output", "Download output", counts.completed)} ${file("errors", "Download errors", failures)}</div>
     ${isOver(status) ? null : html`<p class="muted">They have what has ended so far.</p>`}
   <//>`;
 }

@@ -1,7 +1,7 @@
 // All batches: the form for a new one, and a live list.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { call } from "./api.js";
+import { jobs } from "./api.js";
 import { ago, count, pace, shortId, until, when } from "./format.js";
 import { poll } from "./live.js";
 import { Heading, Status, Trouble, useNow } from "./parts.js";
@@ -46,7 +46,7 @@ function useBatches(onConnection) {
     let over = false;
     const look = async () => {
       try {
-        const found = await call("GET", `/api/batches?limit=${limit}`);
+        const found = await jobs.batches.page({ limit });
         if (!over) {
           setPage(found);
           setProblem(null);

@@ -1,7 +1,7 @@
 // Throughput, latency and errors over time.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { call } from "./api.js";
+import { stats as readStats } from "./api.js";
 import { count, date, hourAndMinute, span, timeOfDay, when } from "./format.js";
 import { WINDOWS } from "./filters.js";
 import { Link } from "./places.js";
@@ -53,7 +53,7 @@ function useStats(window) {
     let over = false;
     const look = () => {
       if (document.hidden) return;
-      call("GET", `/api/stats?window=${window}`).then(
+      readStats(window).then(
         (found) => over || set(found),
         () => {}, // the next request may succeed; the state of the connection is shown at the top
       );

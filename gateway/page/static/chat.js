@@ -1,7 +1,7 @@
 // The chat box: submitting a prompt creates a job and opens its view, which shows the answer while it is generated.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { call, newKey } from "./api.js";
+import { jobs, newKey } from "./api.js";
 import { Field, ModelField, PriorityField, Trouble, USUAL_PRIORITY } from "./parts.js";
 import { go, jobHref, leavingList } from "./places.js";
 
@@ -46,9 +46,9 @@ export function Composer({ title, placeholder, previous, rest = {}, focus = fals
     setBusy(true);
     setProblem(null);
     const text = JSON.stringify(request);
-    if (sent.current.text !== text) sent.current = { text, key: newKey() };
+    if (sent.current.text !== text) sent.current = { text, key: await newKey() };
     try {
-      const accepted = await call("POST", "/api/jobs", { body: request, headers: { "Idempotency-Key": sent.current.key } });
+      const accepted = await jobs.submit(request, { idempotencyKey: sent.current.key });
       kept.set(request.model);
       sent.current = { text: null, key: null };
       if (form.current) form.current.elements.prompt.value = "";

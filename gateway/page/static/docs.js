@@ -1,7 +1,7 @@
 // The API reference, rendered from /openapi.json.
 
 import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
-import { call } from "./api.js";
+import { openApi } from "./api.js";
 import { Trouble } from "./parts.js";
 import { limitsOf, nameOf, operationsOf, partsOf, schemaOf, typeOf } from "./openapi.js";
 
@@ -13,7 +13,7 @@ function useDocument() {
   useEffect(() => {
     let timer = 0;
     const load = () =>
-      call("GET", "/openapi.json").then(
+      openApi().then(
         (found) => (set(found), setProblem(null)),
         (error) => (setProblem(error), (timer = setTimeout(load, RETRY_MS))),
       );

@@ -111,16 +111,15 @@ export function matches(job, { status, model, metadata, errorCode, replayOf, thr
   );
 }
 
-/** The API's URL for the chosen filters. */
-export function listUrl({ q, status, model, metadata, errorCode, replayOf, thread, batchId, scheduleId, since, until }, { limit, cursor } = {}) {
-  const query = new URLSearchParams({ limit });
+/** The chosen filters as the client takes them; only those that are set. */
+export function choiceOf({ q, metadata, since, until, ...chosen }) {
   const pair = pairOf(metadata);
-  for (const [name, value] of Object.entries({ q, errorCode, replayOf, thread, batchId, scheduleId })) if (value) query.set(name, value);
-  if (status) query.set("status", status);
-  if (model) query.set("model", model);
-  if (pair) query.set(`metadata.${pair[0]}`, pair[1]);
-  if (since) query.set("since", new Date(timeOf(since)).toISOString());
-  if (until) query.set("until", new Date(timeOf(until)).toISOString());
-  if (cursor) query.set("cursor", cursor);
-  return `/api/jobs?${query}`;
+  const choice = pair ? { metadata: { [pair[0]]: pair[1] } } : {};
+  for (const name of FOR_CLIENT) if (chosen[name]) choice[name] = chosen[name];
+  if (q) choice.search = q;
+  if (since) choice.since = new Date(timeOf(since)).toISOString();
+  if (until) choice.until = new Date(timeOf(until)).toISOString();
+  return choice;
 }
+
+const FOR_CLIENT = ["status", "model", "errorCode", "replayOf", "thread", "batchId", "scheduleId"];

@@ -1,7 +1,7 @@
 // One job: its request, its answer while it is generated, and its history.
 
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { call, jobPath, newKey } from "./api.js";
+import { ContentDeleted, feed, isAway, isNoJob, isPassing, jobs as client, lookForRequest, newKey, streams } from "./api.js";
 import { Composer } from "./chat.js";
 import { count, curl, isOpen, label, many, rate, shortId, span, standing, timeOfDay, webAddress, when } from "./format.js";
 import { follow } from "./live.js";
@@ -24,7 +24,6 @@ const WAITING_FOR = {
 };
 const GOOD = new Set(["finished", "segment", "topped_up"]);
 const RESUMABLE = new Set(["failed", "cancelled"]);
-const GONE = new Set([404, 422]); // 422: the id is malformed
 
 /** `thread`: the id of the thread as which the job is shown, with those before it; null for the job itself. */
 export function JobView({ id, session, onConnection, thread = null }) {
@@ -35,7 +34,7 @@ export function JobView({ id, session, onConnection, thread = null }) {
   useEffect(() => {
     if (thread && job && job.thread !== thread) go(threadHref(job.thread, id), { replace: true });
   }, [thread, job?.thread]);
-  if (!job || (problem && GONE.has(problem.status))) return html`<${NoJob} id=${id} problem=${problem} seen=${Boolean(job)} />`;
+  if (!job || (problem && isNoJob(problem))) return html`<${NoJob} id=${id} problem=${problem} seen=${Boolean(job)} />`;
   return html`<${Shown} ...${{ job, request, transcript, restarted, problem, reload, session, thread }} />`;
 }
 
@@ -52,7 +51,7 @@ export function ThreadView({ id, address, session, onConnection }) {
 function NoJob({ id, problem, seen }) {
   if (!problem) return html`<main class="alone"><h1 class="hidden">Job</h1><p class="muted">Loading…</p></main>`;
   const back = html`<p><${BackToList}>All jobs<//></p>`;
-  if (!GONE.has(problem.status)) {
+  if (!isNoJob(problem)) {
     return html`<${Alone} title="The job is not shown"><${Trouble} problem=${problem} /><p class="muted">The page keeps trying.</p>${back}<//>`;
   }
   const why = seen
@@ -117,7 +116,7 @@ function useJob(id, onConnection) {
 
   const reload = async () => {
     try {
-      const found = await call("GET", jobPath(id));
+      const found = await client.get(id);
       if (alive.current) {
         setJob(found);
         setProblem(null);
@@ -140,33 +139,33 @@ function useJob(id, onConnection) {
       if (alive.current) show(found instanceof Error ? null : found);
     };
     const handlers = {
-      queued: (data) => setJob((job) => job && { ...job, queue: data }),
+      queued: (event) => setJob((job) => job && { ...job, queue: event }),
       start: () => reload(),
-      chunk: (data, eventId) => {
-        transcript.take(data, eventId);
+      chunk: (event, { lastEventId }) => {
+        transcript.take(event, lastEventId);
         setJob((job) => (job?.queue ? { ...job, queue: undefined } : job));
       },
-      reset: (data) => {
+      reset: ({ reason }) => {
         transcript.restart();
-        setRestarted(data.reason);
+        setRestarted(reason);
         reload();
       },
-      complete: ended,
-      error: ended,
-      cancelled: ended,
     };
-    const tell = (state, status) => {
+    const take = (event, stream) => handlers[event.type]?.(event, stream); // after a terminal event the stream ends
+    const tell = (state, error) => {
       onConnection(state);
-      if (status === 204) ended();
+      if (state !== "ended") return;
+      if (!error || error instanceof ContentDeleted) ended();
+      else setProblem(error);
     };
     const begin = async () => {
       const found = await reload();
       if (!alive.current) return;
       if (found instanceof Error) {
-        if (!found.status || found.status >= 500) timer = setTimeout(begin, RETRY_MS);
+        if (isPassing(found)) timer = setTimeout(begin, RETRY_MS);
         return;
       }
-      call("GET", jobPath(id, "/request")).then((asked) => alive.current && setRequest(asked), () => {});
+      client.request(id).then((asked) => alive.current && setRequest(asked), () => {});
       show(found);
     };
     /** Follow an open job by its events; a finished one by the feed of all jobs, as an operator may reopen it. */
@@ -174,7 +173,7 @@ function useJob(id, onConnection) {
       stop();
       if (found && isOpen(found.status)) {
         transcript.restart(); // the stream sends the text from the beginning
-        stop = follow(jobPath(id, "/events"), handlers, tell);
+        stop = follow((options) => streams.stream(id, options), take, tell);
         return;
       }
       if (found && !transcript.has(found)) transcript.fill(found.content, found.reasoning);
@@ -184,7 +183,7 @@ function useJob(id, onConnection) {
         const now = await reload();
         if (alive.current && !(now instanceof Error) && isOther(now)) show(now);
       };
-      stop = follow("/api/feed", { hello: look, jobs: ({ jobs }) => jobs.some(isOther) && look() });
+      stop = follow(feed, ({ jobs }) => (!jobs || jobs.some(isOther)) && look());
     };
     begin();
     return () => {
@@ -208,7 +207,7 @@ function useDeletion(job, onDeleted) {
   const watched = job && !isOpen(job.status) && !job.deletedAt;
   useEffect(() => {
     if (!watched) return undefined;
-    const look = () => document.hidden || call("HEAD", jobPath(job.jobId, "/request")).catch((error) => DELETED.has(error.status) && onDeleted());
+    const look = () => document.hidden || lookForRequest(job.jobId).catch((error) => DELETED.has(error.status) && onDeleted());
     const timer = setInterval(look, DELETION_MS);
     document.addEventListener("visibilitychange", look);
     return () => {
@@ -252,7 +251,7 @@ function Head({ job, request, session, reload, thread, jobs, hrefOf }) {
   const cancel = async () => {
     setCancelling(true);
     try {
-      await call("POST", jobPath(job.jobId, "/cancel"));
+      await client.cancel(job.jobId);
       setProblem(null);
     } catch (error) {
       setProblem(error);
@@ -262,7 +261,7 @@ function Head({ job, request, session, reload, thread, jobs, hrefOf }) {
   };
   const resume = async () => {
     try {
-      await call("POST", jobPath(job.jobId, "/resume"));
+      await client.resume(job.jobId);
       setProblem(null);
     } catch (error) {
       setProblem(error);
@@ -308,18 +307,19 @@ const PARAMETERS = [
 function Replay({ job, request, hrefOf, onClose }) {
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
-  const key = useRef(newKey());
+  const key = useRef(null);
   const submit = async (event) => {
     event.preventDefault();
     setBusy(true);
     try {
-      const body = overridesOf(event.currentTarget, { model: job.model, ...request });
-      const made = await call("POST", jobPath(job.jobId, "/replay"), { body, headers: { "Idempotency-Key": key.current } });
+      const overrides = overridesOf(event.currentTarget, { model: job.model, ...request });
+      key.current ??= await newKey();
+      const made = await client.replay(job.jobId, { ...overrides, idempotencyKey: key.current });
       say("Replayed");
       onClose();
       go(hrefOf(made.jobId));
     } catch (error) {
-      if (error.status) key.current = newKey(); // the corrected request needs another idempotency key
+      if (!isAway(error)) key.current = null; // the corrected request needs another idempotency key
       setProblem(error);
       setBusy(false);
     }
@@ -541,7 +541,7 @@ function Deliveries({ job, reload }) {
   const redeliver = async (delivery) => {
     setBusy(delivery.id);
     try {
-      await call("POST", jobPath(job.jobId, `/deliveries/${encodeURIComponent(delivery.id)}/redeliver`));
+      await client.redeliver(job.jobId, delivery.id);
       say("It will be delivered again");
       setProblem(null);
     } catch (error) {

@@ -1,14 +1,17 @@
 // Who uses the lanes: limits, running calls, waiting jobs.
 
 import { html } from "./vendor/htm-preact.js";
+import { jobs } from "./api.js";
 import { count, timeOfDay } from "./format.js";
 import { useLooked } from "./pauses.js";
 import { USUAL_PRIORITY } from "./parts.js";
 
+const readLanes = () => jobs.lanes();
+
 /** Lanes that have a limit of their own, or are in use; nothing if there are none. */
 export function Lanes() {
-  const [found] = useLooked("/api/lanes");
-  const lanes = found?.lanes.filter((lane) => lane.running || lane.waiting || lane.atOnce !== null || lane.down) ?? [];
+  const [found] = useLooked(readLanes);
+  const lanes = found?.filter((lane) => lane.running || lane.waiting || lane.atOnce !== null || lane.down) ?? [];
   if (!lanes.length) return null;
   return html`<section class="card lanes" aria-label="Lanes">
     <header><h2>Lanes</h2></header>

@@ -1,10 +1,10 @@
 // All jobs: the chat box, charts, and a live list. The address has the filters.
 
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { call } from "./api.js";
+import { feed, isPassing, jobs as client } from "./api.js";
 import { Charts } from "./charts.js";
 import { Composer } from "./chat.js";
-import { UNFILTERED, hrefOf, isFiltered, listUrl, matches, readFilters } from "./filters.js";
+import { UNFILTERED, choiceOf, hrefOf, isFiltered, matches, readFilters } from "./filters.js";
 import { STATUSES, ago, count, isOpen, label, shortId, span, when } from "./format.js";
 import { Lanes } from "./lanes.js";
 import { follow } from "./live.js";
@@ -96,7 +96,7 @@ function useJobs(chosen, onConnection) {
   const now = useRef(null);
   const failed = useRef(false); // load again once the feed is connected
   const unread = chosen.troubles.size > 0;
-  const key = unread ? null : listUrl(chosen);
+  const key = unread ? null : JSON.stringify(choiceOf(chosen));
   const fresh = page.key === key;
   const wanted = useRef(PAGE);
   if (fresh) wanted.current = Math.max(wanted.current, page.jobs?.length ?? 0);
@@ -108,14 +108,14 @@ function useJobs(chosen, onConnection) {
     if (asked === null) return;
     const limit = cursor ? PAGE : Math.min(wanted.current, MOST_ROWS);
     try {
-      const found = await call("GET", listUrl(now.current.chosen, { limit, cursor }));
+      const found = await client.page({ ...choiceOf(now.current.chosen), limit, cursor });
       if (now.current.key !== asked) return;
       setPage((page) => (cursor ? further(page, cursor, found) : renewed(page, asked, found)));
       setProblem(null);
       failed.current = false;
     } catch (error) {
       if (now.current.key !== asked) return;
-      failed.current = !error.status || error.status >= 500;
+      failed.current = isPassing(error);
       if (!failed.current) setPage({ key: asked, jobs: [], cursor: null });
       setProblem(error);
     }
@@ -148,7 +148,7 @@ function useJobs(chosen, onConnection) {
         if (data.more || failed.current || now.current.chosen.q) refetch();
       },
     };
-    const stop = follow("/api/feed", handlers, onConnection);
+    const stop = follow(feed, (event) => handlers[event.type](event), onConnection);
     return () => {
       stop();
       clearTimeout(again);

@@ -1,78 +1,56 @@
-// What keeps a tab up to date, by server-sent events or by polling; nothing while the tab is hidden.
+// What keeps a tab up to date, by server-sent events or by polling; nothing while the tab is hidden: a browser opens six
+// connections to a host for all tabs together.
 
-import { signedOut } from "./api.js";
-
-// A browser opens six connections to a host for all tabs together, so hidden tabs must not hold any.
-const FINAL = new Set([204, 400, 401, 404, 410]);
-const LONGEST_PAUSE_MS = 10_000;
+import { ChatJobsError } from "./api.js";
 
 /**
  * Follow a stream until the returned function is called.
  *
- * `handlers` maps event names to functions of (data, id). `tell` is called with "live", "reconnecting", "paused" and,
- * with the status, "ended".
+ * `open` opens a stream of the client with the options given; `take` is called with each event and the stream, and
+ * `tell` with "live", "reconnecting", "paused" and, with an error or null, "ended".
  */
-export function follow(url, handlers, tell = () => {}) {
-  let source = null;
-  let lastId = null;
-  let timer = 0;
-  let failures = 0;
+export function follow(open, take, tell = () => {}) {
+  let stream = null;
+  let lastEventId = "";
   let over = false;
 
-  const address = () => (lastId === null ? url : `${url}?lastEventId=${encodeURIComponent(lastId)}`);
-
-  function open() {
-    close();
-    if (over || document.hidden) return;
-    source = new EventSource(address());
-    const mine = source;
-    mine.onopen = () => {
-      failures = 0;
-      tell("live");
-    };
-    for (const [name, handle] of Object.entries(handlers)) {
-      mine.addEventListener(name, (event) => {
-        // The browser's own "error" event, for a connection error, has no data.
-        if (mine !== source || event.data === undefined) return;
-        if (event.lastEventId) lastId = event.lastEventId; // `queued` events have none
-        handle(JSON.parse(event.data), event.lastEventId);
-      });
-    }
-    mine.onerror = (event) => {
-      if (mine !== source || event.data !== undefined) return;
-      tell("reconnecting");
-      if (mine.readyState === EventSource.CLOSED) lookAgain();
-    };
+  async function read() {
+    const isMine = () => stream === mine;
+    const onConnection = (connected) => isMine() && tell(connected ? "live" : "reconnecting");
+    const mine = open({ lastEventId, timeout: Infinity, onConnection });
+    stream = mine;
+    const error = await ended(mine, isMine);
+    if (!isMine()) return;
+    stop();
+    tell("ended", error);
   }
 
-  /** EventSource has given up without a reason: fetch the status, and reconnect unless it is final. */
-  async function lookAgain() {
-    close();
-    const status = await statusOf(address());
-    if (over || document.hidden) return;
-    if (FINAL.has(status)) {
-      stop();
-      tell("ended", status);
-      if (status === 401) signedOut.dispatchEvent(new Event("signed-out"));
-      return;
+  /** Null at the end of the stream, or the error that ended it. */
+  async function ended(mine, isMine) {
+    try {
+      for await (const event of mine) {
+        if (!isMine()) break;
+        lastEventId = mine.lastEventId;
+        take(event, mine);
+      }
+      return null;
+    } catch (error) {
+      if (error instanceof ChatJobsError) return error;
+      throw error;
     }
-    timer = setTimeout(open, Math.min(500 * 2 ** failures++, LONGEST_PAUSE_MS) * (0.75 + Math.random() / 2));
   }
 
   function close() {
-    clearTimeout(timer);
-    source?.close();
-    source = null;
+    const closed = stream;
+    stream = null;
+    closed?.close();
   }
 
   function onVisibility() {
     if (document.hidden) {
       close();
       tell("paused");
-    } else if (!source) {
-      failures = 0;
-      open();
-    }
+    } else if (!stream && !over) read();
   }
 
   function stop() {
@@ -83,7 +61,7 @@ export function follow(url, handlers, tell = () => {}) {
 
   document.addEventListener("visibilitychange", onVisibility);
   if (document.hidden) tell("paused");
-  else open();
+  else read();
   return stop;
 }
 
@@ -112,17 +90,4 @@ export function poll(look, every, tell = () => {}) {
     clearTimeout(timer);
     document.removeEventListener("visibilitychange", next);
   };
-}
-
-async function statusOf(url) {
-  const hangUp = new AbortController();
-  const timer = setTimeout(() => hangUp.abort(), 10_000);
-  try {
-    return (await fetch(url, { headers: { Accept: "text/event-stream" }, signal: hangUp.signal })).status;
-  } catch {
-    return 0;
-  } finally {
-    clearTimeout(timer);
-    hangUp.abort();
-  }
 }

@@ -1,6 +1,7 @@
 // Components shared by several views.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { InvalidRequest, isAway } from "./api.js";
 import { label, shortId } from "./format.js";
 import { Link, takeArrival } from "./places.js";
 
@@ -37,13 +38,19 @@ export const Status = ({ status, pill = false }) =>
 
 export const BatchLink = ({ id }) => html`<${Link} href=${`/batches/${encodeURIComponent(id)}`} title=${id}>${shortId(id)}<//>`;
 
+/** What a problem is, without its details, which follow. */
+function wordsOf(problem) {
+  if (problem instanceof InvalidRequest) return InvalidRequest.usualMessage;
+  return isAway(problem) ? "The service is not reachable" : problem.message;
+}
+
 /** The message of a problem, announced by screen readers; nothing without a problem. */
 export function Trouble({ problem }) {
   if (!problem) return null;
   return html`<div class="trouble" role="alert">
-    <p>${problem.message}</p>
-    ${problem.errors?.length
-      ? html`<ul>${problem.errors.map((e) => html`<li>${e.pointer ? html`<code>${e.pointer}</code> ` : ""}${e.message}</li>`)}</ul>`
+    <p>${wordsOf(problem)}</p>
+    ${problem.problems?.length
+      ? html`<ul>${problem.problems.map((e) => html`<li>${e.pointer ? html`<code>${e.pointer}</code> ` : ""}${e.message}</li>`)}</ul>`
       : null}
   </div>`;
 }

@@ -1,7 +1,7 @@
 // The replay of all jobs that match a filter: first what it would do, then a canary, then the rest.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { call, newKey } from "./api.js";
+import { isAway, jobs, newKey } from "./api.js";
 import { count, many, shortId } from "./format.js";
 import { Dialog, Field, ModelField, Trouble } from "./parts.js";
 import { Link, go, leavingList } from "./places.js";
@@ -15,9 +15,9 @@ export function ReplayMatching({ filter, onClose }) {
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
   const [asked] = useState(filter); // what was counted is what is replayed, whatever comes meanwhile
-  const key = useRef(newKey());
+  const key = useRef(null);
   useEffect(() => {
-    call("POST", "/api/replays", { body: { filter: asked, dryRun: true } }).then(setDry, setProblem);
+    jobs.estimateReplay(asked).then(setDry, setProblem);
   }, []);
 
   const submit = async (event) => {
@@ -25,12 +25,13 @@ export function ReplayMatching({ filter, onClose }) {
     setBusy(true);
     setProblem(null);
     try {
-      const body = { filter: asked, ...boundsOf(new FormData(event.currentTarget)) };
-      const made = await call("POST", "/api/replays", { body, headers: { "Idempotency-Key": key.current } });
+      const bounds = boundsOf(new FormData(event.currentTarget));
+      key.current ??= await newKey();
+      const made = await jobs.replayAll({ ...asked, ...bounds, idempotencyKey: key.current });
       leavingList();
       go(`/batches/${encodeURIComponent(made.batchId)}`);
     } catch (error) {
-      if (error.status) key.current = newKey(); // the corrected request needs another idempotency key
+      if (!isAway(error)) key.current = null; // the corrected request needs another idempotency key
       setProblem(error);
       setBusy(false);
     }

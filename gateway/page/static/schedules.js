@@ -1,7 +1,7 @@
 // Schedules: what runs again and again, its next and last runs; pause, resume, trigger, delete, and a form for a new one.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { call } from "./api.js";
+import { jobs } from "./api.js";
 import { label, span, when } from "./format.js";
 import { Dialog, Field, Heading, ModelField, Trouble, say, useNow } from "./parts.js";
 import { Link } from "./places.js";
@@ -46,7 +46,7 @@ function useSchedules() {
   const reload = async () => {
     const turn = ++newest.current;
     try {
-      const found = await call("GET", `/api/schedules?limit=${limit}`);
+      const found = await jobs.schedules.page({ limit });
       if (turn !== newest.current) return; // a later answer is there, or on its way
       setPage(found);
       setProblem(null);
@@ -82,10 +82,10 @@ function Row({ schedule, now, reload }) {
   const [busy, setBusy] = useState(false);
   const [deleting, setDeleting] = useState(false);
   const { id, paused, note, lastRuns } = schedule;
-  const change = async (method, what, done) => {
+  const change = async (what, done) => {
     setBusy(true);
     try {
-      await call(method, `/api/schedules/${encodeURIComponent(id)}${what}`);
+      await jobs.schedules[what](id);
       setProblem(null);
       say(done);
     } catch (error) {
@@ -103,15 +103,15 @@ function Row({ schedule, now, reload }) {
     <td class="c-next">${next(schedule, now)}</td>
     <td class="c-runs">${lastRuns.length ? [...lastRuns].reverse().map((run) => html`<${Run} key=${run.jobId ?? run.batchId} run=${run} />`) : html`<span class="muted">–</span>`}</td>
     <td class="c-actions"><div class="actions">
-      <button type="button" disabled=${busy} onClick=${() => change("POST", "/trigger", `${id} runs now`)}>Run now</button>
+      <button type="button" disabled=${busy} onClick=${() => change("trigger", `${id} runs now`)}>Run now</button>
       ${paused
-        ? html`<button type="button" disabled=${busy} onClick=${() => change("POST", "/resume", `${id} resumed`)}>Resume</button>`
-        : html`<button type="button" disabled=${busy} onClick=${() => change("POST", "/pause", `${id} paused`)}>Pause</button>`}
+        ? html`<button type="button" disabled=${busy} onClick=${() => change("resume", `${id} resumed`)}>Resume</button>`
+        : html`<button type="button" disabled=${busy} onClick=${() => change("pause", `${id} paused`)}>Pause</button>`}
       <button type="button" class="danger" onClick=${() => setDeleting(true)}>Delete…</button>
     </div>
       ${deleting
         ? html`<${Dialog} title=${`Delete ${id}`} onClose=${() => setDeleting(false)}>
-            <form onSubmit=${(event) => (event.preventDefault(), setDeleting(false), change("DELETE", "", `${id} deleted`))}>
+            <form onSubmit=${(event) => (event.preventDefault(), setDeleting(false), change("delete", `${id} deleted`))}>
               <p>It makes no more jobs or batches. Those that it has made stay.</p>
               <div class="send"><button class="danger">Delete ${id}</button></div>
             </form>
@@ -160,7 +160,7 @@ function NewSchedule({ onClose, onMade }) {
     event.preventDefault();
     setBusy(true);
     try {
-      const made = await call("POST", "/api/schedules", { body: scheduleOf(event.currentTarget, kind) });
+      const made = await jobs.schedules.create(...scheduleOf(event.currentTarget, kind));
       say(`${made.id} is there`);
       onMade();
       onClose();
@@ -195,10 +195,11 @@ function NewSchedule({ onClose, onMade }) {
   <//>`;
 }
 
+/** The request of each run, and the schedule. */
 function scheduleOf(form, kind) {
   const given = Object.fromEntries(new FormData(form));
   const clock = kind === "cron" ? { cron: given.cron, timezone: given.timezone.trim() } : { every: given.every.trim() };
   const id = given.id.trim() ? { id: given.id.trim() } : {};
   const request = { model: given.model.trim(), messages: [{ role: "user", content: given.prompt }] };
-  return { ...id, ...clock, overlap: given.overlap, request };
+  return [request, { ...id, ...clock, overlap: given.overlap }];
 }

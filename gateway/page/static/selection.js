@@ -1,8 +1,8 @@
 // Selected jobs of the list, and what is done with them: cancel, replay.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { call, jobPath, newKey } from "./api.js";
-import { isFiltered, listUrl } from "./filters.js";
+import { JobFinished, jobs as client, newKey } from "./api.js";
+import { choiceOf, isFiltered } from "./filters.js";
 import { count, isOpen, many, shortId } from "./format.js";
 import { Dialog, Trouble, say } from "./parts.js";
 import { ReplayMatching } from "./replays.js";
@@ -34,7 +34,7 @@ export function useSelection(shown, chosen) {
     setAll(false);
     last.current = null;
   };
-  useEffect(clear, [listUrl(chosen)]); // another filter is another list
+  useEffect(clear, [JSON.stringify(choiceOf(chosen))]); // another filter is another list
   const isSelected = (job) => all || ids.has(job.jobId);
   return { shown, chosen, jobs, all, isSelected, toggle, select, selectAll: () => setAll(true), clear };
 }
@@ -100,12 +100,8 @@ function CheckShown({ selection: { shown, jobs, select }, box }) {
 
 /** The chosen filters as the API takes them in a body. Jobs that came after the newest that is shown are left out. */
 function filterOf(chosen, shown) {
-  const filter = { until: new Date(Date.parse(shown[0].createdAt) + 1).toISOString() };
-  for (const [name, value] of new URL(listUrl(chosen), location).searchParams) {
-    if (name.startsWith("metadata.")) filter.metadata = { [name.slice("metadata.".length)]: value };
-    else if (name !== "limit") filter[name] = value;
-  }
-  return filter;
+  const { search: q, ...filter } = choiceOf(chosen);
+  return { until: new Date(Date.parse(shown[0].createdAt) + 1).toISOString(), ...filter, ...(q ? { q } : {}) };
 }
 
 // ------------------------------------------------------------------------------------------------ one by one
@@ -114,11 +110,14 @@ const CancelJobs = ({ ids, chosen, matching, ...rest }) => html`<${OneByOne} ...
   title=${ids ? `Cancel ${many(ids.length, "job")}?` : `Cancel ${matching}?`}
   action="Cancel them" done="cancelled" unless="had ended before"
   words=${`Jobs that have ended stay as they are. ${ids ? "" : "More jobs than those shown may match. "}The text that was written so far is kept.`}
-  list=${() => ids ?? openJobs(chosen)} work=${(id) => call("POST", jobPath(id, "/cancel"))} />`;
+  list=${() => ids ?? openJobs(chosen)} work=${(id) => client.cancel(id)} />`;
 
 function ReplayJobs({ ids, ...rest }) {
-  const key = useRef(newKey()); // a request repeated after a lost response makes no second replay
-  const work = (id) => call("POST", jobPath(id, "/replay"), { headers: { "Idempotency-Key": `${key.current}-${id}` } });
+  const key = useRef(null); // a request repeated after a lost response makes no second replay
+  const work = async (id) => {
+    key.current ??= newKey();
+    await client.replay(id, { idempotencyKey: `${await key.current}-${id}` });
+  };
   return html`<${OneByOne} ...${rest} title=${`Replay ${many(ids.length, "job")}?`} action="Replay them" done="replayed"
     words="Each is asked again, as a new job. With “Select all that match the filter”, some are tried first." list=${() => ids} work=${work} />`;
 }
@@ -128,15 +127,10 @@ async function* openJobs(chosen) {
   const known = new Set();
   const statuses = ["queued", "in_progress"].filter((status) => !chosen.status || chosen.status === status);
   for (const status of statuses) {
-    let cursor = null;
-    do {
-      const page = await call("GET", listUrl({ ...chosen, status }, { limit: LISTED_AT_ONCE, cursor }));
-      for (const id of idsOf(page.jobs)) {
-        if (!known.has(id)) yield id;
-        known.add(id);
-      }
-      cursor = page.nextCursor;
-    } while (cursor);
+    for await (const { jobId } of client.list({ ...choiceOf({ ...chosen, status }), pageSize: LISTED_AT_ONCE })) {
+      if (!known.has(jobId)) yield jobId;
+      known.add(jobId);
+    }
   }
 }
 
@@ -157,7 +151,7 @@ function OneByOne({ title, words, action, done, unless, list, work, onDone, onCl
         await work(id);
         found.done += 1;
       } catch (error) {
-        if (unless && error.status === 409) found.ended += 1;
+        if (unless && error instanceof JobFinished) found.ended += 1;
         else found.failures.push({ id, message: error.message });
       }
       if (!running.current.signal.aborted) setState({ ...found });
@@ -179,7 +173,7 @@ function OneByOne({ title, words, action, done, unless, list, work, onDone, onCl
     <div class="body">
       <p>${words}</p>
       <p role="status">${state ? `${count(state.done)} ${done}${state.ended ? `, ${count(state.ended)} ${unless}` : ""}…` : ""}</p>
-      <${Trouble} problem=${failed && { message: `${many(failed.length, "request")} failed.`, errors: failed.slice(0, MOST_FAILURES).map(({ id, message }) => ({ pointer: id, message })) }} />
+      <${Trouble} problem=${failed && { message: `${many(failed.length, "request")} failed.`, problems: failed.slice(0, MOST_FAILURES).map(({ id, message }) => ({ pointer: id, message })) }} />
       <div class="send"><button type="button" class="primary" onClick=${() => run(again())} disabled=${Boolean(state)}>${failed ? "Try again" : action}</button></div>
     </div>
   <//>`;

@@ -1,12 +1,11 @@
 // The form for a new batch. A chosen file is sent as it is: the browser reads it while it sends it.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { call, newKey } from "./api.js";
+import { isAway, jobs, newKey } from "./api.js";
 import { size } from "./format.js";
 import { Field, ModelField, Trouble } from "./parts.js";
 import { go } from "./places.js";
 
-const NDJSON = "application/x-ndjson";
 const SAMPLE = '{"custom_id": "1", "body": {"messages": [{"role": "user", "content": "Why is the sky blue?"}]}}';
 const LINE = /^\/lines\/(\d+)(.*)$/;
 
@@ -22,15 +21,15 @@ export function NewBatch() {
     event.preventDefault();
     const given = new FormData(form.current);
     const lines = file ?? new Blob([given.get("lines")]);
-    const query = settingsOf(given);
-    const what = JSON.stringify([query, file ? [file.name, file.size, file.lastModified] : given.get("lines")]);
-    if (sent.current.what !== what) sent.current = { what, key: newKey() };
+    const settings = settingsOf(given);
+    const what = JSON.stringify([settings, file ? [file.name, file.size, file.lastModified] : given.get("lines")]);
+    if (sent.current.what !== what) sent.current = { what, key: await newKey() };
     const upload = new AbortController();
     setSending(upload);
     setProblem(null);
     try {
-      const headers = { "Content-Type": NDJSON, "Idempotency-Key": sent.current.key };
-      const accepted = await call("POST", `/api/batches?${query}`, { body: lines, headers, signal: upload.signal });
+      const options = { ...settings, idempotencyKey: sent.current.key, signal: upload.signal };
+      const accepted = await jobs.batches.submit(lines, options);
       sent.current = { what: null, key: null };
       go(`/batches/${encodeURIComponent(accepted.batchId)}`);
     } catch (error) {
@@ -75,25 +74,25 @@ export function NewBatch() {
   </details>`;
 }
 
-/** The settings of an upload, which stand in its query. */
+/** The settings of an upload that are filled in. */
 function settingsOf(given) {
-  const query = new URLSearchParams();
-  for (const name of ["name", "concurrency"]) if (given.get(name).trim()) query.set(name, given.get(name).trim());
+  const settings = {};
+  for (const name of ["name", "concurrency"]) if (given.get(name).trim()) settings[name] = given.get(name).trim();
   const model = given.get("model").trim();
-  if (model) query.set("defaults", JSON.stringify({ model }));
-  return query;
+  if (model) settings.defaults = { model };
+  return settings;
 }
 
 /** The browser fails a request whose file was changed or removed after it was chosen, as if the service were away. */
 async function explained(error, file) {
-  if (error.status !== 0 || !file) return error;
+  if (!isAway(error) || !file) return error;
   const there = await file.slice(0, 1).arrayBuffer().then((bytes) => bytes.byteLength > 0, () => false);
   return there ? error : { message: `${file.name} has changed since it was chosen, or is gone. Choose it again.` };
 }
 
 /** The problems of a refused upload by the lines that they are in; `box`: the text area that has these lines. */
 function Problems({ problem, box }) {
-  const placed = problem?.errors?.map((one) => ({ ...one, line: LINE.exec(one.pointer) })) ?? [];
+  const placed = problem?.problems?.map((one) => ({ ...one, line: LINE.exec(one.pointer) })) ?? [];
   if (!placed.some((one) => one.line)) return html`<${Trouble} problem=${problem} />`;
   return html`<div class="trouble" role="alert">
     <p>The batch is not valid, and nothing was started.</p>

@@ -2,7 +2,7 @@
 // and a replay are branches.
 
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { call, jobPath, newKey } from "./api.js";
+import { jobs as client, newKey } from "./api.js";
 import { Trouble } from "./parts.js";
 import { Link, go } from "./places.js";
 
@@ -17,8 +17,7 @@ export function useJobsOf(thread, again) {
     let alive = true;
     const look = () => {
       if (!thread || document.hidden) return;
-      const query = new URLSearchParams({ thread, limit: MOST_JOBS });
-      call("GET", `/api/jobs?${query}`).then(
+      client.page({ thread, limit: MOST_JOBS }).then(
         ({ jobs }) => alive && setFound({ jobs: jobs.reverse(), problem: null }),
         (problem) => alive && setFound((before) => ({ ...before, problem })),
       );
@@ -71,7 +70,7 @@ export function useTurns(messages, path) {
   useEffect(() => {
     if (counted || !path.length) return undefined;
     let alive = true;
-    Promise.all(path.slice(0, -1).map((job) => call("GET", jobPath(job.jobId, "/request")))).then(
+    Promise.all(path.slice(0, -1).map((job) => client.request(job.jobId))).then(
       (requests) => alive && setRead({ ids, ends: requests.map(lengthWithoutPrefix) }),
       () => {}, // of a deleted job nobody knows: the messages are shown, and cannot be edited
     );
@@ -132,10 +131,10 @@ export function EditMessage({ messages, place, turn, hrefOf, onClose }) {
     const text = box.current.value;
     if (busy || !text.trim()) return;
     setBusy(true);
-    if (sent.current.text !== text) sent.current = { text, key: newKey() };
+    if (sent.current.text !== text) sent.current = { text, key: await newKey() };
     const changed = [...messages.slice(0, place), edited(messages[place], text), ...messages.slice(place + 1, turn.end)];
     try {
-      const made = await call("POST", jobPath(turn.job.jobId, "/replay"), { body: { messages: changed }, headers: { "Idempotency-Key": sent.current.key } });
+      const made = await client.replay(turn.job.jobId, { messages: changed, idempotencyKey: sent.current.key });
       go(hrefOf(made.jobId));
     } catch (error) {
       setProblem(error);

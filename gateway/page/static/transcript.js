@@ -14,7 +14,7 @@ export class Transcript {
 
   restart() {
     this.texts = { content: "", reasoning: "" };
-    this.place = { epoch: 0, position: 0 };
+    this.characters = 0;
     this.tokens = 0;
     this.firstAt = null;
     this.marks = [];
@@ -33,11 +33,9 @@ export class Transcript {
     return this.texts.content === (content ?? "") && this.texts.reasoning === (reasoning ?? "");
   }
 
-  /** Append a chunk, whose id is its end position; a chunk that is already here is ignored. */
+  /** Append a chunk; its id has the number of characters up to its end. */
   take({ content, channel, tokenCount }, id) {
-    const [epoch, position] = id.split(".").map(Number);
-    if (epoch === this.place.epoch && position <= this.place.position) return;
-    this.place = { epoch, position };
+    this.characters = Number(id.split(".")[1]);
     this.tokens = tokenCount;
     const now = performance.now() / 1000;
     this.firstAt ??= Date.now();
@@ -59,10 +57,6 @@ export class Transcript {
   get rate() {
     const [first, last] = [this.marks[0], this.marks.at(-1)];
     return first && last[0] - first[0] > 0.5 ? (last[1] - first[1]) / (last[0] - first[0]) : null;
-  }
-
-  get characters() {
-    return this.place.position;
   }
 }
 
