@@ -11,12 +11,11 @@ import pytest
 
 from tests.support.gateway import Gateway
 from tests.support.needs import program
-from tests.support.stack import Stack
 
 pytestmark = pytest.mark.long
 
 
-def test_a_batch_job_from_its_upload_to_its_end(service: Stack, door: Gateway, node_home: Path) -> None:
+def test_a_batch_job_from_its_upload_to_its_end(door: Gateway, node_home: Path) -> None:
     command = [program("node"), "batch_jobs.mjs", door.url]
     done = subprocess.run(command, cwd=node_home, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
