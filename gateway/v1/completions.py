@@ -82,7 +82,7 @@ def _header_object(given: str) -> dict[str, str]:
     """The JSON object in a header; headers are Latin-1, so other characters are escaped, or UTF-8 bytes."""
     try:
         found = json.loads(given.encode("latin-1"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise InvalidRequest(

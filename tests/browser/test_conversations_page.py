@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser import test_page, test_page_use
-from tests.browser.test_page import AWAY, HTTP, answer_of, ask, ended, get, head, job_url
+from tests.browser.test_page import AWAY, HTTP, answer_of, ask, ended, get, head, job_url, picture
 from tests.support.browser import Watched, watched
 from tests.support.gateway import Gateway, gateway
 from tests.support.simulator_process import prompt
@@ -208,3 +209,33 @@ def test_a_conversation_can_be_used_by_everybody(door: Gateway, browser: Browser
         page.get_by_role("button", name="Edit message 1").click()
         test_page_use.fine(page, axe)
         assert page.evaluate("document.documentElement.scrollWidth") <= page.evaluate("innerWidth")
+
+
+def test_a_picture_of_a_conversation(place: Stack, door: Gateway, tab: Watched, tmp_path: Path) -> None:
+    """Questions and answers as people write them, and an edited question."""
+    turns = {
+        "Why is the sky blue?": "Air scatters the short waves of sunlight more than the long ones, so blue light comes"
+        " from everywhere, and red light mostly from where the sun is.",
+        "And why is it red in the evening?": "The light then comes through much more air. Most of the blue has been"
+        " scattered out of its way before it reaches you, and the red is left.",
+        "Is that so on Mars, too?": "It is the other way round there: fine dust makes the day butterscotch, and the"
+        " sunset blue.",
+    }
+    first, *others = turns
+    for asked, answered in turns.items():
+        place.simulator.script(match=asked, text=answered)
+    page = tab.open(door.url)
+    ask(page, first)
+    for asked in others:
+        expect(head(page)).to_have_text("Completed")
+        follow_up(page, asked)
+    expect(head(page)).to_have_text("Completed")
+    page.get_by_role("link", name="Conversation").click()
+    page.get_by_role("button", name="Edit message 5").click()
+    page.get_by_role("textbox", name="Edited message").fill("Is that so on the Moon, too?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("navigation", name="Branches")).to_contain_text("2 of 2")
+    page.get_by_role("link", name="Earlier branch").click()
+    expect(page.locator(".message.assistant")).to_have_count(3)
+    picture(page, tmp_path, "conversation.png")
+    place.simulator.drop_scripts()

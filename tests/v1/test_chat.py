@@ -110,6 +110,12 @@ def test_our_own_fields_and_headers(http: httpx2.Client) -> None:
     assert [one["url"] for one in job["deliveries"]] == [hooks.url()]
 
 
+@pytest.mark.parametrize("given", ["[1]", "{", '{"a": ' + "[" * 5_000, "ü"])
+def test_metadata_of_the_header_that_are_no_object(http: httpx2.Client, given: str) -> None:
+    answer = ask(http, "hello", {"X-Chatjobs-Metadata": given.encode()})  # type: ignore[dict-item]  # bytes are taken
+    assert (answer.status_code, answer.json()["param"]) == (422, "metadata")
+
+
 def test_a_developers_message_is_a_systems(http: httpx2.Client) -> None:
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": prompt(tokens=2)}]
     assert http.post(PATH, json={"model": "mistral-small-latest", "messages": messages}).status_code == 200
