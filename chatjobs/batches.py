@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import re
 import uuid
@@ -161,7 +162,7 @@ class BatchCalls:
         """
         async with asyncio.timeout(timeout):
             while not (batch := await self.get(batch_id)).status.terminal:
-                async with self.watch(batch_id) as states:
+                async with self.watch(batch_id, timeout=math.inf) as states:
                     async for _ in states:
                         pass
             return batch

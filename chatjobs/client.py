@@ -220,7 +220,7 @@ class AsyncChatJobs:
         async with asyncio.timeout(timeout):
             while not (job := await self.get(job_id)).status.terminal:
                 with contextlib.suppress(ContentDeleted):  # it ended and was deleted meanwhile
-                    async with self.stream(job_id) as events:
+                    async with self.stream(job_id, timeout=math.inf) as events:
                         async for _ in events:
                             pass
             return job

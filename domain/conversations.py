@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
@@ -22,6 +23,7 @@ from chatjobs.contracts import (
     ContentPart,
     Message,
     SystemMessage,
+    ToolCall,
     ToolMessage,
     message_text,
     read_json,
@@ -37,6 +39,7 @@ SHORTER = "leave the field out and give the newest messages, or a summary of the
 NO_ANSWER = "names a job that ended without text; replay that job, or go on from the one before it"
 NO_REQUEST = "names a job whose request was not valid; give the whole conversation in messages instead"
 TOOLS_FIRST = "must be tool: the previous job called tools, whose answers come first, one message for each call"
+TOOLS_ALL = "must be the id of a call of the previous job; each of its calls has one answer, and there is no other"
 _PART: TypeAdapter[Any] = TypeAdapter(ContentPart)
 
 
@@ -125,8 +128,8 @@ def follow_up(job: NewJob, turn: ConversationTurn, most_bytes: int) -> NewJob:
     before = history(turn)
     new = job.request.messages
     last = before[-1]
-    if isinstance(last, AssistantMessage) and last.tool_calls and not isinstance(new[0], ToolMessage):
-        raise InvalidRequest([Problem("/messages/0/role", TOOLS_FIRST)])
+    if isinstance(last, AssistantMessage) and last.tool_calls:
+        _check_tools(last.tool_calls, new)
     request = job.request.model_copy(update={"messages": joined(before, new)})
     document = stored_form(request)
     _check_length(request.messages, len(document.encode()), most_bytes)
@@ -150,6 +153,18 @@ def _check_length(messages: Sequence[Message], size: int, most_bytes: int) -> No
         if number > most:
             why = f"leads to a conversation of {number} {unit}, and a request may have {most}; {SHORTER}"
             raise InvalidRequest([Problem(f"/{PREVIOUS}", why)])
+
+
+def _check_tools(calls: Sequence[ToolCall], messages: Sequence[Message]) -> None:
+    """Check that ``messages`` begin with the answers to calls of tools. Raises InvalidRequest."""
+    begin = len(_instructions(messages))
+    answers = list(takewhile(lambda one: isinstance(one, ToolMessage), messages[begin:]))
+    if not answers:
+        raise InvalidRequest([Problem(f"/messages/{begin}/role", TOOLS_FIRST)])
+    known = {None, *(call.id for call in calls)}
+    other = any(isinstance(one, ToolMessage) and one.tool_call_id not in known for one in answers)
+    if other or len(answers) != len(calls):
+        raise InvalidRequest([Problem(f"/messages/{begin}/tool_call_id", TOOLS_ALL)])
 
 
 def _instructions(messages: Sequence[Message]) -> Sequence[Message]:

@@ -127,13 +127,14 @@ class FeedEventsResponse(EventStreamResponse):
 
     def __init__(self, here: Dependencies, caller: Identity, after: int, types: Sequence[FeedEventType]) -> None:
         super().__init__(here, caller)
-        self._after = after
+        self._after = self._told = after
+        """The number up to which everything was sent, and the one that the reader knows."""
         self._types = types
 
     async def send_events(self, send: Send) -> None:
         """Send events until the reader leaves, or falls so far behind that they were removed."""
         try:
-            await self.write_events(send, sse.encode(READY, str(self._after), f'{{"after":"{self._after}"}}'))
+            await self._tell_place(send)
             async with self._here.events.watch.reading():
                 while True:
                     await self._send_page(send)
@@ -142,11 +143,17 @@ class FeedEventsResponse(EventStreamResponse):
         except StorageUnavailable as error:
             log.warning("feed ended: %s", error, extra={"action": "feed_ended"})
 
+    async def _tell_place(self, send: Send) -> None:
+        """Tell the reader its place, which also moves past the events that it does not want."""
+        self._told = self._after
+        await self.write_events(send, sse.encode(READY, str(self._after), f'{{"after":"{self._after}"}}'))
+
     async def _send_page(self, send: Send) -> None:
         """Send the next events, or a sign of life while there are none."""
         page = await _page(self._here, self._caller, self._after, self._types, EVENTS_AT_ONCE)
         if page.events:
             await self.write_events(send, b"".join(map(_block, page.events)))
+            self._told = int(page.events[-1].id)
         self._after = page.next
         if page.more:
             return None
@@ -155,7 +162,10 @@ class FeedEventsResponse(EventStreamResponse):
                 async with asyncio.timeout(self._keep_alive_seconds):
                     return await self._here.events.watch.beyond(self._after)
             except TimeoutError:
-                await self.write(send, KEEP_ALIVE)
+                if self._told != self._after:
+                    await self._tell_place(send)
+                else:
+                    await self.write(send, KEEP_ALIVE)
 
 
 def _block(event: FeedEvent) -> bytes:

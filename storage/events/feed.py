@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -61,18 +61,15 @@ class EventFeed:
 
         Raises EventsExpired if events after that number were removed, ValueError if the number was never given.
         """
-        query = ROWS.where(events.c.number > after).order_by(events.c.number).limit(limit)
-        if tenant is not None:
-            query = query.where(events.c.tenant == clean(tenant))
-        if types:
-            named = [one.value.removeprefix("chat.") for one in types]
-            query = query.where(events.c.event.in_(named), events.c.number <= after + LOOKED_AT_ONCE)
         async with self._database.read() as connection:
             last = int(await connection.scalar(LAST) or 0)
             if after > last:
                 raise ValueError("no event has this number yet")
-            if after and after < await _removed(connection, tenant):
+            removed = min(await _removed(connection, tenant), last)
+            if 0 < after < removed:
                 raise EventsExpired
+            after = after or removed
+            query = _after(after, tenant, types).limit(limit)
             found = (await connection.execute(query)).all() if after < last else []
         full = len(found) == limit
         reached = min(last, after + LOOKED_AT_ONCE) if types else last
@@ -98,12 +95,23 @@ class EventFeed:
 
     async def _move_horizons(self, connection: AsyncConnection, removed: dict[str, int]) -> None:
         insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
+        greater = func.max if self._database.is_sqlite else func.greatest  # another one may have removed more meanwhile
         horizon = insert(event_horizons)
-        moved = horizon.on_conflict_do_update(
-            index_elements=[event_horizons.c.tenant], set_={"removed": horizon.excluded.removed}
-        )
+        farthest = greater(event_horizons.c.removed, horizon.excluded.removed)
+        moved = horizon.on_conflict_do_update(index_elements=[event_horizons.c.tenant], set_={"removed": farthest})
         rows = [{"tenant": tenant, "removed": number} for tenant, number in sorted(removed.items())]
         await connection.execute(moved, rows)
+
+
+def _after(after: int, tenant: str | None, types: Collection[FeedEventType]) -> Select[Any]:
+    """The query for the events after a number."""
+    query = ROWS.where(events.c.number > after).order_by(events.c.number)
+    if tenant is not None:
+        query = query.where(events.c.tenant == clean(tenant))
+    if types:
+        named = [one.value.removeprefix("chat.") for one in types]
+        query = query.where(events.c.event.in_(named), events.c.number <= after + LOOKED_AT_ONCE)
+    return query
 
 
 async def _removed(connection: AsyncConnection, tenant: str | None) -> int:

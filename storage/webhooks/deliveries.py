@@ -264,7 +264,8 @@ class DeliveryStore:
 
     @retried
     async def _give_up_batch(self, some: Select[Any]) -> int:
-        over = {"status": "failed", "next_try_at": None, "wanted_at": None}
+        ended_as = case((deliveries.c.delivered_at.is_not(None), "delivered"), else_="failed")
+        over = {"status": ended_as, "next_try_at": None, "wanted_at": None}
         ended = update(deliveries).where(deliveries.c.id.in_(some), deliveries.c.status == "pending").values(over)
         kept = DeliveryTry(number=0, started_at=now(), latency_ms=0, error=ENDPOINT_DELETED)
         async with self._database.write() as connection:

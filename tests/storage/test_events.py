@@ -136,6 +136,23 @@ async def test_a_type_that_is_rare_is_looked_for_in_parts(
     assert [(len(page.events), page.next) for page in pages] == [(0, 3), (0, 6), (1, 9)]
 
 
+async def test_the_oldest_event_of_a_type_is_found_behind_many_that_were_removed(
+    database: Database, store: JobStore, feed: EventFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 0 on: the numbers that were removed are not looked at, of which there may be millions."""
+    monkeypatch.setattr("storage.events.feed.LOOKED_AT_ONCE", 2)
+    for _ in range(6):
+        await accepted(store)
+    await numbered(database)
+    async with database.write() as connection:
+        old = micros(datetime.now(UTC) - timedelta(days=31))
+        await connection.execute(update(table).where(table.c.number <= 5).values(at=old))
+    assert await feed.remove(datetime.now(UTC) - timedelta(days=30)) == 5
+    page = await feed.page(0, tenant="default", types=[FeedEventType.CREATED], limit=10)
+    assert [event.id for event in page.events] == ["6"]
+    assert (page.next, page.more) == (6, False)
+
+
 async def test_what_was_deleted_of_a_job_is_gone_from_its_events(
     database: Database, store: JobStore, feed: EventFeed
 ) -> None:

@@ -204,6 +204,14 @@ def test_calls_are_answered_first() -> None:
     called = turn(content="", tool_calls=(ToolCall.model_validate(CALL),))
     with pytest.raises(InvalidRequest, match="/messages/0/role: must be tool"):
         follow_up(follower(user("And?")), called, MOST)
+    with pytest.raises(InvalidRequest, match="/messages/0/tool_call_id: must be the id of a call"):
+        follow_up(follower({"role": "tool", "content": "sunny", "tool_call_id": "call_2"}), called, MOST)
+    answer = {"role": "tool", "content": "sunny", "tool_call_id": "call_1"}
+    with pytest.raises(InvalidRequest, match="each of its calls has one answer"):
+        follow_up(follower(answer, answer), called, MOST)
+    told = follow_up(follower({"role": "system", "content": "Be brief."}, answer), called, MOST)
+    assert told.request is not None
+    assert [one.role for one in told.request.messages] == ["system", "user", "assistant", "tool"]
     answered = follow_up(follower({"role": "tool", "content": "sunny", "tool_call_id": "call_1"}), called, MOST)
     assert answered.request is not None
     assert [one.role for one in answered.request.messages] == ["user", "assistant", "tool"]

@@ -166,7 +166,7 @@ export class BatchCalls {
       for (;;) {
         const batch = await this.get(batchId, { signal: inner });
         if (ENDED.has(batch.status)) return batch;
-        for await (const _ of this.watch(batchId, { signal: inner }));
+        for await (const _ of this.watch(batchId, { timeout: Infinity, signal: inner }));
       }
     });
   }

@@ -274,7 +274,7 @@ export class Connection {
  * @param {unknown} error
  * @returns {string}
  */
-function told(error) {
+export function told(error) {
   const { cause, message } = /** @type {{ cause?: any, message?: string }} */ (error ?? {});
   return String(cause?.code ?? cause?.message ?? message ?? error);
 }

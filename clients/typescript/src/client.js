@@ -193,7 +193,7 @@ export class ChatJobs {
         const job = await this.get(jobId, { signal: inner });
         if (job.status !== "queued" && job.status !== "in_progress") return job;
         try {
-          for await (const _ of this.stream(jobId, { signal: inner }));
+          for await (const _ of this.stream(jobId, { timeout: Infinity, signal: inner }));
         } catch (error) {
           if (!(error instanceof errors.ContentDeleted)) throw error; // it ended and was deleted meanwhile
         }

@@ -1,8 +1,8 @@
 // A client's stream of events, which reconnects where it broke off.
 
-import { failure } from "./calls.js";
-import { ServiceUnavailable, StreamBroken } from "./errors.js";
-import { TimeLimit, now, sleep } from "./timing.js";
+import { failure, told } from "./calls.js";
+import { ChatJobsError, ServiceUnavailable, StreamBroken } from "./errors.js";
+import { TimeLimit, now, sleep, unlessAborted, within } from "./timing.js";
 
 /** Most bytes of an error's body. */
 export const MAX_PROBLEM_BYTES = 64 * 1024;
@@ -124,6 +124,7 @@ export class Stream {
    * @param {AbortSignal} signal
    */
   async #next(signal) {
+    signal.throwIfAborted(); // one piece of the stream may have had many events
     while (!this.#ready.length) {
       try {
         const connection = this.#connection ?? (await this.#connect(signal));
@@ -149,7 +150,7 @@ export class Stream {
     if (lastEventId) headers["Last-Event-ID"] = lastEventId;
     if (token !== undefined) headers.Authorization = "";
     this.#connectedAt = now();
-    const query = token === undefined ? undefined : { token: typeof token === "string" ? token : await token() };
+    const query = token === undefined ? undefined : { token: await this.#token(token, signal) };
     const connection = await this.#http.open(this.#path, query, { headers }, signal);
     this.#connection = connection;
     const { status, headers: given } = connection.response;
@@ -163,6 +164,21 @@ export class Stream {
     this.#events.connect();
     this.#limits.onConnection?.(true);
     return connection;
+  }
+
+  /**
+   * The token for a connection. Throws `ServiceUnavailable` if there is none within the limits.
+   * @param {string | (() => string | Promise<string>)} token
+   * @param {AbortSignal} signal
+   */
+  async #token(token, signal) {
+    if (typeof token === "string") return token;
+    try {
+      return await within(this.#limits.patience, signal, (inner) => unlessAborted(Promise.resolve(token()), inner));
+    } catch (error) {
+      if (signal.aborted || (error instanceof ChatJobsError && !(error instanceof ServiceUnavailable))) throw error;
+      throw new ServiceUnavailable(`there is no stream token: ${told(error)}`);
+    }
   }
 
   /**

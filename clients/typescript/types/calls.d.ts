@@ -1,4 +1,9 @@
 /**
+ * @param {unknown} error
+ * @returns {string}
+ */
+export function told(error: unknown): string;
+/**
  * @param {Uint8Array[]} pieces
  * @param {number} size
  */
