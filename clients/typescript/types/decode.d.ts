@@ -39,7 +39,9 @@ export const anything: Shape<any>;
 /** A time as in RFC 3339, as text. @type {Shape<string>} */
 export const time: Shape<string>;
 export function nullable<T>(shape: Shape<T>): Shape<T | null>;
-export function word<T extends string>(...words: T[]): Shape<T>;
+export function word<T extends string>(...words: T[]): Shape<T> & {
+    words: readonly T[];
+};
 export function list<T>(shape: Shape<T>): Shape<T[]>;
 export function record<T>(shape: Shape<T>): Shape<Record<string, T>>;
 export function either(...shapes: Shape<any>[]): Shape<any>;

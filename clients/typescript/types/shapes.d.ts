@@ -2,21 +2,33 @@
 export const Usage: import("./decode.js").Shape<import("../types/contracts.js").Usage>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").Attempt>} */
 export const Attempt: import("./decode.js").Shape<import("../types/contracts.js").Attempt>;
-export const BatchStatus: import("./decode.js").Shape<"failed" | "completed" | "paused" | "queued" | "in_progress" | "cancelled">;
+export const BatchStatus: ((value: any) => "failed" | "completed" | "paused" | "queued" | "in_progress" | "cancelled") & {
+    title?: string;
+} & {
+    words: readonly ("failed" | "completed" | "paused" | "queued" | "in_progress" | "cancelled")[];
+};
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").BatchCounts>} */
 export const BatchCounts: import("./decode.js").Shape<import("../types/contracts.js").BatchCounts>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").ErrorCause>} */
 export const ErrorCause: import("./decode.js").Shape<import("../types/contracts.js").ErrorCause>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").JobError>} */
 export const JobError: import("./decode.js").Shape<import("../types/contracts.js").JobError>;
-export const JobStatus: import("./decode.js").Shape<"failed" | "completed" | "queued" | "in_progress" | "cancelled" | "incomplete">;
+export const JobStatus: ((value: any) => "failed" | "completed" | "queued" | "in_progress" | "cancelled" | "incomplete") & {
+    title?: string;
+} & {
+    words: readonly ("failed" | "completed" | "queued" | "in_progress" | "cancelled" | "incomplete")[];
+};
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").ReplayFilter>} */
 export const ReplayFilter: import("./decode.js").Shape<import("../types/contracts.js").ReplayFilter>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").Batch>} */
 export const Batch: import("./decode.js").Shape<import("../types/contracts.js").Batch>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").BatchAccepted>} */
 export const BatchAccepted: import("./decode.js").Shape<import("../types/contracts.js").BatchAccepted>;
-export const BatchEventType: import("./decode.js").Shape<"batch.completed" | "batch.cancelled" | "batch.failed">;
+export const BatchEventType: ((value: any) => "batch.completed" | "batch.cancelled" | "batch.failed") & {
+    title?: string;
+} & {
+    words: readonly ("batch.completed" | "batch.cancelled" | "batch.failed")[];
+};
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").BatchOutcome>} */
 export const BatchOutcome: import("./decode.js").Shape<import("../types/contracts.js").BatchOutcome>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").BatchPage>} */
@@ -27,7 +39,11 @@ export const BatchProgress: import("./decode.js").Shape<import("../types/contrac
 export const BatchWebhookEvent: import("./decode.js").Shape<import("../types/contracts.js").BatchWebhookEvent>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").CancelledEvent>} */
 export const CancelledEvent: import("./decode.js").Shape<import("../types/contracts.js").CancelledEvent>;
-export const Channel: import("./decode.js").Shape<"content" | "reasoning">;
+export const Channel: ((value: any) => "content" | "reasoning") & {
+    title?: string;
+} & {
+    words: readonly ("content" | "reasoning")[];
+};
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").ChunkEvent>} */
 export const ChunkEvent: import("./decode.js").Shape<import("../types/contracts.js").ChunkEvent>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").FunctionCall>} */
@@ -36,7 +52,11 @@ export const FunctionCall: import("./decode.js").Shape<import("../types/contract
 export const ToolCall: import("./decode.js").Shape<import("../types/contracts.js").ToolCall>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").CompleteEvent>} */
 export const CompleteEvent: import("./decode.js").Shape<import("../types/contracts.js").CompleteEvent>;
-export const WebhookEventType: import("./decode.js").Shape<"chat.completed" | "chat.failed" | "chat.cancelled" | "chat.incomplete">;
+export const WebhookEventType: ((value: any) => "chat.completed" | "chat.failed" | "chat.cancelled" | "chat.incomplete") & {
+    title?: string;
+} & {
+    words: readonly ("chat.completed" | "chat.failed" | "chat.cancelled" | "chat.incomplete")[];
+};
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").DeliveryTry>} */
 export const DeliveryTry: import("./decode.js").Shape<import("../types/contracts.js").DeliveryTry>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").Delivery>} */
@@ -47,7 +67,11 @@ export const Endpoint: import("./decode.js").Shape<import("../types/contracts.js
 export const EndpointList: import("./decode.js").Shape<import("../types/contracts.js").EndpointList>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").ErrorEvent>} */
 export const ErrorEvent: import("./decode.js").Shape<import("../types/contracts.js").ErrorEvent>;
-export const FeedEventType: import("./decode.js").Shape<"chat.completed" | "chat.failed" | "chat.cancelled" | "chat.incomplete" | "chat.created" | "chat.started">;
+export const FeedEventType: ((value: any) => "chat.completed" | "chat.failed" | "chat.cancelled" | "chat.incomplete" | "chat.created" | "chat.started") & {
+    title?: string;
+} & {
+    words: readonly ("chat.completed" | "chat.failed" | "chat.cancelled" | "chat.incomplete" | "chat.created" | "chat.started")[];
+};
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").FeedEvent>} */
 export const FeedEvent: import("./decode.js").Shape<import("../types/contracts.js").FeedEvent>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").PlacedPart>} */
@@ -96,7 +120,11 @@ export const StartEvent: import("./decode.js").Shape<import("../types/contracts.
 export const StreamToken: import("./decode.js").Shape<import("../types/contracts.js").StreamToken>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").WebhookData>} */
 export const WebhookData: import("./decode.js").Shape<import("../types/contracts.js").WebhookData>;
-export const WebhookTestEvent: import("./decode.js").Shape<"webhook.test">;
+export const WebhookTestEvent: ((value: any) => "webhook.test") & {
+    title?: string;
+} & {
+    words: readonly "webhook.test"[];
+};
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").WebhookEvent>} */
 export const WebhookEvent: import("./decode.js").Shape<import("../types/contracts.js").WebhookEvent>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").WebhookTest>} */
