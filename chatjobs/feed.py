@@ -47,9 +47,10 @@ class FeedParser:
                 raise StreamBroken("an event's id is not one of the feed of all jobs")
             known = self.last_event_id != "" and int(event_id) <= int(self.last_event_id)
             if not known:
+                event = read_event(FeedEvent, data) if name in NAMES else None  # before its place: it is asked for again
                 self.last_event_id = event_id
-                if name in NAMES:
-                    yield event_id, read_event(FeedEvent, data)
+                if event is not None:
+                    yield event_id, event
 
     def ends(self, event: FeedEvent) -> bool:
         """False: the feed has no end."""

@@ -17,11 +17,11 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, expect
+from playwright.sync_api import Browser, Page, Playwright, Request, expect
 
 from local.temporal_server import binary
 from tests.support.browser import TIMEOUT_MS, Watched, watched, window
@@ -613,6 +613,26 @@ def test_sign_in_and_out(browser: Browser, tmp_path: Path) -> None:
             expect(page.get_by_role("banner").get_by_text("Live")).to_be_visible()
             keys(guarded, "revoke", added["id"], "--json")
             expect(page.get_by_label("API key")).to_be_visible()
+
+
+def test_the_page_authenticates_by_its_cookie_alone(browser: Browser, tmp_path: Path) -> None:
+    """Calls and streams of the client have no Authorization header, and go to the page's own origin only."""
+    with alone(tmp_path) as guarded:
+        key = keys(guarded, "add", "--json")["key"]
+        closed = gateway(guarded)
+        with watched(browser, tolerated=AWAY) as tab:
+            page = tab.open(closed.url)
+            page.get_by_label("API key").fill(key)
+            page.get_by_role("button", name="Sign in").click()
+            expect(page.get_by_role("banner").get_by_text("Live")).to_be_visible()
+            requests: list[Request] = []
+            page.on("request", requests.append)
+            page.reload()
+            expect(page.get_by_role("banner").get_by_text("Live")).to_be_visible()
+            calls = {urlsplit(one.url).path: one.all_headers() for one in requests if "/api/" in one.url}
+            assert {"/api/session", "/api/feed", "/api/jobs", "/api/stats"} <= set(calls)
+            assert all("cookie" in headers and "authorization" not in headers for headers in calls.values())
+            assert all(one.url.startswith(f"{closed.url}/") for one in requests)
 
 
 def keys(place: Stack, *arguments: str) -> Any:

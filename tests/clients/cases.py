@@ -839,7 +839,7 @@ CALLS = [
         ({"value": {"url": "http://x/", "events": ["chat.failed"], "ownSecret": False}}, error("TooManyEndpoints")),
         sent={
             "path": ["POST /api/endpoints"] * 2,
-            "body": ['{"url":"http://x/","events":["chat.failed"]}', '{"url":"http://y/"}'],
+            "body": ['{"events":["chat.failed"],"url":"http://x/"}', '{"url":"http://y/"}'],
         },
     ),
     Case(

@@ -251,6 +251,85 @@ def test_files_are_streamed_up_and_down(place: Place, tmp_path: Path) -> None:
     assert found == [30, 30, "no more", "TimeoutError", True]
 
 
+SLOW = """
+import { ChatJobs } from "./src/index.js";
+const [url, apiKey] = process.argv.slice(1);
+const jobs = new ChatJobs(url, { apiKey, silence: 400 });
+async function* slowly() {
+  for (let n = 0; n < 6; n++) {
+    yield `item ${n} of ${"x".repeat(70_000)}`;
+    await new Promise((resolve) => setTimeout(resolve, 150));
+  }
+}
+const { batchId } = await jobs.batches.submit(slowly());
+console.log((await jobs.batches.wait(batchId)).counts.total);
+"""
+
+
+def test_an_upload_may_take_longer_than_a_silence(place: Place) -> None:
+    """While items are sent, the connection is not dead."""
+    assert ran(SLOW, place.gateway.url, place.key) == "6\n"
+
+
+PAGES = """
+import { ChatJobs } from "./src/index.js";
+const [url, apiKey, label] = process.argv.slice(1);
+const jobs = new ChatJobs(url, { apiKey });
+const made = [];
+for (let n = 0; n < 3; n++) made.unshift((await jobs.submit("Hi", { metadata: { label } })).jobId);
+const first = await jobs.page({ metadata: { label }, limit: 2 });
+const second = await jobs.page({ metadata: { label }, limit: 2, cursor: first.nextCursor });
+const found = [...first.jobs, ...second.jobs].map((job) => job.jobId);
+console.log(JSON.stringify([found.join() === made.join(), first.jobs.length, second.nextCursor]));
+"""
+
+
+def test_pages_of_a_list(place: Place) -> None:
+    assert json.loads(ran(PAGES, place.gateway.url, place.key, prompt())) == [True, 2, None]
+
+
+CONNECTIONS = """
+import { ChatJobs } from "./src/index.js";
+const [url, apiKey, jobId] = process.argv.slice(1);
+const jobs = new ChatJobs(url, { apiKey, backoff: () => 1 });
+const told = [];
+for await (const _ of jobs.stream(jobId, { onConnection: (connected) => told.push(connected) }));
+console.log(JSON.stringify(told));
+"""
+
+
+def test_a_stream_tells_of_its_connections(place: Place) -> None:
+    job_id, _ = accepted(place, prompt(tokens=20))
+    with cutting(place.gateway.url, iter([0, 400, None])) as proxy:
+        told = json.loads(ran(CONNECTIONS, proxy.url, place.key, job_id))
+    assert proxy.cuts == 2
+    assert told in ([False, True, False, True], [False, False, True])
+
+
+LISTENING = """
+import { ChatJobs } from "./src/index.js";
+const [url, apiKey, message, direct] = process.argv.slice(1);
+const jobs = new ChatJobs(url, { apiKey, backoff: () => 1 });
+const { jobId } = await new ChatJobs(direct, { apiKey }).submit(message);
+const seen = [];
+for await (const { event, jobId: of } of jobs.listen({ after: 0 })) {
+  if (of === jobId) seen.push(event);
+  if (event === "chat.completed" && of === jobId) break;
+}
+let refused = null;
+try { jobs.listen({ types: ["chat.unheard"] }); } catch (error) { refused = error.name; }
+console.log(JSON.stringify([seen, refused]));
+"""
+
+
+def test_the_feed_of_all_jobs_through_a_proxy_that_cuts(place: Place) -> None:
+    with cutting(place.gateway.url, dice(1, 300, 2_500)) as proxy:
+        seen, refused = json.loads(ran(LISTENING, proxy.url, place.key, prompt(), place.gateway.url))
+    assert proxy.cuts >= 1
+    assert seen == ["chat.created", "chat.started", "chat.completed"]
+    assert refused == "RangeError"
+
+
 @pytest.mark.parametrize("number", range(len(snippets("client.md", "js"))))
 def test_the_examples_of_the_guide_run(place: Place, number: int, tmp_path: Path) -> None:
     code = snippets("client.md", "js")[number]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from gateway.page.files import FOLDER, POLICY, TYPES
+from gateway.page.files import CLIENT, FOLDER, FOLDERS, POLICY, TYPES
 from tests.support.gateway import alone, gateway
 
 VENDOR = FOLDER / "vendor"
@@ -45,7 +45,7 @@ def test_the_document_runs_nothing_of_its_own(file: str) -> None:
     assert re.findall(r'(?:src|href)="(?!/assets/)', document) == []
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.js")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted([*FOLDER.glob("*.js"), *CLIENT.glob("*.js")]), ids=lambda path: path.name)
 def test_no_module_makes_markup_of_text(path: Path) -> None:
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|dangerouslySet|eval\(", path.read_text()
@@ -73,15 +73,24 @@ def test_the_document_and_its_headers(url: str, path: str, file: str) -> None:
 
 
 def test_every_asset_has_its_type_and_tag(url: str) -> None:
+    files = [(place, folder, path) for place, folder in FOLDERS.items() for path in folder.rglob("*")]
+    served = [one for one in files if one[2].suffix in TYPES and one[2].suffix != ".html"]
+    assert {"app.js", "client.js"} <= {path.name for _, _, path in served}
     with httpx2.Client(base_url=url, trust_env=False) as client:
-        for path in FOLDER.rglob("*"):
-            if path.suffix not in TYPES or path.suffix == ".html":
-                continue
-            answer = client.get(f"/assets/{path.relative_to(FOLDER).as_posix()}")
+        for place, folder, path in served:
+            answer = client.get(f"/assets/{place}{path.relative_to(folder).as_posix()}")
             assert (answer.status_code, answer.content) == (200, path.read_bytes())
             assert answer.headers["content-type"] == TYPES[path.suffix]
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert re.fullmatch(r'"[0-9a-f]{32}"', answer.headers["etag"])
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.js")), ids=lambda path: path.name)
+def test_the_page_calls_by_the_client(path: Path) -> None:
+    """It opens no connections of its own; api.js watches the client's for a session that has ended."""
+    source = path.read_text()
+    assert not re.search(r"\b(EventSource|XMLHttpRequest|WebSocket|sendBeacon)\b", source)
+    assert len(re.findall(r"\bfetch\(", source)) == (path.name == "api.js")
 
 
 @pytest.mark.parametrize("tags", ["{}", "W/{}", '"other", {}', "*"])
@@ -115,6 +124,8 @@ def test_head_is_get_without_the_body(url: str, path: str) -> None:
         "/docs/oauth2-redirect",
         "/assets/vendor/README.md",
         "/assets/vendor/LICENSE-htm.txt",
+        "/assets/client/../package.json",
+        "/assets/client/package.json",
         "/assets/../page.py",
         "/assets/../../settings.py",
         "/assets/%2e%2e/page.py",

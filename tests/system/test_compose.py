@@ -314,6 +314,8 @@ def test_the_copied_files_run(tmp_path: Path, postgres_server: Postgres) -> None
             assert process.stderr is not None
             assert any(b"gateway listening on" in line for line in process.stderr)
             assert run(*health).returncode == 0
+            module = httpx2.get(f"http://127.0.0.1:{port}/assets/client/index.js", trust_env=False)
+            assert module.content == (ROOT / "clients" / "typescript" / "src" / "index.js").read_bytes()
         finally:
             process.terminate()
         assert process.wait(20) == 0

@@ -151,13 +151,13 @@ export class ChatJobs {
    * text, and what `submit` throws.
    * @param {string} jobId
    * @param {Prompt} prompt
-   * @param {ChatFields & Keyed & Signal} [options]
+   * @param {Omit<ChatFields, "previousJobId"> & Keyed & Signal} [options]
    * @returns {Promise<JobAccepted>}
    */
   async reply(jobId, prompt, options = {}) {
     const { model } = await this.get(jobId, { signal: options.signal });
     const taken = model && !(typeof prompt === "object" && "model" in prompt) ? { model } : {};
-    return this.submit(prompt, { ...taken, ...options, previousJobId: jobId });
+    return this.submit(prompt, { previousJobId: jobId, ...taken, ...options });
   }
 
   /**
@@ -492,7 +492,7 @@ export class ChatJobs {
    * @returns {Promise<Endpoint>}
    */
   async addEndpoint(url, { events, secret, signal } = {}) {
-    const body = jsonBytes(given({ url, events, secret }));
+    const body = jsonBytes(given({ events, secret, url }));
     return this.#http.read(shapes.Endpoint, "POST", "/api/endpoints", { body, signal });
   }
 

@@ -60,11 +60,10 @@ export class FeedEvents {
     for (const { event: name, id, data } of this.#parser.feed(chunk)) {
       if (!FEED_ID.test(id)) throw new StreamBroken("an event's id is not one of the feed of all jobs");
       if (this.lastEventId && BigInt(id) <= BigInt(this.lastEventId)) continue; // the reader has it
+      const event = NAMES.includes(name) ? decode(shapes.FeedEvent, data) : null;
+      if (event === undefined) throw new StreamBroken("a FeedEvent is not what it should be"); // it is asked for again
       this.lastEventId = id;
-      if (!NAMES.includes(name)) continue;
-      const event = decode(shapes.FeedEvent, data);
-      if (event === undefined) throw new StreamBroken("a FeedEvent is not what it should be");
-      yield [id, event];
+      if (event) yield [id, event];
     }
   }
 

@@ -32,10 +32,10 @@ export class ChatJobs {
      * text, and what `submit` throws.
      * @param {string} jobId
      * @param {Prompt} prompt
-     * @param {ChatFields & Keyed & Signal} [options]
+     * @param {Omit<ChatFields, "previousJobId"> & Keyed & Signal} [options]
      * @returns {Promise<JobAccepted>}
      */
-    reply(jobId: string, prompt: Prompt, options?: ChatFields & Keyed & Signal): Promise<JobAccepted>;
+    reply(jobId: string, prompt: Prompt, options?: Omit<ChatFields, "previousJobId"> & Keyed & Signal): Promise<JobAccepted>;
     /**
      * The job as it is now, with partial text while it runs. Throws JobNotFound.
      * @param {string} jobId
