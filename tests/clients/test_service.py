@@ -306,6 +306,40 @@ def test_a_stream_tells_of_its_connections(place: Place) -> None:
     assert told in ([False, True, False, True], [False, False, True])
 
 
+LIMITS = """
+import { ChatJobs } from "./src/index.js";
+const [url, apiKey, jobId] = process.argv.slice(1);
+const jobs = new ChatJobs(url, { apiKey, patience: 300 });
+const read = async (options) => { for await (const _ of jobs.stream(jobId, options)); };
+const never = () => new Promise(() => {});
+const failed = async () => { throw new TypeError("fetch failed"); };
+const stop = new AbortController();
+setTimeout(() => stop.abort(new RangeError("stopped")), 50);
+const ends = [{ token: never }, { token: never, timeout: 50 }, { token: never, signal: stop.signal }];
+ends.push({ token: failed });
+const names = [];
+for (const options of ends) names.push(await read(options).catch((error) => error.name));
+const during = new AbortController();
+let events = 0;
+const aborted = async () => {
+  for await (const _ of jobs.stream(jobId, { signal: during.signal })) {
+    events++;
+    during.abort(new RangeError("enough"));
+  }
+};
+console.log(JSON.stringify([names, await aborted().catch((error) => error.message), events]));
+process.exit(0);
+"""
+
+
+def test_a_token_that_never_comes_and_a_signal_end_a_stream(place: Place) -> None:
+    """Nothing comes after an abort, although one piece of the stream had all events."""
+    job_id, _ = accepted(place, prompt(tokens=20))
+    names, reason, events = json.loads(ran(LIMITS, place.gateway.url, place.key, job_id))
+    assert names == ["ServiceUnavailable", "TimeoutError", "RangeError", "ServiceUnavailable"]
+    assert (reason, events) == ("enough", 1)
+
+
 LISTENING = """
 import { ChatJobs } from "./src/index.js";
 const [url, apiKey, message, direct] = process.argv.slice(1);
