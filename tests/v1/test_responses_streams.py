@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import text as sql
 from sqlalchemy import update
 
 from chatjobs.contracts import Channel, FunctionCall, ToolCall
@@ -390,6 +391,63 @@ async def test_a_large_conversation_goes_on_within_limits_and_off_the_loop(
             assert len(threads) == (4 if status == 200 else 3)
             assert threading.main_thread() not in threads.values()
         assert answer.json()["error"]["param"] == "previous_response_id"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_complete_answer_ends_regularly_though_it_cannot_be_deleted(
+    machine: Stack,
+    store: JobStore,
+    writer: TranscriptWriter,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stream: bool,
+) -> None:
+    """The database refuses to delete it at first; the sweeper tries again."""
+    async with impatient(machine, monkeypatch) as url, httpx2.AsyncClient(timeout=30, trust_env=False) as http:
+        body = {"model": "mistral-small-latest", "input": "Hello", "store": False, "stream": stream}
+        async with http.stream("POST", f"{url}/v1/responses", json=body) as answer:
+            job_id = answer.headers["X-Job-Id"]
+            await write(writer, await claimed(store, job_id), RUNS)
+            async with undeletable(database, job_id):
+                await store.seals.seal(ending(job_id), run_id="run-1")
+                text = b"".join([piece async for piece in answer.aiter_bytes()])
+                async with asyncio.timeout(20):
+                    while "deleted_later" not in [getattr(one, "action", "") for one in caplog.records]:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+        if stream:
+            events = [json.loads(event.data) for event in Parser().feed(text) if event.data]
+            assert [event["type"] for event in events][-1] == "response.completed"
+        else:
+            assert json.loads(text)["status"] == "completed"
+        async with asyncio.timeout(20):
+            while (await store.queries.get(job_id)).deleted_at is None:  # noqa: ASYNC110 - nothing says when
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def undeletable(database: Database, job_id: str) -> AsyncIterator[None]:
+    """A trigger in the database refuses to delete the content of a job."""
+    when = f"NEW.deleted_at IS NOT NULL AND NEW.id = '{job_id}'"
+    if database.is_sqlite:
+        made = [f"CREATE TRIGGER undeletable BEFORE UPDATE ON jobs WHEN {when} BEGIN SELECT RAISE(ABORT, 'no'); END"]
+        gone = ["DROP TRIGGER undeletable"]
+    else:
+        refuse = "BEGIN RAISE EXCEPTION 'no'; END"
+        made = [
+            f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ {refuse} $$",
+            f"CREATE TRIGGER undeletable BEFORE UPDATE ON jobs FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION refuse()",
+        ]
+        gone = ["DROP TRIGGER undeletable ON jobs", "DROP FUNCTION refuse()"]
+    async with database.write() as connection:
+        for statement in made:
+            await connection.execute(sql(statement))
+    try:
+        yield
+    finally:
+        async with database.write() as connection:
+            for statement in gone:
+                await connection.execute(sql(statement))
 
 
 async def test_after_the_end_of_an_ended_response_comes_nothing(
