@@ -35,7 +35,7 @@ from domain.values import NewJob
 NO_PREVIOUS = "There is no job with the id in previousJobId; give the conversation in messages instead"
 PREVIOUS = "previousJobId"
 """The field of a request that names the job whose conversation goes on."""
-SHORTER = "leave the field out and give the newest messages, or a summary of the others, in messages"
+SHORTER = "leave the field out and give the newest messages, or a summary of the others, in {instead}"
 NO_ANSWER = "names a job that ended without text; replay that job, or go on from the one before it"
 NO_REQUEST = "names a job whose request was not valid; give the whole conversation in messages instead"
 TOOLS_FIRST = "must be tool: the previous job called tools, whose answers come first, one message for each call"
@@ -132,7 +132,8 @@ def follow_up(job: NewJob, turn: ConversationTurn, most_bytes: int) -> NewJob:
         _check_tools(last.tool_calls, new)
     request = job.request.model_copy(update={"messages": joined(before, new)})
     document = stored_form(request)
-    _check_length(request.messages, len(document.encode()), most_bytes)
+    texts = [message_text(message) for message in request.messages]
+    check_length(texts, len(document.encode()), most_bytes)
     return replace(job, request=request, request_json=document, thread=ThreadPlace.of(turn.result).thread)
 
 
@@ -142,17 +143,21 @@ def stored_form(request: ChatRequest) -> str:
     return request.model_dump_json(exclude_unset=True, exclude={"previous_job_id"})
 
 
-def _check_length(messages: Sequence[Message], size: int, most_bytes: int) -> None:
-    """Raises InvalidRequest."""
-    characters = sum(len(message_text(message)) for message in messages)
+def check_length(
+    texts: Sequence[str], size: int, most_bytes: int, *, field: str = PREVIOUS, instead: str = "messages"
+) -> None:
+    """Check the length of a whole conversation: the text of each message, and the bytes of the request's JSON.
+
+    ``field`` named the conversation, and ``instead`` takes messages without it. Raises InvalidRequest at ``field``.
+    """
     for number, most, unit in (
-        (len(messages), MAX_MESSAGES, "messages"),
-        (characters, MAX_TEXT_CHARACTERS, "characters"),
+        (len(texts), MAX_MESSAGES, "messages"),
+        (sum(map(len, texts)), MAX_TEXT_CHARACTERS, "characters"),
         (size, most_bytes, "bytes"),
     ):
         if number > most:
-            why = f"leads to a conversation of {number} {unit}, and a request may have {most}; {SHORTER}"
-            raise InvalidRequest([Problem(f"/{PREVIOUS}", why)])
+            why = f"leads to a conversation of {number} {unit}, and a request may have {most}; "
+            raise InvalidRequest([Problem(f"/{field}", why + SHORTER.format(instead=instead))])
 
 
 def _check_tools(calls: Sequence[ToolCall], messages: Sequence[Message]) -> None:

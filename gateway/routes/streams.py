@@ -162,12 +162,14 @@ class EventStreamResponse(Response, ABC):
         defer_stream(scope, self._run)
 
     async def _run(self, receive: Receive, send: Send) -> None:
+        whole = False
         with self._here.open_streams.registered(self._caller.key_id) as stream:
             watching = asyncio.create_task(_watch_disconnect(receive, stream), name="hang-up")
             try:
                 await self.begin(send)
                 await self.send_events(send)
                 await self.write(send, b"", more=False)
+                whole = True
             except asyncio.CancelledError:
                 if stream.end_reason is None:
                     raise
@@ -178,6 +180,8 @@ class EventStreamResponse(Response, ABC):
                     await self.end_body(send)
             finally:
                 watching.cancel()
+        if whole:  # a reader that hangs up now does not end this task any more
+            await self.delivered()
 
     async def begin(self, send: Send) -> None:
         """Send the head of the response."""
@@ -193,6 +197,9 @@ class EventStreamResponse(Response, ABC):
         """Write complete blocks, the first of which is an event."""
         retry, self._retry_field = self._retry_field, b""
         await self.write(send, retry + blocks)
+
+    async def delivered(self) -> None:
+        """Called when the end of the body was sent."""
 
     async def disconnected(self) -> None:
         """Called when the reader has hung up."""

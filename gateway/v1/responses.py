@@ -26,7 +26,7 @@ from gateway.problems import HttpProblem
 from gateway.routes.jobs import Caller, Here, accept_body, body_of, checked_key
 from gateway.serving.bodies import sized_json_body
 from gateway.v1.completions import with_our_headers
-from gateway.v1.responses_conversation import earlier_turns
+from gateway.v1.responses_conversation import check_whole, earlier_turns
 from gateway.v1.responses_events import EventPlace, ResponseFraming
 from gateway.v1.responses_found import FoundResponse, found_job, found_response, not_found
 from gateway.v1.responses_input import JsonDict, first_id, input_items
@@ -57,7 +57,10 @@ async def create(
     body, size = await sized_json_body(request, here.settings.chatjobs_max_body_bytes)
     wanted = await _off_loop(size, parsed_request, body)
     earlier = await earlier_turns(here, caller, wanted.previous_response_id)
+    size += earlier.size
     asked = await _off_loop(size, translated, wanted, body, earlier)
+    if earlier.messages:
+        await _off_loop(size, check_whole, asked, here.settings.chatjobs_max_body_bytes)
     job = await _accept(request, here, caller, key, asked, place=earlier.place, size=size, kept=wanted.store)
     headers = {"X-Job-Id": job.job_id} | ({} if job.created else {"Idempotency-Replayed": "true"})
     found = await found_job(here, caller, job.job_id)
@@ -156,10 +159,11 @@ async def _framing(here: Dependencies, found: FoundResponse, place: EventPlace |
     text = await here.reader.read(Cursor(job.job_id, job.epoch, 0))
     if place.epoch < text.epoch:
         raise HttpProblem(400, *RESTARTED)
-    beyond = place.epoch > text.epoch or place.position > text.position
-    if beyond and not text.status.terminal:
-        why = "starting_after names an event that this response has not had. Stream it again without starting_after"
-        raise HttpProblem(400, "unknown_event", why)
+    if place.epoch > text.epoch or place.position > text.position:
+        if not text.status.terminal:
+            why = "starting_after names an event that this response has not had. Stream it again without starting_after"
+            raise HttpProblem(400, "unknown_event", why)
+        place = place.within(text.epoch, text.position)
     return ResponseFraming(parts, place, first_part(text, place.position).runs if place.position else ())
 
 

@@ -39,6 +39,8 @@ ROOM: Final = 16
 """Numbers for each character of an answer."""
 EPOCH_ROOM: Final = 2**42
 """Numbers for each epoch. JavaScript's numbers are exact up to 2**53, which is the room of 2,048 epochs."""
+LAST_NUMBER: Final = 2**62 - 1
+"""No event has a greater number; what a caller names beyond it is this one."""
 NOTHING_SENT: Final = -1
 
 
@@ -71,8 +73,14 @@ class EventPlace(NamedTuple):
 
     @classmethod
     def of(cls, number: int) -> EventPlace:
-        epoch, rest = divmod(max(number, 0), EPOCH_ROOM)
+        number = min(max(number, 0), LAST_NUMBER)
+        epoch, rest = divmod(number, EPOCH_ROOM)
         return cls(epoch + 1, max(rest // ROOM - 1, 0), number)
+
+    def within(self, epoch: int, position: int) -> EventPlace:
+        """This place in an answer that ends with ``position`` of ``epoch``; behind its last event, if it is beyond."""
+        number = self.number if self.epoch <= epoch else epoch * EPOCH_ROOM - 1
+        return EventPlace(min(self.epoch, epoch), min(self.position, position), number)
 
     @property
     def has_text(self) -> bool:

@@ -9,12 +9,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from chatjobs.contracts import (
+    MAX_MESSAGES,
     AssistantMessage,
     Content,
     ContentPart,
@@ -30,11 +32,14 @@ from chatjobs.contracts import (
     ToolMessage,
 )
 from chatjobs.contracts.base import StrictModel
+from chatjobs.errors import InvalidRequest, Problem
 
 JsonDict = dict[str, Any]
 """A JSON object in the making."""
 CALL_ID: Final = re.compile("[A-Za-z0-9]{9}")
 """The id of a tool call that every version of Mistral's API takes."""
+ANSWERS: Final = ("assistant", "tool")
+"""The roles behind which Mistral takes no system message."""
 
 
 class GivenModel(StrictModel):
@@ -179,6 +184,14 @@ GivenInput = str | Annotated[Many[CheckedItem], Field(min_length=1)]
 # -------------------------------------------------------------------------------------- items to messages
 
 
+class _Placed(NamedTuple):
+    """A message, and the index in the input of the item that it begins with, if it comes from there."""
+
+    message: JsonDict
+    place: int | None
+    developer: bool = False
+
+
 class Conversation:
     """Collects items into messages, after those of ``earlier``. Reasoning, text and calls of one answer become one
     assistant message.
@@ -193,18 +206,38 @@ class Conversation:
         developers: Sequence[int] = (),
         calls: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.messages: list[JsonDict] = [*earlier]
-        self.places: dict[int, int] = {}
-        """The index in the input of the item that a message begins with, by the message's index."""
-        self.developers: list[int] = [*developers]
+        said_by_developers = {*developers}
+        given = [_Placed(message, None, index in said_by_developers) for index, message in enumerate(earlier)]
+        count = next((index for index, one in enumerate(given) if one.message["role"] != "system"), len(given))
+        self._instructions, self._turns = given[:count], given[count:]
+        """The system messages at the beginning, and everything after them."""
+        self._answered = any(one.message["role"] in ANSWERS for one in given)
+        self._most = len(given) + MAX_MESSAGES
         self.calls: dict[str, str] = dict(calls)
         self._parts: list[JsonDict] = []
         self._tool_calls: list[JsonDict] = []
         self._begun = 0
         self._names: dict[str, str] = {}
 
+    @property
+    def messages(self) -> list[JsonDict]:
+        return [one.message for one in self._all()]
+
+    @property
+    def places(self) -> dict[int, int]:
+        """The index in the input of the item that a message begins with, by the message's index."""
+        return {index: one.place for index, one in enumerate(self._all()) if one.place is not None}
+
+    @property
+    def developers(self) -> list[int]:
+        return [index for index, one in enumerate(self._all()) if one.developer]
+
+    def ask(self, text: str) -> None:
+        """Add an input that is one text: a message of the user's, which no item begins."""
+        self._turns.append(_Placed({"role": "user", "content": text}, None))
+
     def add(self, place: int, item: GivenMessage | GivenCall | GivenOutput | GivenReasoning) -> None:
-        """Add the item at a place of the input."""
+        """Add the item at a place of the input. Raises InvalidRequest for too many messages."""
         if not self._parts and not self._tool_calls:
             self._begun = place
         match item:
@@ -241,19 +274,25 @@ class Conversation:
     def _instruct(self, place: int, item: GivenMessage) -> None:
         """Add a system message. Behind an answer Mistral refuses it (mistral-common, ``_validate_message_order``): then
         it joins those at the beginning."""
-        roles = [message["role"] for message in self.messages]
-        first = next((index for index, role in enumerate(roles) if role != "system"), len(roles))
-        at = first if {"assistant", "tool"} & {*roles} else len(roles)
-        self.developers = [index + (index >= at) for index in self.developers]
-        self.places = {index + (index >= at): before for index, before in self.places.items()}
-        if item.role == "developer":
-            self.developers.append(at)
-        self.places[at] = place
-        self.messages.insert(at, {"role": "system", "content": _content(item.content)})
+        message = {"role": "system", "content": _content(item.content)}
+        first = self._answered or not self._turns
+        self._put(
+            self._instructions if first else self._turns, _Placed(message, place, developer=item.role == "developer")
+        )
 
     def _append(self, place: int, message: JsonDict) -> None:
-        self.places[len(self.messages)] = place
-        self.messages.append(message)
+        self._answered = self._answered or message["role"] in ANSWERS
+        self._put(self._turns, _Placed(message, place))
+
+    def _put(self, where: list[_Placed], message: _Placed) -> None:
+        """Raises InvalidRequest, before the work for too many messages is done."""
+        if len(self._instructions) + len(self._turns) == self._most:
+            why = f"must lead to at most {MAX_MESSAGES} messages; leave out or summarise the oldest"
+            raise InvalidRequest([Problem("/input", why)])
+        where.append(message)
+
+    def _all(self) -> Iterator[_Placed]:
+        return chain(self._instructions, self._turns)
 
     def _think(self, place: int, item: GivenReasoning) -> None:
         """Reasoning without a text (it may be encrypted, or empty) is of no use to another model."""
@@ -346,8 +385,9 @@ def input_items(
     ``developers`` and ``calls`` are those of the Conversation that the messages come from.
     """
     found: list[JsonDict] = []
+    said_by_developers = {*developers}
     for index, message in enumerate(messages):
-        for number, item in enumerate(_items(message, index in developers, calls)):
+        for number, item in enumerate(_items(message, index in said_by_developers, calls)):
             prefix = {"message": "msg", "reasoning": "rs", "function_call": "fc"}.get(str(item["type"]), "fco")
             found.append({"id": f"{prefix}_{job_id}_in{index}_{number}", **item})
     return found

@@ -215,6 +215,8 @@ class EarlierTurns(NamedTuple):
     calls: Mapping[str, str] = {}
     place: ThreadPlace | None = None
     """That of the response that follows."""
+    size: int = 0
+    """The bytes of the request and the answer that the messages come from."""
 
 
 NO_TURNS: Final = EarlierTurns()
@@ -275,15 +277,14 @@ def _conversation(request: ResponseRequest, earlier: EarlierTurns) -> Conversati
     developers = [index + len(first) for index in earlier.developers]
     conversation = Conversation([*first, *earlier.messages], developers, earlier.calls)
     if isinstance(request.input, str):
-        conversation.messages.append({"role": "user", "content": request.input})
-        _check_outputs(conversation.messages)
-        return conversation
-    for place, item in enumerate(request.input):
-        conversation.add(place, item)
-    conversation.end_answer()
-    if not conversation.places or conversation.messages[-1]["role"] == "assistant":
-        why = "must end with a message of the user or the output of a function, for the model to answer"
-        raise InvalidRequest([Problem("/input", why)])
+        conversation.ask(request.input)
+    else:
+        for place, item in enumerate(request.input):
+            conversation.add(place, item)
+        conversation.end_answer()
+        if not conversation.places or conversation.messages[-1]["role"] == "assistant":
+            why = "must end with a message of the user or the output of a function, for the model to answer"
+            raise InvalidRequest([Problem("/input", why)])
     _check_outputs(conversation.messages)
     return conversation
 

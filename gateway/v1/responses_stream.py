@@ -12,8 +12,8 @@ from typing import Final
 from starlette.types import Send
 
 from chatjobs.contracts import Job, QueuePlace
-from chatjobs.errors import ContentDeleted, JobNotFound
-from domain.errors import StorageUnavailable
+from chatjobs.errors import ContentDeleted, JobNotFound, JobRunning
+from domain.errors import StorageError, StorageUnavailable
 from domain.values import Cursor, JobHandle, Slice, TextRun
 from domain.webhook_body import RESPONSE_ID_PREFIX
 from gateway.auth.access import Identity
@@ -55,7 +55,7 @@ class ResponseStream(JobEventsResponse):
         started = cursor._replace(awaits_start=framing.last < Before.IN_PROGRESS)
         super().__init__(here, caller, started, resumed=False, job=job, headers=headers)
         self._framed, self._kept = framing, kept
-        self._between_events = True
+        self._between_events, self._whole = True, False
         self._retry_field = b""  # it would be for an EventSource, which knows nothing of starting_after
 
     def framing_of(self, job: Job | JobHandle) -> StreamFraming:
@@ -79,7 +79,11 @@ class ResponseStream(JobEventsResponse):
             log.warning("stream ended: %s", error, extra={"action": "stream_ended", "job_id": self._cursor.job_id})
             await self._interrupt(send)
         else:
-            await delete_unless(self._kept, self._here, self._cursor.job_id)
+            self._whole = True
+
+    async def delivered(self) -> None:
+        if self._whole and not self._kept:
+            await delete_unkept(self._here, self._cursor.job_id)
 
     async def ended(self) -> Job | None:
         job = await super().ended()
@@ -141,7 +145,7 @@ class HeldResponse(JobEventsResponse):
         super().__init__(here, caller, Cursor(job.job_id), resumed=False, job=job, headers=headers)
         self.headers["Content-Type"] = "application/json"
         self._framed, self._kept = ObjectFraming(settings), kept
-        self._head_sent = self._complete = False
+        self._head_sent = self._complete = self._whole = False
         self._retry_field = b""
 
     def framing_of(self, job: Job | JobHandle) -> StreamFraming:
@@ -167,8 +171,11 @@ class HeldResponse(JobEventsResponse):
         except StorageUnavailable as error:
             await self._fail(send, 503, error.code, error.message)
         else:
-            self._complete = True
-            await delete_unless(self._kept, self._here, self._cursor.job_id)
+            self._complete = self._whole = True
+
+    async def delivered(self) -> None:
+        if self._whole and not self._kept:
+            await delete_unkept(self._here, self._cursor.job_id)
 
     async def ended(self) -> Job | None:
         job = await super().ended()
@@ -200,7 +207,12 @@ async def whole_text(here: Dependencies, job: Job) -> Sequence[TextRun]:
     return (await here.reader.read(Cursor(job.job_id, job.epoch, 0))).runs
 
 
-async def delete_unless(kept: bool, here: Dependencies, job_id: str) -> None:
-    """Delete the content of a response that was delivered and is not to be kept."""
-    if not kept:
+async def delete_unkept(here: Dependencies, job_id: str) -> None:
+    """Delete the content of a response that was delivered and is not to be kept. If the database cannot do it now, a
+    sweeper does it later, as for a response that nobody reads."""
+    try:
         await here.jobs.seals.delete(job_id)
+    except (JobNotFound, JobRunning):  # its retention ended, or it, a failed one, goes on
+        return
+    except StorageError as error:
+        log.warning("content is deleted later: %s", error, extra={"action": "deleted_later", "job_id": job_id})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -13,18 +14,21 @@ from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import text as sql
 from sqlalchemy import update
 
 from chatjobs.contracts import Channel, FunctionCall, ToolCall
 from chatjobs.sse import Parser
+from dispatch import intake
 from domain.new_jobs import new_job
-from domain.settings import Settings
+from domain.settings import USUAL_BODY_BYTES, Settings
 from domain.timings import Timings
 from domain.values import Claim, ResponseForm
 from gateway.__main__ import listen
 from gateway.app import create_app
 from gateway.dependencies import open_dependencies
 from gateway.serving.server import served
+from gateway.v1 import responses, responses_conversation
 from gateway.v1.responses_events import EPOCH_ROOM, ROOM
 from providers.webhooks.sender import HttpWebhookSender
 from storage.engine.database import Database
@@ -348,6 +352,120 @@ async def test_responses_of_other_tenants_are_not_there(
     body = {"model": "mistral-small-latest", "input": "Go on", "previous_response_id": name}
     answer = await asyncio.to_thread(lambda: HTTP.post(f"{door.url}/v1/responses", json=body))
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "previous_response_not_found")
+
+
+async def test_a_large_conversation_goes_on_within_limits_and_off_the_loop(
+    machine: Stack, store: JobStore, writer: TranscriptWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body is small, the conversation is not: nobody waits for the work on it, and it has a body's limit."""
+    threads: dict[str, threading.Thread] = {}
+
+    def noting(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any, **named: Any) -> Any:
+            threads[name] = threading.current_thread()
+            return work(*given, **named)
+
+        return run
+
+    for module, name in (
+        (responses_conversation, "history"),
+        (responses, "translated"),
+        (responses, "check_whole"),
+        (intake, "new_job"),
+    ):
+        monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
+    async with impatient(machine, monkeypatch) as url:
+        for size, status in ((100_000, 200), (USUAL_BODY_BYTES, 400)):
+            threads.clear()
+            image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * size}}
+            messages = [{"role": "user", "content": [{"type": "text", "text": "See"}, image]}]
+            job = new_job({"messages": messages}, tenant="default")
+            await store.acceptance.accept(job)
+            await write(writer, await claimed(store, job.job_id))
+            await store.seals.seal(ending(job.job_id), run_id="run-1")
+            body = {"model": "mistral-small-latest", "input": "Go on", "background": True}
+            body["previous_response_id"] = f"resp_{job.job_id}"
+            async with httpx2.AsyncClient(timeout=30, trust_env=False) as http:
+                answer = await http.post(f"{url}/v1/responses", json=body)
+            assert answer.status_code == status, answer.text
+            assert len(threads) == (4 if status == 200 else 3)
+            assert threading.main_thread() not in threads.values()
+        assert answer.json()["error"]["param"] == "previous_response_id"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_complete_answer_ends_regularly_though_it_cannot_be_deleted(
+    machine: Stack,
+    store: JobStore,
+    writer: TranscriptWriter,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stream: bool,
+) -> None:
+    """The database refuses to delete it at first; the sweeper tries again."""
+    async with impatient(machine, monkeypatch) as url, httpx2.AsyncClient(timeout=30, trust_env=False) as http:
+        body = {"model": "mistral-small-latest", "input": "Hello", "store": False, "stream": stream}
+        async with http.stream("POST", f"{url}/v1/responses", json=body) as answer:
+            job_id = answer.headers["X-Job-Id"]
+            await write(writer, await claimed(store, job_id), RUNS)
+            async with undeletable(database, job_id):
+                await store.seals.seal(ending(job_id), run_id="run-1")
+                text = b"".join([piece async for piece in answer.aiter_bytes()])
+                async with asyncio.timeout(20):
+                    while "deleted_later" not in [getattr(one, "action", "") for one in caplog.records]:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+        if stream:
+            events = [json.loads(event.data) for event in Parser().feed(text) if event.data]
+            assert [event["type"] for event in events][-1] == "response.completed"
+        else:
+            assert json.loads(text)["status"] == "completed"
+        async with asyncio.timeout(20):
+            while (await store.queries.get(job_id)).deleted_at is None:  # noqa: ASYNC110 - nothing says when
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def undeletable(database: Database, job_id: str) -> AsyncIterator[None]:
+    """A trigger in the database refuses to delete the content of a job."""
+    when = f"NEW.deleted_at IS NOT NULL AND NEW.id = '{job_id}'"
+    if database.is_sqlite:
+        made = [f"CREATE TRIGGER undeletable BEFORE UPDATE ON jobs WHEN {when} BEGIN SELECT RAISE(ABORT, 'no'); END"]
+        gone = ["DROP TRIGGER undeletable"]
+    else:
+        refuse = "BEGIN RAISE EXCEPTION 'no'; END"
+        made = [
+            f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ {refuse} $$",
+            f"CREATE TRIGGER undeletable BEFORE UPDATE ON jobs FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION refuse()",
+        ]
+        gone = ["DROP TRIGGER undeletable ON jobs", "DROP FUNCTION refuse()"]
+    async with database.write() as connection:
+        for statement in made:
+            await connection.execute(sql(statement))
+    try:
+        yield
+    finally:
+        async with database.write() as connection:
+            for statement in gone:
+                await connection.execute(sql(statement))
+
+
+async def test_after_the_end_of_an_ended_response_comes_nothing(
+    door: Gateway, store: JobStore, writer: TranscriptWriter
+) -> None:
+    job_id = await whole(store, writer)
+    last = (await asyncio.to_thread(events_of, door.url, job_id))[-1]["sequence_number"]
+    called = await whole(store, writer, calls=CALLS, reason="tool_calls")
+    end = (await asyncio.to_thread(events_of, door.url, called))[-1]["sequence_number"]
+    for after in (0, 1, ROOM, 50 * ROOM, EPOCH_ROOM - last, EPOCH_ROOM, 5 * EPOCH_ROOM + 100, 2**63, 10**40):
+        assert await asyncio.to_thread(events_of, door.url, job_id, last + after) == []
+        assert await asyncio.to_thread(events_of, door.url, called, end + after) == []
+    running = await accepted(store)
+    for after in (ROOM * 50, EPOCH_ROOM, 10**40):
+        query = {"stream": "true", "starting_after": str(after)}
+        path = f"{door.url}/v1/responses/resp_{running}"
+        answer = await asyncio.to_thread(HTTP.get, path, params=query)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_event")
 
 
 async def test_a_gateway_that_stops_leaves_those_who_wait_an_error(machine: Stack) -> None:

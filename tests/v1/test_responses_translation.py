@@ -10,16 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatjobs.contracts import Channel, ChatRequest, FunctionCall, JobStatus, ToolCall
+from chatjobs.contracts import MAX_MESSAGES, Channel, ChatRequest, FunctionCall, JobStatus, ToolCall
 from chatjobs.errors import InvalidRequest
 from chatjobs.sse import Parser
 from domain.values import RunRef, Slice, StoredJob, TextRun
+from gateway.v1.responses_conversation import check_whole
 from gateway.v1.responses_events import ROOM, EventPlace, ResponseFraming, ResponseRestarted
 from gateway.v1.responses_input import input_items
 from gateway.v1.responses_object import ResponseParts
 from gateway.v1.responses_request import (
     PARAMETERS,
     REFUSALS,
+    EarlierTurns,
     ResponseRequest,
     ResponseSettings,
     Use,
@@ -97,6 +99,52 @@ def test_instructions_behind_an_answer_join_those_at_the_beginning() -> None:
     assert [message.role for message in request.messages] == ["system", "system", "user", "assistant", "user"]
     items = input_items("job", request.messages, found.settings.developers, found.settings.calls)
     assert [item["role"] for item in items] == ["system", "developer", "user", "assistant", "user"]
+
+
+def test_instructions_keep_their_order_and_their_items() -> None:
+    """Also those of an earlier conversation, and those in front of an answer, which stay where they are."""
+    earlier = EarlierTurns([{"role": "system", "content": "0"}, {"role": "user", "content": "1"}], [0])
+    given = [("system", "2"), ("assistant", "3"), ("developer", "4"), ("user", "5"), ("system", "6"), ("user", "7")]
+    body = {
+        "model": MODEL,
+        "input": [{"role": role, "content": text} for role, text in given],
+        "instructions": "A",
+    }
+    found = translated(parsed_request(body), body, earlier)
+    assert [message["content"] for message in found.body["messages"]] == ["A", "0", "4", "6", "1", "2", "3", "5", "7"]
+    assert found.settings.developers == (1, 2)
+    assert found.places == {2: 2, 3: 4, 5: 0, 6: 1, 7: 3, 8: 5}
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user"])
+def test_too_many_messages_are_refused_while_they_are_collected(role: str) -> None:
+    """The messages of an input are as many as a job may have; what earlier turns add is judged with the whole."""
+    body = {"model": MODEL, "input": [USER, SAID, *[{"role": role, "content": "x"}] * (MAX_MESSAGES - 3), USER]}
+    earlier = EarlierTurns([USER])
+    assert len(translated(parsed_request(body), body, earlier).body["messages"]) == MAX_MESSAGES + 1
+    body["input"] = [USER, *body["input"]]
+    with pytest.raises(InvalidRequest, match=r"^/input: must lead to at most 1000 messages"):
+        translated(parsed_request(body), body, earlier)
+
+
+def test_a_conversation_with_its_earlier_turns_has_the_limits_of_a_request() -> None:
+    body: dict[str, Any] = {"model": MODEL, "input": "And?"}
+
+    def check(earlier: list[dict[str, Any]], most_bytes: int = 10_000_000) -> None:
+        check_whole(translated(parsed_request(body), body, EarlierTurns(earlier)), most_bytes)
+
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 10_000}}
+    seen = {"role": "user", "content": [{"type": "text", "text": "é" * 100}, image]}
+    check([USER] * (MAX_MESSAGES - 1))
+    check([seen], 10_500)
+    for earlier, most, why in (
+        ([USER] * MAX_MESSAGES, 10_000_000, "1001 messages, and a request may have 1000; leave the field out and give"),
+        ([{"role": "user", "content": "x" * 2_000_000}], 10_000_000, "2000004 characters, and a request may have"),
+        ([{"role": "user", "content": [{"type": "text", "text": "x" * 2_000_000}]}], 10_000_000, "2000004 characters"),
+        ([seen], 10_000, "bytes, and a request may have 10000; .* in input$"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"^/previous_response_id: leads to a conversation of .*{why}"):
+            check(earlier, most)
 
 
 def test_a_problem_names_the_item_that_has_it() -> None:
