@@ -422,6 +422,33 @@ def test_a_job_whose_time_is_over_ends(running: tuple[Stack, Gateway], mistral: 
     assert (job.status, job.completed_requests, job.output_file) == ("TIMEOUT_EXCEEDED", 0, None)
 
 
+LEFT_OVER = {
+    "a cancellation": ({"cancel_requested_at": 1}, "CANCELLED"),
+    "a timeout": ({"timed_out_at": 1}, "TIMEOUT_EXCEEDED"),
+    "a batch that is not recorded": (
+        {"cancel_requested_at": 1, "completed_at": 1, "batch_id": None, "claimed_at": 1},
+        "CANCELLED",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "status"), LEFT_OVER.values(), ids=LEFT_OVER)
+def test_what_a_gateway_left_over_is_done(
+    running: tuple[Stack, Gateway], mistral: Mistral, row: dict[str, Any], status: str
+) -> None:
+    """A gateway that died had recorded this, and no more."""
+    slow = prompt("long", **SLOW)
+    job = created(mistral, line("slow", slow))
+    asyncio.run(running[0].simulator.wait(slow, tokens=1))
+    asyncio.run(changed(running[0].database_url, job.id, **row))
+    end = time.monotonic() + PATIENCE
+    while (job := ended(mistral, job, status)).error_file is None:
+        assert time.monotonic() < end, job
+        job = mistral.batch.jobs.get(job_id=job.id)
+    assert (job.completed_requests, job.output_file) == (0, None)
+    assert results(mistral, job.error_file)["slow"]["error"]["code"] == "cancelled"
+
+
 async def test_a_batch_that_goes_on_after_its_end_has_new_results(http: httpx2.AsyncClient, mistral: Mistral) -> None:
     once = prompt("Hello", faults=[{"kind": 400}])
     job = ended(mistral, created(mistral, line("good"), line("bad", once)))
