@@ -13,7 +13,22 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, and_, bindparam, case, delete, func, insert, literal, null, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import BatchStatus, BatchWebhook, JobError
@@ -171,10 +186,11 @@ class BatchJobStore:
     async def list(self, tenant: str, wanted: BatchJobFilter, *, page: int, page_size: int) -> BatchJobPage:
         """A page of the tenant's jobs; pages count from 0."""
         order = (JOB.created_at, JOB.id) if wanted.oldest_first else (JOB.created_at.desc(), JOB.id.desc())
-        query = _matching(SHOWN, tenant, wanted).order_by(*order)
+        sqlite = self._database.is_sqlite
+        query = _matching(SHOWN, tenant, wanted, sqlite=sqlite).order_by(*order)
         async with self._database.read() as connection:
             rows = (await connection.execute(query.offset(page * page_size).limit(page_size))).all()
-            counting = _matching(select(func.count()).select_from(OF), tenant, wanted)
+            counting = _matching(select(func.count()).select_from(OF), tenant, wanted, sqlite=sqlite)
             total = int(await connection.scalar(counting) or 0)
         return BatchJobPage([_record(row) for row in rows], total)
 
@@ -478,7 +494,16 @@ def _moment(value: int | None) -> Any:
     return None if value is None else moment(value)
 
 
-def _matching(query: Select[Any], tenant: str, wanted: BatchJobFilter) -> Select[Any]:
+def _has(name: str, value: str, *, sqlite: bool) -> ColumnElement[bool]:
+    """Whether a job's metadata has an entry. SQLite's JSON paths cannot express every name."""
+    if not sqlite:
+        same: ColumnElement[bool] = JOB.metadata[name].as_string() == literal(value)
+        return same
+    pairs = func.json_each(JOB.metadata).table_valued("key", "value")
+    return select(pairs.c.key).where(pairs.c.key == name, pairs.c.value == value).exists()
+
+
+def _matching(query: Select[Any], tenant: str, wanted: BatchJobFilter, *, sqlite: bool) -> Select[Any]:
     query = query.where(JOB.tenant == tenant, SEEN)
     if wanted.model is not None:
         query = query.where(JOB.model == clean(wanted.model))
@@ -487,5 +512,5 @@ def _matching(query: Select[Any], tenant: str, wanted: BatchJobFilter) -> Select
     if wanted.states is not None:
         query = query.where(STATE.in_([state.value for state in wanted.states]))
     for name, value in (wanted.metadata or {}).items():
-        query = query.where(JOB.metadata[clean(name)].as_string() == literal(clean(value)))
+        query = query.where(_has(clean(name), clean(value), sqlite=sqlite))
     return query

@@ -344,6 +344,16 @@ async def test_a_list_has_pages_and_filters(database: Database, jobs: BatchJobSt
     assert await matching(created_after=datetime.now(UTC) + timedelta(hours=1)) == []
 
 
+@pytest.mark.parametrize("name", ['a"b', '"', "a.b", "$", "a'b", "\\", "[0]", "Größe 🌊"])
+async def test_a_list_is_filtered_by_any_name(jobs: BatchJobStore, name: str) -> None:
+    job_id = await created(jobs, metadata={name: "x", "k": "v"})
+    await created(jobs, metadata={"k": "v"})
+    await created(jobs)
+    for wanted, expected in (({name: "x"}, [job_id]), ({name: "v"}, []), ({f'{name}"': "x"}, [])):
+        found = await jobs.list("a", BatchJobFilter(metadata=wanted), page=0, page_size=10)
+        assert [one.job_id for one in found.jobs] == expected
+
+
 async def test_a_deleted_job_is_gone_with_what_it_asked(database: Database, jobs: BatchJobStore) -> None:
     job_id = await created(jobs, idempotency_key="key")
     await jobs.made(job_id, await batch(database, first_batch_id(job_id), "k"))

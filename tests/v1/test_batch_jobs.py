@@ -258,6 +258,12 @@ async def test_a_key_makes_one_job(http: httpx2.AsyncClient, mistral: Mistral) -
     assert sum("idempotency-replayed" not in one.headers for one in answers) == 1
     other = await http.post("/v1/batch/jobs", json=body | {"model": "other"}, headers=headers)
     assert other.status_code == 422
+    for more in ({"X-Chatjobs-Lane": "batch"}, {"X-Chatjobs-Callback": "http://127.0.0.1:9/"}):
+        other = await http.post("/v1/batch/jobs", json=body, headers=headers | more)
+        assert other.status_code == 422
+        again = headers | more | {"Idempotency-Key": uuid.uuid4().hex}
+        answers_again = [await http.post("/v1/batch/jobs", json=body, headers=again) for _ in range(2)]
+        assert len({one.json()["id"] for one in answers_again}) == 1
     assert ended(mistral, mistral.batch.jobs.get(job_id=answers[0].json()["id"])).total_requests == 1
 
 
@@ -396,6 +402,13 @@ def test_the_list_has_pages_and_filters(mistral: Mistral) -> None:
     assert found(status=["FAILED", "RUNNING"]) == [ids[4]]
     assert found(created_after=datetime.now(UTC) + OF_ANOTHER_TIME) == found(agent_id="ag:1") == []
     assert found(created_after=datetime.now(UTC) - OF_ANOTHER_TIME, created_by_me=True) == ids[::-1]
+
+
+async def test_a_filter_that_is_no_metadata_is_refused(http: httpx2.AsyncClient) -> None:
+    for query in ("x" * 65 + "=v", "=v", "k=" + "v" * 513, "&".join(f"k{n}=v" for n in range(17))):
+        answer = await http.get(f"/v1/batch/jobs?{query}")
+        assert answer.status_code == 422, query
+    assert (await http.get("/v1/batch/jobs?a%22b=v")).json()["data"] == []
 
 
 def test_a_job_that_is_cancelled_keeps_what_it_has(running: tuple[Stack, Gateway], mistral: Mistral) -> None:
