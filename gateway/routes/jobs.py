@@ -211,6 +211,11 @@ async def list_jobs(
 def _filters(request: Request) -> dict[str, str]:
     """The ``metadata.KEY=VALUE`` parameters. Raises HttpProblem."""
     named = {k.removeprefix("metadata."): v for k, v in request.query_params.items() if k.startswith("metadata.")}
+    return checked_filters(named)
+
+
+def checked_filters(named: dict[str, str]) -> dict[str, str]:
+    """Entries of metadata to search for. Raises HttpProblem."""
     try:
         filters = FILTERS.validate_python(named)
     except ValidationError:

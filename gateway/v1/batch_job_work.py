@@ -100,6 +100,8 @@ class BatchJobWork:
             await self._guarded(self.cancel(job_id, late=True), job_id)
         for job_id in due.ended:
             await self._guarded(self._jobs.settle(job_id), job_id)
+        for batch_id in due.unwanted:
+            await self._guarded(self._cancel_batch(batch_id), batch_id)
         for job_id in due.unread:
             self._begin("read", job_id, self.read)
         for job_id in due.deleted:
@@ -137,7 +139,8 @@ class BatchJobWork:
     # ---------------------------------------------------------------------------------------------- cancelling
 
     async def cancel(self, job_id: str, tenant: str | None = None, *, late: bool = False) -> None:
-        """Cancel a job, durably; one that has ended stays as it is. Raises BatchJobNotFound, StorageError."""
+        """Cancel a job, durably; one that has ended stays as it is. What fails once it is recorded, the next look of
+        any gateway does. Raises BatchJobNotFound, StorageError."""
         job = await self._jobs.cancel(job_id, tenant, late=late)
         if job.batch_id is not None and job.completed_at is None:
             await self._cancel_batch(job.batch_id)
@@ -164,6 +167,7 @@ class BatchJobWork:
         try:
             batch_id = await self._made(claim, reading)
         except Unwanted:
+            await self._jobs.release(job_id)
             return
         except (HttpProblem, ChatJobsError) as error:
             if _may_pass(error):

@@ -1,7 +1,8 @@
 """Batch jobs of Mistral's batch API: a row for what was asked, beside the batch that its files become.
 
-A gateway claims a job, reads and checks its files and makes the batch; if it dies, another one does. The end is that of
-the batch: ``settle`` then makes the files of the results, whose content is that of the batch's output.
+A gateway claims a job, reads and checks its files and makes the batch; if it dies, another one does. A cancellation is
+recorded first, and ``due`` tells of it until the batch knows of it. The end is that of the batch: ``settle`` then makes
+the files of the results, whose content is that of the batch's output.
 """
 
 from __future__ import annotations
@@ -12,7 +13,22 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, and_, bindparam, case, delete, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import BatchStatus, BatchWebhook, JobError
@@ -51,6 +67,8 @@ OF = batch_jobs.outerjoin(batches, batches.c.id == JOB.batch_id)
 WITHOUT_BATCH = JOB.batch_id.is_(None)
 SEEN = and_(JOB.deleted_at.is_(None), or_(WITHOUT_BATCH, batches.c.id.is_not(None)))
 """Neither deleted, nor left alone by the retention, which removes batches first."""
+NEVER_RESUMED = batches.c.revision == 1
+"""A batch that was cancelled and goes on has nothing to do with the cancellation any more."""
 STATE = case(
     (JOB.errors.is_not(None), BatchJobState.FAILED.value),
     (and_(JOB.completed_at.is_not(None), JOB.timed_out_at.is_not(None)), BatchJobState.TIMEOUT_EXCEEDED.value),
@@ -64,7 +82,10 @@ STATE = case(
     ),
     (batches.c.status == BatchStatus.CANCELLED.value, BatchJobState.CANCELLED.value),
     (
-        and_(batches.c.cancel_requested_at.is_not(None), JOB.timed_out_at.is_(None)),
+        and_(
+            or_(batches.c.cancel_requested_at.is_not(None), and_(JOB.cancel_requested_at.is_not(None), NEVER_RESUMED)),
+            JOB.timed_out_at.is_(None),
+        ),
         BatchJobState.CANCELLATION_REQUESTED.value,
     ),
     (batches.c.started_at.is_(None), BatchJobState.QUEUED.value),
@@ -84,9 +105,18 @@ SHOWN = select(
 MADE = select(batches.c.id).where(batches.c.tenant == bindparam("of"), batches.c.idempotency_key == bindparam("given"))
 LOCKED = select(batch_jobs).where(JOB.id == bindparam("key")).with_for_update()
 CHANGED = update(batch_jobs).where(JOB.id == bindparam("key"))
-CLAIMABLE = and_(
-    WITHOUT_BATCH, JOB.completed_at.is_(None), or_(JOB.claimed_at.is_(None), JOB.claimed_at < bindparam("stale"))
+UNCLAIMED = or_(JOB.claimed_at.is_(None), JOB.claimed_at < bindparam("stale"))
+CLAIMABLE = and_(WITHOUT_BATCH, JOB.completed_at.is_(None), UNCLAIMED)
+UNREAD = and_(WITHOUT_BATCH, JOB.completed_at.is_not(None), UNCLAIMED)
+"""It ended without a batch, and nobody is making one any more."""
+UNWANTED = and_(
+    or_(
+        *(JOB.cancel_requested_at.is_not(None), JOB.timed_out_at.is_not(None)),
+        *(JOB.errors.is_not(None), JOB.deleted_at.is_not(None)),
+    ),
+    *(batches.c.completed_at.is_(None), batches.c.cancel_requested_at.is_(None), NEVER_RESUMED),
 )
+"""Its batch is to be cancelled, and nobody has told the batch."""
 
 
 class BatchJobPage(NamedTuple):
@@ -97,12 +127,14 @@ class BatchJobPage(NamedTuple):
 
 
 class DueBatchJobs(NamedTuple):
-    """Ids of jobs to look after: files to read, time that is over, an end to record, contents to delete."""
+    """Ids of jobs to look after: files to read, time that is over, an end to record, contents to delete; and of
+    batches to cancel, because their jobs were cancelled."""
 
     unread: Sequence[str]
     late: Sequence[str]
     ended: Sequence[str]
     deleted: Sequence[str]
+    unwanted: Sequence[str]
 
 
 class BatchJobStore:
@@ -154,17 +186,21 @@ class BatchJobStore:
     async def list(self, tenant: str, wanted: BatchJobFilter, *, page: int, page_size: int) -> BatchJobPage:
         """A page of the tenant's jobs; pages count from 0."""
         order = (JOB.created_at, JOB.id) if wanted.oldest_first else (JOB.created_at.desc(), JOB.id.desc())
-        query = _matching(SHOWN, tenant, wanted).order_by(*order)
+        sqlite = self._database.is_sqlite
+        query = _matching(SHOWN, tenant, wanted, sqlite=sqlite).order_by(*order)
         async with self._database.read() as connection:
             rows = (await connection.execute(query.offset(page * page_size).limit(page_size))).all()
-            counting = _matching(select(func.count()).select_from(OF), tenant, wanted)
+            counting = _matching(select(func.count()).select_from(OF), tenant, wanted, sqlite=sqlite)
             total = int(await connection.scalar(counting) or 0)
         return BatchJobPage([_record(row) for row in rows], total)
 
     @retried
     async def cancel(self, job_id: str, tenant: str | None = None, *, late: bool = False) -> BatchJobRecord:
         """Record that a job is to be cancelled, durably; with ``late``, because its time is over. One without a batch
-        ends at once. The batch of another one is still to be cancelled. Raises BatchJobNotFound."""
+        ends at once. The batch of another one is still to be cancelled; ``due`` tells of it until it is.
+
+        Raises BatchJobNotFound.
+        """
         async with self._database.write() as connection:
             found = _record(await _shown(connection, job_id, tenant))
             row = (await connection.execute(LOCKED, {"key": found.job_id})).one()
@@ -174,7 +210,8 @@ class BatchJobStore:
                 if row.cancel_requested_at is None and not late:
                     changes["cancel_requested_at"] = time
                 if row.batch_id is None:
-                    changes |= {"completed_at": time, "settled": 0}
+                    # If its files were read before, a batch may be there, or come: whoever settles it looks for one.
+                    changes |= {"completed_at": time, "settled": None if row.tries else 0}
                 if changes:
                     await connection.execute(CHANGED, {"key": row.id, **changes})
             return _record(await _shown(connection, job_id, tenant))
@@ -205,11 +242,17 @@ class BatchJobStore:
         still = select(JOB.id).select_from(OF).where(JOB.settled.is_(None)).order_by(JOB.created_at).limit(AT_ONCE)
         kept, deleted = still.where(JOB.deleted_at.is_(None)), still.where(JOB.deleted_at.is_not(None))
         unread = kept.where(CLAIMABLE)
-        late = kept.where(JOB.expires_at <= micros(time), JOB.timed_out_at.is_(None), batches.c.completed_at.is_(None))
-        ended = kept.where(batches.c.completed_at.is_not(None))
+        late = kept.where(
+            *(JOB.expires_at <= micros(time), JOB.timed_out_at.is_(None)),
+            *(JOB.completed_at.is_(None), batches.c.completed_at.is_(None)),
+        )
+        ended = kept.where(or_(batches.c.completed_at.is_not(None), UNREAD))
+        deleted = deleted.where(or_(batches.c.completed_at.is_not(None), and_(batches.c.id.is_(None), UNCLAIMED)))
+        unwanted = still.with_only_columns(JOB.batch_id).where(UNWANTED)
+        queries = (unread, late, ended, deleted, unwanted)
         async with self._database.single() as connection:
             stale = {"stale": micros(time - CLAIM_LASTS)}
-            found = [(await connection.execute(query, stale)).scalars() for query in (unread, late, ended, deleted)]
+            found = [(await connection.execute(query, stale)).scalars() for query in queries]
             return DueBatchJobs(*map(list, found))
 
     @retried
@@ -255,8 +298,9 @@ class BatchJobStore:
         time = micros(now())
         async with self._database.write() as connection:
             still = CHANGED.where(WITHOUT_BATCH, JOB.completed_at.is_(None))
-            values = {"errors": json.dumps(list(errors)), "completed_at": time, "settled": 0}
-            await connection.execute(still, {"key": job_id, **values})
+            settled = case((JOB.tries > 1, null()), else_=0)  # a reader that was taken for dead may make a batch yet
+            values = {"errors": json.dumps(list(errors)), "completed_at": time}
+            await connection.execute(still.values(settled=settled), {"key": job_id, **values})
 
     @retried
     async def made(self, job_id: str, batch_id: str) -> bool:
@@ -276,8 +320,15 @@ class BatchJobStore:
     @retried
     async def settle(self, job_id: str) -> None:
         """Record the end of a job, with the files of its results; again, if its batch was resumed and has ended once
-        more. Raises BatchJobNotFound, StorageError."""
+        more. One that ended without a batch gets the batch that a gateway made of its files before it died, and ``due``
+        tells to cancel it. Raises BatchJobNotFound, StorageError."""
         async with self._database.write() as connection:
+            unread = LOCKED.where(UNREAD, JOB.deleted_at.is_(None), JOB.settled.is_(None))
+            left = (await connection.execute(unread, {"key": job_id, **_stale()})).first()
+            if left is not None:
+                if not await _given_its_batch(connection, left):
+                    await connection.execute(CHANGED, {"key": job_id, "settled": 0})
+                return
             await connection.execute(LOCKED, {"key": job_id})
             found = _record(await _shown(connection, job_id, None))
             if found.settled or found.batch_id is None or found.state not in ENDED:
@@ -288,11 +339,22 @@ class BatchJobStore:
             await connection.execute(CHANGED, {"key": found.job_id, **changes})
 
     async def erase(self, job_id: str) -> None:
-        """Delete the requests and answers of a deleted job, in steps, and then the job. Raises StorageError."""
+        """Delete the requests and answers of a deleted job, in steps, and then the job; unless it turns out to have a
+        batch, which is to be cancelled first. Raises StorageError."""
+        if await self._has_a_batch_yet(job_id):
+            return
         after: str | None = ""
         while after is not None:
             after = await self._erase_some(job_id, after)
         await self._forget(job_id)
+
+    @retried
+    async def _has_a_batch_yet(self, job_id: str) -> bool:
+        """Whether a deleted job without a batch has got one now: that of a gateway that died before it recorded it."""
+        async with self._database.write("fast") as connection:
+            gone = LOCKED.where(WITHOUT_BATCH, JOB.deleted_at.is_not(None))
+            row = (await connection.execute(gone, {"key": job_id})).first()
+            return row is not None and await _given_its_batch(connection, row)
 
     @retried
     async def _erase_some(self, job_id: str, after: str) -> str | None:
@@ -319,6 +381,17 @@ class BatchJobStore:
 
 def _stale() -> dict[str, int]:
     return {"stale": micros(now() - CLAIM_LASTS)}
+
+
+async def _given_its_batch(connection: AsyncConnection, job: Row[Any]) -> bool:
+    """Give a locked job without a batch the one that was made of its files, if there is one. Returns whether."""
+    if not job.tries:
+        return False
+    made = await connection.scalar(MADE, {"of": job.tenant, "given": batch_key(job.id)})
+    if made is None:
+        return False
+    await connection.execute(CHANGED, {"key": job.id, "batch_id": made, "completed_at": None, "settled": None})
+    return True
 
 
 async def _shown(connection: AsyncConnection, job_id: str, tenant: str | None) -> Row[Any]:
@@ -421,7 +494,16 @@ def _moment(value: int | None) -> Any:
     return None if value is None else moment(value)
 
 
-def _matching(query: Select[Any], tenant: str, wanted: BatchJobFilter) -> Select[Any]:
+def _has(name: str, value: str, *, sqlite: bool) -> ColumnElement[bool]:
+    """Whether a job's metadata has an entry. SQLite's JSON paths cannot express every name."""
+    if not sqlite:
+        same: ColumnElement[bool] = JOB.metadata[name].as_string() == literal(value)
+        return same
+    pairs = func.json_each(JOB.metadata).table_valued("key", "value")
+    return select(pairs.c.key).where(pairs.c.key == name, pairs.c.value == value).exists()
+
+
+def _matching(query: Select[Any], tenant: str, wanted: BatchJobFilter, *, sqlite: bool) -> Select[Any]:
     query = query.where(JOB.tenant == tenant, SEEN)
     if wanted.model is not None:
         query = query.where(JOB.model == clean(wanted.model))
@@ -430,5 +512,5 @@ def _matching(query: Select[Any], tenant: str, wanted: BatchJobFilter) -> Select
     if wanted.states is not None:
         query = query.where(STATE.in_([state.value for state in wanted.states]))
     for name, value in (wanted.metadata or {}).items():
-        query = query.where(JOB.metadata[clean(name)].as_string() == literal(clean(value)))
+        query = query.where(_has(clean(name), clean(value), sqlite=sqlite))
     return query

@@ -41,8 +41,8 @@ class FileRetention:
 
     @retried
     async def _remove_jobs(self, before: datetime) -> int:
-        """Remove jobs that ended without a batch, or whose batch was removed."""
-        unread = batch_jobs.c.batch_id.is_(None) & batch_jobs.c.completed_at.is_not(None)
+        """Remove jobs that ended without a batch, and are known to have none, or whose batch was removed."""
+        unread = batch_jobs.c.batch_id.is_(None) & batch_jobs.c.settled.is_not(None)
         known = select(batches.c.id).where(batches.c.id == batch_jobs.c.batch_id).exists()
         over = (batch_jobs.c.created_at < micros(before), unread | (batch_jobs.c.batch_id.is_not(None) & ~known))
         async with self._database.write("fast") as connection:

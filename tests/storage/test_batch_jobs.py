@@ -12,24 +12,41 @@ from sqlalchemy import func, select, update
 
 from chatjobs.contracts import BatchSettings
 from chatjobs.errors import IdempotencyMismatch
-from domain.batch_jobs import BatchJobFilter, BatchJobOrder, BatchJobState, first_batch_id, new_batch_job_id
+from dispatch.stores import batch_runs
+from domain.batch_jobs import (
+    BatchJobFilter,
+    BatchJobOrder,
+    BatchJobState,
+    batch_key,
+    first_batch_id,
+    new_batch_job_id,
+)
 from domain.batches import BatchHash, NewBatch, new_item
 from domain.errors import BatchJobNotFound
 from domain.files import FileFilter
-from storage.batches.batch_jobs import CLAIM_LASTS, BatchJobStore
+from domain.settings import Settings
+from storage.batches.batch_jobs import CLAIM_LASTS, BatchJobStore, DueBatchJobs
 from storage.batches.drafts import DraftStore
+from storage.batches.runs import BatchRunStore
 from storage.engine import schema
 from storage.engine.database import Database
 from storage.files.queries import FileQueries
 from storage.files.retention import FileRetention
 from tests.support.factories import make_body
 
+DAY = datetime.now(UTC) + timedelta(days=1)
+NOTHING = DueBatchJobs([], [], [], [], [])
 FILE = "6f1f9a3e-0000-4000-8000-000000000001"
 
 
 @pytest.fixture
 def jobs(database: Database) -> BatchJobStore:
     return BatchJobStore(database)
+
+
+@pytest.fixture
+def runs(database: Database) -> BatchRunStore:
+    return batch_runs(Settings(), database)
 
 
 def order(key: str | None = None, **fields: Any) -> BatchJobOrder:
@@ -125,7 +142,7 @@ async def test_a_job_whose_files_are_refused_has_failed(jobs: BatchJobStore) -> 
     job = await jobs.get(job_id)
     assert (job.state, job.errors, job.settled) == (BatchJobState.FAILED, ["line 1: is wrong"], True)
     assert job.completed_at is not None
-    assert await jobs.due() == ([], [], [], [])
+    assert await jobs.due() == NOTHING
 
 
 async def test_a_job_that_is_cancelled_before_it_is_read_never_runs(database: Database, jobs: BatchJobStore) -> None:
@@ -140,6 +157,117 @@ async def test_a_job_that_is_cancelled_before_it_is_read_never_runs(database: Da
     assert not await jobs.made(job_id, batch_id)
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_cancellation_that_breaks_off_is_told_until_the_batch_is_cancelled(
+    database: Database, jobs: BatchJobStore, runs: BatchRunStore, late: bool
+) -> None:
+    job_id = await created(jobs)
+    batch_id = await batch(database, first_batch_id(job_id), "k")
+    await jobs.made(job_id, batch_id)
+    assert await jobs.due() == NOTHING
+    expected = BatchJobState.QUEUED if late else BatchJobState.CANCELLATION_REQUESTED
+    assert (await jobs.cancel(job_id, late=late)).state is expected
+    assert (await jobs.due()).unwanted == [batch_id]
+    await runs.cancel(batch_id)
+    assert await jobs.due() == NOTHING
+    await ended(database, batch_id, "cancelled", "{}")
+    await jobs.settle(job_id)
+    expected = BatchJobState.TIMEOUT_EXCEEDED if late else BatchJobState.CANCELLED
+    assert (await jobs.get(job_id)).state is expected
+
+
+async def test_a_batch_that_goes_on_after_its_cancellation_is_left_alone(
+    database: Database, jobs: BatchJobStore, runs: BatchRunStore
+) -> None:
+    job_id = await created(jobs)
+    batch_id = await batch(database, first_batch_id(job_id), "k")
+    await jobs.made(job_id, batch_id)
+    await jobs.cancel(job_id)
+    await runs.cancel(batch_id)
+    await ended(database, batch_id, "cancelled", "{}")
+    async with database.write() as connection:  # it is resumed before its end is recorded
+        again = {"status": "in_progress", "revision": 2, "completed_at": None, "cancel_requested_at": None}
+        await connection.execute(update(schema.batches).where(schema.batches.c.id == batch_id).values(**again))
+    assert await jobs.due() == NOTHING
+    assert (await jobs.get(job_id)).state is BatchJobState.RUNNING
+
+
+async def test_a_job_cancelled_while_it_is_read_has_its_batch_cancelled(
+    database: Database, jobs: BatchJobStore, runs: BatchRunStore
+) -> None:
+    """The process dies as soon as it has recorded the batch."""
+    job_id = await created(jobs)
+    claim = await jobs.claim(job_id)
+    assert claim is not None
+    await jobs.cancel(job_id, "a")
+    assert not await jobs.made(job_id, await batch(database, claim.batch_id, claim.key))
+    assert (await jobs.get(job_id)).state is BatchJobState.CANCELLATION_REQUESTED
+    assert (await jobs.due()).unwanted == [claim.batch_id]
+    await runs.cancel(claim.batch_id)
+    assert await jobs.due() == NOTHING
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_the_batch_of_a_process_that_died_after_a_cancellation_is_found(
+    database: Database, jobs: BatchJobStore, runs: BatchRunStore, late: bool
+) -> None:
+    """It had published the batch, and not recorded it."""
+    job_id = await created(jobs, expires_at=datetime.now(UTC) - timedelta(seconds=1) if late else DAY)
+    claim = await jobs.claim(job_id)
+    assert claim is not None
+    await jobs.cancel(job_id, late=late)
+    batch_id = await batch(database, claim.batch_id, batch_key(job_id))
+    assert await jobs.due() == NOTHING  # the process may live
+    await jobs.settle(job_id)
+    assert await FileRetention(database).remove_some(DAY) == 0
+    await stale(database, job_id)
+    assert await jobs.due() == NOTHING._replace(ended=[job_id])
+    await asyncio.gather(*(jobs.settle(job_id) for _ in range(3)))
+    assert await jobs.due() == NOTHING._replace(unwanted=[batch_id])
+    await runs.cancel(batch_id)
+    assert await jobs.due() == NOTHING
+    await ended(database, batch_id, "cancelled", "{}")
+    await jobs.settle(job_id)
+    job = await jobs.get(job_id)
+    assert job.state is (BatchJobState.TIMEOUT_EXCEEDED if late else BatchJobState.CANCELLED)
+    assert job.settled
+
+
+async def test_a_cancelled_job_whose_reader_made_nothing_is_settled(jobs: BatchJobStore) -> None:
+    job_id = await created(jobs)
+    await jobs.claim(job_id)
+    await jobs.cancel(job_id)
+    await jobs.release(job_id)
+    assert await jobs.due() == NOTHING._replace(ended=[job_id])
+    await jobs.settle(job_id)
+    assert await jobs.due() == NOTHING
+    job = await jobs.get(job_id)
+    assert (job.state, job.settled) == (BatchJobState.CANCELLED, True)
+
+
+async def test_a_deleted_job_is_forgotten_after_its_batch_is_cancelled(
+    database: Database, jobs: BatchJobStore, runs: BatchRunStore
+) -> None:
+    job_id = await created(jobs)
+    claim = await jobs.claim(job_id)
+    assert claim is not None
+    await jobs.cancel(job_id)
+    await jobs.delete(job_id)
+    batch_id = await batch(database, claim.batch_id, claim.key)
+    assert await jobs.due() == NOTHING
+    await stale(database, job_id)
+    assert (await jobs.due()).deleted == [job_id]
+    await jobs.erase(job_id)
+    assert await jobs.due() == NOTHING._replace(unwanted=[batch_id])
+    await runs.cancel(batch_id)
+    assert await jobs.due() == NOTHING
+    await ended(database, batch_id, "cancelled", "{}")
+    assert (await jobs.due()).deleted == [job_id]
+    await jobs.erase(job_id)
+    async with database.read() as connection:
+        assert await connection.scalar(select(func.count()).select_from(schema.batch_jobs)) == 0
+
+
 async def test_a_job_has_a_limited_time(database: Database, jobs: BatchJobStore) -> None:
     late = datetime.now(UTC) - timedelta(seconds=1)
     unread, running = await created(jobs, expires_at=late), await created(jobs, expires_at=late)
@@ -149,6 +277,7 @@ async def test_a_job_has_a_limited_time(database: Database, jobs: BatchJobStore)
     assert (await jobs.cancel(unread, late=True)).state is BatchJobState.TIMEOUT_EXCEEDED
     assert (await jobs.cancel(running, late=True)).state is BatchJobState.QUEUED
     assert (await jobs.due()).late == []
+    assert (await jobs.due()).unwanted == [first_batch_id(running)]
     await ended(database, first_batch_id(running), "cancelled", "{}")
     assert (await jobs.get(running)).state is BatchJobState.TIMEOUT_EXCEEDED
 
@@ -213,6 +342,16 @@ async def test_a_list_has_pages_and_filters(database: Database, jobs: BatchJobSt
     assert await matching(states=[BatchJobState.CANCELLED]) == [ids[0]]
     assert await matching(states=[BatchJobState.QUEUED]) == ids[:0:-1]
     assert await matching(created_after=datetime.now(UTC) + timedelta(hours=1)) == []
+
+
+@pytest.mark.parametrize("name", ['a"b', '"', "a.b", "$", "a'b", "\\", "[0]", "Größe 🌊"])
+async def test_a_list_is_filtered_by_any_name(jobs: BatchJobStore, name: str) -> None:
+    job_id = await created(jobs, metadata={name: "x", "k": "v"})
+    await created(jobs, metadata={"k": "v"})
+    await created(jobs)
+    for wanted, expected in (({name: "x"}, [job_id]), ({name: "v"}, []), ({f'{name}"': "x"}, [])):
+        found = await jobs.list("a", BatchJobFilter(metadata=wanted), page=0, page_size=10)
+        assert [one.job_id for one in found.jobs] == expected
 
 
 async def test_a_deleted_job_is_gone_with_what_it_asked(database: Database, jobs: BatchJobStore) -> None:

@@ -258,6 +258,12 @@ async def test_a_key_makes_one_job(http: httpx2.AsyncClient, mistral: Mistral) -
     assert sum("idempotency-replayed" not in one.headers for one in answers) == 1
     other = await http.post("/v1/batch/jobs", json=body | {"model": "other"}, headers=headers)
     assert other.status_code == 422
+    for more in ({"X-Chatjobs-Lane": "batch"}, {"X-Chatjobs-Callback": "http://127.0.0.1:9/"}):
+        other = await http.post("/v1/batch/jobs", json=body, headers=headers | more)
+        assert other.status_code == 422
+        again = headers | more | {"Idempotency-Key": uuid.uuid4().hex}
+        answers_again = [await http.post("/v1/batch/jobs", json=body, headers=again) for _ in range(2)]
+        assert len({one.json()["id"] for one in answers_again}) == 1
     assert ended(mistral, mistral.batch.jobs.get(job_id=answers[0].json()["id"])).total_requests == 1
 
 
@@ -398,6 +404,13 @@ def test_the_list_has_pages_and_filters(mistral: Mistral) -> None:
     assert found(created_after=datetime.now(UTC) - OF_ANOTHER_TIME, created_by_me=True) == ids[::-1]
 
 
+async def test_a_filter_that_is_no_metadata_is_refused(http: httpx2.AsyncClient) -> None:
+    for query in ("x" * 65 + "=v", "=v", "k=" + "v" * 513, "&".join(f"k{n}=v" for n in range(17))):
+        answer = await http.get(f"/v1/batch/jobs?{query}")
+        assert answer.status_code == 422, query
+    assert (await http.get("/v1/batch/jobs?a%22b=v")).json()["data"] == []
+
+
 def test_a_job_that_is_cancelled_keeps_what_it_has(running: tuple[Stack, Gateway], mistral: Mistral) -> None:
     quick, slow = prompt("Hello"), prompt("long", **SLOW)
     job = created(mistral, line("quick", quick), line("slow", slow))
@@ -420,6 +433,33 @@ def test_a_job_whose_time_is_over_ends(running: tuple[Stack, Gateway], mistral: 
     asyncio.run(changed(running[0].database_url, job.id, expires_at=micros(now())))
     job = ended(mistral, job)
     assert (job.status, job.completed_requests, job.output_file) == ("TIMEOUT_EXCEEDED", 0, None)
+
+
+LEFT_OVER = {
+    "a cancellation": ({"cancel_requested_at": 1}, "CANCELLED"),
+    "a timeout": ({"timed_out_at": 1}, "TIMEOUT_EXCEEDED"),
+    "a batch that is not recorded": (
+        {"cancel_requested_at": 1, "completed_at": 1, "batch_id": None, "claimed_at": 1},
+        "CANCELLED",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "status"), LEFT_OVER.values(), ids=LEFT_OVER)
+def test_what_a_gateway_left_over_is_done(
+    running: tuple[Stack, Gateway], mistral: Mistral, row: dict[str, Any], status: str
+) -> None:
+    """A gateway that died had recorded this, and no more."""
+    slow = prompt("long", **SLOW)
+    job = created(mistral, line("slow", slow))
+    asyncio.run(running[0].simulator.wait(slow, tokens=1))
+    asyncio.run(changed(running[0].database_url, job.id, **row))
+    end = time.monotonic() + PATIENCE
+    while (job := ended(mistral, job, status)).error_file is None:
+        assert time.monotonic() < end, job
+        job = mistral.batch.jobs.get(job_id=job.id)
+    assert (job.completed_requests, job.output_file) == (0, None)
+    assert results(mistral, job.error_file)["slow"]["error"]["code"] == "cancelled"
 
 
 async def test_a_batch_that_goes_on_after_its_end_has_new_results(http: httpx2.AsyncClient, mistral: Mistral) -> None:
