@@ -47,7 +47,8 @@ class FeedParser:
                 raise StreamBroken("an event's id is not one of the feed of all jobs")
             known = self.last_event_id != "" and int(event_id) <= int(self.last_event_id)
             if not known:
-                event = read_event(FeedEvent, data) if name in NAMES else None  # before its place: it is asked for again
+                event = read_event(FeedEvent, data) if name in NAMES else None
+                # Only now: an event that could not be read is asked for again.
                 self.last_event_id = event_id
                 if event is not None:
                     yield event_id, event

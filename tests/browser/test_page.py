@@ -626,7 +626,7 @@ def test_the_page_authenticates_by_its_cookie_alone(browser: Browser, tmp_path: 
             page.get_by_role("button", name="Sign in").click()
             expect(page.get_by_role("banner").get_by_text("Live")).to_be_visible()
             requests: list[Request] = []
-            page.on("request", requests.append)
+            page.on("request", lambda one: requests.append(one))
             page.reload()
             expect(page.get_by_role("banner").get_by_text("Live")).to_be_visible()
             calls = {urlsplit(one.url).path: one.all_headers() for one in requests if "/api/" in one.url}
