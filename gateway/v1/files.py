@@ -118,14 +118,16 @@ async def list_files(
     mimetypes: Annotated[list[str] | None, Query()] = None,
     after: str | None = None,
 ) -> Response:
-    """List files, newest first: uploads, and the results of batch jobs. Pages count from 0."""
+    """List files, newest first: uploads, and the results of batch jobs. Pages count from 0. The size of a file
+    of results is 0 here until the file itself is asked for, which measures it."""
     if after is not None:  # OpenAI's client would read the first page for ever
         raise InvalidRequest([Problem("/after", "is not supported: pages are numbered (page, page_size)")])
     wanted = FileFilter(sample_types=sample_type, sources=source, mimetypes=mimetypes, search=search)
     if purpose not in (None, BATCH):
         return answer(FileList(data=(), total=0 if include_total else None))
     found = await here.files.queries.list(caller.tenant, wanted, page=page, page_size=page_size, count=include_total)
-    return answer(FileList(data=tuple([await _shown(here, one) for one in found.files]), total=found.total))
+    data = tuple(_object(here, one, one.size or 0) for one in found.files)
+    return answer(FileList(data=data, total=found.total))
 
 
 @router.get("/files/{file_id}", response_model=FileObject)

@@ -160,6 +160,20 @@ def test_a_file_of_requests_becomes_a_file_of_answers(mistral: Mistral) -> None:
     assert file.size_bytes == len(mistral.files.download(file_id=file.id).read())
 
 
+def test_results_are_measured_when_they_are_asked_for_alone(mistral: Mistral) -> None:
+    """A list would read the whole outputs of a page of jobs."""
+    job = ended(mistral, created(mistral, line("a")))
+    file_id = str(job.output_file)
+
+    def listed() -> list[int]:
+        return [one.size_bytes for one in mistral.files.list(search=f"{job.id}_output").data]
+
+    assert listed() == [0]
+    size = mistral.files.retrieve(file_id=file_id).size_bytes
+    assert size == len(mistral.files.download(file_id=file_id).read())
+    assert listed() == [size]
+
+
 def test_requests_without_an_answer_are_in_the_error_file(mistral: Mistral) -> None:
     broken = prompt(faults=[{"kind": 400}], repeat_last=True)
     job = ended(mistral, created(mistral, line("good", prompt("Hello")), line("bad", broken)))
