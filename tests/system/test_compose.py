@@ -37,6 +37,8 @@ from tests.support.simulator_process import prompt
 from tests.support.stack import ROOT, Stack, free_port, stack
 from tests.support.temporal_server import binary, temporal_server
 
+pytestmark = pytest.mark.long
+
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

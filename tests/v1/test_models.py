@@ -8,6 +8,8 @@ from tests.support.gateway import Gateway
 from tests.v1.conftest import OfficialClient
 from tests.v1.test_clients import WITH_MODELS, one
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("official", WITH_MODELS, indirect=True)
 async def test_the_models_are_those_of_the_server(official: OfficialClient, door: Gateway) -> None:
