@@ -15,6 +15,8 @@ from tests.support.needs import lacking
 from tests.support.snippets import CLIENT_EXAMPLES, output, snippets
 from tests.support.stack import ROOT, stack
 
+pytestmark = pytest.mark.long
+
 USED = """
 import importlib.util, sys
 import chatjobs.client, chatjobs.contracts, chatjobs.errors, chatjobs.sse, chatjobs.webhooks

@@ -91,11 +91,11 @@ def test_other_parts_of_an_answer_are_at_their_places(http: httpx2.Client) -> No
 
 def test_unknown_parameters_are_forwarded(http: httpx2.Client) -> None:
     """Mistral itself refuses this one, and names it."""
-    answer = ask(http, prompt(), chat_template_kwargs={"thinking": True})
+    answer = ask(http, prompt(), thinking_budget={"tokens": 5})
     assert answer.status_code == 422
-    assert "body.chat_template_kwargs" in answer.json()["message"]
+    assert "body.thinking_budget" in answer.json()["message"]
     request = http.get(f"/api/jobs/{answer.headers['x-job-id']}/request").json()
-    assert request["extra"] == {"chat_template_kwargs": {"thinking": True}}
+    assert request["extra"] == {"thinking_budget": {"tokens": 5}}
 
 
 def test_our_own_fields_and_headers(http: httpx2.Client) -> None:

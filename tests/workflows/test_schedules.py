@@ -41,6 +41,8 @@ from tests.support.fakes import HELLO, Gate, eventually
 from tests.support.house import HOOK, QUICK, House, house
 from tests.support.temporal_server import temporal_server
 
+pytestmark = pytest.mark.long
+
 COMPLETED, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
 NEVER = "0 0 29 2 *"
 """A cron expression whose next run is years away: what runs was triggered by the test."""
