@@ -22,10 +22,11 @@ from gateway.auth.access import Identity
 from gateway.dependencies import Dependencies
 from gateway.problems import STATUSES
 from gateway.routes.jobs import Caller, Here, accept_body, body_of, checked_key
-from gateway.routes.streams import LEAVE_SECONDS, JobEventsResponse, StreamFraming
+from gateway.routes.streams import LEAVE_SECONDS, StreamFraming
 from gateway.serving.bodies import sized_json_body
 from gateway.v1.completions import AnswerRestarted, ChunkFraming, NoAnswer, WholeFraming, completion_request
 from gateway.v1.errors import RETRY_SOON, error_document, failure, stream_error
+from gateway.v1.late_head import LateHeadResponse
 
 ON_DISCONNECT = "X-On-Disconnect"
 RESTARTED = JobError(
@@ -61,7 +62,7 @@ async def complete(
     return CompletionResponse(here, caller, job, framing, cancels=cancels, headers=headers)
 
 
-class CompletionResponse(JobEventsResponse):
+class CompletionResponse(LateHeadResponse):
     """The answer of a job, in chunks or whole.
 
     The head is sent with the first text, so that a job that fails before it is answered with the status of its error.
@@ -83,22 +84,10 @@ class CompletionResponse(JobEventsResponse):
         super().__init__(here, caller, Cursor(job.job_id), resumed=False, job=job, headers=headers)
         self.headers["Content-Type"] = framing.media_type
         self._framed, self._cancels = framing, cancels
-        self._head_sent = self._complete = False
         self._retry_field = b""  # it would be for an EventSource, which cannot post
 
     def framing_of(self, job: Job | JobHandle) -> StreamFraming:
         return self._framed
-
-    async def begin(self, send: Send) -> None:
-        """Nothing: ``write`` sends the head."""
-
-    async def write(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        if not (data or self._complete):
-            return  # also the end of a response that is not complete
-        if not self._head_sent:
-            self._head_sent = True
-            await super().begin(send)
-        await super().write(send, data, more=more)
 
     async def send_events(self, send: Send) -> None:
         try:

@@ -20,6 +20,7 @@ from gateway.auth.access import Identity
 from gateway.dependencies import Dependencies
 from gateway.routes.streams import LEAVE_SECONDS, JobEventsResponse, StreamFraming
 from gateway.v1.errors import RESPONSES_PATH, error_response
+from gateway.v1.late_head import LateHeadResponse
 from gateway.v1.responses_events import Before, ResponseFraming, ResponseRestarted
 from gateway.v1.responses_object import ResponseParts, response_object
 from gateway.v1.responses_request import ResponseSettings
@@ -125,7 +126,7 @@ class ObjectFraming:
         return json.dumps(response_object(parts), ensure_ascii=False).encode()
 
 
-class HeldResponse(JobEventsResponse):
+class HeldResponse(LateHeadResponse):
     """The object of a response, once it has ended; the job goes on if the caller hangs up.
 
     The head is sent with the first byte. Where there will be no object, the connection is broken off: a regular end
@@ -145,22 +146,11 @@ class HeldResponse(JobEventsResponse):
         super().__init__(here, caller, Cursor(job.job_id), resumed=False, job=job, headers=headers)
         self.headers["Content-Type"] = "application/json"
         self._framed, self._kept = ObjectFraming(settings), kept
-        self._head_sent = self._complete = self._whole = False
+        self._whole = False
         self._retry_field = b""
 
     def framing_of(self, job: Job | JobHandle) -> StreamFraming:
         return self._framed
-
-    async def begin(self, send: Send) -> None:
-        """Nothing: ``write`` sends the head."""
-
-    async def write(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        if not (data or self._complete):
-            return
-        if not self._head_sent:
-            self._head_sent = True
-            await super().begin(send)
-        await super().write(send, data, more=more)
 
     async def send_events(self, send: Send) -> None:
         try:
