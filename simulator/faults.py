@@ -311,6 +311,8 @@ class Script(ScriptModel):
     """Response headers that are added to the default ones (``x-ratelimit-…``) or replace them."""
     faults: list[Fault | None] = []
     repeat_last: bool = False
+    failing: str | None = None
+    """The model that has the faults; None: every one."""
     hold: int | None = Field(None, ge=0)
     """Tokens of each attempt after which the answer pauses until ``POST /sim/release`` matches its prompt, so that a
     test of an unfinished answer does not depend on the machine's speed."""

@@ -66,7 +66,7 @@ class Simulator:
         return Reply(
             call=call,
             script=script,
-            fault=script.fault(attempt),
+            fault=script.fault(attempt) if script.failing in (None, call.model) else None,
             seed=seed,
             tempo=self._tempo(script, call, seed),
             answer_id=uuid.uuid4().hex,
