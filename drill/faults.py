@@ -292,10 +292,10 @@ async def one_model_refuses_and_another_one_goes_on(field: Field) -> None:
         field.wrong.append(f"I5 a model was called {min(calls) - began:.1f} s after it asked for {PAUSE_SECONDS} s")
 
 
-async def called(field: Field, job: DrillJob) -> float:
-    """Wait until the model is called for a job. Returns the time in unix seconds."""
+async def called(field: Field, job: DrillJob, *, calls: int = 1) -> float:
+    """Wait until the model has been called so often for a job. Returns the time of that call in unix seconds."""
     words = job.body["messages"][-1]["content"].split(" ")[0]
-    query: dict[str, Any] = {"contains": words, "requests": 1, "timeout": 30}
+    query: dict[str, Any] = {"contains": words, "requests": calls, "timeout": 30}
     found = await field.load.client.get(f"{field.stack.simulator_url}/sim/wait", params=query)
     assert found.status_code == 200, "the model was not called"
     return float(found.json()["time"])
@@ -307,6 +307,23 @@ async def the_model_fails_three_times(field: Field) -> None:
     faults = [{"kind": 500}, {"kind": 503}, {"kind": 529}]
     for number in range(8):
         await field.jobs(Order(jobs=1, tokens=30, faults=faults, fields={"model": f"mistral-drill{number}-latest"}))
+
+
+@fault("F36, F02", within=60)
+async def a_model_goes_down_in_mid_answer_and_another_one_goes_on(field: Field) -> None:
+    """The other one's workers die, too: the text of one answer comes from two models and three calls."""
+    text = " ".join(f"word{number}" for number in range(120))
+    outage = [{"kind": "cut", "after": 20}, *[{"kind": 503}] * 3]
+    jobs = []
+    for number in range(6):
+        first = f"mistral-outage{number}-latest"
+        fields = {"model": first, "fallbackModels": ["mistral-medium-latest"]}
+        order = Order(jobs=1, faults=outage, script={"text": text, "failing": first}, fields=fields)
+        jobs += await field.jobs(order)
+    await called(field, jobs[0], calls=len(outage) + 1)
+    await asyncio.sleep(MOMENT_SECONDS)
+    await field.kill(*field.stack.worker_processes)
+    await field.start(*field.stack.worker_processes)
 
 
 @fault("F43")

@@ -171,7 +171,10 @@ class ChatJob:
             )
         self._status = sealed.status
         if sealed.indexed:
-            workflow.upsert_search_attributes([STATUS.value_set(sealed.status.value)])
+            changes = [STATUS.value_set(sealed.status.value)]
+            if sealed.model and workflow.info().typed_search_attributes.get(MODEL) != sealed.model:
+                changes.append(MODEL.value_set(sealed.model))  # another one has taken over
+            workflow.upsert_search_attributes(changes)
         workflow.set_current_details(_details(sealed, None))
         return sealed
 

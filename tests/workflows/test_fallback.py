@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from temporalio.client import Client
+from temporalio.common import SearchAttributeKey
 
 from chatjobs.contracts import BatchStatus, ChatRequest, Job, JobStatus, TextOrigin
 from chatjobs.errors import InvalidRequest
@@ -250,3 +251,19 @@ async def test_a_cancel_during_the_second_models_answer(here: House) -> None:
 def test_requests_that_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
         ChatRequest.parse({"messages": [{"role": "user", "content": "Hello"}], **fields})
+
+
+async def test_temporal_lists_the_job_under_its_last_model(here: House) -> None:
+    script(here, first=[[UNKNOWN]])
+    job_id = await here.submit(fallbackModels=[SECOND], model=FIRST)
+    await done(here, job_id, COMPLETED)
+    described = await here.run(job_id).describe()
+    assert described.typed_search_attributes.get(SearchAttributeKey.for_keyword("ChatModel")) == SECOND
+
+
+async def test_the_length_limit_holds_for_all_models_together(here: House) -> None:
+    models = script(here, first=[[*text("one ", "two ", "three "), UNKNOWN]])
+    job_id = await here.submit(fallbackModels=[SECOND], model=FIRST, max_tokens=10)
+    await here.ended(job_id)
+    assert [request.max_tokens for request in models.requests] == [10, 7]
+    assert models.requests[1].fallback_models == (SECOND,)
