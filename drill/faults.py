@@ -309,11 +309,12 @@ async def the_model_fails_three_times(field: Field) -> None:
         await field.jobs(Order(jobs=1, tokens=30, faults=faults, fields={"model": f"mistral-drill{number}-latest"}))
 
 
-@fault("F36, F02", within=60)
+@fault("F83", within=60)
 async def a_model_goes_down_in_mid_answer_and_another_one_goes_on(field: Field) -> None:
     """The other one's workers die, too: the text of one answer comes from two models and three calls."""
     text = " ".join(f"word{number}" for number in range(120))
-    outage = [{"kind": "cut", "after": 20}, *[{"kind": 503}] * 3]
+    down: list[dict[str, Any]] = [{"kind": 503}] * 3
+    outage = [{"kind": "cut", "after": 20}, *down]
     jobs = []
     for number in range(6):
         first = f"mistral-outage{number}-latest"
