@@ -333,12 +333,16 @@ async def _turn(
     following = fallback.NONE if turn.granted else fallback.after(row.model, body)
     if not _is_closed(turn, following.seconds):
         return row.model, turn
+    soonest = turn.seconds
     for model in following.models:
         await lane_queue.leave_all(connection, [row.id])
         other = await reserve(connection, model, asker)
         if not _is_closed(other, following.seconds):
             return model, other
-    return row.model, await reserve(connection, row.model, asker) if following.models else turn
+        soonest = min(soonest, other.seconds)
+    if following.models:  # it waits for its present model, and looks again when any of them may be called
+        turn = await reserve(connection, row.model, asker)
+    return row.model, turn if turn.granted else replace(turn, seconds=min(turn.seconds, soonest))
 
 
 def _is_closed(turn: Reservation, seconds: float) -> bool:

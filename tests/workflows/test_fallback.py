@@ -174,6 +174,30 @@ async def test_a_pause_of_ours_is_no_outage(here: House) -> None:
     assert models.called == []
 
 
+async def test_the_next_models_lane_is_respected(here: House) -> None:
+    """Somebody has paused it: the job waits there."""
+    await PauseStore(here.parts.database).pause(lane=here.model.lane(SECOND))
+    models = script(here, first=[[UNKNOWN]])
+    job_id = await here.submit(fallbackModels=[SECOND], model=FIRST)
+    assert await _queued(here, job_id) == SECOND
+    await cancel(here, job_id)
+    assert models.called == [FIRST]
+
+
+async def test_with_all_models_down_a_job_waits_for_its_own(here: House) -> None:
+    limiter = here.parts.limiter
+    assert limiter is not None
+    models = script(here)
+    for name in (FIRST, SECOND):
+        for number in range(3):
+            await limiter.record_failure(models.lane(name), f"other-{number}", 1, "down", 60)
+    job_id = await here.submit(fallbackModels=[SECOND], model=FIRST)
+    assert await _queued(here, job_id) == FIRST
+    await limiter.record_answer(models.lane(SECOND), "other-0")
+    await done(here, job_id, COMPLETED)
+    assert models.called == [SECOND]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
