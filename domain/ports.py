@@ -18,6 +18,9 @@ from domain.errors import UpstreamError
 CANNOT_CONTINUE = "upstream_echo"
 """The error code of an answer that does not go on from the text that it was given."""
 
+MODEL_NOT_FOUND: Final = "model_not_found"
+"""The error code of a model that the server does not have; another model may answer."""
+
 SENT: ContextVar[Callable[[], None] | None] = ContextVar("SENT", default=None)
 """A callback that a model calls, in the context of its stream, when it sends the request: rate limits count from it."""
 SPENT_PAUSE = 5.0
