@@ -93,6 +93,8 @@ class Finish(NamedTuple):
     usage: Usage | None = None
     """As reported; counts that were not reported are 0."""
     tool_calls: tuple[ToolCall, ...] = ()
+    extra: JsonObject | None = None
+    """Further fields of the server's answer; see ``ChatResult.extra``."""
 
     @property
     def exact_usage(self) -> Usage | None:
