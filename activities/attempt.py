@@ -335,6 +335,7 @@ class RunningAttempt:
             estimated=estimated,
             tool_calls=finish.tool_calls,
             parts=tuple(self.parts),
+            extra=finish.extra,
             attempt=self.number,
             ended_at=datetime.now(UTC),
             first_token_ms=self.first_token_ms,

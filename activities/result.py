@@ -207,7 +207,7 @@ class ResultActivities:
         result = ChatResult(**fields | {"temporal_url": self._run_url(job.run)})
         if len(result.model_dump_json().encode()) <= MAX_INLINE_RESULT_BYTES:
             return result
-        left_out = {"content": None, "reasoning": None, "tool_calls": None, "content_parts": None}
+        left_out = {"content": None, "reasoning": None, "tool_calls": None, "content_parts": None, "extra": None}
         url = status_path(job_id)
         return result.model_copy(update={**left_out, "content_omitted": True, "status_url": url})
 

@@ -1,16 +1,16 @@
 """A job's answer as a chat completion object.
 
 Source of the format: Mistral's API reference, ``ChatCompletionResponse``; a thought is a ``thinking`` part of the
-content (Mistral's documentation, "Reasoning").
+content (Mistral's documentation, "Reasoning"). What the model's server sent beside the answer stands where it stood.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from chatjobs.contracts import ChatResult, ToolCall
+from chatjobs.contracts import ChatResult, JsonObject, ToolCall
 
 ID_PREFIX = "chatcmpl-"
 
@@ -20,14 +20,34 @@ def chat_completion(result: ChatResult) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": answer_content(result), "tool_calls": None}
     if result.tool_calls:
         message["tool_calls"] = string_arguments(result.tool_calls)
-    return {
+    further = Further.of(result)
+    message = further.message | message
+    return further.top | {
         "id": f"{ID_PREFIX}{result.job_id}",
         "object": "chat.completion",
         "created": int((result.completed_at or result.created_at).timestamp()),
         "model": result.model,
-        "choices": [{"index": 0, "message": message, "finish_reason": result.finish_reason}],
+        "choices": [further.choice | {"index": 0, "message": message, "finish_reason": result.finish_reason}],
         "usage": usage_object(result),
     }
+
+
+class Further(NamedTuple):
+    """The fields of ``ChatResult.extra``, by their place in a completion. Our own fields come before them."""
+
+    top: JsonObject
+    choice: JsonObject
+    message: JsonObject
+
+    @classmethod
+    def of(cls, result: ChatResult) -> Further:
+        extra = result.extra or {}
+        top = {name: value for name, value in extra.items() if name not in ("choice", "message", "dropped")}
+        return cls(top, _object(extra.get("choice")), _object(extra.get("message")))
+
+
+def _object(value: Any) -> JsonObject:
+    return value if isinstance(value, dict) else {}
 
 
 def usage_object(result: ChatResult) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from domain.errors import UpstreamError
 
 CANNOT_CONTINUE = "upstream_echo"
 """The error code of an answer that does not go on from the text that it was given."""
-MODEL_NOT_FOUND = "model_not_found"
-"""The error code of a refusal because the server has no model of this name."""
 NO_ALLOWANCE = "upstream_no_allowance"
 """The error code of a refusal because the key may make no call of this model, now or later."""
+
+MODEL_NOT_FOUND: Final = "model_not_found"
+"""The error code of a model that the server does not have; another model may answer."""
 
 SENT: ContextVar[Callable[[], None] | None] = ContextVar("SENT", default=None)
 """A callback that a model calls, in the context of its stream, when it sends the request: rate limits count from it."""
@@ -103,6 +104,8 @@ class Finish(NamedTuple):
     usage: Usage | None = None
     """As reported; counts that were not reported are 0."""
     tool_calls: tuple[ToolCall, ...] = ()
+    extra: JsonObject | None = None
+    """Further fields of the server's answer; see ``ChatResult.extra``."""
 
     @property
     def exact_usage(self) -> Usage | None:

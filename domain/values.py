@@ -15,6 +15,7 @@ from chatjobs.contracts import (
     ErrorCause,
     Job,
     JobStatus,
+    JsonObject,
     Many,
     PlacedPart,
     ScheduleTiming,
@@ -176,6 +177,7 @@ class FinishRecord(WireModel):
     usage: Usage | None = None
     tool_calls: Many[ToolCall] = ()
     parts: Many[PlacedPart] = ()
+    extra: JsonObject | None = None
     attempt: int
     """Its number in the ledger; 0 where the end was known without a call of the model."""
     ended_at: Timestamp

@@ -12,7 +12,7 @@ from typing import get_args
 import uvicorn
 
 from simulator.app import create_app
-from simulator.faults import Continues
+from simulator.faults import Continues, Dialect
 from simulator.player import BreakableProtocol
 from simulator.state import Options
 
@@ -30,6 +30,7 @@ def main() -> None:
         arguments.continues,
         arguments.batch_seconds,
         arguments.batch_rate,
+        arguments.dialect,
     )
     config = uvicorn.Config(
         create_app(options),
@@ -57,8 +58,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--first-token", type=span, default=Options.first_token, help="seconds, LOW:HIGH")
     found.add_argument("--rate", type=span, default=Options.rate, help="tokens per second, LOW:HIGH; 0 is no limit")
     found.add_argument("--seed", type=int, default=Options.seed, help="another seed, other answers")
-    kinds = get_args(Continues)
-    found.add_argument("--continues", choices=kinds, default=Options.continues, help="what makes it continue a text")
+    found.add_argument("--dialect", choices=get_args(Dialect), default=Options.dialect, help="whose words it uses")
+    of_dialect = "what makes it continue a text; by default as servers of the dialect"
+    found.add_argument("--continues", choices=get_args(Continues), default=None, help=of_dialect)
     found.add_argument("--requests-per-minute", type=int, help="refuse with 429 what is more")
     found.add_argument("--batch-seconds", type=float, default=Options.batch_seconds, help="before a batch job runs")
     rate = "items of a batch job per second; 0 is no limit"

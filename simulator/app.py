@@ -16,6 +16,7 @@ from simulator import refusals, wire
 from simulator.access import authorized
 from simulator.batch_routes import batch_routes
 from simulator.calls import ChatCall
+from simulator.dialects import SERVERS, Server
 from simulator.faults import DirectiveError, Rule
 from simulator.generation import Text, Thinking
 from simulator.log import LogEntry
@@ -37,33 +38,39 @@ class Completions:
         request = Request(scope, receive)
         log = self._simulator.log
         entry = log.begin({name: value for name, value in request.headers.items() if name not in _SECRET_HEADERS})
-        headers = {"mistral-correlation-id": str(uuid.uuid4())}
         player = Player(scope, send, log, entry)
         try:
-            reply, allowance = self._accept(request, await request.body(), entry)
+            reply, headers = self._accept(request, await request.body(), entry)
         except ClientDisconnect:
             log.end(entry, "client_gone")
         except Refused as error:
             log.described()
-            await player.play(refused(error.refusal, headers), receive)
+            await player.play(refused(error.refusal, self._usual.headers(str(uuid.uuid4()))), receive)
         else:
             log.described()
             player.pace(interval=reply.tempo.interval, split=reply.script.framing.split)
-            await player.play(reply.steps(headers | allowance), receive)
+            await player.play(reply.steps(headers), receive)
+
+    @property
+    def _usual(self) -> Server:
+        return SERVERS[self._simulator.options.dialect]
 
     def _accept(self, request: Request, body: bytes, entry: LogEntry) -> tuple[Reply, refusals.Headers]:
-        """The reply, and the headers with the rest of the allowance. Raises Refused."""
+        """The reply, and the server's headers. Raises Refused."""
         if not authorized(request):
             raise Refused(refusals.unauthorized())
         try:
-            call = ChatCall.model_validate_json(body)
-            self._simulator.serve(call)
+            call, unknown = ChatCall.lenient(body)
+            server = self._simulator.serve(call)
+            if unknown is not None and server.forbids_unknown_fields:
+                raise Refused(refusals.invalid(unknown))
             describe(entry, call)
-            found = call.refusal()
-            if found is not None:
-                raise Refused(refusals.error(400, *found))
+            refusal = server.refusal(call)
+            if refusal is not None:
+                raise Refused(refusal)
             allowance = self._simulator.allowance.spend(call.prompt_tokens)  # a real 429 is no scripted attempt
-            return self._simulator.attempt(call, entry), allowance
+            headers = server.headers(str(uuid.uuid4())) | (allowance if server.has_allowance else {})
+            return self._simulator.attempt(call, entry), headers
         except ValidationError as error:
             raise Refused(refusals.invalid(error)) from error
         except DirectiveError as error:
@@ -80,7 +87,8 @@ class Routes:
         if not authorized(request):
             refusal = refusals.unauthorized()
             return Response(refusal.body, refusal.status, refusal.headers)
-        return JSONResponse(wire.models(self._simulator.started))
+        owner = SERVERS[self._simulator.options.dialect].owner
+        return JSONResponse(wire.models(self._simulator.started, owner))
 
     async def health(self, request: Request) -> Response:
         entries = self._simulator.log.entries()
@@ -129,7 +137,7 @@ class Routes:
     async def answer(self, request: Request) -> Response:
         """The answer to a chat completion with this body, at once, without faults and without a log entry."""
         try:
-            call = ChatCall.model_validate_json(await request.body())
+            call, _ = ChatCall.lenient(await request.body())
             self._simulator.serve(call)
             script = self._simulator.script(call, spend=False)
         except (ValidationError, DirectiveError) as error:
@@ -174,6 +182,6 @@ def create_app(options: Options) -> Starlette:
             Route("/sim/wait", routes.wait),
             Route("/sim/release", routes.release, methods=["POST"]),
             Route("/sim/answer", routes.answer, methods=["POST"]),
-            *batch_routes(simulator),
+            *(batch_routes(simulator) if options.dialect == "mistral" else ()),
         ]
     )

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
 
 from simulator.answers import tokenise
 from simulator.faults import Continues, without_directive
@@ -18,7 +18,7 @@ from simulator.faults import Continues, without_directive
 KNOWN_MODELS = re.compile(
     r"(mistral|ministral|magistral|codestral|devstral|pixtral|voxtral|open|labs|ft:)[a-z0-9._:-]*", re.IGNORECASE
 )
-_OF_VLLM = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs", "min_p")
+_OF_VLLM = ("continue_final_message", "add_generation_prompt", "chat_template_kwargs", "min_p", "echo")
 """Fields of vLLM, which Mistral refuses."""
 _REFUSED_ROLE_PAIRS = {("user", "tool"), ("tool", "user"), ("system", "tool"), ("assistant", "system")}
 """Pairs of consecutive roles that Mistral refuses."""
@@ -44,7 +44,7 @@ class Message(BaseModel):
 
 
 class ChatCall(BaseModel):
-    """The body of ``POST /v1/chat/completions``. An unknown field is an error, as at Mistral."""
+    """The body of ``POST /v1/chat/completions``. An unknown field is an error, as at Mistral; see ``lenient``."""
 
     model_config = ConfigDict(extra="forbid")
     model: str
@@ -78,16 +78,37 @@ class ChatCall(BaseModel):
     prompt_cache_key: str | None = None
     service_tier: str | None = None
     safe_prompt: bool | None = None
-    # Those of _OF_VLLM.
+    # Those of _OF_VLLM, and of all servers but Mistral's.
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
     min_p: float | None = None
+    echo: bool | None = None
+    stream_options: dict[str, JsonValue] | None = None
     _continues: Continues = PrivateAttr("prefix")
+
+    @classmethod
+    def lenient(cls, body: bytes) -> tuple[ChatCall, ValidationError | None]:
+        """The call, without its unknown fields, and the error about these, if there are any. Raises ValidationError."""
+        try:
+            return cls.model_validate_json(body), None
+        except ValidationError as error:
+            unknown = [item["loc"] for item in error.errors(include_url=False) if item["type"] == "extra_forbidden"]
+            if not unknown:
+                raise
+            document = json.loads(body)
+            for place in unknown:
+                _remove(document, place)
+            return cls.model_validate(document), error
 
     def served_as(self, continues: Continues) -> None:
         """Set the kind of server that answers; called before anything else."""
         self._continues = continues
+
+    @property
+    def continues(self) -> Continues:
+        """How the server that answers continues a text."""
+        return self._continues
 
     @cached_property
     def trailing(self) -> str | None:
@@ -188,6 +209,13 @@ class ChatCall(BaseModel):
             return None
         asked = "Expected last role User or Tool (or Assistant with prefix True) for serving but got"
         return f"{asked} {roles[-1]}", "invalid_request_message_order", "3230"
+
+
+def _remove(document: Any, place: Sequence[int | str]) -> None:
+    *way, name = place
+    for step in way:
+        document = document[step]
+    del document[name]
 
 
 def _digest(*parts: Any) -> str:

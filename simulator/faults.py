@@ -20,6 +20,9 @@ Continues = Literal["prefix", "continue_final_message", "assistant", "never"]
 """How a server continues a trailing assistant message: Mistral with ``prefix``, vLLM with ``continue_final_message``,
 llama.cpp always. Only Mistral refuses a field it does not know; the others silently begin a new answer."""
 
+Dialect = Literal["mistral", "vllm", "ollama", "llamacpp"]
+"""Whose words the answer is in; see simulator/dialects.py."""
+
 
 class ScriptModel(BaseModel):
     """A part of a script, from a test."""
@@ -303,7 +306,10 @@ class Script(ScriptModel):
     tokens_per_second: float | None = Field(None, ge=0)
     echo: Literal["whole", "pieces", "none", "differing"] = "whole"
     continues: Continues | None = None
-    """How the server continues a trailing assistant message; None: by the process's option ``--continues``."""
+    """How the server continues a trailing assistant message; None: by the process's option ``--continues``, or by
+    the dialect."""
+    dialect: Dialect | None = None
+    """The dialect of the answer; None: the process's option ``--dialect``."""
     continuation: str | None = None
     """The text after any continued prefix, in place of the rest of the answer."""
     framing: FrameStyle = FrameStyle()

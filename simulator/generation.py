@@ -57,6 +57,7 @@ class Generation:
         self._seed = f"{seed} garbage" if call.prefix is not None and not call.prefix.strip() else seed
         self._endless = endless
         self.reason = ""
+        self.reached_limit = False
 
     def pieces(self) -> Iterator[Piece]:
         """All pieces in order: thinking, text with references, tool calls."""
@@ -68,6 +69,7 @@ class Generation:
             if left is not None:
                 left -= piece.tokens
                 if left < 0:
+                    self.reached_limit = True
                     self.reason = self._script.finish_reason or "length"
                     return
             yield piece

@@ -64,6 +64,14 @@ def invalid(found: ValidationError) -> Refusal:
     return of_json(422, {"detail": problems})
 
 
+def no_stream_options() -> Refusal:
+    """Mistral's refusal of OpenAI's parameter, as in openai/openai-agents-python#442."""
+    place = ["body", "stream_options", "include_usage"]
+    found = {"type": "extra_forbidden", "loc": place, "msg": "Extra inputs are not permitted", "input": True}
+    document = {"object": "error", "message": {"detail": [found]}, "type": "invalid_request_error"}
+    return of_json(422, document | {"param": None, "code": None})
+
+
 def of_fault(fault: Status) -> Refusal:
     """The response of a scripted status."""
     refusal = _with_body(fault)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from simulator import oddities, wire
 from simulator.answers import echo
 from simulator.calls import ChatCall
+from simulator.dialects import OpenAiFrames, Server
 from simulator.faults import (
     Cut,
     Drip,
@@ -31,8 +32,8 @@ from simulator.faults import (
     UnknownChunk,
     WrongType,
 )
-from simulator.generation import Generation
-from simulator.refusals import Headers, Refusal, of_fault
+from simulator.generation import Generation, Piece, Text
+from simulator.refusals import Headers, Refusal
 
 Outcome = Literal["finished", "refused", "cut", "client_gone", "shutdown"]
 
@@ -95,10 +96,11 @@ class Reply:
     tempo: Tempo
     answer_id: str
     created: int
+    server: Server
 
     @cached_property
     def frames(self) -> wire.FrameWriter:
-        return wire.FrameWriter(self.answer_id, self.call.model, self.created, self.script.framing)
+        return self.server.frames(self.answer_id, self.call.model, self.created, self.script.framing)
 
     @cached_property
     def generation(self) -> Generation:
@@ -108,17 +110,22 @@ class Reply:
     def echo_style(self) -> str:
         """The script's style; by default only Mistral's way of continuing repeats the prefix."""
         chosen = "echo" in self.script.model_fields_set
-        return self.script.echo if chosen or self.call.message_is_prefix else "none"
+        return self.script.echo if chosen or self.server.echoes(self.call) else "none"
 
     def usage(self, tokens: int) -> wire.Usage | None:
-        return wire.usage(self.call.prompt_tokens, tokens) if self.script.usage else None
+        reported = self.script.usage and self.server.reports_usage(self.call)
+        return wire.usage(self.call.prompt_tokens, tokens) if reported else None
+
+    @property
+    def counts_in_chunks(self) -> bool:
+        return self.script.usage == "chunks" or self.server.counts_in_chunks(self.call)
 
     def steps(self, headers: Headers) -> Iterator[Step]:
         """All steps; answers and refusals have the ``headers``."""
         headers = headers | self.script.headers
         match self.fault:
             case Status():
-                return refused(of_fault(self.fault), headers)
+                return refused(self.server.status(self.fault), headers)
             case WrongType():
                 return self._wrong_type(self.fault, headers)
             case FramesFault():
@@ -132,7 +139,7 @@ class Reply:
         pieces = list(self.generation.pieces())
         tokens = sum(piece.tokens for piece in pieces)
         prefix = "".join(echo(self.call.prefix or "", self.echo_style))
-        message = wire.message(pieces, echo=prefix, as_list=self.script.content_as_list)
+        message = self.server.message(pieces, echo=prefix, as_list=self.script.content_as_list)
         reason = self.fault.reason if isinstance(self.fault, FinishFault) else self.generation.reason
         answer = wire.completion(self.answer_id, self.call.model, self.created, message, reason)
         used = self.usage(tokens)
@@ -197,9 +204,11 @@ class _EventStream:
         self._body = self._all()
         self._sent = 0
         self._hold = reply.script.hold
+        self._ended = False  # the chunk with the finish reason was sent
 
     def steps(self) -> Iterator[Step]:
-        yield Send(self._frames.role())
+        if role := self._frames.role():
+            yield Send(role)
         match self._reply.fault:
             case Cut() as fault:
                 yield from self._until(fault.after)
@@ -217,7 +226,8 @@ class _EventStream:
                 yield from self._end(fault.reason)
             case NoDone():
                 yield from self._until(None)
-                yield self._last(self._reply.generation.reason)
+                if not self._ended:
+                    yield self._last(self._reply.generation.reason)
                 yield Close()
             case fault:
                 yield from self._with_insertion(fault)
@@ -255,11 +265,26 @@ class _EventStream:
         for text in echo(self._reply.call.prefix or "", self._reply.echo_style):
             yield Send(self._frames.text(text, as_list=script.content_as_list))
         nameless = script.tool_style == "nameless"
-        for piece in self._reply.generation.pieces():
-            used = self._reply.usage(self._sent + piece.tokens) if script.usage == "chunks" else None
+        for piece, last in _with_last(self._reply.generation.pieces()):
+            used = self._reply.usage(self._sent + piece.tokens)
+            if last and self._ends_with(piece):
+                yield self._end_with(piece, used)
+                return
+            used = used if self._reply.counts_in_chunks else None
             *early, frame = self._frames.piece(piece, as_list=script.content_as_list, nameless=nameless, used=used)
             yield from map(Send, early)
             yield Send(frame, piece.tokens)
+
+    def _ends_with(self, piece: Piece) -> bool:
+        """Whether the finish reason is in the chunk of the last piece."""
+        fault, frames = self._reply.fault, self._frames
+        plain = isinstance(piece, Text) and not isinstance(fault, FinishFault | Eof)
+        return plain and isinstance(frames, OpenAiFrames) and frames.merges_end and self._reply.generation.reached_limit
+
+    def _end_with(self, piece: Piece, used: wire.Usage | None) -> Send:
+        assert isinstance(self._frames, OpenAiFrames)  # noqa: S101 - as of _ends_with
+        self._ended = True
+        return Send(self._frames.end_with(piece, self._reply.generation.reason, used), piece.tokens)
 
     def _cut_frame(self, fault: Cut) -> Iterator[Send]:
         """The beginning of the next frame, if the cut is inside it."""
@@ -270,12 +295,22 @@ class _EventStream:
             yield Send(wire.cut_inside_character(self._frames.text(" café")))
 
     def _end(self, reason: str) -> Iterator[Step]:
-        yield self._last(reason)
+        if not self._ended:
+            yield self._last(reason)
         yield Send(self._frames.done())
         yield Close()
 
     def _last(self, reason: str) -> Send:
         return Send(self._frames.last(reason, self._reply.usage(self._sent)))
+
+
+def _with_last(pieces: Iterator[Piece]) -> Iterator[tuple[Piece, bool]]:
+    """The pieces, and of each whether it is the last."""
+    piece = next(pieces, None)
+    while piece is not None:
+        following = next(pieces, None)
+        yield piece, following is None
+        piece = following
 
 
 def _scripted(fault: FramesFault, headers: Headers) -> Iterator[Step]:

@@ -10,7 +10,8 @@ from random import Random
 from simulator import oddities
 from simulator.allowance import MinuteWindow
 from simulator.calls import ChatCall
-from simulator.faults import Continues, Odd, Rule, Script, read_directive
+from simulator.dialects import SERVERS, Server
+from simulator.faults import Continues, Dialect, Odd, Rule, Script, read_directive
 from simulator.log import MAX_PROMPT_CHARACTERS, LogEntry, RequestLog
 from simulator.replies import Reply, Tempo
 
@@ -21,16 +22,18 @@ UNLIMITED_REQUESTS_PER_MINUTE = 1_000_000
 class Options:
     """Defaults of the process. ``first_token`` (seconds) and ``rate`` (tokens per second) are inclusive ranges.
 
-    ``batch_seconds``: how long a batch job is QUEUED; ``batch_rate``: its items per second, 0 is no limit.
+    ``continues``: None: as servers of the ``dialect`` do. ``batch_seconds``: how long a batch job is QUEUED;
+    ``batch_rate``: its items per second, 0 is no limit.
     """
 
     first_token: tuple[float, float] = (0.3, 0.8)
     rate: tuple[float, float] = (40, 80)
     seed: int = 0
     requests_per_minute: int | None = None
-    continues: Continues = "prefix"
+    continues: Continues | None = None
     batch_seconds: float = 1
     batch_rate: float = 50
+    dialect: Dialect = "mistral"
 
 
 class Simulator:
@@ -46,9 +49,15 @@ class Simulator:
             limit or UNLIMITED_REQUESTS_PER_MINUTE, enforced=limit is not None, clock=time.monotonic
         )
 
-    def serve(self, call: ChatCall) -> None:
-        """Set the kind of server that answers ``call``. Raises DirectiveError."""
-        call.served_as(self.script(call, spend=False).continues or self.options.continues)
+    def serve(self, call: ChatCall) -> Server:
+        """Set the kind of server that answers ``call``, and return it. Raises DirectiveError."""
+        script = self.script(call, spend=False)
+        server = self._server(script)
+        call.served_as(script.continues or self.options.continues or server.continues)
+        return server
+
+    def _server(self, script: Script) -> Server:
+        return SERVERS[script.dialect or self.options.dialect]
 
     def attempt(self, call: ChatCall, entry: LogEntry) -> Reply:
         """The answer to the next attempt of the call's conversation. Raises DirectiveError."""
@@ -63,6 +72,9 @@ class Simulator:
     def reply(self, call: ChatCall, script: Script, attempt: int = 1) -> Reply:
         """The answer to a call under a script."""
         seed = f"{self.options.seed} {call.subject}"
+        server = self._server(script)
+        if server.calls_are_whole():
+            script = script.model_copy(update={"tool_style": "whole"})
         return Reply(
             call=call,
             script=script,
@@ -71,6 +83,7 @@ class Simulator:
             tempo=self._tempo(script, call, seed),
             answer_id=uuid.uuid4().hex,
             created=int(time.time()),
+            server=server,
         )
 
     def script(self, call: ChatCall, *, spend: bool = True) -> Script:

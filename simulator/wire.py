@@ -183,7 +183,7 @@ def message(pieces: Iterable[Piece], *, echo: str, as_list: bool) -> dict[str, A
     parts = list(_parts(found, echo))
     plain = not as_list and all(part["type"] == "text" for part in parts)
     content = "".join(part["text"] for part in parts) if plain else parts
-    return {"role": "assistant", "tool_calls": _whole_calls(found) or None, "content": content}
+    return {"role": "assistant", "tool_calls": whole_calls(found) or None, "content": content}
 
 
 def _parts(pieces: list[Piece], echo: str) -> Iterator[dict[str, Any]]:
@@ -202,7 +202,7 @@ def _parts(pieces: list[Piece], echo: str) -> Iterator[dict[str, Any]]:
         yield {"type": "text", "text": text}
 
 
-def _whole_calls(pieces: list[Piece]) -> list[dict[str, Any]]:
+def whole_calls(pieces: list[Piece]) -> list[dict[str, Any]]:
     calls: dict[int, dict[str, Any]] = {}
     for piece in (piece for piece in pieces if isinstance(piece, CallPiece)):
         start = {"id": piece.id, "function": {"name": piece.name, "arguments": ""}, "index": piece.call}
@@ -210,18 +210,18 @@ def _whole_calls(pieces: list[Piece]) -> list[dict[str, Any]]:
     return list(calls.values())
 
 
-def models(created: int) -> dict[str, Any]:
+def models(created: int, owner: str) -> dict[str, Any]:
     """The document of ``GET /v1/models``."""
     names = ("mistral-small-latest", "mistral-medium-latest", "mistral-large-latest", "magistral-medium-latest")
-    return {"object": "list", "data": [_model_card(name, created) for name in names]}
+    return {"object": "list", "data": [_model_card(name, created, owner) for name in names]}
 
 
-def _model_card(name: str, created: int) -> dict[str, Any]:
+def _model_card(name: str, created: int, owner: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
         "created": created,
-        "owned_by": "mistralai",
+        "owned_by": owner,
         "capabilities": {
             "completion_chat": True,
             "function_calling": True,

@@ -143,7 +143,8 @@ class ChatResult(WireModel):
     """A job as GET shows it, without attempts and deliveries: the result of a job started with its request inline.
 
     ``content`` is partial while the job runs and after it failed or was cancelled. ``sha256`` is over the UTF-8
-    bytes of ``content``. ``contentParts`` and ``contentOmitted`` are left out where they say nothing.
+    bytes of ``content``. ``contentParts``, ``extra`` and ``contentOmitted`` are left out where they say
+    nothing.
     """
 
     job_id: str
@@ -193,6 +194,10 @@ class ChatResult(WireModel):
     """When the job's request, texts and deliveries were deleted."""
     content_parts: Many[PlacedPart] | None = Field(None, exclude_if=lambda parts: parts is None)
     """The parts of the answer that are not text."""
+    extra: JsonObject | None = Field(None, exclude_if=lambda extra: extra is None)
+    """What the model's server sent beside the answer in fields that this service does not know, as in the last call:
+    those of the response by name, of its message under ``message``, of its choice under ``choice`` (``logprobs``).
+    Together at most 64 KiB; a field that does not fit is left out, and named in ``dropped``. Left out if empty."""
     content_omitted: bool = Field(False, exclude_if=lambda omitted: not omitted)
     """Whether the result is over 1 MiB and was left out of Temporal: read ``statusUrl``."""
     status_url: str | None = Field(None, exclude_if=lambda url: url is None)

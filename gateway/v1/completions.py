@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from chatjobs.contracts import Channel, ChatRequest, Job, JobStatus, JsonObject, QueuePlace
 from chatjobs.errors import InvalidRequest, Problem
 from dispatch.stream_events import KEEP_ALIVE
-from domain.chat_completion import ID_PREFIX, chat_completion, string_arguments, usage_object
+from domain.chat_completion import ID_PREFIX, Further, chat_completion, string_arguments, usage_object
 from domain.values import JobHandle, Slice
 
 CALLBACK: Final = "X-Chatjobs-Callback"
@@ -23,6 +23,8 @@ SYNONYMS: Final = {"max_completion_tokens": "max_tokens", "seed": "random_seed"}
 HANDLED: Final = frozenset({"stream", "stream_options"})
 """Parameters about the form of the response: a job always streams, and its usage is always reported."""
 FIELDS: Final = frozenset(field.alias or name for name, field in ChatRequest.model_fields.items())
+CHOICE_FIELDS: Final = frozenset({"index", "delta"})
+CHUNK_FIELDS: Final = frozenset({"id", "object", "created", "model", "choices"})
 DONE: Final = b"data: [DONE]\n\n"
 
 _json_string = JSONEncoder(ensure_ascii=False).encode
@@ -171,11 +173,13 @@ class ChunkFraming:
     def ending(self, job: Job) -> bytes:
         """The last chunk and ``[DONE]``. Raises NoAnswer."""
         parts = [json.dumps({"content": [dict(placed.part)]}) for placed in _answered(job).content_parts or ()]
-        last: dict[str, Any] = {"content": ""}
+        further = Further.of(job)
+        last: dict[str, Any] = {**further.message, "content": ""}
         if job.tool_calls:
             last["tool_calls"] = string_arguments(job.tool_calls)
-        usage = json.dumps(usage_object(job))
-        end = f'{json.dumps(last)},"finish_reason":{json.dumps(job.finish_reason)}}}],"usage":{usage}}}\n\n'
+        choice = json.dumps({**_without(further.choice, CHOICE_FIELDS), "finish_reason": job.finish_reason})
+        chunk = json.dumps({**_without(further.top, CHUNK_FIELDS), "usage": usage_object(job)})
+        end = f"{json.dumps(last)},{choice[1:]}],{chunk[1:]}\n\n"
         return self._chunks(parts) + f"{self._head}{end}".encode() + DONE
 
     def _chunks(self, deltas: Iterable[str]) -> bytes:
@@ -183,6 +187,10 @@ class ChunkFraming:
             self._begun = True
             deltas = ('{"role":"assistant","content":""}', *deltas)
         return "".join(f'{self._head}{delta},"finish_reason":null}}]}}\n\n' for delta in deltas).encode()
+
+
+def _without(fields: JsonObject, names: frozenset[str]) -> JsonObject:
+    return {name: value for name, value in fields.items() if name not in names}
 
 
 def _delta(channel: Channel, text: str) -> str:

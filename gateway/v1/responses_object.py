@@ -25,6 +25,7 @@ ERROR_CODES: Final = {
     RATE_LIMITED: "rate_limit_exceeded",
     "upstream_no_allowance": "rate_limit_exceeded",
     "upstream_rejected": "invalid_prompt",
+    "model_not_found": "invalid_prompt",
     "prefix_not_continued": "invalid_prompt",
 }
 """OpenAI's code of a job's error; ``server_error`` for all others. Ours is the error's ``type``."""

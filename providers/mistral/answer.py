@@ -1,8 +1,8 @@
 """The decoder of Mistral's streamed completions: bytes in, model events out. Pure.
 
 The shape of a chunk is ``mistralai.client.models.CompletionChunk`` (mistralai 3.7), and the variants of compatible
-servers and gateways: docs/streams.md has the table. Fields that are not used (id, model, created, role, logprobs,
-padding) are not checked. Only choice 0 is read: a job requests one answer.
+servers and gateways: docs/streams.md has the table. Fields that are not used (id, model, created, role, padding) are
+not checked; unknown ones are kept (extras.py). Only choice 0 is read: a job requests one answer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from domain.errors import UpstreamError, UpstreamInterrupted
 from domain.outcomes import AttemptOutcome
 from domain.ports import Finish, ModelEvent, PartDelta, StillWorking, TextDelta, UsageSoFar
 from providers.mistral.calls import ToolCalls
+from providers.mistral.extras import PER_CHUNK, Extras
 from providers.mistral.stream import ErrorData, EventStream
 from providers.mistral.usage import ReportedUsage
 from providers.mistral.values import DONE, OK, expect, legal, optional, parsed, protocol, whole_text
@@ -24,6 +25,10 @@ _DONE: Final = DONE.encode()
 _CONTENT: Final = Channel.CONTENT  # a module attribute is faster than an enum's, and this is read once per token
 _PLAIN: Final = frozenset({"content", "role"})
 """The fields of a delta that has text only."""
+_PLAIN_CHOICE: Final = frozenset({"index", "delta", "finish_reason"})
+_PLAIN_CHUNK: Final = PER_CHUNK | {"choices", "usage", "system_fingerprint", "service_tier", "provider"}
+"""The fields of a chunk that has text only. The last three are unknown ones that servers repeat on every chunk, also on
+the last one, which is read in full."""
 
 
 class ErrorObject(Exception):
@@ -59,6 +64,7 @@ class Answer:
         self._frames = EventStream()
         self._calls = ToolCalls()
         self._counts = ReportedUsage()
+        self._extras = Extras()
         self._reason: str | None = None
         self._awaits = End.REASON
         self._has_output = False  # there was output: text, a part or a tool call
@@ -129,7 +135,7 @@ class Answer:
         """The end of the answer. Raises UpstreamInterrupted (``upstream_cut``, ``upstream_empty``) for a cut one."""
         if self._reason is None or not (self.done or self.whole):
             raise self._cut()
-        return Finish(self._reason, self._counts.usage(), self._calls.whole())
+        return Finish(self._reason, self._counts.usage(), self._calls.whole(), self._extras.whole())
 
     def _cut(self) -> UpstreamInterrupted:
         if not self._has_output:
@@ -173,6 +179,7 @@ class Answer:
         if _is_error(chunk):
             raise ErrorObject(chunk)
         told = self._take_usage(chunk)
+        self._extras.take_chunk(chunk)
         for choice in optional(chunk.get("choices"), list):
             if expect(choice, dict).get("index") in (0, None, "0"):
                 yield from self._read_choice(choice, told)
@@ -191,6 +198,8 @@ class Answer:
         self.meaningful_chunks += self._counts.take(choice.get("usage"))
         told = told or self._counts.so_far(choice.get("usage"))
         delta = self._delta(choice)
+        self._extras.take_choice(choice)
+        self._extras.take_delta(delta)
         calls = _tool_calls(delta)
         events = [*_reasoning(delta), *_content(delta)]
         has_output = bool(events or calls)
@@ -270,14 +279,19 @@ def _plain_text(chunk: Any) -> str | None:
             and type(text) is str
             and text
             and (len(delta) == 1 or delta.keys() <= _PLAIN)
+            and (len(choice) == 3 or _has_nothing_else(choice))
             and chunk.get("usage") is None
-            and "error" not in chunk
-            and "error" not in choice
+            and chunk.keys() <= _PLAIN_CHUNK
         ):
             return text
     except (KeyError, TypeError, ValueError, AttributeError):
         pass
     return None
+
+
+def _has_nothing_else(choice: JsonObject) -> bool:
+    """Whether the further fields of a choice are null, as vLLM writes ``logprobs`` and ``token_ids``."""
+    return all(value is None or name in _PLAIN_CHOICE for name, value in choice.items())
 
 
 def _content(delta: JsonObject) -> Iterator[ModelEvent]:

@@ -11,8 +11,9 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import httpx2
@@ -37,6 +38,7 @@ from providers.mistral.errors import NO_ALLOWANCE_HEADER, ErrorAnswer, Private, 
 from providers.mistral.sdk import MAX_ERROR_BYTES, Operation, SdkCalls, error_answer, http_client, is_encoded
 from providers.mistral.stream import MAX_RESPONSE_BYTES, too_large
 from providers.mistral.transport import EXCHANGE
+from providers.mistral.usage_option import INCLUDE_USAGE, UsageOption
 from providers.mistral.values import OK, parsed
 
 DRAIN_SECONDS: Final = 0.2
@@ -79,6 +81,7 @@ class MistralChat:
         Raises ValueError for a malformed key or URL, without repeating it.
         """
         self._practice = practice
+        self._usage = UsageOption(server_url, practice)
         self._timings = timings
         self._learned: dict[str, Practice] = {}
         self._to_measure: set[str] = set()
@@ -144,16 +147,22 @@ class MistralChat:
         ``raw``: with the echo, for measurements. ``practice``: overrides the known one.
         """
         practice = practice or self.practice(request.model) or NEVER
-        body = request_body(request, continue_from, practice)
+        asks = self._usage.asks(request)
+        body = request_body(request, continue_from, practice, ask_for_usage=asks)
         echo = None if raw else expected_echo(request, continue_from, practice)
         private = Private(body)
         with mistral_errors(private):
-            response = await self._open(body, private)
+            try:
+                response = await self._open(body, private)
+            except ErrorAnswer as error:
+                if not (asks and self._usage.refused(request, error)):
+                    raise
+                response = await self._open(request_body(request, continue_from, practice), private)
         try:
             with mistral_errors(private, streaming=True, headers=response.headers):
                 if (allowance := _allowance(response)) is not None:
                     yield allowance
-                async with aclosing(_events(response, self._timings)) as events:
+                async with aclosing(_events(response, self._timings, partial(self._usage.note, request))) as events:
                     if echo is not None:
                         async for event in events:
                             taken = echo.take(event)
@@ -185,10 +194,12 @@ def request_body(
     practice: Practice = AS_MISTRAL,
     *,
     stream: bool = True,
+    ask_for_usage: bool = False,
 ) -> bytes:
     """``request`` as JSON for the server: without our own fields and those that are None.
 
-    ``stream``: the answer is to be streamed; else the field is left out, as in a batch.
+    ``stream``: the answer is to be streamed; else the field is left out, as in a batch. ``ask_for_usage``: with
+    OpenAI's ``stream_options``.
     """
     messages = sent_messages(request, continue_from, practice)
     continues = isinstance(messages[-1], AssistantMessage)
@@ -197,7 +208,7 @@ def request_body(
     if practice.way in (Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT) and continues:
         left_out["messages"] = {len(messages) - 1: {"prefix"}}
     body = sent.model_dump_json(exclude=left_out, exclude_none=True).encode()
-    further = dict(request.extra)
+    further: dict[str, Any] = {**(INCLUDE_USAGE if ask_for_usage else {}), **request.extra}
     if practice.way is Way.CONTINUE_FINAL_MESSAGE and continues:
         further |= {"continue_final_message": True, "add_generation_prompt": False}
     return body[:-1] + b"," + json.dumps(further).encode()[1:] if further else body
@@ -258,8 +269,11 @@ def expected_echo(request: ChatRequest, continue_from: str | None, practice: Pra
 # -------------------------------------------------------------------------------------------------- response
 
 
-async def _events(response: httpx2.Response, timings: Timings) -> AsyncGenerator[ModelEvent, None]:
-    """The events of an answer, Finish last. Once the answer is whole, later errors are ignored."""
+async def _events(
+    response: httpx2.Response, timings: Timings, note: Callable[[Finish], None]
+) -> AsyncGenerator[ModelEvent, None]:
+    """The events of an answer, Finish last, which ``note`` gets, too. Once the answer is whole, later errors are
+    ignored."""
     answer = Answer()
     async with _chunks(response) as chunks:
         if not _is_event_stream(response):
@@ -284,6 +298,7 @@ async def _events(response: httpx2.Response, timings: Timings) -> AsyncGenerator
                     yield event
                 break
         finish = answer.finish()
+        note(finish)
         try:
             yield finish
         finally:  # reached by aclose: callers usually stop at Finish

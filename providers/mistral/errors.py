@@ -25,6 +25,7 @@ from mistralai.extra.exceptions import MistralClientException
 from chatjobs.retry_after import retry_after
 from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
 from domain.outcomes import AttemptOutcome
+from domain.ports import MODEL_NOT_FOUND
 from providers.mistral.answer import ErrorObject
 from providers.mistral.values import OK, decoded, whole_text
 
@@ -99,6 +100,11 @@ UNKNOWN: Final = ErrorClass(
     UpstreamRefused,
     "upstream_rejected",
     "Mistral does not know this model or address; check the model's name and MISTRAL_SERVER_URL",
+)
+NO_SUCH_MODEL: Final = ErrorClass(
+    UpstreamRefused,
+    MODEL_NOT_FOUND,
+    "The server has no such model, or this key may not use it; GET /v1/models lists those that it has",
 )
 UNAUTHORIZED: Final = ErrorClass(
     UpstreamRefused,
@@ -228,6 +234,19 @@ _BUSY: Final = re.compile(
 )
 _SPENT: Final = re.compile(r"insufficient.?(quota|balance|credit|funds)|payment.?required|out.of.credit")
 _KEY: Final = re.compile(r"auth|permission|forbidden|api.?key")
+_INVALID_MODEL_CODES: Final = frozenset({"1500"})
+"""Mistral's error code of ``invalid_model``."""
+_NO_SUCH_MODEL_KIND: Final = re.compile(
+    r"(?<!\S)(invalid_?model(_?id|_?name)?|unknown_?model|no_?such_?model|model_?not_?(found|exist)(_?error)?)(?!\S)"
+)
+_NO_SUCH_MODEL: Final = re.compile(
+    r"\b(invalid|unknown|no.such) model( name| id)?(\W*$|[:=.] ?| [`'\"\u2018\u201c(]| passed in\b)"
+    r"|not a valid model\b"
+    r"|(?<!by the )\bmodel:? ?(\S{1,256} )?(was |is |could )?(not (be )?found|does(n't| not) exist|not exist)\b"
+)
+"""The words of Mistral and LiteLLM; of OpenRouter; of vLLM, OpenAI, llama.cpp and Ollama. For text in lower case."""
+_MODEL_STATUSES: Final = frozenset({None, 400, 403, 404, 422})
+"""The statuses with which servers refuse an unknown model; None: an error in a stream."""
 _WRONG: Final = re.compile(r"invalid|not.?found|validation|bad.?request|unprocessable|too.?long|too.?large")
 _OUT_OF_ORDER: Final = re.compile(r"overloaded|unavailable|bad.?gateway|gateway.?time|timed?.?out")
 
@@ -244,6 +263,8 @@ def _classified(status: int | None, body: ErrorBody) -> ErrorClass:
         return SPENT
     if status == 400 and _SURELY_BUSY.search(f"{body.kinds} {body.words}"):
         return RATE_LIMITED
+    if status in _MODEL_STATUSES and _names_no_model(body, status):
+        return NO_SUCH_MODEL
     if status is not None and 400 <= status < 500:
         return _of_status(status)
     if _TOO_LONG.search(body.kinds):
@@ -251,6 +272,14 @@ def _classified(status: int | None, body: ErrorBody) -> ErrorClass:
     if _BUSY.search(body.kinds) or (_BUSY.search(body.words) and not _TOO_LONG.search(body.words)):
         return RATE_LIMITED
     return _by_words(body) if status is None else _of_status(status)
+
+
+def _names_no_model(body: ErrorBody, status: int | None) -> bool:
+    """Whether the error says that the model does not exist. A 403 says so by its code only (OpenAI's, for models that a
+    project may not use): the words of a 403 are about access. A 404 without such a code or words is a wrong address."""
+    if _INVALID_MODEL_CODES.intersection(body.codes) or _NO_SUCH_MODEL_KIND.search(body.kinds):
+        return True
+    return status != 403 and any(_NO_SUCH_MODEL.search(reason.words.lower()) for reason in body.reasons)
 
 
 def _by_words(body: ErrorBody) -> ErrorClass:

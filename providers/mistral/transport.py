@@ -15,6 +15,7 @@ import re
 import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Final, NamedTuple, Self, cast
 
 import httptools
@@ -34,6 +35,10 @@ EXCHANGE: Final = "chatjobs.exchange"
 """The extension of a response that holds its body without the client's wrappers: an AsyncIterator[bytes]."""
 
 _FORBIDDEN: Final = re.compile(rb"[\r\n\0]")
+
+
+class _Stale(Exception):
+    """A connection that was kept open had been closed by the server."""
 
 
 class Origin(NamedTuple):
@@ -63,19 +68,37 @@ class StreamTransport(httpx2.AsyncBaseTransport):
         self._idle: defaultdict[Origin, dict[_Connection, asyncio.TimerHandle]] = defaultdict(dict)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request. Raises httpx2.TransportError as httpx2's own transport does. Cancelling closes the socket."""
+        """Send a request. Raises httpx2.TransportError as httpx2's own transport does. Cancelling closes the socket.
+
+        A server may close an idle connection just when it is used again (RFC 9112, section 9.3.1); llama.cpp closes
+        each one after a stream, without saying so. So a request that a reused connection has not answered with a
+        single byte is sent once more, on a new one.
+        """
         timeouts = request.extensions.get("timeout", {})
         message = await _serialise(request)
         origin = Origin.of(request.url)
-        connection = self._reuse(origin) or await self._connect(origin, timeouts.get("connect"))
-        exchange = connection.begin(timeouts.get("read"))
+        reused = self._reuse(origin)
+        if reused is not None:
+            exchange = reused.begin(timeouts.get("read"))
+            with suppress(_Stale):
+                return await self._answer(reused, exchange, message, may_be_stale=True)
+        connection = await self._connect(origin, timeouts.get("connect"))
+        return await self._answer(connection, connection.begin(timeouts.get("read")), message)
+
+    async def _answer(
+        self, connection: _Connection, exchange: _Exchange, message: bytes, *, may_be_stale: bool = False
+    ) -> httpx2.Response:
+        """The response to a request. Raises _Stale if the connection was closed before its first byte."""
         try:
             connection.transport.write(message)
             if (sent := SENT.get()) is not None:
                 sent()
             await exchange.head()
-        except BaseException:
+        except BaseException as error:
             connection.transport.abort()
+            closed = isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError) and exchange.untouched
+            if closed and may_be_stale:
+                raise _Stale from None
             raise
         return httpx2.Response(
             exchange.status, headers=exchange.headers, stream=exchange, extensions={EXCHANGE: exchange}
@@ -198,6 +221,8 @@ class _Exchange(httpx2.AsyncByteStream):
         self._size = 0  # of the parts
         self._silent = 0  # bytes since the last body byte
         self._paused = self._headed = self._complete = self._keep_alive = self._closed = False
+        self.untouched = True
+        """Not a single byte has arrived."""
         self._error: httpx2.TransportError | None = None
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
@@ -205,6 +230,7 @@ class _Exchange(httpx2.AsyncByteStream):
     # Called by the connection.
 
     def feed(self, data: memoryview) -> None:
+        self.untouched = False
         self._silent += len(data)
         try:
             self._parser.feed_data(data)

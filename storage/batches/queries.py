@@ -44,7 +44,7 @@ ITEMS = (
         *(batch_items.c.number, batch_items.c.custom_id),
         jobs,
         *(results.c.content, results.c.reasoning, results.c.tool_calls, results.c.parts, results.c.finish_reason),
-        *(results.c.usage, results.c.usage_estimated, results.c.error, results.c.sha256),
+        *(results.c.usage, results.c.usage_estimated, results.c.error, results.c.sha256, results.c.extra),
     )
     .select_from(ENDED)
     .where(batch_items.c.batch_id == bindparam("key"))

@@ -293,6 +293,7 @@ results = Table(
     Column("usage", Text),
     Column("usage_estimated", Boolean, nullable=False),
     Column("error", Text),
+    Column("extra", Text),  # JSON: what the server sent beside the answer
 )
 
 attempts = Table(

@@ -191,6 +191,7 @@ def without_text(result: Row[Any]) -> dict[str, Any]:
     return {
         "tool_calls": TOOL_CALLS.validate_json(result.tool_calls) if result.tool_calls else None,
         "content_parts": PARTS.validate_json(result.parts) if result.parts else None,
+        "extra": json.loads(result.extra) if result.extra else None,
     }
 
 
@@ -219,6 +220,7 @@ def answer(runs: Sequence[TextRun], finish: FinishRecord | None, ledger_rows: Se
         "tool_calls": finish.tool_calls or None if finish else None,
         "finish_reason": finish.reason if finish else None,
         "content_parts": finish.parts or None if finish else None,
+        "extra": finish.extra if finish else None,
         "usage": usage,
         "usage_estimated": estimated,
         "sha256": sha256(texts[Channel.CONTENT]),

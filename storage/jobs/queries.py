@@ -62,7 +62,7 @@ class JobQueries:
 
     async def outline(self, job_id: str, tenant: str | None = None) -> StoredJob:
         """A job without its texts, attempts and deliveries, whatever their size: one small read. Raises JobNotFound."""
-        ending = (results.c.tool_calls, results.c.parts)
+        ending = (results.c.tool_calls, results.c.parts, results.c.extra)
         query = mapping.listed().add_columns(*ending).where(jobs.c.id == clean(job_id))
         async with self._database.single() as connection:
             row = (await connection.execute(query if tenant is None else query.where(jobs.c.tenant == tenant))).first()

@@ -141,7 +141,7 @@ async def delete_contents(connection: AsyncConnection, row: Row[Any]) -> None:
     await search.forget(connection, [row.id])
     for table in (requests, responses, transcript):
         await connection.execute(delete(table).where(table.c.job_id == row.id))
-    nothing = {"content": "", "reasoning": "", "runs": "[]", "tool_calls": None, "parts": None}
+    nothing = {"content": "", "reasoning": "", "runs": "[]", "tool_calls": None, "parts": None, "extra": None}
     await connection.execute(update(results).where(results.c.job_id == row.id).values(nothing))
     gone: dict[str, Any] = {"deleted_at": micros(now()), "webhook": None, "metadata": {}}
     await connection.execute(update(jobs).where(jobs.c.id == row.id).values(gone))

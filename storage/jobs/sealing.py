@@ -238,6 +238,7 @@ def _result_row(one: _Closing, runs: Sequence[TextRun]) -> dict[str, Any]:
         "usage": answer["usage"].model_dump_json() if answer["usage"] else None,
         "usage_estimated": answer["usage_estimated"],
         "error": one.error.model_dump_json() if one.error else None,
+        "extra": json.dumps(answer["extra"]) if answer["extra"] else None,
     }
 
 

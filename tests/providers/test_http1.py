@@ -117,6 +117,44 @@ async def test_a_closed_connection_is_not_used_again() -> None:
     assert [visit.connection for visit in server.visits] == [0, 0, 1, 2]
 
 
+async def closes(visit: Visit) -> None:
+    visit.writer.close()
+
+
+async def resets(visit: Visit) -> None:
+    visit.writer.transport.abort()
+
+
+async def begins(visit: Visit) -> None:
+    await visit.send(b"HTTP/1.1 200")
+    visit.writer.close()
+
+
+@pytest.mark.parametrize("close", [closes, resets])
+async def test_a_request_on_a_connection_that_was_just_closed_is_sent_again(close: Reply) -> None:
+    """As llama.cpp closes each after a stream, without a word. Once, on a new connection."""
+    async with raw_server(plain("200 OK", b"1"), close, plain("200 OK", b"2")) as server, client() as http:
+        assert [(await http.post(server.url, content=b"x")).content for _ in range(2)] == [b"1", b"2"]
+    assert [(visit.connection, visit.body) for visit in server.visits] == [(0, b"x"), (0, b"x"), (1, b"x")]
+
+
+@pytest.mark.parametrize("close", [closes, resets])
+async def test_a_new_connection_that_is_closed_is_an_error(close: Reply) -> None:
+    async with raw_server(plain("200 OK"), close, close) as server, client() as http:
+        await http.post(server.url)
+        with pytest.raises(httpx2.TransportError):
+            await http.post(server.url)
+    assert [visit.connection for visit in server.visits] == [0, 0, 1]
+
+
+async def test_a_response_that_has_begun_is_not_asked_for_again() -> None:
+    async with raw_server(plain("200 OK"), begins, plain("200 OK")) as server, client() as http:
+        await http.post(server.url)
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await http.post(server.url)
+    assert [visit.connection for visit in server.visits] == [0, 0]
+
+
 async def test_idle_connections_close_after_a_while_and_are_few() -> None:
     async with raw_server(plain("200 OK")) as server, client(idle_seconds=0.1) as http:
         await asyncio.gather(*(http.post(server.url) for _ in range(4)))

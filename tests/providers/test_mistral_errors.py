@@ -22,7 +22,7 @@ from mistralai.client._hooks import AfterSuccessContext
 
 from chatjobs.contracts import Channel, ChatRequest
 from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
-from domain.ports import Finish, ModelEvent, StillWorking, TextDelta
+from domain.ports import MODEL_NOT_FOUND, Finish, ModelEvent, StillWorking, TextDelta
 from domain.timings import Timings
 from providers.mistral import chat as mistral
 from providers.mistral import sdk
@@ -168,6 +168,134 @@ async def test_every_failure_has_its_error(case: Case) -> None:
     error = await failure(case.reply)
     assert (type(error), error.reason, error.http_status) == (case.error, case.code, case.status)
     assert case.says in error.message
+
+
+NAME = "ghost/of-a-model:7b"
+NO_SUCH_MODEL: dict[str, tuple[int, Any]] = {
+    "Mistral": (
+        400,
+        {"object": "error", "message": f"Invalid model: {NAME}", "type": "invalid_model", "code": "1500"},
+    ),
+    "Mistral, by its code": (400, {"message": "No.", "code": "1500"}),
+    "Mistral, without a name": (400, {"object": "error", "message": "Invalid model: ", "type": "invalid_model"}),
+    "OpenAI": (
+        404,
+        {
+            "error": {
+                "message": f"The model `{NAME}` does not exist or you do not have access to it.",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "model_not_found",
+            }
+        },
+    ),
+    "OpenAI, of a project": (
+        403,
+        {
+            "error": {
+                "message": f"Project `p` does not have access to model `{NAME}`",
+                "type": "invalid_request_error",
+                "code": "model_not_found",
+            }
+        },
+    ),
+    "vLLM": (
+        404,
+        {"error": {"message": f"The model `{NAME}` does not exist.", "type": "NotFoundError", "param": "model"}},
+    ),
+    "vLLM before 0.10": (
+        404,
+        {"object": "error", "message": f"The model `{NAME}` does not exist.", "type": "NotFoundError", "code": 404},
+    ),
+    "Ollama": (
+        404,
+        {"error": {"message": f'model "{NAME}" not found, try pulling it first', "type": "api_error", "code": None}},
+    ),
+    "Ollama, newer": (
+        404,
+        {"error": {"message": f"model '{NAME}' not found", "type": "not_found_error", "param": None, "code": None}},
+    ),
+    "llama.cpp's router": (
+        400,
+        {"error": {"code": 400, "message": "model not found", "type": "invalid_request_error"}},
+    ),
+    "llama.cpp's router, with the name": (
+        404,
+        {"error": {"code": 404, "message": f"model '{NAME}' not found", "type": "not_found_error"}},
+    ),
+    "LM Studio": (
+        404,
+        {"error": {"message": "No models loaded. Please load a model.", "code": "model_not_found", "param": "model"}},
+    ),
+    "LiteLLM": (
+        400,
+        {
+            "error": {
+                "message": f"/chat/completions: Invalid model name passed in model={NAME}. Call `/v1/models` to view"
+                " available models for your key.",
+                "type": "invalid_request_error",
+                "param": "model",
+                "code": "400",
+            }
+        },
+    ),
+    "LiteLLM, older": (
+        400,
+        {"error": {"message": f"400: {{'error': 'Invalid model name passed in model={NAME}'}}", "type": "None"}},
+    ),
+    "LiteLLM, of another server": (
+        404,
+        {"error": {"message": f"litellm.NotFoundError: OpenAIException - The model `{NAME}` does not exist."}},
+    ),
+    "OpenRouter": (400, {"error": {"message": f"{NAME} is not a valid model ID", "code": 400}}),
+}
+
+
+@pytest.mark.parametrize("case", NO_SUCH_MODEL.values(), ids=NO_SUCH_MODEL)
+async def test_a_model_that_does_not_exist_has_a_reason_of_its_own(case: tuple[int, Any]) -> None:
+    """In the words of each server, before and in the stream; another model may answer."""
+    status_code, body = case
+    error = await failure(plain(f"{status_code} x", body))
+    assert (type(error), error.reason, error.http_status) == (REFUSED, MODEL_NOT_FOUND, status_code)
+    assert "GET /v1/models" in error.message
+    streamed = await failure(stream(sse(body)))
+    assert (type(streamed), streamed.reason) == (REFUSED, MODEL_NOT_FOUND)
+
+
+NOT_THE_MODEL: dict[str, tuple[int, Any, str]] = {
+    "FastAPI, another address": (404, {"detail": "Not Found"}, "upstream_rejected"),
+    "Ollama, another address": (404, b"404 page not found", "upstream_rejected"),
+    "llama.cpp, another address": (
+        404,
+        {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}},
+        "upstream_rejected",
+    ),
+    "a web server": (404, b"<html>no model was not found here: model x not found</html>", "upstream_rejected"),
+    "Mistral, another address": (404, {"message": "no Route matched with those values"}, "upstream_rejected"),
+    "a missing file of the request": (404, {"detail": "File f-1 not found"}, "upstream_rejected"),
+    "a tool that the model called": (
+        400,
+        {"message": "Tool 'f', called by the model does not exist", "type": "invalid_request_error"},
+        "upstream_rejected",
+    ),
+    "a parameter": (400, {"message": "Invalid model parameters: top_k", "type": "bad_request"}, "upstream_rejected"),
+    "a key that may not use it": (
+        401,
+        {"error": {"message": "key not allowed to access model. Tried to access x", "type": "key_model_access_denied"}},
+        "upstream_unauthorized",
+    ),
+    "words of a 403": (403, {"message": "Forbidden: the model x does not exist for you"}, "upstream_unauthorized"),
+    "busy": (429, {"error": {"message": "No deployments available for selected model"}}, "upstream_rate_limited"),
+    "loading": (503, {"error": {"code": 503, "message": "Loading model"}}, "upstream_unavailable"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_THE_MODEL.values(), ids=NOT_THE_MODEL)
+async def test_other_failures_do_not_pass_for_a_missing_model(case: tuple[int, Any, str]) -> None:
+    """A wrong address above all: no other model would answer there."""
+    status_code, body, reason = case
+    content_type = "text/html" if isinstance(body, bytes) else "application/json"
+    assert (await failure(plain(f"{status_code} x", body, content_type=content_type))).reason == reason
 
 
 IN_STREAM: dict[str, tuple[dict[str, Any], type[UpstreamError], str]] = {

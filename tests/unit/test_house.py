@@ -46,9 +46,9 @@ message_text Metadata MetadataKey MetadataValue Milliseconds ModelName OURS Outp
 Pause PauseList PauseRequest PlacedPart Prediction QueuedEvent QueuePlace QueueReason read_json Redelivering Redelivery
 ReferencePart ReplayEstimate ReplayFilter ReplayRequest RequestId ResetEvent ResourceLinkPart ResourcePart
 ResponseFormat Retry rfc3339 Schedule SCHEDULE_ID ScheduleId ScheduleNote ScheduleOverlap SchedulePage ScheduleRequest
-ScheduleRun ScheduleTiming Seconds SignedInt64 StartEvent StopSequence StreamEvent SystemMessage TextOrigin TextPart ThinkingPart
-Timestamp TokenCount Tool ToolCall ToolChoice ToolMessage ToolReferencePart too_many_messages Usage UserMessage
-USUAL_PRIORITY validated Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent WireModel
+ScheduleRun ScheduleTiming Seconds SignedInt64 StartEvent StopSequence StreamEvent SystemMessage TextOrigin TextPart
+ThinkingPart Timestamp TokenCount Tool ToolCall ToolChoice ToolMessage ToolReferencePart too_many_messages Usage
+UserMessage USUAL_PRIORITY validated Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent WireModel
 without_nulls WorkflowStatus
 """
 

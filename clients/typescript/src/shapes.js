@@ -285,6 +285,7 @@ export const Job = object("Job", {
   temporalUrl: usually(nullable(string), () => null),
   deletedAt: optional(nullable(time)),
   contentParts: optional(nullable(list(PlacedPart))),
+  extra: optional(nullable(record(anything))),
   contentOmitted: optional(boolean),
   statusUrl: optional(nullable(string)),
   attempts: usually(list(Attempt), () => []),

@@ -418,6 +418,12 @@ export interface Job {
   deletedAt?: string | null;
   /** The parts of the answer that are not text. */
   contentParts?: PlacedPart[] | null;
+  /**
+   * What the model's server sent beside the answer in fields that this service does not know, as in the last call:
+   * those of the response by name, of its message under `message`, of its choice under `choice` (`logprobs`). Together
+   * at most 64 KiB; a field that does not fit is left out, and named in `dropped`. Left out if empty.
+   */
+  extra?: Record<string, any> | null;
   /** Whether the result is over 1 MiB and was left out of Temporal: read `statusUrl`. */
   contentOmitted?: boolean;
   /** The URL of the whole job, where `contentOmitted` is true. */
