@@ -48,8 +48,8 @@ ReferencePart ReplayEstimate ReplayFilter ReplayRequest RequestId ResetEvent Res
 ResponseFormat Retry rfc3339 Schedule SCHEDULE_ID ScheduleId ScheduleNote ScheduleOverlap SchedulePage ScheduleRequest
 ScheduleRun ScheduleTiming Seconds SignedInt64 StartEvent StopSequence StreamEvent SystemMessage TextOrigin TextPart
 ThinkingPart Timestamp TokenCount Tool ToolCall ToolChoice ToolMessage ToolReferencePart too_many_messages Usage
-UserMessage USUAL_PRIORITY validated Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent WireModel
-without_nulls WorkflowStatus
+UserMessage USUAL_PRIORITY validated Webhook WebhookData WebhookEvent WebhookEventType WebhookTest WebhookTestEvent
+WireModel without_nulls WorkflowStatus
 """
 
 NOT_OF_THE_SERVICE = {"CHATJOBS_URL", "CHATJOBS_API_KEY", "CHATJOBS_SCREENSHOTS", "CHATJOBS_VERSION"}
