@@ -202,11 +202,25 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
+class Repair:
+    """A whole answer that is not the JSON that it was to be, written to ``epoch``, and its repair by the next attempt.
+
+    ``problem``: what is wrong with it, for the model. ``number``: of the attempt whose answer it is; 0 if not stored.
+    """
+
+    epoch: int
+    content: str
+    problem: str
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptEnd:
     """How an attempt ended that did not finish its answer. ``outcome`` is an AttemptOutcome or an error's code.
 
     ``usage`` is exact; without it, usage is estimated: ``tokens`` for the answer, or one for each delta. ``called``:
     whether the model was called; if not, the attempt is removed from the ledger. ``message``: why it failed.
+    ``repair``: its answer, which the next attempt repairs.
     """
 
     outcome: str
@@ -217,6 +231,7 @@ class AttemptEnd:
     called: bool = True
     message: str | None = None
     tokens: int | None = None
+    repair: Repair | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +246,8 @@ class AttemptHistory:
     ``segments``: parts of the answer of this epoch that ended at their own length limit; ``segment_tokens``: what came
     after the last of them and before it was interrupted, one delta for one token. ``stretches``: what each attempt
     wrote of this epoch. ``topped_up``: the present segment is already being brought up to its limit. ``total_tokens``:
-    of all calls, as far as known or estimated; ``estimated``: how many of them are.
+    of all calls, as far as known or estimated; ``estimated``: how many of them are. ``mismatches``: whole answers that
+    were not the JSON that they were to be.
     """
 
     failures: int = 0
@@ -246,6 +262,7 @@ class AttemptHistory:
     topped_up: bool = False
     total_tokens: int = 0
     estimated: int = 0
+    mismatches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +330,7 @@ class Claim:
     claimed. ``finished``: the answer is whole in storage. ``sealed``: the job has ended. ``cancel_requested``: its
     cancellation was requested. ``waiting``: its ``turn`` to call the model is later. ``worker_lost``: too many workers
     died with it. ``expired``: its time in the queue was over before the first call. ``early``: its ``startAt`` is in
-    ``seconds``.
+    ``seconds``. ``repair``: the answer that the attempt repairs.
     """
 
     outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting", "worker_lost", "expired", "early"]
@@ -330,6 +347,7 @@ class Claim:
     asker: Claimant | None = None
     turn: Reservation | None = None
     seconds: float = 0.0
+    repair: Repair | None = None
 
 
 class TextRun(NamedTuple):

@@ -89,6 +89,7 @@ async def history(connection: AsyncConnection, row: Row[Any], number: int) -> At
         topped_up=AttemptOutcome.TOPPED_UP in found[present:],
         total_tokens=sum(Usage.model_validate_json(one.usage).total_tokens for one in before if one.usage),
         estimated=sum(one.estimated for one in before),
+        mismatches=sum(one.outcome == AttemptOutcome.SCHEMA_MISMATCH for one in before if not one.excused),
     )
 
 
