@@ -9,9 +9,9 @@ from simulator.faults import Script, read_directive
 def repair_script(call: ChatCall) -> Script | None:
     """The script of a call that repairs an answer: its last user message has no directive, and follows the answer to
     one whose directive has ``repairs``. Raises DirectiveError."""
-    *before, _ = [message for message in call.messages if message.role == "user"] or [None]
-    for message in reversed(before):
-        script = read_directive(message.text) if message is not None else None
+    users = [message for message in call.messages if message.role == "user"]
+    for message in reversed(users[:-1]):
+        script = read_directive(message.text)
         if script is not None and script.repairs:
             said = [message.text for message in call.messages if message.role == "assistant"]
             texts = [script.text, *(repair.text for repair in script.repairs)]
