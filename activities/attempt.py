@@ -35,8 +35,9 @@ from domain.ports import (
     StillWorking,
     TextDelta,
 )
+from domain.repairs import asked
 from domain.tokens import Sample
-from domain.values import OK, AttemptEnd, Claim, FinishRecord, Stretch
+from domain.values import OK, AttemptEnd, Claim, FinishRecord, Repair, Stretch
 from storage.transcript.writer import JobWriter
 
 LENGTH = "length"
@@ -122,7 +123,7 @@ class RunningAttempt:
         if claim.request is None:
             raise AssertionError("a claim that was taken has a request")
         self.claim = claim
-        self.request: ChatRequest = claim.request
+        self.request: ChatRequest = asked(claim, claim.request)
         self.past = claim.past
         self.plan = CallPlan(self.request)
         self.job_writer = job_writer
@@ -135,6 +136,8 @@ class RunningAttempt:
         """Set once the end of the answer is on its way to storage."""
         self.usage: Usage | None = None
         """The exact usage, for ``end``: of an attempt that stores no FinishRecord."""
+        self.wrong: Repair | None = None
+        """Its whole answer, if that is not the JSON that it was to be."""
         self.parts: list[PlacedPart] = []
         self.turn = claim.turn
         self.samples: Sequence[Sample] = ()
@@ -357,6 +360,7 @@ class RunningAttempt:
             called=self._called or outcome not in WITHOUT_CALL,
             message=message,
             tokens=self._counter.most if self._counter.deltas else None,
+            repair=self.wrong,
         )
 
     def log(self, action: str) -> dict[str, Any]:

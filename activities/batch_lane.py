@@ -56,7 +56,9 @@ ANSWER_SECONDS = 30.0
 SAFETY = 1.25
 FILE_ATTEMPTS = 10
 """Attempts to read the results of a job that has ended, over some minutes, if their file is missing."""
-GOES_ON = frozenset({AttemptOutcome.SEGMENT.value, AttemptOutcome.TOPPED_UP.value})
+GOES_ON = frozenset(
+    {AttemptOutcome.SEGMENT.value, AttemptOutcome.TOPPED_UP.value, AttemptOutcome.SCHEMA_MISMATCH.value}
+)
 """Outcomes of an attempt whose answer another call continues."""
 
 log = logging.getLogger(__name__)

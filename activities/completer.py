@@ -19,7 +19,7 @@ from typing import Any, assert_never
 
 from temporalio.exceptions import ApplicationError
 
-from activities import continuation, failures, handover
+from activities import continuation, failures, handover, schema_checks
 from activities.attempt import (
     LENGTH,
     Answered,
@@ -35,12 +35,14 @@ from activities.continuation import CallPlan
 from activities.failures import Tally
 from activities.freezes import Freezes, FreezeWatch
 from activities.rate_limits import WAITING, Postponed, RateLimitGate, not_yet_due, too_early
+from activities.repairs import AnswerCheck
 from chatjobs.contracts import Retry, Usage
 from chatjobs.errors import ChatJobsError
 from domain.errors import FenceLost, StorageError, StorageUnavailable, UpstreamError, UpstreamInterrupted
 from domain.outcomes import WORKER_LOST, AttemptOutcome
 from domain.payloads import CompletionSummary
 from domain.ports import Allowance, ChatModel, Continuing, Finish, Seam
+from domain.repairs import reset_reason
 from domain.timings import Timings
 from domain.values import AttemptEnd, Claim, TextRun
 from storage.jobs.attempts import AttemptStore
@@ -50,6 +52,8 @@ from storage.transcript.writer import TranscriptWriter
 
 NOT_WORTH_A_CALL = 0.02
 """The part of an answer that may be missing at its length limit: another call would pay for the prompt again."""
+
+WRONG_JSON = (AttemptOutcome.SCHEMA_MISMATCH, AttemptOutcome.SCHEMA_CHECK_FAILED)
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +78,7 @@ class Completer:
         self._transcript = transcript
         self._model = model
         self._gate = RateLimitGate(model, limiter) if limiter else None
+        self._check = AnswerCheck(attempts, schema_checks.shared())
         self._cancels = Cancels(attempts)
         self._freezes = Freezes()
         self._recording: set[asyncio.Task[None]] = set()
@@ -164,6 +169,8 @@ class Completer:
             return Continues(AttemptOutcome.TOPPED_UP, "The answer goes on up to its length limit")
         if attempt.reached_cap(finish):
             raise attempt.over_cap()
+        if (repaired := await self._check.ended(attempt, finish)) is not None:
+            return repaired
         await attempt.keep(finish)
         return Answered(attempt.summary(finish))
 
@@ -174,7 +181,9 @@ class Completer:
         if attempt.deadlines.over:
             raise attempt.total_timeout()
         for model in handover.following(request):
-            self._model.continuing(model)  # so that it is measured before it has to take over
+            self._model.continuing(
+                model, continuation.form(request)
+            )  # so that it is measured before it has to take over
         # A model is asked whether it continues only where that matters: the first question makes it be measured.
         continuing = self._model.continuing
         if continuation.has_own_prefix(request) and continuing(request.model) is Continuing.NEVER:
@@ -182,10 +191,11 @@ class Completer:
         runs: Sequence[TextRun] = ()
         if claim.position > 0:
             runs = await self._attempts.written(claim.job_id, fence=claim.fence, epoch=claim.epoch)
-        obstacle = None
-        if runs:  # text before an answer that came whole is that of a worker that died while it stored the answer
-            whole = attempt.context.outcome is not None
-            obstacle = "restart" if whole else _obstacle(attempt, runs, continuing(request.model))
+        obstacle = reset_reason(claim) if runs else None
+        if runs and obstacle is None:
+            whole = attempt.context.outcome is not None  # the text is of a worker that died while it stored the answer
+            found = continuing(request.model, continuation.form(request))
+            obstacle = "restart" if whole else _obstacle(attempt, runs, found)
         if runs and not obstacle:
             if not continuation.counted(request, attempt.past):
                 attempt.samples = await self._attempts.samples(request.model)
@@ -250,7 +260,8 @@ class Completer:
             return False
         await job_writer.flush()
         runs = await self._attempts.written(job_writer.job_id, fence=job_writer.fence, epoch=job_writer.epoch)
-        return continuation.obstacle(request, runs, self._model.continuing(request.model)) is None
+        continuing = self._model.continuing(request.model, continuation.form(request))
+        return continuation.obstacle(request, runs, continuing) is None
 
     async def _is_short(self, attempt: RunningAttempt, finish: Finish) -> bool:
         """Whether a continued answer ended early, its length being estimated too high, and another call is worth it.
@@ -517,6 +528,8 @@ def _obstacle(attempt: RunningAttempt, runs: Sequence[TextRun], continuing: Cont
         raise failures.permanent(AttemptOutcome.INTERRUPTED.value, message, cause=attempt.past.cause)
     if interrupted and policy == "restart":
         return "restart"
+    if past.other_model and continuation.form(attempt.request) != "text":
+        return "response_format"  # two models seldom agree on a form in its middle
     return continuation.obstacle(attempt.request, runs, continuing)
 
 
@@ -525,7 +538,7 @@ def _is_enough(attempt: RunningAttempt, verdict: _Verdict) -> bool:
     segments, and an answer that lacks a little, are worth more than what is missing."""
     refused = verdict.outcome == AttemptOutcome.REFUSED_TO_CONTINUE
     ends = isinstance(verdict.failure, ApplicationError) and verdict.failure.non_retryable
-    ends = ends and verdict.outcome not in (AttemptOutcome.CANCELLED, AttemptOutcome.TAKEN_OVER)
+    ends = ends and verdict.outcome not in (*WRONG_JSON, AttemptOutcome.CANCELLED, AttemptOutcome.TAKEN_OVER)
     return (refused and attempt.past.segments > 0) or (attempt.past.topped_up and (ends or refused))
 
 

@@ -152,17 +152,22 @@ def content(runs: Sequence[TextRun]) -> str:
 
 def obstacle(request: ChatRequest, runs: Sequence[TextRun], continuing: Continuing) -> str | None:
     """Why the model cannot continue this text as it would have; None if it can."""
+    if continuing is Continuing.OTHER_FORMATS:  # it may begin the JSON again, behind its beginning
+        return "response_format"
     if continuing is not Continuing.KNOWN:  # it may begin a new answer, which would be appended to the old one
         return "unproven" if continuing is Continuing.UNPROVEN else "no_continuation"
     if request.tools or request.tool_choice is not None:
         return "tools"  # a prefix beside them may be refused
-    if request.response_format is not None and request.response_format.type != "text":
-        return "response_format"  # constrained decoding starts from the beginning
     if runs[-1].channel is not Channel.CONTENT:
         return "reasoning"  # a thought that is not at its end cannot be given back
     if not (own_prefix(request) + content(runs)).strip():
         return "blank"  # a blank prefix yields garbage
     return None
+
+
+def form(request: ChatRequest) -> str:
+    """The type of the answer's form."""
+    return "text" if request.response_format is None else request.response_format.type
 
 
 def has_own_prefix(request: ChatRequest) -> bool:

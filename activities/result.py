@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from datetime import timedelta
@@ -102,7 +103,7 @@ class ResultActivities:
         workflow's id cannot be a job's: then there can be no row.
         """
         _check_id(order.job_id)
-        job, error = self._read(order, _own_run(order.job_id))
+        job, error = await asyncio.to_thread(self._read, order, _own_run(order.job_id))
         try:
             accepted, refused = await self._stored_before(job)
             if accepted is None and job.lacks_history:
@@ -177,7 +178,7 @@ class ResultActivities:
         body = json.loads(schedule.request or "{}")
         try:
             policy = self._policy() if self._policy is not None else None
-            job = new_job(body, policy=policy, started=True, **identity)
+            job = await asyncio.to_thread(new_job, body, policy=policy, started=True, **identity)
         except (InvalidRequest, WebhookUrlRefused) as problem:  # the rules have changed since the schedule was made
             error = JobError(code=problem.code, message=problem.message)
             job = invalid_job(body, **identity)

@@ -48,7 +48,7 @@ LONG_ANSWER = 5_000_000
 class InstantModel:
     """Answers at once with as many characters as the request's metadata says."""
 
-    def continuing(self, model: str) -> Continuing:
+    def continuing(self, model: str, form: str = "text") -> Continuing:
         return Continuing.KNOWN
 
     def unsent(self, request: ChatRequest, text: str) -> str:

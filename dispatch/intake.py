@@ -38,6 +38,7 @@ from domain.names import CHAT_JOB, JOBS_QUEUE, REVISION
 from domain.new_jobs import new_job
 from domain.payloads import JobRef
 from domain.replays import replayed
+from domain.schemas import names_schema
 from domain.settings import USUAL_BODY_BYTES
 from domain.values import JobHandle, NewJob, ResponseForm
 from domain.webhook_urls import WebhookPolicy
@@ -134,7 +135,7 @@ class Intake:
         Raises InvalidRequest, WebhookUrlRefused.
         """
         make = partial(new_job, body, tenant=tenant, policy=self.policy, **identity)
-        job = make() if size < LARGE_BYTES else await asyncio.to_thread(make)
+        job = await asyncio.to_thread(make) if size >= LARGE_BYTES or names_schema(body) else make()
         if self._prefixes is not None and job.request is not None:
             await self._prefixes.check(job.request)
         return job

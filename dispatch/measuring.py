@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Protocol, TypeVar
 
 from dispatch.server_knowledge import assumed, remembered, store
@@ -42,36 +44,43 @@ Model_contra = TypeVar("Model_contra", bound=Learner, contravariant=True)
 
 
 class Measure(Protocol[Model_contra]):
-    """Measures how the server of a model continues; None if it did not answer. ``pause``: seconds between calls."""
+    """Measures how the server of a model continues; None if it did not answer. ``pause``: seconds between calls.
 
-    async def __call__(self, chat: Model_contra, model: str, *, pause: float) -> Practice | None: ...
+    ``assumed``: the practice, of which only the formats are measured.
+    """
+
+    async def __call__(
+        self, chat: Model_contra, model: str, *, pause: float, assumed: Practice | None
+    ) -> Practice | None: ...
 
 
 async def remember(continuations: ContinuationStore, model: str, practice: Practice) -> None:
     """Store a measured practice. Raises StorageError."""
-    await continuations.end(MeasuredPractice(model, practice.way.value, practice.drops.value, practice.echoes))
+    found = MeasuredPractice(model, practice.way.value, practice.drops.value, practice.echoes, practice.formats)
+    await continuations.end(found)
 
 
 async def keep_informed(settings: Settings, database: Database, model: Model, measure: Measure[Model]) -> None:
     """Keep ``model`` informed of its server's stored practices; measure the models in use that were never measured.
 
     These are the models of jobs that have not ended, and those of answers that started over because their practice was
-    unknown. No job waits for a measurement. If the settings say how the server continues, nothing is measured here;
-    results of `starter.py doctor --live` are learned all the same.
+    unknown. No job waits for a measurement. If the settings or the address say how the server continues, only one thing
+    is measured, once the answer of a job that is JSON was interrupted: whether it continues JSON. Results of
+    `starter.py doctor --live` are learned all the same.
     """
     if settings.chatjobs_continuation == "none":
         return
     continuations, pause = store(settings, database), 1 / settings.mistral_requests_per_second
-    try:
-        unmeasured = set(await continuations.models_in_use(MOST_AT_START))
-    except StorageError:
-        unmeasured = set()
+    known, unmeasured = assumed(settings), set[str]()
+    if known is None:
+        with suppress(StorageError):
+            unmeasured = set(await continuations.models_in_use(MOST_AT_START))
     while True:
         try:
             model.learn(await remembered(continuations))
-            if assumed(settings) is None:
-                for name in sorted(unmeasured):
-                    await _measure(continuations, model, name, measure, pause)
+            for name in sorted(unmeasured):
+                await _measure(continuations, model, name, partial(measure, pause=pause, assumed=known))
+            if unmeasured:
                 model.learn(await remembered(continuations))
         except StorageError as error:
             log.warning("measurements not read or stored: %s", error, extra={"action": "continuations_unknown"})
@@ -79,13 +88,16 @@ async def keep_informed(settings: Settings, database: Database, model: Model, me
 
 
 async def _measure(
-    continuations: ContinuationStore, model: Model, name: str, measure: Measure[Model], pause: float
+    continuations: ContinuationStore,
+    model: Model,
+    name: str,
+    measure: Callable[[Model, str], Awaitable[Practice | None]],
 ) -> None:
     """Measure a model unless another process has. Raises StorageError."""
     if not await continuations.begin(name):
         return
     log.info("seeing whether the server continues a text", extra={"action": "continuation_probe", "model": name})
-    practice = await measure(model, name, pause=pause)
+    practice = await measure(model, name)
     if practice is None:
         log.warning("the server did not answer", extra={"action": "continuation_unmeasured", "model": name})
         asyncio.get_running_loop().call_later(AGAIN_SECONDS, model.request_measurement, name)

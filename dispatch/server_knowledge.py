@@ -31,7 +31,8 @@ def store(settings: Settings, database: Database) -> ContinuationStore:
 
 async def remembered(continuations: ContinuationStore) -> dict[str, Practice]:
     """The measured practices by model. Raises StorageError."""
-    return {one.model: Practice(Way(one.way), Drops(one.drops), one.echoes) for one in await continuations.measured()}
+    found = await continuations.measured()
+    return {one.model: Practice(Way(one.way), Drops(one.drops), one.echoes, one.formats) for one in found}
 
 
 class PrefixRule:

@@ -22,6 +22,7 @@ from chatjobs.contracts import (
 )
 from chatjobs.errors import InvalidRequest, Problem
 from domain.names import batch_job_id, new_request_id
+from domain.schemas import check_schema
 from domain.webhook_urls import WebhookPolicy, checked
 
 OWN_START = "must be left out: the items of a batch begin in their order"
@@ -233,6 +234,7 @@ def _request(item: BatchItem, settings: BatchSettings, policy: WebhookPolicy | N
         raise InvalidRequest([Problem("/startAt", OWN_START)])
     if request.previous_job_id is not None:
         raise InvalidRequest([Problem("/previousJobId", NO_CONVERSATION)])
+    check_schema(request)
     return request if policy is None else checked(request, policy)
 
 

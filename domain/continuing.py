@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from chatjobs.contracts import AssistantMessage, ChatRequest, message_text
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the measurement in providers/mistral/probe.py: raise it to have every server measured again."""
 MISTRAL: Final = "https://api.mistral.ai"
 _MISTRAL_DOMAIN: Final = "mistral.ai"
@@ -45,11 +45,17 @@ class Drops(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Practice:
-    """How one server continues. ``echoes``: whether the answer begins with the message; None: not known."""
+    """How one server continues.
+
+    ``echoes``: whether the answer begins with the message; None: not known. ``formats``: the response formats beside
+    text whose answers it continues; None: not known. Constrained decoding often begins its grammar with the first new
+    token, so that the answer would begin again with an opening brace.
+    """
 
     way: Way
     drops: Drops
     echoes: bool | None = None
+    formats: frozenset[str] | None = None
 
     def divided(self, text: str) -> tuple[str, str]:
         """What of a message is sent, and the whitespace behind it that is not."""

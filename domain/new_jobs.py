@@ -18,6 +18,7 @@ from chatjobs.contracts import (
 from chatjobs.errors import InvalidRequest, Problem
 from domain.conversations import ThreadPlace, stored_form
 from domain.names import new_job_id, new_request_id
+from domain.schemas import check_schema
 from domain.values import NewJob, ResponseForm, RunRef
 from domain.webhook_urls import WebhookPolicy, checked
 
@@ -53,6 +54,7 @@ def new_job(
         raise InvalidRequest([Problem("/startAt", f"must be at most {FURTHEST_START.days} days ahead")])
     if request.previous_job_id is not None and replay_of is not None:
         raise InvalidRequest([Problem("/previousJobId", KEEPS_PLACE)])
+    check_schema(request)
     if policy is not None:
         request = checked(request, policy)
     return NewJob(

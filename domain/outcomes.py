@@ -38,6 +38,9 @@ class AttemptOutcome(StrEnum):
     REFUSED_TO_CONTINUE = "continuation_refused"
     """The model did not go on from the text so far; the next attempt starts over."""
 
+    SCHEMA_MISMATCH = "schema_mismatch"
+    """The whole answer is not the JSON that it was to be; the next attempt repairs it, if the request allows one."""
+
     EMPTY = "upstream_empty"
     """The call brought no text at all."""
     CUT = "upstream_cut"
@@ -52,10 +55,14 @@ class AttemptOutcome(StrEnum):
     MAX_TOTAL_TOKENS = "max_total_tokens"
     INTERRUPTED = "interrupted"
     """The request says ``onInterrupt: fail``, and an attempt before this one was interrupted."""
+    SCHEMA_CHECK_FAILED = "schema_check_failed"
+    """It could not be found out whether the whole answer is the JSON that it was to be."""
     PREFIX_NOT_CONTINUED = "prefix_not_continued"
     """The model's server is known not to continue the caller's own beginning of the answer."""
 
 
+LENGTH_LIMITS = ("length", "model_length")
+"""Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
 WORKER_LOST = "worker_lost"
 """The error code of a job that has lost ``limits.maxLost`` workers in a row. Its attempts are LOST."""
 
@@ -73,6 +80,7 @@ NOT_FAILURES = frozenset(
         AttemptOutcome.CANCELLED,
         AttemptOutcome.RATE_LIMITED,
         AttemptOutcome.REFUSED_TO_CONTINUE,  # it follows an interruption, which has been counted
+        AttemptOutcome.SCHEMA_MISMATCH,  # ``maxRepairs`` counts them
     }
 )
 WITHOUT_CALL = frozenset(

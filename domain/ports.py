@@ -34,6 +34,8 @@ class Continuing(StrEnum):
     KNOWN = "known"
     UNPROVEN = "unproven"
     NEVER = "never"
+    OTHER_FORMATS = "other_formats"
+    """It continues text, but is not known to continue an answer of the form that is asked about."""
 
 
 class UsageSoFar(NamedTuple):
@@ -135,8 +137,8 @@ class ChatModel(Protocol):
         """The rate limit that calls of ``model`` share: of one key and one family of models."""
         ...
 
-    def continuing(self, model: str) -> Continuing:
-        """Whether ``model`` goes on from a text that it is given."""
+    def continuing(self, model: str, form: str = "text") -> Continuing:
+        """Whether ``model`` goes on from a text that it is given. ``form``: the type of the response format."""
         ...
 
     def unsent(self, request: ChatRequest, text: str) -> str:

@@ -204,11 +204,25 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
+class Repair:
+    """A whole answer that is not the JSON that it was to be, written to ``epoch``, and its repair by the next attempt.
+
+    ``problem``: what is wrong with it, for the model. ``number``: of the attempt whose answer it is; 0 if not stored.
+    """
+
+    epoch: int
+    content: str
+    problem: str
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptEnd:
     """How an attempt ended that did not finish its answer. ``outcome`` is an AttemptOutcome or an error's code.
 
     ``usage`` is exact; without it, usage is estimated: ``tokens`` for the answer, or one for each delta. ``called``:
     whether the model was called; if not, the attempt is removed from the ledger. ``message``: why it failed.
+    ``repair``: its answer, which the next attempt repairs.
     """
 
     outcome: str
@@ -219,6 +233,7 @@ class AttemptEnd:
     called: bool = True
     message: str | None = None
     tokens: int | None = None
+    repair: Repair | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +251,7 @@ class AttemptHistory:
     of all calls, as far as known or estimated; ``estimated``: how many of them are. The counts of failures, and
     ``stuck_since``, are of the present model alone: the beginning (microseconds) of its first attempt at the present
     place that failed or was refused for its rate. ``other_model``: another one has written text of this epoch.
+    ``mismatches``: whole answers that were not the JSON that they were to be.
     """
 
     failures: int = 0
@@ -252,6 +268,7 @@ class AttemptHistory:
     estimated: int = 0
     stuck_since: int | None = None
     other_model: bool = False
+    mismatches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +342,7 @@ class Claim:
     claimed. ``finished``: the answer is whole in storage. ``sealed``: the job has ended. ``cancel_requested``: its
     cancellation was requested. ``waiting``: its ``turn`` to call the model is later. ``worker_lost``: too many workers
     died with it. ``expired``: its time in the queue was over before the first call. ``early``: its ``startAt`` is in
-    ``seconds``.
+    ``seconds``. ``repair``: the answer that the attempt repairs.
     """
 
     outcome: Literal["taken", "finished", "sealed", "cancel_requested", "waiting", "worker_lost", "expired", "early"]
@@ -344,6 +361,7 @@ class Claim:
     seconds: float = 0.0
     model: str = ""
     """The model to call, if the claim was taken: ``request`` names it."""
+    repair: Repair | None = None
 
 
 class TextRun(NamedTuple):

@@ -312,6 +312,10 @@ class Script(ScriptModel):
     """The dialect of the answer; None: the process's option ``--dialect``."""
     continuation: str | None = None
     """The text after any continued prefix, in place of the rest of the answer."""
+    json_prefix: Literal["continues", "begins_again"] = "continues"
+    """Whether an answer that is to be JSON continues a prefix; see simulator/structured.py."""
+    repairs: list[Script] = []
+    """Of the calls that repair the answer: one for each, and then the last again."""
     framing: FrameStyle = FrameStyle()
     headers: dict[str, str] = {}
     """Response headers that are added to the default ones (``x-ratelimit-…``) or replace them."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from simulator import answers
 from simulator.calls import ChatCall
 from simulator.faults import Reference, Script, ScriptedCall
+from simulator.structured import begins_again
 
 MIN_TOKENS, MAX_TOKENS = 60, 105
 """An ordinary answer ends at the first end of a sentence after a number of tokens in this range."""
@@ -92,7 +93,8 @@ class Generation:
         if self._script.continuation is not None and self._call.prefix:
             return map(Text, answers.tokenise(self._script.continuation))
         tokens = answers.until_stop(self._text(), self._call.stops) if self._call.stops else self._text()
-        number, rest = answers.resume(tokens, self._call.prefix or "")
+        prefix = "" if begins_again(self._call, self._script) else self._call.prefix or ""
+        number, rest = answers.resume(tokens, prefix)
         return with_references(map(Text, rest), self._script.references, number)
 
     def _text(self) -> Iterator[str]:

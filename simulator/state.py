@@ -14,6 +14,7 @@ from simulator.dialects import SERVERS, Server
 from simulator.faults import Continues, Dialect, Odd, Rule, Script, read_directive
 from simulator.log import MAX_PROMPT_CHARACTERS, LogEntry, RequestLog
 from simulator.replies import Reply, Tempo
+from simulator.structured import repair_script
 
 UNLIMITED_REQUESTS_PER_MINUTE = 1_000_000
 
@@ -88,7 +89,7 @@ class Simulator:
 
     def script(self, call: ChatCall, *, spend: bool = True) -> Script:
         """The directive of the last user message, else the newest rule that matches. Raises DirectiveError."""
-        directive = read_directive(call.prompt)
+        directive = read_directive(call.prompt) or repair_script(call)
         if directive is not None:
             return directive
         rule = next((rule for rule in reversed(self.rules) if rule.match in call.prompt), None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy import ColumnElement, Row, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from domain.text import clean
@@ -24,6 +25,7 @@ class MeasuredPractice:
     way: str
     drops: str
     echoes: bool | None
+    formats: frozenset[str] | None = None
 
 
 class ContinuationStore:
@@ -43,7 +45,7 @@ class ContinuationStore:
         )
         async with self._database.single() as connection:
             rows = (await connection.execute(query)).all()
-        return [MeasuredPractice(row.model, row.way, row.drops, row.echoes) for row in rows]
+        return [_measured(row) for row in rows]
 
     @retried
     async def begin(self, model: str) -> bool:
@@ -64,7 +66,9 @@ class ContinuationStore:
     async def end(self, found: MeasuredPractice) -> None:
         """Store the result of a measurement, in place of the one before."""
         dialect = sqlite if self._database.is_sqlite else postgresql
-        values = {"way": found.way, "drops": found.drops, "echoes": found.echoes, "asked_at": micros(now())}
+        formats = None if found.formats is None else " ".join(sorted(found.formats))
+        values: dict[str, Any] = {"way": found.way, "drops": found.drops, "echoes": found.echoes, "formats": formats}
+        values["asked_at"] = micros(now())
         row = dialect.insert(continuations).values(self._key(found.model) | values)
         kept = row.on_conflict_do_update(index_elements=["server", "model", "version"], set_=values)
         async with self._database.write("fast") as connection:
@@ -82,3 +86,8 @@ class ContinuationStore:
 
     def _is(self, model: str) -> Sequence[ColumnElement[bool]]:
         return [continuations.c[name] == value for name, value in self._key(model).items()]
+
+
+def _measured(row: Row[Any]) -> MeasuredPractice:
+    formats = None if row.formats is None else frozenset(row.formats.split())
+    return MeasuredPractice(row.model, row.way, row.drops, row.echoes, formats)

@@ -114,7 +114,11 @@ class JsonSchema(StrictModel):
 
 
 class ResponseFormat(StrictModel):
-    """The form of the answer: text, any JSON object, or JSON that matches a schema (at most 64 KiB)."""
+    """The form of the answer: text, any JSON object, or JSON that matches a schema (at most 64 KiB).
+
+    A whole answer that is to be JSON is checked before its job completes; see ``maxRepairs``. ``format`` in a schema is
+    not checked.
+    """
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
@@ -204,7 +208,8 @@ class ChatRequest(StrictModel):
     Only ``messages`` is required. ``stream`` is accepted and ignored: a job always streams. ``metadata`` is not
     forwarded. ``onInterrupt`` is what happens to an answer whose attempt ended in the middle: it continues after its
     last character, starts over (a ``reset`` for readers), or the job fails with ``interrupted`` and keeps its text;
-    what cannot continue (tools, another response format, an unfinished thought, blank text) starts over. With
+    what cannot continue (tools, an unfinished thought, blank text, JSON on a server that is not known to continue it)
+    starts over. With
     ``maxSegments`` > 1 an answer that stopped at ``max_tokens`` continues in another call, up to so many;
     ``max_tokens`` is the limit of each segment, so that the whole may have ``max_tokens`` × ``maxSegments``.
     Source of the parameters: Mistral's API reference, POST /v1/chat/completions.
@@ -288,6 +293,9 @@ class ChatRequest(StrictModel):
     on_interrupt: Literal["continue", "restart", "fail"] = Field("continue", alias="onInterrupt")
     max_segments: Annotated[int, Field(ge=1, le=100)] = Field(1, alias="maxSegments")
     """Most calls that one answer may take because each stopped at ``max_tokens``."""
+    max_repairs: Annotated[int, Field(ge=0, le=5)] = Field(1, alias="maxRepairs")
+    """Most further calls for an answer that is not the JSON that ``response_format`` wants: each has the answer before
+    it and what is wrong with it. After the last one the job fails with ``schema_mismatch`` and keeps its text."""
     limits: Limits = Limits()
     retry: Retry = Retry()
     priority: Annotated[int, Field(ge=1, le=5)] = USUAL_PRIORITY
@@ -352,6 +360,6 @@ class ChatRequest(StrictModel):
 
 OURS = frozenset(
     {"request_id", "job_id", "callback", "webhook", "metadata", "on_interrupt", "max_segments", "limits", "stream"}
-    | {"previous_job_id", "priority", "retry", "start_at", "extra", "fallback_models"}
+    | {"previous_job_id", "priority", "retry", "start_at", "extra", "fallback_models", "max_repairs"}
 )
 """The fields of ChatRequest that are the service's own, or not forwarded to Mistral."""

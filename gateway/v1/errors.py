@@ -48,6 +48,8 @@ JOB_STATUSES: Final = {
     "total_timeout": 504,
     "max_total_tokens": 400,
     "prefix_not_continued": 400,
+    "schema_mismatch": 502,
+    "schema_check_failed": 400,
     "validation_failed": 422,
     "webhook_url_refused": 422,
     "cancelled": 400,

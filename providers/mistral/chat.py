@@ -104,13 +104,19 @@ class MistralChat:
             return found
         return self._practice
 
-    def continuing(self, model: str) -> Continuing:
+    def continuing(self, model: str, form: str = "text") -> Continuing:
         """See ChatModel."""
         practice = self.practice(model)
         if practice is None:
             self.request_measurement(model)
             return Continuing.UNPROVEN
-        return Continuing.NEVER if practice.way is Way.NONE else Continuing.KNOWN
+        if practice.way is Way.NONE:
+            return Continuing.NEVER
+        if form == "text":
+            return Continuing.KNOWN
+        if practice.formats is None:
+            self.request_measurement(model)
+        return Continuing.KNOWN if form in (practice.formats or ()) else Continuing.OTHER_FORMATS
 
     def unsent(self, request: ChatRequest, text: str) -> str:
         """See ChatModel."""

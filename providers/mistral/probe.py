@@ -5,7 +5,11 @@ that continues begins with the rest of the word. One that ignores the request st
 with the rest of a word; it may repeat the list, but cannot reach its end in so few tokens. All calls of a way have to
 agree.
 
-At most three calls per way and three about whitespace: about a hundred tokens each.
+JSON is a matter of its own: a server that decodes under a grammar often begins it with the first new token, and its
+answer begins again with a brace (vLLM and llama.cpp keep the state of a grammar over generated tokens only; Mistral's
+documentation does not say). So each response format is measured as well, with a document that breaks off.
+
+At most three calls per way, three about whitespace and two per response format: about a hundred tokens each.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from chatjobs.contracts import Channel, ChatRequest, Usage
 from domain.continuing import NEVER, USUAL, Drops, Practice, Way
@@ -43,6 +47,28 @@ PROBES: Final = (
     Probe("Count on.", ", ".join(map(str, range(4001, 4015))) + ", 40", "15, 4016"),
     Probe("Say the four fruits again and again.", "walnut, fig, quince, medlar, " * 4 + "wal", "nut, fig"),
 )
+JSON_PROBES: Final = (
+    Probe(
+        "Count on, in a JSON object with the list numbers.",
+        '{"numbers": [' + ", ".join(map(str, range(4001, 4015))) + ", 40",
+        "15, 4016",
+    ),
+    Probe(
+        "Say the four colours again and again, in a JSON object with the list colours.",
+        '{"colours": [' + '"violet", "crimson", "ochre", "teal", ' * 4 + '"violet", "crim',
+        'son"',
+    ),
+)
+FORMATS: Final = ("json_object", "json_schema")
+LISTS: Final = {
+    "type": "object",
+    "properties": {
+        "numbers": {"type": "array", "items": {"type": "integer"}},
+        "colours": {"type": "array", "items": {"type": "string"}},
+    },
+    "additionalProperties": False,
+}
+"""The schema of the documents in JSON_PROBES."""
 SPACES: Final = " " * 12
 LINES: Final = "\n\n\t\n\n"
 
@@ -62,11 +88,13 @@ class Measurement:
     model: str
     pause: float = 0
 
-    async def practice(self) -> Practice:
-        """How the server continues; NEVER if no way works.
+    async def practice(self, assumed: Practice | None = None) -> Practice:
+        """How the server continues; NEVER if no way works. ``assumed``: all of it but the formats.
 
         Raises UpstreamError, or TimeoutError if a call had no answer: then nothing is known.
         """
+        if assumed is not None:
+            return replace(assumed, formats=await self._formats(assumed))
         for way in WAYS:
             try:
                 found = await self._continues(way)
@@ -75,8 +103,25 @@ class Measurement:
                     raise
                 continue
             if found is not None:
-                return replace(found, drops=await self._drops(found))
+                return replace(found, drops=await self._drops(found), formats=await self._formats(found))
         return NEVER
+
+    async def _formats(self, found: Practice) -> frozenset[str]:
+        """The response formats with which the server continues as it does with text."""
+        return frozenset([form for form in FORMATS if await self._continues_json(found, form)])
+
+    async def _continues_json(self, found: Practice, form: str) -> bool:
+        for probe in JSON_PROBES:
+            try:
+                answer = await self._answer_to(probe.prompt, probe.list, found.way, form=form)
+            except UpstreamRefused as error:
+                if error.http_status not in NOT_TAKEN:
+                    raise
+                return False
+            echoes = answer.text.startswith(probe.list)
+            if found.echoes not in (None, echoes) or not answer.text.removeprefix(probe.list).startswith(probe.rest):
+                return False
+        return True
 
     async def _continues(self, way: Way) -> Practice | None:
         echoed = set[bool]()
@@ -105,12 +150,13 @@ class Measurement:
         usage = (await self._answer_to(probe.prompt, probe.list + end, way, tokens=1)).usage
         return usage.prompt_tokens if usage else None
 
-    async def _answer_to(self, prompt: str, text: str, way: Way, tokens: int = MOST_TOKENS) -> ProbeAnswer:
+    async def _answer_to(
+        self, prompt: str, text: str, way: Way, tokens: int = MOST_TOKENS, form: str | None = None
+    ) -> ProbeAnswer:
         await asyncio.sleep(self.pause)
         message = {"role": "user", "content": prompt}
-        request = ChatRequest.parse(
-            {"model": self.model, "messages": [message], "temperature": 0, "max_tokens": tokens}
-        )
+        body = {"model": self.model, "messages": [message], "temperature": 0, "max_tokens": tokens}
+        request = ChatRequest.parse(body | ({"response_format": _response_format(form)} if form else {}))
         events = self.chat.stream(request, text, raw=True, practice=Practice(way, Drops.NOTHING))
         pieces, length, usage = list[str](), 0, None
         async with asyncio.timeout(CALL_SECONDS), aclosing(events):
@@ -126,9 +172,17 @@ class Measurement:
         return ProbeAnswer("".join(pieces), usage)
 
 
-async def measured(chat: MistralChat, model: str, *, pause: float = 0) -> Practice | None:
-    """How the server continues; None if it did not answer."""
+def _response_format(form: str) -> dict[str, Any]:
+    if form == "json_object":
+        return {"type": form}
+    return {"type": form, "json_schema": {"name": "lists", "schema": LISTS, "strict": False}}
+
+
+async def measured(
+    chat: MistralChat, model: str, *, pause: float = 0, assumed: Practice | None = None
+) -> Practice | None:
+    """How the server continues; None if it did not answer. ``assumed``: all of it but the response formats."""
     try:
-        return await Measurement(chat, model, pause).practice()
+        return await Measurement(chat, model, pause).practice(assumed)
     except (UpstreamError, TimeoutError):
         return None

@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, Collection, Mapping
 from datetime import datetime
 
 from pydantic import ValidationError
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, exists, func, select
 
 from chatjobs.contracts import ChatRequest
 from domain.ports import BatchLine
 from domain.text import clean
 from storage.engine.database import Database
-from storage.engine.schema import batch_items, batches, jobs, moment, requests
+from storage.engine.schema import batch_items, batches, jobs, moment, repairs, requests
 from storage.rate_limits import pauses
 
 READ_AT_ONCE = 200
@@ -39,6 +39,8 @@ PENDING = (
     select(jobs.c.id, requests.c.body)
     .select_from(jobs.join(requests, requests.c.job_id == jobs.c.id))
     .where(jobs.c.id.in_(bindparam("keys", expanding=True)), jobs.c.batch_id == bindparam("key"), *_OPEN)
+    # The result of a job that is being repaired was taken: a second look at it would use up the repair.
+    .where(~exists().where(repairs.c.job_id == jobs.c.id))
 )
 LEFT = select(jobs.c.model, func.count()).where(jobs.c.batch_id == bindparam("key"), *_OPEN).group_by(jobs.c.model)
 CREATED = select(batches.c.created_at).where(batches.c.id == bindparam("key"))

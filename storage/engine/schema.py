@@ -330,6 +330,16 @@ worker_leases = Table(
     Column("until", BigInteger, nullable=False),  # by the database's clock
 )
 
+repairs = Table(
+    "repairs",
+    metadata,
+    Column("job_id", String(128), primary_key=True),
+    Column("number", Integer, primary_key=True),  # of the attempt whose answer it was
+    Column("epoch", Integer, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("problem", Text, nullable=False),  # what is wrong with it, for the model
+)
+
 deliveries = Table(
     "deliveries",
     metadata,
@@ -724,6 +734,7 @@ continuations = Table(
     Column("way", String(32)),  # how it continues, or "none"; NULL: the measurement has not ended
     Column("drops", String(16)),
     Column("echoes", Boolean),
+    Column("formats", String(64)),  # the response formats beside text that it continues; NULL: not measured
 )
 
 schedules = Table(

@@ -23,7 +23,7 @@ from domain.values import AttemptEnd, Claim, Claimant, FinishRecord, Reservation
 from storage.engine.database import Database, retried
 from storage.engine.group_commit import Group
 from storage.engine.schema import attempts, jobs, micros, now, requests, results, transcript
-from storage.jobs import delays, mapping, sealing
+from storage.jobs import delays, mapping, repairs, sealing
 from storage.jobs.ledger import close_open_attempts, excuse, history, lost_in_a_row
 from storage.jobs.rows import CHANGED, LOCKED_ALL, REQUEST, by_id, locked, queue_end, store_tail
 from storage.rate_limits import lane_queue
@@ -235,7 +235,8 @@ class AttemptStore:
             await begun.add(row, order, model, started, time, turn)
         before = await history(connection, row, number, model)
         known = {"attempt": number, "past": before, "started_at": started, "asker": asker, "turn": turn}
-        return _claim(row, "taken", order.fence, model=model, **known), body
+        repair = await repairs.latest(connection, row.id) if row.attempt else None
+        return _claim(row, "taken", order.fence, model=model, repair=repair, **known), body
 
     async def written(self, job_id: str, *, fence: int, epoch: int) -> Sequence[TextRun]:
         """The text of an epoch, in order. Raises FenceLost."""
@@ -289,6 +290,8 @@ class AttemptStore:
             row = await locked(connection, job_id)
             if row.fence == fence:
                 await close_open_attempts(connection, row, end)
+                if end.repair is not None:
+                    await repairs.keep(connection, row, number, end.repair)
                 if not end.called and row.completed_at is None:
                     await _queue_again(connection, row)
             elif row.completed_at is None:

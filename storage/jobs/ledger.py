@@ -93,6 +93,7 @@ async def history(connection: AsyncConnection, row: Row[Any], number: int, model
         estimated=sum(one.estimated for one in before),
         stuck_since=_stuck_since(before, moved, first),
         other_model=any(one.model not in (None, model) for one in before[epoch:]),
+        mismatches=sum(one.outcome == AttemptOutcome.SCHEMA_MISMATCH for one in before if not one.excused),
     )
 
 

@@ -22,6 +22,7 @@ from storage.engine.schema import (
     jobs,
     micros,
     now,
+    repairs,
     requests,
     responses,
     results,
@@ -53,7 +54,7 @@ REMOVABLE = (
     .where(or_(jobs.c.completed_at < bindparam("overdue"), ~PENDING.exists()))
     .with_for_update(of=jobs, skip_locked=True)
 )
-BELONGINGS = (requests, responses, transcript, results, attempts)
+BELONGINGS = (requests, responses, transcript, results, attempts, repairs)
 TEXTS = [delete(table).where(table.c.job_id.in_(IN_IDS)) for table in BELONGINGS]
 JOBS = delete(jobs).where(jobs.c.id.in_(IN_IDS))
 DELIVERIES = delete(deliveries).where(deliveries.c.job_id.in_(IN_IDS)).returning(deliveries.c.id)
@@ -139,7 +140,7 @@ async def delete_contents(connection: AsyncConnection, row: Row[Any]) -> None:
     """
     await _delete_deliveries(connection, [row.id])
     await search.forget(connection, [row.id])
-    for table in (requests, responses, transcript):
+    for table in (requests, responses, transcript, repairs):
         await connection.execute(delete(table).where(table.c.job_id == row.id))
     nothing = {"content": "", "reasoning": "", "runs": "[]", "tool_calls": None, "parts": None, "extra": None}
     await connection.execute(update(results).where(results.c.job_id == row.id).values(nothing))

@@ -29,7 +29,7 @@ from chatjobs.contracts import (
 )
 from domain.errors import SealConflict
 from domain.names import delivery_id
-from domain.outcomes import WORKER_LOST, AttemptOutcome
+from domain.outcomes import LENGTH_LIMITS, WORKER_LOST, AttemptOutcome
 from domain.payloads import Ending, Sealed
 from domain.text import clean
 from domain.values import OK, AttemptEnd, FinishRecord, TextRun
@@ -45,8 +45,6 @@ WebhookBody = Callable[[ChatResult, str], bytes]
 """Makes the body of the webhook that announces a job's outcome, in the format of its Webhook."""
 USUAL_FORMAT = "chatjobs"
 """The format of webhooks to endpoints of all jobs."""
-LENGTH_LIMITS = ("length", "model_length")
-"""Finish reasons that mean the model stopped at a limit (Mistral's API reference)."""
 RESULTS = insert(results)
 DELIVERIES = insert(deliveries)
 PIECES_AGAIN = insert(transcript)

@@ -251,11 +251,15 @@ class JobWriter:
             await self._change()
         self._check()
 
-    async def finish(self, record: FinishRecord) -> None:
-        """Commit the end of the answer together with its last text. Raises as ``flush``."""
+    def end_text(self) -> None:
+        """Append what was withheld until the text has ended: half of a surrogate pair. Raises as ``append``."""
         self._check()
         for channel, normaliser in self._normalisers.items():
             self._add(channel, normaliser.end())
+
+    async def finish(self, record: FinishRecord) -> None:
+        """Commit the end of the answer together with its last text. Raises as ``flush``."""
+        self.end_text()
         self._collecting().finish = json.dumps(clean_json(record.model_dump(mode="json")), ensure_ascii=False)
         await self.flush()
 

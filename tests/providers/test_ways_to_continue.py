@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from domain.settings import Settings
 from domain.timings import Timings
 from domain.values import Cursor
 from providers.mistral.chat import MistralChat
-from providers.mistral.probe import MOST_TOKENS, PROBES, measured
+from providers.mistral.probe import FORMATS, JSON_PROBES, MOST_TOKENS, PROBES, measured
 from storage.continuations import ContinuationStore, MeasuredPractice
 from storage.engine.database import Database
 from storage.transcript.reader import TranscriptReader
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.long
 COMPLETED = JobStatus.COMPLETED
 WAYS = (Way.PREFIX, Way.CONTINUE_FINAL_MESSAGE, Way.ASSISTANT)
 TEXT = " ".join(f"word{number}" for number in range(40))
+NO_FORMATS: frozenset[str] = frozenset()
 STEADY = Timings(longest_failure_pause_seconds=0.01)
 """Pauses do not grow."""
 Submit = Callable[..., Awaitable[tuple[Job, str | None, str]]]
@@ -286,11 +288,124 @@ async def test_what_is_measured(
 ) -> None:
     """How each kind of server continues. One that opens a new answer, or says the list again, does not."""
     knows_lists(sim, continues, **script)
+    found = found if found is NEVER else replace(found, formats=NO_FORMATS)
     assert await measured(chat, "mistral-small-latest") == found
     calls = sim.requests()
-    assert 3 <= len(calls) <= 3 * len(WAYS) + 2
+    assert 3 <= len(calls) <= 3 * len(WAYS) + 2 + len(FORMATS)
     assert all(call["parameters"]["max_tokens"] <= MOST_TOKENS for call in calls)
     assert all(call["parameters"]["temperature"] == 0 for call in calls)
+
+
+def knows_json(sim: SimulatorProcess, **script: Any) -> None:
+    """The same for the documents of the measurement."""
+    for probe in JSON_PROBES:
+        sim.script(match=probe.prompt, text=f"{probe.list}{probe.rest}]}}", **script)
+
+
+BOTH = frozenset(FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ({}, BOTH),
+        ({"json_prefix": "begins_again"}, NO_FORMATS),
+        ({"echo": "none"}, NO_FORMATS),
+        ({"echo": "pieces"}, BOTH),
+        ({"continuation": "{"}, NO_FORMATS),
+        ({"continuation": '{"numbers": [15, 4016'}, NO_FORMATS),
+        ({"continuation": ""}, NO_FORMATS),
+        ({"faults": [{"kind": 400}], "repeat_last": True}, NO_FORMATS),
+    ],
+)
+async def test_which_json_is_continued(
+    chat: MistralChat, sim: SimulatorProcess, script: dict[str, Any], found: frozenset[str]
+) -> None:
+    """A grammar that begins with the first new token, another echo than that of text, and a refusal show in a call."""
+    knows_lists(sim, "prefix")
+    knows_json(sim, continues="prefix", **script)
+    practice = await measured(chat, "mistral-small-latest")
+    assert practice == Practice(Way.PREFIX, Drops.NOTHING, echoes=True, formats=found)
+    asked = [call for call in sim.requests() if "response_format" in call["parameters"]]
+    assert len(FORMATS) <= len(asked) <= len(FORMATS) * len(JSON_PROBES)
+    assert all(call["parameters"]["max_tokens"] <= MOST_TOKENS for call in asked)
+
+
+async def test_a_server_that_fails_with_json_is_not_measured(chat: MistralChat, sim: SimulatorProcess) -> None:
+    knows_lists(sim, "prefix")
+    knows_json(sim, faults=[{"kind": 503}], repeat_last=True)
+    assert await measured(chat, "mistral-small-latest") is None
+
+
+async def test_json_is_measured_once_an_answer_was_interrupted(
+    client: Client, sqlite: Database, sim: SimulatorProcess
+) -> None:
+    """Of a server whose way is assumed: nothing before, and then only that. The first answer starts over; later ones
+    continue, also after a restart of the worker."""
+    sim.forget()
+    knows_json(sim, continues="prefix")
+    settings = Settings(mistral_server_url=sim.url, chatjobs_continuation="prefix", mistral_requests_per_second=1_000)
+    model = MistralChat("a key", sim.url, practice=AS_MISTRAL)
+    wanted = {"response_format": {"type": "json_object"}}
+    script = {"text": '{"a": "one two three four five six"}', "faults": [cut(8)]}
+    informed = asyncio.create_task(measuring.keep_informed(settings, sqlite, model, measured))
+    async with house(client, sqlite, model=model, timings=STEADY) as here:
+        first = await followed(here, prompt("first", **script), **wanted)
+        assert await reset_of(here.reader, first) == "response_format"
+        async with asyncio.timeout(PATIENCE):
+            while model.continuing(first.model, "json_object") is not Continuing.KNOWN:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.02)
+        second = await followed(here, prompt("second", **script), **wanted)
+    assert (second.content, second.epoch) == (script["text"], 1)
+    assert model.practice(first.model) == replace(AS_MISTRAL, formats=BOTH)
+    assert not [call for call in sim.requests() if call["prompt"] in {probe.prompt for probe in PROBES}]
+    informed.cancel()
+    await asyncio.gather(informed, return_exceptions=True)
+    await model.aclose()
+    again = await server_knowledge.remembered(server_knowledge.store(settings, sqlite))
+    assert again == {first.model: replace(AS_MISTRAL, formats=BOTH)}
+    sim.drop_scripts()
+
+
+@pytest.mark.parametrize("json_prefix", ["continues", "begins_again"])
+async def test_json_cut_after_any_token(
+    client: Client, sqlite: Database, sim: SimulatorProcess, json_prefix: str
+) -> None:
+    """The end is the document, wherever it is cut; a server that is not known to continue JSON is not asked to."""
+    formats = BOTH if json_prefix == "continues" else None
+    model = MistralChat("a key", sim.url, practice=replace(AS_MISTRAL, formats=formats))
+    pieces = [
+        "{\n",
+        '  "',
+        "a",
+        '":',
+        " ",
+        "[",
+        "1",
+        ",",
+        "  ",
+        "2",
+        "]",
+        ",\n",
+        "\t",
+        '"b c',
+        " ",
+        '": "',
+        " ",
+        '"',
+        "\n",
+        "}",
+    ]
+    async with house(client, sqlite, model=model, timings=STEADY, chatjobs_concurrency=50) as here:
+
+        async def cut_at(after: int, echo: str) -> None:
+            script = {"pieces": pieces, "echo": echo, "json_prefix": json_prefix, "faults": [cut(after), cut(1)]}
+            job = await followed(here, prompt("json", **script), response_format={"type": "json_object"})
+            assert (job.status, job.content) == (COMPLETED, "".join(pieces))
+            assert "schema_mismatch" not in [attempt.outcome for attempt in job.attempts]
+
+        await asyncio.gather(*(cut_at(after, echo) for after in range(1, len(pieces)) for echo in ("whole", "none")))
+    await model.aclose()
 
 
 @pytest.mark.parametrize("said", ["4001, 4002, 4003", "4015, 4016, 4017", "Sure! 15, 4016", "", "15"])
@@ -329,7 +444,8 @@ async def test_a_model_is_measured_once(chat: MistralChat, sim: SimulatorProcess
     await asyncio.gather(*tasks, return_exceptions=True)
     await other.aclose()
     assert len(sim.requests()) == calls
-    assert chat.practice("mistral-small-latest") == Practice(Way.CONTINUE_FINAL_MESSAGE, Drops.NOTHING, echoes=False)
+    found = Practice(Way.CONTINUE_FINAL_MESSAGE, Drops.NOTHING, echoes=False, formats=NO_FORMATS)
+    assert chat.practice("mistral-small-latest") == found
     assert chat.continuing("another-model") is Continuing.UNPROVEN
 
 

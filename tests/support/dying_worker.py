@@ -28,6 +28,9 @@ from storage.transcript.writer import JobWriter
 
 POINTS: dict[str, tuple[type, str]] = {
     "after_claim": (AttemptStore, "claim"),
+    "before_end": (AttemptStore, "end"),
+    "after_end": (AttemptStore, "end"),
+    "after_restart": (AttemptStore, "restart"),
     "before_finish": (JobWriter, "finish"),
     "after_finish": (JobWriter, "finish"),
     "after_seal": (SealStore, "seal"),

@@ -101,7 +101,7 @@ class ScriptedModel:
     def lane(self, model: str) -> str:
         return f"scripted:{model}"
 
-    def continuing(self, model: str) -> Continuing:
+    def continuing(self, model: str, form: str = "text") -> Continuing:
         return Continuing.KNOWN
 
     def unsent(self, request: ChatRequest, text: str) -> str:

@@ -440,6 +440,31 @@ async def test_longer_answers_than_one_segment_go_on_live(
         assert [call is None for call in here.attempts_of(text)] == [False, True]
 
 
+async def test_an_answer_that_is_not_the_json_asked_for_is_repaired_live(
+    client: Client, sqlite: Database, sim: SimulatorProcess
+) -> None:
+    """One that matches is done; one without a repair left fails, with its text."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"required": ["a"]}}}
+    texts = (('{"a": 1}', 1), ('{"b": 1}', 1), ('{"c": 1}', 0))
+    items = [
+        body(prompt("JSON", text=text, repairs=[{"text": '{"a": 2}'}]), response_format=wanted, maxRepairs=repairs)
+        for text, repairs in texts
+    ]
+    async with office(client, sqlite, sim) as here:
+        batch_id = await here.submit(items)
+        await here.ended(batch_id)
+        results = await here.results(batch_id)
+    assert {name: (one.status.value, one.content) for name, one in results.items()} == {
+        "item-0": ("completed", '{"a": 1}'),
+        "item-1": ("completed", '{"a": 2}'),
+        "item-2": ("failed", '{"c": 1}'),
+    }
+    error = results["item-2"].error
+    assert error is not None
+    assert error.code == "schema_mismatch"
+    assert [entry["batch"] for entry in sim.requests()].count(None) == 1
+
+
 async def test_another_run_of_a_batch_that_has_ended_finds_nothing_to_do(
     client: Client, sqlite: Database, sim: SimulatorProcess
 ) -> None:

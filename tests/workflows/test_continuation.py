@@ -7,6 +7,7 @@ end of the page kills real workers.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -240,7 +241,7 @@ CALLS: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "none"}
 FALLBACKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "restart": ({}, {"onInterrupt": "restart"}),
     "tools": ({}, CALLS),
-    "response_format": ({}, {"response_format": {"type": "json_object"}}),
+    "response_format": ({"text": json.dumps({"answer": words(20)})}, {"response_format": {"type": "json_object"}}),
     "reasoning": ({"reasoning": "Let me think about this for a while, with no end to it."}, {}),
     "blank": ({"pieces": ["\n", " ", "\n", " ", "\n", "Well"]}, {}),
     "parts": ({"references": [{"after": 1, "ids": [7]}]}, {}),

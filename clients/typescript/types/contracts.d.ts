@@ -890,7 +890,10 @@ export interface JsonSchema {
   strict?: boolean | null;
 }
 
-/** The form of the answer: text, any JSON object, or JSON that matches a schema (at most 64 KiB). */
+/**
+ * The form of the answer: text, any JSON object, or JSON that matches a schema (at most 64 KiB). A whole answer that
+ * is to be JSON is checked before its job completes; see `maxRepairs`. `format` in a schema is not checked.
+ */
 export interface ResponseFormat {
   type?: "text" | "json_object" | "json_schema";
   /** Required where `type` is `json_schema`. */
@@ -985,10 +988,10 @@ export interface Retry {
  * Only `messages` is required. `stream` is accepted and ignored: a job always streams. `metadata` is not forwarded.
  * `onInterrupt` is what happens to an answer whose attempt ended in the middle: it continues after its last character,
  * starts over (a `reset` for readers), or the job fails with `interrupted` and keeps its text; what cannot continue
- * (tools, another response format, an unfinished thought, blank text) starts over. With `maxSegments` > 1 an answer
- * that stopped at `max_tokens` continues in another call, up to so many; `max_tokens` is the limit of each segment, so
- * that the whole may have `max_tokens` × `maxSegments`. Source of the parameters: Mistral's API reference, POST
- * /v1/chat/completions.
+ * (tools, an unfinished thought, blank text, JSON on a server that is not known to continue it) starts over. With
+ * `maxSegments` > 1 an answer that stopped at `max_tokens` continues in another call, up to so many; `max_tokens` is
+ * the limit of each segment, so that the whole may have `max_tokens` × `maxSegments`. Source of the parameters:
+ * Mistral's API reference, POST /v1/chat/completions.
  */
 export interface ChatRequest {
   /** The conversation, oldest first, at most `MAX_TEXT_CHARACTERS` characters together. */
@@ -1067,6 +1070,11 @@ export interface ChatRequest {
   onInterrupt?: "continue" | "restart" | "fail";
   /** Most calls that one answer may take because each stopped at `max_tokens`. */
   maxSegments?: number;
+  /**
+   * Most further calls for an answer that is not the JSON that `response_format` wants: each has the answer before it
+   * and what is wrong with it. After the last one the job fails with `schema_mismatch` and keeps its text.
+   */
+  maxRepairs?: number;
   limits?: Limits;
   retry?: Retry;
   /** 1 goes first. Within one priority, tenants take turns. */
