@@ -180,12 +180,10 @@ class Completer:
         claim, request = attempt.claim, attempt.request
         if attempt.deadlines.over:
             raise attempt.total_timeout()
-        for model in handover.following(request):
-            self._model.continuing(
-                model, continuation.form(request)
-            )  # so that it is measured before it has to take over
         # A model is asked whether it continues only where that matters: the first question makes it be measured.
         continuing = self._model.continuing
+        for model in handover.following(request):  # so that it is measured before it has to take over
+            continuing(model, continuation.form(request))
         if continuation.has_own_prefix(request) and continuing(request.model) is Continuing.NEVER:
             raise _no_prefix()
         runs: Sequence[TextRun] = ()

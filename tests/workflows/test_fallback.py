@@ -218,7 +218,11 @@ async def test_tools_and_json_start_over_on_the_next_model(here: House, fields: 
 
 async def test_a_model_that_cannot_continue_starts_over(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
     models = script(here, first=[[*text("Hel"), CUT], [UNKNOWN]])
-    monkeypatch.setattr(models, "continuing", lambda name: Continuing.KNOWN if name == FIRST else Continuing.UNPROVEN)
+
+    def continuing(name: str, form: str = "text") -> Continuing:
+        return Continuing.KNOWN if name == FIRST else Continuing.UNPROVEN
+
+    monkeypatch.setattr(models, "continuing", continuing)
     job_id = await here.submit(fallbackModels=[SECOND], model=FIRST)
     watched = await here.watched(job_id)
     job = await here.ended(job_id)
