@@ -24,7 +24,7 @@ from threading import Lock, local
 from typing import Final
 
 from domain import schema_check
-from domain.schema_check import HEAD, LENGTH, Mismatch, Order, Verdict
+from domain.schema_check import HEAD, LENGTH, CheckOrder, CheckVerdict, Mismatch
 
 USUAL_SECONDS: Final = 0.25
 SLOW_SECONDS: Final = 2.0
@@ -118,7 +118,7 @@ class SchemaChecks:
 
     def _made(self, schema: str | None, text: str, seconds: float) -> Checked:
         """One check, in a thread of its own, by that thread's process."""
-        order = json.dumps(Order(schema=schema, text=text)).encode()
+        order = json.dumps(CheckOrder(schema=schema, text=text)).encode()
         for _ in range(TRIES):
             child: _Child | None = getattr(self._own, "child", None)
             if child is None:
@@ -150,13 +150,13 @@ class _Child:
             bufsize=0,
         )
 
-    def verdict(self, order: bytes) -> Verdict | str:
+    def verdict(self, order: bytes) -> CheckVerdict | str:
         """The reply to an order; ``time`` if its time was over, ``ended`` if the process has ended."""
         until = time.monotonic() + PATIENCE_SECONDS
         try:
             self._write(order, until)
             (length,) = LENGTH.unpack(self._read(LENGTH.size, until))
-            found: Verdict = json.loads(self._read(length, until))
+            found: CheckVerdict = json.loads(self._read(length, until))
             return found
         except TimeoutError:
             self.kill()

@@ -4,8 +4,8 @@ The process can be killed, which a thread cannot: a regular expression, or refer
 for ever. The kernel ends it once a check has used up its time (SIGPROF), also if its parent has died meanwhile; its
 memory is limited. It is started by its path, in isolated mode, so that it imports nothing but jsonschema.
 
-An order is a head (HEAD: the length of what follows, and the seconds of processor time) and an Order as JSON. A reply
-is a length (LENGTH) and a Verdict as JSON.
+An order is a head (HEAD: the length of what follows, and the seconds of processor time) and a CheckOrder as JSON. A reply
+is a length (LENGTH) and a CheckVerdict as JSON.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NOT_READ: Final = ("nested", "memory", "error")
 TYPES: Final = frozenset({"array", "boolean", "integer", "null", "number", "object", "string"})
 
 
-class Order(TypedDict):
+class CheckOrder(TypedDict):
     """``schema``: as JSON; None: any object is right."""
 
     schema: str | None
@@ -68,7 +68,7 @@ class Mismatch(TypedDict):
     wanted: str
 
 
-class Verdict(TypedDict):
+class CheckVerdict(TypedDict):
     """``problems``: none, if the answer matches. ``undecided``: why that is not known; one of NOT_READ."""
 
     problems: list[Mismatch]
@@ -166,8 +166,8 @@ def _validator(schema: str) -> tuple[Validator, frozenset[str]]:
     return made, frozenset(_texts(read_schema))
 
 
-def check(schema: str | None, text: str) -> Verdict:
-    """Whether a text is JSON and matches. May take for ever. ``schema``: see Order."""
+def check(schema: str | None, text: str) -> CheckVerdict:
+    """Whether a text is JSON and matches. May take for ever. ``schema``: see CheckOrder."""
     try:
         value = read(text)
         if schema is None:
@@ -298,12 +298,12 @@ def main() -> None:
         target.flush()
 
 
-def _verdict(source: BinaryIO, length: int) -> Verdict:
+def _verdict(source: BinaryIO, length: int) -> CheckVerdict:
     body = source.read(length)
     if len(body) < length:
         raise SystemExit
     try:
-        order: Order = json.loads(body)
+        order: CheckOrder = json.loads(body)
     except MemoryError:
         return {"problems": [], "undecided": "memory"}
     return check(order["schema"], order["text"])
