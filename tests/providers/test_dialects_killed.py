@@ -56,20 +56,13 @@ def serve(machine: Stack, setting: str) -> None:
     machine.workers[0].restart()
 
 
-async def killed(
-    machine: Stack, live: Service, model: str, way: str | None = None, **script: Any
-) -> tuple[Job, Watched, list[dict[str, Any]]]:
-    """A job whose worker is killed after 20 tokens, at its end, and the calls that it took.
-
-    ``way``: the worker has first measured this way of continuing.
-    """
+async def killed(machine: Stack, live: Service, model: str, **script: Any) -> tuple[Job, Watched, list[dict[str, Any]]]:
+    """A job whose worker is killed after 20 tokens, at its end, and the calls that it took."""
     message = prompt("killed", text=TEXT, hold=20, **script)
     job_id = await live.submit(message, model=model)
     watching = asyncio.create_task(live.watched(job_id))
     await machine.simulator.wait(message, tokens=20)
     await stored(live, job_id, len("".join(machine.simulator.answer(message)["tokens"][:20])))
-    if way is not None:
-        assert await measurement(machine, live, model) == way
     await asyncio.to_thread(machine.workers[0].restart)
     machine.simulator.release(message)
     watched = await watching
@@ -107,15 +100,17 @@ def job_text(calls: list[dict[str, Any]]) -> str:
     indirect=["machine"],
 )
 async def test_auto_finds_out(machine: Stack, live: Service, found: str) -> None:
-    """The model is measured while its first answer comes, and both workers know it: no answer starts over."""
+    """The first interrupted answer may start over, since nothing is known; the model is measured, and the next worker
+    knows what was found: no further answer starts over."""
     model = "mistral-auto"
     for probe in PROBES:
         machine.simulator.script(match=probe.prompt, text=probe.list + probe.rest + ", and so on")
     serve(machine, "auto")
-    for _ in range(2):
-        job, watched, calls = await killed(machine, live, model, found)
-        assert (job.status, job.content, watched.texts[Channel.CONTENT]) == (JobStatus.COMPLETED, TEXT, TEXT)
-        assert (watched.resets, job.epoch, len(calls)) == (0, 1, 2)
+    assert await cut(live, model) == TEXT
+    assert await measurement(machine, live, model) == found
+    job, watched, calls = await killed(machine, live, model)
+    assert (job.status, job.content, watched.texts[Channel.CONTENT]) == (JobStatus.COMPLETED, TEXT, TEXT)
+    assert (watched.resets, job.epoch, len(calls)) == (0, 1, 2)
     machine.simulator.drop_scripts()
 
 
@@ -127,9 +122,17 @@ async def test_auto_finds_out_that_a_template_ends_each_message(machine: Stack, 
         text = probe.list + probe.rest + ", and so on"
         machine.simulator.script(match=probe.prompt, text=text, continues="never")
     serve(machine, "auto")
-    job, watched, calls = await killed(machine, live, model, "none", continues="never")
+    assert await cut(live, model, continues="never") == TEXT
+    assert await measurement(machine, live, model) == "none"
+    job, watched, calls = await killed(machine, live, model, continues="never")
     assert (job.content, watched.resets, [call["prefix"] for call in calls]) == (TEXT, 1, [None, None])
     machine.simulator.drop_scripts()
+
+
+async def cut(live: Service, model: str, **script: Any) -> str | None:
+    """The content of an answer whose first stream broke off: the worker measures the model, and is not killed."""
+    message = prompt("cut", text=TEXT, faults=[{"kind": "cut", "after": 20}], **script)
+    return (await live.ended(await live.submit(message, model=model))).content
 
 
 async def measurement(machine: Stack, live: Service, model: str) -> str:
