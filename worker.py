@@ -137,6 +137,8 @@ async def running(parts: WorkerParts) -> AsyncIterator[None]:
     waker, upkeep = parts.waker, parts.upkeep()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(upkeep.first_tries.running())
+        if isinstance(parts.model, MistralChat):
+            await measuring.recall(settings, parts.database, parts.model)
         transcript = await stack.enter_async_context(TranscriptWriter(parts.database, timings=parts.timings).running())
         workers = parts.workers(transcript, upkeep)
         for worker in workers:

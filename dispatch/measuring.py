@@ -60,6 +60,15 @@ async def remember(continuations: ContinuationStore, model: str, practice: Pract
     await continuations.end(found)
 
 
+async def recall(settings: Settings, database: Database, model: Learner) -> None:
+    """Inform ``model`` of its server's stored practices, before it takes up interrupted answers: what is known would
+    otherwise pass for unproven, and the answers would start over."""
+    try:
+        model.learn(await remembered(store(settings, database)))
+    except StorageError as error:
+        log.warning("measurements not read: %s", error, extra={"action": "continuations_unknown"})
+
+
 async def keep_informed(settings: Settings, database: Database, model: Model, measure: Measure[Model]) -> None:
     """Keep ``model`` informed of its server's stored practices; measure the models in use that were never measured.
 

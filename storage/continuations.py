@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, delete, select
@@ -13,6 +14,8 @@ from domain.text import clean
 from storage.engine.database import Database, retried
 from storage.engine.schema import continuations, jobs, micros, now
 
+LONGEST = timedelta(minutes=10)
+"""A measurement that has no result after so long was that of a process that died: its calls take 7 minutes at most."""
 LOOKED_AT = 200
 """Jobs that have not ended, whose models are the ones in use."""
 
@@ -49,10 +52,14 @@ class ContinuationStore:
 
     @retried
     async def begin(self, model: str) -> bool:
-        """Whether the caller measures a model: no process has begun to before."""
+        """Whether the caller measures a model: no process has begun to before, or the one that had is gone."""
         dialect = sqlite if self._database.is_sqlite else postgresql
-        row = {**self._key(model), "asked_at": micros(now())}
-        made = dialect.insert(continuations).values(row).on_conflict_do_nothing().returning(continuations.c.model)
+        time = now()
+        row = dialect.insert(continuations).values({**self._key(model), "asked_at": micros(time)})
+        gone = (continuations.c.way.is_(None)) & (continuations.c.asked_at < micros(time - LONGEST))
+        made = row.on_conflict_do_update(
+            index_elements=["server", "model", "version"], set_={"asked_at": micros(time)}, where=gone
+        ).returning(continuations.c.model)
         async with self._database.write("fast") as connection:
             return await connection.scalar(made) is not None
 

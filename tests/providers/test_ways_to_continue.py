@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from temporalio.client import Client
 
 from chatjobs.contracts import Channel, ChatRequest, Job, JobStatus
@@ -29,6 +30,7 @@ from providers.mistral.chat import MistralChat
 from providers.mistral.probe import FORMATS, JSON_PROBES, MOST_TOKENS, PROBES, measured
 from storage.continuations import ContinuationStore, MeasuredPractice
 from storage.engine.database import Database
+from storage.engine.schema import continuations
 from storage.transcript.reader import TranscriptReader
 from tests.support.fakes import PATIENCE
 from tests.support.gateway import alone, gateway
@@ -466,6 +468,17 @@ async def test_only_one_may_begin_a_measurement(database: Database) -> None:
     await store.forget("a")
     assert await store.begin("a")
     assert await store.measured() == []
+
+
+async def test_the_measurement_of_a_worker_that_died_is_begun_again(database: Database) -> None:
+    """After ten minutes without a result; one that has a result is not."""
+    store = ContinuationStore(database, "http://one.example", VERSION)
+    for model in ("died", "ended"):
+        assert await store.begin(model)
+    await store.end(MeasuredPractice("ended", "prefix", "nothing", True))
+    async with database.write("fast") as connection:
+        await connection.execute(update(continuations).values(asked_at=continuations.c.asked_at - 601 * 1_000_000))
+    assert [await store.begin(model) for model in ("ended", "died", "died")] == [False, True, False]
 
 
 @pytest.mark.parametrize(
