@@ -38,7 +38,8 @@ CALL_SECONDS: Final = 30.0
 MOST_TOKENS: Final = 64
 """Of an answer: enough for a few lines of each kind."""
 MOST_CHARACTERS: Final = 4_000
-"""Of an answer whose server does not keep to ``max_tokens``; what follows is not read."""
+"""Of an answer whose server does not keep to ``max_tokens``; what follows is not read. Nor is it beyond twice as many
+deltas as there may be tokens, of which the first half is judged."""
 TOKENS_PER_CALL: Final = 300
 """At most: a prompt of a hundred, an answer so far, and the rest of it."""
 SEED: Final = 7_001
@@ -211,9 +212,9 @@ class ContinuationCheck:
                         pieces.append(normaliser.end())
                         tokens = usage.completion_tokens if usage and usage.completion_tokens else None
                         return Heard(AnswerText(_filled(pieces), open=reason == "length"), tokens)
-                if length > MOST_CHARACTERS:
+                if length > MOST_CHARACTERS or len(pieces) > 2 * MOST_TOKENS:
                     break
-        return Heard(AnswerText(_filled(pieces), open=True), None)
+        return Heard(AnswerText(_filled(pieces)[:MOST_TOKENS], open=True), None)
 
     # -------------------------------------------------------------------------------------------------- seams
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import accumulate, islice, zip_longest
+from itertools import accumulate, zip_longest
 from typing import Final, NamedTuple
 
 LEAST_SAID: Final = 8
@@ -125,25 +125,25 @@ def spot(text: str, at: int) -> Spot:
 
 def cuts(answers: Sequence[AnswerText], most: int) -> list[CutPlace]:
     """At most ``most`` places, as many kinds of them in as many of the answers as there are; always the same ones."""
-    by_spot = {kind: list(_of_all(answers, kind)) for kind in Spot}
-    rounds = zip_longest(*by_spot.values())
-    return list(islice((cut for row in rounds for cut in row if cut is not None), most))
+    left = {kind: [_spread(_places(number, answer, kind)) for number, answer in enumerate(answers)] for kind in Spot}
+    found, used = list[CutPlace](), Counter[int]()
+    while len(found) < most and any(places for of_kind in left.values() for places in of_kind):
+        for of_kind in left.values():
+            places = min(filter(None, of_kind), key=lambda places: used[places[0].answer], default=None)
+            if places is not None:
+                used[places[0].answer] += 1
+                found.append(places.pop(0))
+    return found[:most]
 
 
-def _of_all(answers: Sequence[AnswerText], kind: Spot) -> Iterator[CutPlace]:
-    """All places of a kind, one answer after the other in turns. Each kind begins with another answer."""
-    found = [[cut for cut in _places(number, answer) if cut.spot is kind] for number, answer in enumerate(answers)]
-    places = [_spread(one) for one in found]
-    first = list(Spot).index(kind) % len(places) if places else 0
-    rows = zip_longest(*(places[first:] + places[:first]))
-    return (cut for row in rows for cut in row if cut is not None)
-
-
-def _places(number: int, answer: AnswerText) -> Iterator[CutPlace]:
+def _places(number: int, answer: AnswerText, kind: Spot) -> list[CutPlace]:
+    """All places of a kind in an answer."""
     text = answer.text
-    for deltas, at in enumerate(accumulate(map(len, answer.pieces)), 1):
-        if len(text[:at].strip()) >= LEAST_SAID and len(text) - at >= LEAST_REST:
-            yield CutPlace(number, spot(text, at), at, deltas)
+    return [
+        CutPlace(number, kind, at, deltas)
+        for deltas, at in enumerate(accumulate(map(len, answer.pieces)), 1)
+        if len(text[:at].strip()) >= LEAST_SAID and len(text) - at >= LEAST_REST and spot(text, at) is kind
+    ]
 
 
 def _spread(places: Sequence[CutPlace]) -> list[CutPlace]:
