@@ -42,6 +42,7 @@ MOST_CHARACTERS: Final = 4_000
 deltas as there may be tokens, of which the first half is judged."""
 TOKENS_PER_CALL: Final = 300
 """At most: a prompt of a hundred, an answer so far, and the rest of it."""
+UNKNOWN_SERVER: Final = "the server is not known to go on with a text"
 SEED: Final = 7_001
 SHOWN: Final = 24
 """Characters on each side of a seam in a report."""
@@ -129,7 +130,7 @@ class ContinuationCheck:
         """How the model ``name`` continues its own answers. Calls nothing if the server is not known to continue."""
         self._begin(self.limits.calls)
         if self.model.continuing(name) is not Continuing.KNOWN:
-            return Judgement(name, ended="the server is not known to continue a text")
+            return Judgement(name, ended=UNKNOWN_SERVER, continues=False)
         seams, found, ended = list[JudgedSeam](), self._answers.setdefault(name, []), ""
         try:
             for task in TASKS[: max(1, self.limits.calls // CALLS_PER_TASK)]:
@@ -150,7 +151,7 @@ class ContinuationCheck:
         self._begin(HANDOVERS)
         found, seams, ended = self._answers.get(first, []), list[JudgedSeam](), ""
         if self.model.continuing(second) is not Continuing.KNOWN:
-            return Judgement(second, ended=f"the server is not known to continue a text with {second}", other=first)
+            return Judgement(second, ended=UNKNOWN_SERVER, other=first, continues=False)
         try:
             for place in cuts([one.first.answer for one in found], HANDOVERS):
                 seams += await self._seam(second, found[place.answer], place, other=True)

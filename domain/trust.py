@@ -53,6 +53,13 @@ class ControlAnswers(NamedTuple):
     total: int = 0
 
 
+_HEADS: Final = {
+    Trust.TRUST: "trust {}",
+    Trust.CARE: "trust {} with care",
+    Trust.NONE: "do not trust {}",
+    Trust.STARTS_OVER: "{} start over",
+    Trust.UNKNOWN: "cannot say whether to trust {}",
+}
 NO_CONTROLS: Final = ControlAnswers()
 
 
@@ -60,7 +67,8 @@ NO_CONTROLS: Final = ControlAnswers()
 class Judgement:
     """What became of a model's continued answers. ``ended``: why there were not more; empty if there were all.
 
-    ``other``: the model whose text was continued, if it is another one.
+    ``other``: the model whose text was continued, if it is another one. ``continues``: the server is known to go on
+    with a text; if not, no interrupted answer is continued, and none was tried.
     """
 
     model: str
@@ -68,6 +76,7 @@ class Judgement:
     controls: ControlAnswers = NO_CONTROLS
     ended: str = ""
     other: str | None = None
+    continues: bool = True
 
     def count(self, *outcomes: SeamOutcome) -> int:
         return sum(one.outcome in outcomes for one in self.seams)
@@ -94,6 +103,8 @@ class Judgement:
         go on otherwise from the first character, the model has probably not read the text.
         """
         n, unsure = self.comparable, self.count(SeamOutcome.OTHER)
+        if not self.continues:
+            return Trust.STARTS_OVER
         if self.wrong > 1 or (n >= LEAST_HANDOVERS and 2 * unsure >= n and self.other is None):
             return Trust.NONE
         if self.resets and self.resets >= LEAST_HANDOVERS and not n:
@@ -116,34 +127,31 @@ class Judgement:
     @property
     def words(self) -> str:
         """The verdict and its reasons, in one line."""
-        return self._handover if self.other is not None else self._continued
-
-    @property
-    def _continued(self) -> str:
-        n = self.comparable
-        counts = f"{self.count(SeamOutcome.EQUAL)} of {n} equal the uninterrupted ones"
-        uninterrupted = f"(controls: {self.controls.equal} of {self.controls.total} the same twice)"
-        return self._sentence(f"{self.trust} continued answers: {counts}", uninterrupted)
-
-    @property
-    def _handover(self) -> str:
-        whole = self.count(SeamOutcome.EQUAL)
-        counts = (
-            f"{self.comparable - self.wrong} of {self.comparable} without a fault, {whole} of them in the same words"
-        )
-        head = f"{self.trust} answers of {self.other} that {self.model} goes on with: {counts}"
-        return self._sentence(head, "(less certain: faults only, there is no answer to compare with)")
-
-    def _sentence(self, head: str, uninterrupted: str) -> str:
-        kinds = Counter(one.outcome for one in self.seams if one.outcome is not SeamOutcome.EQUAL)
-        if self.other is not None:  # other words are what another model is there for
-            del kinds[SeamOutcome.WANDERS], kinds[SeamOutcome.OTHER]
-        parts = [f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))]
-        text = ", ".join([head, *parts])
-        text = f"{text} {uninterrupted}"
+        subject = "continued answers" if self.other is None else f"answers of {self.other} continued by {self.model}"
+        head = _HEADS[self.trust].format(subject)
+        if not self.continues:
+            return f"{head}: {self.ended}; nothing is glued"
+        text = f"{head}: {self._counts} {self._compared_with}"
         if self.comparable:
             text += f"; {self._wrong_words}"
         return f"{text}; ended early: {self.ended}" if self.ended else text
+
+    @property
+    def _counts(self) -> str:
+        kinds = Counter(one.outcome for one in self.seams if one.outcome is not SeamOutcome.EQUAL)
+        same, n = self.count(SeamOutcome.EQUAL), self.comparable
+        counts = f"{same} of {n} equal the uninterrupted ones"
+        if self.other is not None:  # other words are what another model is there for
+            del kinds[SeamOutcome.WANDERS], kinds[SeamOutcome.OTHER]
+            counts = f"{n - self.wrong} of {n} without a fault, {same} of them in the same words"
+        parts = [f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))]
+        return ", ".join([counts, *parts])
+
+    @property
+    def _compared_with(self) -> str:
+        if self.other is not None:
+            return "(less certain: only faults are found, as there is no answer to compare with)"
+        return f"(controls: {self.controls.equal} of {self.controls.total} the same twice)"
 
     @property
     def _wrong_words(self) -> str:

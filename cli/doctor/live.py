@@ -15,7 +15,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from activities.continuation_check import HANDOVERS, TOKENS_PER_CALL, CheckLimits, ContinuationCheck
+from activities.continuation_check import (
+    HANDOVERS,
+    TOKENS_PER_CALL,
+    UNKNOWN_SERVER,
+    CheckLimits,
+    ContinuationCheck,
+)
 from chatjobs.contracts import Channel, ChatRequest
 from chatjobs.errors import ChatJobsError
 from cli.doctor.checks import Finding, Status, database_exists
@@ -122,7 +128,9 @@ class LiveExamination:
             for finding in await self._form(name, first, practice):
                 yield self._named(finding, name)
             yield self._named(await _continuing(self._settings, name, practice), name)
-            if practice not in (None, NEVER) and self._limits.calls:
+            if practice == NEVER:  # the line above says all of it; programs get a verdict all the same
+                yield Judgement(name, ended=UNKNOWN_SERVER, continues=False)
+            elif practice is not None and self._limits.calls:
                 judgement = await self._check.judged(name)
                 yield judgement
                 for finding in self._findings(judgement):

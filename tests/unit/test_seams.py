@@ -245,11 +245,18 @@ def test_the_words_of_a_verdict() -> None:
         " (controls: 4 of 4 the same twice); none wrong (at 95 % certainty fewer than 1 in 7)"
     )
     ended = replace(judgement({"EQUAL": 2, "RESET": 1}), ended="the key is refused").words
-    assert ended.startswith("cannot say continued answers: 2 of 2 equal the uninterrupted ones, 1 started over")
+    assert ended.startswith(
+        "cannot say whether to trust continued answers: 2 of 2 equal the uninterrupted ones, 1 started over"
+    )
     assert ended.endswith("none wrong; ended early: the key is refused")
     assert judgement({"OTHER": 4, "EQUAL": 1, "ANEW": 1}, "first").words == (
-        "trust with care answers of first that m goes on with: 5 of 6 without a fault, 1 of them in the same words,"
-        " 1 began anew (less certain: faults only, there is no answer to compare with); 1 wrong"
+        "trust answers of first continued by m with care: 5 of 6 without a fault, 1 of them in the same words,"
+        " 1 began anew (less certain: only faults are found, as there is no answer to compare with); 1 wrong"
+    )
+    never = Judgement("m", ended="the server ignores it", continues=False)
+    assert (never.trust, never.words) == (
+        Trust.STARTS_OVER,
+        "continued answers start over: the server ignores it; nothing is glued",
     )
 
 
