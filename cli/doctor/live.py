@@ -49,6 +49,8 @@ CHANCE_CHARACTERS = 8
 FORM_CALLS, FORM_TOKENS = 14, 2000
 """Of a model, without the answers that are judged: two, and at most twelve that measure the server."""
 
+KEY_REFUSED = (401, 403)
+
 EchoKind = Literal["whole", "pieces", "none", "differing"]
 
 
@@ -97,6 +99,8 @@ async def examined(settings: Settings, names: Sequence[str], limits: CheckLimits
         for name in names:
             async for found in examination.of(name):
                 yield found
+            if examination.refused:
+                return
         for first, second in _pairs(names):
             async for found in examination.handover(first, second):
                 yield found
@@ -109,6 +113,8 @@ class LiveExamination:
 
     def __init__(self, settings: Settings, model: MistralChat, limits: CheckLimits, *, several: bool) -> None:
         """``several``: there are several models, so that findings have to say of which they are."""
+        self.refused = False
+        """The server refuses the key, or asks to slow down: no other model is called."""
         self._settings = settings
         self._several = several
         self._model = model
@@ -125,10 +131,10 @@ class LiveExamination:
                 yield Finding("live", "problem", f"{name}: the answer had no text to be continued", "try again")
                 return
             practice = await self._measured(name)
+            yield self._named(await _continuing(self._settings, name, practice), name)
             for finding in await self._form(name, first, practice):
                 yield self._named(finding, name)
-            yield self._named(await _continuing(self._settings, name, practice), name)
-            if practice == NEVER:  # the line above says all of it; programs get a verdict all the same
+            if practice == NEVER:  # one line has said all of it; programs get a verdict all the same
                 yield Judgement(name, ended=UNKNOWN_SERVER, continues=False)
             elif practice is not None and self._limits.calls:
                 judgement = await self._check.judged(name)
@@ -138,11 +144,14 @@ class LiveExamination:
         except TimeoutError:
             yield Finding("live", "problem", f"{name}: a call took more than {CALL_SECONDS:g} s", "try again later")
         except UpstreamRateLimited as error:
+            self.refused = True
             wait = "" if error.retry_after is None else f" in {error.retry_after:.0f} s"
             yield Finding("live", "problem", f"{name}: {error.message}", f"try again{wait}; nothing more was called")
         except UpstreamError as error:
-            fix = "see the finding about the key; nothing more was called"
-            yield Finding("live", "problem", f"{name}: {error.message}", fix)
+            self.refused = error.http_status in KEY_REFUSED
+            fix = "see the finding about the key" if self.refused else "see whether the server has this model"
+            more = "" if self.refused else " of it"
+            yield Finding("live", "problem", f"{name}: {error.message}", f"{fix}; nothing more{more} was called")
 
     async def handover(self, first: str, second: str) -> AsyncIterator[Finding | Judgement]:
         """How the second model goes on with what the first one said; nothing if one of them had no verdict."""

@@ -215,11 +215,11 @@ async def test_a_server_that_ignores_the_text_gets_one_clear_line(doctor: Doctor
     findings, judgements = await doctor()
     assert [(one.trust, one.seams) for one in judgements] == [(Trust.STARTS_OVER, ())]
     assert [(one.check, one.status) for one in findings] == [
+        ("live: continuing", "warning"),
         ("live: rate limit", "ok"),
         ("live: first token", "ok"),
-        ("live: continuing", "warning"),
     ]
-    assert "interrupted answers start over (reset)" in findings[-1].found
+    assert "interrupted answers start over (reset)" in findings[0].found
     (glued,) = of((await doctor(setting="prefix"))[0], "live: continuing")
     assert (glued.status, glued.fix) == ("problem", "set CHATJOBS_CONTINUATION=none")
 
@@ -275,9 +275,24 @@ async def test_a_server_without_seeds_is_asked_without(check: Check, sim: Simula
     assert (len(judgement.seams), judgement.trust) == (11, Trust.TRUST)
 
 
-async def test_an_unknown_model(doctor: Doctor, sim: SimulatorProcess) -> None:
-    findings, judgements = await doctor("gpt-none")
+async def test_an_unknown_model_among_others(doctor: Doctor, sim: SimulatorProcess) -> None:
+    """It is a problem, and the others are judged."""
+    findings, judgements = await doctor("gpt-none", SMALL)
+    (problem,) = of(findings, "live")
+    assert (problem.status, problem.found.startswith("gpt-none: ")) == ("problem", True)
+    assert "has this model" in problem.fix
+    assert [(one.model, one.trust) for one in judgements] == [(SMALL, Trust.TRUST)]
+    assert len([call for call in sim.requests() if call["model"] == "gpt-none"]) == 1
+
+
+@pytest.mark.parametrize("fault", [{"kind": 401}, {"kind": 429, "retry_after": 7}])
+async def test_a_key_that_is_refused_ends_it_for_all_models(
+    doctor: Doctor, sim: SimulatorProcess, fault: dict[str, Any]
+) -> None:
+    sim.script(match="Count from one", faults=[fault], repeat_last=True)
+    findings, judgements = await doctor(SMALL, LARGE)
     assert ([(one.check, one.status) for one in findings], judgements) == ([("live", "problem")], [])
+    assert "nothing more was called" in findings[0].fix
     assert len(sim.requests()) == 1
 
 
