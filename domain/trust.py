@@ -68,7 +68,8 @@ class Judgement:
     """What became of a model's continued answers. ``ended``: why there were not more; empty if there were all.
 
     ``other``: the model whose text was continued, if it is another one. ``continues``: the server is known to go on
-    with a text; if not, no interrupted answer is continued, and none was tried.
+    with a text; if not, no interrupted answer is continued, and none was tried. ``asked``: the settings have it asked
+    all the same, which glues a new answer to the old one.
     """
 
     model: str
@@ -77,6 +78,7 @@ class Judgement:
     ended: str = ""
     other: str | None = None
     continues: bool = True
+    asked: bool = False
 
     def count(self, *outcomes: SeamOutcome) -> int:
         return sum(one.outcome in outcomes for one in self.seams)
@@ -104,7 +106,7 @@ class Judgement:
         """
         n, unsure = self.comparable, self.count(SeamOutcome.OTHER)
         if not self.continues:
-            return Trust.STARTS_OVER
+            return Trust.NONE if self.asked else Trust.STARTS_OVER
         if self.wrong > 1 or (n >= LEAST_HANDOVERS and 2 * unsure >= n and self.other is None):
             return Trust.NONE
         if self.resets and self.resets >= LEAST_HANDOVERS and not n:
@@ -130,7 +132,8 @@ class Judgement:
         subject = "continued answers" if self.other is None else f"answers of {self.other} continued by {self.model}"
         head = _HEADS[self.trust].format(subject)
         if not self.continues:
-            return f"{head}: {self.ended}; nothing is glued"
+            outcome = "by the settings it is asked all the same" if self.asked else "nothing is glued"
+            return f"{head}: {self.ended}; {outcome}"
         text = f"{head}: {self._counts} {self._compared_with}"
         if self.comparable:
             text += f"; {self._wrong_words}"

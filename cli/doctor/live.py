@@ -18,7 +18,6 @@ from typing import Any, Literal
 from activities.continuation_check import (
     HANDOVERS,
     TOKENS_PER_CALL,
-    UNKNOWN_SERVER,
     CheckLimits,
     ContinuationCheck,
 )
@@ -49,6 +48,7 @@ CHANCE_CHARACTERS = 8
 FORM_CALLS, FORM_TOKENS = 14, 2000
 """Of a model, without the answers that are judged: two, and at most twelve that measure the server."""
 
+NOT_CONTINUED = "the server does not go on with a text"
 KEY_REFUSED = (401, 403)
 
 EchoKind = Literal["whole", "pieces", "none", "differing"]
@@ -135,7 +135,7 @@ class LiveExamination:
             for finding in await self._form(name, first, practice):
                 yield self._named(finding, name)
             if practice == NEVER:  # one line has said all of it; programs get a verdict all the same
-                yield Judgement(name, ended=UNKNOWN_SERVER, continues=False)
+                yield Judgement(name, ended=NOT_CONTINUED, continues=False, asked=not self._used(name))
             elif practice is not None and self._limits.calls:
                 judgement = await self._check.judged(name)
                 yield judgement
@@ -173,6 +173,11 @@ class LiveExamination:
         self._model.learn(self._practices)
         return practice
 
+    def _used(self, name: str) -> bool:
+        """Whether workers ask in the way that was measured; by the settings they may ask in another one."""
+        assumed = server_knowledge.assumed(self._settings)
+        return assumed is None or assumed.way == self._practices.get(name, NEVER).way
+
     def _named(self, finding: Finding, name: str) -> Finding:
         return finding._replace(found=f"{name}: {finding.found}") if self._several else finding
 
@@ -195,6 +200,11 @@ class LiveExamination:
         seams = [_seam(subject, one) for one in judgement.seams if _is_remarkable(one, judgement)]
         status, fix = VERDICTS[judgement.trust]
         verdict = f"{subject} at {self._server}: {judgement.words}"
+        if not self._used(judgement.model):
+            status, fix = "problem" if status == "problem" else "warning", "set CHATJOBS_CONTINUATION=auto"
+            verdict += (
+                f"; so with auto: CHATJOBS_CONTINUATION={self._settings.chatjobs_continuation} asks in another way"
+            )
         name = "live: trust" if judgement.other is None else "live: handover"
         return [*seams, Finding(name, status, verdict, fix)]
 

@@ -122,6 +122,15 @@ async def test_a_server_that_continues_is_trusted(doctor: Doctor, sim: Simulator
     assert {Spot.INDENTATION, Spot.EMOJI, Spot.CELL, Spot.WORD} <= {one.spot for one in judgement.seams}
 
 
+@pytest.mark.parametrize("setting", ["prefix", "none"])
+async def test_a_verdict_on_a_way_that_is_not_used_says_so(doctor: Doctor, sim: SimulatorProcess, setting: str) -> None:
+    knows_answers(sim, continues="continue_final_message")
+    (line,) = of((await doctor(setting=setting))[0], "live: trust")
+    assert (line.status, line.fix) == ("warning", "set CHATJOBS_CONTINUATION=auto")
+    assert "trust continued answers: 12 of 12 equal" in line.found
+    assert line.found.endswith(f"; so with auto: CHATJOBS_CONTINUATION={setting} does not use this way")
+
+
 async def test_the_calls_are_those_of_a_worker_and_bounded(doctor: Doctor, sim: SimulatorProcess) -> None:
     """At temperature 0 and with a seed; what was said is sent, and as much less is asked for."""
     await doctor()
@@ -220,7 +229,9 @@ async def test_a_server_that_ignores_the_text_gets_one_clear_line(doctor: Doctor
         ("live: first token", "ok"),
     ]
     assert "interrupted answers start over (reset)" in findings[0].found
-    (glued,) = of((await doctor(setting="prefix"))[0], "live: continuing")
+    findings, (judgement,) = await doctor(setting="prefix")
+    assert (judgement.trust, "asked all the same" in judgement.words) == (Trust.NONE, True)
+    (glued,) = of(findings, "live: continuing")
     assert (glued.status, glued.fix) == ("problem", "set CHATJOBS_CONTINUATION=none")
 
 
