@@ -13,18 +13,17 @@ from typing import Any, Protocol, assert_never
 from temporalio.exceptions import ApplicationError
 
 from activities import failures
-from activities.continuation import CallPlan
+from activities.continuation import CallPlan, starts_over
 from activities.deadlines import Deadlines
 from activities.failures import Tally
 from activities.freezes import FreezeWatch
 from activities.rate_limits import Postponed
 from activities.token_counts import Counter
 from chatjobs.contracts import ChatRequest, ErrorCause, PlacedPart, Usage
-from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRefused
+from domain.errors import UpstreamError, UpstreamInterrupted
 from domain.outcomes import SILENT, WITHOUT_CALL, AttemptOutcome, broke_off
 from domain.payloads import CompletionSummary
 from domain.ports import (
-    CANNOT_CONTINUE,
     Allowance,
     ChatModel,
     Finish,
@@ -278,11 +277,8 @@ class RunningAttempt:
 
     def cannot_continue(self, error: UpstreamError) -> bool:
         """Whether the model refused to go on from the text so far; it may well answer from the beginning."""
-        refused = (
-            isinstance(error, UpstreamRefused) and error.reason == "upstream_rejected" and error.http_status != 404
-        )
         asked = self.plan.continue_from is not None and not self._counter.deltas
-        return asked and (refused or error.reason == CANNOT_CONTINUE)
+        return asked and starts_over(error)
 
     def timeout(self) -> Exception:
         """The error of the time limit that was reached."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from activities.token_counts import Counter
 from chatjobs.contracts import Channel, ChatRequest, Usage
 from domain.continuing import own_prefix
+from domain.errors import UpstreamError, UpstreamRefused
 from domain.estimates import prompt_ceiling, prompt_tokens, text_ceiling
-from domain.ports import Continuing
+from domain.ports import CANNOT_CONTINUE, Continuing
 from domain.tokens import Estimate, Sample, estimated
 from domain.values import AttemptHistory, Stretch, TextRun
 
@@ -168,6 +169,12 @@ def obstacle(request: ChatRequest, runs: Sequence[TextRun], continuing: Continui
 def form(request: ChatRequest) -> str:
     """The type of the answer's form."""
     return "text" if request.response_format is None else request.response_format.type
+
+
+def starts_over(error: UpstreamError) -> bool:
+    """Whether the model refused to go on from a text; it may well answer from the beginning."""
+    refused = isinstance(error, UpstreamRefused) and error.reason == "upstream_rejected" and error.http_status != 404
+    return refused or error.reason == CANNOT_CONTINUE
 
 
 def has_own_prefix(request: ChatRequest) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.table import Row, table
 
 MODULES = ("decoding", "transcript", "jobs", "batch", "cancel", "waste", "door", "lag", "readers")
-LONG = ("growth",)
+LONG = ("growth", "continuation")
 """Only with ``--full``."""
 RESULTS = Path(__file__).parent / "results.json"
 MODULE_SECONDS = 300

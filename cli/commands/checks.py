@@ -18,10 +18,21 @@ app = CommandLine()
 def doctor(
     live: Annotated[
         bool,
-        typer.Option("--live", help="Also call the model, for less than a cent: does it continue a text, and how?"),
+        typer.Option("--live", help="Also call the model, for about a cent: does it continue a text, how, how surely?"),
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="The model that --live calls; mistral-small-latest if absent.")
+        list[str] | None,
+        typer.Option(
+            help="A model that --live calls; mistral-small-latest if absent. Repeatable, in the order of"
+            " fallbackModels: each is judged, and how it goes on with the text of those before it."
+        ),
+    ] = None,
+    calls: Annotated[
+        int | None,
+        typer.Option(min=0, max=200, help="Calls with which --live judges a model's continued answers; 20 if absent."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, max=3600, help="How long --live may judge a model; 180 if absent.")
     ] = None,
     as_json: AsJson = False,
 ) -> int:
@@ -30,9 +41,12 @@ def doctor(
     Key, way out, Temporal, workers, database, gateway, webhooks, clock, versions; within 20 seconds. Changes nothing;
     only --live remembers how the server continues interrupted answers. The exit code is 1 where there is a problem.
     """
-    from cli.doctor.command import run
+    from cli.doctor.command import MOST_MODELS, LiveCalls, run
 
-    return running.exit_code_of(run(live=live, as_json=as_json, model=model))
+    if len(model or ()) > MOST_MODELS:
+        raise typer.BadParameter(f"at most {MOST_MODELS} models, as many as a job may have", param_hint="--model")
+    found = LiveCalls(model or (), calls, seconds) if live else None
+    return running.exit_code_of(run(live=found, as_json=as_json))
 
 
 @app.command()

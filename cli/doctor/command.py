@@ -12,6 +12,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from rich.text import Text
 
@@ -22,12 +24,24 @@ from cli.output import complain, console, one_line, safe, write
 from cli.place import find
 
 CHECK_SECONDS = 6.0
+MOST_MODELS = 5
+"""A job has at most so many: ``model`` and four of ``fallbackModels``."""
 OK, PROBLEM = 0, 1
 COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
-async def run(*, live: bool, as_json: bool, model: str | None = None) -> int:
-    """Print the findings; the exit code. ``model``: the one that ``live`` calls."""
+@dataclass(frozen=True)
+class LiveCalls:
+    """The calls of ``--live``: of ``models`` (the usual one, if none), ``calls`` of each to judge its continued answers
+    in at most ``seconds``; None is the usual number."""
+
+    models: Sequence[str]
+    calls: int | None = None
+    seconds: float | None = None
+
+
+async def run(*, live: LiveCalls | None, as_json: bool) -> int:
+    """Print the findings; the exit code. ``live``: the calls of models that are to be made, too."""
     logging.getLogger().addHandler(logging.NullHandler())  # the findings have everything for a person
     report = Report(as_json=as_json)
     try:
@@ -38,7 +52,7 @@ async def run(*, live: bool, as_json: bool, model: str | None = None) -> int:
         return report.end()
     report.add(await examined(environment))
     if live:
-        await _live(environment, report, model)
+        await _live(environment, report, live)
     return report.end()
 
 
@@ -59,12 +73,22 @@ async def _within_time(check: Examination, environment: Environment) -> Sequence
     return [Finding(check.__name__, "problem", found, "see whether what it asks is running and can be reached")]
 
 
-async def _live(environment: Environment, report: Report, model: str | None) -> None:
+async def _live(environment: Environment, report: Report, live: LiveCalls) -> None:
+    from activities.continuation_check import CALLS, CheckLimits
+    from activities.continuation_check import CHECK_SECONDS as JUDGE_SECONDS
     from cli.doctor import live as doctor_live
+    from domain.continuing import server_name
 
-    name = model or doctor_live.MODEL
-    complain(doctor_live.bound(name))
-    report.add(await doctor_live.examined(environment.settings, name))
+    names = tuple(dict.fromkeys(live.models)) or (doctor_live.MODEL,)
+    calls = CALLS if live.calls is None else live.calls
+    limits = CheckLimits(calls, JUDGE_SECONDS if live.seconds is None else live.seconds)
+    complain(doctor_live.bound(names, calls))
+    server = server_name(environment.settings.mistral_server_url)
+    async for found in doctor_live.examined(environment.settings, names, limits):
+        if isinstance(found, Finding):
+            report.add([found])
+        else:
+            report.judge(doctor_live.described(server, found))
 
 
 class Report:
@@ -73,6 +97,7 @@ class Report:
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._findings: list[Finding] = []
+        self._judgements: list[dict[str, Any]] = []
 
     def add(self, findings: Sequence[Finding]) -> None:
         self._findings += findings
@@ -80,12 +105,17 @@ class Report:
             for finding in findings:
                 self._print(finding)
 
+    def judge(self, judgement: dict[str, Any]) -> None:
+        """Add a judgement on continued answers, for programs; its findings are for people."""
+        self._judgements.append(judgement)
+
     def end(self) -> int:
         """Print the summary or the JSON object; the exit code."""
         count = {status: sum(one.status == status for one in self._findings) for status in COLOURS}
         if self._as_json:
             checks = [finding._asdict() for finding in self._findings]
-            write(f"{one_line({'ok': not count['problem'], 'checks': checks})}\n")
+            trust = {"trust": self._judgements} if self._judgements else {}
+            write(f"{one_line({'ok': not count['problem'], 'checks': checks} | trust)}\n")
         elif count["problem"] or count["warning"]:
             write(f"problems: {count['problem']}, warnings: {count['warning']}\n")
         else:

@@ -1,29 +1,39 @@
-"""`starter.py doctor --live`: how the real API continues an answer that was cut, by a few small calls.
+"""`starter.py doctor --live`: how the real API continues an answer that was cut, by some small calls.
 
-Two calls cut an answer and continue it. Then the server is measured as a worker with ``auto`` measures it in the
-background (providers/mistral/probe.py), and the result is stored for the workers.
+One call shows what the server sends. Then the server is measured as a worker with ``auto`` measures it in the
+background (providers/mistral/probe.py), and the result is stored for the workers. In the way that was found, the first
+answer is continued and its form examined, and then some answers are cut, continued and compared
+(activities/continuation_check.py). A server that does not continue gets one line.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from activities.continuation_check import (
+    HANDOVERS,
+    TOKENS_PER_CALL,
+    CheckLimits,
+    ContinuationCheck,
+)
 from chatjobs.contracts import Channel, ChatRequest
 from chatjobs.errors import ChatJobsError
 from cli.doctor.checks import Finding, Status, database_exists
 from dispatch import measuring, server_knowledge
 from dispatch.temporal import in_daemon_thread
-from domain.continuing import NEVER, Drops, Practice, Way
+from domain.continuing import NEVER, Drops, Practice, Way, server_name
 from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRateLimited, UpstreamRefused
 from domain.ports import Allowance, Finish, ModelEvent, TextDelta
+from domain.seams import WRONG, SeamOutcome, overlap
 from domain.settings import Settings
+from domain.trust import JudgedSeam, Judgement, Trust
 from providers.mistral.chat import MistralChat, expected_echo
-from providers.mistral.probe import NOT_TAKEN, measured
+from providers.mistral.probe import Measurement
 from storage.engine.database import SCHEMA_VERSION, Database
 
 MODEL = "mistral-small-latest"
@@ -35,6 +45,11 @@ CALL_SECONDS = 30.0
 DATABASE_SECONDS = 5.5
 CHANCE_CHARACTERS = 8
 """A shorter overlap may be chance."""
+FORM_CALLS, FORM_TOKENS = 18, 2400
+"""Of a model, without the answers that are judged: two, and at most twelve that measure the server."""
+
+NOT_CONTINUED = "the server does not go on with a text"
+KEY_REFUSED = (401, 403)
 
 EchoKind = Literal["whole", "pieces", "none", "differing"]
 
@@ -53,48 +68,189 @@ class Received:
         return "".join(self.pieces)
 
 
-def bound(name: str) -> str:
+def bound(names: Sequence[str], calls: int) -> str:
     """What the calls cost at most; printed before the first one."""
-    return f"--live makes at most 14 calls of {name}: at most 2000 tokens together, less than a cent."
+    judged = calls * len(names) + HANDOVERS * len(_pairs(names))
+    count = FORM_CALLS * len(names) + judged
+    tokens = FORM_TOKENS * len(names) + TOKENS_PER_CALL * judged
+    cost = f"{tokens / 10_000:.1f} cents at a dollar for a million tokens"
+    return f"--live makes at most {count} calls of {', '.join(names)}: at most {tokens} tokens together, {cost}."
 
 
-async def examined(settings: Settings, name: str = MODEL) -> list[Finding]:
-    """The findings about the model ``name``. A refusal by Mistral is a finding, too."""
+def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each model with those that come after it, which is the order of ``fallbackModels``."""
+    return [(first, second) for at, first in enumerate(names) for second in names[at + 1 :]]
+
+
+async def examined(settings: Settings, names: Sequence[str], limits: CheckLimits) -> AsyncIterator[Finding | Judgement]:
+    """The findings about the models, and the judgements that they are made of. A refusal is a finding, too."""
     key = settings.mistral_api_key
     if key is None:
-        return [Finding("live", "problem", "there is no key to call with", "set MISTRAL_API_KEY")]
+        yield Finding("live", "problem", "there is no key to call with", "set MISTRAL_API_KEY")
+        return
     try:
-        model = MistralChat(key.get_secret_value(), settings.mistral_server_url, idle_connections=1)
+        model = MistralChat(key.get_secret_value(), settings.mistral_server_url, idle_connections=1, practice=None)
     except ValueError as error:
-        return [Finding("live", "problem", str(error), "correct it")]
+        yield Finding("live", "problem", str(error), "correct it")
+        return
+    limits = limits._replace(pause=1 / settings.mistral_requests_per_second)
+    examination = LiveExamination(settings, model, limits, several=len(names) > 1)
     try:
-        return [*await _cut_and_continued(model, name), await _continuing(settings, model, name)]
-    except TimeoutError:
-        return [Finding("live", "problem", f"a call took more than {CALL_SECONDS:g} s", "try again later")]
-    except UpstreamRateLimited as error:
-        wait = "" if error.retry_after is None else f" in {error.retry_after:.0f} s"
-        return [Finding("live", "problem", error.message, f"try again{wait}; nothing more was called")]
-    except UpstreamError as error:
-        return [Finding("live", "problem", error.message, "see the finding about the key; nothing more was called")]
+        for name in names:
+            async for found in examination.of(name):
+                yield found
+            if examination.refused:
+                return
+        for first, second in _pairs(names):
+            async for found in examination.handover(first, second):
+                yield found
     finally:
         await model.aclose()
 
 
-async def _cut_and_continued(model: MistralChat, name: str) -> list[Finding]:
-    """Raises UpstreamError, TimeoutError."""
-    first = await received(model.stream(_request(name, FIRST_TOKENS)), cut=CUT_CHARACTERS)
-    text = up_to_a_space(first.text)
-    if not text.strip():
-        return [Finding("live", "problem", "the answer had no text to be continued", "try again")]
-    more = _request(name, MORE_TOKENS)
-    try:
-        second = await received(model.stream(more, text, raw=True))
-    except UpstreamRefused as error:
-        if error.http_status not in NOT_TAKEN:
+class LiveExamination:
+    """Examines the models of one server, one after the other."""
+
+    def __init__(self, settings: Settings, model: MistralChat, limits: CheckLimits, *, several: bool) -> None:
+        """``several``: there are several models, so that findings have to say of which they are."""
+        self.refused = False
+        """The server refuses the key, or asks to slow down: no other model is called."""
+        self._settings = settings
+        self._several = several
+        self._model = model
+        self._limits = limits
+        self._check = ContinuationCheck(model, limits)
+        self._practices: dict[str, Practice] = {}
+        self._server = server_name(settings.mistral_server_url)
+
+    async def of(self, name: str) -> AsyncIterator[Finding | Judgement]:
+        """The findings about one model. What refuses ends them."""
+        try:
+            first = await received(self._model.stream(_request(name, FIRST_TOKENS)), cut=CUT_CHARACTERS)
+            if not up_to_a_space(first.text).strip():
+                yield Finding("live", "problem", f"{name}: the answer had no text to be continued", "try again")
+                return
+            practice = await self._measured(name)
+            yield self._named(await _continuing(self._settings, name, practice), name)
+            for finding in await self._form(name, first, practice):
+                yield self._named(finding, name)
+            if practice == NEVER:  # one line has said all of it; programs get a verdict all the same
+                yield Judgement(name, ended=NOT_CONTINUED, continues=False, asked=not self._used(name))
+            elif practice is not None and self._limits.calls:
+                judgement = await self._check.judged(name)
+                yield judgement
+                for finding in self._findings(judgement):
+                    yield finding
+        except TimeoutError:
+            yield Finding("live", "problem", f"{name}: a call took more than {CALL_SECONDS:g} s", "try again later")
+        except UpstreamRateLimited as error:
+            self.refused = True
+            wait = "" if error.retry_after is None else f" in {error.retry_after:.0f} s"
+            yield Finding("live", "problem", f"{name}: {error.message}", f"try again{wait}; nothing more was called")
+        except UpstreamError as error:
+            self.refused = error.http_status in KEY_REFUSED
+            fix = "see the finding about the key" if self.refused else "see whether the server has this model"
+            more = "" if self.refused else " of it"
+            yield Finding("live", "problem", f"{name}: {error.message}", f"{fix}; nothing more{more} was called")
+
+    async def handover(self, first: str, second: str) -> AsyncIterator[Finding | Judgement]:
+        """How the second model goes on with what the first one said; nothing if one of them had no verdict."""
+        if self._limits.calls and all(self._practices.get(one, NEVER) != NEVER for one in (first, second)):
+            judgement = await self._check.handover(first, second)
+            yield judgement
+            for finding in self._findings(judgement):
+                yield finding
+
+    async def _measured(self, name: str) -> Practice | None:
+        """How the server continues; None if a call had no answer. Raises UpstreamRefused, UpstreamRateLimited."""
+        try:
+            practice = await Measurement(self._model, name, self._limits.pause).practice()
+        except (UpstreamRefused, UpstreamRateLimited):
             raise
-        found = f"the server refuses a message with prefix: true: {error.message}"
-        return [Finding("live: echo", "warning", found, "see how it continues, below"), _rate(first)]
-    return findings_of(first, second, text, *without_echo(more, text, second.pieces))
+        except (UpstreamError, TimeoutError):
+            return None
+        self._practices[name] = practice
+        self._model.learn(self._practices)
+        return practice
+
+    def _used(self, name: str) -> bool:
+        """Whether workers ask in the way that was measured; by the settings they may ask in another one."""
+        assumed = server_knowledge.assumed(self._settings)
+        return assumed is None or assumed.way == self._practices.get(name, NEVER).way
+
+    def _named(self, finding: Finding, name: str) -> Finding:
+        return finding._replace(found=f"{name}: {finding.found}") if self._several else finding
+
+    async def _form(self, name: str, first: Received, practice: Practice | None) -> list[Finding]:
+        """How the answer continues in the way that was measured: its echo, its joint, its numbers.
+
+        Raises UpstreamError, TimeoutError.
+        """
+        if practice is None or practice == NEVER:
+            return [_rate(first), _first_tokens(first)]
+        text = up_to_a_space(first.text)
+        more = _request(name, MORE_TOKENS)
+        second = await received(self._model.stream(more, text, raw=True))
+        echo, own = without_echo(more, text, second.pieces, practice)
+        return findings_of(first, second, text, echo, own, practice)
+
+    def _findings(self, judgement: Judgement) -> list[Finding]:
+        """A line for each seam that is not as it should be, and one with the verdict."""
+        subject = judgement.model if judgement.other is None else f"{judgement.other} → {judgement.model}"
+        seams = [_seam(subject, one) for one in judgement.seams if _is_remarkable(one, judgement)]
+        status, fix = VERDICTS[judgement.trust]
+        verdict = f"{subject} at {self._server}: {judgement.words}"
+        if not self._used(judgement.model):
+            status, fix = "problem" if status == "problem" else "warning", "set CHATJOBS_CONTINUATION=auto"
+            verdict += (
+                f"; so with auto: CHATJOBS_CONTINUATION={self._settings.chatjobs_continuation} asks in another way"
+            )
+        name = "live: trust" if judgement.other is None else "live: handover"
+        return [*seams, Finding(name, status, verdict, fix)]
+
+
+VERDICTS: dict[Trust, tuple[Status, str]] = {
+    Trust.TRUST: ("ok", ""),
+    Trust.CARE: ("warning", "look at the seams above; where wording matters, set onInterrupt to restart"),
+    Trust.NONE: (
+        "problem",
+        "set onInterrupt to restart for jobs of this model (or CHATJOBS_CONTINUATION=none for all)",
+    ),
+    Trust.STARTS_OVER: ("warning", "none needed; nothing is glued, and interrupted answers are paid for again"),
+    Trust.UNKNOWN: ("warning", "try again, with more --calls or more --seconds"),
+}
+
+
+def _is_remarkable(seam: JudgedSeam, judgement: Judgement) -> bool:
+    usual = {SeamOutcome.EQUAL, SeamOutcome.UNDECIDED}
+    if judgement.other is not None:
+        usual |= {SeamOutcome.OTHER, SeamOutcome.WANDERS}
+    return seam.outcome not in usual
+
+
+def _seam(subject: str, seam: JudgedSeam) -> Finding:
+    status: Status = "problem" if seam.outcome in WRONG else "warning"
+    equal = f" after {seam.equal} characters" if seam.outcome is SeamOutcome.WANDERS else ""
+    shown = f"…{seam.before!r} | {seam.after!r}…" if seam.after else f"…{seam.before!r} |"
+    return Finding("live: seam", status, f"{subject}, {seam.task}, cut {seam.spot}: {seam.outcome}{equal}: {shown}")
+
+
+def described(server: str, judgement: Judgement) -> dict[str, Any]:
+    """A judgement as JSON, for programs."""
+    return {
+        "server": server,
+        "model": judgement.model,
+        "textOf": judgement.other,
+        "verdict": judgement.trust,
+        "words": judgement.words,
+        "continued": judgement.comparable,
+        "equal": judgement.count(SeamOutcome.EQUAL),
+        "wrong": judgement.wrong,
+        "startedOver": judgement.resets,
+        "controls": judgement.controls._asdict(),
+        "ended": judgement.ended,
+        "seams": [seam._asdict() for seam in judgement.seams],
+    }
 
 
 def _request(name: str, tokens: int) -> ChatRequest:
@@ -127,9 +283,9 @@ def up_to_a_space(text: str) -> str:
     return head + space or text
 
 
-def without_echo(request: ChatRequest, text: str, pieces: Sequence[str]) -> tuple[EchoKind, str]:
+def without_echo(request: ChatRequest, text: str, pieces: Sequence[str], practice: Practice) -> tuple[EchoKind, str]:
     """The kind of echo, and the text that the service would take for the continuation."""
-    echo, own = expected_echo(request, text), list[str]()
+    echo, own = expected_echo(request, text, practice), list[str]()
     if echo is None:
         raise AssertionError("a continued text has an expected echo")
     events: list[ModelEvent] = [*(TextDelta(Channel.CONTENT, piece) for piece in pieces), Finish("stop")]
@@ -139,7 +295,7 @@ def without_echo(request: ChatRequest, text: str, pieces: Sequence[str]) -> tupl
             own += [one.text for one in taken if isinstance(one, TextDelta)]
     except UpstreamInterrupted:
         return "differing", ""
-    sent = text.rstrip(" ")
+    sent, _ = practice.divided(text)
     if not "".join(pieces).startswith(sent):
         return "none", "".join(own)
     return "whole" if pieces[0].startswith(sent) else "pieces", "".join(own)
@@ -148,10 +304,13 @@ def without_echo(request: ChatRequest, text: str, pieces: Sequence[str]) -> tupl
 # -------------------------------------------------------------------------------------------------- findings
 
 
-def findings_of(first: Received, second: Received, text: str, echo: EchoKind, own: str) -> list[Finding]:
+def findings_of(
+    first: Received, second: Received, text: str, echo: EchoKind, own: str, practice: Practice
+) -> list[Finding]:
+    """The findings about an answer that was continued in the way of ``practice``."""
     findings = [_echo(echo)]
     if echo != "differing":
-        findings += [_joint(text, own), _space(text, second.text, echo)]
+        findings += [_joint(text, own), _space(text, second.text, echo, practice)]
     return [*findings, _usage(second), _rate(first, second), _first_tokens(first, second)]
 
 
@@ -177,18 +336,13 @@ def _joint(text: str, own: str) -> Finding:
     return Finding("live: joint", "ok", f"no overlap; does it read on? …{text[-40:]}|{own[:40]}…")
 
 
-def overlap(text: str, own: str) -> int:
-    """The length of the longest end of ``text`` that ``own`` begins with."""
-    return max((n for n in range(1, min(len(text), len(own)) + 1) if text.endswith(own[:n])), default=0)
-
-
-def _space(text: str, raw: str, echo: EchoKind) -> Finding:
+def _space(text: str, raw: str, echo: EchoKind, practice: Practice) -> Finding:
     """Whether the model repeats the space that was removed before sending."""
-    sent = text.rstrip(" ")
-    if sent == text:
-        return Finding("live: space", "ok", "the text so far has no space at its end to try it with")
+    sent, dropped = practice.divided(text)
+    if not dropped:
+        return Finding("live: space", "ok", "all of the text was sent, with the space at its end")
     rest = raw if echo == "none" else raw[len(sent) :]
-    if rest.startswith(" "):
+    if rest.startswith(dropped):
         return Finding("live: space", "ok", "the space that was not sent came again, and was taken off")
     return Finding("live: space", "ok", f"the space that was not sent did not come again: {rest[:12]!r}")
 
@@ -216,9 +370,9 @@ def _rate(*calls: Received) -> Finding:
     return Finding("live: rate limit", "ok", f"headers: {', '.join(values)}")
 
 
-def _first_tokens(first: Received, second: Received) -> Finding:
-    times = [f"{one.first * 1000:.0f} ms" for one in (first, second) if one.first is not None]
-    status: Status = "ok" if len(times) == 2 else "warning"
+def _first_tokens(first: Received, *more: Received) -> Finding:
+    times = [f"{one.first * 1000:.0f} ms" for one in (first, *more) if one.first is not None]
+    status: Status = "ok" if len(times) == 1 + len(more) else "warning"
     return Finding(
         "live: first token", status, f"after {' and '.join(times)}; {len(first.pieces)} pieces up to the cut"
     )
@@ -241,9 +395,8 @@ EFFECTS = {
 }
 
 
-async def _continuing(settings: Settings, model: MistralChat, name: str) -> Finding:
-    """Measure how the server continues a text, and what that means for interrupted answers."""
-    practice = await measured(model, name, pause=1 / settings.mistral_requests_per_second)
+async def _continuing(settings: Settings, name: str, practice: Practice | None) -> Finding:
+    """How the server continues a text, as it was measured, and what that means for interrupted answers."""
     if practice is None:
         found = "a call that measures how the server continues a text had no answer"
         return Finding("live: continuing", "warning", found, "try again; what was known of it before still holds")

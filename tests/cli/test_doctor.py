@@ -24,10 +24,12 @@ import pytest
 import starter
 from chatjobs.contracts import Channel
 from cli.doctor.checks import differing, file_system
-from cli.doctor.live import FIRST_TOKENS, MORE_TOKENS, findings_of, overlap, received
+from cli.doctor.live import FIRST_TOKENS, MORE_TOKENS, findings_of, received
+from domain.continuing import AS_MISTRAL
 from domain.ports import Finish, TextDelta
 from providers.mistral.probe import PROBES
 from storage.engine.database import SCHEMA_VERSION
+from tests.support.check_answers import knows_answers
 from tests.support.gateway import gateway
 from tests.support.postgres import Postgres
 from tests.support.stack import OURS, ROOT, Stack, free_port, stack
@@ -60,6 +62,7 @@ Call = Callable[..., Report]
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     env = {"MISTRAL_API_KEY": KEY, "WEBHOOK_SECRET": SECRET, "CHATJOBS_PORT": str(free_port())}
+    env |= {"MISTRAL_REQUESTS_PER_SECOND": "1000"}  # there is a pause between the calls of --live
     with stack(tmp_path_factory.mktemp("doctor"), env=env) as started:
         gateway(started)
         yield started
@@ -400,13 +403,10 @@ def test_packages_that_are_not_as_pinned() -> None:
 
 @pytest.fixture
 def scripted(running: Stack) -> Iterator[Callable[..., None]]:
-    """Scripts the simulator, for one test: what it says, and how it continues the lists of the measurement."""
+    """Scripts the simulator, for one test: how it continues what doctor asks."""
 
     def script(**fields: Any) -> None:
-        running.simulator.script(match="Count from one", **fields)
-        for probe in PROBES:
-            text = probe.list + probe.rest + ", and so on"
-            running.simulator.script(match=probe.prompt, **{"text": text} | fields)
+        knows_answers(running.simulator, **fields)
 
     running.simulator.forget()
     yield script
@@ -414,35 +414,42 @@ def scripted(running: Stack) -> Iterator[Callable[..., None]]:
 
 
 @pytest.mark.parametrize(
-    ("echo", "status", "words"),
-    [
-        ("whole", "ok", "came back whole"),
-        ("pieces", "ok", "came back in pieces"),
-        ("none", "ok", "did not come back"),
-        ("differing", "problem", "came back with changes"),
-    ],
+    ("echo", "words"),
+    [("whole", "came back whole"), ("pieces", "came back in pieces"), ("none", "did not come back")],
 )
+@pytest.mark.parametrize(("usage", "space"), [(True, "all of the text was sent"), (False, "came again, and was taken")])
 def test_live_tells_the_echo(
-    call: Call, running: Stack, scripted: Callable[..., None], echo: str, status: str, words: str
+    call: Call, running: Stack, scripted: Callable[..., None], echo: str, words: str, usage: bool, space: str
 ) -> None:
     """The cost is told first and kept; the cut is where a space was, and nothing is said twice."""
-    scripted(echo=echo)
+    scripted(echo=echo, usage=usage)
     report = call("--live")
-    assert report.code == (status == "problem")
+    assert report.code == 0
     assert report.err == (
-        "--live makes at most 14 calls of mistral-small-latest: at most 2000 tokens together, less than a cent.\n"
+        "--live makes at most 34 calls of mistral-small-latest: at most 8000 tokens together,"
+        " 0.8 cents at a dollar for a million tokens.\n"
     )
-    assert (report["live: echo"][0], words in report["live: echo"][1]) == (status, True)
-    assert "in the last chunk" in report["live: usage"][1]
+    assert (report["live: echo"][0], words in report["live: echo"][1]) == ("ok", True)
+    assert ("in the last chunk" in report["live: usage"][1]) == usage
     assert "requests left" in report["live: rate limit"][1]
     assert report["live: first token"][0] == "ok"
-    if echo != "differing":
-        assert "came again, and was taken off" in report["live: space"][1]
-        assert report["live: joint"][0] == "ok"
+    assert space in report["live: space"][1]
+    assert report["live: joint"][0] == "ok"
+    assert "trust continued answers: 12 of 12 equal" in report["live: trust"][1]
     first, second = running.simulator.requests("Count from one")
     assert (first["parameters"]["max_tokens"], second["parameters"]["max_tokens"]) == (FIRST_TOKENS, MORE_TOKENS)
     assert first["prefix"] is None
-    assert second["prefix"] == second["prefix"].rstrip() != ""
+    assert second["prefix"].endswith(" ") == usage
+
+
+def test_live_with_an_echo_that_differs(call: Call, running: Stack, scripted: Callable[..., None]) -> None:
+    """Such a server does not continue: one line says so, and no finding is made in a way that is not used."""
+    scripted(echo="differing")
+    report = call("--live", CHATJOBS_CONTINUATION="auto")
+    assert (report.code, report["live: continuing"][0]) == (0, "warning")
+    checks = {one["check"] for one in report.findings}
+    assert not checks & {"live: echo", "live: joint", "live: space", "live: trust"}
+    assert len(running.simulator.requests("Count from one")) == 1
 
 
 @pytest.mark.parametrize(
@@ -467,6 +474,28 @@ def test_live_stops_at_a_refusal(
 def test_live_without_usage_or_headers(call: Call, scripted: Callable[..., None]) -> None:
     scripted(usage=False)
     assert call("--live")["live: usage"][:2] == ("warning", "the stream's end had no usage")
+
+
+def test_live_judges_models_and_pairs(call: Call, running: Stack, scripted: Callable[..., None]) -> None:
+    """As many as are named, in lines and for programs; the options bound the calls."""
+    scripted()
+    models = "--model", "mistral-small-latest", "--model", "mistral-large-latest"
+    report = call("--live", *models, "--calls", "15", "--seconds", "90")
+    trust = json.loads(report.out)["trust"]
+    assert [(one["model"], one["textOf"], one["verdict"]) for one in trust] == [
+        ("mistral-small-latest", None, "trust"),
+        ("mistral-large-latest", None, "trust"),
+        ("mistral-large-latest", "mistral-small-latest", "trust"),
+    ]
+    assert {one["server"] for one in trust} == {running.env["MISTRAL_SERVER_URL"]}
+    assert "without a fault" in report["live: handover"][1]
+    assert len(running.simulator.requests()) <= 2 * (14 + 15) + 6
+    assert "trust" not in json.loads(call("--live", "--calls", "0").out)
+
+
+def test_live_has_at_most_as_many_models_as_a_job(call: Call, capfd: pytest.CaptureFixture[str]) -> None:
+    report = call("--live", *(f"--model=m{number}" for number in range(6)))
+    assert (report.code, "at most 5 models" in report.err) == (2, True)
 
 
 def test_live_without_a_key(call: Call) -> None:
@@ -537,10 +566,10 @@ def test_live_measures_a_server_that_refuses_a_prefix(
 ) -> None:
     """Its refusal is no end: other ways are tried, and where none is taken, answers start over."""
     scripted(faults=[{"kind": 422}], repeat_last=True)
-    running.simulator.script(match="Count from one", faults=[{"kind": "no_done"}, {"kind": 422}])
+    running.simulator.script(match="Count from one")
     report = call("--live", CHATJOBS_CONTINUATION="auto")
-    assert (report["live: echo"][0], "refuses a message with prefix" in report["live: echo"][1]) == ("warning", True)
     assert (report["live: continuing"][0], report.code) == ("warning", 0)
+    assert [one for one in report.findings if one["check"] == "live: echo"] == []
     assert measured() == [("none", "nothing", None)]
 
 
@@ -576,7 +605,8 @@ async def test_a_model_that_says_again_what_was_there_is_found_out() -> None:
 
     second = await received(said("eight, nine, ", "ten"))
     for own in (second.text, f"Sure: {text}ten"):
-        statuses = {one.check: one.status for one in findings_of(second, second, text, "none", own)}
+        statuses = {one.check: one.status for one in findings_of(second, second, text, "none", own, AS_MISTRAL)}
         assert statuses["live: joint"] == "problem"
-    assert {one.check: one.status for one in findings_of(second, second, text, "none", "ten")}["live: joint"] == "ok"
-    assert (overlap(text, "nine, ten"), overlap(text, "ten"), overlap("", "a")) == (6, 0, 0)
+    assert {one.check: one.status for one in findings_of(second, second, text, "none", "ten", AS_MISTRAL)}[
+        "live: joint"
+    ] == "ok"

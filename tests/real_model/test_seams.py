@@ -253,7 +253,7 @@ async def test_prefix_as_the_doctor_has_measured_it(live: Service, wire: Proxy, 
 
 def doctor(machine: Stack, model: str) -> dict[str, str]:
     """What it finds of how the server continues. It gives a call half a minute, and a busy machine is asked again."""
-    command = [sys.executable, "starter.py", "doctor", "--live", "--model", model, "--json"]
+    command = [sys.executable, "starter.py", "doctor", "--live", "--model", model, "--calls", "0", "--json"]
     while True:
         done = subprocess.run(command, cwd=ROOT, env=machine.env, capture_output=True, text=True, timeout=1800)
         checks: list[dict[str, str]] = json.loads(done.stdout)["checks"]
