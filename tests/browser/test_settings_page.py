@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def keys(place: Stack) -> dict[str, str]:
             store = KeyStore(database)
             found = {role.value: (await store.add(tenant="acme", role=role, name=f"my {role}"))[1] for role in Role}
             found["operator"] = (await store.add(tenant="default", role=Role.ADMIN, name="operator"))[1]
+            await store.add(tenant="default", role=Role.READ, name="dashboard")
+            await store.add(tenant="default", name="ci", expires_at=datetime.now(UTC) + timedelta(days=90))
             await Limiter(database, per_second=10).set_limits(LANE, {"per_second": 4.0})
             return found
         finally:
@@ -125,6 +128,7 @@ def test_the_last_admin_is_told_why_not(door: Gateway, tab: Watched, keys: dict[
 def test_a_secret_is_rotated_and_shown_once(door: Gateway, tab: Watched, keys: dict[str, str]) -> None:
     page = opened(door, tab, keys["admin"])
     secrets = card(page, "Webhook secrets")
+    expect(secrets.get_by_text("without one no webhook is sent")).to_be_visible()
     secrets.get_by_role("button", name="Rotate…").click()
     page.get_by_role("dialog", name="Rotate the webhook secret").get_by_role("button", name="Rotate").click()
     shown = page.get_by_role("dialog", name="The new secret")
@@ -135,6 +139,7 @@ def test_a_secret_is_rotated_and_shown_once(door: Gateway, tab: Watched, keys: d
 
 
 def test_endpoints_are_added_tested_and_removed(door: Gateway, tab: Watched, keys: dict[str, str]) -> None:
+    assert called(door, "POST", "/api/secrets", keys["admin"]).status_code == 201
     page = opened(door, tab, keys["admin"])
     with receiver() as receives:
         form = page.get_by_role("form", name="Add an endpoint")

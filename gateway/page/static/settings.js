@@ -218,7 +218,7 @@ function Secrets() {
   return html`<${Card} title="Webhook secrets" extra=${button}>
     <${Trouble} problem=${problem} />
     ${inEnvironment == null ? null : html`<p class="about muted">This tenant signs with the setting <code>WEBHOOK_SECRET</code>, which has ${many(inEnvironment, "secret")}. To rotate, put the new one in front there and restart.</p>`}
-    ${found && inEnvironment == null && !found.secrets.length ? html`<p class="about muted">There is none: webhooks are sent without a signature. Rotate to make the first.</p>` : null}
+    ${found && inEnvironment == null && !found.secrets.length ? html`<p class="about muted">There is none, and without one no webhook is sent. Rotate makes the first.</p>` : null}
     ${found?.secrets.length
       ? html`<ul class="facts">${found.secrets.map((one) => html`<li key=${one.id}><p><code>${one.fingerprint}</code> <span class="muted">made ${when(one.createdAt)}${one.signsUntil ? `, signs until ${when(one.signsUntil)}` : ""}</span></p></li>`)}</ul>`
       : null}
