@@ -137,13 +137,13 @@ def test_what_is_wrong_is_said_where_it_is(door: Gateway, tab: Watched, keys: di
         "(({value, selectionStart, selectionEnd}) => value.slice(selectionStart, selectionEnd))(document.activeElement)"
     )
     assert page.evaluate(selected) == '"mdoel": 1'
-    alert.locator("li", has_text="/messages/1/content").get_by_role("button").click()
+    alert.locator("li", has_text="/messages/1/content").first.get_by_role("button").click()
     assert page.evaluate(selected) == '"content": 7'
-    for path, pointer in (("/v1/chat/completions", "/messages"), ("/v1/responses", "/input")):
+    for path, name in (("/v1/chat/completions", "messages"), ("/v1/responses", "input")):
         other = form_of(page, "POST", path)
-        other.get_by_label("Body").fill('{"model": "m", "messages": 3, "input": 3}')
+        other.get_by_label("Body").fill(json.dumps({"model": "m", name: 3}))
         sent(other)
-        expect(other.get_by_role("alert")).to_contain_text(pointer)
+        expect(other.get_by_role("alert")).to_contain_text(f"/{name}")
 
 
 def test_a_typed_key_stays_in_the_tab(door: Gateway, tab: Watched, keys: dict[str, str]) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import text
 
 from domain.errors import LastAdminKey, NotAdmin
 from domain.roles import Role
 from storage.engine.database import Database
+from storage.engine.migrate import upgrade
 from storage.keys import ApiKey, KeyAdmin, KeyStore
 from storage.rate_limits.limiter import Limiter
 from tests.support.factories import make_body
@@ -81,6 +83,23 @@ async def test_a_key_that_was_demoted_does_not_raise_itself(keys: KeyStore) -> N
     ):
         with pytest.raises(NotAdmin):
             await attempt()
+
+
+async def test_keys_from_before_roles_may_write(empty_database_url: str) -> None:
+    """A database of the version before is migrated, and what its keys could do goes on."""
+    old = Database.as_it_is(empty_database_url)
+    async with old.write() as connection:
+        await connection.run_sync(lambda sync: upgrade(sync, "0017"))
+        added = "INSERT INTO api_keys (id, tenant, name, digest, created_at) VALUES ('key_old', 'acme', 'old', 'd', 1)"
+        await connection.execute(text(added))
+    await old.close()
+    database = await Database.open(empty_database_url)
+    try:
+        [key] = await KeyStore(database).list()
+        assert (key.id, key.role) == ("key_old", Role.WRITE)
+        assert (await KeyStore(database).change(key.id, role=Role.ADMIN)).role is Role.ADMIN
+    finally:
+        await database.close()
 
 
 # -------------------------------------------------------------------------------------------------- over HTTP
