@@ -16,7 +16,8 @@ const SESSION = "/api/session";
 /** Dispatches `signed-out` after a 401; the page then shows the sign-in. */
 export const signedOut = new EventTarget();
 
-async function watchedFetch(url, init) {
+/** `fetch`; the forms of the API reference use it as it is. */
+export async function watchedFetch(url, init) {
   const response = await fetch(url, init);
   if (response.status === 401 && new URL(url).pathname !== SESSION) signedOut.dispatchEvent(new Event("signed-out"));
   return response;

@@ -183,10 +183,8 @@ function NewKey({ session, onMade, onSession, onClose }) {
     if (days) fields.expiresAt = new Date(Date.now() + days * DAY_MS).toISOString();
     await run(async () => {
       const made = await addKey(fields);
-      unseenKey = made;
-      if (first) await signIn(made.key);
       onMade(made);
-      if (first) await onSession();
+      if (first) await signIn(made.key).then(onSession, () => say("Sign in with the new key"));
     });
   };
   return html`<${Dialog} title="New key" onClose=${onClose}>

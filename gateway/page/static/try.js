@@ -4,6 +4,7 @@
 // tab alone, and in no address, no snippet and no storage.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { watchedFetch } from "./api.js";
 import { exampleOf } from "./examples.js";
 import { span } from "./format.js";
 import { lineOf, placeOf } from "./json-places.js";
@@ -222,7 +223,7 @@ async function exchange({ method, url, headers, body }, files, apiKey, control, 
   const authorization = apiKey ? [["Authorization", `Bearer ${apiKey}`]] : [];
   let answer;
   try {
-    answer = await fetch(url, { method: method.toUpperCase(), headers: [...headers, ...authorization], body: files ?? body ?? undefined, signal: control.signal, cache: "no-store", redirect: "manual", ...credentials });
+    answer = await watchedFetch(url, { method: method.toUpperCase(), headers: [...headers, ...authorization], body: files ?? body ?? undefined, signal: control.signal, cache: "no-store", redirect: "manual", ...credentials });
   } finally {
     clearTimeout(late);
   }
