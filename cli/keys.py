@@ -14,12 +14,12 @@ from chatjobs.contracts import rfc3339
 from chatjobs.errors import ConfigurationError, InvalidRequest, Problem
 from cli.output import Records, complain, console, local_time, one_line, safe, write
 from cli.place import ServiceLocation
+from domain.roles import Role
 from storage.engine.database import Database
-from storage.keys import OLD_SECRET_SIGNS, ApiKey, KeyStore, SecretStore, TenantSecret
+from storage.keys import OLD_SECRET_SIGNS, ApiKey, KeyStore, SecretStore, TenantSecret, key_name
 
 OK = 0
 TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-LONGEST_NAME = 128
 COLOURS = {"valid": "green", "expired": "yellow", "revoked": "red"}
 
 
@@ -34,15 +34,19 @@ class KeyCommands:
 
     # ------------------------------------------------------------------------------------------------ keys
 
-    async def add_key(self, tenant: str | None, name: str, expires_at: datetime | None) -> int:
+    async def add_key(self, tenant: str | None, name: str, expires_at: datetime | None, role: Role) -> int:
         """Add a key. Standard output gets the key and nothing else, so that a script can read it."""
         first = not await self._keys.configured()
-        key, plain = await self._keys.add(tenant=self._tenant(tenant), name=_name(name), expires_at=expires_at)
+        key, plain = await self._keys.add(
+            tenant=self._tenant(tenant), name=_name(name), expires_at=expires_at, role=role
+        )
         if self._as_json:
             write(f"{one_line(_key_fields(key) | {'key': plain})}\n")
             return OK
         until = f" until {local_time(key.expires_at)}" if key.expires_at else ""
-        complain(f"{key.id} of tenant {key.tenant}, valid{until}. Keep the key: it is shown this once.")
+        complain(
+            f"{key.id} of tenant {key.tenant}, role {key.role}, valid{until}. Keep the key: it is shown this once."
+        )
         if first:
             complain("It is the first: from now on the gateway asks everybody for a key, on loopback, too.")
         write(f"{plain}\n")
@@ -67,6 +71,15 @@ class KeyCommands:
         now = datetime.now(UTC)
         if not any(one.valid(now) for one in await self._keys.list()):
             complain("no valid key is left: nobody can call the gateway until you add one")
+        return OK
+
+    async def set_role(self, key_id: str, role: Role) -> int:
+        """Raises KeyNotFound."""
+        key = await self._keys.change(key_id, role=role)
+        if self._as_json:
+            write(f"{one_line(_key_fields(key))}\n")
+        else:
+            write(f"{key.id} has the role {key.role}\n")
         return OK
 
     # --------------------------------------------------------------------------------------------- secrets
@@ -109,15 +122,14 @@ class KeyCommands:
 
 def _name(given: str) -> str:
     """Raises InvalidRequest."""
-    if len(given) > LONGEST_NAME or not given.isprintable():
-        raise InvalidRequest([Problem("/name", f"must be at most {LONGEST_NAME} printable characters")])
-    return given
+    try:
+        return key_name(given)
+    except ValueError as error:
+        raise InvalidRequest([Problem("/name", str(error))]) from None
 
 
 def _state(key: ApiKey) -> str:
-    if key.revoked_at:
-        return "revoked"
-    return "valid" if key.valid(datetime.now(UTC)) else "expired"
+    return key.state(datetime.now(UTC))
 
 
 def _key_fields(key: ApiKey) -> dict[str, Any]:
@@ -125,6 +137,7 @@ def _key_fields(key: ApiKey) -> dict[str, Any]:
         "id": key.id,
         "tenant": key.tenant,
         "name": key.name,
+        "role": key.role.value,
         "state": _state(key),
         "createdAt": rfc3339(key.created_at),
         "expiresAt": rfc3339(key.expires_at) if key.expires_at else None,
@@ -143,11 +156,11 @@ def _secret_fields(secret: TenantSecret) -> dict[str, Any]:
 
 
 def _key_table(keys: Sequence[ApiKey]) -> RenderableType:
-    table = Records("key", "tenant", "name", "state", "created", "expires")
+    table = Records("key", "tenant", "name", "role", "state", "created", "expires")
     for key in keys:
         state = Text(_state(key), COLOURS[_state(key)])
         times = (local_time(key.created_at), local_time(key.expires_at))
-        table.add_row(key.id, safe(key.tenant), safe(key.name), state, *times)
+        table.add_row(key.id, safe(key.tenant), safe(key.name), key.role.value, state, *times)
     return table
 
 

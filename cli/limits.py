@@ -13,13 +13,10 @@ from cli.output import Records, complain, console, local_time, one_line, safe, w
 from cli.pauses import check_lane, pause_lines
 from cli.place import ServiceLocation
 from storage.engine.database import Database
-from storage.rate_limits.limiter import Limiter
+from storage.rate_limits.limiter import FASTEST, MOST_AT_ONCE, MOST_TOKENS, SLOWEST, Limiter
 from storage.rate_limits.pauses import PauseStore
 
 OK = 0
-SLOWEST, FASTEST = 0.001, 10_000
-MOST_AT_ONCE = 100_000
-MOST_TOKENS = 10_000_000_000
 NONE = "none"
 """The value of an option that removes a limit."""
 

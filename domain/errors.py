@@ -5,6 +5,9 @@ ChatJobsError
 │   └── WebhookUrlRefused
 │       └── WebhookAddressDenied
 ├── KeyNotFound
+├── NotAdmin
+├── LastAdminKey
+├── TooManyKeys
 ├── SearchUnavailable
 ├── RunNotFound
 ├── FileNotFound
@@ -34,6 +37,25 @@ class KeyNotFound(ChatJobsError):
     """There is no key with this id; look at `starter.py keys list`."""
 
     code = "key_not_found"
+
+
+class NotAdmin(ChatJobsError):
+    """This needs a key with the role admin; an operator gives it one with `starter.py keys role ID admin`."""
+
+    code = "role_required"
+
+
+class LastAdminKey(ChatJobsError):
+    """It is the tenant's last valid key with the role admin, and nobody could manage keys without it; give another key
+    that role first."""
+
+    code = "last_admin_key"
+
+
+class TooManyKeys(ChatJobsError):
+    """The tenant has 1,000 valid keys, which is the most; revoke one first."""
+
+    code = "too_many_keys"
 
 
 class SearchUnavailable(ChatJobsError):

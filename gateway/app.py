@@ -17,11 +17,13 @@ from gateway.routes import (
     feed,
     health,
     jobs,
+    keys,
     lanes,
     metrics,
     replays,
     schedules,
     sessions,
+    settings,
     streams,
     webhooks,
 )
@@ -44,6 +46,8 @@ CHECKED = (
     ("Lanes", lanes.router),
     ("Schedules", schedules.router),
     ("Overview", feed.router),
+    ("Administration", keys.router),
+    ("Administration", settings.router),
 )
 """Routers whose query parameters are checked, with their tags in the API document."""
 OTHERS = (

@@ -26,6 +26,7 @@ from domain.settings import Settings
 from domain.tasks import in_background
 from domain.timings import Timings
 from gateway.auth.access import Access, Identity
+from gateway.auth.roles import check_role
 from gateway.batch_progress import ProgressFeeds
 from gateway.event_feed import FeedWatch
 from gateway.page.overview import Feeds, Figures
@@ -45,6 +46,7 @@ from storage.files.uploads import FileUploads
 from storage.jobs.follow_up import FollowUp
 from storage.jobs.overview import Overview
 from storage.jobs.store import JobStore
+from storage.keys import KeyStore, SecretStore
 from storage.rate_limits.limiter import Limiter
 from storage.rate_limits.pauses import PauseStore
 from storage.rate_limits.queueing import QueueReader
@@ -114,6 +116,8 @@ class Dependencies:
     pauses: PauseStore
     open_streams: OpenStreams
     access: Access
+    keys: KeyStore
+    secrets: SecretStore
     feeds: Feeds
     figures: Figures
     models: ModelCatalog | None
@@ -135,8 +139,10 @@ def parts(request: Request) -> Dependencies:
 
 
 async def identity(request: Request) -> Identity:
-    """FastAPI dependency: the authenticated caller. Raises HttpProblem."""
-    return await parts(request).access.identify(request)
+    """FastAPI dependency: the authenticated caller, whose role covers what the route needs. Raises HttpProblem."""
+    caller = await parts(request).access.identify(request)
+    check_role(request, caller)
+    return caller
 
 
 @asynccontextmanager
@@ -222,6 +228,8 @@ async def open_dependencies(
             pauses=PauseStore(database),
             open_streams=open_streams,
             access=access,
+            keys=KeyStore(database),
+            secrets=SecretStore(database),
             feeds=Feeds(overview, links),
             figures=Figures(overview),
             models=models,

@@ -12,14 +12,16 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Row, delete, func, insert, or_, select, text, update
+from sqlalchemy import Row, and_, delete, func, insert, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from chatjobs.errors import InvalidRequest, Problem
 from chatjobs.webhooks import SECRET_PREFIX
-from domain.errors import KeyNotFound
+from domain.errors import KeyNotFound, LastAdminKey, NotAdmin, TooManyKeys
+from domain.roles import Role
 from domain.text import clean
 from storage.engine.database import Database, retried
 from storage.engine.schema import api_keys, micros, moment, now, service_secrets, webhook_secrets
@@ -31,8 +33,22 @@ OLD_SECRET_SIGNS = timedelta(hours=24)
 ROTATION_LOCK = text("SELECT pg_advisory_xact_lock(7234)")
 FINGERPRINT_CHARACTERS = 12
 
-Mark = tuple[int, int, int | None]
-"""Changes whenever a key is added or revoked: number of keys, of revoked ones, and when the newest was made."""
+LONGEST_KEY_NAME = 128
+MOST_KEYS = 1_000
+"""Valid keys of a tenant that may add others over HTTP: every gateway has all keys in memory."""
+KEYS_LOCK = text("SELECT pg_advisory_xact_lock(7237)")
+
+Mark = tuple[int, int, int | None, int]
+"""Changes with every key that is added, changed or revoked: the number of keys, of revoked ones, when the newest was
+made, and the number of changes."""
+KeyState = Literal["valid", "expired", "revoked"]
+
+
+class KeyAdmin(NamedTuple):
+    """On whose behalf keys are managed over HTTP: of one tenant, by one of its keys (None while there are no keys)."""
+
+    tenant: str
+    key_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +62,15 @@ class ApiKey:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    role: Role
 
     def valid(self, at: datetime) -> bool:
-        return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
+        return self.state(at) == "valid"
+
+    def state(self, at: datetime) -> KeyState:
+        if self.revoked_at is not None:
+            return "revoked"
+        return "valid" if self.expires_at is None or at < self.expires_at else "expired"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +98,19 @@ class KeyStore:
         self._database = database
 
     @retried
-    async def add(self, *, tenant: str, name: str = "", expires_at: datetime | None = None) -> tuple[ApiKey, str]:
-        """Make a key; returns it with its text, which is not stored and cannot be shown again."""
+    async def add(
+        self,
+        *,
+        tenant: str,
+        name: str = "",
+        expires_at: datetime | None = None,
+        role: Role = Role.WRITE,
+        by: KeyAdmin | None = None,
+    ) -> tuple[ApiKey, str]:
+        """Make a key; returns it with its text, which is not stored and cannot be shown again.
+
+        ``by`` is None for an operator. Raises NotAdmin, TooManyKeys, and InvalidRequest if no admin could call then.
+        """
         plain = KEY_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         values = {
             "id": f"key_{secrets.token_hex(8)}",
@@ -87,15 +120,19 @@ class KeyStore:
             "created_at": micros(now()),
             "expires_at": micros(expires_at) if expires_at else None,
             "revoked_at": None,
+            "role": role.value,
         }
         async with self._database.write() as connection:
+            if by is not None:
+                await self._begin_for(connection, by)
+                await _check_addition(connection, by, role, expires_at)
             await connection.execute(insert(api_keys), values)
             row = (await connection.execute(select(api_keys).where(api_keys.c.id == values["id"]))).one()
         return _key(row), plain
 
-    async def list(self, tenant: str | None = None) -> Sequence[ApiKey]:
+    async def list(self, tenant: str | None = None, *, limit: int | None = None) -> Sequence[ApiKey]:
         """All keys, including those that are no longer valid, newest first."""
-        query = select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id)
+        query = select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id).limit(limit)
         if tenant is not None:
             query = query.where(api_keys.c.tenant == clean(tenant))
         async with self._database.read() as connection:
@@ -103,10 +140,13 @@ class KeyStore:
         return [_key(row) for row in rows]
 
     @retried
-    async def revoke(self, key_id: str) -> ApiKey:
-        """Revoke a key for good. Idempotent. Raises KeyNotFound."""
-        this = api_keys.c.id == clean(key_id)
+    async def revoke(self, key_id: str, *, by: KeyAdmin | None = None) -> ApiKey:
+        """Revoke a key for good. Idempotent. Raises KeyNotFound, NotAdmin, LastAdminKey."""
         async with self._database.write() as connection:
+            if by is not None:
+                await self._begin_for(connection, by)
+                await _check_loss(connection, by, key_id)
+            this = _this(key_id, by)
             await connection.execute(
                 update(api_keys).where(this, api_keys.c.revoked_at.is_(None)).values(revoked_at=micros(now()))
             )
@@ -114,6 +154,40 @@ class KeyStore:
         if row is None:
             raise KeyNotFound
         return _key(row)
+
+    @retried
+    async def change(
+        self, key_id: str, *, role: Role | None = None, name: str | None = None, by: KeyAdmin | None = None
+    ) -> ApiKey:
+        """Change a key's role or name, durably; all gateways apply it within two seconds.
+
+        Raises KeyNotFound, NotAdmin, LastAdminKey.
+        """
+        values: dict[str, Any] = {"changes": api_keys.c.changes + 1}
+        values |= {"role": role.value} if role is not None else {}
+        values |= {"name": clean(name)} if name is not None else {}
+        async with self._database.write() as connection:
+            if by is not None:
+                await self._begin_for(connection, by)
+                if role not in (None, Role.ADMIN):
+                    await _check_loss(connection, by, key_id)
+            changed = update(api_keys).where(_this(key_id, by)).values(values).returning(*api_keys.c)
+            row = (await connection.execute(changed)).first()
+        if row is None:
+            raise KeyNotFound
+        return _key(row)
+
+    async def _begin_for(self, connection: AsyncConnection, by: KeyAdmin) -> None:
+        """Check that the caller is an admin at this moment, not only by a gateway's memory: a key that was demoted a
+        moment ago must not raise itself again. Raises NotAdmin."""
+        if not self._database.is_sqlite:  # two admins that demote each other at once would leave none
+            await connection.execute(KEYS_LOCK)
+        if by.key_id is None:
+            known = (await connection.execute(select(api_keys.c.id).limit(1))).first()
+            if known is not None:
+                raise NotAdmin
+        elif by.key_id not in await _admins(connection, by.tenant):
+            raise NotAdmin
 
     async def find(self, digest: str) -> ApiKey | None:
         """The key with this digest, valid or not."""
@@ -128,9 +202,11 @@ class KeyStore:
 
     async def changed(self, since: Mark | None) -> tuple[Mark, Sequence[ApiKey]] | None:
         """The keys that are not revoked, including expired ones; None if nothing has changed since a mark."""
-        marks = select(func.count(), func.count(api_keys.c.revoked_at), func.max(api_keys.c.created_at))
+        changes = func.coalesce(func.sum(api_keys.c.changes), 0)
+        marks = select(func.count(), func.count(api_keys.c.revoked_at), func.max(api_keys.c.created_at), changes)
         async with self._database.read() as connection:
-            mark: Mark = tuple((await connection.execute(marks.select_from(api_keys))).one())
+            keys, revoked, newest, count = (await connection.execute(marks.select_from(api_keys))).one()
+            mark: Mark = (keys, revoked, newest, int(count))
             if mark == since:
                 return None
             rows = (await connection.execute(select(api_keys).where(api_keys.c.revoked_at.is_(None)))).all()
@@ -188,6 +264,47 @@ async def shared_secret(database: Database, name: str) -> bytes:
     return bytes.fromhex(str(found))
 
 
+def key_name(given: str) -> str:
+    """The name of a key, checked. Raises ValueError."""
+    if len(given) > LONGEST_KEY_NAME or not given.isprintable():
+        raise ValueError(f"must be at most {LONGEST_KEY_NAME} printable characters")
+    return given
+
+
+def _this(key_id: str, by: KeyAdmin | None) -> Any:
+    """The condition for a key that may be managed by somebody; None: an operator."""
+    this = api_keys.c.id == clean(key_id)
+    return this if by is None else and_(this, api_keys.c.tenant == clean(by.tenant))
+
+
+def _valid_of(tenant: str) -> Any:
+    """The condition for the valid keys of a tenant."""
+    lasts = or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > micros(now()))
+    return and_(api_keys.c.tenant == clean(tenant), api_keys.c.revoked_at.is_(None), lasts)
+
+
+async def _admins(connection: AsyncConnection, tenant: str) -> set[str]:
+    """The ids of a tenant's valid keys with the role admin."""
+    query = select(api_keys.c.id).where(_valid_of(tenant), api_keys.c.role == Role.ADMIN.value)
+    return set((await connection.execute(query)).scalars())
+
+
+async def _check_loss(connection: AsyncConnection, by: KeyAdmin, key_id: str) -> None:
+    """Check that an admin is left without this key. Raises LastAdminKey."""
+    if await _admins(connection, by.tenant) == {clean(key_id)}:
+        raise LastAdminKey
+
+
+async def _check_addition(connection: AsyncConnection, by: KeyAdmin, role: Role, expires_at: datetime | None) -> None:
+    """Raises TooManyKeys, and InvalidRequest for a first key with which nobody could add the second."""
+    if by.key_id is None and (role is not Role.ADMIN or expires_at is not None):
+        why = "the first key must be one that stays, with the role admin: from then on every call needs a key"
+        raise InvalidRequest([Problem("/role" if role is not Role.ADMIN else "/expiresAt", why)])
+    count = await connection.scalar(select(func.count()).select_from(api_keys).where(_valid_of(by.tenant)))
+    if (count or 0) >= MOST_KEYS:
+        raise TooManyKeys
+
+
 def _belongs_to(tenant: str) -> Any:
     return webhook_secrets.c.tenant == clean(tenant)
 
@@ -222,4 +339,5 @@ def _key(row: Row[Any]) -> ApiKey:
         created_at=moment(row.created_at),
         expires_at=_time(row.expires_at),
         revoked_at=_time(row.revoked_at),
+        role=Role(row.role),
     )

@@ -9,6 +9,7 @@ import typer
 from cli import arguments, running
 from cli.arguments import AsJson, OfTenant, Tenant
 from cli.groups import CommandLine, LaneCommands, group
+from domain.roles import Role
 
 app = CommandLine()
 keys_app = group("Keys of the HTTP API. Once there is one, every call needs one.")
@@ -21,6 +22,7 @@ limits_app = group(
     LaneCommands,
 )
 app.add_typer(limits_app, name="limits")
+
 Lane = Annotated[str, typer.Argument(metavar="LANE", help="Its name, as in the list: 0a1b2c3d:mistral-small.")]
 
 
@@ -72,11 +74,25 @@ def add_key(
     expires: Annotated[
         str | None, typer.Option(metavar="WHEN", help="A time (2027-01-31T12:00Z), or in how long: 30m, 2h, 90d.")
     ] = None,
+    role: Annotated[Role, typer.Option(help="What it may do; `admin` manages keys.")] = Role.WRITE,
     as_json: AsJson = False,
 ) -> int:
     """Make a key and print it. It is shown this once."""
     until = arguments.later(expires, "--expires")
-    return running.with_keys(lambda commands: commands.add_key(tenant, name, until), as_json=as_json, create=True)
+    return running.with_keys(lambda commands: commands.add_key(tenant, name, until, role), as_json=as_json, create=True)
+
+
+@keys_app.command("role")
+def set_role(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The id of a key, as in the list: key_…")],
+    role: Annotated[Role, typer.Argument(help="What it may do from now on.")],
+    as_json: AsJson = False,
+) -> int:
+    """Change what a key may do: `read` looks, `write` starts and changes jobs, `admin` manages keys and limits.
+
+    All gateways apply it within two seconds.
+    """
+    return running.with_keys(lambda commands: commands.set_role(key, role), as_json=as_json)
 
 
 @keys_app.command("list")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from starlette.requests import Request
 
 from chatjobs.errors import ConfigurationError
+from domain.roles import Role
 from domain.settings import Settings
 from gateway.auth.key_cache import RELOAD_SECONDS, KeyCache
 from gateway.auth.origins import Origins, is_loopback
@@ -40,6 +41,7 @@ class Identity:
     """The authenticated caller; ``key_id`` is None if no keys are configured."""
 
     tenant: str
+    role: Role
     key_id: str | None = None
 
 
@@ -79,7 +81,7 @@ class Access:
             SignedTokens(await shared_secret(database, SECRET_NAME)),
             Origins(settings.chatjobs_public_url, settings.chatjobs_cors_origins),
             open_streams,
-            default=Identity(settings.chatjobs_direct_tenant),
+            default=Identity(settings.chatjobs_direct_tenant, Role.ADMIN),
             local=is_loopback(settings.chatjobs_host),
         )
 
@@ -95,8 +97,12 @@ class Access:
         """Reload the keys, and end the streams of those that are no longer valid, until cancelled."""
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
-            await self._keys.refresh()
-            self._end_revoked_streams()
+            await self.reload_keys()
+
+    async def reload_keys(self) -> None:
+        """Apply a change of the keys at once; other gateways notice it within two seconds."""
+        await self._keys.refresh()
+        self._end_revoked_streams()
 
     def _end_revoked_streams(self) -> None:
         """End the streams of all invalid keys, not only of newly revoked ones: a stream may register in between."""
@@ -120,7 +126,8 @@ class Access:
         if not self.keys_required:
             self._origins.check_host(request)
             self._origins.check_origin(request, listed=True)
-            return self._default
+            # A listed page uses the service; a key that it made would close the service to everybody else.
+            return self._default if self._origins.is_own(request) else replace(self._default, role=Role.WRITE)
         for kind, path in TOKEN_PATHS.items():
             found = path.fullmatch(request.scope["path"])
             token = request.query_params.get("token") if found else None
@@ -204,7 +211,7 @@ def _bearer(header: str) -> str:
 def _identity(key: ApiKey | None) -> Identity:
     if key is None:
         raise unauthorized()
-    return Identity(key.tenant, key.id)
+    return Identity(key.tenant, key.role, key.id)
 
 
 def _subject(tenant: str, opened_id: str) -> str:

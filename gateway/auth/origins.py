@@ -67,12 +67,18 @@ class Origins:
         if origin is None:
             foreign = request.headers.get("sec-fetch-site") in FOREIGN_SITES and request.method not in SAFE_METHODS
         else:
-            came_from = _origin(origin)
-            own = came_from is not None and came_from in (self._public, _host(request, origin))
-            foreign = not own and not (listed and origin in self._listed)
+            foreign = not self.is_own(request) and not (listed and origin in self._listed)
         if foreign:
             detail = "Pages of another origin may not use this service, unless CHATJOBS_CORS_ORIGINS lists that origin"
             raise HttpProblem(403, "origin_not_allowed", detail)
+
+    def is_own(self, request: Request) -> bool:
+        """Whether a request comes from our page, or from no page at all."""
+        origin = request.headers.get("origin")
+        if origin is None:
+            return True
+        came_from = _origin(origin)
+        return came_from is not None and came_from in (self._public, _host(request, origin))
 
 
 def _origin(url: str) -> Authority | None:

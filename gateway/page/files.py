@@ -132,6 +132,7 @@ async def redirect_to_list(request: Request) -> Response:
 @router.api_route("/jobs/{job_id}", methods=["GET", "HEAD"])
 @router.api_route("/threads/{thread}", methods=["GET", "HEAD"])
 @router.api_route("/schedules", methods=["GET", "HEAD"])
+@router.api_route("/settings", methods=["GET", "HEAD"])
 @router.api_route("/batches", methods=["GET", "HEAD"])
 @router.api_route("/batches/{batch_id}", methods=["GET", "HEAD"])
 async def document(request: Request) -> Response:

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from gateway.auth.roles import NEEDED
 from gateway.v1.errors import RESPONSES_PATH, is_v1
 
+CONVERTER = re.compile(r":path(?=})")
+"""Starlette's mark of a parameter that may have slashes, which is not in the document."""
 PREFIX = "#/components/schemas/"
 OPEN_TO_ALL = ("/healthz", "/readyz")
 METHODS = ("get", "put", "post", "delete", "patch")
@@ -79,20 +83,26 @@ RESPONSES_FAILURE = {
 }
 
 
+KEY_NEEDED = "Not needed where no keys are configured. `x-role` of an operation is the role that the key must have"
+
+
 def described(app: FastAPI) -> dict[str, Any]:
     """The document, generated once."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        roles = {(method.lower(), CONVERTER.sub("", path)): role for (method, path), role in NEEDED.items()}
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for path, operations in document["paths"].items():
             for method in METHODS:
                 if method in operations:
                     _complete(operations[method], schemas, _failure(path), open_to_all=path in OPEN_TO_ALL)
+                    if role := roles.get((method, path)):
+                        operations[method]["x-role"] = role.value
         schemas |= {"Problem": PROBLEM, "Error": V1_ERROR, "OpenAIError": RESPONSES_ERROR}
         schemas.pop("HTTPValidationError", None)
         schemas.pop("ValidationError", None)
         document["components"]["securitySchemes"] = {
-            "key": {"type": "http", "scheme": "bearer", "description": "Not needed where no keys are configured"}
+            "key": {"type": "http", "scheme": "bearer", "description": KEY_NEEDED}
         }
         app.openapi_schema = document
     return app.openapi_schema

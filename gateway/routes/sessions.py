@@ -7,14 +7,16 @@ drops it.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
+from pydantic import Strict
 from starlette.requests import Request
 from starlette.responses import Response
 
 from chatjobs.contracts import Timestamp, WireModel
 from chatjobs.errors import JobNotFound, Problem
+from domain.roles import Role
 from gateway.auth.access import COOKIE, SESSION_LASTS, Identity
 from gateway.dependencies import Dependencies
 from gateway.problems import HttpProblem
@@ -34,9 +36,10 @@ class Login(WireModel):
 
 
 class Session(WireModel):
-    """``tenant`` is None for a caller that is not authenticated."""
+    """``tenant`` and ``role`` are None for a caller that is not authenticated."""
 
     tenant: str | None
+    role: Annotated[Role, Strict(False)] | None
     authenticated: bool
     keys_required: bool
 
@@ -113,6 +116,7 @@ def _key(body: Any) -> str:
 def _session(here: Dependencies, caller: Identity | None) -> Response:
     session = Session(
         tenant=caller.tenant if caller else None,
+        role=caller.role if caller else None,
         authenticated=caller is not None,
         keys_required=here.access.keys_required,
     )

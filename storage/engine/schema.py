@@ -394,6 +394,8 @@ api_keys = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
+    Column("role", String(16), nullable=False, server_default="write"),
+    Column("changes", Integer, nullable=False, server_default="0"),  # of its role or name, by which caches notice them
 )
 
 webhook_secrets = Table(

@@ -69,6 +69,10 @@ MOST_WOKEN = 200
 """Jobs of a lane that are woken at once."""
 MOST_OVERDUE = 50
 """While more woken jobs than this are overdue, all workers are busy, and no other job is woken."""
+SLOWEST, FASTEST = 0.001, 10_000
+"""Calls per second that an operator may set."""
+MOST_AT_ONCE = 100_000
+MOST_TOKENS = 10_000_000_000
 COLUMNS = {"per_second": "set_to", "at_once": "at_once", "tokens_per_minute": "tokens_set_to"}
 """The columns of the limits that operators set."""
 ASKED_AT_ONCE = 500

@@ -426,7 +426,7 @@ def test_live_tells_the_echo(
     report = call("--live")
     assert report.code == 0
     assert report.err == (
-        "--live makes at most 34 calls of mistral-small-latest: at most 8000 tokens together,"
+        "--live makes at most 38 calls of mistral-small-latest: at most 8400 tokens together,"
         " 0.8 cents at a dollar for a million tokens.\n"
     )
     assert (report["live: echo"][0], words in report["live: echo"][1]) == ("ok", True)

@@ -376,7 +376,7 @@ async def test_another_model_that_answers_anew(doctor: Doctor, sim: SimulatorPro
 
 def test_the_bound_is_for_all_models_and_pairs() -> None:
     assert bound(["a"], 20) == (
-        "--live makes at most 34 calls of a: at most 8000 tokens together, 0.8 cents at a dollar for a million tokens."
+        "--live makes at most 38 calls of a: at most 8400 tokens together, 0.8 cents at a dollar for a million tokens."
     )
     assert bound(["a", "b", "c"], 10).startswith("--live makes at most 90 calls of a, b, c: at most 20400 tokens")
 

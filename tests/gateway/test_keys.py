@@ -374,8 +374,8 @@ async def logged_in(client: httpx2.AsyncClient, key: dict[str, str]) -> dict[str
 async def test_a_page_exchanges_a_key_for_a_cookie(door: Door) -> None:
     key, headers = await door.key()
     async with door.client() as client:
-        nobody = {"tenant": None, "authenticated": False, "keysRequired": True}
-        somebody = {"tenant": "acme", "authenticated": True, "keysRequired": True}
+        nobody = {"tenant": None, "role": None, "authenticated": False, "keysRequired": True}
+        somebody = {"tenant": "acme", "role": "write", "authenticated": True, "keysRequired": True}
         assert (await client.get("/api/session")).json() == nobody
         answer = await client.post("/api/session", json={"key": headers["Authorization"].split()[1]})
         assert answer.json() == somebody
@@ -451,7 +451,12 @@ async def test_without_keys_this_machine_is_let_in_by_its_own_names(open_door: D
     port = httpx2.URL(open_door.gateway.url).port
     async with open_door.client() as client:
         session = await client.get("/api/session")
-        assert session.json() == {"tenant": "default", "authenticated": True, "keysRequired": False}
+        assert session.json() == {
+            "tenant": "default",
+            "role": "admin",
+            "authenticated": True,
+            "keysRequired": False,
+        }
         for host in ("localhost", f"localhost:{port}", "127.0.0.1", f"[::1]:{port}", "LOCALHOST"):
             assert (await client.get("/api/jobs", headers={"Host": host})).status_code == 200, host
         for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "localhost.evil.example"):

@@ -16,7 +16,8 @@ const SESSION = "/api/session";
 /** Dispatches `signed-out` after a 401; the page then shows the sign-in. */
 export const signedOut = new EventTarget();
 
-async function watchedFetch(url, init) {
+/** `fetch`; the forms of the API reference use it as it is. */
+export async function watchedFetch(url, init) {
   const response = await fetch(url, init);
   if (response.status === 401 && new URL(url).pathname !== SESSION) signedOut.dispatchEvent(new Event("signed-out"));
   return response;
@@ -53,6 +54,14 @@ const OpenApi = anObject("API description");
 export const session = () => http.read(Session, "GET", SESSION);
 export const signOut = () => http.call("DELETE", SESSION);
 export const stats = (window) => http.read(Stats, "GET", "/api/stats", { query: { window } });
+export const settings = () => http.read(anObject("settings"), "GET", "/api/settings");
+export const keys = () => http.read(object("keys", { keys: list(anObject("key")) }), "GET", "/api/keys").then((found) => found.keys);
+export const addKey = (fields) => http.read(anObject("new key"), "POST", "/api/keys", { body: jsonBytes(fields) });
+export const changeKey = (id, fields) => http.read(anObject("key"), "PATCH", `/api/keys/${encodeURIComponent(id)}`, { body: jsonBytes(fields) });
+export const revokeKey = (id) => http.call("DELETE", `/api/keys/${encodeURIComponent(id)}`);
+export const secrets = () => http.read(object("secrets", { secrets: list(anObject("secret")) }, true), "GET", "/api/secrets");
+export const rotateSecret = () => http.read(anObject("new secret"), "POST", "/api/secrets");
+export const setLimits = (lane, limits) => http.read(anObject("limits"), "PUT", `/api/lanes/${encodeURIComponent(lane)}/limits`, { body: jsonBytes(limits) });
 export const openApi = () => http.read(OpenApi, "GET", "/openapi.json");
 /** Throws what `jobs.request` throws, though without a code: the response has no body. */
 export const lookForRequest = (jobId) => http.call("HEAD", `/api/jobs/${jobId}/request`);

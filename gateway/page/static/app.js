@@ -9,7 +9,9 @@ import { ListView } from "./list.js";
 import { Alone, Notices, Trouble } from "./parts.js";
 import { Pauses } from "./pauses.js";
 import { BackToList, Link, keepPlaces, leavingList, useAddress } from "./places.js";
+import { Caller, may } from "./roles.js";
 import { SchedulesView } from "./schedules.js";
+import { SettingsView } from "./settings.js";
 
 const CONNECTION = { live: "Live", reconnecting: "Reconnecting", paused: "Paused", ended: "Finished" };
 
@@ -35,7 +37,7 @@ function App() {
   const address = useAddress();
   const [session, look, problem] = useSession();
   const [connection, setConnection] = useState(null);
-  const [, place, id] = /^\/(jobs|threads|batches|schedules)(?:\/([^/]+))?\/?$/.exec(address.pathname) ?? [];
+  const [, place, id] = /^\/(jobs|threads|batches|schedules|settings)(?:\/([^/]+))?\/?$/.exec(address.pathname) ?? [];
   useEffect(() => {
     if (!problem || !isPassing(problem)) return undefined;
     const timer = setInterval(look, 2000);
@@ -47,11 +49,12 @@ function App() {
     return html`<main class="alone"><h1 class="hidden">chatjobs</h1><p class="muted">Loading…</p></main>`;
   }
   if (session.keysRequired && !session.authenticated) return html`<${Login} onDone=${look} ended=${session.ended} />`;
-  return html`<${Bar} place=${place} id=${id} connection=${connection} session=${session} onSignedOut=${look} /><${Pauses} />
-    <${View} place=${place} id=${id && decoded(id)} address=${address} session=${session} onConnection=${setConnection} /><${Notices} />`;
+  return html`<${Caller.Provider} value=${session}><${Bar} place=${place} id=${id} connection=${connection} session=${session} onSignedOut=${look} /><${Pauses} />
+    <${View} place=${place} id=${id && decoded(id)} address=${address} session=${session} onConnection=${setConnection} onSession=${look} /><${Notices} /><//>`;
 }
 
-function View({ place, id, address, session, onConnection }) {
+function View({ place, id, address, session, onConnection, onSession }) {
+  if (place === "settings") return html`<${SettingsView} session=${session} onSession=${onSession} />`;
   if (place === "schedules") return html`<${SchedulesView} />`;
   if (place === "batches") {
     return id ? html`<${BatchView} key=${id} id=${id} onConnection=${onConnection} />` : html`<${BatchesView} onConnection=${onConnection} />`;
@@ -67,13 +70,14 @@ function Bar({ place, id, connection, session, onSignedOut }) {
     await endSession();
     onSignedOut();
   };
-  const onList = !id && place !== "batches" && place !== "schedules";
+  const onList = !id && !["batches", "schedules", "settings"].includes(place);
   return html`<header class="bar">
     <${Link} href="/" class="mark"><img src="/assets/icon.svg" alt="" width="22" height="22" /><span>chatjobs</span><//>
     <nav aria-label="Main">
       ${onList ? html`<${Link} href="/" aria-current="page">Jobs<//>` : html`<${BackToList}>Jobs<//>`}
       <${Link} href="/batches" aria-current=${place === "batches" && !id ? "page" : undefined} onLeave=${onList ? leavingList : undefined}>Batches<//>
       <${Link} href="/schedules" aria-current=${place === "schedules" ? "page" : undefined} onLeave=${onList ? leavingList : undefined}>Schedules<//>
+      ${may(session, "admin") ? html`<${Link} href="/settings" aria-current=${place === "settings" ? "page" : undefined} onLeave=${onList ? leavingList : undefined}>Settings<//>` : null}
       <a href="/docs">API</a>
     </nav>
     ${connection &&

@@ -8,6 +8,7 @@ import { follow, poll } from "./live.js";
 import { Alone, Card, Dialog, Heading, Status, Trouble, say, useNow } from "./parts.js";
 import { Link } from "./places.js";
 import { Bar, PARTS, endedOf, inWords, isOver, percentOf } from "./progress.js";
+import { useMay } from "./roles.js";
 
 const RETRY_MS = 2000;
 const AFTER_END_MS = 5000;
@@ -109,6 +110,7 @@ function Head({ batch, title, reload }) {
   const over = isOver(batch.status);
   const unanswered = batch.counts.failed + batch.counts.cancelled;
   const run = webAddress(batch.temporalUrl);
+  const mayWrite = useMay("write");
   useEffect(() => setBusy(null), [batch.status]);
 
   const act = async (action) => {
@@ -133,10 +135,10 @@ function Head({ batch, title, reload }) {
       <${Status} status=${batch.status} pill />
     </div>
     <div class="actions">
-      ${over || batch.status === "paused" ? null : button("pause", "Pause", "Pausing…")}
-      ${batch.status === "paused" ? button("resume", "Resume", "Resuming…") : null}
-      ${over && unanswered ? button("resume", `Resume ${many(unanswered, "job")}`, "Resuming…") : null}
-      ${over ? null : html`<button type="button" class="danger" onClick=${() => setAsking(true)} disabled=${busy !== null}>${busy === "cancel" ? "Cancelling…" : "Cancel…"}</button>`}
+      ${!mayWrite || over || batch.status === "paused" ? null : button("pause", "Pause", "Pausing…")}
+      ${mayWrite && batch.status === "paused" ? button("resume", "Resume", "Resuming…") : null}
+      ${mayWrite && over && unanswered ? button("resume", `Resume ${many(unanswered, "job")}`, "Resuming…") : null}
+      ${!mayWrite || over ? null : html`<button type="button" class="danger" onClick=${() => setAsking(true)} disabled=${busy !== null}>${busy === "cancel" ? "Cancelling…" : "Cancel…"}</button>`}
       ${run ? html`<a class="button" href=${run} target="_blank" rel="noopener noreferrer">Temporal ↗</a>` : null}
     </div>
     <${Trouble} problem=${problem} />

@@ -7,6 +7,7 @@ import { poll } from "./live.js";
 import { Heading, Status, Trouble, useNow } from "./parts.js";
 import { Link, placeHere } from "./places.js";
 import { Bar, isOver, percentOf } from "./progress.js";
+import { Needs } from "./roles.js";
 import { NewBatch } from "./submit.js";
 
 const PAGE = 50;
@@ -26,7 +27,7 @@ export function BatchesView({ onConnection }) {
   }, [batches]);
   return html`<main class="list">
     <${Heading} hidden>Batches<//>
-    <${NewBatch} />
+    <${Needs} role="write"><${NewBatch} /><//>
     <section class="card jobs batches" aria-label="Batches">
       <h2 class="hidden">All batches</h2>
       <${Trouble} problem=${problem} />

@@ -4,6 +4,7 @@ import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { jobs, newKey } from "./api.js";
 import { Field, ModelField, PriorityField, Trouble, USUAL_PRIORITY } from "./parts.js";
 import { go, jobHref, leavingList } from "./places.js";
+import { useMay } from "./roles.js";
 
 const MODEL = "chatjobs.model";
 
@@ -25,8 +26,11 @@ const kept = {
   },
 };
 
+/** The chat box, for callers who may start jobs. */
+export const Composer = (props) => (useMay("write") ? html`<${ChatForm} ...${props} />` : null);
+
 /** `previous`: the id of the job whose conversation goes on; `rest`: the fields of its request that are kept. */
-export function Composer({ title, placeholder, previous, rest = {}, focus = false, hrefOf = jobHref }) {
+function ChatForm({ title, placeholder, previous, rest = {}, focus = false, hrefOf = jobHref }) {
   const [problem, setProblem] = useState(null);
   const [busy, setBusy] = useState(false);
   const [model] = useState(rest.model ?? kept.get() ?? "mistral-small-latest");

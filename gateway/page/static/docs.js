@@ -1,9 +1,11 @@
-// The API reference, rendered from /openapi.json.
+// The API reference, rendered from /openapi.json, with a form for each operation.
 
 import { html, render, useEffect, useState } from "./vendor/htm-preact.js";
-import { openApi } from "./api.js";
+import { openApi, session as readSession } from "./api.js";
 import { Trouble } from "./parts.js";
 import { limitsOf, nameOf, operationsOf, partsOf, schemaOf, typeOf } from "./openapi.js";
+import { may } from "./roles.js";
+import { Try } from "./try.js";
 
 const RETRY_MS = 2000;
 
@@ -39,18 +41,29 @@ function useAnchor(ready) {
   }, [ready]);
 }
 
+/** The session of the page; null until it is known. */
+function useSession() {
+  const [session, set] = useState(null);
+  useEffect(() => {
+    readSession().then(set, () => {}); // the document's problem says that the service is away
+  }, []);
+  return session;
+}
+
 function Docs() {
   const [api, problem] = useDocument();
+  const session = useSession();
+  const [apiKey, setApiKey] = useState("");
   useAnchor(Boolean(api));
   const groups = api ? operationsOf(api) : [];
   return html`<header class="bar">
       <a href="/" class="mark"><img src="/assets/icon.svg" alt="" width="22" height="22" />chatjobs</a>
-      <nav aria-label="Main"><a href="/">Jobs</a><a href="/batches">Batches</a><a href="/docs" aria-current="page">API</a></nav>
+      <nav aria-label="Main"><a href="/">Jobs</a><a href="/batches">Batches</a><a href="/schedules">Schedules</a>${may(session, "admin") ? html`<a href="/settings">Settings</a>` : null}<a href="/docs" aria-current="page">API</a></nav>
     </header>
-    ${api ? html`<${Reference} api=${api} groups=${groups} />` : html`<main class="alone"><h1 class="hidden">API</h1>${problem ? html`<${Trouble} problem=${problem} />` : html`<p class="muted">Loading…</p>`}</main>`}`;
+    ${api ? html`<${Reference} ...${{ api, groups, session, apiKey, setApiKey }} />` : html`<main class="alone"><h1 class="hidden">API</h1>${problem ? html`<${Trouble} problem=${problem} />` : html`<p class="muted">Loading…</p>`}</main>`}`;
 }
 
-function Reference({ api, groups }) {
+function Reference({ api, groups, session, apiKey, setApiKey }) {
   const schemas = Object.entries(api.components.schemas).sort(([one], [other]) => one.localeCompare(other));
   return html`<div class="reference">
     <nav class="contents" aria-label="Contents">
@@ -66,8 +79,9 @@ function Reference({ api, groups }) {
       <p class="muted">Where keys are configured, send <code>Authorization: Bearer cj_…</code>. What fails is answered as${" "}
         <${Type} schema=${{ $ref: "#/components/schemas/Problem" }} />, <code>application/problem+json</code>.
         The document itself: <a href="/openapi.json">openapi.json</a>.</p>
+      <${Identity} session=${session} apiKey=${apiKey} setApiKey=${setApiKey} />
       ${groups.map(([name, operations]) => html`<section aria-label=${name}><h2 class="group">${name}</h2>
-        ${operations.map((one) => html`<${Operation} key=${one.id} api=${api} ...${one} />`)}</section>`)}
+        ${operations.map((one) => html`<${Operation} key=${one.id} ...${{ api, session, apiKey, ...one }} />`)}</section>`)}
       <section aria-label="Schemas"><h2 class="group" id="schemas">Schemas</h2>
         ${schemas.map(([name, schema]) => html`<details class="card schema" id=${`schema-${name}`} key=${name}>
           <summary><code>${name}</code></summary>
@@ -77,16 +91,33 @@ function Reference({ api, groups }) {
   </div>`;
 }
 
+/** Who calls in the forms: the session, or a key that this tab forgets. */
+function Identity({ session, apiKey, setApiKey }) {
+  if (!session) return null;
+  const who = !session.keysRequired
+    ? "“Try it” makes real calls of this service. No key is needed here."
+    : session.authenticated
+      ? `“Try it” makes real calls as ${session.tenant}, with the role ${session.role}, or with another key:`
+      : "“Try it” makes real calls, with a key:";
+  return html`<div class="identity"><p class="muted">${who}</p>
+    ${session.keysRequired
+      ? html`<label class="field"><span>API key <small>stays in this tab until it is closed or left</small></span>
+          <input type="password" autocomplete="off" spellcheck=${false} value=${apiKey} onInput=${(event) => setApiKey(event.currentTarget.value.trim())} /></label>`
+      : null}
+  </div>`;
+}
+
 const Method = ({ name }) => html`<span class="method" data-method=${name}>${name.toUpperCase()}</span>`;
 
 /** A path with its parameters highlighted and line breaks allowed at slashes. */
 const Path = ({ path }) => html`<code class="path">${path.split(/(?=\/)/).map((part) => html`${part.startsWith("/{") ? html`/<i>${part.slice(1)}</i>` : part}<wbr />`)}</code>`;
 
-function Operation({ api, id, method, path, operation }) {
+function Operation({ api, id, method, path, operation, session, apiKey }) {
   const body = Object.entries(operation.requestBody?.content ?? {});
   const answers = Object.entries(operation.responses).filter(([status]) => status !== "default");
   return html`<article class="card operation" id=${id} aria-label=${`${method.toUpperCase()} ${path}`}>
-    <h3><a href=${`#${id}`}><${Method} name=${method} /><${Path} path=${path} /></a></h3>
+    <h3><a href=${`#${id}`}><${Method} name=${method} /><${Path} path=${path} /></a>
+      ${operation["x-role"] ? html`<span class="tag">role ${operation["x-role"]}</span>` : null}</h3>
     <${Prose} text=${operation.description} />
     ${operation.parameters?.length
       ? html`<h4>Parameters</h4><${Fields} fields=${operation.parameters.map((one) => ({ name: one.name, note: one.in, required: one.required, schema: one.schema, text: one.description }))} />`
@@ -102,6 +133,7 @@ function Operation({ api, id, method, path, operation }) {
           ${answer.description === "Successful Response" ? null : html`<span class="muted"><${Inline} text=${answer.description} /></span>`}
           ${answer.content || answer.description !== "Successful Response" ? null : html`<span class="muted">no content</span>`}</dd>`)}
     </dl>
+    <${Try} ...${{ api, method, path, operation, session, apiKey }} />
   </article>`;
 }
 

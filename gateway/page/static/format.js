@@ -73,7 +73,7 @@ export const shortId = (id) => (id.length > 18 ? `${id.slice(0, 12)}…${id.slic
 /** The URL if it is http or https, else null: a setting may contain anything, and it becomes a link. */
 export const webAddress = (url) => (/^https?:\/\//i.test(url ?? "") ? url : null);
 
-const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+export const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
 /** A request as a curl command, with an environment variable in place of the key. */
 export function curl(request, { origin, keysRequired }) {

@@ -8,6 +8,7 @@ import { follow } from "./live.js";
 import { useFollowing } from "./following.js";
 import { Alone, BatchLink, Card, Dialog, Field, Heading, ModelField, Status, Trouble, USUAL_PRIORITY, copy, say, useNow } from "./parts.js";
 import { BackToList, Link, go, jobHref, placeHere, threadHref } from "./places.js";
+import { useMay } from "./roles.js";
 import { Branches, EditMessage, editable, leafOf, pathTo, repliesTo, useJobsOf, useTurns } from "./thread.js";
 import { Text, Transcript } from "./transcript.js";
 
@@ -247,6 +248,7 @@ function Head({ job, request, session, reload, thread, jobs, hrefOf }) {
   const [problem, setProblem] = useState(null);
   const [cancelling, setCancelling] = useState(false);
   const run = webAddress(job.temporalUrl);
+  const mayWrite = useMay("write");
 
   const cancel = async () => {
     setCancelling(true);
@@ -283,9 +285,10 @@ function Head({ job, request, session, reload, thread, jobs, hrefOf }) {
     <div class="actions">
       ${thread ? html`<${Link} class="button" href=${jobHref(job.jobId)}>Job<//>` : null}
       ${!thread && jobs?.length > 1 ? html`<${Link} class="button" href=${threadHref(job.thread, job.jobId)}>Conversation<//>` : null}
-      ${isOpen(job.status) ? html`<button type="button" class="danger" onClick=${cancel} disabled=${cancelling}>${cancelling ? "Cancelling…" : "Cancel"}</button>` : null}
-      ${RESUMABLE.has(job.status) && job.position && request ? html`<button type="button" onClick=${resume}>Resume</button>` : null}
-      ${request ? html`<button type="button" onClick=${() => setDialog("replay")}>Replay…</button><button type="button" onClick=${copyCurl}>Copy as curl</button>` : null}
+      ${mayWrite && isOpen(job.status) ? html`<button type="button" class="danger" onClick=${cancel} disabled=${cancelling}>${cancelling ? "Cancelling…" : "Cancel"}</button>` : null}
+      ${mayWrite && RESUMABLE.has(job.status) && job.position && request ? html`<button type="button" onClick=${resume}>Resume</button>` : null}
+      ${mayWrite && request ? html`<button type="button" onClick=${() => setDialog("replay")}>Replay…</button>` : null}
+      ${request ? html`<button type="button" onClick=${copyCurl}>Copy as curl</button>` : null}
       ${run ? html`<a class="button" href=${run} target="_blank" rel="noopener noreferrer">Temporal ↗</a>` : null}
     </div>
     <${Trouble} problem=${problem} />
@@ -386,6 +389,7 @@ function waitingFor(job, now) {
 /** The messages before the answer: those of the conversation, whose branches can be chosen, and the job's own. */
 function Before({ messages, job, jobs, hrefOf }) {
   const [editing, setEditing] = useState(null);
+  const mayWrite = useMay("write");
   const path = useMemo(() => (jobs ? pathTo(jobs, job.jobId) : []), [jobs, job.jobId]);
   const turns = useTurns(messages, path);
   const close = (place) => {
@@ -399,7 +403,7 @@ function Before({ messages, job, jobs, hrefOf }) {
       return html`<article key=${place} class="message user" aria-label="user"><h3>You</h3>
         <${EditMessage} ...${{ messages, place, turn, hrefOf }} onClose=${() => close(place)} /></article>`;
     }
-    const can = turn && editable(message) !== null;
+    const can = mayWrite && turn && editable(message) !== null;
     const tools = html`${turn && place === turn.from ? html`<${Branches} jobs=${jobs} job=${turn.job} hrefOf=${hrefOf} />` : null}
       ${can ? html`<button type="button" class="quiet" id=${`edit-${place}`} aria-label=${`Edit message ${place + 1}`} onClick=${() => setEditing(place)}>Edit</button>` : null}`;
     return html`<${Message} key=${place} message=${message} job=${answered?.job} tools=${tools} />`;
@@ -537,6 +541,7 @@ function Attempts({ job }) {
 function Deliveries({ job, reload }) {
   const [busy, setBusy] = useState(null);
   const [problem, setProblem] = useState(null);
+  const mayWrite = useMay("write");
   if (!job.deliveries.length) return null;
   const redeliver = async (delivery) => {
     setBusy(delivery.id);
@@ -555,7 +560,7 @@ function Deliveries({ job, reload }) {
       (delivery) => html`<div key=${delivery.id} class="delivery">
         <p class="url">${delivery.url}</p>
         <p class="again"><span class="muted">${delivery.event} · ${delivery.status}</span>
-          <button type="button" class="quiet" onClick=${() => redeliver(delivery)} disabled=${busy !== null}>${busy === delivery.id ? "Sending…" : "Redeliver"}</button></p>
+          ${mayWrite ? html`<button type="button" class="quiet" onClick=${() => redeliver(delivery)} disabled=${busy !== null}>${busy === delivery.id ? "Sending…" : "Redeliver"}</button>` : null}</p>
         <ul class="facts">
           ${delivery.tries.map(
             (one) => html`<li key=${one.number}>

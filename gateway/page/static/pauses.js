@@ -5,6 +5,7 @@ import { jobs } from "./api.js";
 import { when } from "./format.js";
 import { poll } from "./live.js";
 import { Trouble, say } from "./parts.js";
+import { useMay } from "./roles.js";
 
 const LOOK_MS = 2000;
 
@@ -21,6 +22,7 @@ const readPauses = () => jobs.pauses();
 export function Pauses() {
   const [found, look] = useLooked(readPauses);
   const [problem, setProblem] = useState(null);
+  const mayWrite = useMay("write");
   if (!found?.length) return null;
   const resume = (pause) =>
     jobs.endPause(pause.pauseId).then(
@@ -32,7 +34,7 @@ export function Pauses() {
       (pause) => html`<div key=${pause.pauseId} class="pause">
         <p><strong>${title(pause)}</strong> since <time datetime=${pause.pausedAt}>${when(pause.pausedAt)}</time>${pause.reason ? html`: ${pause.reason}` : "."}
           <span class="muted"> Answers that are being written go on; other jobs wait.</span></p>
-        ${pause.mayResume ? html`<button type="button" onClick=${() => resume(pause)}>Resume</button>` : html`<span class="muted">An operator resumes it.</span>`}
+        ${!mayWrite ? null : pause.mayResume ? html`<button type="button" onClick=${() => resume(pause)}>Resume</button>` : html`<span class="muted">An operator resumes it.</span>`}
       </div>`,
     )}
     <${Trouble} problem=${problem} />

@@ -5,6 +5,7 @@ import { jobs } from "./api.js";
 import { label, span, when } from "./format.js";
 import { Dialog, Field, Heading, ModelField, Trouble, say, useNow } from "./parts.js";
 import { Link } from "./places.js";
+import { Needs } from "./roles.js";
 
 const LOOK_MS = 2000;
 const PAGE = 100;
@@ -26,7 +27,7 @@ export function SchedulesView() {
   return html`<main class="list">
     <div class="head">
       <div class="title"><${Heading}>Schedules<//></div>
-      <div class="actions"><button type="button" class="primary" onClick=${() => setMaking(true)}>New schedule…</button></div>
+      <${Needs} role="write"><div class="actions"><button type="button" class="primary" onClick=${() => setMaking(true)}>New schedule…</button></div><//>
     </div>
     <section class="card jobs" aria-label="Schedules">
       <${Trouble} problem=${problem} />
@@ -102,13 +103,13 @@ function Row({ schedule, now, reload }) {
     <td class="c-timing">${timing(schedule)}</td>
     <td class="c-next">${next(schedule, now)}</td>
     <td class="c-runs">${lastRuns.length ? [...lastRuns].reverse().map((run) => html`<${Run} key=${run.jobId ?? run.batchId} run=${run} />`) : html`<span class="muted">–</span>`}</td>
-    <td class="c-actions"><div class="actions">
+    <td class="c-actions"><${Needs} role="write"><div class="actions">
       <button type="button" disabled=${busy} onClick=${() => change("trigger", `${id} runs now`)}>Run now</button>
       ${paused
         ? html`<button type="button" disabled=${busy} onClick=${() => change("resume", `${id} resumed`)}>Resume</button>`
         : html`<button type="button" disabled=${busy} onClick=${() => change("pause", `${id} paused`)}>Pause</button>`}
       <button type="button" class="danger" onClick=${() => setDeleting(true)}>Delete…</button>
-    </div>
+    </div><//>
       ${deleting
         ? html`<${Dialog} title=${`Delete ${id}`} onClose=${() => setDeleting(false)}>
             <form onSubmit=${(event) => (event.preventDefault(), setDeleting(false), change("delete", `${id} deleted`))}>

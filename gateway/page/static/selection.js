@@ -6,6 +6,7 @@ import { choiceOf, isFiltered } from "./filters.js";
 import { count, isOpen, many, shortId } from "./format.js";
 import { Dialog, Trouble, say } from "./parts.js";
 import { ReplayMatching } from "./replays.js";
+import { Needs } from "./roles.js";
 
 const AT_ONCE = 4; // a browser has six connections to a host, and one is the feed's
 const LISTED_AT_ONCE = 500;
@@ -78,8 +79,8 @@ export function Selection({ selection }) {
     <span role="status">${number ? `Selected: ${number}` : ""}</span>
     ${number
       ? html`${all ? null : html`<button type="button" onClick=${selection.selectAll}>Select ${matching}</button>`}
-          <button type="button" class="danger" onClick=${cancel} disabled=${!all && !open.length}>Cancel…</button>
-          <button type="button" onClick=${replay}>Replay…</button>
+          <${Needs} role="write"><button type="button" class="danger" onClick=${cancel} disabled=${!all && !open.length}>Cancel…</button>
+            <button type="button" onClick=${replay}>Replay…</button><//>
           <button type="button" class="quiet" onClick=${() => (selection.clear(), first.current.focus())}>Clear selection</button>`
       : null}
     ${dialog}
