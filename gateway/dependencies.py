@@ -14,6 +14,7 @@ from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from dispatch.batches import BatchDispatch
 from dispatch.intake import Intake
+from dispatch.job_details import BatchDetails, JobDetails
 from dispatch.job_schedules import JobSchedules
 from dispatch.replays import ReplayIntake
 from dispatch.server_knowledge import PrefixRule
@@ -65,6 +66,7 @@ class BatchParts:
     replays: ReplayIntake
     rules: WebhookRules
     progress: ProgressFeeds
+    details: BatchDetails
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Dependencies:
     client: Client
     jobs: JobStore
     links: RunLinks
+    details: JobDetails
     deliveries: DeliveryStore
     endpoints: EndpointStore
     tenant_endpoints: TenantEndpointStore
@@ -154,6 +157,7 @@ async def open_dependencies(
         limiter = Limiter(database, per_second=settings.mistral_requests_per_second, timings=timings)
         jobs = job_store(settings, database, limiter)
         links = RunLinks(settings.chatjobs_temporal_ui, client.namespace)
+        details = JobDetails(links, settings.chatjobs_prices, jobs.queries)
         deliveries = DeliveryStore(database)
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
         sender = await stack.enter_async_context(sender_of(rules))
@@ -202,6 +206,7 @@ async def open_dependencies(
             client=client,
             jobs=jobs,
             links=links,
+            details=details,
             deliveries=deliveries,
             endpoints=EndpointStore(database),
             tenant_endpoints=(tenant_endpoints := TenantEndpointStore(database)),
@@ -212,6 +217,7 @@ async def open_dependencies(
                 replays=ReplayIntake(upkeep.replays, rules),
                 rules=rules,
                 progress=ProgressFeeds(queries),
+                details=BatchDetails(links, settings.chatjobs_prices, queries),
             ),
             files=FileParts(uploads, file_queries, batch_jobs, work),
             schedules=schedules,
@@ -222,7 +228,7 @@ async def open_dependencies(
             pauses=PauseStore(database),
             open_streams=open_streams,
             access=access,
-            feeds=Feeds(overview, links),
+            feeds=Feeds(overview, details),
             figures=Figures(overview),
             models=models,
             events=EventParts(feed, FeedWatch(feed)),
