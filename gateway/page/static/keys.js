@@ -40,6 +40,7 @@ const TYPED_IN = 'input:not([type="checkbox"], [type="radio"], [type="button"], 
 /** Whether a key press is meant for what has the focus: a field, a dialog, or a shortcut of the browser's own. */
 function isTaken(event) {
   if (event.defaultPrevented || event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return true;
+  if (event.shiftKey && /^[a-z]$/i.test(event.key)) return true; // “?” needs Shift on many keyboards, a letter does not
   return Boolean(event.target.closest?.(TYPED_IN) || document.querySelector("dialog[open]"));
 }
 

@@ -286,7 +286,7 @@ function Times({ chosen, field }) {
     else if (preset) go(hrefOf({ ...chosen, since: "" }));
   };
   return html`<label class="field"><span>Time</span><select name="time" value=${isCustom ? CUSTOM : preset ? chosen.since : ""} onInput=${choose}>
-      <option value="">any</option>${Object.entries(PRESETS).map(([value, title]) => html`<option value=${value}>${title}</option>`)}<option value=${CUSTOM}>from … until …</option>
+      <option value="">any</option>${Object.entries(PRESETS).map(([value, title]) => html`<option value=${value}>${title}</option>`)}<option value=${CUSTOM}>custom…</option>
     </select></label>
     ${isCustom
       ? html`${field("since", "From", { placeholder: "2026-11-26" })} ${field("until", "Until", { placeholder: "2026-11-27T10:00" })}

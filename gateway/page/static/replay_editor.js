@@ -101,8 +101,8 @@ function Form({ job, request, groups, hrefOf, onClose }) {
 
   return html`<form class="replay-editor" ref=${form} onSubmit=${submit} novalidate>
     <p class="muted">A new job with the request of <code>${shortId(job.jobId)}</code>. An empty field is left to the model or the service.</p>
-    <${Messages} messages=${draft.messages} faults=${shown} onChange=${(messages) => change({ messages })} />
     <fieldset><legend>${main.title}</legend><div class="fields">${main.fields.map(input)}</div></fieldset>
+    <${Messages} messages=${draft.messages} faults=${shown} onChange=${(messages) => change({ messages })} />
     ${others.map((group) => html`<details key=${group.title} class="group"><summary>${group.title} <span class="muted">${given(group, draft.texts)}</span></summary>
       <div class="fields">${group.fields.map(input)}</div></details>`)}
     <${Trouble} problem=${problem} />
