@@ -87,8 +87,16 @@ def request(prompt: str | None, file: str | None, system: str | None) -> dict[st
 
 def json_object(file: str, option: str) -> dict[str, Any]:
     """The JSON object in a file that an option names; - is standard input."""
+    found = _json_in(file, option)
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{file} must have a JSON object", param_hint=option)
+    return found
+
+
+def _json_in(file: str, option: str) -> Any:
+    """The JSON in a file that an option names; - is standard input."""
     try:
-        found = json.loads(_read_standard_input() if file == "-" else Path(file).read_bytes())
+        return json.loads(_read_standard_input() if file == "-" else Path(file).read_bytes())
     except OSError as error:
         raise typer.BadParameter(f"{file}: {error.strerror}", param_hint=option) from None
     except json.JSONDecodeError as error:
@@ -96,9 +104,6 @@ def json_object(file: str, option: str) -> dict[str, Any]:
         raise typer.BadParameter(f"{file} is not JSON: {error.msg} at {where}", param_hint=option) from None
     except (UnicodeDecodeError, RecursionError):
         raise typer.BadParameter(f"{file} is not JSON in UTF-8, or far too deep", param_hint=option) from None
-    if not isinstance(found, dict):
-        raise typer.BadParameter(f"{file} must have a JSON object", param_hint=option)
-    return found
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -114,12 +119,16 @@ def pairs(given: list[str] | None) -> dict[str, str]:
 
 
 def changes(given: list[str] | None, option: str = "--set") -> dict[str, Any]:
+    """Fields with their values, from ``FIELD=JSON`` or ``FIELD=@FILE``, a file with JSON; ``@-`` is standard input."""
     changes = {}
     for name, value in (_split(one, option, "FIELD=JSON") for one in given or ()):
+        if value.startswith("@"):  # which no JSON does
+            changes[name] = _json_in(value.removeprefix("@"), option)
+            continue
         try:
             changes[name] = json.loads(value)
-        except json.JSONDecodeError:
-            hint = f"the value of {name} is not JSON; a text needs its quotes: '{name}=\"…\"'"
+        except (json.JSONDecodeError, RecursionError):
+            hint = f"the value of {name} is not JSON; a text needs its quotes: '{name}=\"…\"'; a file: {name}=@FILE"
             raise typer.BadParameter(hint, param_hint=option) from None
     return changes
 

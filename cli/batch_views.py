@@ -15,7 +15,7 @@ from rich.text import Text
 
 from chatjobs.contracts import Batch, BatchStatus
 from cli.output import COLOURS, Records, complain, console, local_time, one_line, safe, seconds, write
-from cli.views import REFRESHES_PER_SECOND, Printer
+from cli.views import REFRESHES_PER_SECOND, Printer, money
 
 PLAIN_SECONDS = 5.0
 """Between two lines of progress where there is no screen."""
@@ -170,6 +170,7 @@ def outcome(batch: Batch) -> Sequence[str]:
     facts += [f"{counts.failed} failed ({_errors(batch)})"] if counts.failed else []
     facts += [f"{counts.cancelled} cancelled"] if counts.cancelled else []
     facts += [f"{batch.usage.total_tokens} tokens"] if batch.usage else []
+    facts += [money(batch.cost)] if batch.cost else []
     if batch.completed_at and batch.started_at:
         facts.append(f"in {seconds(batch.completed_at - batch.started_at)}")
     lines = [safe(" · ".join(facts))]
@@ -207,6 +208,7 @@ def _facts(batch: Batch) -> Iterator[tuple[str, str]]:
     if batch.usage:
         usage = batch.usage
         yield "tokens", f"{usage.prompt_tokens} in, {usage.completion_tokens} out, {usage.total_tokens} in all"
+    yield "cost", money(batch.cost)
     yield "pace", f"{batch.rate_per_second:.1f} items/s" if batch.rate_per_second else ""
     yield "expected end", local_time(batch.expected_end_at)
     yield "concurrency", str(batch.concurrency or "")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,11 +23,11 @@ from cli.place import ServiceLocation
 from cli.views import Printer
 from cli.waiting import WaitReporter
 from dispatch.batches import BatchDispatch
+from dispatch.job_details import BatchDetails
 from dispatch.stores import batch_runs
 from domain.batches import BatchHandle
 from domain.errors import StorageUnavailable, TemporalUnavailable
 from domain.names import BATCHES_QUEUE
-from domain.values import RunRef
 from gateway.batch_output import output_line
 from gateway.batch_upload import Line, Upload
 from gateway.problems import HttpProblem
@@ -82,7 +83,7 @@ class BatchCommands:
 
     async def list(self, status: str | None, since: datetime | None, limit: int) -> int:
         chosen = BatchStatus(status) if status else None
-        found = [self._linked(one) for one in await self._queries.list(status=chosen, since=since, limit=limit)]
+        found = [self._details.linked(one) for one in await self._queries.list(status=chosen, since=since, limit=limit)]
         if self._as_json:
             write(f"{one_line({'batches': [batch.model_dump(mode='json') for batch in found]})}\n")
         elif found:
@@ -217,10 +218,11 @@ class BatchCommands:
 
     async def _batch(self, batch_id: str) -> Batch:
         """Raises BatchNotFound."""
-        return self._linked(await self._queries.get(batch_id))
+        return await self._details.of(await self._queries.get(batch_id))
 
-    def _linked(self, batch: Batch) -> Batch:
-        return batch.model_copy(update={"temporal_url": self._place.links.of(RunRef(batch.batch_id))})
+    @cached_property
+    def _details(self) -> BatchDetails:
+        return BatchDetails(self._place.links, self._place.settings.chatjobs_prices, self._queries)
 
     async def _changed(self, changed: BatchHandle) -> int:
         batch = await self._batch(changed.batch_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 from rich.console import Group, RenderableType
@@ -12,8 +12,11 @@ from rich.text import Text
 
 from chatjobs.contracts import Attempt, Delivery, Job, JobStatus
 from cli.output import COLOURS, Records, local_time, safe, seconds
-from cli.views import advice
+from cli.views import advice, money
 from cli.waiting import queue_position
+
+OPTIONS = {"batch_id": "batch", "schedule_id": "schedule"}
+"""The options of `starter.py list` that have other names than their fields of JobFilter."""
 
 
 def job_page(job: Job) -> RenderableType:
@@ -61,6 +64,7 @@ def _named_facts(job: Job) -> Iterator[tuple[str, str | None]]:
             "tokens",
             f"{usage.prompt_tokens} in, {usage.completion_tokens} out, {usage.total_tokens} in all{estimated}",
         )
+    yield "cost", money(job.cost)
     yield "finish", job.finish_reason
     yield "text", f"{job.position} characters, epoch {job.epoch}"
     yield "sha256", job.sha256
@@ -106,7 +110,18 @@ def _deliveries(deliveries: Sequence[Delivery]) -> RenderableType:
 
 def job_list(jobs: Sequence[Job]) -> RenderableType:
     """One line per job; on a narrow screen the last columns are cut, on a very narrow one a job has several lines."""
-    names = ("job", "status", "created", "tokens", "model", "note", "metadata", "prompt")
+    priced = any(job.cost for job in jobs)
+    names = (
+        "job",
+        "status",
+        "created",
+        "tokens",
+        *(("cost",) if priced else ()),
+        "model",
+        "note",
+        "prompt",
+        "metadata",
+    )
     whole = (max((len(job.job_id) for job in jobs), default=0), len("in_progress"), len("01-31 00:00:00"))
     list_ = Records(*names, overflow="ellipsis", least=sum(whole) + 2 * len(whole))
     for column in list_.table.columns:
@@ -119,8 +134,19 @@ def job_list(jobs: Sequence[Job]) -> RenderableType:
         tokens = str(job.usage.completion_tokens) if job.usage else ""
         created = f"{job.created_at.astimezone():%m-%d %H:%M:%S}"
         prompt = safe(" ".join((job.preview or "").split()))
-        list_.add_row(job.job_id, status, created, tokens, job.model, safe(note), safe(_pairs(job.metadata)), prompt)
+        costs = (money(job.cost),) if priced else ()
+        facts = (job.model, safe(note), prompt, safe(_pairs(job.metadata)))
+        list_.add_row(job.job_id, status, created, tokens, *costs, *facts)
     return list_
+
+
+def nothing_listed(filters: Mapping[str, object]) -> str:
+    """What to do about an empty list. ``filters``: those that were given, by the names of JobFilter."""
+    if not filters:
+        return "there are no jobs yet; start one: starter.py start PROMPT"
+    options = ", ".join(f"--{OPTIONS.get(name, name).replace('_', '-')}" for name in filters)
+    hint = "; each of the words must be there, and only the last may be unfinished" if "search" in filters else ""
+    return f"no job matches{hint}. Leave out or change {options}; `starter.py list` shows all"
 
 
 def _note(job: Job) -> str:

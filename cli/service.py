@@ -16,11 +16,12 @@ from temporalio.service import RPCError
 from chatjobs.contracts import ChatRequest, Job, JobStatus, QueuePlace
 from chatjobs.errors import ChatJobsError, JobIdConflict, JobNotFound
 from cli.output import console, one_line, write
-from cli.pages import job_list, job_page
+from cli.pages import job_list, job_page, nothing_listed
 from cli.place import ServiceLocation
 from cli.views import Printer, View, view_for
 from cli.waiting import WaitReporter
 from dispatch.intake import Intake
+from dispatch.job_details import JobDetails
 from dispatch.schedules import delete_runs
 from dispatch.server_knowledge import PrefixRule
 from dispatch.stores import job_store
@@ -117,13 +118,14 @@ class Service:
         if filters.get("search") and self._database is not None:  # there may be no gateway, which keeps the index
             await catch_up(self._database, INDEX_SECONDS)
         found = await self._jobs.queries.list(status=chosen, limit=limit, **filters)
-        jobs = list(map(self._place.links.with_url, found))
+        jobs = await self._details.many(found)
         if self._as_json:
             write(f"{one_line({'jobs': [job.model_dump(mode='json') for job in jobs]})}\n")
         elif jobs:
             console().print(job_list(jobs))
         else:
-            self._printer.notice("there are no such jobs")
+            given = {"status": status, **filters}
+            self._printer.notice(nothing_listed({name: value for name, value in given.items() if value}))
         return OK
 
     async def cancel(self, job_id: str) -> int:
@@ -325,6 +327,10 @@ class Service:
         return job_store(self._place.settings, self._open_database, self._limiter)
 
     @property
+    def _details(self) -> JobDetails:
+        return JobDetails(self._place.links, self._place.settings.chatjobs_prices, self._jobs.queries)
+
+    @property
     def _limiter(self) -> Limiter:
         return Limiter(self._open_database, per_second=self._place.settings.mistral_requests_per_second)
 
@@ -336,7 +342,7 @@ class Service:
 
     async def _job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
-        return self._place.links.with_url(await self._jobs.queries.get(job_id))
+        return await self._details.one(await self._jobs.queries.get(job_id))
 
     async def _temporal(self) -> Client:
         """Raises TemporalUnavailable."""

@@ -18,6 +18,7 @@ from chatjobs.contracts import (
     Channel,
     ChunkEvent,
     CompleteEvent,
+    Cost,
     ErrorEvent,
     Job,
     JobStatus,
@@ -282,6 +283,11 @@ def _figures(job: Job, pace: Pace) -> Iterable[str]:
     known = Pace(job) if _first_token(job) else pace
     tokens = job.usage.completion_tokens if job.usage else pace.tokens
     return known.facts(tokens, rates[-1] if rates else pace.per_second)
+
+
+def money(cost: Cost | None) -> str:
+    """``0.000123 EUR``, with ``~`` before an estimate; nothing without a cost."""
+    return f"{'~' if cost.estimated else ''}{cost.amount} {cost.currency}" if cost else ""
 
 
 def advice(job: Job) -> str:

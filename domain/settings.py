@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from chatjobs.errors import ConfigurationError
 from chatjobs.validation import reason
+from domain.prices import Prices, parse_prices
 from domain.webhook_urls import DEFAULT_PORTS, parse_allow
 
 USUAL_BODY_BYTES = 8 * 1024 * 1024
@@ -88,6 +89,8 @@ class Settings(BaseSettings):
     """Whether public receivers may be plain http."""
     chatjobs_temporal_ui: str = "http://127.0.0.1:8233"
     """The Temporal UI's URL, for links to runs."""
+    chatjobs_prices: Annotated[Prices | None, NoDecode] = None
+    """Prices per million tokens, as ``mistral-small-latest=0.1/0.3, *=2/6; EUR``; None: no costs are shown."""
 
     @field_validator("chatjobs_webhook_allow", mode="before")
     @classmethod
@@ -101,6 +104,11 @@ class Settings(BaseSettings):
     @classmethod
     def _origins(cls, value: object) -> object:
         return parse_origins(value) if isinstance(value, str) else value
+
+    @field_validator("chatjobs_prices", mode="before")
+    @classmethod
+    def _prices(cls, value: object) -> object:
+        return parse_prices(value) if isinstance(value, str) else value
 
     @field_validator("webhook_secret", "chatjobs_webhook_deny", mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from activities.waker import Waker
 from activities.webhook import WebhookActivities
 from dispatch.batches import BatchDispatch
 from dispatch.intake import Intake
+from dispatch.job_details import BatchDetails, JobDetails
 from dispatch.job_schedules import JobSchedules
 from dispatch.replays import ReplayIntake
 from dispatch.server_knowledge import PrefixRule
@@ -67,6 +68,7 @@ class BatchParts:
     replays: ReplayIntake
     rules: WebhookRules
     progress: ProgressFeeds
+    details: BatchDetails
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Dependencies:
     client: Client
     jobs: JobStore
     links: RunLinks
+    details: JobDetails
     deliveries: DeliveryStore
     endpoints: EndpointStore
     tenant_endpoints: TenantEndpointStore
@@ -160,6 +163,7 @@ async def open_dependencies(
         limiter = Limiter(database, per_second=settings.mistral_requests_per_second, timings=timings)
         jobs = job_store(settings, database, limiter)
         links = RunLinks(settings.chatjobs_temporal_ui, client.namespace)
+        details = JobDetails(links, settings.chatjobs_prices, jobs.queries)
         deliveries = DeliveryStore(database)
         rules = await stack.enter_async_context(WebhookRules(settings, database).running())
         sender = await stack.enter_async_context(sender_of(rules))
@@ -208,6 +212,7 @@ async def open_dependencies(
             client=client,
             jobs=jobs,
             links=links,
+            details=details,
             deliveries=deliveries,
             endpoints=EndpointStore(database),
             tenant_endpoints=(tenant_endpoints := TenantEndpointStore(database)),
@@ -218,6 +223,7 @@ async def open_dependencies(
                 replays=ReplayIntake(upkeep.replays, rules),
                 rules=rules,
                 progress=ProgressFeeds(queries),
+                details=BatchDetails(links, settings.chatjobs_prices, queries),
             ),
             files=FileParts(uploads, file_queries, batch_jobs, work),
             schedules=schedules,
@@ -230,7 +236,7 @@ async def open_dependencies(
             access=access,
             keys=KeyStore(database),
             secrets=SecretStore(database),
-            feeds=Feeds(overview, links),
+            feeds=Feeds(overview, details),
             figures=Figures(overview),
             models=models,
             events=EventParts(feed, FeedWatch(feed)),

@@ -21,7 +21,7 @@ from chatjobs.contracts.base import (
     Timestamp,
     WireModel,
 )
-from chatjobs.contracts.results import JobError, Usage
+from chatjobs.contracts.results import Cost, JobError, Usage
 from chatjobs.contracts.statuses import BatchEventType, BatchStatus, JobStatus
 
 BATCH_PRIORITY = 4
@@ -199,6 +199,8 @@ class Batch(WireModel):
     """Why the replay was stopped: too many of its jobs failed."""
     skipped: int | None = Field(None, exclude_if=_absent)
     """Jobs of the filter that were left out: they were deleted, or their request was not kept."""
+    cost: Cost | None = Field(None, exclude_if=_absent)
+    """What ``usage`` cost. Left out in lists, where a model has no price, and of more than 20,000 items."""
 
 
 class BatchPage(WireModel):

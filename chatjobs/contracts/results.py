@@ -204,6 +204,17 @@ class ChatResult(WireModel):
     """The URL of the whole job, where ``contentOmitted`` is true."""
 
 
+class Cost(WireModel):
+    """What the calls of a job or a batch cost, at the prices that the service was given (``CHATJOBS_PRICES``)."""
+
+    amount: str
+    """A decimal number without an exponent, as ``0.000123``: exact, where a JSON number may not be."""
+    currency: str
+    """Its code in ISO 4217, as ``EUR``."""
+    estimated: bool = False
+    """Whether a part of the tokens is an estimate."""
+
+
 class Job(ChatResult):
     """A job as ``GET /api/jobs/{jobId}`` shows it."""
 
@@ -221,6 +232,8 @@ class Job(ChatResult):
     """The first 120 characters of the last user message. That of a new job with images comes after some seconds."""
     queue: QueuePlace | None = Field(None, exclude_if=lambda place: place is None)
     """The job's place in the queue, while it waits to call the model."""
+    cost: Cost | None = Field(None, exclude_if=lambda cost: cost is None)
+    """What ``usage`` cost; left out where a model has no price."""
 
 
 class JobAccepted(WireModel):

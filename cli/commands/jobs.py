@@ -174,7 +174,12 @@ def replay(
     temperature: Temperature = None,
     callback: Callback = None,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=JSON", help="Change any field; null unsets; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=JSON",
+            help="Change any field, messages too: FIELD=@FILE reads it from a file; null unsets; repeatable.",
+        ),
     ] = None,
     status: Annotated[Status | None, typer.Option(metavar="STATUS", help="Only jobs that ended so.")] = None,
     error_code: Annotated[str | None, typer.Option(help="Only jobs that failed with this code.")] = None,

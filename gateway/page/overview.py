@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from chatjobs.contracts import Job, JobStatus, Timestamp, WireModel
 from chatjobs.sse import encode
-from dispatch.temporal import RunLinks
+from dispatch.job_details import JobDetails
 from domain.errors import StorageUnavailable
 from domain.values import StoredJob
 from storage.engine.schema import micros, now
@@ -81,9 +81,9 @@ class Stats(WireModel):
 class Feed:
     """The changes of one tenant's jobs as numbered messages; ``run`` polls the database for them."""
 
-    def __init__(self, overview: Overview, links: RunLinks, tenant: str) -> None:
+    def __init__(self, overview: Overview, details: JobDetails, tenant: str) -> None:
         self._overview = overview
-        self._links = links
+        self._details = details
         self._tenant = tenant
         self._since = now()
         self._seen: dict[str, StoredJob] = {}
@@ -117,10 +117,11 @@ class Feed:
         at = now()
         changed = await self._overview.changed(self._tenant, self._since - OVERLAP, limit=MOST_CHANGED)
         fresh = [job for job in changed.jobs if self._seen.get(job.job_id) != job]
+        shown = await self._details.many(fresh)
         recounted = await self._recounted(changed=bool(fresh))
         self._since, self._seen = at, {job.job_id: job for job in changed.jobs}
         if fresh or recounted:
-            self._publish(message("jobs", at, self._counts, list(map(self._links.with_url, fresh)), more=changed.more))
+            self._publish(message("jobs", at, self._counts, shown, more=changed.more))
 
     async def _recounted(self, *, changed: bool) -> bool:
         """Count the jobs again if that is due; whether the counts have changed."""
@@ -159,16 +160,16 @@ class _RunningFeed(NamedTuple):
 class Feeds:
     """The feeds that have readers, one per tenant."""
 
-    def __init__(self, overview: Overview, links: RunLinks) -> None:
+    def __init__(self, overview: Overview, details: JobDetails) -> None:
         self.overview = overview
-        self._links = links
+        self._details = details
         self._running: dict[str, _RunningFeed] = {}
 
     @contextmanager
     def joined(self, tenant: str) -> Iterator[Feed]:
         """The tenant's feed; it runs while it has at least one reader."""
         if tenant not in self._running:
-            feed = Feed(self.overview, self._links, tenant)
+            feed = Feed(self.overview, self._details, tenant)
             self._running[tenant] = _RunningFeed(feed, asyncio.create_task(feed.run(), name="feed"), set())
         running, reader = self._running[tenant], object()
         running.readers.add(reader)

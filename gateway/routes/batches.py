@@ -29,7 +29,6 @@ from chatjobs.errors import BatchNotFound, InvalidRequest, Problem
 from dispatch.stream_events import KEEP_ALIVE
 from domain.batches import BatchHandle
 from domain.names import batch_path
-from domain.values import RunRef
 from gateway.auth.access import Identity
 from gateway.batch_output import output_pages
 from gateway.batch_progress import Watched
@@ -195,21 +194,16 @@ async def listed(
         before=BatchCursor(*read_cursor(cursor)) if cursor else None,
         limit=limit + 1,
     )
-    page = tuple(with_url(here, one) for one in found[:limit])
+    page = tuple(map(here.batches.details.linked, found[:limit]))
     more = len(found) > limit
     next_cursor = cursor_text(micros(page[-1].created_at), page[-1].batch_id) if more else None
     return json_answer(BatchPage(batches=page, next_cursor=next_cursor))
 
 
-def with_url(here: Dependencies, batch: Batch) -> Batch:
-    """The batch, with the link to its workflow."""
-    return batch.model_copy(update={"temporal_url": here.links.of(RunRef(batch.batch_id))})
-
-
 @router.get("/batches/{batch_id}", response_model=Batch)
 async def show(batch_id: str, here: Here, caller: Caller) -> Response:
     """One batch: its state, counts, usage, pace and expected end."""
-    return json_answer(with_url(here, await here.batches.queries.get(batch_id, caller.tenant)))
+    return json_answer(await here.batches.details.of(await here.batches.queries.get(batch_id, caller.tenant)))
 
 
 @router.post("/batches/{batch_id}/pause", status_code=202, response_model=BatchAccepted)

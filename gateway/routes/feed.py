@@ -88,14 +88,14 @@ class FeedStream(EventStreamResponse):
             "jobs",
             at,
             await overview.counts(tenant),
-            list(map(self._here.links.with_url, changed.jobs)),
+            await self._here.details.many(changed.jobs),
             more=changed.more,
         )
 
     async def _hello(self) -> bytes:
         at, tenant = now(), self._caller.tenant
         counts = await self._here.feeds.overview.counts(tenant)
-        found = list(map(self._here.links.with_url, await self._here.jobs.queries.list(tenant=tenant, limit=PAGE)))
+        found = await self._here.details.many(await self._here.jobs.queries.list(tenant=tenant, limit=PAGE))
         cursor = cursor_of(found[-1]) if len(found) == PAGE else None
         return message("hello", at, counts, found, nextCursor=cursor)
 

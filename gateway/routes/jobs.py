@@ -74,7 +74,7 @@ async def create(
     seconds = wait_seconds(prefer)
     accepted = await accept(request, here, caller, idempotency_key)
     if seconds and await _ended(here, accepted.job_id, seconds):
-        job = here.links.with_url(await here.jobs.queries.get(accepted.job_id, caller.tenant))
+        job = await here.details.one(await here.jobs.queries.get(accepted.job_id, caller.tenant))
         return json_answer(job, 200, {**_headers(accepted), "Preference-Applied": f"wait={seconds}"})
     if seconds:
         job = await here.jobs.queries.outline(accepted.job_id, caller.tenant)
@@ -204,7 +204,7 @@ async def list_jobs(
         before=read_cursor(cursor) if cursor else None,
         limit=limit + 1,
     )
-    page, more = tuple(map(here.links.with_url, found[:limit])), len(found) > limit
+    page, more = tuple(await here.details.many(found[:limit])), len(found) > limit
     return json_answer(JobPage(jobs=page, next_cursor=cursor_of(page[-1]) if more else None))
 
 
@@ -248,7 +248,7 @@ def read_cursor(cursor: str) -> tuple[int, str]:
 @router.get("/jobs/{job_id}", response_model=Job)
 async def show(job_id: str, here: Here, caller: Caller) -> Response:
     """One job. ``content`` has the partial text while it runs, and after it failed."""
-    return json_answer(here.links.with_url(await here.jobs.queries.get(job_id, caller.tenant)))
+    return json_answer(await here.details.one(await here.jobs.queries.get(job_id, caller.tenant)))
 
 
 @router.get("/jobs/{job_id}/request", response_model=ChatRequest, responses={410: {"description": "It was deleted"}})

@@ -41,7 +41,7 @@ async def create(
         return json_answer(found)
     if found.created:
         here.after_response.soon(lambda: here.batches.dispatch.start(found.batch_id))
-    replay = batches.with_url(here, await here.batches.queries.get(found.batch_id, caller.tenant))
+    replay = await here.batches.details.of(await here.batches.queries.get(found.batch_id, caller.tenant))
     return json_answer(replay, 202, _headers(found))
 
 
@@ -66,7 +66,8 @@ async def list_replays(
 @router.get("/replays/{batch_id}", response_model=Batch)
 async def show(batch_id: str, here: Here, caller: Caller) -> Response:
     """One replay: what ``GET /api/batches/{batchId}`` shows of it."""
-    return json_answer(batches.with_url(here, await here.batches.queries.get(batch_id, caller.tenant, kind="replay")))
+    replay = await here.batches.queries.get(batch_id, caller.tenant, kind="replay")
+    return json_answer(await here.batches.details.of(replay))
 
 
 @router.post("/replays/{batch_id}/pause", status_code=202, response_model=BatchAccepted)

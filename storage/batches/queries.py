@@ -8,15 +8,16 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import bindparam, func, select, tuple_
 
-from chatjobs.contracts import Batch, BatchProgress, BatchStatus, ChatResult, JobStatus
+from chatjobs.contracts import Batch, BatchProgress, BatchStatus, ChatResult, JobStatus, Usage
 from chatjobs.errors import BatchNotFound
+from domain.prices import Spend
 from domain.text import clean
 from storage.batches import mapping
 from storage.batches.drafts import DRAFT
 from storage.batches.runs import BY_ID
 from storage.batches.tally import BatchTally
 from storage.engine.database import Database
-from storage.engine.schema import batch_items, batches, jobs, micros, results
+from storage.engine.schema import attempts, batch_items, batches, jobs, micros, results
 from storage.jobs import mapping as job_mapping
 
 OUTPUT_AT_ONCE = 200
@@ -52,6 +53,13 @@ ITEMS = (
     .where(jobs.c.status.in_(bindparam("statuses", expanding=True)))
     .order_by(batch_items.c.number)
 )
+
+SPENT = (
+    select(jobs.c.model, attempts.c.usage, attempts.c.lane)
+    .select_from(attempts.join(jobs, jobs.c.id == attempts.c.job_id))
+    .where(jobs.c.batch_id == bindparam("key"), jobs.c.completed_at.is_not(None), attempts.c.usage.is_not(None))
+)
+"""A live call has a ``lane``; one without is the result of a batch job of the model's server."""
 
 
 class OutputItem(NamedTuple):
@@ -126,6 +134,13 @@ class BatchQueries:
             found = (await connection.execute(RUNNING, {"keys": still_open})).all() if still_open else []
         running: dict[str, int] = dict(tuple(row) for row in found)
         return [mapping.batch(row, running.get(row.id, 0)) for row in rows]
+
+    async def spends(self, batch: Batch) -> Sequence[Spend]:
+        """The tokens of each call of a batch's jobs that have ended. Raises StorageUnavailable."""
+        async with self._database.read() as connection:
+            rows = (await connection.execute(SPENT, {"key": batch.batch_id})).all()
+        sent = batch.lane == "batch"
+        return [Spend(row.model, Usage.model_validate_json(row.usage), sent and row.lane is None) for row in rows]
 
     async def output(self, batch_id: str, *, errors: bool = False) -> AsyncIterator[Sequence[OutputItem]]:
         """The items of a batch that have an answer, or with ``errors`` those that ended without one, in their order, in

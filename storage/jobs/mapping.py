@@ -268,11 +268,21 @@ def total_usage(ledger_rows: Sequence[Attempt], finish: FinishRecord | None) -> 
         return None, False
     sums: dict[str, Any] = {}
     for usage in counted:
-        for name, value in usage.model_dump().items():
-            adds = isinstance(value, int | float) and isinstance(sums.get(name, 0), int | float)
-            sums[name] = sums.get(name, 0) + value if adds else value
+        sums = _added(sums, usage.model_dump())
     estimated = finish is not None and finish.estimated
     return Usage(**sums), estimated or any(attempt.estimated for attempt in ledger_rows)
+
+
+def _added(sums: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The sums of counters, also of those within others (``prompt_tokens_details``); of any other value the last."""
+    found = dict(sums)
+    for name, value in more.items():
+        if isinstance(value, dict) and isinstance(found.get(name, {}), dict):
+            found[name] = _added(found.get(name, {}), value)
+        else:
+            adds = isinstance(value, int | float) and isinstance(found.get(name, 0), int | float)
+            found[name] = found.get(name, 0) + value if adds else value
+    return found
 
 
 async def ledger(connection: AsyncConnection, job_id: str) -> Sequence[Attempt]:

@@ -6,19 +6,29 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TypedDict, Unpack
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
-from chatjobs.contracts import ChatRequest, JobStatus
+from chatjobs.contracts import ChatRequest, JobStatus, Usage
 from chatjobs.errors import ContentDeleted, JobNotFound
 from domain.conversations import ConversationTurn
+from domain.prices import Spend
 from domain.text import clean
 from domain.values import ResponseForm, RunRef, StoredJob
 from storage.engine.database import Database
-from storage.engine.schema import jobs, results
+from storage.engine.schema import attempts, batches, jobs, results
 from storage.jobs import mapping
 from storage.jobs.listing import JobFilter, JobList, ListPosition
 from storage.jobs.rows import REQUEST, RESPONSE, by_id
 from storage.rate_limits.limiter import Limiter
+
+IDS_AT_ONCE = 500
+CALLS = (
+    select(attempts.c.job_id, jobs.c.model, attempts.c.usage, attempts.c.lane, batches.c.lane.label("batch_lane"))
+    .select_from(attempts.join(jobs, jobs.c.id == attempts.c.job_id))
+    .outerjoin(batches, batches.c.id == jobs.c.batch_id)
+    .where(attempts.c.job_id.in_(bindparam("ids", expanding=True)), attempts.c.usage.is_not(None))
+)
+"""Calls that are closed. A live call has a ``lane``; one without is the result of a batch job of the model's server."""
 
 
 class Filters(TypedDict, total=False):
@@ -121,6 +131,18 @@ class JobQueries:
         ``filters`` are the fields of JobFilter. Raises InvalidRequest, SearchUnavailable."""
         place = ListPosition(*before) if before else None
         return await self._list.page(JobFilter(**filters), tenant=tenant, before=place, limit=limit)
+
+    async def spends(self, job_ids: Sequence[str]) -> Mapping[str, Sequence[Spend]]:
+        """The tokens of each closed call of some jobs, by the job's id. Raises StorageUnavailable."""
+        found: dict[str, list[Spend]] = {}
+        async with self._database.read() as connection:
+            for first in range(0, len(job_ids), IDS_AT_ONCE):
+                ids = list(job_ids[first : first + IDS_AT_ONCE])
+                for row in (await connection.execute(CALLS, {"ids": ids})).all():
+                    usage = Usage.model_validate_json(row.usage)
+                    batch = row.batch_lane == "batch" and row.lane is None
+                    found.setdefault(row.job_id, []).append(Spend(row.model, usage, batch))
+        return found
 
     async def empty(self) -> bool:
         """Whether there is no job at all."""

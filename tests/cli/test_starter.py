@@ -138,6 +138,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["chat", "hi", "--metadata", "novalue"], "KEY=VALUE"),
         (["chat", "hi", "--max-tokens", "many"], "--max-tokens"),
         (["replay", "job_1", "--set", "temperature=hot"], "not JSON"),
+        (["replay", "job_1", "--set", "messages=@no-such-file.json"], "No such file"),
+        (["replay", "job_1", "--set", "messages=@pyproject.toml"], "is not JSON"),
         (["watch", "job_1", "--from", "12"], "EPOCH.POSITION"),
         (["list", "--status", "lost"], "--status must be one of queued"),
         (["list", "--status", "complete"], "did you mean completed?"),
@@ -412,6 +414,26 @@ def test_replay_asks_again_with_changes(call: Call) -> None:
     assert (replayed["replayOf"], replayed["metadata"], replayed["status"]) == (first, {"kept": "yes"}, "incomplete")
     assert replayed["jobId"] != first
     assert call("replay", "job_that_is_not").code == 2
+
+
+def test_a_replay_has_messages_from_a_file(call: Call, tmp_path: Path) -> None:
+    """Any field can be read from a file, or from standard input; null takes one away."""
+    first = call("start", "--wait", prompt("original", tokens=3), "--temperature", "0.5").out.strip()
+    file, words = tmp_path / "messages.json", prompt("another", tokens=3)
+    file.write_text(json.dumps([{"role": "user", "content": words}]))
+    replayed = call(
+        "replay", first, "--set", f"messages=@{file}", "--set", "temperature=null", "--wait", "--json"
+    ).json()
+    assert (replayed["replayOf"], replayed["preview"]) == (first, words[:120])
+
+
+def test_an_empty_list_says_what_to_do(call: Call) -> None:
+    call("start", "--wait", prompt("something", tokens=3))
+    found = call("list", "--search", "nowordlikethis", "--since", "1h", "--batch", "batch_none")
+    assert (found.code, found.out) == (0, "")
+    assert "no job matches; each of the words must be there" in found.err
+    assert "Leave out or change --search, --batch, --since" in found.err
+    assert call("list", "--search", "nowordlikethis", "--json").json() == {"jobs": []}
 
 
 def test_the_priority_of_a_request_reaches_temporal(running: Stack, call: Call, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ ELSEWHERE = {
 SECRET = "whsec_" + "c" * 32
 USUAL = "usual"
 OF_THEIR_OWN: dict[str, dict[str, dict[str, str]]] = {
+    "costs.md": {"env": {"CHATJOBS_PRICES": "mistral-small-latest=0.1/0.3; EUR"}},
     "operations.md": {},
     "self-hosted-models.md": {
         "simulator": {"continues": "continue_final_message"},

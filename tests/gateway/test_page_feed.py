@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import event, update
 
 from chatjobs.contracts import JobStatus
+from dispatch.job_details import JobDetails
 from dispatch.temporal import RunLinks
 from gateway.page.overview import Feeds, Figures
 from storage.engine.database import Database
@@ -168,7 +169,7 @@ class Counting(Overview):
 async def test_one_look_serves_all_readers(sqlite: Database) -> None:
     """A hundred readers cost what one does, and nobody reading costs nothing."""
     counting = Counting(sqlite)
-    feeds = Feeds(counting, RunLinks("http://ui.example", "default"))
+    feeds = Feeds(counting, JobDetails(RunLinks("http://ui.example", "default"), None, make_store(sqlite).queries))
 
     async def read() -> bytes | None:
         with feeds.joined("default") as feed:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -22,7 +25,7 @@ from tests.support.fakes import eventually
 from tests.support.gateway import Gateway, gateway
 from tests.support.simulator_process import prompt
 from tests.support.snippets import output, snippets
-from tests.support.stack import Stack, stack
+from tests.support.stack import ROOT, Stack, stack
 
 REFUSED = [{"kind": 400}]
 """The faults of an answer that fails the first time it is asked for."""
@@ -208,9 +211,22 @@ async def test_the_command_line_looks_first_and_replays_then(jobs: AsyncChatJobs
     assert (code, out, "0 jobs" in err) == (0, "", True)
 
 
-async def test_the_examples_of_the_page(running: tuple[Stack, Gateway], jobs: AsyncChatJobs, call: Call) -> None:
+def in_a_shell(commands: str, place: Stack, directory: Path) -> tuple[int, str]:
+    """The code and the complaints of commands that call ``starter.py`` as in a checkout."""
+    program_file = directory / "starter.py"
+    program_file.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "starter.py"}" "$@"\n')
+    program_file.chmod(0o755)
+    env = place.env | {"PATH": f"{directory}:{os.environ['PATH']}"}
+    done = subprocess.run(["/bin/sh", "-ec", commands], cwd=directory, env=env, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+async def test_the_examples_of_the_page(
+    running: tuple[Stack, Gateway], jobs: AsyncChatJobs, call: Call, tmp_path: Path
+) -> None:
     _, ids = await failed(jobs, [REFUSED])
-    (commands,), (program,) = snippets("replay.md", "sh"), snippets("replay.md", "python")
+    (changing, commands), (program,) = snippets("replay.md", "sh"), snippets("replay.md", "python")
+    assert await asyncio.to_thread(in_a_shell, changing, running[0], tmp_path) == (0, "")
     look, start = commands.splitlines()
     code, out, _ = await call(*shlex.split(look)[1:])
     assert (code, len(out.split()) >= len(ids)) == (0, True)

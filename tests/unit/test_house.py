@@ -36,7 +36,7 @@ PUBLIC_NAMES = """
 AssistantMessage Attempt AudioPart Backoff Batch BatchAccepted BatchCounts BatchEventType BatchItem BatchOutcome
 BatchPage BATCH_PRIORITY BatchProgress BatchRequest BatchSettings BatchStatus BatchWebhook BatchWebhookEvent
 CancelledEvent canonical_json Channel ChatRequest ChatResult checked_fingerprint ChunkEvent CompleteEvent
-COMPLETIONS_URL Content ContentPart CustomId DEFAULT_MODEL Delivery DeliveryTry DocumentUrlPart earlier_fingerprint
+COMPLETIONS_URL Content ContentPart Cost CustomId DEFAULT_MODEL Delivery DeliveryTry DocumentUrlPart earlier_fingerprint
 Endpoint EndpointEvent EndpointList EndpointRequest EndpointStatus ErrorCause ErrorEvent FeedEvent FeedEvents
 FeedEventType FilePart fingerprint Function FunctionCall FunctionName
 FunctionTool HostedTool HttpUrl ImageUrl ImageUrlPart Job JobAccepted JobError JOB_ID JobId JobOutcome JobPage JobStart

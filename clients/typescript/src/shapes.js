@@ -58,6 +58,12 @@ export const ReplayFilter = object("ReplayFilter", {
   until: usually(nullable(time), () => null),
   batchId: usually(nullable(string), () => null),
 });
+/** @type {import("./decode.js").Shape<import("../types/contracts.js").Cost>} */
+export const Cost = object("Cost", {
+  amount: string,
+  currency: string,
+  estimated: usually(boolean, () => false),
+});
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").Batch>} */
 export const Batch = object("Batch", {
   batchId: string,
@@ -86,6 +92,7 @@ export const Batch = object("Batch", {
   phase: optional(nullable(word("canary", "rest"))),
   stopped: optional(nullable(string)),
   skipped: optional(nullable(integer)),
+  cost: optional(nullable(Cost)),
 });
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").BatchAccepted>} */
 export const BatchAccepted = object("BatchAccepted", {
@@ -295,6 +302,7 @@ export const Job = object("Job", {
   replays: usually(list(string), () => []),
   preview: optional(nullable(string)),
   queue: optional(nullable(QueuePlace)),
+  cost: optional(nullable(Cost)),
 });
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").JobAccepted>} */
 export const JobAccepted = object("JobAccepted", {

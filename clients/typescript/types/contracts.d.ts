@@ -83,6 +83,16 @@ export interface ReplayFilter {
   batchId: string | null;
 }
 
+/** What the calls of a job or a batch cost, at the prices that the service was given (`CHATJOBS_PRICES`). */
+export interface Cost {
+  /** A decimal number without an exponent, as `0.000123`: exact, where a JSON number may not be. */
+  amount: string;
+  /** Its code in ISO 4217, as `EUR`. */
+  currency: string;
+  /** Whether a part of the tokens is an estimate. */
+  estimated: boolean;
+}
+
 /** A batch as `GET /api/batches/{batchId}` shows it. */
 export interface Batch {
   batchId: string;
@@ -123,6 +133,8 @@ export interface Batch {
   stopped?: string | null;
   /** Jobs of the filter that were left out: they were deleted, or their request was not kept. */
   skipped?: number | null;
+  /** What `usage` cost. Left out in lists, where a model has no price, and of more than 20,000 items. */
+  cost?: Cost | null;
 }
 
 /** The answer to the request for a new batch. */
@@ -444,6 +456,8 @@ export interface Job {
   preview?: string | null;
   /** The job's place in the queue, while it waits to call the model. */
   queue?: QueuePlace | null;
+  /** What `usage` cost; left out where a model has no price. */
+  cost?: Cost | null;
 }
 
 /** The answer to the request for a new job: its id, and the URLs of everything about it. */

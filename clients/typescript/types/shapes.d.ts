@@ -20,6 +20,8 @@ export const JobStatus: ((value: any) => "failed" | "completed" | "queued" | "in
 };
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").ReplayFilter>} */
 export const ReplayFilter: import("./decode.js").Shape<import("../types/contracts.js").ReplayFilter>;
+/** @type {import("./decode.js").Shape<import("../types/contracts.js").Cost>} */
+export const Cost: import("./decode.js").Shape<import("../types/contracts.js").Cost>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").Batch>} */
 export const Batch: import("./decode.js").Shape<import("../types/contracts.js").Batch>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").BatchAccepted>} */

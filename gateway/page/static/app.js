@@ -5,6 +5,7 @@ import { isAway, isPassing, session as readSession, signIn, signOut as endSessio
 import { BatchView } from "./batch.js";
 import { BatchesView } from "./batches.js";
 import { JobView, ThreadView } from "./job.js";
+import { KeysHelp, useKeys } from "./keys.js";
 import { ListView } from "./list.js";
 import { Alone, Notices, Trouble } from "./parts.js";
 import { Pauses } from "./pauses.js";
@@ -37,6 +38,8 @@ function App() {
   const address = useAddress();
   const [session, look, problem] = useSession();
   const [connection, setConnection] = useState(null);
+  const [help, setHelp] = useState(false);
+  useKeys({ "?": () => setHelp(true) });
   const [, place, id] = /^\/(jobs|threads|batches|schedules|settings)(?:\/([^/]+))?\/?$/.exec(address.pathname) ?? [];
   useEffect(() => {
     if (!problem || !isPassing(problem)) return undefined;
@@ -49,8 +52,9 @@ function App() {
     return html`<main class="alone"><h1 class="hidden">chatjobs</h1><p class="muted">Loading…</p></main>`;
   }
   if (session.keysRequired && !session.authenticated) return html`<${Login} onDone=${look} ended=${session.ended} />`;
-  return html`<${Caller.Provider} value=${session}><${Bar} place=${place} id=${id} connection=${connection} session=${session} onSignedOut=${look} /><${Pauses} />
-    <${View} place=${place} id=${id && decoded(id)} address=${address} session=${session} onConnection=${setConnection} onSession=${look} /><${Notices} /><//>`;
+  return html`<${Caller.Provider} value=${session}><${Bar} place=${place} id=${id} connection=${connection} session=${session} onSignedOut=${look} onHelp=${() => setHelp(true)} /><${Pauses} />
+    <${View} place=${place} id=${id && decoded(id)} address=${address} session=${session} onConnection=${setConnection} onSession=${look} /><${Notices} />
+    ${help ? html`<${KeysHelp} onClose=${() => setHelp(false)} />` : null}<//>`;
 }
 
 function View({ place, id, address, session, onConnection, onSession }) {
@@ -65,7 +69,7 @@ function View({ place, id, address, session, onConnection, onSession }) {
     : html`<${ListView} address=${address} onConnection=${onConnection} />`;
 }
 
-function Bar({ place, id, connection, session, onSignedOut }) {
+function Bar({ place, id, connection, session, onSignedOut, onHelp }) {
   const signOut = async () => {
     await endSession();
     onSignedOut();
@@ -80,6 +84,7 @@ function Bar({ place, id, connection, session, onSignedOut }) {
       ${may(session, "admin") ? html`<${Link} href="/settings" aria-current=${place === "settings" ? "page" : undefined} onLeave=${onList ? leavingList : undefined}>Settings<//>` : null}
       <a href="/docs">API</a>
     </nav>
+    <button type="button" class="quiet keys" onClick=${onHelp} aria-label="Keys" title="Keys (?)" aria-keyshortcuts="?">?</button>
     ${connection &&
     html`<span class="connection" data-state=${connection} role="status"><i aria-hidden="true" />${CONNECTION[connection]}</span>`}
     ${session.authenticated && session.keysRequired

@@ -5,6 +5,7 @@ import { BatchNotFound, jobs, streams } from "./api.js";
 import { hrefOf } from "./filters.js";
 import { ago, count, label, many, pace, shortId, span, until, webAddress, when } from "./format.js";
 import { follow, poll } from "./live.js";
+import { Money } from "./money.js";
 import { Alone, Card, Dialog, Heading, Status, Trouble, say, useNow } from "./parts.js";
 import { Link } from "./places.js";
 import { Bar, PARTS, endedOf, inWords, isOver, percentOf } from "./progress.js";
@@ -176,6 +177,7 @@ function Progress({ batch }) {
     <dl class="pace">
       <div><dt>Rate</dt><dd data-testid="rate">${pace(batch.ratePerSecond)}</dd></div>
       <div><dt>${end.title}</dt><dd data-testid="end">${end.text}</dd></div>
+      ${batch.cost && isOver(status) ? html`<div><dt>Cost</dt><dd data-testid="cost"><${Money} cost=${batch.cost} /></dd></div>` : null}
       <div><dt>Tokens</dt><dd>${batch.usage ? `${count(batch.usage.prompt_tokens)} in, ${count(batch.usage.completion_tokens)} out` : "–"}</dd></div>
     </dl>
     ${status === "paused" ? html`<p class="remark">Paused: no further job begins; those that run finish.</p>` : null}

@@ -3,6 +3,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { jobs } from "./api.js";
 import { ago, count, pace, shortId, until, when } from "./format.js";
+import { useRowKeys } from "./keys.js";
 import { poll } from "./live.js";
 import { Heading, Status, Trouble, useNow } from "./parts.js";
 import { Link, placeHere } from "./places.js";
@@ -17,6 +18,7 @@ const LOOK_MS = 2000;
 export function BatchesView({ onConnection }) {
   const { batches, more, problem, loadMore } = useBatches(onConnection);
   const place = useRef(placeHere());
+  useRowKeys("tr[data-batch]");
   useEffect(() => {
     document.title = "Batches · chatjobs";
   }, []);

@@ -10,7 +10,12 @@ const LONGEST_CODE = 64;
 const MODEL = /^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$/;
 const SCHEDULE = /^[A-Za-z0-9_-]{1,64}$/;
 const TIME = /^\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?$/i;
+const AGO = /^([1-9]\d{0,3})([smhd])$/;
+const UNITS = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 const LONGEST_QUOTE = 60;
+
+/** Times that `since` is offered with: so long before now, whenever the list is read. */
+export const PRESETS = { "1h": "last hour", "24h": "last 24 hours", "7d": "last 7 days" };
 
 /** `troubles` has a message for each invalid parameter, by its name. */
 export function readFilters(query) {
@@ -44,7 +49,7 @@ const READ = {
   window: (text) => (Object.hasOwn(WINDOWS, text) ? null : `There is no time window ${quoted(text)} for the charts. The windows are ${Object.keys(WINDOWS).join(", ")}.`),
 };
 
-const notATime = (name, text) => `“${name}” is no date: ${quoted(text)}. Write it as 2026-11-26 or 2026-11-26T10:00.`;
+const notATime = (name, text) => `“${name}” is no date: ${quoted(text)}. Write it as 2026-11-26 or 2026-11-26T10:00, or as 2h for two hours ago.`;
 const quoted = (text) => `“${text.length > LONGEST_QUOTE ? `${text.slice(0, LONGEST_QUOTE)}…` : text}”`;
 
 /** `; did you mean …?` if the text is similar to one of some words. */
@@ -68,8 +73,10 @@ function distance(one, other) {
   return rows[one.length][other.length];
 }
 
-/** The time in a text as milliseconds, local time without an offset; null if invalid. */
+/** The time in a text as milliseconds, local time without an offset, or so long before now (2h); null if invalid. */
 function timeOf(text) {
+  const [, number, unit] = AGO.exec(text) ?? [];
+  if (number) return Date.now() - Number(number) * UNITS[unit];
   if (!TIME.test(text)) return null;
   const day = text.length === 10;
   const [, year, month, date] = /^(\d{4})-(\d{2})-(\d{2})/.exec(text).map(Number);
@@ -93,10 +100,26 @@ export function hrefOf(filters) {
 export const UNFILTERED = { q: "", status: null, model: "", metadata: "", errorCode: "", replayOf: "", thread: "", batchId: "", scheduleId: "", since: "", until: "" };
 export const isFiltered = (filters) => Object.keys(UNFILTERED).some((name) => filters[name]);
 
+/** The chosen filters as they stand in the address: the same text for the same list, also while time goes on. */
+export const keyOf = (filters) => JSON.stringify(Object.keys(UNFILTERED).map((name) => filters[name]));
+
+/** The reader's time zone, and how far it is from UTC: `Europe/Berlin, UTC+1`. */
+export function timeZone(now = new Date()) {
+  const parts = new Intl.DateTimeFormat("en", { timeZoneName: "shortOffset" }).formatToParts(now);
+  const offset = parts.find((part) => part.type === "timeZoneName").value.replace("GMT", "UTC");
+  const name = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  return name === offset ? name : `${name}, ${offset}`;
+}
+
+/** Whether a job was accepted within the chosen times, which may go on with the clock. */
+export function inTime({ createdAt }, { since, until }) {
+  const at = Date.parse(createdAt);
+  return (!since || at >= timeOf(since)) && (!until || at < timeOf(until));
+}
+
 /** Whether a job matches all filters but `q`: which texts have the words, only the service knows. */
-export function matches(job, { status, model, metadata, errorCode, replayOf, thread, batchId, scheduleId, since, until }) {
+export function matches(job, { status, model, metadata, errorCode, replayOf, thread, batchId, scheduleId, ...times }) {
   const pair = pairOf(metadata);
-  const at = Date.parse(job.createdAt);
   return (
     (!status || job.status === status) &&
     (!model || job.model === model) &&
@@ -106,8 +129,7 @@ export function matches(job, { status, model, metadata, errorCode, replayOf, thr
     (!batchId || job.batchId === batchId) &&
     (!scheduleId || job.scheduleId === scheduleId) &&
     (!pair || job.metadata?.[pair[0]] === pair[1]) &&
-    (!since || at >= timeOf(since)) &&
-    (!until || at < timeOf(until))
+    inTime(job, times)
   );
 }
 

@@ -1,14 +1,16 @@
 // One job: its request, its answer while it is generated, and its history.
 
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { ContentDeleted, feed, isAway, isNoJob, isPassing, jobs as client, lookForRequest, newKey, streams } from "./api.js";
+import { ContentDeleted, feed, isNoJob, isPassing, jobs as client, lookForRequest, streams } from "./api.js";
 import { Composer } from "./chat.js";
 import { count, curl, isOpen, label, many, rate, shortId, span, standing, timeOfDay, webAddress, when } from "./format.js";
 import { follow } from "./live.js";
+import { Money } from "./money.js";
 import { useFollowing } from "./following.js";
-import { Alone, BatchLink, Card, Dialog, Field, Heading, ModelField, Status, Trouble, USUAL_PRIORITY, copy, say, useNow } from "./parts.js";
+import { Alone, BatchLink, Card, Dialog, Heading, Status, Trouble, USUAL_PRIORITY, copy, say, useNow } from "./parts.js";
 import { BackToList, Link, go, jobHref, placeHere, threadHref } from "./places.js";
 import { useMay } from "./roles.js";
+import { ReplayEditor } from "./replay_editor.js";
 import { Branches, EditMessage, editable, leafOf, pathTo, repliesTo, useJobsOf, useTurns } from "./thread.js";
 import { Text, Transcript } from "./transcript.js";
 
@@ -292,63 +294,11 @@ function Head({ job, request, session, reload, thread, jobs, hrefOf }) {
       ${run ? html`<a class="button" href=${run} target="_blank" rel="noopener noreferrer">Temporal ↗</a>` : null}
     </div>
     <${Trouble} problem=${problem} />
-    ${dialog === "replay" ? html`<${Replay} job=${job} request=${request} hrefOf=${hrefOf} onClose=${() => setDialog(null)} />` : null}
+    ${dialog === "replay" ? html`<${ReplayEditor} job=${job} request=${request} hrefOf=${hrefOf} onClose=${() => setDialog(null)} />` : null}
     ${dialog && dialog !== "replay"
       ? html`<${Dialog} title="Copy as curl" onClose=${() => setDialog(null)}><textarea class="code" rows="8" readonly value=${dialog} onFocus=${(e) => e.currentTarget.select()} /><//>`
       : null}
   </div>`;
-}
-
-const PARAMETERS = [
-  { name: "temperature", title: "Temperature", min: "0", max: "2", step: "0.1" },
-  { name: "top_p", title: "Top p", min: "0", max: "1", step: "0.05" },
-  { name: "max_tokens", title: "Longest answer", hint: "tokens", min: "1" },
-  { name: "random_seed", title: "Random seed", min: "0" },
-];
-
-/** The dialog for a new job with this one's request and changed fields. */
-function Replay({ job, request, hrefOf, onClose }) {
-  const [problem, setProblem] = useState(null);
-  const [busy, setBusy] = useState(false);
-  const key = useRef(null);
-  const submit = async (event) => {
-    event.preventDefault();
-    setBusy(true);
-    try {
-      const overrides = overridesOf(event.currentTarget, { model: job.model, ...request });
-      key.current ??= await newKey();
-      const made = await client.replay(job.jobId, { ...overrides, idempotencyKey: key.current });
-      say("Replayed");
-      onClose();
-      go(hrefOf(made.jobId));
-    } catch (error) {
-      if (!isAway(error)) key.current = null; // the corrected request needs another idempotency key
-      setProblem(error);
-      setBusy(false);
-    }
-  };
-  return html`<${Dialog} title="Replay with changes" onClose=${onClose}>
-    <form onSubmit=${submit}>
-      <div class="fields">
-        <${ModelField} initial=${job.model} list="models-replay" />
-        ${PARAMETERS.map((field) => html`<${Field} ...${{ step: "1", ...field }} type="number" placeholder="as the model has it" initial=${request[field.name] ?? ""} />`)}
-      </div>
-      <p class="muted">The messages stay as they are. An empty field is left to the model.</p>
-      <${Trouble} problem=${problem} />
-      <div class="send"><button class="primary" disabled=${busy}>Replay</button></div>
-    </form>
-  <//>`;
-}
-
-function overridesOf(form, request) {
-  const given = Object.fromEntries(new FormData(form));
-  const overrides = {};
-  if (given.model.trim() !== request.model) overrides.model = given.model.trim();
-  for (const { name } of PARAMETERS) {
-    const value = given[name] === "" ? null : Number(given[name]);
-    if (value !== (request[name] ?? null)) overrides[name] = value;
-  }
-  return overrides;
 }
 
 // -------------------------------------------------------------------------------------------------------- talk
@@ -584,6 +534,7 @@ function Details({ job, request }) {
   return html`<${Card} title="Details">
     <dl>
       ${usage ? html`<dt>Tokens</dt><dd>${count(usage.prompt_tokens)} in, ${count(usage.completion_tokens)} out${job.usageEstimated ? " (partly estimated)" : ""}</dd>` : null}
+      ${job.cost ? html`<dt>Cost</dt><dd><${Money} cost=${job.cost} /></dd>` : null}
       ${job.finishReason ? html`<dt>Finish</dt><dd>${job.finishReason}</dd>` : null}
       ${request?.priority && request.priority !== USUAL_PRIORITY ? html`<dt>Priority</dt><dd>${request.priority}</dd>` : null}
       ${job.epoch > 1 ? html`<dt>Epoch</dt><dd>${job.epoch}</dd>` : null}

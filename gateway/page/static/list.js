@@ -4,10 +4,12 @@ import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./v
 import { feed, isPassing, jobs as client } from "./api.js";
 import { Charts } from "./charts.js";
 import { Composer } from "./chat.js";
-import { UNFILTERED, choiceOf, hrefOf, isFiltered, matches, readFilters } from "./filters.js";
-import { STATUSES, ago, count, isOpen, label, shortId, span, when } from "./format.js";
+import { PRESETS, UNFILTERED, choiceOf, hrefOf, inTime, isFiltered, keyOf, matches, readFilters, timeZone } from "./filters.js";
+import { STATUSES, ago, count, isOpen, label, many, shortId, span, when } from "./format.js";
 import { Lanes } from "./lanes.js";
+import { useKeys, useRowKeys } from "./keys.js";
 import { follow } from "./live.js";
+import { Money } from "./money.js";
 import { BatchLink, Field, Heading, Status, Trouble, useNow } from "./parts.js";
 import { Link, go, keepingPlace, leavingList, placeHere } from "./places.js";
 import { Check, Selection, useSelection } from "./selection.js";
@@ -16,12 +18,18 @@ const PAGE = 50;
 const MOST_ROWS = 500;
 const REFETCH_MS = 3000;
 const TYPING_MS = 300;
+const CLOCK_MS = 10_000; // jobs leave “last hour” so often
+const CODES_FROM = 500; // failed jobs whose error codes are offered
 
 export function ListView({ address, onConnection }) {
   const chosen = useMemo(() => readFilters(address.searchParams), [address]);
-  const { jobs, fresh, counts, more, problem, loadMore } = useJobs(chosen, onConnection);
+  const { jobs: loaded, fresh, counts, more, problem, loadMore } = useJobs(chosen, onConnection);
+  const clock = useNow(CLOCK_MS);
+  const jobs = useMemo(() => loaded?.filter((job) => inTime(job, chosen)), [loaded, chosen, clock]);
   usePlace(address, fresh ? jobs : null);
   const selection = useSelection(jobs, chosen);
+  useRowKeys("tr[data-job]");
+  useKeys({ x: () => toggleRow(), Escape: selection.jobs.length ? selection.clear : undefined });
   useEffect(() => {
     document.title = "Jobs · chatjobs";
   }, []);
@@ -48,6 +56,9 @@ export function ListView({ address, onConnection }) {
     </section>
   </main>`;
 }
+
+/** Select the job of the row that has the focus, or take it out of the selection. */
+const toggleRow = () => document.activeElement?.closest("tr[data-job]")?.querySelector('input[type="checkbox"]').click();
 
 /** The view for invalid filters: messages in place of a list. */
 const Unread = ({ troubles }) => html`<div class="trouble" role="alert">
@@ -96,7 +107,7 @@ function useJobs(chosen, onConnection) {
   const now = useRef(null);
   const failed = useRef(false); // load again once the feed is connected
   const unread = chosen.troubles.size > 0;
-  const key = unread ? null : JSON.stringify(choiceOf(chosen));
+  const key = unread ? null : keyOf(chosen);
   const fresh = page.key === key;
   const wanted = useRef(PAGE);
   if (fresh) wanted.current = Math.max(wanted.current, page.jobs?.length ?? 0);
@@ -205,6 +216,8 @@ function Tabs({ chosen, counts }) {
 
 function Filters({ chosen }) {
   const [typed, setTyped] = useState({});
+  const search = useRef(null);
+  useKeys({ "/": () => search.current.querySelector('[name="q"]').select() });
   const timer = useRef(0);
   const now = useRef(chosen);
   now.current = chosen;
@@ -224,15 +237,61 @@ function Filters({ chosen }) {
   useEffect(() => () => clearTimeout(timer.current), []);
   const field = (name, title, more) => html`<${Field} name=${name} title=${title} spellcheck=${false} autocomplete="off" ...${more}
     trouble=${chosen.troubles.has(name)} value=${typed[name] ?? chosen[name]} onInput=${onInput} />`;
-  return html`<form class="filters" role="search" aria-label="Filter jobs" onSubmit=${(event) => event.preventDefault()}>
-    ${field("q", "Search", { type: "search", placeholder: "words of prompt or answer" })}
+  return html`<form class="filters" role="search" aria-label="Filter jobs" ref=${search} onSubmit=${(event) => event.preventDefault()}>
+    ${field("q", "Search", { type: "search", placeholder: "words of prompt or answer", "aria-keyshortcuts": "/" })}
     ${field("model", "Model", { placeholder: "any" })} ${field("metadata", "Metadata", { placeholder: "key=value" })}
-    ${field("errorCode", "Error", { placeholder: "code" })}
+    <${ErrorCodes} chosen=${chosen} field=${(more) => field("errorCode", "Error", { placeholder: "any code", ...more })} />
     ${chosen.replayOf ? field("replayOf", "Replays of") : null} ${chosen.thread ? field("thread", "Thread") : null} ${chosen.batchId ? field("batchId", "Batch") : null}
     ${chosen.scheduleId ? field("scheduleId", "Schedule") : null}
-    ${field("since", "From", { placeholder: "2026-11-26" })} ${field("until", "Until", { placeholder: "2026-11-27T10:00" })}
+    <${Times} chosen=${chosen} field=${field} />
     ${isFiltered({ ...chosen, status: null }) ? html`<${Link} href=${hrefOf({ ...chosen, ...UNFILTERED, status: chosen.status })} class="clear">Clear<//>` : null}
   </form>`;
+}
+
+/** The error's code: typed, or one of those that the failed jobs have, which are read when the field is entered. */
+function ErrorCodes({ chosen, field }) {
+  const [codes, setCodes] = useState([]);
+  const onFocus = () => {
+    const { errorCode, ...others } = chosen;
+    const asked = { ...choiceOf({ ...others, status: "failed" }), limit: CODES_FROM };
+    client.page(asked).then(({ jobs }) => setCodes(codesOf(jobs)), () => {}); // a code can be typed all the same
+  };
+  return html`${field({ list: "error-codes", onFocus })}
+    <datalist id="error-codes">${codes.map(([code, number]) => html`<option key=${code} value=${code}>${many(number, "job")}</option>`)}</datalist>`;
+}
+
+/** The codes of some jobs with their numbers, the most frequent first. */
+function codesOf(jobs) {
+  const found = new Map();
+  for (const { error } of jobs) if (error) found.set(error.code, (found.get(error.code) ?? 0) + 1);
+  return [...found].sort(([, one], [, other]) => other - one);
+}
+
+const CUSTOM = "custom";
+
+/** The time that jobs were accepted in: one of some lengths before now, or two times of the reader's own. */
+function Times({ chosen, field }) {
+  const preset = Object.hasOwn(PRESETS, chosen.since) && !chosen.until;
+  const written = Boolean(chosen.since || chosen.until) && !preset;
+  const [custom, setCustom] = useState(written);
+  useEffect(() => {
+    if (written) setCustom(true);
+    else if (preset) setCustom(false);
+  }, [written, preset]);
+  const isCustom = custom && !preset;
+  const choose = (event) => {
+    const { value } = event.currentTarget;
+    setCustom(value === CUSTOM);
+    if (value !== CUSTOM) go(hrefOf({ ...chosen, since: value, until: "" }));
+    else if (preset) go(hrefOf({ ...chosen, since: "" }));
+  };
+  return html`<label class="field"><span>Time</span><select name="time" value=${isCustom ? CUSTOM : preset ? chosen.since : ""} onInput=${choose}>
+      <option value="">any</option>${Object.entries(PRESETS).map(([value, title]) => html`<option value=${value}>${title}</option>`)}<option value=${CUSTOM}>custom…</option>
+    </select></label>
+    ${isCustom
+      ? html`${field("since", "From", { placeholder: "2026-11-26" })} ${field("until", "Until", { placeholder: "2026-11-27T10:00" })}
+          <span class="zone muted">Local time (${timeZone()})</span>`
+      : null}`;
 }
 
 function Rows({ jobs, chosen, selection }) {
@@ -241,7 +300,7 @@ function Rows({ jobs, chosen, selection }) {
   if (!jobs.length) return html`<${Empty} chosen=${chosen} />`;
   return html`<table>
     <thead>
-      <tr><th scope="col"><span class="hidden">Selected</span></th><th scope="col">Status</th><th scope="col">Job</th><th scope="col">Model</th><th scope="col">Created</th><th scope="col" class="right">Took</th><th scope="col" class="right">Tokens</th></tr>
+      <tr><th scope="col"><span class="hidden">Selected</span></th><th scope="col">Status</th><th scope="col">Job</th><th scope="col">Prompt</th><th scope="col">Model</th><th scope="col">Created</th><th scope="col" class="right">Took</th><th scope="col" class="right">Tokens</th></tr>
     </thead>
     <tbody>${jobs.map((job) => html`<${Row} key=${job.jobId} job=${job} now=${now} selection=${selection} />`)}</tbody>
   </table>`;
@@ -261,18 +320,25 @@ function Row({ job, now, selection }) {
       ${job.scheduleId ? html`<span class="tag" title=${`schedule ${job.scheduleId}`}>${job.scheduleId}</span>` : null}
       ${tags.map(([key, value]) => html`<span class="tag" title=${`${key}=${value}`}>${key}=${value}</span>`)}
       ${job.error ? html`<span class="why">${job.error.code}</span>` : null}
-      ${job.preview ? html`<span class="preview" title=${job.preview}>${job.preview}</span>` : null}
     </td>
+    <td class="c-prompt">${job.preview ? html`<span class="preview" title=${job.preview}>${job.preview}</span>` : html`<span class="muted">${job.deletedAt ? "deleted" : "–"}</span>`}</td>
     <td class="c-model">${job.model || "–"}</td>
     <td class="c-created"><time datetime=${job.createdAt} title=${when(job.createdAt)}>${ago(job.createdAt, now)}</time></td>
     <td class="c-took right">${isOpen(job.status) && took < 1000 ? "…" : span(took)}</td>
-    <td class="c-tokens right">${job.usage ? count(job.usage.completion_tokens) : job.position ? html`<span class="muted">${count(job.position)} chars</span>` : "–"}</td>
+    <td class="c-tokens right">${job.usage ? html`${count(job.usage.completion_tokens)}<${Money} cost=${job.cost} />` : job.position ? html`<span class="muted">${count(job.position)} chars</span>` : "–"}</td>
   </tr>`;
+}
+
+/** What may help a search or filter that finds nothing. */
+function adviceOn(chosen) {
+  if (chosen.q) return "Each of the words has to be in the prompt or the answer, whole except for the last one; try fewer words.";
+  if (chosen.since || chosen.until) return "Try a longer time.";
+  return chosen.errorCode ? "The field “Error” offers the codes that there are." : "";
 }
 
 function Empty({ chosen }) {
   if (isFiltered(chosen)) {
-    return html`<p class="empty muted">No job matches. <${Link} href=${hrefOf({ ...chosen, ...UNFILTERED })}>Show all<//></p>`;
+    return html`<p class="empty muted">No job matches. ${adviceOn(chosen)} <${Link} href=${hrefOf({ ...chosen, ...UNFILTERED })}>Show all<//></p>`;
   }
   return html`<p class="empty muted">No jobs yet. Ask something above, or post to <code>/api/jobs</code>: it shows here at once.</p>`;
 }

@@ -78,7 +78,7 @@ export const PriorityField = ({ initial = USUAL_PRIORITY }) => html`<label class
   <select name="priority">${Object.entries(PRIORITIES).map(([value, title]) => html`<option value=${value} selected=${value === String(initial)}>${title}</option>`)}</select>
 </label>`;
 
-const MODELS = [
+export const MODELS = [
   "mistral-small-latest",
   "mistral-medium-latest",
   "mistral-large-latest",

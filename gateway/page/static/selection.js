@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { JobFinished, jobs as client, newKey } from "./api.js";
-import { choiceOf, isFiltered } from "./filters.js";
+import { choiceOf, isFiltered, keyOf } from "./filters.js";
 import { count, isOpen, many, shortId } from "./format.js";
 import { Dialog, Trouble, say } from "./parts.js";
 import { ReplayMatching } from "./replays.js";
@@ -35,7 +35,7 @@ export function useSelection(shown, chosen) {
     setAll(false);
     last.current = null;
   };
-  useEffect(clear, [JSON.stringify(choiceOf(chosen))]); // another filter is another list
+  useEffect(clear, [keyOf(chosen)]); // another filter is another list
   const isSelected = (job) => all || ids.has(job.jobId);
   return { shown, chosen, jobs, all, isSelected, toggle, select, selectAll: () => setAll(true), clear };
 }
