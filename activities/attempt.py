@@ -31,6 +31,7 @@ from domain.ports import (
     LineOutcome,
     ModelEvent,
     PartDelta,
+    Seam,
     StillWorking,
     TextDelta,
 )
@@ -184,7 +185,7 @@ class RunningAttempt:
                 self.parts.append(PlacedPart(position=self.job_writer.position, part=part))
             case StillWorking(told):
                 self._counter.skip(told)
-            case Allowance() | Finish():
+            case Allowance() | Seam() | Finish():
                 pass
             case _:
                 assert_never(event)
@@ -237,6 +238,11 @@ class RunningAttempt:
         if self.finish is not None:
             return "storing the end"
         return "waiting for the first token" if self._first_token is None else "streaming"
+
+    @property
+    def seconds(self) -> float:
+        """Since its call, or its claim if there was none."""
+        return time.monotonic() - self._began
 
     def stretch(self, tokens: int) -> Stretch:
         """The text that this attempt wrote, which has ``tokens`` by the server's count."""

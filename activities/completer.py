@@ -19,7 +19,7 @@ from typing import Any, assert_never
 
 from temporalio.exceptions import ApplicationError
 
-from activities import continuation, failures
+from activities import continuation, failures, handover
 from activities.attempt import (
     LENGTH,
     Answered,
@@ -40,7 +40,7 @@ from chatjobs.errors import ChatJobsError
 from domain.errors import FenceLost, StorageError, StorageUnavailable, UpstreamError, UpstreamInterrupted
 from domain.outcomes import WORKER_LOST, AttemptOutcome
 from domain.payloads import CompletionSummary
-from domain.ports import Allowance, ChatModel, Continuing, Finish
+from domain.ports import Allowance, ChatModel, Continuing, Finish, Seam
 from domain.timings import Timings
 from domain.values import AttemptEnd, Claim, TextRun
 from storage.jobs.attempts import AttemptStore
@@ -173,6 +173,8 @@ class Completer:
         claim, request = attempt.claim, attempt.request
         if attempt.deadlines.over:
             raise attempt.total_timeout()
+        for model in handover.following(request):
+            self._model.continuing(model)  # so that it is measured before it has to take over
         # A model is asked whether it continues only where that matters: the first question makes it be measured.
         continuing = self._model.continuing
         if continuation.has_own_prefix(request) and continuing(request.model) is Continuing.NEVER:
@@ -212,6 +214,9 @@ class Completer:
                     if isinstance(event, Allowance):
                         if self._gate:
                             await self._gate.record_allowance(attempt.claim, event)
+                        continue
+                    if isinstance(event, Seam):
+                        self._keep_seam(attempt, event)
                         continue
                     if self._gate and not deadlines.began:
                         self._gate.record_answer(attempt.claim)
@@ -296,10 +301,15 @@ class Completer:
             if _is_enough(attempt, verdict):
                 return await self._end_without_call(attempt, end)
             await self._attempts.end(claim.job_id, claim.attempt, claim.fence, end)
+            down = False
             if self._gate:
                 began = attempt.deadlines.began
-                failure = await self._gate.record_end(claim, attempt.turn, error, failure, began=began)
+                failure, down = await self._gate.record_end(claim, attempt.turn, error, failure, began=began)
             failure = failures.within(failure, attempt.deadlines.left)
+            if model := handover.successor(attempt, verdict.outcome, error, down=down, failure=failure):
+                await self._attempts.hand_over(claim.job_id, claim.fence, model)
+                log.info("%s takes over", model, extra=attempt.log("handed_over"))
+                failure = failures.again(verdict.outcome, verdict.message or "", 0)
             if verdict.outcome == AttemptOutcome.REFUSED_TO_CONTINUE:
                 await self._restart(attempt, "refused")
             elif attempt.parts and attempt.request.on_interrupt == "continue" and _is_retried(failure):
@@ -317,10 +327,24 @@ class Completer:
         log.info("attempt ended: %s", verdict.outcome, extra=attempt.log("attempt_ended"))
         raise failure from None
 
+    def _keep_seam(self, attempt: RunningAttempt, seam: Seam) -> None:
+        """Record how the answer goes on, beside its stream, which does not wait for that."""
+        claim = attempt.claim
+        self._in_background(self._record_seam(claim, seam), name="seam")
+
+    async def _record_seam(self, claim: Claim, seam: Seam) -> None:
+        try:
+            await self._attempts.joined(claim.job_id, claim.attempt, confirmed=seam.confirmed)
+        except ChatJobsError as error:  # the seam is then shown as not confirmed
+            log.warning("seam not recorded: %s", error, extra={"action": "seam_unrecorded", "job_id": claim.job_id})
+
     def _record_later(self, claim: Claim, end: AttemptEnd, *, at_once: bool = False) -> None:
         pauses = self._timings.recording_pauses_seconds
         pauses = (0.0, *pauses) if at_once else pauses
-        task = asyncio.create_task(self._record(claim, end, pauses), name="attempt's end")
+        self._in_background(self._record(claim, end, pauses), name="attempt's end")
+
+    def _in_background(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
         self._recording.add(task)
         task.add_done_callback(self._recording.discard)
 

@@ -179,25 +179,27 @@ class RateLimitGate:
         failure: BaseException,
         *,
         began: bool,
-    ) -> BaseException:
+    ) -> tuple[BaseException, bool]:
         """Record how a call ended; ``began``: the model had begun to answer. Returns the exception for Temporal:
-        ``failure``, or another one if all jobs of the lane have to wait."""
+        ``failure``, or another one if all jobs of the lane have to wait; and whether the model is down."""
         if turn is None or not turn.granted:
-            return failure
+            return failure, False
         match error:
             case UpstreamRateLimited():
-                return await self._throttled(claim, turn.lane, error)
+                return await self._throttled(claim, turn.lane, error), False
             case UpstreamRefused():
                 await self._limiter.record_answer(turn.lane, claim.job_id)
             case UpstreamError() if error.reason in (AttemptOutcome.EMPTY, CANNOT_CONTINUE):
                 await self._limiter.record_answer(turn.lane, claim.job_id)
             case UpstreamError() if not began:
-                return await self._failed(claim, turn.lane, error) or failure
+                return await self._failed(claim, turn.lane, error, failure)
             case _ if turn.probe and not began:
                 await self._limiter.release_probe(turn.lane, claim.job_id)
-        return failure
+        return failure, False
 
-    async def _failed(self, claim: Claim, lane: str, error: UpstreamError) -> ApplicationError | None:
+    async def _failed(
+        self, claim: Claim, lane: str, error: UpstreamError, failure: BaseException
+    ) -> tuple[BaseException, bool]:
         """Record a call that the model failed. While the model is down, this costs the job no attempt, and it waits
         with the others. The failure that opens the breaker does count for a job whose request sets ``retry``.
         """
@@ -205,8 +207,8 @@ class RateLimitGate:
         outage = await self._limiter.record_failure(lane, claim.job_id, claim.attempt, error.message, requested)
         has_own_budget = claim.request is not None and "retry" in claim.request.model_fields_set
         if outage is None or (outage.opened and has_own_budget):
-            return None
-        return failures.again(error.reason, error.message, max(outage.seconds, requested, HORIZON_SECONDS))
+            return failure, outage is not None
+        return failures.again(error.reason, error.message, max(outage.seconds, requested, HORIZON_SECONDS)), True
 
     async def _throttled(self, claim: Claim, lane: str, error: UpstreamRateLimited) -> ApplicationError:
         """Pause the whole lane, and return the job to its place in the queue."""

@@ -17,6 +17,10 @@ from domain.errors import UpstreamError
 
 CANNOT_CONTINUE = "upstream_echo"
 """The error code of an answer that does not go on from the text that it was given."""
+MODEL_NOT_FOUND = "model_not_found"
+"""The error code of a refusal because the server has no model of this name."""
+NO_ALLOWANCE = "upstream_no_allowance"
+"""The error code of a refusal because the key may make no call of this model, now or later."""
 
 SENT: ContextVar[Callable[[], None] | None] = ContextVar("SENT", default=None)
 """A callback that a model calls, in the context of its stream, when it sends the request: rate limits count from it."""
@@ -83,6 +87,15 @@ class Allowance(NamedTuple):
         return None
 
 
+class Seam(NamedTuple):
+    """The answer goes on from the text that it was given: it comes once, before the first text of its own.
+
+    ``confirmed``: the server has repeated that text, so that it goes on from exactly it.
+    """
+
+    confirmed: bool
+
+
 class Finish(NamedTuple):
     """The answer is whole. Exactly one ends every stream that did not raise."""
 
@@ -109,7 +122,7 @@ class Finish(NamedTuple):
         return self.usage.model_copy(update=counts), True
 
 
-ModelEvent = TextDelta | PartDelta | StillWorking | Allowance | Finish
+ModelEvent = TextDelta | PartDelta | StillWorking | Allowance | Seam | Finish
 
 
 class ChatModel(Protocol):

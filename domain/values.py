@@ -231,7 +231,9 @@ class AttemptHistory:
     ``segments``: parts of the answer of this epoch that ended at their own length limit; ``segment_tokens``: what came
     after the last of them and before it was interrupted, one delta for one token. ``stretches``: what each attempt
     wrote of this epoch. ``topped_up``: the present segment is already being brought up to its limit. ``total_tokens``:
-    of all calls, as far as known or estimated; ``estimated``: how many of them are.
+    of all calls, as far as known or estimated; ``estimated``: how many of them are. The counts of failures, and
+    ``stuck_since``, are of the present model alone: the beginning (microseconds) of its first attempt at the present
+    place that failed or was refused for its rate. ``other_model``: another one has written text of this epoch.
     """
 
     failures: int = 0
@@ -246,6 +248,8 @@ class AttemptHistory:
     topped_up: bool = False
     total_tokens: int = 0
     estimated: int = 0
+    stuck_since: int | None = None
+    other_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +307,12 @@ class Reservation:
     """The lane limits the calls that run at once: the attempt must be stored before the next turn is reserved."""
     worker: str = ""
     """The lease of the process that makes the call (storage/rate_limits/running.py)."""
+    held: bool = False
+    """Not granted because of a pause that somebody began."""
+    down: bool = False
+    """Not granted because the model is down."""
+    refused_seconds: float = 0.0
+    """Not granted, and for so long the model's server has asked not to be called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +340,8 @@ class Claim:
     asker: Claimant | None = None
     turn: Reservation | None = None
     seconds: float = 0.0
+    model: str = ""
+    """The model to call, if the claim was taken: ``request`` names it."""
 
 
 class TextRun(NamedTuple):

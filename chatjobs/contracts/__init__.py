@@ -140,6 +140,7 @@ from chatjobs.contracts.results import (
     PlacedPart,
     QueuePlace,
     QueueReason,
+    TextOrigin,
     Usage,
 )
 from chatjobs.contracts.schedules import (
@@ -265,6 +266,7 @@ __all__ = [  # noqa: RUF022 -- in reading order
     "Delivery",
     "QueueReason",
     "QueuePlace",
+    "TextOrigin",
     "ChatResult",
     "Job",
     "JobAccepted",

@@ -47,6 +47,7 @@ MAX_TEXT_CHARACTERS = 2_000_000
 """Most characters of the texts of all messages together."""
 MAX_SCHEMA_BYTES = 64 * 1024
 """Most bytes of a response's JSON schema, as canonical JSON."""
+MAX_FALLBACK_MODELS = 4
 MAX_EXTRA = 32
 """Most parameters of ``extra``."""
 MAX_EXTRA_BYTES = 64 * 1024
@@ -171,6 +172,8 @@ class Limits(WireModel):
     max_total_tokens: Annotated[int, Field(gt=0, lt=2**53)] | None = None
     """In tokens; None is no bound."""
     max_lost: Annotated[int, Field(ge=1, le=1_000)] = 5
+    fallback_seconds: Seconds = 30
+    """How long the model may fail, or refuse calls for their rate, before the next of ``fallbackModels`` goes on."""
 
 
 class Backoff(WireModel):
@@ -272,6 +275,12 @@ class ChatRequest(StrictModel):
     previous_job_id: JobId | None = Field(None, alias="previousJobId")
     """The id of a job that has ended: its messages and its answer precede ``messages``, and are stored with them. A
     system message at the beginning of ``messages`` takes the place of the one before. No other field is taken over."""
+    fallback_models: Annotated[Many[ModelName], Field(max_length=MAX_FALLBACK_MODELS)] = Field(
+        (), alias="fallbackModels"
+    )
+    """The models that take over, in this order, where ``model`` does not exist, is down, or fails or refuses calls for
+    their rate for longer than ``limits.fallbackSeconds``. The next one continues the same answer, as after any other
+    interruption; with tools, and for JSON, it starts over. Each model keeps to its own rate limits."""
     callback: HttpUrl | None = None
     """Short for ``webhook.url``, with all events."""
     webhook: Webhook | None = None
@@ -300,6 +309,8 @@ class ChatRequest(StrictModel):
         names = [tool.function.name for tool in self.tools or () if isinstance(tool, FunctionTool)]
         if len(names) != len(set(names)):
             raise ValueError("two tools have the same name")
+        if len({self.model, *self.fallback_models}) <= len(self.fallback_models):
+            raise ValueError("model and fallbackModels name a model twice; name each once")
         return self
 
     @field_validator("extra")
@@ -341,6 +352,6 @@ class ChatRequest(StrictModel):
 
 OURS = frozenset(
     {"request_id", "job_id", "callback", "webhook", "metadata", "on_interrupt", "max_segments", "limits", "stream"}
-    | {"previous_job_id", "priority", "retry", "start_at", "extra"}
+    | {"previous_job_id", "priority", "retry", "start_at", "extra", "fallback_models"}
 )
 """The fields of ChatRequest that are the service's own, or not forwarded to Mistral."""

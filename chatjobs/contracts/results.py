@@ -71,6 +71,28 @@ class Attempt(WireModel):
     """Milliseconds from the call to the first token."""
     tokens_per_second: float | None = None
     """Tokens per second since the first token; None for fewer than two."""
+    model: str | None = None
+    """The model that was called; None in attempts of earlier versions."""
+    epoch: int | None = None
+    """The epoch of the text that it wrote; None in attempts of earlier versions."""
+
+
+class TextOrigin(WireModel):
+    """A stretch of an answer's text that one attempt wrote.
+
+    ``seam`` says how surely it goes on from the text before it. ``confirmed``: the server repeated the text that it was
+    given before it went on, so that it has continued exactly this text. ``unconfirmed``: it went on without repeating.
+    None: the stretch begins the answer.
+    """
+
+    start: int
+    """Characters of the answer, over both channels, before the stretch."""
+    end: int
+    """Characters of the answer up to its end."""
+    attempt: int
+    """The attempt's number."""
+    model: str
+    seam: Literal["confirmed", "unconfirmed"] | None = None
 
 
 class DeliveryTry(WireModel):
@@ -183,6 +205,11 @@ class Job(ChatResult):
     attempts: Many[Attempt] = ()
     """Oldest first."""
     deliveries: Many[Delivery] = ()
+    provenance: Many[TextOrigin] = Field((), exclude_if=lambda origins: not origins)
+    """Which attempt and which model wrote which part of the text, in order and without gaps. Not in lists."""
+    wasted_tokens: int | None = Field(None, exclude_if=lambda tokens: tokens is None)
+    """Tokens of calls beyond those of one uninterrupted call: of text that was dropped, and of prompts that were sent
+    again. A part is an estimate where ``usageEstimated``. Not in lists."""
     replays: Many[str] = ()
     """The ids of the jobs that replay this one, oldest first."""
     preview: str | None = Field(None, exclude_if=lambda text: text is None)

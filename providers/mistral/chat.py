@@ -29,7 +29,7 @@ from chatjobs.contracts import (
 )
 from domain.continuing import AS_MISTRAL, NEVER, Practice, Way, own_prefix
 from domain.errors import UpstreamError
-from domain.ports import Allowance, Continuing, ModelEvent, StillWorking
+from domain.ports import Allowance, Continuing, Finish, ModelEvent, Seam, StillWorking
 from domain.timings import Timings
 from providers.mistral.answer import Answer
 from providers.mistral.echo import Echo
@@ -156,7 +156,10 @@ class MistralChat:
                 async with aclosing(_events(response, self._timings)) as events:
                     if echo is not None:
                         async for event in events:
-                            for own in echo.take(event):
+                            taken = echo.take(event)
+                            if echo.decided and not isinstance(event, Finish):
+                                yield Seam(echo.confirmed)
+                            for own in taken:
                                 yield own
                             if echo.decided:
                                 break

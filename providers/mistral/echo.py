@@ -54,6 +54,8 @@ class Echo:
         self._withheld: list[TextDelta] = []
         self._echoed = not self._prefix or echoes is False
         self._told: UsageSoFar | None = None  # of the last delta that was echo only
+        self.confirmed = False
+        """The prefix has come back whole, and nothing else before it."""
 
     @property
     def decided(self) -> bool:
@@ -116,6 +118,7 @@ class Echo:
     def _after_echo(self, text: str) -> list[TextDelta]:
         """The echo is complete; ``text`` follows it."""
         self._echoed = True
+        self.confirmed = bool(self._prefix) and self._matched == len(self._prefix)
         text += self._half
         return [TextDelta(Channel.CONTENT, text, self._withheld[-1].told if self._withheld else None)] if text else []
 

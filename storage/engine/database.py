@@ -30,7 +30,7 @@ from storage.engine import sync_transaction
 from storage.engine.schema import micros, now
 from storage.engine.sqlite_thread import SqliteThread
 
-SCHEMA_VERSION = "0017"
+SCHEMA_VERSION = "0019"
 STATEMENT_SECONDS = 15
 MIGRATION_SECONDS = 3600
 """For a statement of a migration, which may make an index of millions of rows."""

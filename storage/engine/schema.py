@@ -315,6 +315,9 @@ attempts = Table(
     Column("excused", Boolean, nullable=False, server_default=false()),
     Column("lane", String(128)),  # of its call
     Column("worker", String(32)),  # that makes the call: a lease in worker_leases
+    Column("model", String(64)),
+    Column("epoch", Integer),  # of the text that it writes
+    Column("confirmed", Boolean),  # the server repeated the text before it went on from it; NULL: it has not gone on
 )
 _running = and_(attempts.c.ended_at.is_(None), attempts.c.lane.is_not(None))
 Index("attempts_running", attempts.c.lane, sqlite_where=_running, postgresql_where=_running)

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from chatjobs.contracts import ChatRequest, JobStatus, Usage
 from chatjobs.errors import ChatJobsError, JobNotFound
+from domain import fallback
 from domain.batches import limits_queue
 from domain.errors import FenceLost
 from domain.outcomes import AttemptOutcome
@@ -25,6 +26,7 @@ from storage.engine.schema import attempts, jobs, micros, now, requests, results
 from storage.jobs import delays, mapping, sealing
 from storage.jobs.ledger import close_open_attempts, excuse, history, lost_in_a_row
 from storage.jobs.rows import CHANGED, LOCKED_ALL, REQUEST, by_id, locked, queue_end, store_tail
+from storage.rate_limits import lane_queue
 from storage.rate_limits.limiter import Reserve
 
 SAMPLES_AMONG = 200
@@ -35,6 +37,11 @@ LONGEST_SAMPLE = 16_384
 
 REQUESTS = select(requests).where(requests.c.job_id.in_(bindparam("keys", expanding=True)))
 ATTEMPTS = insert(attempts)
+JOINED = (
+    update(attempts)
+    .where(attempts.c.job_id == bindparam("key"), attempts.c.number == bindparam("its_number"))
+    .values(confirmed=bindparam("how"))
+)
 CANCELS = select(jobs.c.id).where(
     jobs.c.id.in_(bindparam("keys", expanding=True)), jobs.c.cancel_requested_at.is_not(None)
 )
@@ -87,7 +94,9 @@ class _Begun:
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._ids
 
-    async def add(self, row: Row[Any], order: _ClaimOrder, started: int, time: int, turn: Reservation | None) -> None:
+    async def add(
+        self, row: Row[Any], order: _ClaimOrder, model: str, started: int, time: int, turn: Reservation | None
+    ) -> None:
         number = row.attempt + 1
         self._ids.add(row.id)
         self._jobs[row.id] = {
@@ -95,6 +104,7 @@ class _Begun:
             "fence": order.fence,
             "claimant": order.claimant,
             "attempt": number,
+            "model": model,
             "status": JobStatus.IN_PROGRESS.value,
             "workflow_started_at": row.workflow_started_at or time,
             "started_at": started,
@@ -109,7 +119,7 @@ class _Begun:
         first = {"job_id": row.id, "number": number, "started_at": time, "tokens_before": row.token_count}
         call = turn if turn is not None and turn.granted else None
         places = {"lane": call.lane if call else None, "worker": call.worker if call else None}
-        self._attempts.append(first | {"estimated": False} | places)
+        self._attempts.append(first | {"estimated": False, "model": model, "epoch": row.epoch} | places)
         if call is not None and call.counts:  # the next reservation in this transaction has to see it
             await self.store()
 
@@ -149,8 +159,13 @@ class AttemptStore:
         self._database.not_writing()
         order = _ClaimOrder(clean(job_id), fence, claimant, run_id, reserve, tries, reopens)
         claim, body = await self._claiming.add(order)
+        if claim.outcome != "taken":
+            return claim
         # After the commit: if parsing this request kills the process, the ledger already has the attempt.
-        return replace(claim, request=ChatRequest.model_validate_json(body)) if claim.outcome == "taken" else claim
+        request = ChatRequest.model_validate_json(body)
+        if request.model != claim.model:
+            request = request.model_copy(update={"model": claim.model})
+        return replace(claim, request=request)
 
     @retried
     async def _claim_all(self, group: Sequence[_ClaimOrder]) -> Sequence[tuple[Claim, str] | ChatJobsError]:
@@ -203,22 +218,24 @@ class AttemptStore:
             return _without_attempt(row, "early", order.fence, seconds=ahead)
         who = (row.id, row.tenant, row.priority, row.created_at)
         asker = Claimant(*who, returns=row.attempt > 0, stays=row.batched, size=partial(request_size, body))
-        turn = await order.reserve(connection, row.model, asker) if order.reserve else None
+        model, turn = await _turn(connection, row, body, order.reserve, asker)
         size = asker.size() if turn is not None and turn.budget is not None else RequestSize()
         asker = replace(asker, size=lambda: size)  # without the whole body, which it would keep in memory
         time = micros(now())
         if turn is not None and not turn.granted:
             left = _seconds_left(row, body, time)
             if left > 0:
+                if model != row.model:
+                    await connection.execute(CHANGED, {"key": row.id, "model": model})
                 shorter = replace(turn, seconds=min(turn.seconds, left))
                 return _without_attempt(row, "waiting", order.fence, asker=asker, turn=shorter)
         started, number = row.started_at or time, row.attempt
         if row.fence < order.fence:
             number += 1
-            await begun.add(row, order, started, time, turn)
-        before = await history(connection, row, number)
+            await begun.add(row, order, model, started, time, turn)
+        before = await history(connection, row, number, model)
         known = {"attempt": number, "past": before, "started_at": started, "asker": asker, "turn": turn}
-        return _claim(row, "taken", order.fence, **known), body
+        return _claim(row, "taken", order.fence, model=model, **known), body
 
     async def written(self, job_id: str, *, fence: int, epoch: int) -> Sequence[TextRun]:
         """The text of an epoch, in order. Raises FenceLost."""
@@ -256,7 +273,7 @@ class AttemptStore:
             await connection.execute(
                 update(attempts)
                 .where(attempts.c.job_id == job_id, attempts.c.ended_at.is_(None))
-                .values(tokens_before=0)
+                .values(tokens_before=0, epoch=epoch)
             )
             await self._database.hint(connection)
         return int(epoch)
@@ -283,10 +300,50 @@ class AttemptStore:
                 values = {"outcome": clean(end.outcome)[:64], "message": end.message} | excuse(end.outcome)
                 await connection.execute(update(attempts).where(closed).values(values))
 
+    @retried
+    async def hand_over(self, job_id: str, fence: int, model: str) -> None:
+        """Let another model take the job over: the next attempt calls it. Raises FenceLost."""
+        async with self._database.write("fast") as connection:
+            row = await locked(connection, job_id)
+            if row.fence != fence or row.completed_at is not None:
+                raise FenceLost
+            await connection.execute(CHANGED, {"key": job_id, "model": model})
+            await lane_queue.leave_all(connection, [job_id])
+
+    @retried
+    async def joined(self, job_id: str, number: int, *, confirmed: bool) -> None:
+        """Record how attempt ``number`` went on from the text before it: see contracts.TextOrigin."""
+        async with self._database.write("fast") as connection:
+            await connection.execute(JOINED, {"key": job_id, "its_number": number, "how": confirmed})
+
     async def cancels(self, job_ids: Collection[str]) -> Collection[str]:
         """The ids among ``job_ids`` whose cancellation was requested."""
         async with self._database.single() as connection:
             return (await connection.execute(CANCELS, {"keys": list(job_ids)})).scalars().all()
+
+
+async def _turn(
+    connection: AsyncConnection, row: Row[Any], body: str, reserve: Reserve | None, asker: Claimant
+) -> tuple[str, Reservation | None]:
+    """The model to call, and when: the job's present one, or, where that is down or refuses calls for too long, the
+    first of those after it that can be called. ``body``: the request as JSON."""
+    if reserve is None:
+        return row.model, None
+    turn = await reserve(connection, row.model, asker)
+    following = fallback.NONE if turn.granted else fallback.after(row.model, body)
+    if not _is_closed(turn, following.seconds):
+        return row.model, turn
+    for model in following.models:
+        await lane_queue.leave_all(connection, [row.id])
+        other = await reserve(connection, model, asker)
+        if not _is_closed(other, following.seconds):
+            return model, other
+    return row.model, await reserve(connection, row.model, asker) if following.models else turn
+
+
+def _is_closed(turn: Reservation, seconds: float) -> bool:
+    """Whether no call of a model may start for too long, on its own account."""
+    return turn.down or turn.refused_seconds > seconds
 
 
 def _seconds_left(row: Row[Any], body: str, time: int) -> float:

@@ -62,8 +62,8 @@ async def _estimated(connection: AsyncConnection, job_id: str, before: int, toke
     return Usage(prompt_tokens=prompt, completion_tokens=tokens, total_tokens=prompt + tokens)
 
 
-async def history(connection: AsyncConnection, row: Row[Any], number: int) -> AttemptHistory:
-    """The attempts before ``number``, summed up."""
+async def history(connection: AsyncConnection, row: Row[Any], number: int, model: str) -> AttemptHistory:
+    """The attempts before ``number``, which calls ``model``, summed up."""
     if number == 1:
         return AttemptHistory()
     query = select(attempts).where(attempts.c.job_id == row.id, attempts.c.number < number)
@@ -74,22 +74,41 @@ async def history(connection: AsyncConnection, row: Row[Any], number: int) -> At
     ends = [place for place in range(epoch, len(found)) if found[place] == AttemptOutcome.SEGMENT]
     present = ends[-1] + 1 if ends else epoch
     moved, furthest = _moved([(str(one.outcome), one.tokens_before, one.position or 0) for one in before])
-    here = [one for one in (before[moved:] if moved is not None else before) if not one.excused]
+    first = _first_call(before, model)
+    own = before[first:]
+    here = [one for one in before[max(moved or 0, first) :] if not one.excused]
     messages = [(attempt.outcome, attempt.message) for attempt in before if attempt.message]
     return AttemptHistory(
-        failures=sum(is_failure(str(one.outcome)) for one in before if not one.excused),
+        failures=sum(is_failure(str(one.outcome)) for one in own if not one.excused),
         here=sum(is_failure(str(attempt.outcome)) for attempt in here),
         breaks=sum(broke_off(str(one.outcome), began=one.first_token_ms is not None) for one in here),
         furthest=furthest,
         cause=ErrorCause(code=messages[-1][0], message=messages[-1][1]) if messages else None,
-        empties=sum(one.outcome == AttemptOutcome.EMPTY for one in before if not one.excused),
+        empties=sum(one.outcome == AttemptOutcome.EMPTY for one in own if not one.excused),
         segments=len(ends),
         segment_tokens=row.token_count - (starts[ends[-1] + 1] if ends else 0),
         stretches=tuple(_stretches(before[epoch:], starts[epoch:], present - epoch)),
         topped_up=AttemptOutcome.TOPPED_UP in found[present:],
         total_tokens=sum(Usage.model_validate_json(one.usage).total_tokens for one in before if one.usage),
         estimated=sum(one.estimated for one in before),
+        stuck_since=_stuck_since(before, moved, first),
+        other_model=any(one.model not in (None, model) for one in before[epoch:]),
     )
+
+
+def _first_call(before: Sequence[Row[Any]], model: str) -> int:
+    """The place of the first of the last attempts in a row that called ``model``. Those of earlier versions do not say
+    what they called: all of a job called the same."""
+    return next((place for place in range(len(before), 0, -1) if before[place - 1].model not in (None, model)), 0)
+
+
+def _stuck_since(before: Sequence[Row[Any]], moved: int | None, first: int) -> int | None:
+    """See AttemptHistory. ``moved``: the place of the last attempt that moved on, ``first``: of the model's first."""
+    for place in range(max(moved or 0, first), len(before)):
+        one = before[place]
+        if is_failure(str(one.outcome)) or one.outcome == AttemptOutcome.RATE_LIMITED:
+            return int(one.ended_at if place == moved else one.started_at)
+    return None
 
 
 def _stretches(attempts: Sequence[Row[Any]], starts: Sequence[int], present: int) -> Iterator[Stretch]:

@@ -20,6 +20,7 @@ from chatjobs.contracts import (
     JobStatus,
     Many,
     PlacedPart,
+    TextOrigin,
     ToolCall,
     Usage,
     WebhookEventType,
@@ -45,6 +46,7 @@ BODIES = select(requests.c.job_id, requests.c.body).where(
     requests.c.job_id.in_(bindparam("ids", expanding=True)), func.length(requests.c.body) <= LARGE_REQUEST
 )
 PREVIEW = select(search_entries.c.preview).where(search_entries.c.job_id == bindparam("key"))
+ORIGINS = select(attempts).where(attempts.c.job_id == bindparam("key")).order_by(attempts.c.number)
 TOOL_CALLS: TypeAdapter[tuple[ToolCall, ...]] = TypeAdapter(Many[ToolCall])
 PARTS: TypeAdapter[tuple[PlacedPart, ...]] = TypeAdapter(Many[PlacedPart])
 
@@ -135,6 +137,8 @@ async def job(connection: AsyncConnection, row: Row[Any]) -> StoredJob:
         **head(row),
         **body,
         attempts=tuple(ledger_rows),
+        provenance=await provenance(connection, row),
+        wasted_tokens=wasted_tokens(ledger_rows, row.epoch),
         deliveries=await _deliveries(connection, row.id),
         replays=tuple((await connection.execute(replays)).scalars()),
         preview=entry.preview if entry else new.get(row.id),
@@ -282,9 +286,43 @@ async def ledger(connection: AsyncConnection, job_id: str) -> Sequence[Attempt]:
             estimated=row.estimated,
             first_token_ms=row.first_token_ms,
             tokens_per_second=row.tokens_per_second,
+            model=row.model,
+            epoch=row.epoch,
         )
         for row in (await connection.execute(query)).all()
     ]
+
+
+async def provenance(connection: AsyncConnection, row: Row[Any]) -> tuple[TextOrigin, ...]:
+    """The stretches of a job's text, each by the attempt that wrote it; one of them may still be growing."""
+    if row.deleted_at is not None or not row.position:
+        return ()
+    found = (await connection.execute(ORIGINS, {"key": row.id})).all()
+    first = max((place for place, one in enumerate(found) if not one.tokens_before), default=0)
+    origins: list[TextOrigin] = []
+    for place, one in enumerate(found[first:], start=first + 1):
+        start = origins[-1].end if origins else 0
+        end = row.position if place == len(found) or one.position is None else min(one.position, row.position)
+        if end > start:
+            origins.append(
+                TextOrigin(
+                    start=start,
+                    end=end,
+                    attempt=one.number,
+                    model=one.model or row.model,
+                    seam=None if not origins else "confirmed" if one.confirmed else "unconfirmed",
+                )
+            )
+    return tuple(origins)
+
+
+def wasted_tokens(ledger_rows: Sequence[Attempt], epoch: int) -> int:
+    """Tokens of a job's calls beyond those of one uninterrupted call: without the first prompt of the present epoch,
+    and the answers to it. Attempts of earlier versions, whose epoch is not known, count as of the present one."""
+    usages = [(attempt.epoch in (None, epoch), attempt.usage) for attempt in ledger_rows if attempt.usage is not None]
+    kept = [usage for present, usage in usages if present and usage.total_tokens]
+    needed = sum(usage.completion_tokens for usage in kept) + (kept[0].prompt_tokens if kept else 0)
+    return max(0, sum(usage.total_tokens for _, usage in usages) - needed)
 
 
 async def _deliveries(connection: AsyncConnection, job_id: str) -> tuple[Delivery, ...]:

@@ -50,6 +50,9 @@ LENGTH_LIMITS = ("length", "model_length")
 RESULTS = insert(results)
 DELIVERIES = insert(deliveries)
 PIECES_AGAIN = insert(transcript)
+FIRST_MODELS = select(attempts.c.job_id, attempts.c.model).where(
+    attempts.c.job_id.in_(bindparam("keys", expanding=True)), attempts.c.number == 1
+)
 EXCUSED = update(attempts).where(attempts.c.job_id.in_(bindparam("keys", expanding=True))).values(excused=True)
 FINISHED = update(attempts).where(attempts.c.job_id == bindparam("key"), attempts.c.number == bindparam("its_number"))
 PIECES = (
@@ -409,7 +412,16 @@ async def reopen_all(
         "progressed_at": micros(now()),
         **columns,
     }
-    changes = [{"key": row.id, "revision": row.revision + 1, "queue_until": queue_until.get(row.id)} for row in rows]
+    firsts = {one.job_id: one.model for one in (await connection.execute(FIRST_MODELS, keys)).all()}
+    changes = [
+        {
+            "key": row.id,
+            "revision": row.revision + 1,
+            "queue_until": queue_until.get(row.id),
+            "model": firsts.get(row.id) or row.model,  # of fallbackModels, the first one may be back
+        }
+        for row in rows
+    ]
     await connection.execute(CHANGED, [one | reopened for one in changes])
     taken_back = [_ended_before(row, ended[row.id]) for row in rows if row.batch_id is not None]
     await tally.count(connection, taken_back, sign=-1)

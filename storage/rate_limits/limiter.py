@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time as clocks
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -122,7 +123,15 @@ class Limiter:
     ) -> Reservation:
         """``reserve``, in the caller's transaction."""
         lane, time = await self._locked(connection, name)
-        clock = clocks.monotonic()
+        turn = await self._reserve(connection, lane, time, claimant, queueing=queueing)
+        if turn.granted or turn.held:
+            return turn
+        return replace(turn, down=breaker.is_open(lane), refused_seconds=_paused_seconds(lane, time))
+
+    async def _reserve(
+        self, connection: AsyncConnection, lane: Row[Any], time: int, claimant: Claimant, *, queueing: bool
+    ) -> Reservation:
+        name, clock = lane.name, clocks.monotonic()
         interval = self._interval(lane)
         free = _free(lane, time, interval)
         down = breaker.is_open(lane)
@@ -130,7 +139,8 @@ class Limiter:
         queue = self._queue(connection, name, time)
         held, waiters = await queue.look(claimant.tenant)
         if held:
-            return await self._hold(queue, claimant) if queueing else Reservation(False, HORIZON_SECONDS, lane=name)
+            waiting = Reservation(False, HORIZON_SECONDS, lane=name, held=True)
+            return await self._hold(queue, claimant) if queueing else waiting
         places, budget = await self._places(connection, lane, time, claimant.job_id), TokenBudget.of(lane, time)
         cost = budget.cost(claimant) if budget else 0
         if budget and soon:
@@ -251,7 +261,7 @@ class Limiter:
         entry = await queue.enter(claimant)
         pause = HORIZON_SECONDS if claimant.stays else LONGEST_FAR_SECONDS
         await queue.set_next_request(entry, queue.time + int(pause * SECOND), near=False, held=True)
-        return Reservation(False, pause, await queue.count_ahead(entry) + 1, lane=queue.lane)
+        return Reservation(False, pause, await queue.count_ahead(entry) + 1, lane=queue.lane, held=True)
 
     async def still_holds(self, turn: Reservation, claimant: Claimant) -> bool:
         """Whether a granted turn is still valid: nothing was paused since that concerns it, and the model is not
@@ -504,6 +514,12 @@ def _free(lane: Row[Any], time: int, interval: int) -> int:
     free_at = lane.free_at if lane.free_at <= latest_start else time
     paused_until = lane.paused_until if lane.paused_until <= longest_pause else time
     return max(time, free_at, paused_until)
+
+
+def _paused_seconds(lane: Row[Any], time: int) -> float:
+    """For how long the model's server has asked not to be called."""
+    ahead = lane.paused_until - time
+    return ahead / SECOND if 0 < ahead <= int(LONGEST_ASKED_SECONDS * SECOND) else 0.0
 
 
 def _affordable(budget: TokenBudget | None, waiters: Sequence[Row[Any]]) -> Sequence[Row[Any]]:

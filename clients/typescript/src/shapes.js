@@ -22,6 +22,8 @@ export const Attempt = object("Attempt", {
   estimated: usually(boolean, () => false),
   firstTokenMs: usually(nullable(integer), () => null),
   tokensPerSecond: usually(nullable(number), () => null),
+  model: usually(nullable(string), () => null),
+  epoch: usually(nullable(integer), () => null),
 });
 export const BatchStatus = word("queued", "in_progress", "paused", "completed", "cancelled", "failed");
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").BatchCounts>} */
@@ -240,6 +242,14 @@ export const PlacedPart = object("PlacedPart", {
   position: integer,
   part: record(anything),
 });
+/** @type {import("./decode.js").Shape<import("../types/contracts.js").TextOrigin>} */
+export const TextOrigin = object("TextOrigin", {
+  start: integer,
+  end: integer,
+  attempt: integer,
+  model: string,
+  seam: usually(nullable(word("confirmed", "unconfirmed")), () => null),
+});
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").QueuePlace>} */
 export const QueuePlace = object("QueuePlace", {
   position: integer,
@@ -279,6 +289,8 @@ export const Job = object("Job", {
   statusUrl: optional(nullable(string)),
   attempts: usually(list(Attempt), () => []),
   deliveries: usually(list(Delivery), () => []),
+  provenance: optional(list(TextOrigin)),
+  wastedTokens: optional(nullable(integer)),
   replays: usually(list(string), () => []),
   preview: optional(nullable(string)),
   queue: optional(nullable(QueuePlace)),

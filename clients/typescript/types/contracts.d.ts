@@ -27,6 +27,10 @@ export interface Attempt {
   firstTokenMs: number | null;
   /** Tokens per second since the first token; null for fewer than two. */
   tokensPerSecond: number | null;
+  /** The model that was called; null in attempts of earlier versions. */
+  model: string | null;
+  /** The epoch of the text that it wrote; null in attempts of earlier versions. */
+  epoch: number | null;
 }
 
 /** The status of a batch. */
@@ -339,6 +343,22 @@ export interface PlacedPart {
   part: Record<string, any>;
 }
 
+/**
+ * A stretch of an answer's text that one attempt wrote. `seam` says how surely it goes on from the text before it.
+ * `confirmed`: the server repeated the text that it was given before it went on, so that it has continued exactly this
+ * text. `unconfirmed`: it went on without repeating. null: the stretch begins the answer.
+ */
+export interface TextOrigin {
+  /** Characters of the answer, over both channels, before the stretch. */
+  start: number;
+  /** Characters of the answer up to its end. */
+  end: number;
+  /** The attempt's number. */
+  attempt: number;
+  model: string;
+  seam: "confirmed" | "unconfirmed" | null;
+}
+
 /** The place of a job that waits to call the model; `position` 1 is next. */
 export interface QueuePlace {
   position: number;
@@ -405,6 +425,13 @@ export interface Job {
   /** Oldest first. */
   attempts: Attempt[];
   deliveries: Delivery[];
+  /** Which attempt and which model wrote which part of the text, in order and without gaps. Not in lists. */
+  provenance?: TextOrigin[];
+  /**
+   * Tokens of calls beyond those of one uninterrupted call: of text that was dropped, and of prompts that were sent
+   * again. A part is an estimate where `usageEstimated`. Not in lists.
+   */
+  wastedTokens?: number | null;
   /** The ids of the jobs that replay this one, oldest first. */
   replays: string[];
   /** The first 120 characters of the last user message. That of a new job with images comes after some seconds. */
@@ -933,6 +960,8 @@ export interface Limits {
   /** In tokens; null is no bound. */
   maxTotalTokens?: number | null;
   maxLost?: number;
+  /** How long the model may fail, or refuse calls for their rate, before the next of `fallbackModels` goes on. */
+  fallbackSeconds?: number;
 }
 
 /**
@@ -1019,6 +1048,12 @@ export interface ChatRequest {
    * message at the beginning of `messages` takes the place of the one before. No other field is taken over.
    */
   previousJobId?: string | null;
+  /**
+   * The models that take over, in this order, where `model` does not exist, is down, or fails or refuses calls for
+   * their rate for longer than `limits.fallbackSeconds`. The next one continues the same answer, as after any other
+   * interruption; with tools, and for JSON, it starts over. Each model keeps to its own rate limits.
+   */
+  fallbackModels?: string[];
   /** Short for `webhook.url`, with all events. */
   callback?: string | null;
   webhook?: Webhook | null;

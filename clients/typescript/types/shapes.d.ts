@@ -76,6 +76,8 @@ export const FeedEventType: ((value: any) => "chat.completed" | "chat.failed" | 
 export const FeedEvent: import("./decode.js").Shape<import("../types/contracts.js").FeedEvent>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").PlacedPart>} */
 export const PlacedPart: import("./decode.js").Shape<import("../types/contracts.js").PlacedPart>;
+/** @type {import("./decode.js").Shape<import("../types/contracts.js").TextOrigin>} */
+export const TextOrigin: import("./decode.js").Shape<import("../types/contracts.js").TextOrigin>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").QueuePlace>} */
 export const QueuePlace: import("./decode.js").Shape<import("../types/contracts.js").QueuePlace>;
 /** @type {import("./decode.js").Shape<import("../types/contracts.js").Job>} */
