@@ -163,6 +163,7 @@ function linesOf(text) {
 export class Rendering {
   constructor(root) {
     this.root = root;
+    this.marks = null;
     this.clear();
   }
 
@@ -172,6 +173,12 @@ export class Rendering {
     this.finished = 0;
     this.references = {};
     this.root.replaceChildren();
+  }
+
+  /** Mark the blocks in which a stretch but the first begins, with what `describe` says of it; null: none. */
+  mark(stretches, describe) {
+    this.marks = stretches && { stretches, describe };
+    this.#mark(0);
   }
 
   /** Show a text that goes on from the one shown, or another one. */
@@ -222,6 +229,19 @@ export class Rendering {
     Purifier.sanitize(made);
     morphAll(childrenFrom(this.root, place), [...made.childNodes], this.root);
     this.blocks.splice(place, Infinity, ...blocks.map(({ from, line }) => ({ from, line })));
+    if (this.marks) this.#mark(place);
+  }
+
+  #mark(place) {
+    const labels = new Map();
+    for (const stretch of this.marks?.stretches.slice(1) ?? []) {
+      const block = this.at(stretch.from);
+      labels.set(block, [...(labels.get(block) ?? []), this.marks.describe(stretch)]);
+    }
+    childrenFrom(this.root, place).forEach((block, number) => {
+      setOrRemove(block, "data-seam", labels.get(place + number)?.join("; "));
+      setOrRemove(block, "tabindex", this.marks || block.className === "table" ? "0" : null);
+    });
   }
 
   /** A block is finished once the next one has two whole lines: whether a table begins there shows in its second. */
@@ -232,6 +252,11 @@ export class Rendering {
     if (DEFINITION.test(part)) parser.parse(part, { references: this.references });
     this.finished = begun;
   }
+}
+
+function setOrRemove(node, name, value) {
+  if (value) node.setAttribute(name, value);
+  else node.removeAttribute(name);
 }
 
 function childrenFrom(root, place) {
