@@ -11,8 +11,9 @@ import { RawText } from "./raw.js";
 const VIEW = "chatjobs.view";
 /** Characters of an answer that is rendered without being asked to. */
 export const MOST_RENDERED = 300_000;
-/** Characters that one animation frame renders. */
+/** Characters that one animation frame renders; and the first one of a whole text, which has its height at once. */
 const SLICE = 40_000;
+const FIRST_SLICE = 150_000;
 /** The part of the time that rendering takes while text arrives: one of so many. */
 const SHARE = 8;
 const LONGEST_PAUSE_MS = 1000;
@@ -120,7 +121,7 @@ function keepShown(shown, transcript, channel, done) {
   const write = () => {
     frame = 0;
     const text = transcript.texts[channel];
-    length = Math.min(text.length, length + SLICE);
+    length = Math.min(text.length, length || !done.current ? length + SLICE : FIRST_SLICE);
     const began = performance.now();
     shown.show(length === text.length ? text : text.slice(0, length));
     const whole = length === text.length;
@@ -153,7 +154,7 @@ function keepShown(shown, transcript, channel, done) {
 const MAKERS = { rendered: Rendering, raw: RawText, json: JsonText };
 
 /** One channel of a transcript, as `view` says; `open` while it is written. `marks`: its stretches, to be told apart. */
-export function Body({ transcript, channel, view, open, marks = null, attempts = [], ...rest }) {
+export function Body({ transcript, channel, view, open, large = false, marks = null, attempts = [], ...rest }) {
   const ref = useRef(null);
   const shown = useRef(null);
   const done = useRef(!open);
@@ -169,7 +170,7 @@ export function Body({ transcript, channel, view, open, marks = null, attempts =
   }, [open]);
   useLayoutEffect(() => shown.current.mark?.(marks, brief), [view, marks, transcript]);
   const tip = useTip(ref, shown, marks, attempts);
-  return html`<div key=${view} class=${view === "raw" ? "text" : "rendered"} ref=${ref} onClick=${onCopy} ...${rest}></div>${tip}`;
+  return html`<div key=${view} class=${view === "raw" ? "text" : large ? "rendered large" : "rendered"} ref=${ref} onClick=${onCopy} ...${rest}></div>${tip}`;
 }
 
 // ------------------------------------------------------------------------------------------------------- hints

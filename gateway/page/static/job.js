@@ -384,7 +384,7 @@ function Answer({ job, request, transcript, restarted, answer }) {
       <${Body} ...${channel("reasoning", view === "raw" || reasoning.length > MOST_RENDERED ? "raw" : "rendered")} />
     </details>
     ${view === "rendered" && tooLong ? html`<${TooLong} length=${content.length} onRender=${() => setForced(true)} />` : null}
-    <${Body} ...${channel("content", shown)} data-testid="answer" />
+    <${Body} ...${channel("content", shown)} large=${forced} data-testid="answer" />
     ${isOpen(job.status) && ((!content && !job.toolCalls?.length) || job.queue) ? html`<p class="waiting muted">${waitingFor(job, now)}</p>` : null}
     ${job.toolCalls?.length ? html`<${JsonBlock} value=${job.toolCalls} />` : null}
     ${job.status === "incomplete" ? html`<p class="remark">The model stopped at a length limit; the text so far is kept.</p>` : null}

@@ -12,10 +12,19 @@ const TASK = /^\[([ xX])\]\s+/;
 const LONGEST_LANGUAGE = 30;
 /** Longer texts are not read once more at their end. */
 const READ_AGAIN = 500_000;
+/** Longer paragraphs are shown without emphasis and links: the time for brackets grows with the square of their number. */
+const LONGEST_PARAGRAPH = 10_000;
 
 const parser = new Parser({ html: false, linkify: true, breaks: true });
 // A relative address would lead into this service; an image's would be fetched without a click.
 parser.validateLink = (address) => LINK.test(address.trim());
+parser.core.ruler.at("inline", (state) => {
+  for (const token of state.tokens) {
+    if (token.type !== "inline") continue;
+    if (token.content.length <= LONGEST_PARAGRAPH) state.md.inline.parse(token.content, state.md, state.env, token.children);
+    else token.children.push(Object.assign(new state.Token("text", "", 0), { content: token.content }));
+  }
+});
 
 Purifier.setConfig({
   IN_PLACE: true,
@@ -89,17 +98,50 @@ function imageLink(token, path) {
   return path.some((node) => node.nodeName === "A") ? [name] : [link(token.attrGet("src"), token.attrGet("title"), name)];
 }
 
-/** Append the elements for tokens to a node; returns it. */
-function build(tokens, root) {
+/** How many children of an element were not made, as the document has them already, the first ones. */
+const SKIPPED = new WeakMap();
+
+/** Append the elements for tokens to a node, without the first parts if their keys are `known`. */
+function build(tokens, root, known = []) {
   const path = [root];
-  for (const token of tokens) {
+  let part = 0;
+  for (let place = 0; place < tokens.length; place++) {
+    const token = tokens[place];
     const parent = path.at(-1);
+    if (token.meta?.key && token.meta.key === known[part]) {
+      part++;
+      SKIPPED.set(parent, (SKIPPED.get(parent) ?? 0) + 1);
+      place = endOf(tokens, place);
+      continue;
+    }
+    if (token.meta?.key) part = Infinity; // those after a part that is another one are made anew
     if (token.type === "inline") build(token.children, parent);
     else if (token.nesting === 1) path.push(token.hidden ? parent : opened(token));
     else if (token.nesting === -1) close(path, token);
     else parent.append(...(LEAVES[token.type]?.(token, path) ?? [token.content]));
   }
-  return root;
+}
+
+/** The place of the token that closes what the one at a place opens. */
+function endOf(tokens, place) {
+  let end = place + 1;
+  while (tokens[end].level !== tokens[place].level) end++;
+  return end;
+}
+
+const PARTS = { bullet_list_open: "list_item_open", ordered_list_open: "list_item_open", table_open: "tr_open" };
+
+/** Give each item of a list, and each row of a table, a key: its text, and what else of the block it depends on. */
+function setKeys(tokens, linesFrom) {
+  const type = PARTS[tokens[0].type];
+  if (!type) return [];
+  const columns = tokens.filter((token) => token.type === "th_open").map((token) => token.attrGet("style")).join();
+  const first = type === "tr_open" ? tokens.findIndex((token) => token.type === "tbody_open") : 0;
+  const level = type === "tr_open" ? 2 : 1;
+  const parts = first < 0 ? [] : tokens.slice(first).filter((token) => token.type === type && token.level === level);
+  const isTight = tokens.some((token) => token.hidden && token.level === 2);
+  for (const part of parts) part.meta = { key: `${columns}|${isTight}|${linesFrom(...part.map)}` };
+  return parts.map((part) => part.meta.key);
 }
 
 function close(path, token) {
@@ -136,7 +178,7 @@ function morph(old, made) {
   }
   for (const { name } of [...old.attributes]) if (!made.hasAttribute(name)) old.removeAttribute(name);
   for (const { name, value } of made.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
-  morphAll([...old.childNodes], [...made.childNodes], old);
+  morphAll(childrenFrom(old, SKIPPED.get(made) ?? 0), [...made.childNodes], old);
   return old;
 }
 
@@ -198,7 +240,7 @@ export class Rendering {
     const links = Object.keys(env.references).length > 0;
     const stays = ({ from }, place) => from === this.blocks[place]?.from && !(links && this.#source(whole, place).includes("["));
     const first = whole.findIndex((block, place) => !stays(block, place));
-    if (first >= 0 || whole.length < this.blocks.length) this.#replace(Math.max(first, 0), whole.slice(Math.max(first, 0)));
+    if (first >= 0) this.#replace(first, whole.slice(first), { anew: true });
   }
 
   /** The place of the block that has a character. */
@@ -220,15 +262,21 @@ export class Rendering {
       if (token.level === 0 && token.nesting >= 0) blocks.push({ from: offset + starts[token.map[0]], line: token.map[0], tokens: [] });
       blocks.at(-1).tokens.push(token);
     }
+    for (const block of blocks) block.keys = setKeys(block.tokens, (first, end) => part.slice(starts[first], starts[end]));
     return blocks;
   }
 
-  #replace(place, blocks) {
+  /** Replace the blocks from a place on; of one that has only grown, no part is made `anew` that stays as it is. */
+  #replace(place, blocks, { anew = false } = {}) {
     const made = element("div");
-    for (const block of blocks) build(block.tokens, made);
+    blocks.forEach((block, number) => {
+      const before = this.blocks[place + number];
+      const grown = !anew && before?.type === block.tokens[0].type && before.from === block.from;
+      build(block.tokens, made, grown ? before.keys : []);
+    });
     Purifier.sanitize(made);
     morphAll(childrenFrom(this.root, place), [...made.childNodes], this.root);
-    this.blocks.splice(place, Infinity, ...blocks.map(({ from, line }) => ({ from, line })));
+    this.blocks.splice(place, Infinity, ...blocks.map(({ tokens, ...block }) => ({ ...block, type: tokens[0].type })));
     if (this.marks) this.#mark(place);
   }
 
@@ -261,6 +309,7 @@ function setOrRemove(node, name, value) {
 
 function childrenFrom(root, place) {
   const found = [];
-  for (let node = root.lastChild; node && found.length < root.childNodes.length - place; node = node.previousSibling) found.unshift(node);
-  return found;
+  const count = root.childNodes.length - place;
+  for (let node = root.lastChild; found.length < count; node = node.previousSibling) found.push(node);
+  return found.reverse();
 }
