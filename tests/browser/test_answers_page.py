@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser import test_page, test_page_use
-from tests.browser.test_page import answer_of, ended, head, job_url, post, wait_for_words
+from tests.browser.test_page import answer_of, ended, head, job_url, post
 from tests.support.browser import Watched, watched
 from tests.support.gateway import Gateway, gateway
 from tests.support.stack import Stack, free_port, stack
@@ -131,10 +131,10 @@ HOSTILE: list[tuple[str, list[str]]] = [
     ("![a](data:image/svg+xml;base64,PHN2Zy8+)", []),
     # titles and texts that would break out of an attribute
     ('[a](https://x.example "\\" onmouseover=window.hacked=1 x=\\"")', ["https://x.example"]),
-    ("[a](https://x.example/\"onmouseover=\"window.hacked=1)", ["https://x.example/%22onmouseover=%22window.hacked=1"]),
-    ("![\" onerror=window.hacked=1 x=\"](https://x.example/i.png)", ["https://x.example/i.png"]),
+    ('[a](https://x.example/"onmouseover="window.hacked=1)', ["https://x.example/%22onmouseover=%22window.hacked=1"]),
+    ('![" onerror=window.hacked=1 x="](https://x.example/i.png)', ["https://x.example/i.png"]),
     ("[<img src=x onerror=window.hacked=1>](https://x.example)", ["https://x.example"]),
-    ("```\"><img src=x onerror=window.hacked=1>\nx\n```", []),
+    ('```"><img src=x onerror=window.hacked=1>\nx\n```', []),
     ("``` <script>window.hacked=1</script>\nx\n```", []),
     # links in links, images in links
     ("[a [b](https://b.example) c](https://a.example)", ["https://b.example", "https://a.example"]),
@@ -143,7 +143,7 @@ HOSTILE: list[tuple[str, list[str]]] = [
     # found addresses, also those of other letters
     ("https://a.example/<script>window.hacked=1</script>", ["https://a.example/"]),
     ("https://аррӏе.example/x", ["https://xn--80ak6aa92e.example/x"]),
-    ("<https://a.example/?q=\"><img>", []),
+    ('<https://a.example/?q="><img>', ["https://a.example/?q=%22"]),
     ("mailto:a@b.example a@b.example", ["mailto:a@b.example", "mailto:a@b.example"]),
     ("https://user:pass@evil.example/‮gpj.exe", ["https://user:pass@evil.example/%E2%80%AEgpj.exe"]),
     # HTML
@@ -158,14 +158,17 @@ HOSTILE: list[tuple[str, list[str]]] = [
     ("<!--><img src=x onerror=window.hacked=1>-->", []),
     ("<base href=//evil.example><meta http-equiv=refresh content=0;url=//evil.example>", []),
     # mutations, from DOMPurify's tests and advisories
-    ("<math><mtext><table><mglyph><style><!--</style><img title=\"--&gt;&lt;img src=1 onerror=window.hacked=1&gt;\">", []),
+    (
+        '<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=window.hacked=1&gt;">',
+        [],
+    ),
     ("<form><math><mtext></form><form><mglyph><style></math><img src onerror=window.hacked=1>", []),
-    ("<svg></p><style><a id=\"</style><img src=1 onerror=window.hacked=1>\">", []),
-    ("<noscript><p title=\"</noscript><img src=x onerror=window.hacked=1>\">", []),
-    ("<xmp><p title=\"</xmp><img src=x onerror=window.hacked=1>\">", []),
+    ('<svg></p><style><a id="</style><img src=1 onerror=window.hacked=1>">', []),
+    ('<noscript><p title="</noscript><img src=x onerror=window.hacked=1>">', []),
+    ('<xmp><p title="</xmp><img src=x onerror=window.hacked=1>">', []),
     ("<template><s><template><s><img src=x onerror=window.hacked=1>@shaf</s></template>", []),
     ("<svg><![CDATA[><img src=x onerror=window.hacked=1>]]></svg>", []),
-    ("<a href=\"\x0bjavascript:window.hacked=1\">x</a>", []),
+    ('<a href="\x0bjavascript:window.hacked=1">x</a>', []),
     # markup that a table, a list or a task could carry
     ("| <b onclick=x> | [a](javascript:1) |\n|--|--|\n| <img src=x onerror=window.hacked=1> | ![](data:,x) |", []),
     ("- [x] <input onfocus=window.hacked=1 autofocus>", []),
@@ -224,7 +227,9 @@ def test_a_hostile_answer_is_text(door: Gateway, tab: Watched) -> None:
     expect(head(page)).to_have_text("Completed")
     expect(page.get_by_test_id("answer")).to_contain_text("<script>window.hacked=1</script>")
     assert page.evaluate("window.hacked") is None
-    assert page.locator('main :is(img, svg, script, style, iframe), main [onerror], [href^="javascript" i]').count() == 0
+    assert (
+        page.locator('main :is(img, svg, script, style, iframe), main [onerror], [href^="javascript" i]').count() == 0
+    )
     page.get_by_role("button", name="Raw").click()
     assert answer_of(page) == everything
     assert [url for url in asked if not url.startswith(door.url)] == []
@@ -251,7 +256,8 @@ def test_markdown_is_rendered(door: Gateway, tab: Watched, axe: str) -> None:
     )
     expect(answer).to_contain_text("The sum is $\\sum_i x_i$ and $$a_b * c_d$$")
     sizes = page.evaluate(
-        "[...document.querySelectorAll('h1, h4, h5, h6')].map(one => [one.tagName, parseFloat(getComputedStyle(one).fontSize)])"
+        """[...document.querySelectorAll('h1, h4, h5, h6')].map(
+          (one) => [one.tagName, parseFloat(getComputedStyle(one).fontSize)])"""
     )
     assert max(size for name, size in sizes if name != "H1") < dict(map(tuple, sizes))["H1"]
     test_page_use.fine(page, axe)
@@ -259,7 +265,16 @@ def test_markdown_is_rendered(door: Gateway, tab: Watched, axe: str) -> None:
 
 PIECES = [
     *("para", " ", "\n", "\n\n", "# h", "- a", "  - b", "1. x", "> q", "```", "~~~", "    code", "***", "---", "|a|b|"),
-    *("|--|--|", "*em*", "**", "`", "[a](https://x.example)", "[r]", "[r]: https://r.example", "![i](https://i.example)"),
+    *(
+        "|--|--|",
+        "*em*",
+        "**",
+        "`",
+        "[a](https://x.example)",
+        "[r]",
+        "[r]: https://r.example",
+        "![i](https://i.example)",
+    ),
     *("https://l.example", "\\*", "&amp;", "<b>", "===", "- [x] t", "\r\n", "🌊", "\t", "2) y", "+ z", "_u_", "~~s~~"),
 ]
 
@@ -299,7 +314,8 @@ def test_a_selection_and_the_place_stay_while_text_arrives(place: Stack, door: G
     page.wait_for_function("() => document.querySelector('[data-testid=answer] li')")
     page.evaluate(
         """() => {
-          const [first, item] = ["p", "li"].map((name) => document.querySelector(`[data-testid=answer] ${name}`).firstChild);
+          const answer = document.querySelector("[data-testid=answer]");
+          const [first, item] = ["p", "li"].map((name) => answer.querySelector(name).firstChild);
           getSelection().setBaseAndExtent(first, 6, item, 4);
         }"""
     )
@@ -355,7 +371,9 @@ def test_json_is_code(door: Gateway, tab: Watched) -> None:
 
 def test_what_is_unfinished_is_rendered_too(door: Gateway, tab: Watched) -> None:
     """The partial text of a failed job, its reasoning, tool calls, and the turns before."""
-    failed = ended(door, text="# Half\n\n**bold** rest", faults=[{"kind": "finish", "after": 6}], fields={"retry": {"attempts": 1}})
+    failed = ended(
+        door, text="# Half\n\n**bold** rest", faults=[{"kind": "finish", "after": 6}], fields={"retry": {"attempts": 1}}
+    )
     page = tab.open(job_url(door, failed))
     expect(head(page)).to_have_text("Failed")
     expect(page.get_by_test_id("answer").get_by_role("heading", name="Half")).to_be_visible()
@@ -373,7 +391,8 @@ def test_what_is_unfinished_is_rendered_too(door: Gateway, tab: Watched) -> None
 # --------------------------------------------------------------------------------------------------------- size
 
 LONG = "\n\n".join(
-    f"## Part {number}\n\nThe harbour *lies* still, and `nothing` moves. " + "The water is dark. " * 20
+    f"## Part {number}\n\nThe harbour *lies* still, and `nothing` moves. "
+    + "The water is dark. " * 20
     + "\n\n- one\n- two **bold**\n- three\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```js\nconst x = 1;\n```"
     for number in range(200)
 )
@@ -425,7 +444,8 @@ def test_megabytes_are_shown_as_they_are(place: Stack, door: Gateway, tab: Watch
     assert answer_of(page) == text
     page.evaluate("() => (window.frames_.length = 0)")
     page.get_by_role("button", name="Render it").click()
-    expect(page.get_by_test_id("answer").locator("h5").nth(200 * 48 - 1)).to_be_attached(timeout=240_000)
+    parts = "n => document.querySelectorAll('[data-testid=answer] h5').length === n"
+    page.wait_for_function(parts, arg=200 * 48, timeout=240_000, polling=500)
     report("5 MB, rendered", page)
     page.get_by_role("button", name="Raw").click()
     wait_for_words_of(page, len(text) - 1)
