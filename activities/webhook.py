@@ -101,6 +101,7 @@ class WebhookActivities:
             delivered=response.delivered,
             next_try_at=None if pause is None else datetime.now(UTC) + timedelta(seconds=pause),
             sent=not isinstance(response, Unsigned),
+            request=webhook.request,
         )
         if recorded.endpoint == "just_disabled":
             await self._wake_others(webhook)

@@ -86,9 +86,11 @@ class FirstTries:
             await self._wake(sealed.job_id)
 
     async def _send(self, delivery_id: str, job_id: str) -> None:
+        request = await self._deliveries.open_request(delivery_id)  # a redelivery that is requested from now on stays
         report = await self._try_once(DeliveryOrder(delivery_id=delivery_id, retry_in=SECOND_TRY_SECONDS))
         if report.retry_in is not None:
             tries = 1 if report.counted else 0
             rest = DeliveryStart(delivery_id=delivery_id, tries_made=tries, first_pause=report.retry_in)
             await go_on(self._client, rest, f"webhook of {job_id}")
-        await self._deliveries.clear_request(delivery_id)
+        if request is not None:
+            await self._deliveries.mark_notified(request)

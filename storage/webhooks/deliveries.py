@@ -37,7 +37,8 @@ class OutgoingWebhook:
     """A delivery as a try needs it: URL and exact bytes. ``tries`` counts those already made.
 
     ``disabled``: its endpoint is disabled, and nothing may be sent there. ``deleted``: it was for an endpoint of all
-    jobs that is gone. ``secrets``: those of the URL, newest first; None stands for the tenant's.
+    jobs that is gone. ``request``: identifies a requested try that Temporal was not notified of. ``secrets``: those of
+    the URL, newest first; None stands for the tenant's.
     """
 
     id: str
@@ -49,6 +50,7 @@ class OutgoingWebhook:
     tries: int
     disabled: bool = False
     deleted: bool = False
+    request: int | None = None
     secrets: Sequence[str | None] = field(default=(None,), repr=False)
 
 
@@ -87,6 +89,7 @@ class DeliveryStore:
             _outgoing(row, made or 0),
             disabled=row.disabled_at is not None,
             deleted=row.of_endpoint and row.secrets is None,
+            request=row.wanted_at,
             secrets=(None,) if row.secrets is None else signing(row.secrets),
         )
 
@@ -99,8 +102,11 @@ class DeliveryStore:
         delivered: bool,
         next_try_at: datetime | None,
         sent: bool = True,
+        request: int | None = None,
     ) -> RecordedTry:
         """Store a try and update its delivery, and its endpoint too if the try was ``sent``.
+
+        ``request``: that of the OutgoingWebhook with which the try began; a newer one keeps the delivery pending.
 
         A try that failed and has no next one, or whose endpoint is disabled, fails the delivery for good, unless it was
         delivered before. A try that is stored already (it began at the same microsecond) is not stored twice.
@@ -120,7 +126,10 @@ class DeliveryStore:
             if sent:
                 place = (self._database, connection, row.tenant, row.url)
                 endpoint = await endpoints.record_try(*place, one_try, delivered=delivered)
-            await _end_try(connection, delivery_id, delivered, next_try_at if endpoint == "enabled" else None)
+            if row.wanted_at not in (None, request):  # a redelivery, requested since the try began
+                await _note_success(connection, delivery_id, delivered)
+            else:
+                await _end_try(connection, delivery_id, delivered, next_try_at if endpoint == "enabled" else None)
         return RecordedTry(made + 1, endpoint)
 
     @retried
@@ -295,15 +304,16 @@ class DeliveryStore:
             found = (await connection.execute(taken.values(wanted_at=until).returning(*REQUEST))).all()
         return [RedeliveryRequest(*row) for row in found]
 
-    @retried
-    async def clear_request(self, delivery_id: str) -> None:
-        """Delete a delivery's request: its first try was made, and Temporal knows of the next one."""
-        async with self._database.write("fast") as connection:
-            await connection.execute(update(deliveries).where(deliveries.c.id == delivery_id).values(wanted_at=None))
+    async def open_request(self, delivery_id: str) -> RedeliveryRequest | None:
+        """The request of a delivery that Temporal was not notified of; None if there is none."""
+        query = select(*REQUEST).where(deliveries.c.id == delivery_id, deliveries.c.wanted_at.is_not(None))
+        async with self._database.read() as connection:
+            found = (await connection.execute(query)).first()
+        return None if found is None else RedeliveryRequest(*found)
 
     @retried
     async def mark_notified(self, request: RedeliveryRequest) -> None:
-        """Record that Temporal was notified of a request. A newer request for the same delivery stays."""
+        """Record that a request needs no further notice to Temporal. A newer request for the same delivery stays."""
         this = (deliveries.c.id == request.id, deliveries.c.wanted_at == request.until)
         async with self._database.write("fast") as connection:
             await connection.execute(update(deliveries).where(*this).values(wanted_at=None))
@@ -326,12 +336,21 @@ def _request_try(notifying: bool) -> Any:
 
 
 async def _locked(connection: AsyncConnection, delivery_id: str) -> Row[Any]:
-    """A delivery's tenant and URL; its row is locked, so that concurrent tries get different numbers."""
-    query: Select[Any] = select(deliveries.c.tenant, deliveries.c.url).where(deliveries.c.id == delivery_id)
+    """A delivery's place and request; its row is locked, so that concurrent tries get different numbers."""
+    query: Select[Any] = select(deliveries.c.tenant, deliveries.c.url, deliveries.c.wanted_at).where(
+        deliveries.c.id == delivery_id
+    )
     row: Row[Any] | None = (await connection.execute(query.with_for_update())).first()
     if row is None:
         raise DeliveryNotFound
     return row
+
+
+async def _note_success(connection: AsyncConnection, delivery_id: str, delivered: bool) -> None:
+    """Record that a delivery was delivered, which stays pending as another try of it is requested."""
+    if delivered:
+        this = update(deliveries).where(deliveries.c.id == delivery_id)
+        await connection.execute(this.values(delivered_at=micros(now())))
 
 
 async def _end_try(

@@ -365,10 +365,23 @@ def test_a_delivery_is_made_again(door: Gateway, tab: Watched) -> None:
         page = tab.open(job_url(door, job_id))
         webhook = page.get_by_role("region", name="Webhook")
         expect(webhook.get_by_text("HTTP 200")).to_have_count(1)
-        webhook.get_by_role("button", name="Redeliver").click()
+        webhook.get_by_role("button", name="Retry now").click()
         expect(page.get_by_text("It will be delivered again")).to_be_visible()
         expect(webhook.get_by_text("HTTP 200")).to_have_count(2)
-        expect(webhook.get_by_role("button", name="Redeliver")).to_be_enabled()
+        expect(webhook.get_by_role("button", name="Retry now")).to_be_enabled()
+
+
+def test_a_delivery_that_waits_is_tried_now(door: Gateway, tab: Watched) -> None:
+    """It would wait an hour for its next try."""
+    with receiver() as hooks:
+        hooks.answer("/later", [Answer(503, headers={"retry-after": "3600"}), Answer(200)])
+        page = tab.open(job_url(door, ended(door, fields={"callback": hooks.url("/later")})))
+        webhook = page.get_by_role("region", name="Webhook")
+        expect(webhook).to_contain_text("pending, next try")
+        webhook.get_by_role("button", name="Retry now").click()
+        expect(page.get_by_text("The next try is made now")).to_be_visible()
+        expect(webhook).to_contain_text("HTTP 200")
+        expect(page.locator(".timeline li").last).to_contain_text("delivered, 2 tries")
 
 
 def test_a_waiting_job_shows_its_place(door: Gateway, tab: Watched) -> None:

@@ -119,3 +119,27 @@ async def test_what_no_run_has_sealed_is_wanted_at_once(store: JobStore, databas
     (wanted,) = await DeliveryStore(database).take_requests()
     (delivery,) = (await store.queries.get("job_1")).deliveries
     assert wanted.id == delivery.id
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_a_redelivery_asked_for_during_the_first_try_stays(
+    store: JobStore, database: Database, delivered: bool
+) -> None:
+    """The end of the first try answers the request that it began with, and no newer one, whatever its outcome."""
+    deliveries = DeliveryStore(database)
+    await store.acceptance.accept(make_job(job_id="job_1", webhook={"url": "https://hooks.example/x"}))
+    await store.seals.request_cancel("job_1")
+    (delivery,) = (await store.queries.get("job_1")).deliveries
+    first, began = await deliveries.open_request(delivery.id), a_try(200 if delivered else 410)
+    assert first is not None
+    newer = await deliveries.redeliver(delivery.id, notifying=False)
+    await deliveries.record_try(delivery.id, began, delivered=delivered, next_try_at=None, request=first.until)
+    await deliveries.mark_notified(first)
+    assert (await deliveries.outgoing(delivery.id)).status == "pending"
+    (taken,) = await deliveries.take_requests()
+    assert (taken.id, taken.tries, newer.tries) == (delivery.id, 1, 0)
+    await deliveries.mark_notified(taken)
+    assert await deliveries.open_request(delivery.id) is None
+    await deliveries.record_try(delivery.id, a_try(503), delivered=False, next_try_at=None)
+    found = await stored_delivery(deliveries, delivery.id)
+    assert (found.status, len(found.tries)) == ("delivered" if delivered else "failed", 2)

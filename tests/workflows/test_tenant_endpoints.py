@@ -13,6 +13,7 @@ from temporalio.service import RPCError
 from chatjobs.contracts import EndpointRequest, JobStatus, WebhookEventType
 from chatjobs.errors import InvalidSignature
 from chatjobs.webhooks import verify, verify_legacy
+from dispatch.deliveries import try_now
 from domain.names import delivery_id, delivery_workflow_id
 from storage.engine.database import Database
 from storage.webhooks.tenant_endpoints import TenantEndpointStore
@@ -184,3 +185,27 @@ async def test_items_of_a_batch(
     await here.run(batch_id).result()
     assert len({post.event.data.job_id for post in posts}) == 20
     assert len(sender.posts) == 20
+
+
+async def test_a_redelivery_during_the_first_try_is_made(
+    here: House, sender: SenderByUrl, endpoints: TenantEndpointStore
+) -> None:
+    """Temporal was not told of it yet: it stays requested when the first try has ended, and a sweeper has it made."""
+    await endpoints.put("default", EndpointRequest(url=ALL))
+    sender.by_url[ALL] = slow = Gate()
+    job_id = await here.submit()
+    await here.ended(job_id)
+    await slow.reached()
+    which = delivery_id(job_id, COMPLETED, 1, ALL)
+    await here.deliveries.redeliver(which, notifying=False)
+    sender.by_url[ALL] = OK
+    sender.answers = [OK]
+    slow.open()
+
+    async def first_try_over() -> bool:
+        return all(task.get_name() != "first webhook try" for task in asyncio.all_tasks())
+
+    assert await eventually(first_try_over)
+    (taken,) = await here.deliveries.take_requests()
+    await try_now(here.client, here.deliveries, taken)
+    await sender.got(ALL, 2)

@@ -38,8 +38,8 @@ function ChatForm({ title, placeholder, previous, rest = {}, focus = false, href
   const sent = useRef({ text: null, key: null });
 
   useEffect(() => {
-    // Take the focus after an answer, but not from another element, and not on a touch screen.
-    const elsewhere = !["BODY", "H1"].includes(document.activeElement?.tagName);
+    // Take the focus after an answer, but not from another element or from selected text, and not on a touch screen.
+    const elsewhere = !["BODY", "H1"].includes(document.activeElement?.tagName) || !getSelection().isCollapsed;
     if (focus && !elsewhere && matchMedia("(pointer: fine)").matches) form.current.elements.prompt.focus({ preventScroll: true });
   }, []);
 

@@ -1,6 +1,7 @@
 // One job: its request, its answer while it is generated, and its history.
 
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
+import { AnswerTools, Body, JsonBlock, MOST_RENDERED, Seams, TooLong, Words, useStretches, useView } from "./answer.js";
 import { ContentDeleted, feed, isNoJob, isPassing, jobs as client, lookForRequest, streams } from "./api.js";
 import { Composer } from "./chat.js";
 import { count, curl, isOpen, label, many, rate, shortId, span, standing, timeOfDay, webAddress, when } from "./format.js";
@@ -12,7 +13,7 @@ import { BackToList, Link, go, jobHref, placeHere, threadHref } from "./places.j
 import { useMay } from "./roles.js";
 import { ReplayEditor } from "./replay_editor.js";
 import { Branches, EditMessage, editable, leafOf, pathTo, repliesTo, useJobsOf, useTurns } from "./thread.js";
-import { Text, Transcript } from "./transcript.js";
+import { Transcript } from "./transcript.js";
 
 const DELIVERY_PAUSES_MS = [500, 1000, 2000, 4000, 8000, 15_000];
 const DELETED = new Set([404, 410]);
@@ -223,6 +224,10 @@ function useDeletion(job, onDeleted) {
 /** Poll until each webhook is delivered or given up. */
 function useDeliveries(job, request, reload) {
   const looks = useRef(0);
+  const asked = job?.deliveries.map((one) => one.nextTryAt).join() ?? "";
+  useEffect(() => {
+    looks.current = 0; // a try that is made now ends soon
+  }, [asked]);
   const waits = job && !isOpen(job.status) && (job.deliveries.some((one) => one.status === "pending") || (expectsWebhook(job, request) && !job.deliveries.length));
   useEffect(() => {
     if (!waits) {
@@ -304,29 +309,42 @@ function Head({ job, request, session, reload, thread, jobs, hrefOf }) {
 // -------------------------------------------------------------------------------------------------------- talk
 
 function Talk({ job, request, transcript, restarted, answer, jobs, hrefOf }) {
-  const now = useNow(isOpen(job.status) ? 500 : 60_000);
-  const reasons = Boolean(transcript.texts.reasoning);
-  const nothing = !transcript.texts.content && !job.toolCalls?.length;
   return html`<section aria-label="Conversation" class="messages">
     <h2 class="hidden">Conversation</h2>
     ${request ? html`<${Before} messages=${request.messages} job=${job} jobs=${jobs} hrefOf=${hrefOf} />` : null}
     ${job.deletedAt ? html`<p class="muted">The content was deleted on ${when(job.deletedAt)}.</p>` : null}
-    <article class="message assistant" ref=${answer} aria-label="Answer" data-open=${isOpen(job.status)}>
-      <h3>${job.model || "Answer"}</h3>
-      ${restarted ? html`<p class="remark">The answer started over (${restarted}).</p>` : null}
-      <details class="reasoning" open=${isOpen(job.status)} hidden=${!reasons}>
-        <summary>Reasoning</summary>
-        <${Text} transcript=${transcript} channel="reasoning" />
-      </details>
-      <${Text} transcript=${transcript} channel="content" data-testid="answer" />
-      ${isOpen(job.status) && (nothing || job.queue) ? html`<p class="waiting muted">${waitingFor(job, now)}</p>` : null}
-      ${job.toolCalls?.length ? html`<pre class="code">${JSON.stringify(job.toolCalls, null, 2)}</pre>` : null}
-      ${job.status === "incomplete" ? html`<p class="remark">The model stopped at a length limit; the text so far is kept.</p>` : null}
-      ${job.status === "cancelled" ? html`<p class="remark">Cancelled; the text so far is kept.</p>` : null}
-      ${job.error ? html`<div class="trouble"><p><code>${job.error.code}</code> ${job.error.message}</p>
-        ${job.error.cause ? html`<p>What kept it from ending in time: <code>${job.error.cause.code}</code> ${job.error.cause.message}</p>` : null}</div>` : null}
-    </article>
+    <${Answer} ...${{ job, request, transcript, restarted, answer }} />
   </section>`;
+}
+
+function Answer({ job, request, transcript, restarted, answer }) {
+  const now = useNow(isOpen(job.status) ? 500 : 60_000);
+  const [view, setView] = useView();
+  const [seams, setSeams] = useState(false);
+  const [forced, setForced] = useState(false);
+  const { content, reasoning } = transcript.texts;
+  const tooLong = !forced && content.length > MOST_RENDERED;
+  const shown = view === "raw" || tooLong ? "raw" : request?.response_format && request.response_format.type !== "text" ? "json" : "rendered";
+  const stretches = useStretches(job, transcript, seams && content.length + reasoning.length > 0);
+  const channel = (name, view) => ({ transcript, channel: name, view, open: isOpen(job.status), marks: stretches?.[name], attempts: job.attempts });
+  return html`<article class="message assistant" ref=${answer} aria-label="Answer" data-open=${isOpen(job.status)}>
+    <div class="who"><h3>${job.model || "Answer"}</h3>
+      ${job.deletedAt ? null : html`<${AnswerTools} view=${view} onView=${setView} text=${() => transcript.texts.content} id=${job.jobId} />`}</div>
+    <${Seams} job=${job} view=${shown} shown=${seams} onShown=${setSeams} />
+    ${restarted ? html`<p class="remark">The answer started over (${restarted}).</p>` : null}
+    <details class="reasoning" open=${isOpen(job.status)} hidden=${!reasoning}>
+      <summary>Reasoning</summary>
+      <${Body} ...${channel("reasoning", view === "raw" || reasoning.length > MOST_RENDERED ? "raw" : "rendered")} />
+    </details>
+    ${view === "rendered" && tooLong ? html`<${TooLong} length=${content.length} onRender=${() => setForced(true)} />` : null}
+    <${Body} ...${channel("content", shown)} large=${forced} data-testid="answer" />
+    ${isOpen(job.status) && ((!content && !job.toolCalls?.length) || job.queue) ? html`<p class="waiting muted">${waitingFor(job, now)}</p>` : null}
+    ${job.toolCalls?.length ? html`<${JsonBlock} value=${job.toolCalls} />` : null}
+    ${job.status === "incomplete" ? html`<p class="remark">The model stopped at a length limit; the text so far is kept.</p>` : null}
+    ${job.status === "cancelled" ? html`<p class="remark">Cancelled; the text so far is kept.</p>` : null}
+    ${job.error ? html`<div class="trouble"><p><code>${job.error.code}</code> ${job.error.message}</p>
+      ${job.error.cause ? html`<p>What kept it from ending in time: <code>${job.error.cause.code}</code> ${job.error.cause.message}</p>` : null}</div>` : null}
+  </article>`;
 }
 
 function waitingFor(job, now) {
@@ -362,20 +380,27 @@ function Before({ messages, job, jobs, hrefOf }) {
 
 const NAMES = { user: "You", system: "System", assistant: "Assistant", tool: "Tool" };
 
-/** `job`: the one whose answer it is. */
+/** `job`: the one whose answer it is. What was asked is shown as it was written; what a model wrote, rendered. */
 function Message({ message, job, tools }) {
   const text = textOf(message.content);
-  const long = text.length > (message.role === "assistant" ? LONG_ANSWER : SHORT);
+  const written = message.role === "assistant";
+  const [view, setView] = useView();
+  const long = text.length > (written ? LONG_ANSWER : SHORT);
   const thoughts = thoughtsOf(message.content);
   const name = job ? html`<${Link} href=${jobHref(job.jobId)} title=${job.jobId}>${job.model}<//>` : (NAMES[message.role] ?? message.role);
+  const words = written ? html`<${Words} text=${text} view=${view} />` : html`<div class="text">${text}</div>`;
   return html`<article class=${`message ${message.role}`} aria-label=${message.role}>
-    <div class="who"><h3>${name}</h3>${tools}</div>
-    ${thoughts ? html`<details class="reasoning"><summary>Reasoning</summary><div class="text">${thoughts}</div></details>` : null}
-    ${long
-      ? html`<details><summary>${text.slice(0, SHORT / 2)}…</summary><div class="text">${text}</div></details>`
-      : html`<div class="text">${text}</div>`}
-    ${message.tool_calls?.length ? html`<pre class="code">${JSON.stringify(message.tool_calls, null, 2)}</pre>` : null}
+    <div class="who"><h3>${name}</h3>${written && text ? html`<${AnswerTools} view=${view} onView=${setView} text=${() => text} id=${job?.jobId} />` : null}${tools}</div>
+    ${thoughts ? html`<details class="reasoning"><summary>Reasoning</summary><${Words} text=${thoughts} view=${view} /></details>` : null}
+    ${long ? html`<${Folded} text=${text}>${words}<//>` : words}
+    ${message.tool_calls?.length ? html`<${JsonBlock} value=${message.tool_calls} />` : null}
   </article>`;
+}
+
+/** A long text by its beginning; made once it is opened. */
+function Folded({ text, children }) {
+  const [opened, setOpened] = useState(false);
+  return html`<details onToggle=${(event) => event.currentTarget.open && setOpened(true)}><summary>${text.slice(0, SHORT / 2)}…</summary>${opened ? children : null}</details>`;
 }
 
 const isThought = (part) => part.type === "thinking";
@@ -478,6 +503,7 @@ function Attempts({ job }) {
           <p><b>${one.number}</b> <span class="outcome" data-tone=${one.outcome ? (GOOD.has(one.outcome) ? "good" : "bad") : "now"}>${one.outcome ?? "running"}</span>
             ${one.httpStatus ? html`<span class="tag">HTTP ${one.httpStatus}</span>` : null}</p>
           <p class="muted">${[
+            one.model,
             one.firstTokenMs != null && `first token ${span(one.firstTokenMs)}`,
             one.tokensPerSecond != null && rate(one.tokensPerSecond),
             one.usage && `${count(one.usage.total_tokens)} tokens${one.estimated ? " (estimated)" : ""}`,
@@ -485,6 +511,7 @@ function Attempts({ job }) {
         </li>`,
       )}
     </ul>
+    ${job.wastedTokens ? html`<p class="muted wasted">${many(job.wastedTokens, "token")} wasted${job.usageEstimated ? " (partly estimated)" : ""}: text that was dropped, and prompts that were sent again</p>` : null}
   <//>`;
 }
 
@@ -493,11 +520,11 @@ function Deliveries({ job, reload }) {
   const [problem, setProblem] = useState(null);
   const mayWrite = useMay("write");
   if (!job.deliveries.length) return null;
-  const redeliver = async (delivery) => {
+  const retryNow = async (delivery) => {
     setBusy(delivery.id);
     try {
       await client.redeliver(job.jobId, delivery.id);
-      say("It will be delivered again");
+      say(delivery.status === "pending" ? "The next try is made now" : "It will be delivered again");
       setProblem(null);
     } catch (error) {
       setProblem(error);
@@ -509,8 +536,8 @@ function Deliveries({ job, reload }) {
     ${job.deliveries.map(
       (delivery) => html`<div key=${delivery.id} class="delivery">
         <p class="url">${delivery.url}</p>
-        <p class="again"><span class="muted">${delivery.event} · ${delivery.status}</span>
-          ${mayWrite ? html`<button type="button" class="quiet" onClick=${() => redeliver(delivery)} disabled=${busy !== null}>${busy === delivery.id ? "Sending…" : "Redeliver"}</button>` : null}</p>
+        <p class="again"><span class="muted">${delivery.event} · ${delivery.status}${delivery.status === "pending" && delivery.nextTryAt ? `, next try ${timeOfDay(delivery.nextTryAt)}` : ""}</span>
+          ${mayWrite ? html`<button type="button" class="quiet" onClick=${() => retryNow(delivery)} disabled=${busy !== null}>${busy === delivery.id ? "Sending…" : "Retry now"}</button>` : null}</p>
         <ul class="facts">
           ${delivery.tries.map(
             (one) => html`<li key=${one.number}>

@@ -1,7 +1,5 @@
-// The text of an answer while it is generated. It is written into text nodes directly: rendering for every token is too
-// slow, and text can never become markup.
-
-import { html, useLayoutEffect, useRef } from "./vendor/htm-preact.js";
+// The text of an answer while it is generated. Those who show it are told of each change: rendering the view for every
+// token is too slow.
 
 const RATE_SECONDS = 5;
 
@@ -14,6 +12,7 @@ export class Transcript {
 
   restart() {
     this.texts = { content: "", reasoning: "" };
+    this.runs = [];
     this.characters = 0;
     this.tokens = 0;
     this.firstAt = null;
@@ -35,12 +34,21 @@ export class Transcript {
 
   /** Append a chunk; its id has the number of characters up to its end. */
   take({ content, channel, tokenCount }, id) {
-    this.characters = Number(id.split(".")[1]);
+    const position = Number(id.split(".")[1]);
+    this.#count(channel, position - this.characters);
+    this.characters = position;
     this.tokens = tokenCount;
     const now = performance.now() / 1000;
     this.firstAt ??= Date.now();
     this.marks = [...this.marks.filter(([at]) => at > now - RATE_SECONDS), [now, tokenCount]];
     this.append(channel, content);
+  }
+
+  /** How the channels follow each other, in characters. */
+  #count(channel, length) {
+    const last = this.runs.at(-1);
+    if (last?.channel === channel) last.length += length;
+    else this.runs.push({ channel, length });
   }
 
   append(channel, text) {
@@ -58,35 +66,4 @@ export class Transcript {
     const [first, last] = [this.marks[0], this.marks.at(-1)];
     return first && last[0] - first[0] > 0.5 ? (last[1] - first[1]) / (last[0] - first[0]) : null;
   }
-}
-
-/** One channel's text; text that arrives between two animation frames is written at once. */
-export function Text({ transcript, channel, ...rest }) {
-  const ref = useRef(null);
-  useLayoutEffect(() => {
-    const node = document.createTextNode(transcript.texts[channel]);
-    ref.current.replaceChildren(node);
-    let waiting = "";
-    let frame = 0;
-    const write = () => {
-      frame = 0;
-      node.appendData(waiting);
-      waiting = "";
-    };
-    const watch = (change) => {
-      if (change === null) {
-        waiting = "";
-        node.data = "";
-      } else if (change.channel === channel) {
-        waiting += change.text;
-        frame ||= requestAnimationFrame(write);
-      }
-    };
-    transcript.watchers.add(watch);
-    return () => {
-      transcript.watchers.delete(watch);
-      cancelAnimationFrame(frame);
-    };
-  }, [transcript, channel]);
-  return html`<div class="text" ref=${ref} ...${rest}></div>`;
 }
