@@ -283,6 +283,7 @@ HOSTILE: dict[str, tuple[Any, str, str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", HOSTILE)
 async def test_hostile_schemas_and_answers(checks: SchemaChecks, case: str) -> None:
     """Nothing takes for ever, and what is not known counts as no match. Honest answers beside it are checked."""
@@ -295,6 +296,7 @@ async def test_hostile_schemas_and_answers(checks: SchemaChecks, case: str) -> N
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.long
 async def test_memory_is_limited(checks: SchemaChecks) -> None:
     """Of the process of the check, which goes on after it."""
     found = await checks.check("{}", "[" + "[]," * 5_000_000 + "1]")
@@ -302,6 +304,7 @@ async def test_memory_is_limited(checks: SchemaChecks) -> None:
     assert (await checks.check("{}", "1")).matches
 
 
+@pytest.mark.long
 async def test_a_schema_that_takes_for_ever_holds_up_no_other(checks: SchemaChecks) -> None:
     """Of many such checks at once, only a few wait; a slow but honest one is made all the same."""
     schema, text = json.dumps({"pattern": "^(a|a)+$"}), json.dumps("a" * 40 + "!")

@@ -18,8 +18,12 @@ from chatjobs.errors import InvalidRequest
 from domain.continuing import AS_MISTRAL, Drops, Practice, Way
 from domain.values import Cursor
 from providers.mistral.chat import MistralChat
+from storage.batches.queries import BatchQueries
 from storage.engine.database import Database
-from tests.support.fakes import PATIENCE, ScriptedModel, text
+from storage.jobs import repairs
+from tests.support.batches import submit_batch
+from tests.support.factories import make_body
+from tests.support.fakes import PATIENCE, PromptedModel, ScriptedModel, eventually, text
 from tests.support.fakes import STOP as END
 from tests.support.house import HOOK, QUICK, House, house
 from tests.support.simulator_process import SimulatorProcess, prompt, simulator
@@ -284,3 +288,81 @@ async def test_half_of_a_pair_at_the_end(client: Client, sqlite: Database) -> No
     async with house(client, sqlite, model=model, timings=QUICK) as here:
         job = await here.ended(await here.submit(response_format=WANTED))
     assert (job.status, job.content, outcomes(job)) == (COMPLETED, RIGHT, [MISMATCH, FINISHED])
+
+
+# ---------------------------------------------------------------------------------- after the end, and elsewhere
+
+
+async def test_a_failed_job_that_is_resumed_has_its_repairs_again(client: Client, database: Database) -> None:
+    """It begins with a repair of the last answer; a replay begins anew."""
+    scripts = [[*text(answer), END] for answer in (WRONG, PROSE, WORSE, RIGHT, RIGHT)]
+    async with house(client, database, model=ScriptedModel(*scripts), timings=QUICK) as here:
+        job_id = await here.submit(response_format=WANTED)
+        assert (await here.ended(job_id)).status is FAILED
+        await here.intake.start(await here.jobs.seals.resume(job_id))
+        await eventually(lambda: is_completed(here, job_id))
+        job = await here.jobs.queries.get(job_id)
+        assert (job.content, outcomes(job)) == (RIGHT, [MISMATCH, MISMATCH, MISMATCH, FINISHED])
+        asked = [[str(message.content) for message in request.messages] for request in here.model.requests]
+        assert [messages[1:2] for messages in asked] == [[], [WRONG], [PROSE], [WORSE]]
+        replayed = await here.intake.replay(job_id, tenant="default")
+        await here.start(replayed.job_id)
+        assert (await here.ended(replayed.job_id)).status is COMPLETED
+        assert len(here.model.requests[-1].messages) == 1
+
+
+async def is_completed(here: House, job_id: str) -> bool:
+    return (await here.jobs.queries.get(job_id)).status is COMPLETED
+
+
+async def test_an_answer_that_was_deleted_leaves_no_wrong_one(client: Client, database: Database) -> None:
+    scripts = [[*text(answer), END] for answer in (WRONG, RIGHT)]
+    async with house(client, database, model=ScriptedModel(*scripts), timings=QUICK) as here:
+        job_id = await here.submit(response_format=WANTED)
+        await here.ended(job_id)
+        async with database.read() as connection:
+            kept = await repairs.latest(connection, job_id)
+        assert kept is not None
+        assert (kept.epoch, kept.content) == (1, WRONG)
+        await here.jobs.seals.delete(job_id, "default")
+        async with database.read() as connection:
+            assert await repairs.latest(connection, job_id) is None
+
+
+async def test_items_of_a_batch(client: Client, sqlite: Database) -> None:
+    """A slice of a batch makes the repairs of its items, and others are answered meanwhile."""
+    scripts = {
+        "right": [[*text(RIGHT), END]],
+        "wrong": [[*text(WRONG), END], [*text(RIGHT), END]],
+        "never": [[*text(WRONG), END]],
+    }
+    model = PromptedModel(scripts)
+    async with house(client, sqlite, model=model, timings=QUICK) as here:
+        bodies = [make_body(words, response_format=WANTED) for words in scripts]
+        batch_id = await submit_batch(sqlite, client, bodies)
+        async with asyncio.timeout(PATIENCE):
+            await client.get_workflow_handle(batch_id).result()
+        batch = await BatchQueries(sqlite).get(batch_id)
+        assert (batch.counts.completed, batch.counts.failed) == (2, 1)
+        assert sorted(model.prompts()) == ["never", "never", "right", "wrong", "wrong"]
+
+
+async def test_a_job_that_goes_on_with_a_conversation(here: House, sim: SimulatorProcess) -> None:
+    """The repair comes behind the whole conversation."""
+    first, _ = await told(here, {"text": RIGHT})
+    second, _ = await told(here, {"text": WRONG, "repairs": [{"text": RIGHT}]}, previousJobId=first.job_id)
+    assert (second.status, second.content, second.thread) == (COMPLETED, RIGHT, first.job_id)
+    roles = [message["role"] for message in sim.requests()[-1]["messages"]]
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
+
+
+async def test_straight_through_temporal(here: House) -> None:
+    """The run of a request with a schema that cannot be checked fails at once, without a call."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#"}}}
+    handle = await here.direct({"request": make_body(response_format=wanted)})
+    job = await here.ended(handle.id)
+    assert (job.status, job.error and job.error.code, job.attempts) == (FAILED, "validation_failed", ())
+    handle = await here.direct({"request": make_body(prompt("direct", text=WRONG), response_format=WANTED)})
+    job = await here.ended(handle.id)
+    assert (job.status, outcomes(job)) == (FAILED, [MISMATCH, MISMATCH])
+    assert (await here.failure(handle.id)).type == MISMATCH
