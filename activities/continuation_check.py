@@ -21,7 +21,7 @@ from chatjobs.contracts import Channel, ChatRequest
 from domain.errors import UpstreamError, UpstreamRefused
 from domain.estimates import prompt_tokens
 from domain.ports import ChatModel, Continuing, Finish, TextDelta
-from domain.seams import AnswerText, CutPlace, Seam, SeamOutcome, agreement, compared, cuts, joined
+from domain.seams import AnswerText, CutPlace, Comparison, SeamOutcome, agreement, compared, cuts, joined
 from domain.text import Normaliser
 from domain.tokens import Sample
 from domain.trust import NO_CONTROLS, ControlAnswers, JudgedSeam, Judgement
@@ -234,7 +234,7 @@ class ContinuationCheck:
         except UpstreamError as error:
             if not continuation.starts_over(error):
                 raise CheckEnded(error.message) from None
-            seam, why = Seam(SeamOutcome.RESET), error.message
+            seam, why = Comparison(SeamOutcome.RESET), error.message
         else:
             seam = joined(said, rest, own) if other else _judged(answers, said, rest, own)
         shown = said[-SHOWN:], own.text[:SHOWN]
@@ -248,7 +248,7 @@ class ContinuationCheck:
         return continuation.plan(request, past, runs, samples, self.model.unsent(request, said))
 
 
-def _judged(answers: TaskAnswers, said: str, rest: AnswerText, own: AnswerText) -> Seam:
+def _judged(answers: TaskAnswers, said: str, rest: AnswerText, own: AnswerText) -> Comparison:
     """The finding on a continuation. Where the server says something else each time, other words show nothing."""
     found = compared(said, rest, own)
     if answers.same:
@@ -257,7 +257,7 @@ def _judged(answers: TaskAnswers, said: str, rest: AnswerText, own: AnswerText) 
     if second.text.startswith(said):
         again = compared(said, _divided(second, len(said))[1], own)
         found = max(found, again, key=lambda one: (one.outcome is SeamOutcome.EQUAL, one.equal))
-    return Seam(SeamOutcome.UNDECIDED, found.equal) if found.outcome in _OTHERWISE else found
+    return Comparison(SeamOutcome.UNDECIDED, found.equal) if found.outcome in _OTHERWISE else found
 
 
 def _divided(answer: AnswerText, at: int) -> tuple[str, AnswerText]:

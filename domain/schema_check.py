@@ -4,13 +4,8 @@ The process can be killed, which a thread cannot: a regular expression, or refer
 for ever. The kernel ends it once a check has used up its time (SIGPROF), also if its parent has died meanwhile; its
 memory is limited. It is started by its path, in isolated mode, so that it imports nothing but jsonschema.
 
-<<<<<<< HEAD
-An order is a head (HEAD: the length of what follows, the seconds of processor time) and a CheckOrder as JSON. A reply
-is a length (LENGTH) and a CheckVerdict as JSON.
-=======
 An order is a head (HEAD: the length of what follows, and the seconds of processor time) and a CheckOrder as JSON. A
 reply is a length (LENGTH) and a CheckVerdict as JSON.
->>>>>>> cb208c5bd5e270900299339b6a90bc02ef950fc2
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class AnswerText:
         return "".join(self.pieces)
 
 
-class Seam(NamedTuple):
+class Comparison(NamedTuple):
     """What a comparison found; ``equal``: characters behind the cut that agree with the uninterrupted answer."""
 
     outcome: SeamOutcome
@@ -158,23 +158,23 @@ def _spread(places: Sequence[CutPlace]) -> list[CutPlace]:
 # ---------------------------------------------------------------------------------------------- is it the same
 
 
-def compared(said: str, rest: AnswerText, own: AnswerText) -> Seam:
+def compared(said: str, rest: AnswerText, own: AnswerText) -> Comparison:
     """Whether ``own`` goes on from ``said`` as ``rest``, the uninterrupted answer, does."""
     expected, found = rest.text, own.text
     same = agreement(expected, found)
     if _is_equal(expected, found, same, rest, own):
-        return Seam(SeamOutcome.EQUAL, same)
+        return Comparison(SeamOutcome.EQUAL, same)
     if not found.strip():
-        return Seam(SeamOutcome.ENDED)
+        return Comparison(SeamOutcome.ENDED)
     if same >= SURELY:
-        return Seam(SeamOutcome.WANDERS, same)
+        return Comparison(SeamOutcome.WANDERS, same)
     if same == len(found):  # it ended within a few characters
-        return Seam(SeamOutcome.ENDED, same)
+        return Comparison(SeamOutcome.ENDED, same)
     if _only_whitespace_differs(expected, found):
-        return Seam(SeamOutcome.SPACE, same)
+        return Comparison(SeamOutcome.SPACE, same)
     if (fault := _said_before(said, found, expected)) is not None:
-        return Seam(fault, same)
-    return Seam(SeamOutcome.WANDERS if same and not _in_a_word(said, found, same) else SeamOutcome.OTHER, same)
+        return Comparison(fault, same)
+    return Comparison(SeamOutcome.WANDERS if same and not _in_a_word(said, found, same) else SeamOutcome.OTHER, same)
 
 
 def _is_equal(expected: str, found: str, same: int, rest: AnswerText, own: AnswerText) -> bool:
@@ -227,7 +227,7 @@ def overlap(text: str, own: str) -> int:
 # ------------------------------------------------------------------------------------------ by another model
 
 
-def joined(said: str, rest: AnswerText, own: AnswerText) -> Seam:
+def joined(said: str, rest: AnswerText, own: AnswerText) -> Comparison:
     """Whether ``own``, of another model, goes on from ``said``. ``rest`` is what the first model said.
 
     There is no answer that it should equal. Only what no model would mean is a fault: text that is said again, a new
@@ -236,16 +236,16 @@ def joined(said: str, rest: AnswerText, own: AnswerText) -> Seam:
     found = own.text
     same = agreement(rest.text, found)
     if not found.strip():
-        return Seam(SeamOutcome.ENDED)
+        return Comparison(SeamOutcome.ENDED)
     if _is_equal(rest.text, found, same, rest, own):
-        return Seam(SeamOutcome.EQUAL, same)
+        return Comparison(SeamOutcome.EQUAL, same)
     if same < SURELY and (fault := _said_before(said, found, rest.text)) is not None:
-        return Seam(fault, same)
+        return Comparison(fault, same)
     if _script(found) not in (None, _script(said), _script(rest.text)):
-        return Seam(SeamOutcome.SCRIPT, same)
+        return Comparison(SeamOutcome.SCRIPT, same)
     if _breaks_list(said, found) or _breaks_row(said, found):
-        return Seam(SeamOutcome.FORM, same)
-    return Seam(SeamOutcome.WANDERS if same >= SURELY else SeamOutcome.OTHER, same)
+        return Comparison(SeamOutcome.FORM, same)
+    return Comparison(SeamOutcome.WANDERS if same >= SURELY else SeamOutcome.OTHER, same)
 
 
 def _script(text: str) -> str | None:
