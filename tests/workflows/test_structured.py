@@ -209,6 +209,7 @@ async def test_the_limit_of_tokens_holds_for_repairs(here: House) -> None:
     assert resets == []
 
 
+@pytest.mark.long
 async def test_a_check_that_takes_for_ever(here: House) -> None:
     """Ends the job with a code of its own, never with a success; others are checked meanwhile."""
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
@@ -337,7 +338,7 @@ async def test_items_of_a_batch(client: Client, sqlite: Database) -> None:
         "never": [[*text(WRONG), END]],
     }
     model = PromptedModel(scripts)
-    async with house(client, sqlite, model=model, timings=QUICK) as here:
+    async with house(client, sqlite, model=model, timings=QUICK):
         bodies = [make_body(words, response_format=WANTED) for words in scripts]
         batch_id = await submit_batch(sqlite, client, bodies)
         async with asyncio.timeout(PATIENCE):
