@@ -274,7 +274,7 @@ def _plain_text(chunk: Any) -> str | None:
         delta = choice["delta"]
         text = delta["content"]
         if (
-            choice["finish_reason"] is None
+            choice.get("finish_reason") is None
             and choice["index"] == 0
             and type(text) is str
             and text

@@ -67,8 +67,10 @@ class Extras:
     def _take(self, place: str, holder: JsonObject, known: frozenset[str]) -> None:
         fields = self._fields[place]
         for name, value in holder.items():
-            if name in known or value in (None, "", [], {}) or fields.get(name) == value:
+            if name in known or value in (None, "", [], {}):
                 continue
+            if fields.get(name) == value and not (place and isinstance(value, list | dict)):
+                continue  # repeated; but a list in a choice is one more piece, also if it is the same
             path = f"{place}.{name}"[:LONGEST_NAME].lstrip(".")
             if path not in self._dropped:
                 self._keep(fields, path, name, value)

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from chatjobs.contracts import Channel, FunctionCall, JobStatus, PlacedPart, ToolCall, Usage
+from chatjobs.contracts import Channel, FunctionCall, JobStatus, JsonObject, PlacedPart, ToolCall, Usage
 from chatjobs.errors import JobFinished, JobNotFound
 from domain.errors import FenceLost, SealConflict
 from domain.values import Cursor
 from storage.engine.database import Database
 from storage.engine.schema import transcript
+from storage.jobs.listing import JobFilter, JobList
 from storage.jobs.store import JobStore
 from storage.transcript.reader import TranscriptReader
 from storage.transcript.writer import TranscriptWriter
@@ -92,6 +93,25 @@ async def test_parts_that_are_not_text_survive(store: JobStore, writer: Transcri
     after = await store.queries.get(job_id)
     expected = (PlacedPart(position=3, part={"type": "reference", "reference_ids": [1, "a\ufffd"]}),)
     assert before.content_parts == after.content_parts == expected
+
+
+async def test_what_is_beside_the_answer_survives_until_its_content_is_deleted(
+    store: JobStore, writer: TranscriptWriter, database: Database
+) -> None:
+    job_id = await accepted(store)
+    claim = await claimed(store, job_id)
+    job_writer = await wrote(writer, claim, "Hello")
+    extra: JsonObject = {"citations": ["x"], "choice": {"logprobs": {"content": [{"token": "Hello\0"}]}}}
+    await job_writer.finish(finished(claim, extra=extra))
+    before = await store.queries.get(job_id)
+    await store.seals.seal(ending(job_id), run_id="run-1")
+    after, outline = await store.queries.get(job_id), await store.queries.outline(job_id)
+    expected = {"citations": ["x"], "choice": {"logprobs": {"content": [{"token": "Hello\ufffd"}]}}}
+    assert before.extra == after.extra == outline.extra == expected
+    (listed,) = await JobList(database).page(JobFilter(), tenant=None, before=None, limit=1)
+    assert listed.extra is None
+    await store.seals.delete(job_id)
+    assert (await store.queries.get(job_id)).extra is None
 
 
 async def test_text_and_finish_arrive_together(store: JobStore, writer: TranscriptWriter) -> None:

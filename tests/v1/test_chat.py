@@ -89,6 +89,25 @@ def test_other_parts_of_an_answer_are_at_their_places(http: httpx2.Client) -> No
     assert {"content": [part]} in [one["choices"][0]["delta"] for one in streamed[:-1]]
 
 
+def test_what_the_server_sends_beside_an_answer_stands_where_it_stood(http: httpx2.Client) -> None:
+    """In the object, and in the last chunk; the job has it as ``extra``. As llama.cpp writes it."""
+    words = {"text": "Yes.", "dialect": "llamacpp"}
+    answer = ask(http, prompt(**words))
+    job = http.get(f"/api/jobs/{answer.headers['x-job-id']}").json()
+    assert set(job["extra"]) == {"system_fingerprint", "timings"}
+    assert {name: answer.json()[name] for name in job["extra"]} == job["extra"]
+    *others, last, _ = chunks(ask(http, prompt(**words), stream=True))
+    assert {name: last[name] for name in job["extra"]} == job["extra"]
+    assert not any("timings" in one for one in others)
+    assert last["choices"] == [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}]
+    assert "extra" not in http.get(f"/api/jobs/{ask(http, prompt(tokens=1)).headers['x-job-id']}").json()
+
+
+def test_a_model_that_does_not_exist_is_not_found(http: httpx2.Client) -> None:
+    answer = http.post(PATH, json=body(prompt()) | {"model": "ghost-7b"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
 def test_unknown_parameters_are_forwarded(http: httpx2.Client) -> None:
     """Mistral itself refuses this one, and names it."""
     answer = ask(http, prompt(), thinking_budget={"tokens": 5})
