@@ -202,9 +202,8 @@ class LiveExamination:
         verdict = f"{subject} at {self._server}: {judgement.words}"
         if not self._used(judgement.model):
             status, fix = "problem" if status == "problem" else "warning", "set CHATJOBS_CONTINUATION=auto"
-            verdict += (
-                f"; so with auto: CHATJOBS_CONTINUATION={self._settings.chatjobs_continuation} asks in another way"
-            )
+            setting = self._settings.chatjobs_continuation
+            verdict += f"; so with auto: CHATJOBS_CONTINUATION={setting} does not use this way"
         name = "live: trust" if judgement.other is None else "live: handover"
         return [*seams, Finding(name, status, verdict, fix)]
 

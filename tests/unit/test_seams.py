@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain.seams import (
@@ -70,6 +70,7 @@ def test_the_kind_of_a_place(before: str, after: str, kind: Spot) -> None:
     assert spot(before + after, len(before)) is kind
 
 
+@settings(deadline=None)
 @given(st.lists(PIECES, max_size=4), st.integers(0, 30))
 def test_answers_are_cut_between_deltas_only(answers: Sequence[Sequence[str]], most: int) -> None:
     """At different places, always the same ones, with enough text on both sides."""
@@ -97,6 +98,7 @@ def test_few_cuts_have_many_kinds_and_all_answers() -> None:
 # --------------------------------------------------------------------------------------------------- comparison
 
 
+@settings(deadline=None)
 @given(TEXTS, TEXTS, st.integers(1, 60), st.booleans())
 def test_what_goes_on_the_same_is_equal(said: str, rest: str, at: int, open_: bool) -> None:
     """Also where one of the two was cut off at a length limit, and only there."""
@@ -109,6 +111,7 @@ def test_what_goes_on_the_same_is_equal(said: str, rest: str, at: int, open_: bo
         assert compared(said, answer(part, cut_off=True), answer(rest)).outcome is SeamOutcome.EQUAL
 
 
+@settings(deadline=None)
 @given(TEXTS, TEXTS, st.text(max_size=30))
 def test_no_agreement_is_wrong(said: str, rest: str, more: str) -> None:
     """An answer that went on for some characters as the uninterrupted one did has read the text."""
@@ -116,6 +119,7 @@ def test_no_agreement_is_wrong(said: str, rest: str, more: str) -> None:
     assert compared(said, answer(rest), answer(own)).outcome not in WRONG - {SeamOutcome.ENDED}
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_repetition_is_found(seed: int) -> None:
     """Of the end of the text so far, or of its beginning, at once or behind a few words."""
@@ -260,6 +264,7 @@ def test_the_words_of_a_verdict() -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.data())
 def test_the_bound_is_that_of_clopper_and_pearson(of: int, data: st.DataObject) -> None:
     """With nothing found, 1 - 0.05^(1/n); it falls with more places and grows with more found."""
