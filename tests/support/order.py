@@ -13,7 +13,7 @@ faults_temporal continuation page doctor deploys standalone ways_to_continue fau
 chat_batch tokens needs drill attempts queue_times health mistral_decoding accept faults_postgres compose lanes
 retention webhook_crowd limiter worker llmock openapi delayed_jobs at_once batch_pace pauses storage_reading
 redelivery keys http_layer chat_job queue repeated_runs page_feed storage_fence client nginx storage_sealing
-upstream_faults odd_streams breaker aimock
+upstream_faults odd_streams breaker aimock page_lists replay_editor
 """
 LONGEST_FIRST = tuple(f"test_{name}.py" for name in NAMES.split())
 
