@@ -21,7 +21,7 @@ from chatjobs.contracts import Channel, ChatRequest
 from domain.errors import UpstreamError, UpstreamRefused
 from domain.estimates import prompt_tokens
 from domain.ports import ChatModel, Continuing, Finish, TextDelta
-from domain.seams import AnswerText, CutPlace, Comparison, SeamOutcome, agreement, compared, cuts, joined
+from domain.seams import AnswerText, Comparison, CutPlace, SeamOutcome, agreement, compared, cuts, joined
 from domain.text import Normaliser
 from domain.tokens import Sample
 from domain.trust import NO_CONTROLS, ControlAnswers, JudgedSeam, Judgement

@@ -55,7 +55,7 @@ ITEMS = (
 )
 
 SPENT = (
-    select(jobs.c.model, attempts.c.usage, attempts.c.lane)
+    select(func.coalesce(attempts.c.model, jobs.c.model).label("model"), attempts.c.usage, attempts.c.lane)
     .select_from(attempts.join(jobs, jobs.c.id == attempts.c.job_id))
     .where(jobs.c.batch_id == bindparam("key"), jobs.c.completed_at.is_not(None), attempts.c.usage.is_not(None))
 )

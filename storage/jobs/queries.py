@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TypedDict, Unpack
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, func, select
 
 from chatjobs.contracts import ChatRequest, JobStatus, Usage
 from chatjobs.errors import ContentDeleted, JobNotFound
@@ -22,8 +22,9 @@ from storage.jobs.rows import REQUEST, RESPONSE, by_id
 from storage.rate_limits.limiter import Limiter
 
 IDS_AT_ONCE = 500
+_CALLED = func.coalesce(attempts.c.model, jobs.c.model).label("model")  # attempts of earlier versions do not say
 CALLS = (
-    select(attempts.c.job_id, jobs.c.model, attempts.c.usage, attempts.c.lane, batches.c.lane.label("batch_lane"))
+    select(attempts.c.job_id, _CALLED, attempts.c.usage, attempts.c.lane, batches.c.lane.label("batch_lane"))
     .select_from(attempts.join(jobs, jobs.c.id == attempts.c.job_id))
     .outerjoin(batches, batches.c.id == jobs.c.batch_id)
     .where(attempts.c.job_id.in_(bindparam("ids", expanding=True)), attempts.c.usage.is_not(None))

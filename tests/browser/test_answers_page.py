@@ -456,4 +456,4 @@ def report(what: str, page: Page) -> float:
     frames = sorted(page.evaluate("window.frames_"))
     figures = {"median": statistics.median(frames), "p95": frames[int(len(frames) * 0.95)], "max": frames[-1]}
     print(what, len(frames), "frames, in ms:", {name: round(value, 1) for name, value in figures.items()})  # noqa: T201
-    return figures["median"]
+    return float(figures["median"])
