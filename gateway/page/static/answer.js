@@ -11,8 +11,10 @@ import { RawText } from "./raw.js";
 const VIEW = "chatjobs.view";
 /** Characters of an answer that is rendered without being asked to. */
 export const MOST_RENDERED = 300_000;
-/** Characters that one animation frame renders; and the first one of a whole text, which has its height at once. */
+/** Characters that one animation frame renders, or this part of those before, as each frame lays them out again. */
 const SLICE = 40_000;
+const GROWTH = 1 / 8;
+/** Those of the first frame of a whole text, which then has its height at once. */
 const FIRST_SLICE = 150_000;
 /** The part of the time that rendering takes while text arrives: one of so many. */
 const SHARE = 8;
@@ -121,7 +123,7 @@ function keepShown(shown, transcript, channel, done) {
   const write = () => {
     frame = 0;
     const text = transcript.texts[channel];
-    length = Math.min(text.length, length || !done.current ? length + SLICE : FIRST_SLICE);
+    length = Math.min(text.length, length || !done.current ? Math.floor(length + Math.max(SLICE, length * GROWTH)) : FIRST_SLICE);
     const began = performance.now();
     shown.show(length === text.length ? text : text.slice(0, length));
     const whole = length === text.length;
@@ -280,5 +282,5 @@ export function Seams({ job, view, shown, onShown }) {
 
 /** In place of an answer that is not rendered unasked. */
 export function TooLong({ length, onRender }) {
-  return html`<p class="remark">The answer has ${count(length)} characters and is shown as it is. <button type="button" onClick=${onRender}>Render it</button></p>`;
+  return html`<p class="remark">The answer has ${count(length)} characters and is shown as it is. Rendered, it takes some seconds. <button type="button" onClick=${onRender}>Render it</button></p>`;
 }
