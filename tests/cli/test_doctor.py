@@ -436,10 +436,15 @@ def test_live_tells_the_echo(
     assert space in report["live: space"][1]
     assert report["live: joint"][0] == "ok"
     assert "trust continued answers: 12 of 12 equal" in report["live: trust"][1]
-    first, second = running.simulator.requests("Count from one")
+    first, second = _understood(running)
     assert (first["parameters"]["max_tokens"], second["parameters"]["max_tokens"]) == (FIRST_TOKENS, MORE_TOKENS)
     assert first["prefix"] is None
     assert second["prefix"].endswith(" ") == usage
+
+
+def _understood(running: Stack) -> list[dict[str, Any]]:
+    """The calls about the cut answer, without the one that asked for ``stream_options``, which Mistral refuses."""
+    return [call for call in running.simulator.requests("Count from one") if call["status"] != 422]
 
 
 def test_live_with_an_echo_that_differs(call: Call, running: Stack, scripted: Callable[..., None]) -> None:
@@ -449,7 +454,7 @@ def test_live_with_an_echo_that_differs(call: Call, running: Stack, scripted: Ca
     assert (report.code, report["live: continuing"][0]) == (0, "warning")
     checks = {one["check"] for one in report.findings}
     assert not checks & {"live: echo", "live: joint", "live: space", "live: trust"}
-    assert len(running.simulator.requests("Count from one")) == 1
+    assert len(_understood(running)) == 1
 
 
 @pytest.mark.parametrize(
@@ -468,7 +473,7 @@ def test_live_stops_at_a_refusal(
     status, found, fix = report["live"]
     assert (report.code, status, words in found) == (1, "problem", True), found
     assert ("in 7 s" in fix) == (fault["kind"] == 429)
-    assert len(running.simulator.requests("Count from one")) == 1
+    assert len(_understood(running)) == 1
 
 
 def test_live_without_usage_or_headers(call: Call, scripted: Callable[..., None]) -> None:

@@ -310,7 +310,7 @@ async def test_a_deleted_job_keeps_what_it_cost_and_nothing_that_was_said(
     assert SECRET in await everything(database)
     await store.seals.delete(job_id)
     after = await store.queries.get(job_id)
-    nothing: dict[str, Any] = {"content": None, "preview": None, "deliveries": (), "metadata": {}}
+    nothing: dict[str, Any] = {"content": None, "preview": None, "provenance": (), "deliveries": (), "metadata": {}}
     gone = {**nothing, "deleted_at": after.deleted_at}
     assert after == before.model_copy(update=gone)
     assert isinstance(after, Job)
