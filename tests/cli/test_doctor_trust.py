@@ -286,6 +286,11 @@ async def test_a_server_without_seeds_is_asked_without(check: Check, sim: Simula
     assert (len(judgement.seams), judgement.trust) == (11, Trust.TRUST)
 
 
+def understood(sim: SimulatorProcess) -> list[dict[str, Any]]:
+    """The calls without those that asked for ``stream_options``, which Mistral refuses."""
+    return [call for call in sim.requests() if call["status"] != 422]
+
+
 async def test_an_unknown_model_among_others(doctor: Doctor, sim: SimulatorProcess) -> None:
     """It is a problem, and the others are judged."""
     findings, judgements = await doctor("gpt-none", SMALL)
@@ -293,7 +298,7 @@ async def test_an_unknown_model_among_others(doctor: Doctor, sim: SimulatorProce
     assert (problem.status, problem.found.startswith("gpt-none: ")) == ("problem", True)
     assert "has this model" in problem.fix
     assert [(one.model, one.trust) for one in judgements] == [(SMALL, Trust.TRUST)]
-    assert len([call for call in sim.requests() if call["model"] == "gpt-none"]) == 1
+    assert len([call for call in understood(sim) if call["model"] == "gpt-none"]) == 1
 
 
 @pytest.mark.parametrize("fault", [{"kind": 401}, {"kind": 429, "retry_after": 7}])
@@ -304,7 +309,7 @@ async def test_a_key_that_is_refused_ends_it_for_all_models(
     findings, judgements = await doctor(SMALL, LARGE)
     assert ([(one.check, one.status) for one in findings], judgements) == ([("live", "problem")], [])
     assert "nothing more was called" in findings[0].fix
-    assert len(sim.requests()) == 1
+    assert len(understood(sim)) == 1
 
 
 async def test_a_server_that_falls_silent(check: Check, sim: SimulatorProcess) -> None:
@@ -378,7 +383,7 @@ def test_the_bound_is_for_all_models_and_pairs() -> None:
     assert bound(["a"], 20) == (
         "--live makes at most 38 calls of a: at most 8400 tokens together, 0.8 cents at a dollar for a million tokens."
     )
-    assert bound(["a", "b", "c"], 10).startswith("--live makes at most 90 calls of a, b, c: at most 20400 tokens")
+    assert bound(["a", "b", "c"], 10).startswith("--live makes at most 102 calls of a, b, c: at most 21600 tokens")
 
 
 async def test_a_judgement_as_json(check: Check) -> None:
