@@ -52,11 +52,15 @@ async def promised(store: JobStore, url: str = URL, **fields: str) -> str:
     return sealed.delivery_id
 
 
-async def tried(deliveries: DeliveryStore, delivery_id: str, status: int = 500, **fields: bool) -> RecordedTry:
+async def tried(deliveries: DeliveryStore, delivery_id: str, status: int = 500, *, sent: bool = True) -> RecordedTry:
     """A try that was answered with a status, and is to be followed by another in an hour."""
     one = DeliveryTry(number=0, started_at=datetime.now(UTC), latency_ms=1, status_code=status)
     later = None if status == 410 else datetime.now(UTC) + timedelta(hours=1)
-    return await deliveries.record_try(delivery_id, one, delivered=status == 200, next_try_at=later, **fields)
+    request = (await deliveries.outgoing(delivery_id)).request
+    delivered = status == 200
+    return await deliveries.record_try(
+        delivery_id, one, delivered=delivered, next_try_at=later, request=request, sent=sent
+    )
 
 
 async def passed(database: Database, *, failing_for: timedelta, quiet_for: timedelta = timedelta(hours=1)) -> None:
