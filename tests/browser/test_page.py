@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from urllib.parse import urlencode, urlsplit
 import httpx2
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, Request, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from local.temporal_server import binary
 from tests.support.browser import TIMEOUT_MS, Watched, watched, window
@@ -100,6 +101,13 @@ def answer_of(page: Page) -> str:
     return page.get_by_test_id("answer").text_content() or ""
 
 
+def assert_answer(page: Page, text: str) -> None:
+    """The page shows this answer, once it is rendered to its end."""
+    with suppress(PlaywrightTimeout):
+        page.wait_for_function("t => document.querySelector('[data-testid=answer]')?.textContent === t", arg=text)
+    assert answer_of(page) == text
+
+
 def wait_for_words(page: Page, more_than: int = 0) -> str:
     """The answer, once it has more characters than that and is not yet whole."""
     page.wait_for_function("n => document.querySelector('[data-testid=answer]')?.textContent.length > n", arg=more_than)
@@ -144,7 +152,7 @@ def test_a_chat_shows_its_answer_as_it_appears(place: Stack, door: Gateway, tab:
     place.simulator.release(words)
     expect(page.get_by_text("characters ·")).to_be_visible()
     expect(head(page)).to_have_text("Completed")
-    assert answer_of(page) == TEXT
+    assert_answer(page, TEXT)
     steps = page.locator(".timeline li")
     expect(steps).to_have_count(4)
     assert [step.get_attribute("data-state") for step in steps.all()] == ["done"] * 4
@@ -199,7 +207,7 @@ def test_a_reload_in_mid_stream_goes_on(place: Stack, door: Gateway, tab: Watche
     assert wait_for_words(page, len(had) - 1).startswith(had)
     place.simulator.release(words)
     expect(head(page)).to_have_text("Completed")
-    assert answer_of(page) == TEXT
+    assert_answer(page, TEXT)
 
 
 def test_an_answer_that_starts_over_is_shown_once(place: Stack, door: Gateway, tab: Watched) -> None:
@@ -210,7 +218,7 @@ def test_an_answer_that_starts_over_is_shown_once(place: Stack, door: Gateway, t
     place.simulator.release(words)
     expect(page.get_by_text("The answer started over")).to_be_visible()
     expect(head(page)).to_have_text("Completed")
-    assert answer_of(page) == TEXT
+    assert_answer(page, TEXT)
     expect(page.get_by_role("region", name="Attempts").locator("li")).to_have_count(2)
 
 
@@ -262,7 +270,7 @@ def test_the_gateway_is_killed_behind_nginx_and_the_text_goes_on(
         place.simulator.release(words)
         door.process.start()
         expect(head(page)).to_have_text("Completed")
-        assert answer_of(page) == TEXT
+        assert_answer(page, TEXT)
 
 
 # ------------------------------------------------------------------------------------------------- what can be done
@@ -288,7 +296,7 @@ def test_a_failed_job_is_resumed(door: Gateway, tab: Watched) -> None:
     expect(head(page)).to_have_text("Failed")
     page.get_by_role("button", name="Resume").click()
     expect(head(page)).to_have_text("Completed")
-    assert answer_of(page) == text
+    assert_answer(page, text)
     expect(page.get_by_role("button", name="Resume")).to_have_count(0)
     assert get(door, f"/api/jobs/{failed}")["content"] == text
 
@@ -391,7 +399,7 @@ def test_a_waiting_job_shows_its_place(door: Gateway, tab: Watched) -> None:
     expect(page.get_by_text(re.compile(r"number 1 in the queue, expected in \d"))).to_be_visible()
     expect(head(page)).to_have_text("Completed")
     expect(page.get_by_text("in the queue")).to_have_count(0)
-    assert answer_of(page) == "At last."
+    assert_answer(page, "At last.")
 
 
 def test_a_pause_is_shown_everywhere_until_it_is_resumed(door: Gateway, tab: Watched) -> None:
@@ -436,7 +444,7 @@ def test_a_job_that_was_reopened_goes_on_without_a_reload(place: Stack, door: Ga
     command = [str(binary("temporal")), "workflow", "reset", *which, "--address", place.temporal_address]
     subprocess.run(command, check=True, capture_output=True, timeout=30)
     expect(head(page)).to_have_text("Completed")
-    assert answer_of(page) == words
+    assert_answer(page, words)
     expect(page.get_by_role("region", name="Attempts").locator("li")).to_have_count(2)
 
 
@@ -569,7 +577,7 @@ def test_what_a_model_says_is_text(door: Gateway, tab: Watched) -> None:
     job_id = ended(door, EVIL, fields=fields, text=EVIL, reasoning=EVIL)
     page = tab.open(job_url(door, job_id))
     expect(head(page)).to_have_text("Completed")
-    assert answer_of(page) == EVIL
+    assert_answer(page, EVIL)
     expect(page.locator(".message.user .text")).to_contain_text(EVIL)
     expect(page.get_by_role("region", name="Details")).to_contain_text(EVIL)
     page.goto(f"{door.url}/?{urlencode({'metadata': EVIL})}")
@@ -587,7 +595,7 @@ def test_text_that_streams_is_text(door: Gateway, tab: Watched) -> None:
     pieces = [EVIL[start : start + 5] for start in range(0, len(EVIL), 5)]
     page = tab.open(job_url(door, post(door, pieces=pieces, tokens_per_second=60)))
     expect(head(page)).to_have_text("Completed")
-    assert answer_of(page) == EVIL
+    assert_answer(page, EVIL)
     assert page.evaluate("window.hacked") is None
 
 
@@ -672,7 +680,7 @@ def test_a_hidden_tab_closes_its_stream(place: Stack, door: Gateway, playwright:
         assert len(had) < len(TEXT)
         page.bring_to_front()
         expect(head(page)).to_have_text("Completed")
-        assert answer_of(page) == TEXT
+        assert_answer(page, TEXT)
 
 
 def test_seven_tabs(door: Gateway, playwright: Playwright, tmp_path: Path) -> None:
@@ -681,7 +689,7 @@ def test_seven_tabs(door: Gateway, playwright: Playwright, tmp_path: Path) -> No
         pages = [tabs.open(door.url) for _ in range(6)]
         pages.append(tabs.open(job_url(door, post(door, text=TEXT, **SLOW))))
         expect(head(pages[-1])).to_have_text("Completed")
-        assert answer_of(pages[-1]) == TEXT
+        assert_answer(pages[-1], TEXT)
         for page in pages[:-1]:
             expect(page.locator(".connection")).to_have_attribute("data-state", "paused")
         pages[0].bring_to_front()

@@ -14,6 +14,8 @@ from tests.support.service import Service, Watched, service
 from tests.support.stack import Stack, stack
 from tests.upstreams.llmock import LLMock, llmock
 
+pytestmark = pytest.mark.long
+
 TEXT = "The first line stands.\n\nThen a list:\n\n- apples, pears\n- a  gap, “quotes” and an emoji 🦉\n\nThe end."
 WORDS = 8
 """More than the chunks after which the faults come."""

@@ -23,6 +23,8 @@ from tests.support.factories import make_body
 from tests.support.fakes import HELLO, Gate, ScriptedModel, Step, eventually, text
 from tests.support.house import QUICK, House, house
 
+pytestmark = pytest.mark.long
+
 COMPLETED, FAILED = JobStatus.COMPLETED, JobStatus.FAILED
 FIRST, SECOND, THIRD = "mistral-small-latest", "mistral-medium-latest", "ministral-8b-latest"
 CUT = UpstreamInterrupted(code="upstream_cut")
