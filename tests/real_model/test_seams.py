@@ -219,6 +219,10 @@ async def shown(live: Service, job_id: str, text: Callable[[], str]) -> None:
 # -------------------------------------------------------------------------------------------------- measured
 
 
+MEASURED = Practice(Way.PREFIX, Drops.NOTHING, echoes=True, formats=frozenset({"json_object", "json_schema"}))
+"""The server in front of the model has no grammars: it continues JSON as any text."""
+
+
 async def test_auto(live: Service, wire: Proxy, machine: Stack) -> None:
     """Nothing is known of the server: the first interrupted answer starts over, the server is measured meanwhile, and
     later ones go on. Its model sees all whitespace, so that all of it is sent."""
@@ -228,7 +232,7 @@ async def test_auto(live: Service, wire: Proxy, machine: Stack) -> None:
     deltas = await bench.whole("class")
     assert (await bench.cut("class", deltas, 4)).end == "reset"
     await asyncio.to_thread(machine.workers[0].wait_for_log, "interrupted answers continue: prefix", timeout=3600)
-    assert await remembered(live, wire, "smollm2-auto") == Practice(Way.PREFIX, Drops.NOTHING, echoes=True)
+    assert await remembered(live, wire, "smollm2-auto") == MEASURED
     for prompt in ("class", "JSON"):
         deltas = await bench.whole(prompt)
         ends = await asyncio.gather(*(bench.cut(prompt, deltas, after) for after in indented(deltas)))
@@ -243,7 +247,7 @@ async def test_prefix_as_the_doctor_has_measured_it(live: Service, wire: Proxy, 
     found = await asyncio.to_thread(doctor, machine, "smollm2-measured")
     assert found["status"] == "ok"
     assert "goes on with a text (prefix: true) and repeats it first; its model sees all of it" in found["found"]
-    assert await remembered(live, wire, "smollm2-measured") == Practice(Way.PREFIX, Drops.NOTHING, echoes=True)
+    assert await remembered(live, wire, "smollm2-measured") == MEASURED
     machine.workers[0].restart()
     bench = Bench(live, wire, "measured", "smollm2-measured")
     deltas = await bench.whole("class")
