@@ -160,10 +160,13 @@ class MistralChat:
         with mistral_errors(private):
             try:
                 response = await self._open(body, private)
+                if asks:
+                    self._usage.taken(request)
             except ErrorAnswer as error:
-                if not (asks and self._usage.refused(request, error)):
+                if not (asks and self._usage.may_be_refused(request, error)):
                     raise
                 response = await self._open(request_body(request, continue_from, practice), private)
+                self._usage.refused(request)
         try:
             with mistral_errors(private, streaming=True, headers=response.headers):
                 if (allowance := _allowance(response)) is not None:
