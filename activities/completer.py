@@ -182,8 +182,9 @@ class Completer:
             raise attempt.total_timeout()
         # A model is asked whether it continues only where that matters: the first question makes it be measured.
         continuing = self._model.continuing
-        for model in handover.following(request):  # so that it is measured before it has to take over
-            continuing(model, continuation.form(request))
+        if continuation.form(request) == "text":  # other forms start over with another model
+            for model in handover.following(request):  # so that it is measured before it has to take over
+                continuing(model)
         if continuation.has_own_prefix(request) and continuing(request.model) is Continuing.NEVER:
             raise _no_prefix()
         runs: Sequence[TextRun] = ()

@@ -13,6 +13,7 @@ from activities import continuation, failures
 from activities.attempt import Continues, RunningAttempt
 from activities.schema_checks import UNDECIDED, SchemaChecks
 from chatjobs.contracts import ChatRequest, JsonSchema
+from chatjobs.errors import bounded
 from domain.continuing import own_prefix
 from domain.outcomes import LENGTH_LIMITS, AttemptOutcome
 from domain.ports import Finish
@@ -49,7 +50,7 @@ class AnswerCheck:
             raise failures.permanent(code, f"{why}. Its text is kept; simplify the schema, or check the text yourself")
         attempt.wrong = Repair(job_writer.epoch, content, problem_text(found.problems, len(content)))
         first = found.problems[0]
-        message = f"The answer is not the JSON that was asked for: {first['place'] or 'it'} {first['words']}"
+        message = bounded(f"The answer is not the JSON that was asked for: {first['place'] or 'it'} {first['words']}")
         made, most = attempt.past.mismatches, attempt.request.max_repairs
         if made >= most:
             after = f" (after {most} repairs)" if most > 1 else " (after a repair)" if most else ""

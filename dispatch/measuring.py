@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -25,6 +27,11 @@ REFRESH_SECONDS = 30.0
 AGAIN_SECONDS = 600.0
 """Until a server that did not answer is asked again."""
 MOST_AT_START = 3
+MOST_TRIES = 3
+"""Measurements of a model that no job has requested again: a name that the server does not have is no model."""
+MOST_AN_HOUR = 60
+"""Models that one process measures. Names come from requests, and some servers take any name."""
+MOST_KNOWN = 1_000
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +61,37 @@ class Measure(Protocol[Model_contra]):
     ) -> Practice | None: ...
 
 
+class Pace:
+    """How often models are measured by one process."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._tries = Counter[str]()
+        self._failed_at: dict[str, float] = {}
+        self._begun: deque[float] = deque(maxlen=MOST_AN_HOUR)
+
+    def allows(self, model: str) -> bool:
+        """Whether a model may be measured now; one that may not is requested again by the next job that needs it."""
+        now = self._clock()
+        failed_at = self._failed_at.get(model)
+        if failed_at is not None and now < failed_at + AGAIN_SECONDS:
+            return False
+        return len(self._begun) < MOST_AN_HOUR or now - self._begun[0] > 3600
+
+    def began(self) -> None:
+        """Count a measurement."""
+        self._begun.append(self._clock())
+
+    def failed(self, model: str) -> bool:
+        """Take note of a server that did not answer. Returns whether it is asked again without a job's request."""
+        if len(self._tries) >= MOST_KNOWN:
+            self._tries.clear()
+            self._failed_at.clear()
+        self._failed_at[model] = self._clock()
+        self._tries[model] += 1
+        return self._tries[model] < MOST_TRIES
+
+
 async def remember(continuations: ContinuationStore, model: str, practice: Practice) -> None:
     """Store a measured practice. Raises StorageError."""
     found = MeasuredPractice(model, practice.way.value, practice.drops.value, practice.echoes, practice.formats)
@@ -79,6 +117,7 @@ async def keep_informed(settings: Settings, database: Database, model: Model, me
     """
     if settings.chatjobs_continuation == "none":
         return
+    pace = Pace()
     continuations, pause = store(settings, database), 1 / settings.mistral_requests_per_second
     known, unmeasured = assumed(settings), set[str]()
     if known is None:
@@ -87,9 +126,8 @@ async def keep_informed(settings: Settings, database: Database, model: Model, me
     while True:
         try:
             model.learn(await remembered(continuations))
-            for name in sorted(unmeasured):
-                await _measure(continuations, model, name, partial(measure, pause=pause, assumed=known))
-            if unmeasured:
+            for name in filter(pace.allows, sorted(unmeasured)):
+                await _measure(continuations, model, name, partial(measure, pause=pause, assumed=known), pace)
                 model.learn(await remembered(continuations))
         except StorageError as error:
             log.warning("measurements not read or stored: %s", error, extra={"action": "continuations_unknown"})
@@ -101,15 +139,18 @@ async def _measure(
     model: Model,
     name: str,
     measure: Callable[[Model, str], Awaitable[Practice | None]],
+    pace: Pace,
 ) -> None:
     """Measure a model unless another process has. Raises StorageError."""
     if not await continuations.begin(name):
         return
+    pace.began()
     log.info("seeing whether the server continues a text", extra={"action": "continuation_probe", "model": name})
     practice = await measure(model, name)
     if practice is None:
         log.warning("the server did not answer", extra={"action": "continuation_unmeasured", "model": name})
-        asyncio.get_running_loop().call_later(AGAIN_SECONDS, model.request_measurement, name)
+        if pace.failed(name):
+            asyncio.get_running_loop().call_later(AGAIN_SECONDS + 1, model.request_measurement, name)
         await continuations.forget(name)
         return
     await remember(continuations, name, practice)

@@ -18,6 +18,7 @@ import signal
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from typing import Any, BinaryIO, Final, TypedDict
@@ -43,6 +44,8 @@ MOST_DIGITS: Final = 4_300
 """Of a whole number; Python reads no longer ones (sys.set_int_max_str_digits), nor do most others."""
 MOST_WORDS: Final = 300
 """Characters of what a schema wants, in the words for the model."""
+MOST_PLACE: Final = 200
+"""Characters of a place: names may be as long as the schema, and stand in each other. Temporal takes no long error."""
 VALIDATORS: Final = 64
 NOT_READ: Final = ("nested", "memory", "error")
 TYPES: Final = frozenset({"array", "boolean", "integer", "null", "number", "object", "string"})
@@ -206,7 +209,13 @@ def _mismatch(error: ValidationError, names: frozenset[str]) -> Mismatch:
 
 
 def _pointer(path: Iterable[int | str]) -> str:
-    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+    """The JSON pointer of a path; a long one ends early, with an ellipsis."""
+    pointer = ""
+    for step in path:
+        pointer += "/" + str(step)[:MOST_PLACE].replace("~", "~0").replace("/", "~1")
+        if len(pointer) > MOST_PLACE:
+            return f"{pointer[: MOST_PLACE - 1]}…"
+    return pointer
 
 
 LIMITS: Final = {
@@ -286,6 +295,8 @@ def main() -> None:
     own = MOST_BYTES if most == resource.RLIM_INFINITY else min(MOST_BYTES, most)
     resource.setrlimit(resource.RLIMIT_AS, (own, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as likeliest:  # rather than the worker
+        likeliest.write("1000")
     check('{"type": "object"}', "{}")  # the first one is slow
     source, target = sys.stdin.buffer, sys.stdout.buffer
     while len(head := source.read(HEAD.size)) == HEAD.size:

@@ -41,6 +41,8 @@ from providers.mistral.transport import EXCHANGE
 from providers.mistral.usage_option import INCLUDE_USAGE, UsageOption
 from providers.mistral.values import OK, parsed
 
+MOST_TO_MEASURE: Final = 100
+"""Models that wait to be measured; a further one is requested again by the next job that needs it."""
 DRAIN_SECONDS: Final = 0.2
 """How long the end of the response may come after the end of the answer; later, the connection is not kept."""
 
@@ -125,7 +127,8 @@ class MistralChat:
 
     def request_measurement(self, model: str) -> None:
         """Request a measurement of how ``model`` continues."""
-        self._to_measure.add(model)
+        if len(self._to_measure) < MOST_TO_MEASURE:
+            self._to_measure.add(model)
         self._measurement_requested.set()
 
     async def models_to_measure(self, timeout: float) -> set[str]:
@@ -160,10 +163,13 @@ class MistralChat:
         with mistral_errors(private):
             try:
                 response = await self._open(body, private)
+                if asks:
+                    self._usage.taken(request)
             except ErrorAnswer as error:
-                if not (asks and self._usage.refused(request, error)):
+                if not (asks and self._usage.may_be_refused(request, error)):
                     raise
                 response = await self._open(request_body(request, continue_from, practice), private)
+                self._usage.refused(request)
         try:
             with mistral_errors(private, streaming=True, headers=response.headers):
                 if (allowance := _allowance(response)) is not None:

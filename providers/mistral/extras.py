@@ -36,8 +36,9 @@ class Extras:
 
     def __init__(self) -> None:
         self._fields: dict[str, dict[str, Any]] = {"": {}, CHOICE: {}, MESSAGE: {}}
-        self._sizes: dict[str, int] = {}
-        self._dropped: dict[str, None] = {}
+        self._sizes: dict[tuple[str, str], int] = {}
+        self._dropped: set[tuple[str, str]] = set()
+        """Once there are many, no further fields are kept."""
 
     def take_chunk(self, chunk: JsonObject) -> None:
         """Add the fields of a chunk. One without ``choices`` is a ping, or of another format."""
@@ -61,7 +62,7 @@ class Extras:
             if self._fields[place]:
                 found[place] = self._fields[place]
         if self._dropped:
-            found[DROPPED] = list(self._dropped)
+            found[DROPPED] = sorted(map(_shown, self._dropped))[:MOST_DROPPED]
         return found or None
 
     def _take(self, place: str, holder: JsonObject, known: frozenset[str]) -> None:
@@ -71,31 +72,34 @@ class Extras:
                 continue
             if fields.get(name) == value and not (place and isinstance(value, list | dict)):
                 continue  # repeated; but a list in a choice is one more piece, also if it is the same
-            path = f"{place}.{name}"[:LONGEST_NAME].lstrip(".")
-            if path not in self._dropped:
-                self._keep(fields, path, name, value)
+            if (place, name) not in self._dropped and (name in fields or len(self._dropped) < MOST_DROPPED):
+                self._keep(fields, (place, name), value)
 
-    def _keep(self, fields: dict[str, Any], path: str, name: str, value: Any) -> None:
+    def _keep(self, fields: dict[str, Any], path: tuple[str, str], value: Any) -> None:
+        place, name = path
         try:
             ((name, value),) = legal({name: value}).items()
         except UpstreamInterrupted:  # a number that JSON does not have, or too many levels
-            self._drop(fields, path, name)
+            self._drop(fields, path)
             return
-        joined = fields is not self._fields[""] and _joinable(fields.get(name), value)
+        joined = bool(place) and _joinable(fields.get(name), value)
         before = self._sizes.get(path, 0)
         size = len(json.dumps({name: value})) + (before if joined else 0)
         if sum(self._sizes.values()) - before + size > MAX_BYTES:
-            self._drop(fields, path, name)
+            self._drop(fields, path)
             return
         self._sizes[path] = size
         fields[name] = _joined(fields[name], value) if joined else value
 
-    def _drop(self, fields: dict[str, Any], path: str, name: str) -> None:
+    def _drop(self, fields: dict[str, Any], path: tuple[str, str]) -> None:
         """Leave a field out, all of it: half of a list would pass for the whole."""
-        fields.pop(name, None)
+        fields.pop(path[1], None)
         self._sizes.pop(path, None)
-        if len(self._dropped) < MOST_DROPPED:
-            self._dropped[path.encode(errors="replace").decode()] = None
+        self._dropped.add(path)
+
+
+def _shown(path: tuple[str, str]) -> str:
+    return ".".join(filter(None, path))[:LONGEST_NAME].encode(errors="replace").decode()
 
 
 def _joinable(old: Any, new: Any) -> bool:

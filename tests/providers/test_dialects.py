@@ -18,6 +18,7 @@ from domain.continuing import USUAL, Practice, Way
 from domain.errors import UpstreamError, UpstreamInterrupted, UpstreamRefused
 from domain.ports import MODEL_NOT_FOUND, Finish, ModelEvent, TextDelta
 from providers.mistral.chat import MistralChat
+from tests.support.raw_http import plain, raw_server
 from tests.support.simulator_process import SimulatorProcess, prompt, simulator
 
 DIALECTS = ("vllm", "ollama", "llamacpp")
@@ -169,7 +170,7 @@ async def test_an_unknown_model(sim: SimulatorProcess) -> None:
 @pytest.mark.parametrize("status", [400, 401, 429])
 async def test_other_refusals(sim: SimulatorProcess, status: int) -> None:
     codes = {400: "upstream_rejected", 401: "upstream_unauthorized", 429: "upstream_rate_limited"}
-    assert (await failure(sim, asking(prompt(faults=[{"kind": status}])))).reason == codes[status]
+    assert (await failure(sim, asking(prompt(faults=[{"kind": status}] * 2)))).reason == codes[status]
 
 
 async def test_what_is_beside_the_answer_is_kept(sim: SimulatorProcess, dialect: str) -> None:
@@ -351,16 +352,59 @@ async def test_a_server_that_refuses_the_parameter_is_asked_without_it(mistral: 
     assert statuses == [(small, 422), (small, 200), (small, 200), (large, 422), (large, 200)]
 
 
+@pytest.mark.parametrize("practice", [None, USUAL[Way.ASSISTANT]])
+async def test_a_refusal_that_names_nothing(practice: Practice | None) -> None:
+    """It costs no job: what is taken without the parameter was refused for it, and is not asked again."""
+    refusal = plain("400 Bad Request", {"error": {"message": "Unrecognized request argument supplied"}})
+    answer = plain("200 OK", completion(), content_type="application/json")
+    async with raw_server(refusal, answer) as server:
+        model = MistralChat("a key", server.url, practice=practice)
+        texts = [(await _said(model, asking("hello")))[0] for _ in range(2)]
+        await model.aclose()
+    assert texts == [TEXT, TEXT]
+    assert ["stream_options" in json.loads(visit.body) for visit in server.visits] == [True, False, False]
+
+
+async def test_a_request_that_is_wrong_itself_changes_nothing() -> None:
+    """Servers repeat the request in their refusal, and with it the parameter's name: other jobs have their usage."""
+    refusal = plain("422 Unprocessable Entity", {"detail": [{"msg": "too hot", "input": {"stream_options": {}}}]})
+    answer = plain("200 OK", completion(), content_type="application/json")
+    async with raw_server(refusal, refusal, answer) as server:
+        model = MistralChat("a key", server.url, practice=None)
+        with pytest.raises(UpstreamRefused):
+            await _said(model, asking("hello"))
+        await _said(model, asking("hello"))
+        await model.aclose()
+    assert ["stream_options" in json.loads(visit.body) for visit in server.visits] == [True, False, True]
+
+
+async def test_a_model_that_takes_the_parameter_is_refused_once() -> None:
+    refusal = plain("400 Bad Request", {"error": {"message": "temperature is too high"}})
+    answer = plain("200 OK", completion(), content_type="application/json")
+    async with raw_server(answer, refusal) as server:
+        model = MistralChat("a key", server.url, practice=None)
+        await _said(model, asking("hello"))
+        with pytest.raises(UpstreamRefused):
+            await _said(model, asking("hello"))
+        await model.aclose()
+    assert len(server.visits) == 2
+
+
+def completion() -> dict[str, Any]:
+    message = {"role": "assistant", "content": TEXT}
+    return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+
+
 async def test_a_refusal_of_a_callers_own_parameter_is_the_callers(mistral: SimulatorProcess) -> None:
     message = prompt(text=TEXT)
     error = await failure(mistral, asking(message, extra={"stream_options": {"include_usage": True}}))
     assert (error.reason, len(mistral.requests(message))) == ("upstream_rejected", 1)
 
 
-async def test_another_refusal_is_not_tried_again(mistral: SimulatorProcess) -> None:
-    message = prompt(continues="never", faults=[{"kind": 422}])
+async def test_another_refusal_is_tried_again_once(mistral: SimulatorProcess) -> None:
+    message = prompt(continues="never", faults=[{"kind": 422}] * 2)
     assert (await failure(mistral, asking(message))).reason == "upstream_rejected"
-    assert len(mistral.requests(message)) == 1
+    assert len(mistral.requests(message)) == 2
 
 
 async def test_a_server_of_mistrals_kind_is_asked_once_an_answer_had_no_usage(

@@ -157,6 +157,18 @@ def test_names_without_end_do_not_grow() -> None:
     assert all(len(name) <= 100 for name in found["dropped"])
 
 
+def test_long_names_that_begin_alike_are_counted_each() -> None:
+    found = extra(*(chunk({"content": "x"}, **{f"{'n' * 200}{n}": "z" * 9_000}) for n in range(60)), END)
+    assert len(json.dumps(found)) < MAX_BYTES + 4_000
+
+
+def test_half_of_a_list_is_never_kept() -> None:
+    """Not even after so many fields were left out that their names are not kept."""
+    many = [chunk({"content": "x"}, **{f"f{n}": "z" * MAX_BYTES}) for n in range(30)]
+    pieces = [choice({"content": "x"}, logprobs=logprob("x" * 1_000)) for _ in range(40)]
+    assert "choice" not in extra(*many, *pieces, choice({"content": "x"}, logprobs=logprob("x")), END)
+
+
 def test_what_json_does_not_have_is_left_out() -> None:
     answer = Answer()
     for data in (b'{"choices":[],"a":NaN,"b":"\\ud83d","c":1}', sse(text("Hi"), END)[6:].split(b"\n\ndata: ")[0]):

@@ -20,13 +20,14 @@ from temporalio.client import Client
 from chatjobs.contracts import Channel, ChatRequest, Job, JobStatus
 from chatjobs.errors import InvalidRequest
 from dispatch import measuring, server_knowledge
+from dispatch.measuring import Pace
 from dispatch.server_knowledge import PrefixRule
 from domain.continuing import AS_MISTRAL, NEVER, USUAL, VERSION, Drops, Practice, Way
 from domain.ports import Continuing
 from domain.settings import Settings
 from domain.timings import Timings
 from domain.values import Cursor
-from providers.mistral.chat import MistralChat
+from providers.mistral.chat import MOST_TO_MEASURE, MistralChat
 from providers.mistral.probe import FORMATS, JSON_PROBES, MOST_TOKENS, PROBES, measured
 from storage.continuations import ContinuationStore, MeasuredPractice
 from storage.engine.database import Database
@@ -449,6 +450,27 @@ async def test_a_model_is_measured_once(chat: MistralChat, sim: SimulatorProcess
     found = Practice(Way.CONTINUE_FINAL_MESSAGE, Drops.NOTHING, echoes=False, formats=NO_FORMATS)
     assert chat.practice("mistral-small-latest") == found
     assert chat.continuing("another-model") is Continuing.UNPROVEN
+
+
+async def test_names_that_are_no_models_are_not_measured_for_ever(sim: SimulatorProcess) -> None:
+    """They come from requests: nothing repeats them for long, and they keep no real model waiting."""
+    clock = [0.0]
+    pace = Pace(lambda: clock[0])
+    assert pace.allows("ghost")
+    assert [pace.failed("ghost") for _ in range(4)] == [True, True, False, False]
+    assert (pace.allows("ghost"), pace.allows("real")) == (False, True)
+    clock[0] += measuring.AGAIN_SECONDS
+    assert pace.allows("ghost")
+    for _ in range(measuring.MOST_AN_HOUR):
+        pace.began()
+    assert not pace.allows("real")
+    clock[0] += 3601
+    assert pace.allows("real")
+    model = MistralChat("a key", sim.url, practice=None)
+    for number in range(10 * MOST_TO_MEASURE):
+        model.request_measurement(f"ghost-{number}")
+    assert len(await model.models_to_measure(1)) == MOST_TO_MEASURE
+    await model.aclose()
 
 
 async def settled(settings: Settings, database: Database, sim: SimulatorProcess) -> int:

@@ -95,6 +95,49 @@ def test_schemas_that_are_refused(case: str) -> None:
     assert words in problem.message
 
 
+def deep_and_wide(levels: int, width: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"properties": {f"w{number}": {} for number in range(width)}}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
+CLASSES = "".join(f"[{chr(133 + number)}-\U0010ffff]" for number in range(1_000))
+COSTLY: dict[str, dict[str, Any]] = {
+    "names that are looked up again and again": {
+        "$id": "https://example.com/a",
+        "$defs": {f"d{number}": {"$id": f"d{number}"} for number in range(900)},
+        "properties": {f"p{number}": {"$ref": f"d{number}"} for number in range(900)},
+    },
+    "an anchor": {
+        "$defs": {"a": {"$anchor": "a"}},
+        "properties": {f"p{number}": {"$ref": "#a"} for number in range(900)},
+    },
+    "ranges beyond ASCII": {"pattern": f"(?i){CLASSES}"},
+    "such ranges in escapes": {"pattern": r"[\u0100-\U0010ffff]" * 2_000},
+    "such ranges in many expressions": {
+        "patternProperties": {f"(?i)[{chr(133 + number)}-\U0010ffff]": True for number in range(1_500)}
+    },
+    "values of an older draft, each compared with each": {
+        "$schema": "http://json-schema.org/draft-04/schema#",
+        "enum": [value for number in range(3_000) for value in (number, str(number))],
+    },
+    "references into each other": {
+        "properties": {f"p{level}": {"$ref": "#/x" + "/items" * level} for level in range(80)},
+        "x": deep_and_wide(80, 800),
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:Possible nested set")
+@pytest.mark.parametrize("case", COSTLY)
+def test_schemas_that_would_hold_up_a_gateway(case: str) -> None:
+    """Whether they are accepted or refused, they take no minutes: nothing can stop the thread that reads them."""
+    began = time.thread_time()
+    schema_problem(COSTLY[case])
+    assert time.thread_time() - began < 4
+
+
 def test_a_schema_that_was_seen_lately_costs_nothing() -> None:
     schema = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(400)}}
     wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
@@ -242,6 +285,17 @@ def test_what_is_said_of_a_mismatch(schema: Any, value: Any, place: str, words: 
     assert words in problem["words"]
     assert wanted in problem["wanted"]
     assert "secret" not in problem["place"] + problem["words"]
+
+
+def test_places_are_short() -> None:
+    """Names may be as long as a schema and stand in each other, and Temporal takes no error of a megabyte."""
+    name = "n" * 30_000
+    schema = {"properties": {name: {"$ref": "#"}}, "type": "object"}
+    deep = json.dumps({name: {name: {name: 1}}})
+    (problem,) = check(json.dumps(schema), deep)["problems"]
+    assert len(problem["place"]) == len(problem["pointer"]) == 200
+    (problem,) = check('{"additionalProperties": {"type": "null"}}', json.dumps({name: 1}))["problems"]
+    assert len(problem["pointer"]) == 200
 
 
 def test_problems_are_few_and_different() -> None:
