@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -160,11 +160,11 @@ def moment(given: str | None, option: str) -> datetime | None:
     """A time from ``2026-01-31T12:00Z``, or from ``2h``: that long ago. A time without a zone is local."""
     if given is None:
         return None
-    if span := _span(given):
-        return datetime.now().astimezone() - span
     try:
-        return datetime.fromisoformat(given).astimezone()
-    except ValueError:
+        if span := _span(given):
+            return datetime.now().astimezone() - span
+        return datetime.fromisoformat(given).astimezone(UTC).astimezone()
+    except (ValueError, OverflowError):
         why = "is neither a time (2026-01-31T12:00Z) nor a length of time (90s, 30m, 2h, 7d)"
         raise typer.BadParameter(why, param_hint=option) from None
 

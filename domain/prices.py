@@ -21,11 +21,15 @@ _FACTOR = re.compile(r"(?P<name>cached|batch)\s*=\s*(?P<value>0(?:\.[0-9]{1,6})?
 
 
 class Spend(NamedTuple):
-    """The tokens of calls of one model. ``batch``: the calls were a batch job's of the model's server."""
+    """The tokens of calls of one model. ``batch``: the calls were a batch job's of the model's server.
+
+    ``estimated``: the server did not count the tokens of one of them.
+    """
 
     model: str
     usage: Usage
     batch: bool = False
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +60,17 @@ class Prices:
         return max(found, key=lambda one: ("*" not in one.pattern, len(one.pattern.replace("*", ""))), default=None)
 
     def cost(self, spends: Iterable[Spend], *, estimated: bool = False) -> Cost | None:
-        """What calls cost together; None if one of them is of a model without a price."""
+        """What calls cost together; None if one of them is of a model without a price.
+
+        ``estimated``: a part of it is, also if no call says so.
+        """
         total = Decimal(0)
         for spend in spends:
             price = self.of(spend.model)
             if price is None:
                 return None
             total = _EXACT.add(total, self._amount(price, spend))
+            estimated = estimated or spend.estimated
         return Cost(amount=_written(total), currency=self.currency, estimated=estimated)
 
     def _amount(self, price: ModelPrice, spend: Spend) -> Decimal:

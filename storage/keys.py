@@ -131,13 +131,17 @@ class KeyStore:
         return _key(row), plain
 
     async def list(self, tenant: str | None = None, *, limit: int | None = None) -> Sequence[ApiKey]:
-        """All keys, including those that are no longer valid, newest first."""
-        query = select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id).limit(limit)
+        """All keys, including those that are no longer valid, newest first.
+
+        Beyond ``limit``, those that are no longer valid are left out first.
+        """
+        newest = (api_keys.c.created_at.desc(), api_keys.c.id)
+        query = select(api_keys).order_by(*(newest if limit is None else (_lasting().desc(), *newest))).limit(limit)
         if tenant is not None:
             query = query.where(api_keys.c.tenant == clean(tenant))
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [_key(row) for row in rows]
+        return sorted(map(_key, rows), key=lambda key: (-micros(key.created_at), key.id))
 
     @retried
     async def revoke(self, key_id: str, *, by: KeyAdmin | None = None) -> ApiKey:
@@ -201,7 +205,7 @@ class KeyStore:
             return (await connection.execute(select(api_keys.c.id).limit(1))).first() is not None
 
     async def changed(self, since: Mark | None) -> tuple[Mark, Sequence[ApiKey]] | None:
-        """The keys that are not revoked, including expired ones; None if nothing has changed since a mark."""
+        """The valid keys; None if nothing has changed since a mark. (A key that has expired stays so for good.)"""
         changes = func.coalesce(func.sum(api_keys.c.changes), 0)
         marks = select(func.count(), func.count(api_keys.c.revoked_at), func.max(api_keys.c.created_at), changes)
         async with self._database.read() as connection:
@@ -209,7 +213,7 @@ class KeyStore:
             mark: Mark = (keys, revoked, newest, int(count))
             if mark == since:
                 return None
-            rows = (await connection.execute(select(api_keys).where(api_keys.c.revoked_at.is_(None)))).all()
+            rows = (await connection.execute(select(api_keys).where(_lasting()))).all()
         return mark, [_key(row) for row in rows]
 
 
@@ -279,8 +283,13 @@ def _this(key_id: str, by: KeyAdmin | None) -> Any:
 
 def _valid_of(tenant: str) -> Any:
     """The condition for the valid keys of a tenant."""
-    lasts = or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > micros(now()))
-    return and_(api_keys.c.tenant == clean(tenant), api_keys.c.revoked_at.is_(None), lasts)
+    return and_(api_keys.c.tenant == clean(tenant), _lasting())
+
+
+def _lasting() -> Any:
+    """The condition for the keys that are valid now."""
+    expires = api_keys.c.expires_at
+    return and_(api_keys.c.revoked_at.is_(None), or_(expires.is_(None), expires > micros(now())))
 
 
 async def _admins(connection: AsyncConnection, tenant: str) -> set[str]:

@@ -76,7 +76,18 @@ def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-Timestamp = Annotated[AwareDatetime, Strict(False), PlainSerializer(rfc3339, when_used="json")]
+def _in_calendar(value: datetime) -> datetime:
+    """The time, if it is one in UTC too: with an offset, the calendar's first and last hours may lie outside of it."""
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie between the years 1 and 9999 in UTC") from None
+    return value
+
+
+Timestamp = Annotated[
+    AwareDatetime, Strict(False), AfterValidator(_in_calendar), PlainSerializer(rfc3339, when_used="json")
+]
 """An aware time; RFC 3339 in JSON."""
 
 

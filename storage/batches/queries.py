@@ -55,7 +55,10 @@ ITEMS = (
 )
 
 SPENT = (
-    select(func.coalesce(attempts.c.model, jobs.c.model).label("model"), attempts.c.usage, attempts.c.lane)
+    select(
+        func.coalesce(attempts.c.model, jobs.c.model).label("model"),
+        *(attempts.c.usage, attempts.c.lane, attempts.c.estimated),
+    )
     .select_from(attempts.join(jobs, jobs.c.id == attempts.c.job_id))
     .where(jobs.c.batch_id == bindparam("key"), jobs.c.completed_at.is_not(None), attempts.c.usage.is_not(None))
 )
@@ -140,7 +143,10 @@ class BatchQueries:
         async with self._database.read() as connection:
             rows = (await connection.execute(SPENT, {"key": batch.batch_id})).all()
         sent = batch.lane == "batch"
-        return [Spend(row.model, Usage.model_validate_json(row.usage), sent and row.lane is None) for row in rows]
+        return [
+            Spend(row.model, Usage.model_validate_json(row.usage), sent and row.lane is None, row.estimated)
+            for row in rows
+        ]
 
     async def output(self, batch_id: str, *, errors: bool = False) -> AsyncIterator[Sequence[OutputItem]]:
         """The items of a batch that have an answer, or with ``errors`` those that ended without one, in their order, in

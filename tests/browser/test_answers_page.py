@@ -327,6 +327,39 @@ def test_a_selection_and_the_place_stay_while_text_arrives(place: Stack, door: G
     assert page.evaluate("String(getSelection())") == selected
 
 
+@pytest.mark.parametrize("view", ["rendered", "text"])
+def test_brackets_in_a_row_are_laid_out_at_once(door: Gateway, tab: Watched, view: str) -> None:
+    """A model in a loop writes such things; contextual forms of the page's font would take half a minute for these."""
+    page = tab.open(f"{door.url}/")
+    took = page.evaluate(
+        """([view, text]) => {
+          const root = document.createElement("div");
+          root.className = view;
+          root.append(Object.assign(document.createElement("p"), { textContent: text }));
+          document.body.append(root);
+          const began = performance.now();
+          root.getBoundingClientRect();
+          return performance.now() - began;
+        }""",
+        [view, "[a](" * 15_000],
+    )
+    assert took < 1_500
+
+
+def test_a_long_conversation_is_rendered_at_its_end(door: Gateway, tab: Watched) -> None:
+    """The rest is folded, and rendered once it is opened."""
+    said = "Some *text*, and a [link](https://x.example).\n\n" * 400
+    messages = [{"role": role, "content": said} for _ in range(20) for role in ("user", "assistant")]
+    job_id = ended(door, fields={"messages": [*messages, {"role": "user", "content": "And?"}]})
+    page = tab.open(job_url(door, job_id))
+    answers = page.locator("article.message.assistant[aria-label=assistant]")
+    expect(answers).to_have_count(20)
+    expect(answers.last.locator("em").first).to_be_visible()
+    assert answers.locator(".rendered").count() < 6
+    answers.first.locator("summary").click()
+    expect(answers.first.locator("em").first).to_be_visible()
+
+
 # -------------------------------------------------------------------------------------------------------- views
 
 

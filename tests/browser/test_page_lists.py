@@ -21,7 +21,7 @@ from tests.browser.test_page_use import axe, fine
 from tests.support.browser import Watched, watched
 from tests.support.gateway import Gateway, gateway
 from tests.support.simulator_process import prompt
-from tests.support.stack import ROOT, Stack, free_port, stack
+from tests.support.stack import ROOT, Stack, free_port, stack, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -292,6 +292,18 @@ def test_a_batch_has_the_cost_of_its_jobs(door: Gateway, tab: Watched) -> None:
     expect(page.locator("tbody tr").first).to_be_visible()
     page.keyboard.press("j")
     assert focused(page) == made["batchId"]
+
+
+def test_the_cost_of_a_batch_is_estimated_where_a_jobs_is(door: Gateway) -> None:
+    """A call that was cut has no usage of its server's."""
+    said = prompt(text="word " * 40, faults=[{"kind": "cut", "after": 20}])
+    items = [{"custom_id": "cut", "body": {"messages": [{"role": "user", "content": said}]}}]
+    made = HTTP.post(f"{door.url}/api/batches", json={"items": items}).json()
+    path = f"/api/batches/{made['batchId']}"
+    wait_until(lambda: get(door, path)["status"] == "completed")
+    [job] = get(door, f"/api/jobs?batchId={made['batchId']}")["jobs"]
+    assert job["usageEstimated"]
+    assert get(door, path)["cost"] == job["cost"] == {**job["cost"], "estimated": True}
 
 
 def test_the_command_line_shows_costs(place: Stack, door: Gateway) -> None:

@@ -133,6 +133,26 @@ def test_only_what_was_changed_is_sent(door: Gateway, tab: Watched) -> None:
     assert (asked["stop"], asked["priority"]) == (["END"], 2)
 
 
+def test_what_nobody_changed_is_unchanged(door: Gateway, tab: Watched) -> None:
+    """Also what an input cannot show: numbers that are longer than a browser's, and messages without content."""
+    called = {"id": "call-0001", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "Look"},
+        {"role": "assistant", "tool_calls": [called]},
+        {"role": "tool", "content": "a wall", "tool_call_id": "call-0001"},
+        {"role": "user", "content": "And?"},
+    ]
+    fields = {"messages": messages, "random_seed": 2**53 + 1, "temperature": None, "limits": {"queueSeconds": None}}
+    original = ended(door, fields=fields)
+    page, dialog = editor(tab, door, original)
+    expect(dialog.get_by_text("Nothing is changed")).to_be_visible()
+    dialog.get_by_label("Temperature").fill("0.5")
+    with page.expect_request(lambda request: request.url.endswith("/replay")) as sent:
+        asked = replayed(page, door, dialog, original)
+    assert sent.value.post_data_json == {"temperature": 0.5}
+    assert (asked["random_seed"], asked["messages"]) == (2**53 + 1, messages)
+
+
 def test_what_is_no_json_or_number_is_said_before_it_is_sent(door: Gateway, tab: Watched) -> None:
     """At its field, whose group opens and which gets the focus."""
     page, dialog = editor(tab, door, ended(door))

@@ -85,6 +85,18 @@ async def test_a_key_that_was_demoted_does_not_raise_itself(keys: KeyStore) -> N
             await attempt()
 
 
+async def test_keys_that_have_expired_take_no_place(keys: KeyStore) -> None:
+    """Not in the memory of gateways, however many were made, and not in a list that has not room for all."""
+    staying, _ = await keys.add(tenant="acme", role=Role.ADMIN)
+    over = datetime.now(UTC) - timedelta(seconds=1)
+    expired = [(await keys.add(tenant="acme", expires_at=over))[0] for _ in range(3)]
+    news = await keys.changed(None)
+    assert news is not None
+    assert [key.id for key in news[1]] == [staying.id]
+    assert [key.id for key in await keys.list("acme", limit=2)] == [expired[-1].id, staying.id]
+    assert len(await keys.list("acme")) == 4
+
+
 async def test_keys_from_before_roles_may_write(empty_database_url: str) -> None:
     """A database of the version before is migrated, and what its keys could do goes on."""
     old = Database.as_it_is(empty_database_url)
@@ -199,6 +211,7 @@ async def test_a_key_is_shown_once_and_works_at_once(admins: Admins) -> None:
         ({"name": "a\nb"}, "/name"),
         ({"expiresAt": "2020-01-01T00:00:00Z"}, "/expiresAt"),
         ({"expiresAt": 4102444800}, "/expiresAt"),
+        ({"expiresAt": "9999-12-31T23:59:59-23:00"}, "/expiresAt"),
         ({"expires_in": 3}, "/expires_in"),
         ([], ""),
     ],

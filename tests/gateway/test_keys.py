@@ -558,6 +558,8 @@ def test_keys_by_the_command_line(call: Callable[..., tuple[int, str, str]]) -> 
         (["keys", "revoke", "key_nobody"], "no key with this id"),
         (["keys", "add", "--expires", "2020-01-01T00:00Z"], "must be a time to come"),
         (["keys", "add", "--expires", "tomorrow"], "neither a time"),
+        (["keys", "add", "--expires", "9999-12-31T23:59:59-23:00"], "neither a time"),
+        (["list", "--since", "999999d"], "neither a time"),
         (["keys", "add", "--tenant", "a b"], "must be 1 to 128 letters"),
         (["keys", "add", "--name", "n" * 129], "at most 128 printable"),
     ],

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from chatjobs.contracts import (
     OURS,
+    BatchSettings,
     ChatRequest,
     ChatResult,
     JobStart,
@@ -56,6 +57,15 @@ def test_takes_every_parameter_of_mistral() -> None:
     theirs = set(ChatCompletionStreamRequest.model_fields)
     ours = {name for name in ChatRequest.model_fields if name not in OURS} | {"stream", "metadata"}
     assert ours == theirs
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+23:00"])
+def test_a_time_outside_of_the_calendar_is_refused(time: str) -> None:
+    """In UTC no datetime has it: once stored, it could not be read again."""
+    assert problems(make_body("Hello") | {"startAt": time}) == ["/startAt"]
+    with pytest.raises(InvalidRequest) as caught:
+        parse(BatchSettings, {"deadline": time})
+    assert [problem.pointer for problem in caught.value.problems] == ["/deadline"]
 
 
 EVERY_PARAMETER = {

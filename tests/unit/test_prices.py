@@ -97,6 +97,12 @@ def test_a_model_without_a_price_makes_the_cost_unknown() -> None:
     assert prices.cost(spends[:1], estimated=True) == Cost(amount="0.000002", currency="EUR", estimated=True)
 
 
+def test_a_cost_is_estimated_if_one_of_its_calls_is() -> None:
+    spends = [Spend("a", used(1, 1)), Spend("a", used(1, 1), estimated=True), Spend("a", used(1, 1))]
+    found = [ALL.cost(some) for some in (spends[:1], spends)]
+    assert [one is not None and one.estimated for one in found] == [False, True]
+
+
 def test_the_rest_of_a_usage() -> None:
     counted = [Spend("a", used(3, 2)), Spend("a", used(4, 9))]
     assert rest(used(10, 10), counted) == used(3, 0)

@@ -21,6 +21,8 @@ const DELETION_MS = 5000;
 const RETRY_MS = 2000;
 const SHORT = 700;
 const LONG_ANSWER = 20_000;
+/** Characters of a conversation that are open at once; what comes before them is folded, and rendered when it is opened. */
+const MOST_OPEN = 100_000;
 const WAITING_FOR = {
   rate_limit: "Waiting for the model's rate limit",
   model_down: "The model does not answer at the moment; one job tries it again, the others wait",
@@ -360,6 +362,7 @@ function Before({ messages, job, jobs, hrefOf }) {
   const mayWrite = useMay("write");
   const path = useMemo(() => (jobs ? pathTo(jobs, job.jobId) : []), [jobs, job.jobId]);
   const turns = useTurns(messages, path);
+  const open = useMemo(() => firstOpen(messages), [messages]);
   const close = (place) => {
     setEditing(null);
     requestAnimationFrame(() => document.getElementById(`edit-${place}`)?.focus());
@@ -374,18 +377,24 @@ function Before({ messages, job, jobs, hrefOf }) {
     const can = mayWrite && turn && editable(message) !== null;
     const tools = html`${turn && place === turn.from ? html`<${Branches} jobs=${jobs} job=${turn.job} hrefOf=${hrefOf} />` : null}
       ${can ? html`<button type="button" class="quiet" id=${`edit-${place}`} aria-label=${`Edit message ${place + 1}`} onClick=${() => setEditing(place)}>Edit</button>` : null}`;
-    return html`<${Message} key=${place} message=${message} job=${answered?.job} tools=${tools} />`;
+    return html`<${Message} key=${place} message=${message} job=${answered?.job} folded=${place < open} tools=${tools} />`;
   });
+}
+
+/** The place of the first message that is not folded for the length of those after it. */
+function firstOpen(messages) {
+  let length = 0;
+  return messages.findLastIndex(({ content }) => (length += textOf(content).length + thoughtsOf(content).length) > MOST_OPEN) + 1;
 }
 
 const NAMES = { user: "You", system: "System", assistant: "Assistant", tool: "Tool" };
 
 /** `job`: the one whose answer it is. What was asked is shown as it was written; what a model wrote, rendered. */
-function Message({ message, job, tools }) {
+function Message({ message, job, folded, tools }) {
   const text = textOf(message.content);
   const written = message.role === "assistant";
   const [view, setView] = useView();
-  const long = text.length > (written ? LONG_ANSWER : SHORT);
+  const long = text.length > (written && !folded ? LONG_ANSWER : SHORT);
   const thoughts = thoughtsOf(message.content);
   const name = job ? html`<${Link} href=${jobHref(job.jobId)} title=${job.jobId}>${job.model}<//>` : (NAMES[message.role] ?? message.role);
   const words = written ? html`<${Words} text=${text} view=${view} />` : html`<div class="text">${text}</div>`;

@@ -224,7 +224,7 @@ const OTHERS = { assistant: '{"prefix": true}', tool: '{"tool_call_id": "…", "
 function Content({ message, number, invalid, onSet }) {
   const text = (value, label, onText) => html`<textarea rows=${Math.min(12, Math.max(2, value.split("\n").length))} aria-label=${label} value=${value} ...${invalid} onInput=${(event) => onText(event.currentTarget.value)}></textarea>`;
   const { content } = message;
-  if (!Array.isArray(content)) return text(content ?? "", `Text of message ${number}`, (value) => onSet({ content: content === null && !value ? null : value }));
+  if (!Array.isArray(content)) return text(content ?? "", `Text of message ${number}`, (value) => onSet({ content: content == null && !value ? content : value }));
   return content.map((part, place) => {
     const setPart = (value) => onSet({ content: content.map((one, at) => (at === place ? { ...one, text: value } : one)) });
     if (part.type === "text" && typeof part.text === "string") return text(part.text, `Text ${place + 1} of message ${number}`, setPart);

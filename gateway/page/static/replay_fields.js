@@ -107,6 +107,11 @@ export function read(field, text) {
   return { value };
 }
 
+/** The same; of a field that nobody changed the request's own value, which its text may not have: null, long numbers. */
+function readAgain(field, text, request) {
+  return text === written(field, request) ? { value: at(request, field.path) } : read(field, text);
+}
+
 /** JSON in a text, or where it stops being JSON. */
 export function json(text) {
   try {
@@ -135,7 +140,7 @@ export function changesOf(request, fields, texts, messages) {
   const faults = new Map();
   const wanted = {};
   for (const field of fields) {
-    const { value, fault } = read(field, texts[field.key]);
+    const { value, fault } = readAgain(field, texts[field.key], request);
     if (fault) faults.set(field.key, fault);
     const [name, ...inner] = field.path;
     if (!inner.length) wanted[name] = value;
@@ -144,7 +149,7 @@ export function changesOf(request, fields, texts, messages) {
   const overrides = {};
   for (const [name, value] of Object.entries(wanted)) {
     const kept = isEmpty(value) && !isEmpty(request[name]) ? undefined : value;
-    if (!same(kept, request[name] ?? undefined) && !(isEmpty(kept) && request[name] == null)) overrides[name] = kept ?? null;
+    if (!same(kept ?? undefined, request[name] ?? undefined) && !(isEmpty(kept) && request[name] == null)) overrides[name] = kept ?? null;
   }
   const said = messages.map((message, place) => {
     const { value, fault } = messageOf(message);
@@ -171,14 +176,14 @@ let last = 0;
 
 /** A message as a form has it: its role, its content, and its other fields as JSON. */
 export function drafted({ role, content, ...rest }) {
-  return { key: ++last, role, content: content ?? null, rest: Object.keys(rest).length ? JSON.stringify(rest, null, 2) : "" };
+  return { key: ++last, role, content, rest: Object.keys(rest).length ? JSON.stringify(rest, null, 2) : "" };
 }
 
 export function messageOf({ role, content, rest }) {
   const found = rest.trim() ? json(rest) : { value: {} };
   if (found.fault) return { value: null, fault: `Other fields: ${found.fault}` };
   if (typeof found.value !== "object" || found.value === null || Array.isArray(found.value)) return { value: null, fault: "Other fields: must be a JSON object" };
-  return { value: { role, ...(content === null ? {} : { content }), ...found.value } };
+  return { value: { role, ...(content === undefined ? {} : { content }), ...found.value } };
 }
 
 /** The key of the field that a JSON pointer of the service leads to; null for none of the form's. */

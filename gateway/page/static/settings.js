@@ -96,7 +96,7 @@ function Once({ title, label, text, onClose, children }) {
   return html`<${Dialog} title=${title} onClose=${onClose}>
     <div class="body">
       <p>Keep it now: it is shown this once, and cannot be read again.</p>
-      <label class="field"><span>${label}</span><input class="code" readonly value=${text} ref=${field} onFocus=${(event) => event.currentTarget.select()} /></label>
+      <label class="field"><span>${label}</span><input class="code" readonly autocomplete="off" value=${text} ref=${field} onFocus=${(event) => event.currentTarget.select()} /></label>
       ${children}
       <div class="send"><button type="button" class="primary" onClick=${onCopy}>Copy</button></div>
     </div>
