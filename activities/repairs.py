@@ -41,7 +41,8 @@ class AnswerCheck:
         await job_writer.flush()
         runs = await self._attempts.written(job_writer.job_id, fence=job_writer.fence, epoch=job_writer.epoch)
         content = continuation.content(runs)
-        found = await self._checks.check(_schema(attempt.request), own_prefix(attempt.request) + content)
+        whole, tenant = own_prefix(attempt.request) + content, attempt.claim.asker.tenant if attempt.claim.asker else ""
+        found = await self._checks.check(_schema(attempt.request), whole, tenant)
         if found.matches:
             return None
         if found.undecided is not None:

@@ -2,6 +2,7 @@
 
 A check that takes longer than usual is made again among the slow ones, which have a process of their own: a schema
 whose check takes for ever costs others a quarter of a second at most. One that took for ever begins there next time.
+Tenants take turns there.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import select
 import subprocess
 import sys
 import time
-from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, OrderedDict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from threading import Lock, local
 from typing import Final
 
@@ -33,7 +35,7 @@ PATIENCE_SECONDS: Final = 20.0
 """The time that a check may take in all, on a machine that has other things to do."""
 PROCESSES: Final = 2
 MOST_WAITING: Final = 50
-"""Slow checks that may wait for each other; a further one stays undecided."""
+"""Slow checks of a tenant that may wait for each other; a further one stays undecided."""
 MOST_HOPELESS: Final = 8
 """The same, of schemas with which the last check took for ever."""
 KNOWN_HOPELESS: Final = 1_000
@@ -65,6 +67,13 @@ class Checked:
         return not self.problems and self.undecided is None
 
 
+@dataclass(frozen=True, slots=True)
+class _SlowCheck:
+    schema: str | None
+    text: str
+    result: Future[Checked]
+
+
 class SchemaChecks:
     """The processes of one worker; each is started when it is first needed."""
 
@@ -72,13 +81,15 @@ class SchemaChecks:
         self._usual = ThreadPoolExecutor(PROCESSES, thread_name_prefix="schema-check")
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="slow-schema-check")
         self._hopeless: OrderedDict[bytes, None] = OrderedDict()
-        self._waiting = 0
+        self._waiting = Counter[str]()
+        self._queues: OrderedDict[str, deque[_SlowCheck]] = OrderedDict()
+        """By tenant; the first one is the next."""
         self._own = local()
         self._children: set[_Child] = set()
         self._lock = Lock()
 
-    async def check(self, schema: str | None, text: str) -> Checked:
-        """Whether a text is JSON that matches. ``schema``: as JSON; None: any object is right.
+    async def check(self, schema: str | None, text: str, tenant: str = "") -> Checked:
+        """Whether a text is JSON that matches. ``schema``: as JSON; None: any object is right. ``tenant``: whose it is.
 
         Takes less than a millisecond as a rule. Raises OSError if no process can be started.
         """
@@ -90,13 +101,14 @@ class SchemaChecks:
             found = await loop.run_in_executor(self._usual, self._made, schema, text, USUAL_SECONDS)
             if found.undecided != "time":
                 return found
-        if self._waiting >= (MOST_HOPELESS if hopeless else MOST_WAITING):
+        if self._waiting[tenant] >= (MOST_HOPELESS if hopeless else MOST_WAITING):
             return Checked(undecided="busy")
-        self._waiting += 1
+        self._waiting[tenant] += 1
         try:
-            found = await loop.run_in_executor(self._slow, self._made, schema, text, SLOW_SECONDS)
+            found = await asyncio.wrap_future(self._queued(tenant, schema, text))
         finally:
-            self._waiting -= 1
+            self._waiting[tenant] -= 1
+            self._waiting += Counter()  # without the tenants that have none
         self._remember(key, hopeless=found.undecided == "time")
         return found
 
@@ -108,6 +120,33 @@ class SchemaChecks:
             for child in list(self._children):
                 child.kill()
             self._children.clear()
+            for one in chain.from_iterable(self._queues.values()):
+                one.result.cancel()
+            self._queues.clear()
+
+    def _queued(self, tenant: str, schema: str | None, text: str) -> Future[Checked]:
+        """The result of a slow check, which waits for its tenant's turn."""
+        work = _SlowCheck(schema, text, Future())
+        with self._lock:
+            self._queues.setdefault(tenant, deque()).append(work)
+        self._slow.submit(self._next)
+        return work.result
+
+    def _next(self) -> None:
+        """Make the slow check that is the next, in the thread for them."""
+        with self._lock:
+            if not self._queues:  # closed
+                return
+            tenant, queue = self._queues.popitem(last=False)
+            work = queue.popleft()
+            if queue:
+                self._queues[tenant] = queue
+        if not work.result.set_running_or_notify_cancel():
+            return
+        try:
+            work.result.set_result(self._made(work.schema, work.text, SLOW_SECONDS))
+        except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
+            work.result.set_exception(error)
 
     def _remember(self, key: bytes, *, hopeless: bool) -> None:
         self._hopeless.pop(key, None)
@@ -118,7 +157,8 @@ class SchemaChecks:
 
     def _made(self, schema: str | None, text: str, seconds: float) -> Checked:
         """One check, in a thread of its own, by that thread's process."""
-        order = json.dumps(CheckOrder(schema=schema, text=text)).encode()
+        # Escapes would make an answer up to twelve times as long, and the event loop stands still meanwhile.
+        order = json.dumps(CheckOrder(schema=schema, text=text), ensure_ascii=False).encode(errors="surrogatepass")
         for _ in range(TRIES):
             child: _Child | None = getattr(self._own, "child", None)
             if child is None:

@@ -61,7 +61,7 @@ class Measure(Protocol[Model_contra]):
     ) -> Practice | None: ...
 
 
-class Pace:
+class MeasuringPace:
     """How often models are measured by one process."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -117,7 +117,7 @@ async def keep_informed(settings: Settings, database: Database, model: Model, me
     """
     if settings.chatjobs_continuation == "none":
         return
-    pace = Pace()
+    pace = MeasuringPace()
     continuations, pause = store(settings, database), 1 / settings.mistral_requests_per_second
     known, unmeasured = assumed(settings), set[str]()
     if known is None:
@@ -139,7 +139,7 @@ async def _measure(
     model: Model,
     name: str,
     measure: Callable[[Model, str], Awaitable[Practice | None]],
-    pace: Pace,
+    pace: MeasuringPace,
 ) -> None:
     """Measure a model unless another process has. Raises StorageError."""
     if not await continuations.begin(name):

@@ -20,7 +20,7 @@ from temporalio.client import Client
 from chatjobs.contracts import Channel, ChatRequest, Job, JobStatus
 from chatjobs.errors import InvalidRequest
 from dispatch import measuring, server_knowledge
-from dispatch.measuring import Pace
+from dispatch.measuring import MeasuringPace
 from dispatch.server_knowledge import PrefixRule
 from domain.continuing import AS_MISTRAL, NEVER, USUAL, VERSION, Drops, Practice, Way
 from domain.ports import Continuing
@@ -455,7 +455,7 @@ async def test_a_model_is_measured_once(chat: MistralChat, sim: SimulatorProcess
 async def test_names_that_are_no_models_are_not_measured_for_ever(sim: SimulatorProcess) -> None:
     """They come from requests: nothing repeats them for long, and they keep no real model waiting."""
     clock = [0.0]
-    pace = Pace(lambda: clock[0])
+    pace = MeasuringPace(lambda: clock[0])
     assert pace.allows("ghost")
     assert [pace.failed("ghost") for _ in range(4)] == [True, True, False, False]
     assert (pace.allows("ghost"), pace.allows("real")) == (False, True)

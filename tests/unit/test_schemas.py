@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from activities.schema_checks import MOST_HOPELESS, Checked, SchemaChecks
+from activities.schema_checks import MOST_HOPELESS, MOST_WAITING, Checked, SchemaChecks
 from chatjobs.contracts import ChatRequest, canonical_json
 from chatjobs.errors import InvalidRequest
 from domain.repairs import MOST_PROBLEM, asked, problem_text
@@ -372,6 +372,28 @@ async def test_a_schema_that_takes_for_ever_holds_up_no_other(checks: SchemaChec
     for task in many:
         task.cancel()
     await asyncio.gather(*many, return_exceptions=True)
+
+
+@pytest.mark.long
+async def test_tenants_take_turns_among_the_slow_checks(checks: SchemaChecks) -> None:
+    """One whose schemas are all different, and all take for ever, keeps another one waiting for a check or two."""
+    hostile = [json.dumps({"pattern": f"^(a|a|{number})+$"}) for number in range(MOST_WAITING + 4)]
+    text = json.dumps("a" * 40 + "!")
+    many = [asyncio.create_task(checks.check(schema, text, "hostile")) for schema in hostile]
+    await asyncio.wait(many, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+    slow = json.dumps([{"a": number} for number in range(3_000)])
+    found = await checks.check('{"uniqueItems": true}', slow, "honest")
+    assert found.undecided != "busy"
+    assert sum(task.done() for task in many) < len(many) // 2
+    for task in many:
+        task.cancel()
+    await asyncio.gather(*many, return_exceptions=True)
+
+
+@pytest.mark.parametrize("text", ["\U0001f30a" * 50_000, "\ud83c" * 50_000])
+async def test_the_event_loop_goes_on_beside_long_answers(checks: SchemaChecks, text: str) -> None:
+    """They are not escaped for the process. (Halves of pairs come from no storage, and break nothing.)"""
+    assert (await checks.check("{}", f'"{text}"')).undecided is None
 
 
 async def test_a_process_that_somebody_ends_is_replaced() -> None:

@@ -231,6 +231,22 @@ async def test_a_model_that_cannot_continue_starts_over(here: House, monkeypatch
     assert (job.content, watched.resets, models.continued) == ("Hello there", 1, [None, "Hel", None])
 
 
+async def test_json_does_not_have_further_models_measured(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another model it starts over in any case, and a measurement is paid for."""
+    models, questions = script(here, first=[[*text('{"a": 1}'), HELLO[-1]], HELLO]), list[str]()
+
+    def continuing(name: str, form: str = "text") -> Continuing:
+        questions.append(name)
+        return Continuing.UNPROVEN
+
+    monkeypatch.setattr(models, "continuing", continuing)
+    wanted = {"type": "json_object"}
+    job = await here.ended(await here.submit(fallbackModels=[SECOND], model=FIRST, response_format=wanted))
+    assert (job.content, SECOND in questions) == ('{"a": 1}', False)
+    await here.ended(await here.submit(fallbackModels=[SECOND], model=FIRST))
+    assert SECOND in questions
+
+
 async def test_a_resumed_job_begins_with_its_first_model(here: House) -> None:
     models = script(here, first=[[*text("Hel"), UNKNOWN], HELLO], second=[[FORBIDDEN]])
     job_id = await here.submit(fallbackModels=[SECOND], model=FIRST)
