@@ -317,6 +317,8 @@ class Completer:
                 failure, down = await self._gate.record_end(claim, attempt.turn, error, failure, began=began)
             failure = failures.within(failure, attempt.deadlines.left)
             if model := handover.successor(attempt, verdict.outcome, error, down=down, failure=failure):
+                # Where the handover cannot be stored, the old model is called once more.
+                failure = failures.again(verdict.outcome, verdict.message or "", failures.STORAGE_PAUSE)
                 await self._attempts.hand_over(claim.job_id, claim.fence, model)
                 log.info("%s takes over", model, extra=attempt.log("handed_over"))
                 failure = failures.again(verdict.outcome, verdict.message or "", 0)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import select, update
 
-from chatjobs.contracts import JobStatus
+from chatjobs.contracts import Attempt, JobStatus, Usage
 from chatjobs.errors import IdempotencyMismatch, JobFinished, JobIdConflict, JobNotFound
 from dispatch.intake import Intake
 from domain.errors import StorageRefused
@@ -19,6 +19,7 @@ from domain.new_jobs import invalid_job, new_job
 from domain.values import RunRef
 from storage.engine.database import Database
 from storage.engine.schema import jobs, micros
+from storage.jobs.mapping import wasted_tokens
 from storage.jobs.store import JobStore
 from storage.transcript.writer import TranscriptWriter
 from tests.support.factories import accepted, answered, claimed, ending, failing, make_body, make_job
@@ -260,3 +261,28 @@ async def test_a_repeated_request_is_a_new_job(store: JobStore) -> None:
     replay = new_job(make_body(), job_id="job_2", tenant="default", replay_of=original.job_id)
     assert (await store.acceptance.accept(replay)).created
     assert (await store.queries.get("job_2")).replay_of == original.job_id
+
+
+def attempt(number: int, epoch: int | None, prompt: int, completion: int, total: int | None = None) -> Attempt:
+    usage = Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion if total is None else total,
+    )
+    return Attempt(number=number, started_at=datetime.now(UTC), usage=usage, epoch=epoch)
+
+
+@pytest.mark.parametrize(
+    ("ledger", "wasted"),
+    [
+        pytest.param([], 0, id="no call"),
+        pytest.param([attempt(1, 1, 10, 5)], 0, id="one call"),
+        pytest.param([attempt(1, 1, 10, 5, total=40)], 0, id="a total with other tokens"),
+        pytest.param([attempt(1, 1, 10, 5), attempt(2, 1, 15, 7)], 15, id="continued: the prompt once more"),
+        pytest.param([attempt(1, 1, 0, 0), attempt(2, 1, 10, 7)], 0, id="a call that failed at once"),
+        pytest.param([attempt(1, 0, 10, 5), attempt(2, 1, 10, 7)], 15, id="started over: text and prompt"),
+        pytest.param([attempt(1, None, 10, 5), attempt(2, None, 15, 7)], 15, id="of an earlier version"),
+    ],
+)
+def test_wasted_tokens(ledger: list[Attempt], wasted: int) -> None:
+    assert wasted_tokens(ledger, 1) == wasted
