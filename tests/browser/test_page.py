@@ -753,27 +753,37 @@ def test_pictures(place: Stack, door: Gateway, tab: Watched, tmp_path: Path) -> 
     """What the documentation shows, in a list and a job that are at work."""
     history(place)
     page = tab.open(f"{door.url}/?window=15m")
-    for fields in (
-        {"metadata": {"order": "1042", "team": "support"}, "model": "mistral-medium-latest"},
-        {"max_tokens": 9, "metadata": {"team": "docs"}},
-        {"metadata": {"order": "1043", "team": "support"}},
+
+    def question(words: str, fields: dict[str, Any], **script: Any) -> dict[str, Any]:
+        """A request as people write it; its script is in the simulator."""
+        place.simulator.script(match=words, times=1, **script)
+        return {"messages": [{"role": "user", "content": words}], **fields}
+
+    for words, fields, script in (
+        (
+            "Why do tides change?",
+            {"metadata": {"order": "1042", "team": "support"}, "model": "mistral-medium-latest"},
+            {},
+        ),
+        ("List the ports of Brittany, with their depths.", {"max_tokens": 9, "metadata": {"team": "docs"}}, {}),
+        ("Translate the attached notice into Dutch.", {"metadata": {"order": "1043", "team": "support"}}, {}),
+        ("Which of these routes is open in winter?", {"metadata": {"team": "search"}}, {"faults": [{"kind": 422}]}),
+        ("Summarise last night's log.", {"metadata": {"nightly": "yes"}, "model": "mistral-large-latest"}, {}),
     ):
-        ended(door, "Why do tides change?", fields=fields)
-    ended(door, fields={"metadata": {"team": "search"}}, faults=[{"kind": 422}])
-    ended(door, fields={"metadata": {"nightly": "yes"}, "model": "mistral-large-latest"})
-    for team in ("docs", "support"):
-        post(door, tokens=400, fields={"metadata": {"team": team}}, **SLOW)
+        ended(door, fields=question(words, fields, **script))
+    for words, team in (("Write a page about harbour fees.", "docs"), ("Explain the delay of order 1044.", "support")):
+        post(door, fields=question(words, {"metadata": {"team": team}}, tokens=400, **SLOW))
     page.reload()
     expect(page.locator(".chart strong").first).to_have_text(re.compile(r"\d{3}"))
     expect(page.locator("tbody tr").first).to_contain_text("chars")
     expect(page.locator("tbody tr").nth(1)).to_contain_text("chars")
     picture(page, tmp_path, "list.png")
-    question = "What does the harbour look like at dawn?"
-    place.simulator.script(match=question, times=1, tokens=300, tokens_per_second=90, hold=160)
-    ask(page, question)
+    dawn = "What does the harbour look like at dawn?"
+    place.simulator.script(match=dawn, times=1, tokens=300, tokens_per_second=90, hold=160)
+    ask(page, dawn)
     wait_for_words(page, 520)
     picture(page, tmp_path, "job.png")
-    place.simulator.release(question)
+    place.simulator.release(dawn)
 
 
 def test_on_a_phone_in_the_dark(door: Gateway, browser: Browser, tmp_path: Path) -> None:
