@@ -22,6 +22,8 @@ from tests.support.service import Service, service
 from tests.support.simulator_process import prompt
 from tests.support.stack import Stack, stack
 
+pytestmark = pytest.mark.long
+
 LATE = timedelta(seconds=2)
 """The most that a start may be late on a busy machine; the sweeper looks four times a second."""
 

@@ -18,6 +18,8 @@ from tests.support.service import Service, service
 from tests.support.simulator_process import prompt
 from tests.support.stack import Stack, stack
 
+pytestmark = pytest.mark.long
+
 AT_ONCE = 3
 CALL_SECONDS = 0.5
 SHORT: dict[str, Any] = {"tokens": 25, "tokens_per_second": 50}

@@ -32,6 +32,8 @@ from tests.support.house import HOOK, House, house
 from tests.support.simulator_process import SimulatorProcess, prompt, simulator
 from workflows import options
 
+pytestmark = pytest.mark.long
+
 QUICK = Timings(
     failure_pause_seconds=0.01,
     batch_first_look_seconds=0.1,
