@@ -34,7 +34,7 @@ from activities.cancellation import Cancels
 from activities.continuation import CallPlan
 from activities.failures import Tally
 from activities.freezes import Freezes, FreezeWatch
-from activities.rate_limits import WAITING, Postponed, RateLimitGate, not_yet_due, too_early
+from activities.rate_limits import WAITING, CallEnd, Postponed, RateLimitGate, not_yet_due, too_early
 from activities.repairs import AnswerCheck
 from chatjobs.contracts import Retry, Usage
 from chatjobs.errors import ChatJobsError
@@ -311,14 +311,12 @@ class Completer:
             if _is_enough(attempt, verdict):
                 return await self._end_without_call(attempt, end)
             await self._attempts.end(claim.job_id, claim.attempt, claim.fence, end)
-            down = False
+            call_end = CallEnd(failure)
             if self._gate:
                 began = attempt.deadlines.began
-                failure, down = await self._gate.record_end(claim, attempt.turn, error, failure, began=began)
-            failure = failures.within(failure, attempt.deadlines.left)
-            if model := handover.successor(attempt, verdict.outcome, error, down=down, failure=failure):
-                # Where the handover cannot be stored, the old model is called once more.
-                failure = failures.again(verdict.outcome, verdict.message or "", failures.STORAGE_PAUSE)
+                call_end = await self._gate.record_end(claim, attempt.turn, error, failure, began=began)
+            failure = failures.within(call_end.failure, attempt.deadlines.left)
+            if model := handover.successor(attempt, verdict.outcome, error, call_end._replace(failure=failure)):
                 await self._attempts.hand_over(claim.job_id, claim.fence, model)
                 log.info("%s takes over", model, extra=attempt.log("handed_over"))
                 failure = failures.again(verdict.outcome, verdict.message or "", 0)
@@ -336,6 +334,8 @@ class Completer:
             # A claim that comes first closes this attempt as lost, until its true end is recorded.
             log.warning("attempt not recorded: %s", problem, extra=attempt.log("attempt_unrecorded"))
             self._record_later(claim, end)
+            if isinstance(problem, StorageUnavailable):
+                failure = _unless_others_may(attempt, verdict, error, failure, problem)
         log.info("attempt ended: %s", verdict.outcome, extra=attempt.log("attempt_ended"))
         raise failure from None
 
@@ -469,6 +469,20 @@ class _Verdict:
     failure: BaseException
     http_status: int | None = None
     message: str | None = None
+
+
+def _unless_others_may(
+    attempt: RunningAttempt,
+    verdict: _Verdict,
+    error: BaseException | None,
+    failure: BaseException,
+    problem: StorageUnavailable,
+) -> BaseException:
+    """``failure``; or another attempt, if it would end the job although another model takes over, which could not be
+    stored."""
+    if _is_retried(failure) or handover.successor(attempt, verdict.outcome, error, CallEnd(failure)) is None:
+        return failure
+    return failures.from_storage(problem)
 
 
 def _is_retried(failure: BaseException) -> bool:

@@ -8,6 +8,7 @@ from typing import Final
 from temporalio.exceptions import ApplicationError
 
 from activities.attempt import RunningAttempt
+from activities.rate_limits import CallEnd
 from chatjobs.contracts import ChatRequest
 from domain.errors import UpstreamError
 from domain.outcomes import AttemptOutcome
@@ -24,23 +25,23 @@ def following(request: ChatRequest) -> Sequence[str]:
     return models[models.index(request.model) + 1 :] if request.model in models else models
 
 
-def successor(
-    attempt: RunningAttempt, outcome: str, error: BaseException | None, *, down: bool, failure: BaseException
-) -> str | None:
+def successor(attempt: RunningAttempt, outcome: str, error: BaseException | None, end: CallEnd) -> str | None:
     """The model that takes over after an attempt ended with ``outcome`` and ``error``; None: the job stays, or there is
-    no further model. ``down``: the model fails every call; ``failure``: what Temporal is about to get."""
+    no further model. ``end``: what Temporal is about to get."""
     models = following(attempt.request)
     if not models or not isinstance(error, UpstreamError) or outcome == AttemptOutcome.REFUSED_TO_CONTINUE:
         return None
+    failure, pause = end.failure, end.refused_seconds
     if not isinstance(failure, ApplicationError):
         return None
     if error.reason in NOT_FOR_THIS_KEY:
         return models[0]
     if not error.retryable:
         return None
-    if down or failure.non_retryable:
+    if end.down or failure.non_retryable:
         return models[0]
-    pause = failure.next_retry_delay.total_seconds() if failure.next_retry_delay else 0.0
+    if pause is None:
+        pause = failure.next_retry_delay.total_seconds() if failure.next_retry_delay else 0.0
     return models[0] if _stuck_seconds(attempt) + pause > attempt.request.limits.fallback_seconds else None
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from temporalio.exceptions import ApplicationError
 
@@ -60,6 +60,16 @@ def too_early(seconds: float) -> ApplicationError:
     """The error that gives the worker's slot back until the job's ``startAt``, or for an hour: its row may be sealed
     while Temporal is away, and then its run has to end as well."""
     return failures.again(WAITING, "The job's startAt has not come yet", min(seconds, LONGEST_DELAY_SECONDS))
+
+
+class CallEnd(NamedTuple):
+    """What a call's end means: ``failure``, the exception for Temporal; ``down``: the model fails every call;
+    ``refused_seconds``: for how long its server takes no call of the lane, where it has refused this one for its rate.
+    The pause in ``failure`` may be longer: others wait as well, and somebody may have paused the lane."""
+
+    failure: BaseException
+    down: bool = False
+    refused_seconds: float | None = None
 
 
 class RateLimitGate:
@@ -179,14 +189,14 @@ class RateLimitGate:
         failure: BaseException,
         *,
         began: bool,
-    ) -> tuple[BaseException, bool]:
-        """Record how a call ended; ``began``: the model had begun to answer. Returns the exception for Temporal:
-        ``failure``, or another one if all jobs of the lane have to wait; and whether the model is down."""
+    ) -> CallEnd:
+        """Record how a call ended; ``began``: the model had begun to answer. The exception for Temporal is ``failure``,
+        or another one if all jobs of the lane have to wait."""
         if turn is None or not turn.granted:
-            return failure, False
+            return CallEnd(failure)
         match error:
             case UpstreamRateLimited():
-                return await self._throttled(claim, turn.lane, error), False
+                return await self._throttled(claim, turn.lane, error)
             case UpstreamRefused():
                 await self._limiter.record_answer(turn.lane, claim.job_id)
             case UpstreamError() if error.reason in (AttemptOutcome.EMPTY, CANNOT_CONTINUE):
@@ -195,11 +205,9 @@ class RateLimitGate:
                 return await self._failed(claim, turn.lane, error, failure)
             case _ if turn.probe and not began:
                 await self._limiter.release_probe(turn.lane, claim.job_id)
-        return failure, False
+        return CallEnd(failure)
 
-    async def _failed(
-        self, claim: Claim, lane: str, error: UpstreamError, failure: BaseException
-    ) -> tuple[BaseException, bool]:
+    async def _failed(self, claim: Claim, lane: str, error: UpstreamError, failure: BaseException) -> CallEnd:
         """Record a call that the model failed. While the model is down, this costs the job no attempt, and it waits
         with the others. The failure that opens the breaker does count for a job whose request sets ``retry``.
         """
@@ -207,20 +215,21 @@ class RateLimitGate:
         outage = await self._limiter.record_failure(lane, claim.job_id, claim.attempt, error.message, requested)
         has_own_budget = claim.request is not None and "retry" in claim.request.model_fields_set
         if outage is None or (outage.opened and has_own_budget):
-            return failure, outage is not None
-        return failures.again(error.reason, error.message, max(outage.seconds, requested, HORIZON_SECONDS)), True
+            return CallEnd(failure, down=outage is not None)
+        pause = max(outage.seconds, requested, HORIZON_SECONDS)
+        return CallEnd(failures.again(error.reason, error.message, pause), down=True)
 
-    async def _throttled(self, claim: Claim, lane: str, error: UpstreamRateLimited) -> ApplicationError:
+    async def _throttled(self, claim: Claim, lane: str, error: UpstreamRateLimited) -> CallEnd:
         """Pause the whole lane, and return the job to its place in the queue."""
         if claim.asker is None:
             raise AssertionError("a claim that was taken has an asker")
         requested = None if error.retry_after is None else failures.throttle_pause(error.retry_after, 0)
-        pause = await self._limiter.throttle(lane, requested, claim.job_id)
+        pause = refused = await self._limiter.throttle(lane, requested, claim.job_id)
         if pause > HORIZON_SECONDS:
             turn = await self._limiter.reserve(lane, claim.asker)
             pause = turn.seconds
             self.settle(turn, None)
-        return failures.again(error.reason, error.message, pause)
+        return CallEnd(failures.again(error.reason, error.message, pause), refused_seconds=refused)
 
 
 def _is_news(turn: Reservation, allowance: Allowance) -> bool:

@@ -36,7 +36,7 @@ LINES = (
     .limit(READ_AT_ONCE)
 )
 PENDING = (
-    select(jobs.c.id, requests.c.body)
+    select(jobs.c.id, jobs.c.model, requests.c.body)
     .select_from(jobs.join(requests, requests.c.job_id == jobs.c.id))
     .where(jobs.c.id.in_(bindparam("keys", expanding=True)), jobs.c.batch_id == bindparam("key"), *_OPEN)
     # The result of a job that is being repaired was taken: a second look at it would use up the repair.
@@ -89,8 +89,13 @@ class BatchLaneStore:
         async with self._database.single() as connection:
             values = {"key": batch_id, "keys": [clean(job_id) for job_id in job_ids]}
             rows = (await connection.execute(PENDING, values)).all()
-        found = {row.id: _request(row.body) for row in rows}
-        return {job_id: request for job_id, request in found.items() if request is not None}
+        found = {row.id: (row.model, _request(row.body)) for row in rows}
+        # The result of a job that another model has taken over was taken: it says nothing about that model.
+        return {
+            job_id: request
+            for job_id, (model, request) in found.items()
+            if request is not None and (request.model == model or not request.fallback_models)
+        }
 
     async def left(self, batch_id: str) -> Mapping[str, int]:
         """The number of jobs that have no outcome yet, by model."""

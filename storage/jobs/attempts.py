@@ -233,7 +233,7 @@ class AttemptStore:
         if row.fence < order.fence:
             number += 1
             await begun.add(row, order, model, started, time, turn)
-        before = await history(connection, row, number, model)
+        before = await history(connection, row, number, model, since=started)
         known = {"attempt": number, "past": before, "started_at": started, "asker": asker, "turn": turn}
         repair = await repairs.latest(connection, row.id) if row.attempt else None
         return _claim(row, "taken", order.fence, model=model, repair=repair, **known), body
@@ -340,6 +340,8 @@ async def _turn(
     for model in following.models:
         await lane_queue.leave_all(connection, [row.id])
         other = await reserve(connection, model, asker)
+        if other.held:  # nobody knows until when
+            continue
         if not _is_closed(other, following.seconds):
             return model, other
         soonest = min(soonest, other.seconds)

@@ -62,8 +62,11 @@ async def _estimated(connection: AsyncConnection, job_id: str, before: int, toke
     return Usage(prompt_tokens=prompt, completion_tokens=tokens, total_tokens=prompt + tokens)
 
 
-async def history(connection: AsyncConnection, row: Row[Any], number: int, model: str) -> AttemptHistory:
-    """The attempts before ``number``, which calls ``model``, summed up."""
+async def history(
+    connection: AsyncConnection, row: Row[Any], number: int, model: str, *, since: int = 0
+) -> AttemptHistory:
+    """The attempts before ``number``, which calls ``model``, summed up. ``since`` (microseconds): when the job began,
+    or was resumed."""
     if number == 1:
         return AttemptHistory()
     query = select(attempts).where(attempts.c.job_id == row.id, attempts.c.number < number)
@@ -91,7 +94,7 @@ async def history(connection: AsyncConnection, row: Row[Any], number: int, model
         topped_up=AttemptOutcome.TOPPED_UP in found[present:],
         total_tokens=sum(Usage.model_validate_json(one.usage).total_tokens for one in before if one.usage),
         estimated=sum(one.estimated for one in before),
-        stuck_since=_stuck_since(before, moved, first),
+        stuck_since=_stuck_since(before, moved, first, since),
         other_model=any(one.model not in (None, model) for one in before[epoch:]),
         mismatches=sum(one.outcome == AttemptOutcome.SCHEMA_MISMATCH for one in before if not one.excused),
     )
@@ -103,10 +106,13 @@ def _first_call(before: Sequence[Row[Any]], model: str) -> int:
     return next((place for place in range(len(before), 0, -1) if before[place - 1].model not in (None, model)), 0)
 
 
-def _stuck_since(before: Sequence[Row[Any]], moved: int | None, first: int) -> int | None:
-    """See AttemptHistory. ``moved``: the place of the last attempt that moved on, ``first``: of the model's first."""
+def _stuck_since(before: Sequence[Row[Any]], moved: int | None, first: int, since: int) -> int | None:
+    """See AttemptHistory. ``moved``: the place of the last attempt that moved on, ``first``: of the model's first;
+    those that began before ``since`` are of the job before it was resumed."""
     for place in range(max(moved or 0, first), len(before)):
         one = before[place]
+        if one.started_at < since:
+            continue
         if is_failure(str(one.outcome)) or one.outcome == AttemptOutcome.RATE_LIMITED:
             return int(one.ended_at if place == moved else one.started_at)
     return None

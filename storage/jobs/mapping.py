@@ -332,10 +332,10 @@ def wasted_tokens(ledger_rows: Sequence[Attempt], epoch: int) -> int:
     """Tokens of a job's calls beyond those of one uninterrupted call: without the first prompt of the present epoch,
     and the answers to it. Attempts of earlier versions, whose epoch is not known, count as of the present one."""
     usages = [(attempt.epoch in (None, epoch), attempt.usage) for attempt in ledger_rows if attempt.usage is not None]
-    kept = [usage for present, usage in usages if present and usage.prompt_tokens + usage.completion_tokens]
-    needed = sum(usage.completion_tokens for usage in kept) + (kept[0].prompt_tokens if kept else 0)
-    # Not by ``total_tokens``, in which some servers count more.
-    return max(0, sum(usage.prompt_tokens + usage.completion_tokens for _, usage in usages) - needed)
+    kept = [usage for present, usage in usages if present and usage.total_tokens]
+    # A server may count tokens in the total alone, as those of a thought that it keeps to itself.
+    needed = sum(usage.completion_tokens for usage in kept[1:]) + (kept[0].total_tokens if kept else 0)
+    return max(0, sum(usage.total_tokens for _, usage in usages) - needed)
 
 
 async def _deliveries(connection: AsyncConnection, job_id: str) -> tuple[Delivery, ...]:

@@ -27,6 +27,7 @@ from chatjobs.contracts import (
     WebhookEventType,
     rfc3339,
 )
+from domain import fallback
 from domain.errors import SealConflict
 from domain.names import delivery_id
 from domain.outcomes import LENGTH_LIMITS, WORKER_LOST, AttemptOutcome
@@ -34,7 +35,7 @@ from domain.payloads import Ending, Sealed
 from domain.text import clean
 from domain.values import OK, AttemptEnd, FinishRecord, TextRun
 from storage.batches import tally
-from storage.engine.schema import CHANNELS, attempts, deliveries, micros, moment, now, results, transcript
+from storage.engine.schema import CHANNELS, attempts, deliveries, micros, moment, now, requests, results, transcript
 from storage.jobs import mapping
 from storage.jobs.ledger import close_open_attempts
 from storage.jobs.rows import CHANGED, REQUEST, queue_end
@@ -48,8 +49,8 @@ USUAL_FORMAT = "chatjobs"
 RESULTS = insert(results)
 DELIVERIES = insert(deliveries)
 PIECES_AGAIN = insert(transcript)
-FIRST_MODELS = select(attempts.c.job_id, attempts.c.model).where(
-    attempts.c.job_id.in_(bindparam("keys", expanding=True)), attempts.c.number == 1
+WITH_FALLBACK = select(requests).where(
+    requests.c.job_id.in_(bindparam("keys", expanding=True)), requests.c.body.contains(fallback.FIELD)
 )
 EXCUSED = update(attempts).where(attempts.c.job_id.in_(bindparam("keys", expanding=True))).values(excused=True)
 FINISHED = update(attempts).where(attempts.c.job_id == bindparam("key"), attempts.c.number == bindparam("its_number"))
@@ -411,13 +412,14 @@ async def reopen_all(
         "progressed_at": micros(now()),
         **columns,
     }
-    firsts = {one.job_id: one.model for one in (await connection.execute(FIRST_MODELS, keys)).all()}
+    found = (await connection.execute(WITH_FALLBACK, keys)).all()
+    firsts = {one.job_id: ChatRequest.model_validate_json(one.body).model for one in found}
     changes = [
         {
             "key": row.id,
             "revision": row.revision + 1,
             "queue_until": queue_until.get(row.id),
-            "model": firsts.get(row.id) or row.model,  # of fallbackModels, the first one may be back
+            "model": firsts.get(row.id, row.model),  # of fallbackModels, the first one may be back
         }
         for row in rows
     ]

@@ -115,7 +115,7 @@ class Limiter:
 
     def reserver(self, lane_of: Callable[[str], str], *, queueing: bool = True) -> Reserve:
         """The ``reserve`` of AttemptStore.claim; ``lane_of`` gives the lane of a model. Without ``queueing``, a job
-        that would have to wait does not enter the queue."""
+        that would have to wait does not enter the queue, but for one that may try a model again that was down."""
 
         async def reserve(connection: AsyncConnection, model: str, claimant: Claimant) -> Reservation:
             return await self.reserve_in(connection, lane_of(model), claimant, queueing=queueing)
@@ -153,7 +153,8 @@ class Limiter:
             if free > time:
                 await queue.start_without_waiting(claimant)
             return await self._grant(connection, lane, time, clock, {"free_at": free + interval}, cost=cost)
-        if not queueing:
+        probe = down and breaker.may_probe(lane, time, claimant.job_id, others=await queue.has_others(claimant.job_id))
+        if not queueing and not probe:
             return Reservation(False, HORIZON_SECONDS, lane=name)
         entry = await queue.enter(claimant, cost)
         ahead, tokens_ahead = (0, 0) if places is None and budget is None else await queue.punctual_ahead(entry)
@@ -162,7 +163,6 @@ class Limiter:
         if budget:
             free = max(free, budget.free_at(cost, tokens_ahead))
             soon = free <= time + int(BOOKED_SECONDS * SECOND)
-        probe = down and breaker.may_probe(lane, time, claimant.job_id, others=await queue.has_others(claimant.job_id))
         near_ahead = 0 if down else await queue.count_near_ahead(entry)
         in_order = near_ahead * interval <= int(OVERTAKING_SECONDS * SECOND)
         if soon and (probe if down else in_order):

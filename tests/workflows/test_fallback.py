@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 
@@ -16,6 +17,7 @@ from domain.errors import UpstreamInterrupted, UpstreamRateLimited, UpstreamRefu
 from domain.ports import MODEL_NOT_FOUND, NO_ALLOWANCE, Continuing, Seam
 from storage.batches.queries import BatchQueries
 from storage.engine.database import Database
+from storage.engine.schema import attempts, lanes
 from storage.rate_limits.limiter import Limiter
 from storage.rate_limits.pauses import PauseStore
 from tests.support.batches import submit_batch
@@ -253,6 +255,7 @@ async def test_a_resumed_job_begins_with_its_first_model(here: House) -> None:
     await done(here, job_id, FAILED)
     await here.intake.start(await here.jobs.seals.resume(job_id))
     watched = await here.watched(job_id)
+    await here.ended(job_id)
     assert (watched.ends, "".join(watched.texts.values())) == ([COMPLETED], "Hello there")
     assert models.called == [FIRST, SECOND, FIRST]
 
@@ -313,3 +316,85 @@ async def test_the_length_limit_holds_for_all_models_together(here: House) -> No
     await here.ended(job_id)
     assert [request.max_tokens for request in models.requests] == [10, 7]
     assert models.requests[1].fallback_models == (SECOND,)
+
+
+async def test_a_pause_that_begins_during_a_refused_call_is_waited_for(here: House) -> None:
+    """The refusal is short; the rest of the wait is ours."""
+    gate, pauses = Gate(), PauseStore(here.parts.database)
+    models = script(here, first=[[gate, UpstreamRateLimited(retry_after=2)], HELLO])
+    job_id = await here.submit(fallbackModels=[SECOND], model=FIRST)
+    await gate.reached()
+    pause = await pauses.pause(lane=models.lane(FIRST))
+    gate.open()
+    assert await _queued(here, job_id) == FIRST
+    await pauses.resume(pause.pause_id)
+    await cancel(here, job_id)
+    assert models.called == [FIRST]
+
+
+async def test_jobs_of_a_batch_try_a_model_again_that_was_down(here: House) -> None:
+    """Also where nothing else calls it: the next model has room for all of them."""
+    limiter = here.parts.limiter
+    assert limiter is not None
+    models = script(here)
+    for number in range(3):
+        await limiter.record_failure(models.lane(FIRST), f"other-{number}", 1, "down", 0)
+    await _over(here, models.lane(FIRST))
+    bodies = [make_body(prompt, model=FIRST, fallbackModels=[SECOND]) for prompt in "abc"]
+    batch_id = await submit_batch(here.parts.database, here.client, bodies)
+    queries = BatchQueries(here.parts.database)
+
+    async def ended() -> bool:
+        return (await queries.get(batch_id)).status is BatchStatus.COMPLETED
+
+    await eventually(ended)
+    assert FIRST in models.called
+
+
+async def _over(here: House, lane: str) -> None:
+    """The wait after a lane's outage is over: a job may try the model again."""
+    async with here.parts.database.write() as connection:
+        await connection.execute(update(lanes).where(lanes.c.name == lane).values(open_until=1))
+
+
+async def test_a_resumed_job_begins_with_its_first_model_although_that_was_down(here: House) -> None:
+    limiter = here.parts.limiter
+    assert limiter is not None
+    models = script(here, second=[[*text("Hel"), FORBIDDEN]])
+    for number in range(3):
+        await limiter.record_failure(models.lane(FIRST), f"other-{number}", 1, "down", 60)
+    job_id = await here.submit(fallbackModels=[SECOND], model=FIRST)
+    await done(here, job_id, FAILED)
+    await limiter.record_answer(models.lane(FIRST), "other-0")
+    await here.intake.start(await here.jobs.seals.resume(job_id))
+    await done(here, job_id, COMPLETED)
+    assert models.called == [SECOND, FIRST]
+
+
+async def test_failures_before_a_resume_are_forgotten(here: House) -> None:
+    gate = Gate()
+    models = script(here, first=[[*text("Hel"), CUT], [CUT], [gate], [CUT], HELLO])
+    job_id = await here.submit(fallbackModels=[SECOND], model=FIRST)
+    await gate.reached()
+    await cancel(here, job_id)
+    long_ago = {"started_at": attempts.c.started_at - 100_000_000, "ended_at": attempts.c.ended_at - 100_000_000}
+    async with here.parts.database.write() as connection:
+        await connection.execute(update(attempts).where(attempts.c.job_id == job_id).values(long_ago))
+    await here.intake.start(await here.jobs.seals.resume(job_id))
+    await done(here, job_id, COMPLETED)
+    assert models.called == [FIRST] * 5
+
+
+async def test_a_job_does_not_move_to_a_model_that_is_paused(here: House) -> None:
+    """Its own one is back sooner than somebody resumes the other."""
+    limiter = here.parts.limiter
+    assert limiter is not None
+    models = script(here)
+    pause = await PauseStore(here.parts.database).pause(lane=models.lane(SECOND))
+    for number in range(3):
+        await limiter.record_failure(models.lane(FIRST), f"other-{number}", 1, "down", 60)
+    job_id = await here.submit(fallbackModels=[SECOND], model=FIRST)
+    assert await _queued(here, job_id) == FIRST
+    await limiter.record_answer(models.lane(FIRST), "other-0")
+    await done(here, job_id, COMPLETED)
+    assert (models.called, pause.lane) == ([FIRST], models.lane(SECOND))
