@@ -36,7 +36,7 @@ JOB_STATUSES: Final = {
     "upstream_no_allowance": 429,
     "upstream_unauthorized": 401,
     "upstream_rejected": 400,
-    "model_not_found": 404,
+    "model_not_found": 400,
     "upstream_too_large": 502,
     "upstream_unavailable": 503,
     "queue_timeout": 503,

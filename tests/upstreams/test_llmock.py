@@ -164,7 +164,8 @@ async def test_a_refusal_is_final(live: Service, upstream: LLMock, status: int, 
     assert job.status is JobStatus.FAILED
     assert job.error
     assert job.error.code == code
-    assert len(upstream.calls(model)) == 1
+    # It may be `stream_options` that such a server refuses: the call is made once more without it.
+    assert len(upstream.calls(model)) == (2 if status in (400, 422) else 1)
 
 
 async def test_a_slow_first_token_is_waited_for(live: Service, upstream: LLMock) -> None:

@@ -103,9 +103,10 @@ def test_what_the_server_sends_beside_an_answer_stands_where_it_stood(http: http
     assert "extra" not in http.get(f"/api/jobs/{ask(http, prompt(tokens=1)).headers['x-job-id']}").json()
 
 
-def test_a_model_that_does_not_exist_is_not_found(http: httpx2.Client) -> None:
+def test_a_model_that_does_not_exist(http: httpx2.Client) -> None:
+    """400, as at Mistral (code 1500, invalid_model); OpenAI's servers answer 404."""
     answer = http.post(PATH, json=body(prompt()) | {"model": "ghost-7b"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_not_found")
 
 
 def test_unknown_parameters_are_forwarded(http: httpx2.Client) -> None:

@@ -127,7 +127,7 @@ function Keys({ session, onSession }) {
     ${found && !found.length ? html`<p class="about muted">There are no keys: everybody on this machine may call, and does what an admin may. After the first key every call needs one.</p>` : null}
     ${valid.length ? html`<${KeyRows} keys=${valid} title="Valid keys" reload=${look} onSession=${onSession} />` : null}
     ${over.length ? html`<details class="over"><summary>${many(over.length, "key")} that ended</summary><${KeyRows} keys=${over} title="Keys that ended" reload=${look} onSession=${onSession} /></details>` : null}
-    ${making ? html`<${NewKey} session=${session} onMade=${onMade} onSession=${onSession} onClose=${() => setMaking(false)} />` : null}
+    ${making ? html`<${NewKey} session=${session} onMade=${onMade} onSession=${onSession} reload=${look} onClose=${() => setMaking(false)} />` : null}
     ${made ? html`<${Once} title="The new key" label="Key" text=${made.key} onClose=${onSeen}><p class="muted">Role ${made.role}${made.expiresAt ? `, until ${when(made.expiresAt)}` : ""}.</p><//>` : null}
   <//>`;
 }
@@ -172,7 +172,7 @@ function KeyRow({ entry, reload, onSession }) {
   </tr>`;
 }
 
-function NewKey({ session, onMade, onSession, onClose }) {
+function NewKey({ session, onMade, onSession, onClose, reload }) {
   const [run, problem, busy] = useWork();
   const first = !session.keysRequired;
   const submit = async (event) => {
@@ -184,7 +184,9 @@ function NewKey({ session, onMade, onSession, onClose }) {
     await run(async () => {
       const made = await addKey(fields);
       onMade(made);
-      if (first) await signIn(made.key).then(onSession, () => say("Sign in with the new key"));
+      if (!first) return;
+      await signIn(made.key).then(onSession, () => say("Sign in with the new key"));
+      await reload(); // without the key it was refused
     });
   };
   return html`<${Dialog} title="New key" onClose=${onClose}>
